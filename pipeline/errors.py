@@ -1,0 +1,113 @@
+"""Every error that latentmill raises on purpose.
+
+    LatentmillError
+    ├── UserError                   exit 1: the user can mend it; one line says what, where and how
+    │   ├── ConfigError             an unknown key, a wrong type, a contradiction between fields
+    │   │   └── OverrideError       exit 2: an argument that cannot be parsed
+    │   ├── SourceError             nothing at the source pattern, or too much of it rejected
+    │   ├── DatasetError            no manifest, or one that this program cannot read
+    │   │   └── ContractMismatch    a cache made by other encoders, or of another shape, than this run needs
+    │   ├── DestinationExists       the destination holds something that would be overwritten
+    │   ├── RunError                no run there, no checkpoint in it, or one that belongs to another configuration
+    │   ├── ShapeError              tensors whose sizes the model cannot take
+    │   └── WeightsError            a weights file that is missing, damaged or of another architecture
+    ├── DataError                   exit 1: bytes that are not what they were promised to be
+    │   ├── ShardCorrupt            a tar that is cut or damaged, or whose hash is not the manifest's
+    │   ├── RecordRejected          one sample that cannot be used; carries its reason; counted, never fatal alone
+    │   ├── NonFinite               NaN or infinity in a latent, a loss or a gradient, with the samples named
+    │   └── CheckpointCorrupt       a committed checkpoint whose bytes do not match its hashes
+    ├── StorageError                exit 1: reading or writing failed for good (after retries)
+    │   └── NotFound                there is no such object
+    └── Interrupted                 exit 75: stopped by a signal after a commit; running it again goes on
+
+Messages say what happened, where (path, shard, key, rank) and what to do next. `assert` is for programmers' mistakes.
+"""
+
+
+class LatentmillError(Exception):
+    """Base of all errors raised on purpose. `exit_code` is the process's exit status when it ends a verb."""
+
+    exit_code = 1
+
+
+class UserError(LatentmillError):
+    """The user can mend it; the message says how."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be meant."""
+
+
+class OverrideError(ConfigError):
+    """A command-line argument that cannot be parsed."""
+
+    exit_code = 2
+
+
+class SourceError(UserError):
+    """Nothing at the source pattern, or too much of it rejected."""
+
+
+class DatasetError(UserError):
+    """No dataset there, or one that this program cannot read."""
+
+
+class ContractMismatch(DatasetError):
+    """The cache's contract differs from what the run asks for."""
+
+
+class DestinationExists(UserError):
+    """The destination holds something else already."""
+
+
+class RunError(UserError):
+    """No run there, no checkpoint in it, or one of another configuration."""
+
+
+class ShapeError(UserError):
+    """Tensor sizes that the model cannot take."""
+
+
+class WeightsError(UserError):
+    """A weights file that is missing, damaged or of another architecture."""
+
+
+class DataError(LatentmillError):
+    """Bytes that are not what they were promised to be."""
+
+
+class ShardCorrupt(DataError):
+    """A tar that is cut or damaged, or whose hash is not the manifest's."""
+
+
+class RecordRejected(DataError):
+    """One source sample that cannot be used.
+
+    reason: one of the words that the manifest counts rejects by (for example "image_truncated").
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class NonFinite(DataError):
+    """NaN or infinity in a latent, a loss or a gradient."""
+
+
+class CheckpointCorrupt(DataError):
+    """A committed checkpoint whose bytes do not match its hashes."""
+
+
+class StorageError(LatentmillError):
+    """Reading or writing failed for good."""
+
+
+class NotFound(StorageError):
+    """There is no such object."""
+
+
+class Interrupted(LatentmillError):
+    """Stopped by a signal with everything committed; running the same command goes on from there."""
+
+    exit_code = 75
