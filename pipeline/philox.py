@@ -1,0 +1,163 @@
+"""Randomness as a pure function of (seed, stream, sample number): Philox4x32-10 (Salmon et al. 2011).
+
+Nothing here keeps state, so neither world size, batch size nor restarts change what a sample gets. The block cipher's
+counter is (n low, n high, stream, block) and its key the 64-bit seed (low, high); a block is four 32-bit words. Words
+are bit-exact everywhere. Uniforms are exact fractions of words. Normals are built from IEEE additions, products,
+quotients and square roots alone, one rounding each and no library's logarithm or sine, so a sample's normals do not
+depend on how it is batched, on the alignment of memory, or on vector width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MULTIPLY = (0xD2511F53, 0xCD9E8D57)  # of lanes 0 and 2
+WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after every round
+ROUNDS = 10
+MASK = 0xFFFFFFFF
+GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: steps through all 64-bit fractions
+
+
+class Stream(IntEnum):
+    """What a random number is for; numbers are part of every run's identity and never change."""
+
+    POSTERIOR = 0  # sample of the autoencoder's posterior
+    TIMESTEP = 1  # noise level of a training sample
+    NOISE = 2  # Gaussian noise added to a training latent
+    FLIP = 3  # mirror images
+    DROPOUT = 4  # conditioning replaced by the null one
+    SHUFFLE = 5  # order of records
+    EVAL_NOISE = 6  # noise of held-out losses
+    SAMPLER = 7  # initial noise of sampled images
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Words
+
+
+def words_numpy(seed: int, stream: int, n: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` words of each number n: (N,) integers in [0, 2**64) -> (N, count) uint32."""
+    n = np.asarray(n).astype(np.uint64)
+    blocks = np.arange(-(-count // 4), dtype=np.uint64)
+    low, high = (n & np.uint64(MASK))[:, None], (n >> np.uint64(32))[:, None]
+    lanes = rounds_numpy((low, high, np.full_like(low, int(stream)), blocks[None]), seed)
+    return np.stack(lanes, axis=-1).reshape(len(n), -1)[:, :count].astype(np.uint32)
+
+
+def words(seed: int, stream: int, n: Tensor, count: int, device: torch.device | str | None = None) -> Tensor:
+    """The first `count` words of each number n: (B,) int64 -> (B, count) int64 in [0, 2**32), on `device` (n's own)."""
+    lanes = _blocks(seed, stream, n.to(device or n.device), -(-count // 4))
+    return torch.stack(lanes, dim=-1).reshape(len(n), -1)[:, :count]
+
+
+def rounds_numpy(counter: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """The cipher on four words held in uint64 arrays that broadcast together."""
+    x0, x1, x2, x3 = np.broadcast_arrays(*counter)
+    mask, half = np.uint64(MASK), np.uint64(32)
+    for key0, key1 in _round_keys(seed):
+        product0, product1 = x0 * np.uint64(MULTIPLY[0]), x2 * np.uint64(MULTIPLY[1])
+        x0, x1 = (product1 >> half) ^ x1 ^ np.uint64(key0), product1 & mask
+        x2, x3 = (product0 >> half) ^ x3 ^ np.uint64(key1), product0 & mask
+    return [x0, x1, x2, x3]
+
+
+def rounds(counter: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """The cipher on four words held in int64 tensors that broadcast together (products wrap as unsigned ones do)."""
+    x0, x1, x2, x3 = torch.broadcast_tensors(*counter)
+    for key0, key1 in _round_keys(seed):
+        product0, product1 = x0 * MULTIPLY[0], x2 * MULTIPLY[1]
+        x0 = (product1 >> 32).bitwise_and_(MASK).bitwise_xor_(x1).bitwise_xor_(key0)
+        x2 = (product0 >> 32).bitwise_and_(MASK).bitwise_xor_(x3).bitwise_xor_(key1)
+        x1, x3 = product1.bitwise_and_(MASK), product0.bitwise_and_(MASK)
+    return [x0, x1, x2, x3]
+
+
+def _blocks(seed: int, stream: int, n: Tensor, blocks: int) -> list[Tensor]:
+    """The four words of blocks 0 to blocks - 1 of each number: four of (B, blocks) int64."""
+    low, high = (n & MASK)[:, None], ((n >> 32) & MASK)[:, None]
+    block = torch.arange(blocks, dtype=torch.int64, device=n.device)[None]
+    return rounds((low, high, torch.full_like(low, int(stream)), block), seed)
+
+
+def _round_keys(seed: int) -> list[tuple[int, int]]:
+    """The key words of each round, from a seed in [0, 2**64)."""
+    assert 0 <= seed < 1 << 64, f"seed {seed} is not a 64-bit unsigned integer"
+    low, high = seed & MASK, seed >> 32
+    return [((low + i * WEYL[0]) & MASK, (high + i * WEYL[1]) & MASK) for i in range(ROUNDS)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Distributions
+
+
+def uniform(seed: int, stream: int, n: Tensor, count: int = 1) -> Tensor:
+    """Uniform multiples of 2**-53 (two words each): (B,) int64 -> (B, count) float64 in [0, 1)."""
+    pairs = words(seed, stream, n, 2 * count)
+    high, low = pairs[:, 0::2] >> 5, pairs[:, 1::2] >> 6  # 27 and 26 bits
+    return ((high << 26) | low).double() * 2.0**-53
+
+
+def normal(seed: int, stream: int, n: Tensor, shape: Sequence[int]) -> Tensor:
+    """Standard normals by Box & Muller (1958): (B,) int64 -> (B, *shape) float32.
+
+    Two words make two normals; arithmetic is float64, rounded once at the end. The largest magnitude is 6.8.
+    """
+    count = math.prod(shape)
+    lanes = _blocks(seed, stream, n, -(-count // 4))
+    normals = []
+    for radius_word, angle_word in (lanes[:2], lanes[2:]):
+        radius = _log_fraction(radius_word).mul_(-2.0).sqrt_()
+        sine, cosine = _sine_cosine(angle_word)
+        normals += [cosine.mul_(radius).float(), sine.mul_(radius).float()]
+    return torch.stack(normals, dim=-1).reshape(len(n), -1)[:, :count].reshape(len(n), *shape)
+
+
+SQRT_HALF_BITS = 0x3FE6A09E667F3BCD  # float64 pattern of sqrt(1/2)
+
+
+def _log_fraction(word: Tensor) -> Tensor:
+    """ln((word + 1/2) / 2**32) in float64, to about 1e-11 relative."""
+    bits = word.double().add_(0.5).mul_(2.0**-32).view(torch.int64)
+    exponent = (bits - SQRT_HALF_BITS) >> 52
+    mantissa = (bits - (exponent << 52)).view(torch.float64)  # in [sqrt(1/2), sqrt(2))
+    s = (mantissa - 1.0).div_(mantissa.add_(1.0))  # ln m = 2 artanh s, |s| < 0.172
+    square = s * s
+    series = _horner(square, [2.0 / (2 * k + 1) for k in range(7)])
+    return series.mul_(s).add_(exponent.double().mul_(math.log(2.0)))
+
+
+def _sine_cosine(word: Tensor) -> tuple[Tensor, Tensor]:
+    """sin and cos of 2 pi word / 2**32 - pi in float64: a series of a quarter of the angle, doubled twice."""
+    quarter = word.double().sub_(2.0**31).mul_(math.pi / 2 / 2.0**32)  # in [-pi/4, pi/4)
+    square = quarter * quarter
+    sine = _horner(square, [(-1) ** k / math.factorial(2 * k + 1) for k in range(7)]).mul_(quarter)
+    cosine = _horner(square, [(-1) ** k / math.factorial(2 * k) for k in range(8)])
+    for _ in range(2):
+        sine, cosine = sine.mul(cosine).mul_(2.0), sine.mul_(sine).mul_(-2.0).add_(1.0)
+    return sine, cosine
+
+
+def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """coefficients[0] + coefficients[1] x + coefficients[2] x**2 + ..."""
+    total = (x * coefficients[-1]).add_(coefficients[-2])
+    for coefficient in reversed(coefficients[:-2]):
+        total.mul_(x).add_(coefficient)
+    return total
+
+
+def stratified_uniform(seed: int, n: Tensor) -> tuple[Tensor, Tensor]:
+    """u(n) = frac(u0(seed) + n / golden ratio): any run of consecutive n covers [0, 1) almost evenly.
+
+    (B,) int64 -> the exact 64-bit fraction as the bit pattern of an int64 (B,), and its top 53 bits as float64 in
+    [0, 1) (B,).
+    """
+    offset = words(seed, Stream.TIMESTEP, torch.zeros(1, dtype=torch.int64, device=n.device), 2)
+    start = (offset[:, 0] << 32) | offset[:, 1]
+    fraction = start + n * (GOLDEN - (1 << 64))  # the same step modulo 2**64, as a signed integer
+    return fraction, ((fraction >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
