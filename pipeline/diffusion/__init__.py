@@ -1,0 +1,1 @@
+"""Noise schedule, training objective and samplers: the diffusion, without any network."""
