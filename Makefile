@@ -1,0 +1,33 @@
+# make demo: the whole loop on captioned shapes. make test: everything that CI runs. Both are quick the second time.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-long check clean install
+.DELETE_ON_ERROR:
+
+demo: .venv/.installed
+	$(BIN)/latentmill demo
+
+test: .venv/.installed-test
+	scripts/check
+
+test-long: .venv/.installed-test
+	$(BIN)/python -m pytest -m long
+
+check: test
+
+install: .venv/.installed
+
+# The two stamps are as old as the files that say what to install.
+.venv/.installed: pyproject.toml constraints.txt scripts/install.py
+	$(PYTHON) scripts/install.py
+	@touch $@
+
+.venv/.installed-test: pyproject.toml constraints.txt scripts/install.py
+	$(PYTHON) scripts/install.py --test
+	@touch $@ .venv/.installed
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find pipeline preprocess tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Kept: .venv (rm -rf .venv) and runs (rm -rf runs)."
