@@ -1,0 +1,492 @@
+"""Every knob of every verb, as frozen dataclasses with a docstring per field.
+
+`configload.load(verb, overrides)` composes the packaged YAML with Hydra, merges it into the verb's dataclass, refuses
+unknown keys and wrong types, and then checks across fields (configcheck.py). Defaults live here; YAML holds only what
+differs. A `Literal` lists the choices there are; a plain `str` is free text. Imports no torch, so that a login node can
+submit a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+# --------------------------------------------------------------------------------------------------------------------
+# Shared groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodersConfig:
+    """Which autoencoder and text tower turn images and captions into what is cached (conf/encoders/*.yaml)."""
+
+    name: str = "demo"
+    """Short name, recorded in the contract: demo, sd1, sd2 or a name of your own."""
+    vae: str = "demo"
+    """Autoencoder: "demo" (shipped), a Hugging Face hub name, or a local folder or safetensors file (AutoencoderKL)."""
+    vae_subfolder: str = ""
+    """Folder of the autoencoder inside the hub repository or local folder ("vae" in Stable Diffusion's)."""
+    vae_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the autoencoder: float32 or bfloat16. Part of the contract."""
+    text: str = "demo"
+    """Text tower in open_clip's architectures: "demo" (shipped), or a name that open_clip knows such as ViT-L-14."""
+    text_pretrained: str = ""
+    """open_clip's pretrained tag ("openai"), a local weights file, or "" for "demo" (its weights are shipped)."""
+    text_layer: Literal["last", "penultimate"] = "last"
+    """Hidden layer that is stored: last (Stable Diffusion 1) or penultimate (Stable Diffusion 2); then final norm."""
+    text_pad: int = 0
+    """Token id after the end token: 49407 in Stable Diffusion 1, 0 in Stable Diffusion 2 and open_clip."""
+    text_length: int = 32
+    """Context length in tokens, start and end included (77 for CLIP, 32 for the demo tower)."""
+    seed: int = -1
+    """-1: real weights. >= 0: the same architectures with random weights of this seed (tests; never for training)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The cross-attention UNet (Rombach et al. 2021, section 3.3; conf/model/*.yaml)."""
+
+    name: str = "tiny"
+    """Name shown in reports."""
+    in_channels: int = 4
+    """Channels of the noisy latent; a task that concatenates conditioning adds its own."""
+    out_channels: int = 4
+    """Channels predicted."""
+    channels: int = 64
+    """Width of the first level."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Width of each level as a multiple of `channels`; each level after the first halves the resolution."""
+    blocks: int = 2
+    """Residual blocks per level."""
+    attention: tuple[int, ...] = (1, 2)
+    """Downsampling factors of the latent at which the levels attend."""
+    heads: int = 4
+    """Attention heads at every level; 0 when `head_width` is given."""
+    head_width: int = 0
+    """Channels per head; 0 when `heads` is given."""
+    transformer_depth: int = 1
+    """Transformer blocks per attention layer."""
+    context_width: int = 128
+    """Width D of the context tokens (B, L, D); 0 for a model without cross-attention."""
+    linear_projection: bool = False
+    """Linear instead of 1x1-convolution projections around transformers (Stable Diffusion 2)."""
+    vector_width: int = 0
+    """Width of a pooled conditioning vector added to the timestep embedding; 0 for none."""
+    norm_groups: int = 32
+    """Groups of every GroupNorm."""
+    dropout: float = 0.0
+    """Dropout inside residual blocks, 0 to 1."""
+    checkpointing: bool = False
+    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Noise schedule and objective (Ho et al. 2020; Rombach et al. 2021, equation 3; conf/diffusion/*.yaml)."""
+
+    schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    """Betas: scaled_linear (Stable Diffusion) or linear (Ho et al.)."""
+    timesteps: int = 1000
+    """Number of discrete noise levels T."""
+    beta_start: float = 0.00085
+    """First beta."""
+    beta_end: float = 0.012
+    """Last beta."""
+    prediction: Literal["epsilon", "v"] = "epsilon"
+    """What the UNet predicts: epsilon or v (Salimans & Ho 2022)."""
+    timestep_sampling: Literal["uniform", "stratified"] = "uniform"
+    """uniform, or stratified (low-discrepancy over consecutive samples; DESIGN invariant 1)."""
+    loss: Literal["l2", "l1"] = "l2"
+    """l2 or l1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What conditions the UNet (conf/task/*.yaml)."""
+
+    name: Literal["text", "unconditional"] = "text"
+    """text or unconditional."""
+    drop: float = 0.1
+    """Probability that a sample's conditioning becomes the null one (classifier-free guidance, Ho & Salimans)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Cached datasets that a run reads."""
+
+    train: str = ""
+    """Cache to train on: a folder or s3:// URL that `latentmill encode` wrote."""
+    val: str = ""
+    """Cache whose captions are sampled in evaluations; never trained on. "" turns sampled evaluation off."""
+    tail: Literal["drop", "wrap"] = "drop"
+    """What happens to records that do not fill an epoch's last global batch: drop (counted) or wrap."""
+    memory_gb: float = 2.0
+    """Bound in GB on verified shards kept in memory by each rank."""
+    workers: int = 1
+    """Threads that fetch, verify and decode ahead of the loop, per rank."""
+    prefetch: int = 4
+    """Batches kept ready ahead of the loop, per rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule; every length is in samples."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's betas."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices and kernels only."""
+    warmup: int = 10_000
+    """Samples over which the learning rate rises linearly from 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """After warm-up: constant, or cosine to 0 at the run's last sample."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 for no clipping."""
+    batch: int = 64
+    """Global batch in samples: what one optimizer step sees over all ranks."""
+    micro_batch: int = 0
+    """Samples per forward pass and rank; 0 takes the largest that the batch allows (no accumulation)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Exponential moving average of the weights."""
+
+    half_life: float = 100_000.0
+    """Half-life in samples."""
+    warmup: float = 0.05
+    """At sample n the half-life is at most warmup x n (Karras et al. 2022), so early averages follow quickly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """The distributed engine (conf/deepspeed/*.yaml)."""
+
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """deepspeed, or torch: plain PyTorch on one process, the oracle that every ZeRO stage is compared with."""
+    stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage 0 to 3."""
+    offload: bool = False
+    """Keep optimizer state in CPU memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """Processes on this machine; under torchrun, srun or accelerate the environment's world is used instead."""
+
+    processes: int = 1
+    """Ranks that the verb starts on this machine itself."""
+    threads: int = 0
+    """CPU threads per rank; 0 = cores / ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When training state is committed (all in samples)."""
+
+    every: int = 100_000
+    """Samples between commits; one is always made at the end and on SIGTERM / SIGUSR1."""
+    keep: int = 2
+    """Committed checkpoints kept; the newest good one is never removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How images are sampled."""
+
+    sampler: Literal["ddim", "dpmpp_2m"] = "dpmpp_2m"
+    """ddim or dpmpp_2m."""
+    steps: int = 20
+    """Denoising steps."""
+    guidance: float = 3.0
+    """Classifier-free guidance scale (1 = none)."""
+    batch: int = 64
+    """Images per denoising batch and rank; does not change the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation inside training, and the defaults of `latentmill eval`."""
+
+    every: int = 0
+    """Samples between evaluations; 0 = only before and after training. Off altogether when data.val is empty."""
+    images: int = 512
+    """Images sampled per evaluation."""
+    final_images: int = 0
+    """Images of the last evaluation; 0 = as `images`."""
+    reference: str = ""
+    """Statistics of real images for FID, as written by `latentmill reference`; "" skips FID."""
+    features: Literal["democlip"] = "democlip"
+    """Feature network: democlip (the shipped CLIP's image tower)."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How the evaluated images are sampled."""
+    grid: int = 16
+    """Captions, the same at every evaluation, whose samples are kept as a picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """auto: online when logged in, else offline; online; offline; off."""
+    project: str = "latentmill"
+    """wandb project."""
+    group: str = ""
+    """wandb group (a sweep's name)."""
+    every: int = 0
+    """Samples between logged training metrics; 0 = every 20 optimizer steps."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Verbs
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthConfig:
+    """latentmill synth: write captioned-shapes shards in img2dataset's layout."""
+
+    dest: str
+    """Folder or s3:// URL for the shards."""
+    images: int = 10_000
+    """Number of images."""
+    seed: int = 0
+    """Seed of the world; image i depends on (seed, i, split) alone."""
+    split: Literal["train", "val", "all"] = "train"
+    """train: no held-out combination; val: every image shows one; all: no restriction."""
+    shard_size: int = 1000
+    """Images per tar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """Bounds that hold before a hostile source is decoded (DESIGN invariant 7)."""
+
+    member_bytes: int = 64 * 1024 * 1024
+    """Largest member of an input tar."""
+    members: int = 2_000_000
+    """Most members of one input tar."""
+    pixels: int = 64_000_000
+    """Most pixels of one image, read from its header before decoding."""
+    caption_bytes: int = 65_536
+    """Longest caption in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """latentmill encode: image-text shards in, cached latents and text states out."""
+
+    source: str
+    """Input shards: brace and glob patterns, local or s3:// ('shapes/{00000..00009}.tar')."""
+    dest: str
+    """Folder or s3:// URL of the cache."""
+    encoders: EncodersConfig = field(default_factory=EncodersConfig)
+    """Autoencoder and text tower."""
+    resolution: int = 64
+    """Side in pixels of the square crop that is encoded; a multiple of the autoencoder's downsampling factor."""
+    crop: Literal["centre"] = "centre"
+    """centre: resize the shorter side with antialiasing, then crop the middle."""
+    caption_key: str = "txt"
+    """Where captions are: txt (the .txt member) or json:KEY (a key of the .json member)."""
+    conditions: tuple[Literal["boxes", "labels", "lowres", "mask"], ...] = ()
+    """The task's members to store as cond.*: any of boxes, labels, lowres, mask."""
+    batch: int = 64
+    """Images per encoder batch; batches never cross input shards. Part of the contract."""
+    workers: int = 0
+    """Decoding threads per process; 0 = the machine's cores / processes, at least 1."""
+    max_rejects: float = 0.1
+    """Largest share of rejected samples; beyond it the stage fails."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """Bounds on what a source may contain."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Processes on this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto, cpu or cuda. Its kind is part of the contract."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """latentmill verify: prove a cache."""
+
+    dataset: str
+    """The cache."""
+    source: str = ""
+    """Where its input shards are, to decode latents and compare them with the images; "" = the manifest's own record
+    of the pattern when it can be reached, else only the cache is checked."""
+    samples: int = 64
+    """Records decoded and compared with their images."""
+    min_psnr: float = 20.0
+    """Smallest median PSNR in dB between decoded latents and source images."""
+    report: str = ""
+    """HTML page to write; "" = none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """latentmill reference: feature statistics of real images, for FID, with their floors."""
+
+    dataset: str
+    """A cache whose source images are the reference (same resolution and crop)."""
+    source: str = ""
+    """Where its input shards are; "" = the manifest's own record of the pattern."""
+    dest: str = ""
+    """File to write (.safetensors); "" = reference-FEATURES.safetensors inside the cache."""
+    features: Literal["democlip"] = "democlip"
+    """Feature network."""
+    images: int = 0
+    """Images used; 0 = all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """latentmill train: a latent diffusion model on a cache."""
+
+    run: str
+    """Run directory: configuration, metrics, ledger, checkpoints, evaluations."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Datasets."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The UNet."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """Conditioning."""
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    """Schedule and objective."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """Averaged weights."""
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    """Engine."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Local processes."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Commits."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Evaluation while training."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """wandb."""
+    samples: int = 100_000
+    """The run ends when this many samples have been seen; a multiple of optim.batch is rounded up to."""
+    seed: int = 0
+    """Seed of everything random."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """auto: go on if there is a commit; must: fail if there is none; never: fail if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """fp32; bf16 (fp32 master weights, ZeRO stage >= 1); auto = bf16 on GPUs that have it, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto, cpu or cuda."""
+    deterministic: bool = False
+    """Deterministic kernels: bit-equal runs on equal GPUs (always so on CPUs)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRunConfig:
+    """latentmill eval: a checkpoint's FID, CLIP score and attribute accuracy, each with a card."""
+
+    run: str
+    """Run directory."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """data.val: captions to sample; "" = the run's own."""
+    images: int = 1000
+    """Images sampled."""
+    guidance: tuple[float, ...] = (3.0,)
+    """Guidance scales; one evaluation each."""
+    sampler: Literal["ddim", "dpmpp_2m"] = "dpmpp_2m"
+    """ddim or dpmpp_2m."""
+    steps: int = 20
+    """Denoising steps."""
+    batch: int = 64
+    """Images per batch; does not change the images."""
+    reference: str = ""
+    """Reference statistics; "" = the run's own."""
+    at: int = 0
+    """Sample count of the checkpoint; 0 = the newest."""
+    weights: Literal["ema", "raw"] = "ema"
+    """ema or raw."""
+    seed: int = 0
+    """Seed of the initial noise."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """latentmill sample: images from a checkpoint."""
+
+    run: str
+    """Run directory."""
+    prompt: tuple[str, ...] = ()
+    """One caption or several; a caption is text as it stands."""
+    n: int = 4
+    """Images per caption."""
+    dest: str = "samples.png"
+    """Picture to write: a grid with one row per caption."""
+    at: int = 0
+    """Sample count of the checkpoint; 0 = the newest."""
+    weights: Literal["ema", "raw"] = "ema"
+    """ema or raw."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How."""
+    guidance: float = 0.0
+    """Shorthand for sampler.guidance; 0 = that."""
+    seed: int = 0
+    """Seed of the initial noise."""
+    encoders: EncodersConfig | None = None
+    """Encoders to load; by default those of the training cache's contract."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """latentmill export: weights that other software loads."""
+
+    run: str
+    """Run directory."""
+    dest: str
+    """Folder (diffusers) or .safetensors file (compvis) to write."""
+    format: Literal["diffusers", "compvis"] = "diffusers"
+    """diffusers: UNet2DConditionModel folder with scheduler and autoencoder; compvis: one file."""
+    at: int = 0
+    """Sample count of the checkpoint; 0 = the newest."""
+    weights: Literal["ema", "raw"] = "ema"
+    """ema or raw."""
+    check: bool = True
+    """Load what was written with diffusers and compare the denoiser's output to 1e-4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """latentmill demo: the whole loop on captioned shapes, on this machine."""
+
+    dest: str = "runs/demo"
+    """Folder for everything the demo makes."""
+    images: int = 10_000
+    """Training images; a tenth as many captions are drawn for evaluations, and a fifth as many pictures for FID."""
+    recipe: str = "demo"
+    """The experiment that is trained (conf/experiment): demo, or shapes for an hour's training."""
+    samples: int = 0
+    """Training samples; 0 = the experiment's own figure."""
+    processes: int = 2
+    """Training ranks."""
+    seed: int = 0
+    """Seed."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+CONFIGS = {
+    "synth": SynthConfig,
+    "encode": EncodeConfig,
+    "verify": VerifyConfig,
+    "reference": ReferenceConfig,
+    "train": TrainConfig,
+    "eval": EvalRunConfig,
+    "sample": SampleConfig,
+    "export": ExportConfig,
+    "demo": DemoConfig,
+}
+"""The configuration of each verb that has one."""

@@ -1,0 +1,255 @@
+"""Contradictions between fields of a configuration, each refused with one line that says how to mend it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import config as c
+from pipeline.errors import ConfigError
+
+
+def check(config: Any) -> None:
+    """Check one verb's configuration. Raises ConfigError for the first contradiction."""
+    CHECKS[type(config)](config)
+
+
+def check_train(config: c.TrainConfig) -> None:
+    """latentmill train."""
+    _some_text("run", config.run, "a folder or s3:// URL for the run")
+    _some_text("data.train", config.data.train, "the cache that `latentmill encode` wrote")
+    _at_least(1, samples=config.samples)
+    _at_least(0, seed=config.seed)
+    check_model(config.model, config.task)
+    check_optim(config.optim, config.launch.processes)
+    _fraction("task.drop", config.task.drop)
+    _at_least(1, **{"diffusion.timesteps": config.diffusion.timesteps})
+    diffusion = config.diffusion
+    _require(
+        0 < diffusion.beta_start <= diffusion.beta_end < 1,
+        f"diffusion.beta_start={diffusion.beta_start:g}, beta_end={diffusion.beta_end:g}: 0 < start <= end < 1",
+    )
+    _require(config.ema.half_life > 0, f"ema.half_life={config.ema.half_life:g}: a number above 0 is wanted")
+    _require(config.ema.warmup > 0, f"ema.warmup={config.ema.warmup:g}: a number above 0 is wanted")
+    _at_least(1, **{"launch.processes": config.launch.processes, "data.workers": config.data.workers})
+    _at_least(0, **{"launch.threads": config.launch.threads, "data.prefetch": config.data.prefetch})
+    _at_least(1, **{"checkpoint.every": config.checkpoint.every, "checkpoint.keep": config.checkpoint.keep})
+    _require(config.data.memory_gb > 0, f"data.memory_gb={config.data.memory_gb:g}: a number above 0 is wanted")
+    engine = config.deepspeed
+    _require(
+        engine.engine != "torch" or config.launch.processes == 1,
+        f"deepspeed.engine=torch runs on one process: launch.processes=1 (it is {config.launch.processes})",
+    )
+    _require(
+        config.precision != "bf16" or engine.stage >= 1 or engine.engine == "torch",
+        "precision=bf16 needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3): stage 0 loses fp32 master weights",
+    )
+    _require(
+        not engine.offload or (engine.stage >= 1 and engine.engine == "deepspeed"),
+        "deepspeed.offload=true needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3)",
+    )
+    check_evaluation(config)
+
+
+def check_evaluation(config: c.TrainConfig) -> None:
+    """Evaluation inside training."""
+    settings = config.eval
+    _at_least(1, **{"eval.images": settings.images})
+    _at_least(
+        0, **{"eval.every": settings.every, "eval.final_images": settings.final_images, "eval.grid": settings.grid}
+    )
+    check_sampler(settings.sampler, config.diffusion.timesteps, "eval.sampler.")
+    _require(
+        settings.reference == "" or config.data.val != "",
+        "eval.reference is given but data.val is not: data.val=CACHE names the captions to sample",
+    )
+    _require(
+        config.data.val == "" or config.data.val != config.data.train,
+        f"data.val={config.data.val} is the training cache; captions must be ones that training never sees",
+    )
+
+
+def check_model(model: c.ModelConfig, task: c.TaskConfig) -> None:
+    """The UNet's widths, levels and heads."""
+    _at_least(
+        1, **{f"model.{name}": getattr(model, name) for name in ("channels", "blocks", "in_channels", "out_channels")}
+    )
+    _at_least(1, **{"model.norm_groups": model.norm_groups, "model.transformer_depth": model.transformer_depth})
+    _at_least(0, **{"model.context_width": model.context_width, "model.vector_width": model.vector_width})
+    _require(len(model.multipliers) > 0, "model.multipliers=[]: one number per level is wanted, such as [1,2,4]")
+    _at_least(1, **{"model.multipliers": min(model.multipliers)})
+    _fraction("model.dropout", model.dropout)
+    _require(
+        (model.heads > 0) != (model.head_width > 0),
+        f"model.heads={model.heads} and model.head_width={model.head_width}: give one of them and set the other to 0",
+    )
+    _require(
+        task.name != "text" or model.context_width > 0,
+        "task=text needs cross-attention: model.context_width must be the text width of the cache (it is 0)",
+    )
+    factors = [2**level for level in range(len(model.multipliers))]
+    for level, (factor, multiplier) in enumerate(zip(factors, model.multipliers)):
+        width = model.channels * multiplier
+        name = f"level {level} of the UNet has {width} channels (model.channels={model.channels} x {multiplier})"
+        _require(width % model.norm_groups == 0, f"{name}: not a multiple of model.norm_groups={model.norm_groups}")
+        if factor not in model.attention and factor != factors[-1]:  # the middle block always attends
+            continue
+        _require(width % (model.heads or model.head_width) == 0, f"{name}: not a multiple of its heads or head_width")
+
+
+def check_optim(optim: c.OptimConfig, processes: int) -> None:
+    """The optimizer; the batch against the ranks that this machine starts (under torchrun see check_world)."""
+    _require(optim.lr > 0, f"optim.lr={optim.lr:g}: a number above 0 is wanted")
+    _require(optim.eps > 0, f"optim.eps={optim.eps:g}: a number above 0 is wanted")
+    for beta in optim.betas:
+        _require(0 <= beta < 1, f"optim.betas={list(optim.betas)}: numbers from 0 to below 1 are wanted")
+    _at_least(0, **{"optim.warmup": optim.warmup, "optim.micro_batch": optim.micro_batch})
+    _require(optim.weight_decay >= 0, f"optim.weight_decay={optim.weight_decay:g}: 0 or more is wanted")
+    _require(optim.clip >= 0, f"optim.clip={optim.clip:g}: 0 (off) or more is wanted")
+    _at_least(1, **{"optim.batch": optim.batch})
+    check_world(optim, processes)
+
+
+def check_world(optim: c.OptimConfig, world: int) -> None:
+    """The global batch against the number of ranks: call it again when torchrun or srun says how many there are."""
+    _require(
+        optim.batch % world == 0,
+        f"optim.batch={optim.batch} does not divide among {world} ranks; the nearest that does is "
+        f"{max(1, round(optim.batch / world)) * world}",
+    )
+    share = optim.batch // world
+    _require(
+        optim.micro_batch == 0 or share % optim.micro_batch == 0,
+        f"optim.micro_batch={optim.micro_batch} does not divide the {share} samples of a rank "
+        f"(optim.batch={optim.batch} / {world} ranks)",
+    )
+
+
+def check_contract(config: c.TrainConfig, latent_channels: int, text_width: int) -> None:
+    """The UNet against what the cache stores: C of its latents (C, h, w); D of its text states (L, D), 0 for none."""
+    model = config.model
+    _require(
+        model.out_channels == latent_channels,
+        f"the UNet predicts {model.out_channels} channels, the cache stores latents of {latent_channels}: "
+        f"model.in_channels={latent_channels} model.out_channels={latent_channels}",
+    )
+    _require(
+        config.task.name != "text" or model.context_width == text_width,
+        f"the UNet takes context width {model.context_width}, the cache stores {text_width}: "
+        f"model.context_width={text_width}",
+    )
+
+
+def check_sampler(sampler: c.SamplerConfig, timesteps: int, prefix: str) -> None:
+    """Steps, guidance and batch of a sampler."""
+    _at_least(1, **{f"{prefix}steps": sampler.steps, f"{prefix}batch": sampler.batch})
+    _require(sampler.steps <= timesteps, f"{prefix}steps={sampler.steps}: at most diffusion.timesteps={timesteps}")
+    _require(sampler.guidance >= 0, f"{prefix}guidance={sampler.guidance:g}: 0 or more is wanted (1 = none)")
+
+
+def check_synth(config: c.SynthConfig) -> None:
+    """latentmill synth."""
+    _some_text("dest", config.dest, "a folder or s3:// URL for the shards")
+    _at_least(1, images=config.images, shard_size=config.shard_size)
+    _at_least(0, seed=config.seed)
+
+
+def check_encode(config: c.EncodeConfig) -> None:
+    """latentmill encode."""
+    _some_text("source", config.source, "the input shards, such as 'shapes/{00000..00009}.tar'")
+    _some_text("dest", config.dest, "a folder or s3:// URL for the cache")
+    _at_least(1, resolution=config.resolution, batch=config.batch)
+    _at_least(0, workers=config.workers, **{"launch.threads": config.launch.threads})
+    _at_least(1, **{"launch.processes": config.launch.processes, "encoders.text_length": config.encoders.text_length})
+    _at_least(0, **{"encoders.text_pad": config.encoders.text_pad})
+    _fraction("max_rejects", config.max_rejects)
+    for name in ("member_bytes", "members", "pixels", "caption_bytes"):
+        _at_least(1, **{f"limits.{name}": getattr(config.limits, name)})
+    _require(
+        config.caption_key == "txt" or (config.caption_key.startswith("json:") and len(config.caption_key) > 5),
+        f"caption_key={config.caption_key}: txt, or json:KEY for a key of the .json member",
+    )
+    _require(
+        len(set(config.conditions)) == len(config.conditions),
+        f"conditions=[{','.join(config.conditions)}]: one of them is given twice",
+    )
+
+
+def check_verify(config: c.VerifyConfig) -> None:
+    """latentmill verify."""
+    _some_text("dataset", config.dataset, "the cache")
+    _at_least(0, samples=config.samples)
+
+
+def check_reference(config: c.ReferenceConfig) -> None:
+    """latentmill reference."""
+    _some_text("dataset", config.dataset, "a cache")
+    _at_least(0, images=config.images)
+
+
+def check_eval(config: c.EvalRunConfig) -> None:
+    """latentmill eval."""
+    _some_text("run", config.run, "a run directory")
+    _at_least(1, images=config.images, steps=config.steps, batch=config.batch)
+    _at_least(0, at=config.at, seed=config.seed)
+    _require(len(config.guidance) > 0, "guidance=[]: one scale or more is wanted, such as [1,2,3]")
+    _require(min(config.guidance) >= 0, f"guidance={list(config.guidance)}: 0 or more is wanted (1 = none)")
+
+
+def check_sample(config: c.SampleConfig) -> None:
+    """latentmill sample."""
+    _some_text("run", config.run, "a run directory")
+    _some_text("dest", config.dest, "the picture to write")
+    _at_least(1, n=config.n)
+    _at_least(0, at=config.at, seed=config.seed)
+    _require(config.guidance >= 0, f"guidance={config.guidance:g}: 0 or more is wanted (1 = none)")
+    check_sampler(config.sampler, 1000, "sampler.")
+
+
+def check_export(config: c.ExportConfig) -> None:
+    """latentmill export."""
+    _some_text("run", config.run, "a run directory")
+    _some_text("dest", config.dest, "a folder, or for format=compvis a .safetensors file")
+    _at_least(0, at=config.at)
+    _require(
+        config.format != "compvis" or config.dest.endswith(".safetensors"),
+        f"dest={config.dest}: format=compvis writes one file whose name ends in .safetensors",
+    )
+
+
+def check_demo(config: c.DemoConfig) -> None:
+    """latentmill demo."""
+    _some_text("dest", config.dest, "a folder")
+    _require("://" not in config.dest, f"dest={config.dest}: the demo works in a folder of this machine")
+    _at_least(1, images=config.images, processes=config.processes)
+    _at_least(0, samples=config.samples, seed=config.seed)
+
+
+CHECKS: dict[type, Any] = {
+    c.SynthConfig: check_synth,
+    c.EncodeConfig: check_encode,
+    c.VerifyConfig: check_verify,
+    c.ReferenceConfig: check_reference,
+    c.TrainConfig: check_train,
+    c.EvalRunConfig: check_eval,
+    c.SampleConfig: check_sample,
+    c.ExportConfig: check_export,
+    c.DemoConfig: check_demo,
+}
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        _require(value >= least, f"{name}={value}: {least} or more is wanted")
+
+
+def _fraction(name: str, value: float) -> None:
+    _require(0 <= value <= 1, f"{name}={value:g}: a number from 0 to 1 is wanted")
+
+
+def _some_text(name: str, value: str, what: str) -> None:
+    _require(value.strip() != "", f"{name} is missing: give {name}=... ({what})")
