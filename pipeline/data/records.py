@@ -1,0 +1,221 @@
+"""One cached sample and its bytes: a few members of a plain WebDataset tar, written one way only and read strictly.
+
+A record is stored under the key `{unit:06d}_{row:06d}` as `KEY.json` and `KEY.NAME.npy` for each array (`moments`,
+`text`, `cond.boxes`, ...). Headers are ustar with owner 0, mode 0644 and time 0, so equal samples give equal bytes and
+any tar reader can read them.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ShardCorrupt
+
+BLOCK = 512  # bytes of a tar block
+END_OF_TAR = bytes(2 * BLOCK)
+NPY_MAGIC = b"\x93NUMPY\x01\x00"
+DTYPES: dict[str, np.dtype[Any]] = {
+    "<f2": np.dtype("<f2"),
+    "<f4": np.dtype("<f4"),
+    "|u1": np.dtype("u1"),
+    "<i4": np.dtype("<i4"),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cached sample.
+
+    members: `moments` float16 (2C, h, w), posterior mean then log-variance, unscaled; `text` float16 (L, D); `cond.*`.
+    meta: the json: source key, caption, token count, original size and crop.
+    """
+
+    key: str
+    members: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def record_key(unit: int, row: int) -> str:
+    """Key of row `row` of unit `unit`; free of dots, at the first of which webdataset splits names."""
+    return f"{unit:06d}_{row:06d}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tar
+
+
+def tar_member(name: str, payload: bytes) -> bytes:
+    """One tar member: ustar header, payload, zeros up to a whole block. The name has at most 100 ASCII bytes."""
+    encoded = name.encode("ascii")
+    assert 0 < len(encoded) <= 100, f"member name {name!r} does not fit a ustar header"
+    fields = b"".join(
+        (
+            encoded.ljust(100, b"\0"),
+            b"0000644\0",  # mode
+            b"0000000\0",  # owner
+            b"0000000\0",  # group
+            b"%011o\0" % len(payload),
+            b"00000000000\0",  # modification time
+            b" " * 8,  # checksum, counted as blanks
+            b"0",
+            b"\0" * 100,
+            b"ustar\x0000",
+        )
+    ).ljust(BLOCK, b"\0")
+    header = fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
+    return header + payload + bytes(-len(payload) % BLOCK)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a tar header says."""
+
+    name: bytes
+    size: int
+    kind: bytes  # b"0" for a file
+
+
+def parse_header(block: bytes | memoryview) -> Header:
+    """Reads one 512-byte tar header. Raises ShardCorrupt when its checksum or a number in it is wrong."""
+    block = bytes(block)
+    try:
+        checksum = int(block[148:156].strip(b" \0"), 8)
+    except ValueError:
+        raise ShardCorrupt("a tar header has no readable checksum") from None
+    unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
+    if checksum != unsigned and checksum != unsigned - 256 * _negative_bytes(block):
+        raise ShardCorrupt("a tar header does not match its checksum")
+    name = block[:100].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
+        name = prefix + b"/" + name
+    return Header(name, _parse_size(block[124:136]), block[156:157].replace(b"\0", b"0"))
+
+
+def _negative_bytes(block: bytes) -> int:
+    """Bytes outside the checksum field that old writers summed as signed."""
+    return sum(byte > 127 for byte in block[:148]) + sum(byte > 127 for byte in block[156:])
+
+
+def _parse_size(field: bytes) -> int:
+    """A size in octal, or in GNU's base 256 when the first bit is set."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    try:
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        raise ShardCorrupt("a tar header holds a size that is not a number") from None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Records
+
+
+def pack(record: Record) -> list[tuple[str, bytes]]:
+    """The members of a record, (name, bytes) in the order in which they stand in the tar."""
+    meta = json.dumps(record.meta, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    arrays = [(f"{record.key}.{name}.npy", npy_bytes(array)) for name, array in sorted(record.members.items())]
+    return [(f"{record.key}.json", meta), *arrays]
+
+
+def unpack(view: bytes | memoryview, members: Collection[str] | None = None, *, meta: bool = True) -> Record:
+    """Reads one record from its tar bytes; arrays are read-only views of them, not copies.
+
+    members: names to read, None for all. meta: whether to parse the json. Raises ShardCorrupt when the bytes are not
+    exactly one record of this layout, or a member asked for is missing.
+    """
+    view = memoryview(view)
+    key, facts, arrays, offset = "", None, {}, 0
+    while offset < len(view):
+        header = parse_header(view[offset : offset + BLOCK])
+        start, offset = offset + BLOCK, offset + BLOCK + header.size + -header.size % BLOCK
+        if header.kind != b"0" or offset > len(view):
+            raise ShardCorrupt(f"record {key or '?'} is cut short or holds something that is not a file")
+        stem, _, name = header.name.decode("ascii", "replace").partition(".")
+        if key and stem != key:
+            raise ShardCorrupt(f"record {key} runs into record {stem}")
+        key = stem
+        payload = view[start : start + header.size]
+        if name == "json":
+            facts = json.loads(bytes(payload)) if meta else {}
+        elif name.endswith(".npy") and (members is None or name[:-4] in members):
+            arrays[name[:-4]] = parse_npy(payload)
+    if facts is None:
+        raise ShardCorrupt(f"record {key or '?'} has no json")
+    missing = sorted(set(members or ()) - set(arrays))
+    if missing:
+        raise ShardCorrupt(f"record {key} has no {', '.join(missing)}")
+    return Record(key, arrays, facts)
+
+
+def find_records(tar: bytes | memoryview) -> Iterable[tuple[str, int, int]]:
+    """(key, offset, size) of each record of a whole cached tar. Raises ShardCorrupt unless it ends as a tar must."""
+    view = memoryview(tar)
+    key, start, offset = "", 0, 0
+    while True:
+        block = view[offset : offset + BLOCK]
+        if len(block) < BLOCK:
+            raise ShardCorrupt(f"the tar is cut at byte {len(view)}: it has no end-of-archive blocks")
+        if not any(block):
+            break
+        header = parse_header(block)
+        stem = header.name.decode("ascii", "replace").partition(".")[0]
+        if stem != key:
+            if key:
+                yield key, start, offset - start
+            key, start = stem, offset
+        offset += BLOCK + header.size + -header.size % BLOCK
+    if bytes(view[offset:]) != END_OF_TAR:
+        raise ShardCorrupt(f"the tar does not end at byte {offset} as its last header says")
+    if key:
+        yield key, start, offset - start
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Arrays
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """A .npy file, version 1.0, C order, little-endian; dtype one of DTYPES."""
+    array = np.asarray(array, order="C")
+    if array.dtype.str not in DTYPES:
+        raise AssertionError(f"records hold {', '.join(DTYPES)}, not {array.dtype.str}")
+    shape = ", ".join(map(str, array.shape)) + ("," if array.ndim == 1 else "")
+    text = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': ({shape}), }}"
+    padding = -(len(NPY_MAGIC) + 2 + len(text) + 1) % 64  # data begins at a multiple of 64 bytes
+    header = text.encode() + b" " * padding + b"\n"
+    return NPY_MAGIC + len(header).to_bytes(2, "little") + header + array.tobytes()
+
+
+def parse_npy(view: memoryview) -> np.ndarray:
+    """The array of a .npy file, as a read-only view of its bytes. Raises ShardCorrupt for anything but DTYPES."""
+    if bytes(view[:8]) != NPY_MAGIC:
+        raise ShardCorrupt("an array member is not a version 1.0 .npy file")
+    start = 10 + int.from_bytes(view[8:10], "little")
+    dtype, shape = _parse_npy_header(bytes(view[10:start]))
+    count = math.prod(shape)
+    if len(view) != start + count * dtype.itemsize:
+        raise ShardCorrupt(f"an array member of shape {shape} has {len(view) - start} bytes of data")
+    array = np.frombuffer(view, dtype, count, start).reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+@lru_cache(maxsize=256)
+def _parse_npy_header(text: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """dtype and shape; literal_eval builds constants only."""
+    try:
+        fields = ast.literal_eval(text.decode("latin-1").strip())
+        dtype, shape, fortran = DTYPES[fields["descr"]], tuple(fields["shape"]), fields["fortran_order"]
+    except (ValueError, SyntaxError, KeyError, TypeError):
+        raise ShardCorrupt("an array member's .npy header cannot be read") from None
+    if fortran or not all(isinstance(side, int) and side >= 0 for side in shape):
+        raise ShardCorrupt("an array member's .npy header names an order or shape that is not supported")
+    return dtype, shape

@@ -1,0 +1,312 @@
+"""Verified shards in, batches out: the trainer's data plane.
+
+One thread walks ahead of the loop, in the order that `Order` fixes, and asks a few others for the shards that come
+next, as far ahead as the memory bound allows. A shard is used only after its SHA-256 (and its index's) is found to be
+the manifest's. Nothing random happens here: what a batch holds depends on (order, rank, world, n) alone.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.manifest import Manifest, ShardEntry
+from pipeline.data.order import Order
+from pipeline.data.records import Record, unpack
+from pipeline.errors import ConfigError, DatasetError, LatentmillError, ShardCorrupt
+from pipeline.storage import Storage
+
+PLAN_BATCHES = 64  # batches located together
+HORIZON_BATCHES = 1024  # batches planned ahead, at most
+POLL = 0.1  # seconds between looks at whether the stream was closed
+
+
+@dataclass
+class Batch:
+    """One rank's part of one global batch, on the CPU.
+
+    n: number of the global batch's first sample. numbers: (b,) int64, this rank's sample numbers. tensors: (b, ...) in
+    the cache's own dtypes, by member name ("moments" float16 (b, 2C, h, w), "text" float16 (b, L, D), "cond.NAME").
+    keys: record keys. wait_s: seconds that the loop waited for this batch.
+    """
+
+    n: int
+    numbers: Tensor
+    tensors: dict[str, Tensor]
+    keys: list[str]
+    captions: list[str]
+    wait_s: float = 0.0
+
+
+class Shard:
+    """A verified shard in memory."""
+
+    def __init__(self, tar: bytes, index: dict[str, object]) -> None:
+        self.view = memoryview(tar)
+        self.records: list[list[int]] = index["records"]  # type: ignore[assignment]  # [offset, size, sha256]
+
+    def record(self, row: int, members: Sequence[str] | None = None) -> Record:
+        """Row `row`; its arrays are views of the shard's bytes."""
+        offset, size = self.records[row][:2]
+        return unpack(self.view[offset : offset + size], members)
+
+
+def fetch_shard(storage: Storage, entry: ShardEntry) -> Shard:
+    """Reads a shard and its index and compares both with the manifest; once more if they differ (a read can go wrong).
+
+    Raises ShardCorrupt when they still differ, and StorageError or NotFound when they cannot be read.
+    """
+    index = _fetch_verified(storage, entry.index_name, entry.index_sha256)
+    return Shard(_fetch_verified(storage, entry.name, entry.sha256), json.loads(index))
+
+
+def _fetch_verified(storage: Storage, key: str, sha256: str) -> bytes:
+    for _ in range(2):
+        data = storage.get(key)
+        found = hashlib.sha256(data).hexdigest()
+        if found == sha256:
+            return data
+    raise ShardCorrupt(
+        f"{storage.url}/{key} was read twice and is not what the manifest promises (SHA-256 {found[:12]}, not "
+        f"{sha256[:12]}): restore it, or delete it and the manifest and run the same `latentmill encode` again"
+    )
+
+
+def require_shards(storage: Storage, manifest: Manifest) -> None:
+    """Raises DatasetError, naming the first, when shards or indexes of the manifest are not there."""
+    there = {info.key for info in storage.list("")}
+    missing = [name for shard in manifest.shards for name in (shard.name, shard.index_name) if name not in there]
+    if missing:
+        raise DatasetError(
+            f"{storage.url} lacks {missing[0]}"
+            + (f" and {len(missing) - 1} more files" if len(missing) > 1 else "")
+            + " of its manifest: restore them, or delete the manifest and run the same `latentmill encode` again"
+        )
+
+
+def read(
+    storage: Storage, manifest: Manifest, shard: int, rows: Sequence[int], members: Sequence[str] | None = None
+) -> list[Record]:
+    """Some rows of shard number `shard`, by way of the whole verified shard."""
+    held = fetch_shard(storage, manifest.shards[shard])
+    return [held.record(row, members) for row in rows]
+
+
+def first_records(
+    storage: Storage, manifest: Manifest, count: int, members: Sequence[str] | None = None
+) -> Iterator[Record]:
+    """The first `count` records in the manifest's own order, or all when there are fewer."""
+    for number, entry in enumerate(manifest.shards):
+        if count <= 0:
+            return
+        rows = min(entry.samples, count)
+        if rows:
+            yield from read(storage, manifest, number, range(rows), members)
+        count -= rows
+
+
+@dataclass
+class _Plan:
+    """A batch that will be needed: where its samples are."""
+
+    n: int
+    numbers: np.ndarray
+    shards: np.ndarray
+    rows: np.ndarray
+    needs: dict[int, int] = field(default_factory=dict)  # samples wanted of each shard
+
+
+class Stream:
+    """Iterator over one rank's batches from sample number start_n on, without end.
+
+    batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
+    b = batch / world. members: arrays to read. memory_bytes: bound on the shards held; workers: threads that fetch and
+    verify; prefetch: batches kept ready. Errors in any thread are raised by `next`. Use it as a context manager, or
+    close().
+
+    Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        order: Order,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        batch: int,
+        start_n: int = 0,
+        members: Sequence[str] = ("moments", "text"),
+        memory_bytes: int = 2 << 30,
+        workers: int = 1,
+        prefetch: int = 4,
+    ) -> None:
+        if batch % world or start_n % batch:
+            raise ConfigError(f"a global batch of {batch} must divide by {world} ranks and start at its own multiples")
+        missing = sorted(set(members) - {member.name for member in manifest.contract.members})
+        if missing:
+            raise DatasetError(f"{storage.url} holds no {', '.join(missing)}: encode it with those conditions")
+        require_shards(storage, manifest)
+        self._bytes = [entry.bytes for entry in manifest.shards]
+        needed = order.largest_window(self._bytes)
+        if needed > memory_bytes:
+            raise ConfigError(
+                f"data.memory_gb={memory_bytes / 1e9:.3g} is too small: {storage.url} shuffles {order.window} shards "
+                f"together, which take {needed / 1e9:.3g} GB; give each rank at least that"
+            )
+        self._storage, self._manifest, self._order = storage, manifest, order
+        self._share, self._offset, self._batch = batch // world, rank * (batch // world), batch
+        self._members, self._memory = tuple(members), memory_bytes
+        self._next_n = start_n
+        self._located: collections.deque[_Plan] = collections.deque()  # located, shards not asked for yet
+        self._plans: collections.deque[_Plan] = collections.deque()  # shards asked for
+        self._shards: collections.OrderedDict[int, Future[Shard]] = collections.OrderedDict()
+        self._wanted: collections.Counter[int] = collections.Counter()  # planned samples of each shard held
+        self._held_bytes = 0
+        self._closed = threading.Event()
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(prefetch, 1))
+        self._fetchers = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="latentmill-fetch")
+        self._producer = threading.Thread(target=self._produce, name="latentmill-stream", daemon=True)
+        self._producer.start()
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch. Raises what a worker raised, StopIteration once closed."""
+        started = time.perf_counter()
+        while not self._closed.is_set():
+            try:
+                item = self._ready.get(timeout=POLL)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                self.close()
+                raise item
+            item.wait_s = time.perf_counter() - started
+            return item
+        raise StopIteration
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the threads and frees the shards. Batches handed out before stay valid."""
+        self._closed.set()
+        self._producer.join()
+        self._fetchers.shutdown(wait=True, cancel_futures=True)
+        self._shards.clear()
+
+    # The producer's thread -------------------------------------------------------------------------------------------
+
+    def _produce(self) -> None:
+        try:
+            while not self._closed.is_set():
+                self._plan_ahead()
+                plan = self._plans.popleft()
+                shards = {number: self._await(self._shards[number]) for number in plan.needs}
+                if self._closed.is_set():
+                    return
+                self._hand_over(self._collate(plan, shards))
+                self._wanted.subtract(plan.needs)
+        except BaseException as error:  # whatever it is, the loop must hear of it
+            self._hand_over(error)
+
+    def _await(self, shard: Future[Shard]) -> Shard | None:
+        """The shard, or None when the stream is closed first."""
+        while not self._closed.is_set():
+            try:
+                return shard.result(timeout=POLL)
+            except TimeoutError:
+                if shard.done():
+                    raise  # the fetch's own
+        return None
+
+    def _hand_over(self, item: Batch | BaseException) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._ready.put(item, timeout=POLL)
+            except queue.Full:
+                continue
+
+    def _plan_ahead(self) -> None:
+        """Asks for the shards of coming batches, in order, while they fit; of the next batch in any case."""
+        while len(self._plans) < HORIZON_BATCHES:
+            if not self._located:
+                self._locate()
+            plan = self._located[0]
+            new = [number for number in plan.needs if number not in self._shards]
+            if not self._make_room(sum(self._bytes[number] for number in new), keep=plan.needs) and self._plans:
+                return
+            for number in plan.needs:
+                if number in new:
+                    entry = self._manifest.shards[number]
+                    self._shards[number] = self._fetchers.submit(fetch_shard, self._storage, entry)
+                    self._held_bytes += self._bytes[number]
+                self._shards.move_to_end(number)
+            self._wanted.update(plan.needs)
+            self._plans.append(self._located.popleft())
+
+    def _make_room(self, size: int, keep: dict[int, int]) -> bool:
+        """Drops shards that no planned batch wants, least recently planned first, until `size` bytes fit."""
+        for number in list(self._shards):
+            if self._held_bytes + size <= self._memory:
+                return True
+            if self._wanted[number] == 0 and number not in keep:
+                del self._shards[number]
+                self._held_bytes -= self._bytes[number]
+        return self._held_bytes + size <= self._memory
+
+    def _locate(self) -> None:
+        """Plans the next PLAN_BATCHES batches."""
+        starts = self._next_n + self._batch * np.arange(PLAN_BATCHES, dtype=np.int64)
+        numbers = starts[:, None] + self._offset + np.arange(self._share, dtype=np.int64)
+        places = self._order.locate(numbers.reshape(-1))
+        shards, rows = places.shard.reshape(numbers.shape), places.row.reshape(numbers.shape)
+        for i, n in enumerate(starts):
+            # In order of first use, so that fetches start in the order in which they are needed.
+            needs = dict(collections.Counter(shards[i].tolist()))
+            self._located.append(_Plan(int(n), numbers[i], shards[i], rows[i], needs))
+        self._next_n += self._batch * PLAN_BATCHES
+
+    def _collate(self, plan: _Plan, shards: dict[int, Shard | None]) -> Batch:
+        records = []
+        for number, shard, row in zip(plan.numbers.tolist(), plan.shards.tolist(), plan.rows.tolist(), strict=True):
+            held = shards[shard]
+            assert held is not None, "the stream was closed"
+            try:
+                records.append(held.record(row, self._members))
+            except LatentmillError as error:
+                name = self._manifest.shards[shard].name
+                raise ShardCorrupt(f"{self._storage.url}/{name}, row {row} (sample {number}): {error}") from error
+        tensors = {}
+        for name in self._members:
+            arrays = [record.members[name] for record in records]
+            if len({array.shape for array in arrays}) > 1:
+                raise ShardCorrupt(f"{self._storage.url}: {name} differs in shape within the batch at sample {plan.n}")
+            tensors[name] = torch.from_numpy(np.stack(arrays))
+        return Batch(
+            n=plan.n,
+            numbers=torch.from_numpy(plan.numbers.copy()),
+            tensors=tensors,
+            keys=[record.key for record in records],
+            captions=[record.meta["caption"] for record in records],
+        )

@@ -1,0 +1,179 @@
+"""The first stage: images to posterior moments of latents and back (Rombach et al. 2021, section 3.1).
+
+Any diffusers AutoencoderKL. A latent is z' = (z - shift) * scale, where z is drawn from the posterior N(mean,
+exp(logvar)), so that a channel has a standard deviation near 1. Caches hold the moments, unscaled; scaling happens in
+`sample_posterior` and is undone in `FirstStage.decode`, nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.config import EncodersConfig
+from pipeline.errors import ConfigError, WeightsError
+from pipeline.models.compat import declare_torchvision_ops
+
+declare_torchvision_ops()
+
+from diffusers import AutoencoderKL  # noqa: E402
+
+DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo" / "vae"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LOGVAR_RANGE = (-30.0, 20.0)  # as the autoencoders were trained
+STABLE_DIFFUSION: dict[str, Any] = {  # kl-f8, which single files of Stable Diffusion 1 and 2 hold without a config
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+
+
+class FirstStage:
+    """An autoencoder behind encode_moments and decode.
+
+    scale, shift: of the latents. downsampling: pixels per latent position along a side. latent_channels: C.
+    weights_sha256: hash of its weights, whatever file they came from.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+        config = model.config
+        self.scale = float(config.scaling_factor)
+        self.shift = float(config.shift_factor or 0.0)
+        self.downsampling = 2 ** (len(config.block_out_channels) - 1)
+        self.latent_channels = int(config.latent_channels)
+        self.weights_sha256 = weights_hash(model.state_dict().items())
+        self.device, self.dtype = device, dtype
+        # Module.to itself: diffusers' own warns about a cast that concerns no layer of this class.
+        self.model = torch.nn.Module.to(model, device=device, dtype=dtype).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def encode_moments(self, x_BCHW: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> posterior mean and log-variance (B, 2C, H/f, W/f), float32, unscaled."""
+        # Channels last makes a CPU's convolutions up to twice as fast.
+        x = x_BCHW.to(self.device, self.dtype, memory_format=torch.channels_last)
+        h = self.model.encoder(x)
+        return (h if self.model.quant_conv is None else self.model.quant_conv(h)).float().contiguous()
+
+    @torch.no_grad()
+    def decode(self, z_BCHW: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> images (B, 3, h f, w f), float32, clamped to [-1, 1]."""
+        z = z_BCHW.to(self.device).float() / self.scale + self.shift
+        return self.model.decode(z.to(self.dtype)).sample.float().clamp(-1, 1)
+
+
+def sample_posterior(moments: Tensor, noise: Tensor | None, scale: float, shift: float) -> Tensor:
+    """Moments (B, 2C, h, w) and standard normal noise (B, C, h, w) -> scaled latents (B, C, h, w), float32.
+
+    noise None gives the posterior's mode.
+    """
+    mean, logvar = moments.float().chunk(2, dim=1)
+    if noise is not None:
+        mean = mean + torch.exp(0.5 * logvar.clamp(*LOGVAR_RANGE)) * noise
+    return (mean - shift) * scale
+
+
+def weights_hash(state: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over the tensors in the order of their names, as float32 (integers as int64): equal weights have equal
+    hashes, whatever the format, order or precision of the file that held them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state):
+        plain = tensor.detach().cpu().to(torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
+        digest.update(f"{name} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_autoencoder(config: EncodersConfig, device: torch.device | str = "cpu") -> FirstStage:
+    """The autoencoder that `config` names. Raises WeightsError when its weights cannot be had as they must be."""
+    if config.vae_dtype not in DTYPES:
+        raise ConfigError(f"encoders.vae_dtype={config.vae_dtype}: choose one of {', '.join(DTYPES)}")
+    path = DEMO if config.vae == "demo" else Path(config.vae).expanduser()
+    folder = path / config.vae_subfolder
+    if config.seed >= 0:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = _build(_read_config(folder) if folder.is_dir() else STABLE_DIFFUSION)
+    elif path.is_file():
+        model = _load_single_file(path)
+    else:
+        model = _load_pretrained(str(path) if path.is_dir() else config.vae, config.vae_subfolder)
+    return FirstStage(model, DTYPES[config.vae_dtype], torch.device(device))
+
+
+def _build(config: Mapping[str, Any]) -> Any:
+    """An AutoencoderKL with random weights."""
+    return AutoencoderKL.from_config(dict(config))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder} is not an autoencoder's folder: config.json: {error}") from None
+
+
+def _load_pretrained(name: str, subfolder: str) -> Any:
+    """A local folder, or a name on the Hugging Face hub; safetensors only (a pickle could run code)."""
+    try:
+        model, info = AutoencoderKL.from_pretrained(
+            name,
+            subfolder=subfolder or None,
+            use_safetensors=True,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(f"encoders.vae={name}: cannot load an AutoencoderKL from safetensors: {error}") from error
+    _refuse_mismatch(name, info["missing_keys"], info["unexpected_keys"])
+    return model
+
+
+def _load_single_file(path: Path) -> Any:
+    """One safetensors file, in diffusers' names (with config.json beside it) or CompVis' (Stable Diffusion 1, 2)."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"encoders.vae={path}: only .safetensors files are read (a pickle could run code)")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"encoders.vae={path} is damaged: {error}") from None
+    beside = path.parent / "config.json"
+    model = _build(_read_config(path.parent) if beside.exists() else STABLE_DIFFUSION)
+    if any(name.startswith(("encoder.down.", "first_stage_model.")) for name in state):
+        prefix = "first_stage_model."
+        bare = {
+            name.removeprefix(prefix): t
+            for name, t in state.items()
+            if name.startswith((prefix, "encoder.", "decoder."))
+        }
+        bare |= {name: t for name, t in state.items() if name.startswith(("quant_conv.", "post_quant_conv."))}
+        state = convert_ldm_vae_checkpoint(bare, dict(model.config))
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"encoders.vae={path} holds another architecture: {error}") from None
+    _refuse_mismatch(str(path), missing, unexpected)
+    return model
+
+
+def _refuse_mismatch(name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    missing, unexpected = sorted(missing), sorted(unexpected)
+    if missing or unexpected:
+        raise WeightsError(
+            f"encoders.vae={name} holds another architecture: {len(missing)} weights missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}"
+        )

@@ -1,0 +1,224 @@
+"""data/stream.py: the right records in the right order, verified, within its memory, and honest about failures."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_cache import make_cache, record
+
+from pipeline.data.manifest import Manifest
+from pipeline.data.order import Order
+from pipeline.data.stream import Stream, first_records, read
+from pipeline.errors import ConfigError, DatasetError, ShardCorrupt, StorageError
+from pipeline.storage import LocalStorage, Storage, open_storage
+
+SIZES = [7, 12, 5, 9, 11]
+MEMBERS = ("moments", "text", "cond.labels")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> tuple[Storage, Manifest]:
+    manifest = make_cache(str(tmp_path), SIZES)
+    return open_storage(str(tmp_path)), manifest
+
+
+def stream_of(cache: tuple[Storage, Manifest], batch: int = 8, window: int = 8, **options: object) -> Stream:
+    storage, manifest = cache
+    order = Order([entry.samples for entry in manifest.shards], 5, batch, window=window)
+    return Stream(storage, manifest, order, batch=batch, members=MEMBERS, **options)  # type: ignore[arg-type]
+
+
+def test_batches_hold_the_records_that_the_order_names(cache: tuple[Storage, Manifest]) -> None:
+    order = Order(SIZES, 5, 8)
+    with stream_of(cache) as stream:
+        for step in range(2 * order.epoch_samples // 8 + 1):
+            batch = next(stream)
+            places = order.locate(np.arange(step * 8, step * 8 + 8))
+            expected = [record(s, r) for s, r in zip(places.shard.tolist(), places.row.tolist(), strict=True)]
+            assert batch.n == step * 8
+            assert batch.numbers.tolist() == list(range(step * 8, step * 8 + 8))
+            assert batch.keys == [one.key for one in expected]
+            assert batch.captions == [one.meta["caption"] for one in expected]
+            for name in MEMBERS:
+                assert (batch.tensors[name].numpy() == np.stack([one.members[name] for one in expected])).all()
+                assert batch.tensors[name].numpy().dtype == expected[0].members[name].dtype
+            assert batch.wait_s >= 0
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_each_global_batch_in_order(cache: tuple[Storage, Manifest], world: int) -> None:
+    with stream_of(cache) as alone:
+        whole = [next(alone).keys for _ in range(12)]
+    parts = []
+    for rank in range(world):
+        with stream_of(cache, rank=rank, world=world, workers=3) as stream:
+            parts.append([next(stream).keys for _ in range(12)])
+    assert [[key for part in parts for key in part[step]] for step in range(12)] == whole
+
+
+def test_a_start_in_the_middle_goes_on_with_the_same_samples(cache: tuple[Storage, Manifest]) -> None:
+    with stream_of(cache) as stream:
+        whole = [next(stream) for _ in range(14)]
+    with stream_of(cache, start_n=9 * 8, workers=2, prefetch=1) as stream:
+        for expected in whole[9:]:
+            batch = next(stream)
+            assert batch.keys == expected.keys
+            assert batch.n == expected.n
+            assert (batch.tensors["moments"] == expected.tensors["moments"]).all()
+
+
+def test_no_record_repeats_within_an_epoch_and_the_dropped_tail_is_counted(cache: tuple[Storage, Manifest]) -> None:
+    order = Order(SIZES, 5, 8)
+    assert order.dropped == sum(SIZES) % 8 == 4
+    with stream_of(cache) as stream:
+        keys = [key for _ in range(order.epoch_samples // 8) for key in next(stream).keys]
+    assert len(set(keys)) == len(keys) == sum(SIZES) - 4
+
+
+def drain(stream: Stream, steps: int = 20) -> list[str]:
+    return [key for _ in range(steps) for key in next(stream).keys]
+
+
+class Watched(LocalStorage):
+    """Counts reads of tars and can fail them."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.reads: list[str] = []
+        self.fail = ""
+
+    def get(self, key: str) -> bytes:
+        if key.endswith(".tar"):
+            self.reads.append(key)
+        if self.fail and key == self.fail:
+            raise StorageError(f"{key} cannot be read")
+        return super().get(key)
+
+
+def test_memory_holds_and_every_shard_is_read_once_an_epoch(tmp_path: Path) -> None:
+    sizes = [16] * 12
+    manifest = make_cache(str(tmp_path), sizes)
+    storage = Watched(str(tmp_path))
+    memory = 5 * manifest.shards[0].bytes
+    with stream_of((storage, manifest), window=3, memory_bytes=memory, workers=2) as stream:
+        for _ in range(3 * 24):  # three epochs
+            next(stream)
+            assert stream._held_bytes <= memory
+        assert len(storage.reads) <= 3 * 12 + 5  # and what was fetched ahead
+        assert len(set(storage.reads)) == 12
+
+
+def test_a_dataset_that_fits_is_read_once_for_all_epochs(tmp_path: Path) -> None:
+    manifest = make_cache(str(tmp_path), SIZES)
+    storage = Watched(str(tmp_path))
+    with stream_of((storage, manifest)) as stream:
+        for _ in range(30):
+            next(stream)
+    assert len(storage.reads) == len(SIZES)
+
+
+def test_a_window_that_does_not_fit_is_refused_at_once(cache: tuple[Storage, Manifest]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.memory_gb"):
+        stream_of(cache, memory_bytes=10_000)
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "flip":
+        middle = len(data) // 2
+        data = data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+    elif how == "cut":
+        data = data[:-600]
+    else:
+        data = path.with_name("000001.tar").read_bytes()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "swap"])
+def test_a_damaged_shard_is_read_once_more_and_then_stops_the_stream(tmp_path: Path, how: str) -> None:
+    manifest = make_cache(str(tmp_path), SIZES)
+    damage(tmp_path / "000003.tar", how)
+    storage = Watched(str(tmp_path))
+    with stream_of((storage, manifest)) as stream, pytest.raises(ShardCorrupt, match=r"000003\.tar was read twice"):
+        drain(stream)
+    assert storage.reads.count("000003.tar") == 2
+
+
+def test_a_shard_that_was_damaged_on_its_way_only_is_read_again_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_cache(str(tmp_path), SIZES)
+    storage = open_storage(str(tmp_path))
+    with stream_of((storage, manifest)) as stream:
+        expected = [next(stream).keys for _ in range(6)]
+    real, seen = LocalStorage.get, set()
+
+    def once_wrong(self: LocalStorage, key: str) -> bytes:
+        data = real(self, key)
+        if key in seen:
+            return data
+        seen.add(key)
+        return data[:-1] + b"?"
+
+    monkeypatch.setattr(LocalStorage, "get", once_wrong)
+    with stream_of((storage, manifest)) as stream:
+        assert [next(stream).keys for _ in range(6)] == expected
+
+
+def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
+    manifest = make_cache(str(tmp_path), SIZES)
+    (tmp_path / "000000.index.json").write_bytes(b"{}")
+    with stream_of((open_storage(str(tmp_path)), manifest)) as stream, pytest.raises(ShardCorrupt, match="index"):
+        drain(stream)
+
+
+@pytest.mark.parametrize("name", ["000002.tar", "000004.index.json"])
+def test_a_missing_shard_is_refused_at_the_start_by_name(tmp_path: Path, name: str) -> None:
+    manifest = make_cache(str(tmp_path), SIZES)
+    (tmp_path / name).unlink()
+    with pytest.raises(DatasetError, match=name):
+        stream_of((open_storage(str(tmp_path)), manifest))
+
+
+def test_a_failing_store_is_heard_of_in_the_loop(tmp_path: Path) -> None:
+    manifest = make_cache(str(tmp_path), SIZES)
+    storage = Watched(str(tmp_path))
+    storage.fail = "000001.tar"
+    with stream_of((storage, manifest)) as stream, pytest.raises(StorageError, match=r"000001\.tar cannot be read"):
+        drain(stream)
+
+
+def test_conditions_that_were_not_cached_are_refused(cache: tuple[Storage, Manifest]) -> None:
+    storage, manifest = cache
+    with pytest.raises(DatasetError, match=r"holds no cond\.boxes"):
+        Stream(storage, manifest, Order(SIZES, 0, 8), batch=8, members=("moments", "cond.boxes"))
+
+
+def test_closing_ends_every_thread_even_in_the_middle(cache: tuple[Storage, Manifest]) -> None:
+    before = threading.active_count()
+    stream = stream_of(cache, prefetch=1)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == before
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_random_access_reads_rows_and_the_first_records(cache: tuple[Storage, Manifest]) -> None:
+    storage, manifest = cache
+    rows = read(storage, manifest, 3, [8, 0], ("text",))
+    assert [one.key for one in rows] == ["000003_000008", "000003_000000"]
+    assert list(rows[0].members) == ["text"]
+    keys = [one.key for one in first_records(storage, manifest, 10)]
+    assert keys == [record(0, row).key for row in range(7)] + [record(1, row).key for row in range(3)]
+    assert len(list(first_records(storage, manifest, 1000))) == sum(SIZES)
+
+
+def test_uneven_ranks_are_refused(cache: tuple[Storage, Manifest]) -> None:
+    with pytest.raises(ConfigError):
+        stream_of(cache, world=3)
+    with pytest.raises(ConfigError):
+        stream_of(cache, start_n=4)
