@@ -1,0 +1,130 @@
+"""One untrusted image: its bytes to a square of RGB pixels, or a reason why not.
+
+Every mode that JPEG, PNG and WebP know becomes 8-bit RGB: CMYK and greys by Pillow's conversion, 16 bits by their upper
+8, transparency (alpha, or a transparent palette entry) over white. EXIF orientation is applied. Embedded colour
+profiles are not. Of an animation, the first picture counts.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.errors import RecordRejected
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+RESIZE = "lanczos"  # recorded in the contract
+FILTERS = {"lanczos": Image.Resampling.LANCZOS}
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, OverflowError)
+
+Image.MAX_IMAGE_PIXELS = None  # decode_image has a bound of its own, which a user can set
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where the pixels of a crop come from: the upright original's size, the size that it was resized to, and the
+    crop's left, top and side in the resized image. All in pixels."""
+
+    width: int
+    height: int
+    resized: tuple[int, int]
+    left: int
+    top: int
+    side: int
+
+
+def centre_crop(width: int, height: int, side: int) -> Crop:
+    """The middle square after the shorter side is resized to `side`."""
+    scale = side / min(width, height)
+    resized = (max(side, round(width * scale)), max(side, round(height * scale)))
+    return Crop(width, height, resized, (resized[0] - side) // 2, (resized[1] - side) // 2, side)
+
+
+def decode_image(data: bytes, most_pixels: int) -> Image.Image:
+    """Bytes -> an upright RGB image. Raises RecordRejected: image_unreadable, image_truncated, image_too_large.
+
+    The header's size is compared with `most_pixels` before any pixel is decoded.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > most_pixels:
+            raise RecordRejected("image_too_large", f"{image.width} x {image.height} pixels")
+        if image.width < 1 or image.height < 1:
+            raise RecordRejected("image_unreadable", "it has no pixels")
+        image.load()
+        return _to_rgb(_upright(image))
+    except (UnidentifiedImageError, *UNREADABLE) as error:
+        raise RecordRejected("image_truncated" if _is_cut(data) else "image_unreadable", str(error)) from None
+
+
+def crop_image(image: Image.Image, crop: Crop) -> np.ndarray:
+    """Resizes with antialiasing and crops: (side, side, 3) uint8 RGB."""
+    if image.size != crop.resized:
+        image = image.resize(crop.resized, FILTERS[RESIZE])
+    if crop.resized != (crop.side, crop.side):
+        image = image.crop((crop.left, crop.top, crop.left + crop.side, crop.top + crop.side))
+    return np.asarray(image)
+
+
+def crop_labels(data: bytes, crop: Crop, most_pixels: int) -> np.ndarray:
+    """A label map (PNG of class numbers, as large as its image) cropped the same way, without mixing classes.
+
+    Returns (side, side) uint8. Raises RecordRejected: labels_unreadable, labels_size.
+    """
+    try:
+        labels: Image.Image = Image.open(io.BytesIO(data), formats=("PNG",))
+        if labels.size != (crop.width, crop.height) or labels.width * labels.height > most_pixels:
+            raise RecordRejected("labels_size", f"{labels.size} beside an image of {(crop.width, crop.height)}")
+        labels.load()
+    except (UnidentifiedImageError, *UNREADABLE) as error:
+        raise RecordRejected("labels_unreadable", str(error)) from None
+    if labels.mode not in ("L", "P"):
+        raise RecordRejected("labels_unreadable", f"its mode is {labels.mode}, not 8-bit grey or palette")
+    if labels.size != crop.resized:
+        labels = labels.resize(crop.resized, Image.Resampling.NEAREST)
+    return np.asarray(labels.crop((crop.left, crop.top, crop.left + crop.side, crop.top + crop.side)))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except UNREADABLE:
+        return image  # damaged EXIF says nothing; the pixels are whole
+    return image.transpose(turn) if turn is not None else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16 bits of grey
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether the bytes begin as an image that we know and lack its end."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return b"\xff\xd9" not in data[-64:]
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return b"IEND" not in data[-64:]
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return len(data) < int.from_bytes(data[4:8], "little") + 8
+    return False

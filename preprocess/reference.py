@@ -1,0 +1,218 @@
+"""latentmill reference: feature statistics of real images, for FID, with the floors that no generator can pass.
+
+The source images of a cache are read again, at the cache's own crop. The first half of them (5,000 at most) is held out
+for the floors; the features of all others make the reference (pipeline/evaluation/reference.py says why).
+Reconstructions are of the cached posterior's mean.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import LimitsConfig, ReferenceConfig
+from pipeline.data.manifest import Contract, Manifest, load_manifest
+from pipeline.data.records import Record
+from pipeline.data.stream import read
+from pipeline.errors import ContractMismatch, SourceError, UserError
+from pipeline.evaluation.features import Features, load_features
+from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy
+from pipeline.evaluation.metrics import Statistics
+from pipeline.evaluation.pictures import to_uint8
+from pipeline.evaluation.reference import FLOOR_SIZES, Reference, ReferenceFacts, save_reference
+from pipeline.evaluation.trained import load_encoders
+from pipeline.models.autoencoder import FirstStage, sample_posterior
+from pipeline.models.text import TextTower
+from pipeline.progress import Progress
+from pipeline.storage import Storage, expand, open_storage
+from pipeline.training.distributed import pick_device
+from preprocess.image import centre_crop, crop_image, decode_image
+from preprocess.source import SourceShard
+
+MOST_HELD = 5000  # images held out for floors
+BATCH = 64
+SCORED = ("real", "reconstruction")
+
+
+def main(config: ReferenceConfig) -> int:
+    """The verb."""
+    storage = open_storage(config.dataset)
+    manifest = load_manifest(storage)
+    contract = manifest.contract
+    device = pick_device("auto")
+    features = load_features(config.features, device, contract.encoders["seed"])
+    encoders = load_encoders(contract, device)
+    dest = config.dest or storage.locate(f"reference-{config.features}.safetensors")
+    images = min(config.images or manifest.samples, manifest.samples)
+    if images < 4:
+        raise UserError(f"{config.dataset} has {images} images; statistics and floors need four at the least")
+    reference = make_reference(
+        real_images(storage, manifest, config.source or manifest.source, images),
+        images,
+        manifest,
+        features,
+        *encoders,
+        progress=Progress(images, "reference", "images"),
+    )
+    save_reference(dest, reference)
+    print(summary(dest, reference))
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Real images beside their records
+
+
+def real_images(storage: Storage, manifest: Manifest, source: str, images: int) -> Iterator[tuple[np.ndarray, Record]]:
+    """The first `images` records of a cache, each with the pixels (R, R, 3) uint8 that it was encoded from.
+
+    source: pattern of the input shards. Raises SourceError, ContractMismatch or ShardCorrupt when they are not those
+    that the manifest names.
+    """
+    inputs = expand(source)
+    if len(inputs) != len(manifest.shards):
+        raise SourceError(
+            f"source={source} has {len(inputs)} shards, but {storage.url} was made from {len(manifest.shards)}: "
+            "give the pattern that it was encoded from"
+        )
+    for number, (entry, (place, key)) in enumerate(zip(manifest.shards, inputs, strict=True)):
+        if images <= 0:
+            return
+        rows = min(images, entry.samples)
+        shard = SourceShard(place, key, LimitsConfig())
+        if shard.bytes != entry.source_bytes or shard.name != entry.source:
+            raise ContractMismatch(
+                f"{place.locate(key)} has {shard.bytes} bytes, but {storage.url}/{entry.name} was made from "
+                f"{entry.source} of {entry.source_bytes}: give the source that the cache was encoded from"
+            )
+        records = read(storage, manifest, number, range(rows), ("moments",))
+        found = 0
+        for sample in shard.samples():
+            # Rejected samples have no record; the others' records are in the order of the source.
+            if found < rows and sample.key == records[found].meta["key"] and not sample.problem:
+                image = decode_image(sample.image(), LimitsConfig().pixels)
+                crop = centre_crop(image.width, image.height, manifest.contract.resolution)
+                yield crop_image(image, crop), records[found]
+                found += 1
+        if found < rows or shard.sha256 != entry.source_sha256:
+            raise ContractMismatch(
+                f"{place.locate(key)} is not what {storage.url}/{entry.name} was made from: its SHA-256 is "
+                f"{shard.sha256[:12]}, the manifest says {entry.source_sha256[:12]}"
+            )
+        images -= rows
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Statistics and floors
+
+
+@dataclass
+class _Held:
+    """What is kept of the held-out images, real or reconstructed."""
+
+    features: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    accuracies: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, pictures: np.ndarray, captions: list[str], features: Features, tower: TextTower) -> None:
+        self.features.append(features(pictures))
+        self.scores.append(clip_scores(tower, pictures, captions))
+        self.accuracies.append(shapes_accuracy(pictures, captions))
+
+
+def make_reference(
+    images: Iterator[tuple[np.ndarray, Record]],
+    count: int,
+    manifest: Manifest,
+    features: Features,
+    first_stage: FirstStage,
+    tower: TextTower,
+    progress: Progress,
+) -> Reference:
+    """The reference of `count` images, in one pass over them."""
+    contract = manifest.contract
+    held_count = min(count // 2, MOST_HELD)
+    held = {name: _Held() for name in SCORED}
+    statistics = Statistics.empty(features.width)
+    with progress:
+        for place, pictures, records in _batches(images, held_count):
+            if place < held_count:
+                captions = [record.meta["caption"] for record in records]
+                held["real"].add(pictures, captions, features, tower)
+                held["reconstruction"].add(_reconstruct(records, contract, first_stage), captions, features, tower)
+            else:
+                statistics.add(features(pictures))
+            progress.update(len(pictures))
+    scores: dict[str, Any] = {}
+    for name, one in held.items():
+        scores[f"clip_score_{name}"] = float(torch.cat(one.scores).mean())
+        accuracy = merge_accuracies(one.accuracies)
+        if "overall" in accuracy:
+            scores[f"attribute_accuracy_{name}"] = accuracy["overall"]
+            scores[f"attribute_accuracy_by_objects_{name}"] = accuracy["by_objects"]
+    facts = ReferenceFacts(
+        features=features.name,
+        features_sha256=features.sha256,
+        resolution=contract.resolution,
+        crop=contract.crop,
+        resize=contract.resize,
+        dataset=manifest.digest,
+        vae_sha256=contract.vae_sha256,
+        clip_sha256=clip_identity(tower),
+        images=statistics.n,
+        held=held_count,
+        scores=scores,
+    )
+    real, reconstruction = (torch.cat(held[name].features) for name in SCORED)
+    reference = Reference(facts, statistics.gaussian(), real, reconstruction)
+    for size in sorted({*(size for size in FLOOR_SIZES if size < held_count), held_count}):
+        facts.floors[str(size)] = {name: value for name, value in reference.floors(size).items() if name != "images"}
+    return reference
+
+
+def _batches(images: Iterator[tuple[np.ndarray, Record]], cut: int) -> Iterator[tuple[int, np.ndarray, list[Record]]]:
+    """(number of the first, pictures (B, R, R, 3), records), none of them across image number `cut`."""
+    start, pictures, records = 0, list[np.ndarray](), list[Record]()
+    for picture, record in images:
+        pictures.append(picture)
+        records.append(record)
+        if len(pictures) == BATCH or start + len(pictures) == cut:
+            yield start, np.stack(pictures), records
+            start, pictures, records = start + len(pictures), [], []
+    if pictures:
+        yield start, np.stack(pictures), records
+
+
+def _reconstruct(records: list[Record], contract: Contract, first_stage: FirstStage) -> np.ndarray:
+    """What the autoencoder makes of the posterior means: (B, R, R, 3) uint8."""
+    moments = torch.from_numpy(np.stack([record.members["moments"] for record in records])).to(first_stage.device)
+    return to_uint8(first_stage.decode(sample_posterior(moments, None, contract.scale, contract.shift)))
+
+
+def summary(dest: str, reference: Reference) -> str:
+    """What was written, for people."""
+    facts = reference.facts
+    lines = [
+        f"reference: {dest}: {facts.features} of {facts.images:,} images at {facts.resolution} px; "
+        f"{facts.held:,} others held out"
+    ]
+    for size, floors in facts.floors.items():
+        real, reconstruction = (floors[which] for which in SCORED)
+        lines.append(f"  floors with {int(size):,} images: real {real:.4g}, reconstructed {reconstruction:.4g}")
+    for name in ("clip_score", "attribute_accuracy"):
+        if f"{name}_real" in facts.scores:
+            shown = [f"{facts.scores[f'{name}_{which}']:.4g}" for which in SCORED]
+            lines.append(f"  {name}: real {shown[0]}, reconstructed {shown[1]}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from pipeline import cli
+
+    raise SystemExit(cli.main(["reference", *sys.argv[1:]]))

@@ -1,0 +1,77 @@
+"""Cached shards: bytes that depend on their records alone, and the index that makes them random-access and provable."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.records import END_OF_TAR, Record, pack, tar_member
+
+INDEX_FORMAT = 1
+
+
+class Moments:
+    """Count, mean and squared deviations per channel, in float64; merged in one order they are the same everywhere."""
+
+    def __init__(self, count: int = 0, mean: Any = 0.0, m2: Any = 0.0) -> None:
+        self.count = count
+        self.mean = np.asarray(mean, dtype=np.float64)
+        self.m2 = np.asarray(m2, dtype=np.float64)
+
+    def add(self, x_CHW: np.ndarray) -> None:
+        """Takes in one latent (C, h, w)."""
+        x = x_CHW.reshape(len(x_CHW), -1).astype(np.float64)
+        mean = x.mean(axis=1)
+        self.merge(Moments(x.shape[1], mean, ((x - mean[:, None]) ** 2).sum(axis=1)))
+
+    def merge(self, other: Moments) -> None:
+        """Takes in another's figures (Chan et al. 1979)."""
+        if other.count == 0:
+            return
+        total = self.count + other.count
+        delta = other.mean - self.mean
+        self.mean = self.mean + delta * (other.count / total)
+        self.m2 = self.m2 + other.m2 + delta**2 * (self.count * other.count / total)
+        self.count = total
+
+    @property
+    def std(self) -> np.ndarray:
+        """(C,) population standard deviations."""
+        return np.sqrt(self.m2 / max(self.count, 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """What the constructor takes."""
+        return {"count": self.count, "mean": np.atleast_1d(self.mean).tolist(), "m2": np.atleast_1d(self.m2).tolist()}
+
+
+class ShardWriter:
+    """Builds one cached tar in memory. `add` records in order, then `finish`."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._records: list[tuple[int, int, str]] = []
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def add(self, record: Record) -> None:
+        """Appends one record."""
+        data = b"".join(tar_member(name, payload) for name, payload in pack(record))
+        self._records.append((self._size, len(data), hashlib.sha256(data).hexdigest()))
+        self._digest.update(data)
+        self._parts.append(data)
+        self._size += len(data)
+
+    def finish(self) -> tuple[bytes, dict[str, Any]]:
+        """The tar and what its index says of it: samples, bytes, sha256, records [[offset, size, sha256], ...]."""
+        self._digest.update(END_OF_TAR)
+        tar = b"".join((*self._parts, END_OF_TAR))
+        facts = {
+            "format": INDEX_FORMAT,
+            "samples": len(self._records),
+            "bytes": len(tar),
+            "sha256": self._digest.hexdigest(),
+            "records": [list(entry) for entry in self._records],
+        }
+        return tar, facts
