@@ -255,8 +255,9 @@ class SynthConfig:
     """Number of images."""
     seed: int = 0
     """Seed of the world; image i depends on (seed, i, split) alone."""
-    split: Literal["train", "val", "all"] = "train"
-    """train: no held-out combination; val: every image shows one; all: no restriction."""
+    split: Literal["train", "val", "heldout", "all"] = "train"
+    """train; val: as train, with captions that train never uses; heldout: every image shows a combination of size, colour
+    and shape that train and val never show; all: no restriction."""
     shard_size: int = 1000
     """Images per tar."""
 

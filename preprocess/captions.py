@@ -8,6 +8,7 @@ The probabilities here are part of the world's definition: changing one makes an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,9 @@ CLEAR_OFFSET = 14.0  # two centres this far apart on the dominant axis are plain
 SIZE_NAMED = 0.7  # probability that a caption names an object's size
 PLACE_NAMED = 0.5  # ... a lone object's place, where one is plain
 RELATION_NAMED = 0.6  # ... the relation of the first two objects, where one is plain
+
+RESERVED = 4  # one caption in so many is kept for split "val"
+WORDINGS_TRIED = 16  # of the same facts, until one is on the split's side; then the facts are drawn anew
 
 PREFIXES = ("", "a picture of ", "an image of ", "a drawing of ", "there is ", "one sees ")
 SHAPE_WORDS = {
@@ -91,12 +95,17 @@ class Facts:
 
 
 def is_held_out(size: str, colour: str, shape: str) -> bool:
-    """Whether the triple is kept out of split "train": 12 of the 48.
+    """Whether the triple is kept out of splits "train" and "val": 12 of the 48.
 
     small ones where shape = colour (mod 4), large ones where shape = colour + 2 (mod 4), both counted as in SHAPES and
     COLOURS. So every colour loses 2, every shape 3, every size 6, and no (colour, shape) pair loses both its sizes.
     """
     return SHAPES.index(shape) == (COLOURS.index(colour) + 2 * SIZES.index(size)) % len(SHAPES)
+
+
+def is_reserved(caption: str) -> bool:
+    """Whether this very caption is kept for split "val": split "train" words what it shows in another way."""
+    return hashlib.sha256(caption.encode()).digest()[0] % RESERVED == 0
 
 
 def plain_places(x: float, y: float) -> list[str]:
@@ -148,6 +157,18 @@ def describe(
             relation = plain
     facts = Facts(stated, place, relation)
     return wording(facts, rng), facts
+
+
+def describe_on_side(
+    objects: Sequence[ShapeObject], rng: np.random.Generator, reserved: bool
+) -> tuple[str, Facts]:
+    """As `describe`, with a caption for which `is_reserved` is `reserved`."""
+    while True:
+        caption, facts = describe(objects, rng)
+        for _ in range(WORDINGS_TRIED):
+            if is_reserved(caption) == reserved:
+                return caption, facts
+            caption = wording(facts, rng)
 
 
 def wording(facts: Facts, rng: np.random.Generator) -> str:

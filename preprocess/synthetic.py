@@ -10,9 +10,14 @@ be cut anywhere. The distribution is fixed here:
   nearer than 3 pixels to each other, edges anti-aliased;
 - captions as in captions.py.
 
-Of the 48 (size, colour, shape) triples, 12 are held out (`captions.is_held_out`). Split "train" never shows one. Every
-scene of split "val" shows at least one and its caption names that one's size, so that no caption of "val" was ever seen
-as such in training. Split "all" is unrestricted.
+What training never shows, by split:
+
+- "train" shows none of 12 of the 48 (size, colour, shape) triples (`captions.is_held_out`), and none of its captions
+  is reserved (`captions.is_reserved`: one string in four, by its hash).
+- "val" is drawn as "train" is, but all of its captions are reserved: none was ever seen as such in training.
+- "heldout" shows at least one held-out triple in every scene, and names its size. It asks for more than unseen captions:
+  the pair of colour and shape was only ever seen at the other size.
+- "all" is unrestricted; the demo encoders are trained on it.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from pipeline.config import SynthConfig
 from pipeline.errors import ConfigError, DestinationExists, NotFound
 from pipeline.progress import Progress
 from pipeline.storage import Storage, open_storage
-from preprocess.captions import CANVAS, COLOURS, SHAPES, SIZES, Facts, ShapeObject, describe, is_held_out
+from preprocess.captions import CANVAS, COLOURS, SHAPES, SIZES, Facts, ShapeObject, describe, describe_on_side, is_held_out
 
 WORLD = "captioned-shapes-1"  # named in synth.json; a change of the distribution needs a new one
 PALETTE = {
@@ -54,8 +59,9 @@ GAP = 3.0  # pixels between two boxes, on at least one axis
 COUNT_CUMULATIVE = (0.5, 0.85, 1.0)  # of one, two, three objects
 TRIPLES = tuple(itertools.product(SIZES, COLOURS, SHAPES))
 HELD_OUT = tuple(triple for triple in TRIPLES if is_held_out(*triple))
-ALLOWED = {"train": tuple(t for t in TRIPLES if t not in HELD_OUT), "val": TRIPLES, "all": TRIPLES}
-SPLITS = {"train": 0, "val": 1, "all": 2}  # part of the generator's key: splits of one seed share no scene
+SHOWN = tuple(triple for triple in TRIPLES if triple not in HELD_OUT)
+ALLOWED = {"train": SHOWN, "val": SHOWN, "heldout": TRIPLES, "all": TRIPLES}
+SPLITS = {"train": 0, "heldout": 1, "all": 2, "val": 3}  # part of the generator's key: splits of one seed share no scene
 LAYOUTS_TRIED = 32  # layouts drawn at a time until one keeps its distances
 
 PIXEL_CENTRES = np.arange(CANVAS, dtype=np.float32) + 0.5
@@ -83,8 +89,11 @@ def scene(seed: int, index: int, split: str = "train") -> Scene:
         red, green, blue = (base + _integer(rng, -COLOUR_JITTER, COLOUR_JITTER) for base in PALETTE[colour])
         objects.append(ShapeObject(shape, colour, size, (red, green, blue), (float(x), float(y)), float(radius)))
     background = _integer(rng, *BACKGROUND)
-    held_out = frozenset(i for i, triple in enumerate(triples) if triple in HELD_OUT) if split == "val" else frozenset()
-    caption, facts = describe(objects, rng, always_size=held_out)
+    if split in ("train", "val"):
+        caption, facts = describe_on_side(objects, rng, reserved=split == "val")
+    else:
+        held_out = [i for i, triple in enumerate(triples) if triple in HELD_OUT] if split == "heldout" else []
+        caption, facts = describe(objects, rng, always_size=frozenset(held_out))
     return Scene(tuple(objects), background, caption, facts)
 
 
@@ -96,7 +105,7 @@ def _integer(rng: np.random.Generator, low: int, high: int) -> int:
 def _draw_triples(rng: np.random.Generator, count: int, split: str) -> list[tuple[str, str, str]]:
     """`count` (size, colour, shape) triples of the split, no two of one colour and shape."""
     triples: list[tuple[str, str, str]] = []
-    if split == "val":
+    if split == "heldout":
         triples.append(HELD_OUT[_integer(rng, 0, len(HELD_OUT) - 1)])
     while len(triples) < count:
         triple = ALLOWED[split][_integer(rng, 0, len(ALLOWED[split]) - 1)]

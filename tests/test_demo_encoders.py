@@ -31,7 +31,7 @@ COUNT = 256
 
 @pytest.fixture(scope="module")
 def unseen() -> tuple[np.ndarray, list[Scene]]:
-    scenes = [scene(UNSEEN_SEED, index, "val" if index % 2 else "all") for index in range(COUNT)]
+    scenes = [scene(UNSEEN_SEED, index, "heldout" if index % 2 else "all") for index in range(COUNT)]
     return np.stack([render(truth) for truth in scenes]), scenes
 
 
@@ -150,7 +150,7 @@ def test_every_word_of_the_world_is_one_token(tokenizer: SimpleTokenizer) -> Non
 
 
 def test_every_caption_of_the_world_fits_the_context(tokenizer: SimpleTokenizer) -> None:
-    longest = max(len(tokenizer.encode(scene(UNSEEN_SEED, i, "val").caption)) for i in range(3000))
+    longest = max(len(tokenizer.encode(scene(UNSEEN_SEED, i, "heldout").caption)) for i in range(3000))
     assert longest + 2 <= 32
 
 

@@ -44,7 +44,7 @@ def in_colour(thing: ShapeObject, colour: str) -> ShapeObject:
 # Captions
 
 
-@pytest.mark.parametrize("split", ["train", "val", "all"])
+@pytest.mark.parametrize("split", ["train", "val", "heldout", "all"])
 def test_parse_reads_exactly_what_captions_state(split: str) -> None:
     for truth in scenes(split, 2000):
         read = parse(truth.caption)
@@ -89,7 +89,7 @@ def test_parse_refuses_what_it_does_not_understand(caption: str) -> None:
 # True pictures
 
 
-@pytest.mark.parametrize("split", ["train", "val", "all"])
+@pytest.mark.parametrize("split", ["train", "val", "heldout", "all"])
 def test_true_pictures_are_judged_right(split: str) -> None:
     right = [judge(render(truth), truth.caption).correct for truth in scenes(split, 2000)]
     assert np.mean(right) >= 0.995

@@ -26,6 +26,7 @@ from preprocess.captions import (
     StatedObject,
     holds,
     is_held_out,
+    is_reserved,
     plain_places,
     plain_relation,
 )
@@ -48,8 +49,9 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("split", "digest"),
     [
-        ("train", "2fe1fed120fe9ee1"),
-        ("val", "96f92fd7145b95be"),
+        ("train", "87f7ef7c48d3645b"),
+        ("heldout", "96f92fd7145b95be"),
+        ("val", "d8b0bd6009dbc778"),
         ("all", "c512ad86d5515219"),
     ],
 )
@@ -62,7 +64,7 @@ def test_world_is_the_same_on_every_machine(split: str, digest: str) -> None:
 
 
 def test_splits_and_seeds_share_no_scene() -> None:
-    drawn = [scene(seed, i, split) for seed in (0, 1) for split in ("train", "val", "all") for i in range(200)]
+    drawn = [scene(seed, i, split) for seed in (0, 1) for split in ("train", "val", "heldout", "all") for i in range(200)]
     assert len({tuple(thing.centre for thing in truth.objects) for truth in drawn}) == len(drawn)
 
 
@@ -75,17 +77,23 @@ def test_twelve_triples_are_held_out_evenly() -> None:
     assert len({(colour, shape) for _, colour, shape in out}) == 12  # of every pair one size stays
 
 
-def test_train_never_shows_a_held_out_triple_and_shows_all_others() -> None:
-    shown = {triple(thing) for i in range(3000) for thing in scene(1, i, "train").objects}
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_train_and_val_never_show_a_held_out_triple_and_show_all_others(split: str) -> None:
+    shown = {triple(thing) for i in range(3000) for thing in scene(1, i, split).objects}
     assert len(shown) == 36
     assert not any(is_held_out(*t) for t in shown)
 
 
-def test_every_val_caption_names_a_held_out_triple_and_was_never_seen_in_training() -> None:
+def test_val_captions_are_never_seen_in_training_whatever_the_seeds() -> None:
+    assert not any(is_reserved(scene(seed, i, "train").caption) for seed in (0, 1) for i in range(2000))
+    assert all(is_reserved(scene(seed, i, "val").caption) for seed in (0, 1) for i in range(2000))
+
+
+def test_every_heldout_caption_names_a_held_out_triple_and_was_never_seen_in_training() -> None:
     train = {scene(1, i, "train").caption for i in range(4000)}
     held_out = set()
     for i in range(1500):
-        truth = scene(1, i, "val")
+        truth = scene(1, i, "heldout")
         stated = [(o.size, o.colour, o.shape) for o in truth.facts.objects if o.size]
         new = [t for t in stated if is_held_out(*t)]
         assert new, truth.caption
@@ -95,7 +103,7 @@ def test_every_val_caption_names_a_held_out_triple_and_was_never_seen_in_trainin
     assert len(held_out) == 12
 
 
-@pytest.mark.parametrize("split", ["train", "val", "all"])
+@pytest.mark.parametrize("split", ["train", "val", "heldout", "all"])
 def test_scenes_keep_the_documented_distribution(split: str) -> None:
     scenes = [scene(2, i, split) for i in range(4000)]
     counts = Counter(len(truth.objects) for truth in scenes)
@@ -114,7 +122,7 @@ def test_scenes_keep_the_documented_distribution(split: str) -> None:
             apart = max(abs(a.centre[k] - b.centre[k]) for k in (0, 1)) - a.radius - b.radius
             assert apart >= 3 - 1e-9
     sizes = [o.size is not None for truth in scenes for o in truth.facts.objects]
-    if split != "val":  # there the held-out ones are always named
+    if split != "heldout":  # there the held-out ones are always named
         assert abs(np.mean(sizes) - 0.7) < 0.03
     several = [t.facts for t in scenes if len(t.objects) > 1]
     assert abs(np.mean([facts.relation is not None for facts in several]) - 0.6) < 0.04  # almost all are plain
@@ -292,7 +300,7 @@ def test_foreign_tar_in_dest_is_refused(tmp_path: Path) -> None:
 
 
 def test_parameters_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="train, val, all"):
+    with pytest.raises(ConfigError, match="train, heldout, all, val"):
         write_shards(str(tmp_path), images=5, seed=0, split="test")
     with pytest.raises(ConfigError, match="images=0"):
         write_shards(str(tmp_path), images=0, seed=0, split="train")
