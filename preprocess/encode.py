@@ -10,43 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
-from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from pipeline import cli
-from pipeline.config import EncodeConfig, EncodersConfig
+from pipeline.config import EncodeConfig
 from pipeline.data.manifest import (
     MANIFEST,
     UNCOND,
     Contract,
     Manifest,
-    Member,
     ShardEntry,
     Statistics,
-    TextFacts,
-    canonical_json,
     commit_manifest,
-    contract_from_json,
-    load_manifest,
 )
 from pipeline.data.records import npy_bytes
-from pipeline.errors import ConfigError, DestinationExists, NotFound, SourceError
+from pipeline.errors import DestinationExists, SourceError
 from pipeline.launch import cores, in_world, run_ranks, threads_per_rank
-from pipeline.models.autoencoder import FirstStage, load_autoencoder
-from pipeline.models.text import TextTower, load_text
+from pipeline.models.autoencoder import load_autoencoder
+from pipeline.models.text import load_text
 from pipeline.storage import ObjectInfo, Storage, expand, open_storage
 from pipeline.training.distributed import pick_device
-from preprocess.image import RESIZE
-from preprocess.sample import LOWRES_FACTOR, MOST_BOXES
+from preprocess.contract import agree, build_contract, contract_digest, read_plan
 from preprocess.unit import Encoder, Unit, encode_units
 from preprocess.writer import INDEX_FORMAT, Moments
-
-PLAN = "contract.json"
-PACKAGES = ("diffusers", "numpy", "open_clip_torch", "pillow", "torch")
 
 
 def main(config: EncodeConfig) -> int:
@@ -56,10 +46,12 @@ def main(config: EncodeConfig) -> int:
     storage = open_storage(config.dest)
     units = [Unit(number, *place) for number, place in enumerate(expand(config.source))]
     rank, world, device = join(config)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1  # processes on this machine
     begun = read_plan(storage)
     if device.type == "cpu":
+        # A cache that was begun with some number of threads goes on with it: bytes may depend on it.
         wanted = config.launch.threads or (begun[0].threads if begun else 0)
-        torch.set_num_threads(threads_per_rank(wanted, config.launch.processes if in_world() else 1))
+        torch.set_num_threads(threads_per_rank(wanted, here))
     encoder = Encoder(config, load_autoencoder(config.encoders, device), load_text(config.encoders, device))
     contract = build_contract(config, encoder.first_stage, encoder.text, device)
     agree(storage, contract, config.source, units, begun)
@@ -70,16 +62,17 @@ def main(config: EncodeConfig) -> int:
     uncond = npy_bytes(encoder.text_states([encoder.text.ids("")[0]])[0])
     put_identical(storage, UNCOND, uncond)
     if mine:
-        workers = config.workers or max(1, cores() // max(world, 1))
+        workers = config.workers or max(1, cores() // here)
         label = "" if rank else "encode" if world == 1 else f"encode, rank 0 of {world}"
         told = encode_units(mine, storage, encoder, digest, workers, label)
         print(told, file=sys.stderr, flush=True)
-    finalize(storage, contract, units, hashlib.sha256(uncond).hexdigest(), config, silent=rank > 0)
+    finalize(storage, contract, units, hashlib.sha256(uncond).hexdigest(), config, rank)
+    leave()
     return 0
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Before: what will be made, and whether this destination is for it
+# Before: which processes take part, and what is done already
 
 
 def join(config: EncodeConfig) -> tuple[int, int, torch.device]:
@@ -96,102 +89,12 @@ def join(config: EncodeConfig) -> tuple[int, int, torch.device]:
     return state.process_index, state.num_processes, pick_device(config.device, state.local_process_index)
 
 
-def build_contract(config: EncodeConfig, stage: FirstStage, text: TextTower, device: torch.device) -> Contract:
-    """What the cache's bytes will depend on. Raises ConfigError when the resolution does not suit the autoencoder."""
-    side, rest = divmod(config.resolution, stage.downsampling)
-    if rest:
-        raise ConfigError(f"resolution={config.resolution} is not a multiple of the autoencoder's {stage.downsampling}")
-    latent = (stage.latent_channels, side, side)
-    pixels = (config.resolution, config.resolution)
-    small = config.resolution // LOWRES_FACTOR
-    conditions = {
-        "boxes": (Member(name="cond.boxes", shape=(MOST_BOXES, 5), dtype="float16"),),
-        "labels": (Member(name="cond.labels", shape=pixels, dtype="uint8"),),
-        "lowres": (Member(name="cond.lowres", shape=(3, small, small), dtype="uint8"),),
-        "mask": (
-            Member(name="cond.mask", shape=pixels, dtype="uint8"),
-            Member(name="cond.masked", shape=latent, dtype="float16"),
-        ),
-    }
-    return Contract(
-        encoders=portable(config.encoders),
-        vae_sha256=stage.weights_sha256,
-        text_sha256=text.weights_sha256,
-        resolution=config.resolution,
-        crop=config.crop,
-        resize=RESIZE,
-        latent_shape=latent,
-        downsampling=stage.downsampling,
-        scale=stage.scale,
-        shift=stage.shift,
-        caption_key=config.caption_key,
-        text=TextFacts(layer=text.layer, length=text.length, width=text.width, pad=text.pad, eot=text.eot),
-        members=(
-            Member(name="moments", shape=(2 * latent[0], *latent[1:]), dtype="float16"),
-            Member(name="text", shape=(text.length, text.width), dtype="float16"),
-            *(member for name in sorted(config.conditions) for member in conditions[name]),
-        ),
-        batch=config.batch,
-        device=device.type,
-        threads=torch.get_num_threads() if device.type == "cpu" else 0,
-        versions={name: version(name) for name in PACKAGES},
-    )
+def leave() -> None:
+    """Ends what join began; a process group left to the interpreter's exit can abort it."""
+    if in_world():
+        from accelerate import PartialState
 
-
-def portable(encoders: EncodersConfig) -> dict[str, Any]:
-    """The encoders' configuration without this machine's paths: of an absolute one, only the last part."""
-    fields = asdict(encoders)
-    for name in ("vae", "text", "text_pretrained"):
-        fields[name] = without_folders(fields[name])
-    return fields
-
-
-def without_folders(path: str) -> str:
-    """An absolute local path's last part; anything else as it is."""
-    return path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path
-
-
-def contract_digest(contract: Contract) -> str:
-    """Identity of a contract."""
-    return hashlib.sha256(canonical_json(asdict(contract))).hexdigest()
-
-
-def read_plan(storage: Storage) -> tuple[Contract, dict[str, Any]] | None:
-    """The contract that this destination was begun under and the rest of its plan, or None when it is fresh."""
-    try:
-        plan = json.loads(storage.get(PLAN))
-        return contract_from_json(plan["contract"]), plan
-    except NotFound:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DestinationExists(f"{storage.url}/{PLAN} cannot be read ({error}): choose another dest") from None
-
-
-def agree(
-    storage: Storage,
-    contract: Contract,
-    source: str,
-    units: list[Unit],
-    begun: tuple[Contract, dict[str, Any]] | None,
-) -> None:
-    """Begins the destination with this plan, or checks that it was begun with it. Raises DestinationExists."""
-    names = [unit.name for unit in units]
-    if begun is None:
-        plan = {"contract": asdict(contract), "source": without_folders(source), "units": names}
-        if storage.put_if_absent(PLAN, canonical_json(plan)):
-            return
-        begun = read_plan(storage)
-        assert begun is not None
-    differences = begun[0].differences(contract)
-    if differences:
-        raise DestinationExists(
-            f"{storage.url} was begun with other settings ({'; '.join(differences)}): use those, or choose another dest"
-        )
-    if begun[1]["units"] != names:
-        raise DestinationExists(
-            f"{storage.url} was begun with {len(begun[1]['units'])} input shards ({begun[1]['source']}) that are not "
-            f"the {len(names)} of source={source}: give the same ones, or choose another dest"
-        )
+        PartialState().destroy_process_group()
 
 
 def is_done(storage: Storage, unit: Unit, contract: str, there: dict[str, ObjectInfo]) -> bool:
@@ -202,7 +105,7 @@ def is_done(storage: Storage, unit: Unit, contract: str, there: dict[str, Object
     """
     if unit.index_name not in there or unit.tar_name not in there:
         return False
-    index = json.loads(storage.get(unit.index_name))
+    _, index = read_index(storage, unit)
     size = unit.storage.stat(unit.key).size
     if index["contract"] != contract or index["source"]["bytes"] != size:
         raise DestinationExists(
@@ -210,6 +113,18 @@ def is_done(storage: Storage, unit: Unit, contract: str, there: dict[str, Object
             f"now {size}) or another contract: choose another dest, or delete {unit.index_name} and {MANIFEST}"
         )
     return index["bytes"] == there[unit.tar_name].size
+
+
+def read_index(storage: Storage, unit: Unit) -> tuple[bytes, dict[str, Any]]:
+    """A unit's index, as bytes and read. Raises DestinationExists for one that this version did not write."""
+    data = storage.get(unit.index_name)
+    try:
+        index = json.loads(data)
+        if index["format"] == INDEX_FORMAT and index["unit"] == unit.number:
+            return data, index
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DestinationExists(f"{storage.url}/{unit.index_name} is not an index of this version: delete it and run again")
 
 
 def put_identical(storage: Storage, key: str, data: bytes) -> None:
@@ -223,20 +138,17 @@ def put_identical(storage: Storage, key: str, data: bytes) -> None:
 
 
 def finalize(
-    storage: Storage, contract: Contract, units: list[Unit], uncond_sha256: str, config: EncodeConfig, silent: bool
+    storage: Storage, contract: Contract, units: list[Unit], uncond_sha256: str, config: EncodeConfig, rank: int
 ) -> None:
     """Writes the manifest if every unit is done. Raises SourceError when too much was rejected."""
     there = {info.key for info in storage.list("")}
     left = sum(unit.index_name not in there for unit in units)
     if left:
-        print(f"encode: {left} of {len(units)} shards are left to other processes", file=sys.stderr, flush=True)
+        print(f"encode: rank {rank} is done, {left} of {len(units)} shards are not", file=sys.stderr, flush=True)
         return
     entries, moments = [], Moments()
     for unit in units:
-        data = storage.get(unit.index_name)
-        index = json.loads(data)
-        if index["format"] != INDEX_FORMAT or index["unit"] != unit.number:
-            raise DestinationExists(f"{storage.url}/{unit.index_name} is not an index of this version: delete it")
+        data, index = read_index(storage, unit)
         moments.merge(Moments(**index["statistics"]))
         entries.append(
             ShardEntry(
@@ -265,9 +177,7 @@ def finalize(
         statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
         source=begun[1]["source"],
     )
-    commit_manifest(storage, manifest)
-    assert load_manifest(storage).digest == manifest.digest
-    if not silent:
+    if commit_manifest(storage, manifest) or rank == 0:
         rejects = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items())) or "none"
         print(
             f"encode: {config.dest} is complete: {manifest.samples:,} samples of {read:,} read (rejected: {rejects}) "

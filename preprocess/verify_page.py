@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.data.manifest import Manifest
 from pipeline.report.grid import png, tile
-from pipeline.report.style import CSS
+from pipeline.report.page import STYLE
 from pipeline.storage import open_storage, split_url
 
 MOST_PAIRS = 48
@@ -43,7 +43,7 @@ def write_page(dest: str, dataset: str, manifest: Manifest, checks: list[tuple[s
     )
     head = "<meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
     title = f"<title>verify {escape(dataset)}</title>"
-    page = f"<!doctype html><html lang=en>{head}{title}<style>{CSS}</style><main>{body}</main></html>"
+    page = f"<!doctype html><html lang=en>{head}{title}<style>{STYLE.read_text()}</style><main>{body}</main></html>"
     root, key = split_url(dest)
     open_storage(root).put(key, page.encode())
 

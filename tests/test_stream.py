@@ -222,3 +222,13 @@ def test_uneven_ranks_are_refused(cache: tuple[Storage, Manifest]) -> None:
         stream_of(cache, world=3)
     with pytest.raises(ConfigError):
         stream_of(cache, start_n=4)
+
+
+def test_a_cache_on_s3_streams_alike(s3: str, cache: tuple[Storage, Manifest]) -> None:
+    manifest = make_cache(f"{s3}/some/cache", SIZES)
+    assert manifest == cache[1]
+    with stream_of(cache) as local, stream_of((open_storage(f"{s3}/some/cache"), manifest), workers=3) as remote:
+        for _ in range(10):
+            expected, batch = next(local), next(remote)
+            assert batch.keys == expected.keys
+            assert (batch.tensors["moments"] == expected.tensors["moments"]).all()

@@ -241,13 +241,14 @@ def load_manifest(storage: Storage) -> Manifest:
         raise DatasetError(f"{storage.url}/{MANIFEST} cannot be read: {error}") from None
 
 
-def commit_manifest(storage: Storage, manifest: Manifest) -> None:
-    """Publishes the manifest, if there is none or an identical one. Raises DestinationExists otherwise."""
+def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
+    """Publishes the manifest; False when an identical one is there already. Raises DestinationExists for another."""
     data = manifest_bytes(manifest)
     if storage.put_if_absent(MANIFEST, data):
-        return
+        return True
     if storage.get(MANIFEST) != data:
         raise DestinationExists(f"{storage.url} holds a finished cache with another {MANIFEST}: choose another dest")
+    return False
 
 
 def require_match(wanted: Contract, found: Contract, what: str, names: tuple[str, ...] = ENCODER_FACTS) -> None:
