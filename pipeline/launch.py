@@ -1,0 +1,199 @@
+"""Ranks of one job on this machine: started together, signalled together, ended together.
+
+A verb that wants several processes calls `run_ranks`, which starts this module once per rank with the resolved
+configuration; inside, the environment says which rank it is, as under torchrun, srun or accelerate.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pipeline import cli
+from pipeline.config import CONFIGS
+from pipeline.configload import from_dict, to_dict
+from pipeline.errors import Interrupted
+
+GRACE_SECONDS = 10.0
+"""What the other ranks get to end by themselves when one has failed."""
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PR_SET_PDEATHSIG = 1
+
+
+def in_world() -> bool:
+    """Whether a launcher has already placed this process as one rank of several."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+def run_ranks(verb: str, config: Any, processes: int, threads: int) -> int:
+    """Run a verb's main(config) as `processes` ranks of this machine; the job's exit status."""
+    return run_local("pipeline.launch", [verb, json.dumps(to_dict(config))], processes, threads)
+
+
+def run_local(module: str, argv: Sequence[str], processes: int, threads: int = 0) -> int:
+    """Run `python -m module argv` as `processes` ranks and wait for them all.
+
+    threads: CPU threads per rank, 0 = this machine's cores / ranks. SIGTERM, SIGUSR1 and SIGINT are passed on; a second
+    SIGINT kills. When a rank fails the others are ended. Returns the first failure's status (1 for a rank that a signal
+    killed, 128 + the signal where that was passed on from here), else 75 if a rank was interrupted, else 0.
+    """
+    command = [sys.executable, "-m", module, *argv]
+    port = _free_port()
+    received: list[int] = []
+    ranks: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        again = number == signal.SIGINT and number in received
+        received.append(number)
+        _signal_all(ranks, signal.SIGKILL if again else number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        for rank in range(processes):
+            environment = os.environ | rank_environment(rank, processes, port, threads)
+            ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0))
+        return _wait(ranks, received)
+    finally:
+        _signal_all(ranks, signal.SIGKILL)
+        for process in ranks:
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_command(command: Sequence[str]) -> int:
+    """Run a command of ours that shares this terminal, and return its exit status (128 + the signal that ended it).
+
+    Ctrl-C reaches it as it reaches this process, and is left to it: it may have a checkpoint to write. Other signals
+    are passed on.
+    """
+    children: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        if number != signal.SIGINT:
+            for child in children:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+        status = children[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+def rank_environment(rank: int, world: int, port: int, threads: int) -> dict[str, str]:
+    """What torch.distributed and OpenMP read."""
+    per_rank = threads_per_rank(threads, world)
+    environment = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(per_rank),
+    }
+    if per_rank * world > cores():
+        # OpenMP's threads spin while they wait. With more of them than cores that cost 40 times a step's own time.
+        environment["OMP_WAIT_POLICY"] = "passive"
+    return environment
+
+
+def threads_per_rank(threads: int, ranks: int) -> int:
+    """`threads`, or for 0 this machine's cores shared among its ranks."""
+    return threads or max(1, cores() // ranks)
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity, and its container's quota."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return allowed
+    return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]], received: list[int]) -> int:
+    """Wait for every rank; on the first failure end the others. Returns the job's exit status."""
+    failure: int | None = None
+    deadline = float("inf")
+    statuses: dict[int, int] = {}
+    while len(statuses) < len(ranks):
+        for rank, process in enumerate(ranks):
+            status = process.poll()
+            if rank in statuses or status is None:
+                continue
+            statuses[rank] = status
+            if status in (0, Interrupted.exit_code) or failure is not None:
+                continue
+            failure = _exit_status(rank, status, received)
+            deadline = time.monotonic() + GRACE_SECONDS
+            _signal_all(ranks, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            _signal_all(ranks, signal.SIGKILL)
+        time.sleep(0.02)
+    if failure is not None:
+        return failure
+    return Interrupted.exit_code if Interrupted.exit_code in statuses.values() else 0
+
+
+def _exit_status(rank: int, status: int, received: list[int]) -> int:
+    """A failed rank's status as the job's, with a line when a signal killed it."""
+    if status > 0:
+        return status
+    if -status in received:
+        return 128 - status
+    hint = "; out of memory?" if -status == signal.SIGKILL else ""
+    print(f"latentmill: rank {rank} was killed by {signal.Signals(-status).name}{hint}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _signal_all(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
+    """Signal every rank that still runs, and what it started."""
+    for process in ranks:
+        if process.poll() is None:
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                pass
+
+
+def _free_port() -> int:
+    """A TCP port on the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this rank when its launcher is gone, however it went: nothing outlives its job."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """One rank: `python -m pipeline.launch VERB CONFIG_AS_JSON`."""
+    die_with_parent()
+    verb, text = arguments
+    module, _ = cli.VERBS[verb]
+    return cli.guarded(
+        verb, lambda: importlib.import_module(module).main(from_dict(CONFIGS[verb], json.loads(text))) or 0
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

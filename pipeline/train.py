@@ -1,0 +1,220 @@
+"""latentmill train: read the configuration, build the run's parts, and train to the last sample.
+
+Run again with the same configuration it goes on from the newest commit, on any number of ranks and any ZeRO stage, and
+at the end says so. Ctrl-C, SIGTERM and SIGUSR1 commit first and exit 75.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import TrainConfig
+from pipeline.configload import to_dict, to_yaml
+from pipeline.errors import ContractMismatch, LatentmillError, ShardCorrupt
+from pipeline.launch import in_world, run_ranks
+from pipeline.storage import Storage, open_storage
+from pipeline.training.rundir import config_digest, is_finished, last_sample, require_resumable, require_same_dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.data.manifest import Manifest
+    from pipeline.tracking import Tracker
+    from pipeline.training.distributed import World
+    from pipeline.training.trainer import Evaluate
+
+
+def main(config: TrainConfig) -> int:
+    """The verb. Returns the exit status; raises LatentmillError."""
+    if not in_world():
+        run = open_storage(config.run)
+        require_resumable(config, run)
+        if is_finished(config, run):
+            print(f"{config.run} is finished: it has seen all {last_sample(config)} samples; a larger samples= goes on")
+            return 0
+        if config.launch.processes > 1:
+            return run_ranks("train", config, config.launch.processes, config.launch.threads)
+
+    from pipeline.training import distributed
+
+    world = distributed.start(config.device, config.launch.threads, group=config.deepspeed.engine == "deepspeed")
+    failure: LatentmillError | None = None
+    try:
+        train(config, world)
+    except LatentmillError as error:
+        if not distributed.is_shared(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the engine
+        failure = error
+    distributed.stop(world)
+    if failure is None:
+        return 0
+    if world.rank == 0:
+        raise failure
+    return failure.exit_code  # rank 0 says it for all
+
+
+def train(config: TrainConfig, world: World) -> None:
+    """Build everything and train, as one rank of the world."""
+    import torch
+
+    from pipeline.data.manifest import load_manifest
+    from pipeline.data.order import Order
+    from pipeline.data.stream import Stream
+    from pipeline.models.conditioning import Denoiser, make_task
+    from pipeline.tracking import Tracker
+    from pipeline.training.engine import make_engine
+    from pipeline.training.trainer import Identity, Latents, Trainer
+
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+    run, cache = open_storage(config.run), open_storage(config.data.train)
+    manifest = load_manifest(cache)
+    validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
+    contract = manifest.contract
+    empty = empty_caption(cache, manifest)
+    task = make_task(config.task, contract.latent_shape, empty)
+    check_against_contract(config, manifest, validation, task.members)
+    manifests = {"train": manifest.digest} | ({"val": validation.digest} if validation else {})
+    order = Order([shard.samples for shard in manifest.shards], config.seed, config.optim.batch, config.data.tail)
+    stream_from = partial(
+        Stream,
+        cache,
+        manifest,
+        order,
+        rank=world.rank,
+        world=world.size,
+        batch=config.optim.batch,
+        members=("moments", *task.members),
+        memory_bytes=int(config.data.memory_gb * 1e9),
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+    )
+    failure = None
+    try:
+        if world.rank == 0:
+            require_resumable(config, run)
+            require_same_dataset(config, run, manifest.digest)
+            describe_run(config, run, manifest, manifests)
+    except LatentmillError as error:
+        failure = error
+    world.raise_together(failure)
+
+    denoiser = Denoiser(config.model, task)
+    denoiser.reset_parameters(config.seed)
+    engine = make_engine(denoiser, config, world)
+    settings = to_dict(config)
+    with (
+        tempfile.TemporaryDirectory(prefix="latentmill-") as folder,
+        Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
+    ):
+        trainer = Trainer(
+            config,
+            world=world,
+            engine=engine,
+            latents=Latents(contract.latent_shape, contract.scale, contract.shift),
+            run=run,
+            folder=Path(folder),
+            tracker=tracker,
+            identity=Identity(config_digest(config), manifests),
+            stream_from=lambda n: stream_from(start_n=n),
+            evaluate=evaluation(config, run, world, manifest, empty, tracker) if validation else None,
+        )
+        try:
+            trainer.run()
+        finally:
+            engine.destroy()
+
+
+def check_against_contract(
+    config: TrainConfig, manifest: Manifest, validation: Manifest | None, members: tuple[str, ...]
+) -> None:
+    """Raises ContractMismatch when the caches do not fit the model, the task or each other."""
+    from pipeline.data.manifest import require_match
+
+    contract, cache = manifest.contract, f"data.train={config.data.train}"
+    channels = contract.latent_shape[0]
+    if (config.model.in_channels, config.model.out_channels) != (channels, channels):
+        raise ContractMismatch(
+            f"{cache} holds latents of {channels} channels, but model.in_channels={config.model.in_channels} and "
+            f"model.out_channels={config.model.out_channels}; set both to {channels}, or encode anew"
+        )
+    if missing := sorted(set(members) - {member.name for member in contract.members}):
+        raise ContractMismatch(
+            f"{cache} lacks {', '.join(missing)}, which task={config.task.name} reads; encode it with those conditions"
+        )
+    if "text" in members and config.model.context_width != contract.text.width:
+        raise ContractMismatch(
+            f"{cache} holds text states of width {contract.text.width}, but model.context_width="
+            f"{config.model.context_width}; set it to {contract.text.width}, or encode with another text tower"
+        )
+    if validation is not None:
+        require_match(contract, validation.contract, f"data.val={config.data.val}")
+
+
+def empty_caption(cache: Storage, manifest: Manifest) -> Tensor:
+    """The cache's encoded empty caption (L, D) float32, its hash checked."""
+    import numpy as np
+    import torch
+
+    from pipeline.data.manifest import UNCOND
+
+    data = cache.get(UNCOND)
+    if hashlib.sha256(data).hexdigest() != manifest.uncond_sha256:
+        raise ShardCorrupt(f"{cache.locate(UNCOND)} is not what the manifest promises; restore it or encode again")
+    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
+
+
+def describe_run(config: TrainConfig, run: Storage, manifest: Manifest, manifests: Mapping[str, str]) -> None:
+    """Write config.yaml and run.json. Rank 0 only."""
+    import dataclasses
+    from importlib.metadata import version
+
+    facts = {
+        "manifests": dict(manifests),
+        "dataset_samples": manifest.samples,
+        "contract": dataclasses.asdict(manifest.contract),
+        "versions": {name: version(name) for name in ("torch", "deepspeed")} | {"python": sys.version.split()[0]},
+    }
+    run.put("config.yaml", to_yaml(config).encode())
+    run.put("run.json", json.dumps(facts, indent=1, sort_keys=True).encode())
+
+
+def evaluation(
+    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor, tracker: Tracker
+) -> Evaluate:
+    """The function that samples and measures weights at n for the captions of data.val, and shows the picture."""
+    from pipeline.evaluation.evaluate import in_training
+
+    measure = in_training(config, run, world, manifest, empty)
+
+    def evaluate(weights: dict[str, Tensor], n: int) -> Mapping[str, Any]:
+        metrics = measure(weights, n)
+        failure = None
+        try:
+            if world.rank == 0:
+                tracker.image(n, "samples", run.get(f"evals/{n:012d}/grid.png"))
+        except LatentmillError as error:
+            failure = error
+        world.raise_together(failure)
+        return metrics
+
+    return evaluate
+
+
+if __name__ == "__main__":
+    from pipeline import cli
+
+    raise SystemExit(cli.main(["train", *sys.argv[1:]]))

@@ -1,0 +1,442 @@
+"""The engine: forward, backward, gradient reduction and the optimizer step, partitioned over ranks by DeepSpeed ZeRO.
+
+The only importer of deepspeed. Two engines behind one interface: DeepSpeedEngine (ZeRO stages 0 to 3) and TorchEngine
+(plain PyTorch on one process, the oracle that every stage is compared with). What differs between the stages is where
+a rank's share of the fp32 master weights, their gradients and Adam's moments lie; each _Placement knows that for one of
+them, and everything else here is common. The shares are disjoint and cover all parameters, in every stage.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.config import OptimConfig, TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.training.distributed import World
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's first and second moments, by torch.optim's names
+BUCKET = 50_000_000  # elements reduced or gathered at once (200 MB)
+
+Read = Callable[[str, str, int, int], Tensor]
+"""(kind, parameter, start, stop) -> flat fp32 values; kind is "weights" or one of MOMENTS."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of one parameter's elements, in the order of its flattened values.
+
+    name: the parameter. offset: of the first element. view: (length,) fp32, a view of where the values live.
+    """
+
+    name: str
+    offset: int
+    view: Tensor
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a run of one parameter's elements lies: `length` elements from `start` in `base`, which Adam steps."""
+
+    name: str
+    offset: int
+    base: Tensor
+    start: int
+    length: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The run within a tensor laid out as base is."""
+        return tensor.detach().view(-1).narrow(0, self.start, self.length)
+
+
+class Engine(ABC):
+    """Trains one module. module: with its parameters as they are between steps. micro_batches: backward calls per step.
+
+    A step is: for each micro-batch, `backward(loss of engine(...))`; then `grad_norm()`, the same on all ranks and not
+    finite when any rank's share of the gradient is not; then, if the caller so decides, `step(lr, norm)`.
+    """
+
+    def __init__(self, module: nn.Module, optim: OptimConfig, world: World, micro_batches: int) -> None:
+        self.module = module
+        self.world = world
+        self.micro_batches = micro_batches
+        self.clip = optim.clip
+        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        self._placement: _Placement
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward pass."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a micro-batch's mean loss (scalar); reduced over ranks by the last of them."""
+
+    @abstractmethod
+    def _step(self) -> None: ...
+
+    def grad_norm(self) -> float:
+        """L2 norm of the global batch's gradient, the same on all ranks: each measures its share; one all-reduce."""
+        grads = self._placement.own_gradients()
+        square = torch.stack(torch._foreach_norm(grads)).double().square().sum().item() if grads else 0.0
+        total = self.world.sum([square])[0]
+        return math.sqrt(total) if math.isfinite(total) else math.nan
+
+    def step(self, lr: float, norm: float) -> None:
+        """Clip by the global norm, and step Adam with this learning rate."""
+        if 0 < self.clip < norm:
+            torch._foreach_mul_(self._placement.gradients(), self.clip / norm)
+        for group in self._placement.optimizer.param_groups:
+            group["lr"] = lr
+        self._step()
+
+    def owned(self) -> list[Fragment]:
+        """This rank's share of the fp32 master weights."""
+        return [Fragment(slot.name, slot.offset, slot.of(slot.base)) for slot in self._placement.owned]
+
+    def moments(self) -> dict[str, list[Fragment]]:
+        """This rank's share of Adam's moments, by kind."""
+        state = self._placement.optimizer.state
+        return {
+            kind: [Fragment(s.name, s.offset, s.of(state[s.base][kind])) for s in self._placement.owned]
+            for kind in MOMENTS
+        }
+
+    @torch.no_grad()
+    def load(self, read: Read, steps: int) -> None:
+        """Take weights and moments from `read`, and the number of optimizer steps behind them. Collective."""
+        state = self._placement.optimizer.state
+        for kind in ("weights", *MOMENTS):
+            for slot in self._placement.held:
+                target = slot.base if kind == "weights" else state[slot.base][kind]
+                slot.of(target).copy_(read(kind, slot.name, slot.offset, slot.offset + slot.length))
+        for base in self._placement.bases():
+            state[base]["step"].fill_(float(steps))
+        self._placement.refresh()
+
+    def gather(self, fragments: Iterable[Fragment]) -> dict[str, Tensor]:
+        """Whole fp32 tensors by parameter name, on every rank, from every rank's fragments. Collective."""
+        sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
+        flat = torch.zeros(sum(sizes.values()), device=self.world.device)
+        full = dict(zip(sizes, flat.split(list(sizes.values())), strict=True))
+        for fragment in fragments:
+            full[fragment.name][fragment.offset : fragment.offset + len(fragment.view)] = fragment.view
+        if self.world.size > 1:
+            for part in flat.split(BUCKET):
+                dist.all_reduce(part)  # one rank's value and zeros: exact
+        return {name: values.view(self.shapes[name]) for name, values in full.items()}
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """All fp32 master weights, on every rank. Collective."""
+        return self.gather(self.owned())
+
+    @abstractmethod
+    def destroy(self) -> None:
+        """Give everything back; the engine cannot be used after. Before the process group ends."""
+
+
+def make_engine(module: nn.Module, config: TrainConfig, world: World) -> Engine:
+    """The engine that the configuration names, around a module with fp32 parameters that are equal on all ranks."""
+    return ENGINES[config.deepspeed.engine](module, config, world)
+
+
+def pick_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The dtype of forward and backward passes: torch.float32 or torch.bfloat16. Master weights are always fp32."""
+    able = config.deepspeed.engine == "torch" or config.deepspeed.stage >= 1
+    if config.precision == "auto":
+        return torch.bfloat16 if able and device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if config.precision == "fp32":
+        return torch.float32
+    if not able:
+        raise ConfigError(
+            "precision=bf16 needs deepspeed.stage >= 1, which keeps fp32 master weights; or set precision=fp32"
+        )
+    return torch.bfloat16
+
+
+def split_batch(config: OptimConfig, ranks: int) -> tuple[int, int]:
+    """(samples per micro-batch, micro-batches per step) of each rank. ConfigError when the batch does not divide."""
+    if config.batch % ranks:
+        raise ConfigError(f"optim.batch={config.batch} does not divide by {ranks} ranks")
+    share = config.batch // ranks
+    micro = config.micro_batch or share
+    if share % micro:
+        raise ConfigError(
+            f"optim.micro_batch={micro} does not divide the {share} samples that each of {ranks} ranks takes"
+        )
+    return micro, share // micro
+
+
+def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with decoupled weight decay on matrices and kernels only (Loshchilov & Hutter 2019)."""
+    parameters = list(module.parameters())
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Where each stage keeps things
+
+
+class _Placement(ABC):
+    """owned: the slots that this rank alone answers for. held: all whose values it keeps, to be filled on load."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, owned: list[_Slot], held: list[_Slot] | None = None) -> None:
+        self.optimizer = optimizer
+        self.owned = owned
+        self.held = owned if held is None else held
+        for base in self.bases():  # as AdamW would at its first step; made now so that views of them can be taken
+            step = torch.zeros((), dtype=torch.float32, device=base.device)
+            self.optimizer.state[base] = {"step": step, **{kind: torch.zeros_like(base) for kind in MOMENTS}}
+
+    @abstractmethod
+    def bases(self) -> list[Tensor]:
+        """The tensors that the optimizer steps on this rank."""
+
+    @abstractmethod
+    def gradients(self) -> list[Tensor]:
+        """What the coming step takes as gradient on this rank; clipping scales it in place."""
+
+    def own_gradients(self) -> list[Tensor]:
+        """The gradient of the owned slots alone (with padding, which is zero)."""
+        return self.gradients()
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Bring what the forward pass uses up to date with the master weights. Collective."""
+
+
+class _Whole(_Placement):
+    """Plain PyTorch and stage 0: every rank holds all, and answers for an equal run of all elements in a row."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, module: nn.Module, world: World) -> None:
+        self._parameters = dict(module.named_parameters())
+        super().__init__(optimizer, self._deal(world.rank, world.size), self._deal(0, 1))
+
+    def _deal(self, rank: int, size: int) -> list[_Slot]:
+        total = sum(p.numel() for p in self._parameters.values())
+        first, last = total * rank // size, total * (rank + 1) // size
+        slots, seen = [], 0
+        for name, p in self._parameters.items():
+            start, stop = max(first - seen, 0), min(last - seen, p.numel())
+            if start < stop:
+                slots.append(_Slot(name, start, p, start, stop - start))
+            seen += p.numel()
+        return slots
+
+    def bases(self) -> list[Tensor]:
+        return list(self._parameters.values())
+
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters.values() if p.grad is not None]
+
+    def own_gradients(self) -> list[Tensor]:
+        return [
+            slot.base.grad.detach().reshape(-1).narrow(0, slot.start, slot.length)
+            for slot in self.owned
+            if slot.base.grad is not None
+        ]
+
+    def refresh(self) -> None:
+        """The forward pass uses the master weights themselves."""
+
+
+class _Flat(_Placement):
+    """Stages 1 and 2: one flat fp32 partition per parameter group, which DeepSpeed maps to parameters."""
+
+    def __init__(self, zero: Any, module: nn.Module, offload: bool) -> None:
+        self._zero, self._offload = zero, offload
+        self._bf16_stage1 = hasattr(zero, "fp32_groups_flat_partition")  # an optimizer class of its own in DeepSpeed
+        self._bases = zero.fp32_groups_flat_partition if self._bf16_stage1 else zero.single_partition_of_fp32_groups
+        owned = []
+        for name, p in module.named_parameters():
+            if (mapping := getattr(p, "_hp_mapping", None)) is not None:
+                low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
+                owned.append(_Slot(name, low.start, self._bases[mapping.param_group_index], high.start, high.numel))
+        super().__init__(zero.optimizer, owned)
+
+    def bases(self) -> list[Tensor]:
+        return self._bases
+
+    def gradients(self) -> list[Tensor]:
+        if self._bf16_stage1:
+            return self._zero.fp32_groups_gradient_flat_partition
+        if self._offload:
+            return [base.grad for base in self._bases if base.grad is not None]
+        return [grad for grads in self._zero.averaged_gradients.values() for grad in grads]
+
+    def refresh(self) -> None:
+        self._zero.update_lp_params()
+
+
+class _Sharded(_Placement):
+    """Stage 3: every parameter is cut evenly over the ranks; a rank's pieces lie in a row in flat fp32 sub-groups."""
+
+    def __init__(
+        self, zero: Any, module: nn.Module, shapes: dict[str, tuple[int, ...]], rank: int, offload: bool
+    ) -> None:
+        self._zero, self._offload = zero, offload
+        owned = []
+        for name, p in module.named_parameters():
+            group, start, piece = zero.grad_position[zero.get_param_id(p)]
+            offset = rank * piece
+            if (length := min(piece, math.prod(shapes[name]) - offset)) > 0:
+                owned.append(_Slot(name, offset, zero.fp32_partitioned_groups_flat[group], start, length))
+        super().__init__(zero.optimizer, owned)
+
+    def bases(self) -> list[Tensor]:
+        return self._zero.fp32_partitioned_groups_flat
+
+    def gradients(self) -> list[Tensor]:
+        if self._offload:
+            return [base.grad for base in self.bases() if base.grad is not None]
+        return [grad for grads in self._zero.averaged_gradients.values() for grad in grads]
+
+    def refresh(self) -> None:
+        self._zero._partition_all_parameters()
+        for group in range(len(self.bases())):
+            self._zero._reassign_or_swap_out_partitioned_parameters(group)
+        if persistent := self._zero.persistent_parameters:  # small ones, which every rank keeps whole
+            persistent[0].all_gather(persistent)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Engines
+
+
+class TorchEngine(Engine):
+    """Plain PyTorch on one process; precision=bf16 is autocast around fp32 parameters."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig, world: World) -> None:
+        if world.size > 1:
+            raise ConfigError(
+                "deepspeed.engine=torch trains on one process; set launch.processes=1 or engine=deepspeed"
+            )
+        super().__init__(module.to(world.device), config.optim, world, split_batch(config.optim, 1)[1])
+        self._autocast = pick_precision(config, world.device) == torch.bfloat16
+        self._optimizer = adamw(self.module, config.optim)
+        self._placement = _Whole(self._optimizer, self.module, world)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._autocast):
+            return self.module(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.micro_batches).backward()
+
+    def _step(self) -> None:
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def destroy(self) -> None:
+        del self._optimizer, self._placement, self.module
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed ZeRO. Gradients accumulate and are reduced in fp32; Adam is PyTorch's, so nothing is compiled."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig, world: World) -> None:
+        stage, offload = config.deepspeed.stage, config.deepspeed.offload
+        if offload and stage == 0:
+            raise ConfigError("deepspeed.offload=true needs deepspeed.stage >= 1")
+        micro, micro_batches = split_batch(config.optim, world.size)
+        super().__init__(module, config.optim, world, micro_batches)
+        bf16 = pick_precision(config, world.device) == torch.bfloat16
+        exact = {name: p.detach().clone() for name, p in module.named_parameters()} if bf16 else {}
+        settings = deepspeed_settings(config, micro, micro_batches, bf16, world.device.type)
+        self._engine = _initialize(module, adamw(module, config.optim), settings, world.device.type)
+        self.module = self._engine.module
+        zero = self._engine.optimizer
+        if stage == 0:
+            self._placement = _Whole(self._engine.basic_optimizer, self.module, world)
+        elif stage == 3:
+            self._placement = _Sharded(zero, self.module, self.shapes, world.rank, offload)
+        else:
+            self._placement = _Flat(zero, self.module, offload)
+        if bf16:  # DeepSpeed makes the master weights from parameters that it has already rounded
+            with torch.no_grad():
+                for slot in self._placement.held:
+                    values = exact[slot.name].reshape(-1)[slot.offset : slot.offset + slot.length]
+                    slot.of(slot.base).copy_(values)
+            self._placement.refresh()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # moves DeepSpeed's count of micro-batches on; no optimizer step
+
+    def _step(self) -> None:
+        self._engine.step()
+
+    def destroy(self) -> None:
+        self._engine.destroy()
+        del self._engine, self._placement, self.module
+
+
+def deepspeed_settings(config: TrainConfig, micro: int, micro_batches: int, bf16: bool, device: str) -> dict[str, Any]:
+    """DeepSpeed's own configuration. Clipping and the gradient's norm are the Engine's, not DeepSpeed's."""
+    stage = config.deepspeed.stage
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": device == "cuda",  # on a CPU, communication takes the cores that backward computes on
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+    }
+    if stage in (1, 2) and not config.deepspeed.offload and not (bf16 and stage == 1):
+        zero["compute_grad_norm"] = False
+    if config.deepspeed.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": None,
+    }
+
+
+def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any], device: str) -> Any:
+    """DeepSpeed's engine, quietly and without compiling anything."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # of DeepSpeed's calls
+    if device == "cpu":
+        # DeepSpeed asks this table which C++ operators can be built here, and builds shm_comm when it is among them.
+        # gloo does without, and a machine without a compiler can train.
+        deepspeed.ops.__compatible_ops__ = dict.fromkeys(ALL_OPS, False)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    return engine
+
+
+ENGINES: dict[str, Callable[[nn.Module, TrainConfig, World], Engine]] = {
+    "deepspeed": DeepSpeedEngine,
+    "torch": TorchEngine,
+}

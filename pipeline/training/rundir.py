@@ -1,0 +1,174 @@
+"""The run directory: where things lie in it, and whether a configuration may go on with the run that is there.
+
+    config.yaml  run.json  metrics.jsonl  ledger/  checkpoints/{n:012d}/  evals/{n:012d}/  report.html
+
+Imports no torch, so that a verb can look at a run before it starts ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import TrainConfig
+from pipeline.configload import from_dict, to_dict
+from pipeline.errors import NotFound, RunError
+from pipeline.storage import Storage, open_storage
+
+CHECKPOINTS = "checkpoints/"
+COMMIT = "commit.json"
+
+MAY_CHANGE = (
+    "run",
+    "samples",
+    "resume",
+    "device",
+    "data.train",  # where it is; its manifest must be the same
+    "data.val",
+    "data.memory_gb",
+    "data.workers",
+    "data.prefetch",
+    "optim.micro_batch",
+    "model.name",
+    "model.checkpointing",
+    "checkpoint",
+    "eval",
+    "tracking",
+    "launch",
+    "deepspeed",
+)
+"""Keys of the configuration, or groups of them, that may change at a resume. Whatever else differs is another run."""
+
+
+def checkpoint_folder(n: int) -> str:
+    """Where the checkpoint at n samples lies, with a slash at its end."""
+    return f"{CHECKPOINTS}{n:012d}/"
+
+
+def committed(run: Storage) -> list[int]:
+    """n of every committed checkpoint, the newest first."""
+    keys = [info.key for info in run.list(CHECKPOINTS)]
+    return sorted((int(key.split("/")[1]) for key in keys if key.endswith("/" + COMMIT)), reverse=True)
+
+
+def evaluated(run: Storage, n: int) -> bool:
+    """Whether the evaluation that belongs to training at n samples is done."""
+    return run.exists(f"evals/{n:012d}/metrics.json")
+
+
+def last_sample(config: TrainConfig) -> int:
+    """n at the end of the run: `samples` rounded up to whole global batches."""
+    return -(-config.samples // config.optim.batch) * config.optim.batch
+
+
+def is_finished(config: TrainConfig, run: Storage) -> bool:
+    """Whether the run's last sample is committed and, where there are evaluations, evaluated."""
+    end = last_sample(config)
+    return end in committed(run)[:1] and (not config.data.val or evaluated(run, end))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# May this configuration go on with that run?
+
+
+def require_resumable(config: TrainConfig, run: Storage) -> None:
+    """Hold the run directory against config.resume and the configuration it was begun with. Raises RunError."""
+    commits = committed(run)
+    if config.resume == "must" and not commits:
+        raise RunError(f"{config.run} has no checkpoint to resume from; resume=auto begins it")
+    if config.resume == "never" and commits:
+        raise RunError(f"{config.run} has a checkpoint at {commits[0]} samples; resume=auto goes on")
+    if not commits:
+        return
+    if changed := differences(_stored_config(run), to_dict(config)):
+        raise RunError(
+            f"{config.run} was begun with another configuration: {'; '.join(changed)}; restore it, or another run="
+        )
+    if commits[0] > last_sample(config):
+        raise RunError(f"{config.run} has seen {commits[0]} samples already, more than samples={config.samples}")
+
+
+def require_same_dataset(config: TrainConfig, run: Storage, digest: str) -> None:
+    """Raises RunError when the run was trained on a dataset whose manifest has another digest."""
+    if committed(run):
+        before = json.loads(run.get("run.json"))["manifests"]["train"]
+        if before != digest:
+            raise RunError(
+                f"{config.run} was trained on a dataset whose manifest is {before[:12]}, but that of data.train="
+                f"{config.data.train} is {digest[:12]}; restore that dataset, or choose another run="
+            )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """One line per key that differs and may not: "optim.lr was 0.001 and is 0.0001"."""
+    lines = []
+    for key in sorted({*old, *new}):
+        where, before, now = f"{path}{key}", old.get(key), new.get(key)
+        if where in MAY_CHANGE:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            lines += differences(before, now, f"{where}.")
+        elif before != now:
+            lines.append(f"{where} was {before} and is {now}")
+    return lines
+
+
+def config_digest(config: TrainConfig) -> str:
+    """SHA-256 of everything in the configuration that may not change within a run."""
+
+    def fixed(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+        return {
+            key: fixed(value, f"{path}{key}.") if isinstance(value, Mapping) else value
+            for key, value in tree.items()
+            if f"{path}{key}" not in MAY_CHANGE
+        }
+
+    return hashlib.sha256(json.dumps(fixed(to_dict(config)), sort_keys=True).encode()).hexdigest()
+
+
+def _stored_config(run: Storage) -> dict[str, Any]:
+    import yaml
+
+    try:
+        return yaml.safe_load(run.get("config.yaml"))
+    except NotFound as error:
+        raise RunError(f"{run.url} has checkpoints but no config.yaml; restore it, or choose another run=") from error
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# For those who only read a run: eval, sample, export, report
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run directory. facts: run.json, written when the run began (manifest digests, contract, versions)."""
+
+    storage: Storage
+    config: TrainConfig
+    facts: dict[str, Any]
+
+    @property
+    def manifests(self) -> dict[str, str]:
+        """Digest of each dataset's manifest, by role: "train", and "val" when there is one."""
+        return dict(self.facts["manifests"])
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """The training cache's contract, as its manifest has it."""
+        return dict(self.facts["contract"])
+
+
+def load_run(url: str) -> RunInfo:
+    """What the run at this folder or URL is. Raises RunError when there is none."""
+    storage = open_storage(url)
+    try:
+        facts = json.loads(storage.get("run.json"))
+        config = from_dict(TrainConfig, _stored_config(storage))
+    except NotFound as error:
+        raise RunError(
+            f"{url} is not a run directory ({error}); give the folder that `latentmill train run=` wrote"
+        ) from error
+    return RunInfo(storage, config, facts)

@@ -1,0 +1,342 @@
+"""The training loop, from top to bottom. One step trains on one global batch, and n counts the samples seen.
+
+What a step does depends on (seed, n) and on the weights alone: which records, which posterior samples, noises,
+timesteps and dropped captions, which learning rate and EMA decay. Decisions are taken by all ranks together, at step
+boundaries: a rank that cannot read its data, a gradient that is not finite, or a signal stops all of them alike.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import TrainConfig
+from pipeline.data.stream import Batch, Stream
+from pipeline.diffusion.objective import Objective, Randomness, training_randomness
+from pipeline.errors import Interrupted, LatentmillError, NonFinite, RunError
+from pipeline.models.autoencoder import sample_posterior
+from pipeline.progress import Progress
+from pipeline.storage import Storage
+from pipeline.tracking import Tracker
+from pipeline.training import checkpoint
+from pipeline.training.distributed import World, shared
+from pipeline.training.ema import Ema
+from pipeline.training.engine import Engine, Fragment
+from pipeline.training.rundir import evaluated, last_sample
+from pipeline.training.state import Ledger, due, learning_rate, noise_digest, truncate_ledgers
+from pipeline.training.watchdog import Watchdog
+
+LOG_STEPS = 20  # optimizer steps between rows of metrics, unless the configuration says otherwise
+WATCHDOG_SECONDS = 900  # without a finished step
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+NAMED = 8  # samples named in an error, at most
+
+Evaluate = Callable[[dict[str, Tensor], int], Mapping[str, Any] | None]
+"""(full EMA weights by parameter name, n) -> metrics to log; called on every rank."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint is stamped with, to be refused when another run would read it."""
+
+    config: str
+    """Digest of the configuration."""
+    manifests: dict[str, str]
+    """Digest of each dataset's manifest, by role."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What the cache's contract says of a latent."""
+
+    shape: tuple[int, int, int]
+    """(C, h, w)."""
+    scale: float
+    shift: float
+
+
+class Trainer:
+    """Trains one run to its last sample, from wherever it is.
+
+    stream_from: the rank's batches from sample number n on. evaluate: None for none. folder: local folder for files
+    that grow, when the run directory is not local.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        world: World,
+        engine: Engine,
+        latents: Latents,
+        run: Storage,
+        folder: Path,
+        tracker: Tracker,
+        identity: Identity,
+        stream_from: Callable[[int], Stream],
+        evaluate: Evaluate | None = None,
+    ) -> None:
+        self.config, self.world, self.engine, self.latents = config, world, engine, latents
+        self.run_storage, self.tracker, self.identity = run, tracker, identity
+        self.stream_from, self.evaluate = stream_from, evaluate
+        self.objective = Objective(config.diffusion, world.device)
+        self.ledger = Ledger(run, folder, world.rank, world.size)
+        self.batch = config.optim.batch
+        self.end = last_sample(config)
+        self.ema = Ema(config.ema, [fragment.view for fragment in engine.owned()])
+        self.watchdog = Watchdog(WATCHDOG_SECONDS)
+        self.meter = Meter(world)
+        self.n = 0
+        self.saved = -1
+        self.stopped_by: int | None = None
+
+    def run(self) -> None:
+        """Train until the run's last sample. Raises Interrupted, after a commit, when a signal asked to stop."""
+        with self._signals():
+            self.resume()
+            self._evaluate_if_due()
+            if self.n < self.end:
+                self._train()
+
+    def resume(self) -> None:
+        """Take up the newest good checkpoint, if there is one. Collective."""
+        commit = checkpoint.newest_good(self.run_storage, self.world)
+        if commit is not None:
+            if commit.manifests["train"] != self.identity.manifests["train"]:
+                raise shared(RunError(f"{self.run_storage.url} was trained on another dataset; choose another run="))
+            read = checkpoint.Reader(self.run_storage, commit)
+            self.engine.load(read, commit.steps)
+            for fragment in self._ema_fragments():
+                stop = fragment.offset + len(fragment.view)
+                fragment.view.copy_(read("ema", fragment.name, fragment.offset, stop))
+            self.n = self.saved = commit.n
+        failure = None
+        try:
+            if self.world.rank == 0:
+                truncate_ledgers(self.run_storage, self.n)
+        except LatentmillError as error:
+            failure = error
+        self.world.raise_together(failure)
+        self.ledger.start(self.n)
+        self.tracker.start(self.n, world=self.world.size, engine=self._engine_name())
+
+    def _train(self) -> None:
+        with (
+            self.stream_from(self.n) as stream,
+            Progress(self.end, "train", start=self.n, enabled=self.world.rank == 0) as progress,
+        ):
+            while self.n < self.end:
+                self.watchdog.beat(self.n)
+                batch = self._next_batch(stream)
+                self._step(batch)
+                progress.update(self.batch, **self.meter.notes)
+                if due(self.n, self.config.checkpoint.every, self.batch) or self.n == self.end:
+                    self.save()
+                self._evaluate_if_due()
+        self.watchdog.stop()
+
+    def _next_batch(self, stream: Stream) -> Batch:
+        """This rank's next batch, when every rank has one and none was asked to stop."""
+        batch, failure = None, None
+        try:
+            batch = next(stream)
+        except LatentmillError as error:
+            failure = error
+        stops, failures = self.world.sum([self.stopped_by is not None, failure is not None])
+        if failures:
+            self.world.raise_together(failure)
+        if stops:
+            self._stop()
+        assert batch is not None
+        assert batch.n == self.n, "the stream is at another sample than the loop"
+        return batch
+
+    def _step(self, batch: Batch) -> None:
+        """One optimizer step on one global batch."""
+        began = time.perf_counter()
+        device, config = self.world.device, self.config
+        numbers = batch.numbers.to(device)
+        draws = training_randomness(config.seed, numbers, self.latents.shape, config.diffusion, config.task.drop)
+        tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        latents = sample_posterior(tensors.pop("moments"), draws.posterior, self.latents.scale, self.latents.shift)
+
+        losses = []
+        for rows in self._micro_batches(len(numbers)):
+            inputs = {name: tensor[rows] for name, tensor in tensors.items()}
+            losses.append(self._losses(latents[rows], draws, rows, inputs))
+            self.engine.backward(losses[-1].mean())
+        loss_B = torch.cat([loss.detach() for loss in losses])
+
+        norm = self.engine.grad_norm()
+        if not math.isfinite(norm):
+            self._refuse(batch, latents, loss_B)
+        lr = learning_rate(self.n, self.end, config.optim)
+        self.engine.step(lr, norm)
+        self.n += self.batch
+        self.ema.update(self.n, self.batch)
+        self.ledger.add(
+            batch.numbers, batch.keys, noise_digest(numbers, [draws.posterior, draws.noise, draws.timestep, draws.drop])
+        )
+        self.meter.add(loss_B, self.batch, time.perf_counter() - began + batch.wait_s, batch.wait_s)
+        if due(self.n, config.tracking.every or LOG_STEPS * self.batch, self.batch) or self.n == self.end:
+            self.tracker.log(self.n, self.meter.flush() | {"lr": lr, "grad_norm": norm})
+
+    def _losses(self, latents: Tensor, draws: Randomness, rows: slice, inputs: dict[str, Tensor]) -> Tensor:
+        """Each sample's loss (b,) for some rows of the batch."""
+        return self.objective.loss(
+            lambda x, t: self.engine(x, t, inputs, draws.drop[rows]), latents, draws.noise[rows], draws.timestep[rows]
+        )
+
+    def _micro_batches(self, rows: int) -> Iterator[slice]:
+        size = rows // self.engine.micro_batches
+        return (slice(start, start + size) for start in range(0, rows, size))
+
+    def _refuse(self, batch: Batch, latents: Tensor, loss_B: Tensor) -> None:
+        """All ranks stop before the optimizer; the error names the samples."""
+        kinds = (("latent", latents.flatten(1).isfinite().all(dim=1)), ("loss", loss_B.isfinite()))
+        mine = [
+            f"sample {number} (record {key}, rank {self.world.rank}): {what} is not finite"
+            for what, fine in kinds
+            for number, key, ok in zip(batch.numbers.tolist(), batch.keys, fine.tolist(), strict=True)
+            if not ok
+        ]
+        found = [line for lines in self.world.gather(mine) for line in lines]
+        last = f"last commit at {self.saved} samples" if self.saved >= 0 else "nothing committed yet"
+        where = "; ".join(found[:NAMED]) or "every latent and loss is finite, so the backward pass overflowed"
+        raise shared(
+            NonFinite(
+                f"the gradient of samples {self.n} to {self.n + self.batch - 1} is not finite: {where}. "
+                f"The optimizer has not stepped ({last}); check the cache (latentmill verify), or lower optim.lr"
+            )
+        )
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Commits, evaluations, signals
+
+    def save(self) -> None:
+        """Commit the state at n, with the ledger and the metrics up to it. Collective."""
+        with self.watchdog.paused():
+            self._together(lambda: self.ledger.commit(self.n))
+            checkpoint.save(
+                self.run_storage,
+                self.world,
+                {"weights": self.engine.owned(), **self.engine.moments(), "ema": self._ema_fragments()},
+                n=self.n,
+                steps=self.n // self.batch,
+                stage=self._engine_name(),
+                config=self.identity.config,
+                manifests=self.identity.manifests,
+                shapes=self.engine.shapes,
+            )
+            self.saved = self.n
+            self._together(self._after_commit)
+
+    def _after_commit(self) -> None:
+        self.tracker.commit()
+        if self.world.rank == 0:
+            checkpoint.retain(self.run_storage, self.config.checkpoint.keep)
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate the EMA weights before, during and after training; never twice at one n, also over restarts."""
+        if self.evaluate is None:
+            return
+        if not (self.n in (0, self.end) or due(self.n, self.config.eval.every, self.batch)):
+            return
+        if self.world.first(evaluated(self.run_storage, self.n)):
+            return
+        if self.n > 0 and self.saved != self.n:
+            self.save()  # an evaluation is long, and may be killed
+        with self.watchdog.paused():
+            metrics = self.evaluate(self.engine.gather(self._ema_fragments()), self.n)
+        if metrics:
+            self.tracker.log(self.n, metrics, kind="eval")
+
+    def _ema_fragments(self) -> list[Fragment]:
+        return [Fragment(f.name, f.offset, a) for f, a in zip(self.engine.owned(), self.ema.averages, strict=True)]
+
+    def _engine_name(self) -> str:
+        settings = self.config.deepspeed
+        return f"zero{settings.stage}" if settings.engine == "deepspeed" else settings.engine
+
+    def _together(self, action: Callable[[], None]) -> None:
+        """Every rank acts, or every rank raises."""
+        failure = None
+        try:
+            action()
+        except LatentmillError as error:
+            failure = error
+        self.world.raise_together(failure)
+
+    def _stop(self) -> None:
+        """Commit and leave: some rank was asked to."""
+        numbers = [number for number in self.world.gather(self.stopped_by) if number is not None]
+        if self.saved != self.n and self.n > 0:
+            self.save()
+        raise shared(
+            Interrupted(
+                f"stopped by {signal.Signals(numbers[0]).name} with {self.n} of {self.end} samples committed; "
+                "the same command goes on from there"
+            )
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM, SIGUSR1 and Ctrl-C ask for a commit and an end at the next step; a second Ctrl-C ends at once."""
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and self.stopped_by is not None:
+                raise KeyboardInterrupt
+            self.stopped_by = number
+
+        before = {number: signal.signal(number, remember) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            self.watchdog.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Meter:
+    """Means over the steps since the last row of metrics."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.notes: dict[str, Any] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self._loss: Tensor | float = 0.0
+        self._steps, self._samples, self._seconds, self._wait = 0, 0, 0.0, 0.0
+
+    def add(self, loss_B: Tensor, samples: int, seconds: float, wait: float) -> None:
+        """One step: this rank's losses (b,), the global batch's size, and this rank's time, in all and on data."""
+        self._loss = self._loss + loss_B.double().mean()  # stays on the device until flush
+        self._steps += 1
+        self._samples += samples
+        self._seconds += seconds
+        self._wait += wait
+
+    def flush(self) -> dict[str, float]:
+        """The means over ranks and steps, as the metrics' names. Collective."""
+        sums = self._world.sum([float(self._loss), self._seconds, self._wait])
+        loss, seconds, wait = (total / self._world.size / self._steps for total in sums)
+        row = {
+            "loss": loss,
+            "images_per_s": self._samples / self._steps / seconds,
+            "step_s": seconds,
+            "data_wait_s": wait,
+        }
+        self.notes = {"loss": loss}
+        self._reset()
+        return row

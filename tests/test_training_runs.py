@@ -1,0 +1,181 @@
+"""Whole runs on one and two ranks through the real launcher, DeepSpeed, checkpoints and ledger (tests/training_job.py).
+
+Processes are started three times for the module; every test looks at what they left.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.launch import run_local
+from pipeline.storage import open_storage
+from pipeline.training.checkpoint import Reader, load_weights, read_commit
+from pipeline.training.rundir import committed
+from pipeline.training.state import read_ledger, totals
+
+BATCH = 16
+ZERO = [f"zero{stage}" for stage in range(4)]
+pytestmark = pytest.mark.timeout(900)  # ten processes import torch and deepspeed, perhaps on a busy machine
+ENGINES = [(1, name) for name in ZERO] + [(2, name) for name in [*ZERO, "offload1", "offload2", "offload3"]]
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What all the processes left. They run without a compiler and with an empty folder for compiled extensions."""
+    where = tmp_path_factory.mktemp("runs")
+    (where / "extensions").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(where / "extensions"))
+        for compiler in ("CC", "CXX"):
+            patch.setenv(compiler, "false")
+        for ranks, scenarios in (
+            (2, "engines bf16 faults damaged straight moves"),
+            (1, "engines straight moves"),
+            (2, "moves"),
+        ):
+            status = run_local("training_job", [str(where), *scenarios.split()], ranks, 1)
+            assert status == 0, f"{scenarios} on {ranks} ranks ended with status {status}"
+    return where
+
+
+def rows(run):
+    """Rows of training metrics by n, one per step."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["n"]: row for row in found if row["kind"] == "train"}
+
+
+def furthest(mine, other, key="loss"):
+    assert mine.keys() == other.keys()
+    return max(abs(mine[n][key] - other[n][key]) for n in mine)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Engines
+
+
+@pytest.mark.parametrize(("world", "name"), ENGINES)
+def test_every_zero_stage_trains_like_plain_pytorch_for_30_steps(folder, world, name):
+    oracle, mine = rows(folder / "engines1" / "torch"), rows(folder / f"engines{world}" / name)
+    assert len(oracle) == 30
+    assert oracle[30 * BATCH]["loss"] < 0.6 * oracle[BATCH]["loss"]
+    assert max(row["grad_norm"] for row in oracle.values()) > 0.5, "clipping was not tried"
+    assert furthest(mine, oracle) < 1e-6
+    assert furthest(mine, oracle, "grad_norm") < 2e-6
+    assert all(mine[n]["lr"] == oracle[n]["lr"] for n in mine)
+    whole, expected = (
+        torch.load(d / "weights.pt") for d in (folder / f"engines{world}" / name, folder / "engines1/torch")
+    )
+    assert all(torch.allclose(whole[key], expected[key], rtol=0, atol=2e-5) for key in expected)
+
+
+@pytest.mark.parametrize(("world", "name"), ENGINES)
+def test_ranks_shares_are_disjoint_and_cover_every_parameter(folder, world, name):
+    base = folder / f"engines{world}" / name
+    shapes = {key: value.numel() for key, value in torch.load(base / "weights.pt").items()}
+    shares = [json.loads((base / f"shares{rank}.json").read_text()) for rank in range(world)]
+    for kind in ("weights", "exp_avg", "exp_avg_sq"):
+        held = sorted((key, offset, length) for one in shares for key, offset, length in one[kind])
+        reached = dict.fromkeys(shapes, 0)
+        for key, offset, length in held:
+            assert offset == reached[key]
+            reached[key] += length
+        assert reached == shapes
+    sizes = [sum(length for _, _, length in one["weights"]) for one in shares]
+    assert max(sizes) < 1.1 * sum(shapes.values()) / world
+
+
+@pytest.mark.parametrize(("world", "name"), ENGINES)
+def test_partitioned_ema_and_weights_in_checkpoints_are_the_oracles(folder, world, name):
+    for which in ("ema", "raw"):
+        _, mine = load_weights(open_storage(str(folder / f"engines{world}" / name)), 0, which)
+        _, expected = load_weights(open_storage(str(folder / "engines1" / "torch")), 0, which)
+        assert all(torch.allclose(mine[key], expected[key], rtol=0, atol=2e-5) for key in expected)
+    _, ema = load_weights(open_storage(str(folder / "engines1" / "torch")), 0, "ema")
+    assert any((expected[key] - ema[key]).abs().max() > 1e-3 for key in expected)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_follows_fp32_within_its_precision(folder, stage):
+    fp32 = rows(folder / "straight2")
+    mine = rows(folder / "bf162" / f"zero{stage}")
+    assert len(mine) == 20
+    assert 1e-6 < furthest(mine, {n: fp32[n] for n in mine}) < 5e-3
+
+
+def test_nothing_is_compiled(folder):
+    assert list((folder / "extensions").rglob("*")) == []
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Resuming
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(folder, world):
+    whole, halves = (open_storage(str(folder / f"{name}{world}")) for name in ("straight", "halves"))
+    assert committed(whole)[0] == committed(halves)[0] == 40 * BATCH
+    hashes = [[entry["sha256"] for entry in read_commit(run, 40 * BATCH).files] for run in (whole, halves)]
+    assert hashes[0] == hashes[1]
+    assert len(hashes[0]) == world
+    assert Reader(whole, read_commit(whole, 40 * BATCH)).kinds() == {"weights", "exp_avg", "exp_avg_sq", "ema"}
+    assert totals(read_ledger(whole)) == totals(read_ledger(halves))
+    assert furthest(rows(folder / f"straight{world}"), rows(folder / f"halves{world}")) == 0
+
+
+def test_another_world_size_sees_the_same_samples_with_the_same_noise(folder):
+    one, two = (totals(read_ledger(open_storage(str(folder / f"straight{world}")))) for world in (1, 2))
+    assert one == two
+    assert one[0] == 40 * BATCH
+    assert furthest(rows(folder / "straight1"), rows(folder / "straight2")) < 1e-6
+
+
+def test_a_run_that_moves_from_2_to_1_to_2_ranks_and_over_stages_goes_on_as_if_nothing_had_happened(folder):
+    lines = read_ledger(open_storage(str(folder / "moved")))
+    assert [(line.first, line.world) for line in lines if line.rank == 0] == [(0, 2), (160, 1), (320, 2)]
+    straight = rows(folder / "straight2")
+    assert furthest(rows(folder / "moved"), {n: straight[n] for n in straight if n <= 30 * BATCH}) < 1e-6
+    undisturbed = read_ledger(open_storage(str(folder / "straight2")))
+    assert totals(lines) == totals(line for line in undisturbed if line.last <= 30 * BATCH)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Faults
+
+
+def test_nan_on_one_rank_stops_all_before_the_optimizer_and_names_the_sample(folder):
+    for rank in range(2):
+        kind, message, n = json.loads((folder / "faults2" / "nan" / f"outcome{rank}.json").read_text())
+        assert kind == "NonFinite"
+        assert "sample 95 (record 000095, rank 1): latent is not finite" in message
+        assert n == 5 * BATCH
+    assert max(rows(folder / "faults2" / "nan")) == 5 * BATCH
+
+
+def test_a_shard_that_is_damaged_for_one_rank_stops_all_with_its_error(folder):
+    outcomes = [json.loads((folder / "faults2" / "shard" / f"outcome{rank}.json").read_text()) for rank in range(2)]
+    assert [kind for kind, _, _ in outcomes] == ["ShardCorrupt"] * 2
+    assert [n for _, _, n in outcomes] == [3 * BATCH] * 2
+    assert outcomes[0][1] == "rank 1: 000007.tar is not what the manifest promises"
+
+
+def test_all_ranks_go_on_from_the_checkpoint_before_a_damaged_one(folder):
+    lines = read_ledger(open_storage(str(folder / "damaged2")))
+    assert sorted({(line.first, line.last) for line in lines}) == [(0, 160), (160, 320), (320, 480)]
+    started = [json.loads(line) for line in (folder / "damaged2" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["n"] for row in started if row["kind"] == "start"] == [0, 160]
+    straight = rows(folder / "straight2")
+    assert furthest(rows(folder / "damaged2"), {n: straight[n] for n in straight if n <= 30 * BATCH}) == 0
+
+
+def test_sigterm_to_one_rank_commits_at_a_step_boundary_and_all_say_so(folder):
+    for rank in range(2):
+        kind, message, n = json.loads((folder / "faults2" / "term" / f"outcome{rank}.json").read_text())
+        assert kind == "Interrupted"
+        assert "SIGTERM" in message
+        assert n == 7 * BATCH
+    assert committed(open_storage(str(folder / "faults2" / "term")))[0] == 7 * BATCH

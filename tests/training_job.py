@@ -1,0 +1,246 @@
+"""What tests of training run as ranks: `python -m tests.training_job SCENARIO FOLDER`, started by pipeline.launch.
+
+A small denoiser and a stream made of arithmetic stand in for the UNet and a cache; engine, trainer, checkpoints and
+launcher are the real ones. Results go to FOLDER as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import philox
+from pipeline.config import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    EmaConfig,
+    OptimConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from pipeline.data.stream import Batch
+from pipeline.errors import ShardCorrupt
+from pipeline.storage import Storage, open_storage
+from pipeline.tracking import Tracker
+from pipeline.training import distributed
+from pipeline.training.distributed import World
+from pipeline.training.engine import Engine, make_engine
+from pipeline.training.rundir import checkpoint_folder, committed, config_digest
+from pipeline.training.trainer import Identity, Latents, Trainer
+
+SHAPE = (4, 4, 4)
+BATCH = 16
+RECORDS = 100
+OPTIM = OptimConfig(lr=2e-3, warmup=64, batch=BATCH, clip=0.5, weight_decay=0.1)
+
+
+class TinyDenoiser(nn.Module):
+    """Convolutions, a bias-free matrix and a norm: parameters of several ranks and odd sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.enter = nn.Conv2d(4, 13, 3, padding=1)
+            self.norm = nn.GroupNorm(1, 13)
+            self.text = nn.Linear(8, 13, bias=False)
+            self.leave = nn.Conv2d(13, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor], drop_B: Tensor) -> Tensor:
+        dtype = self.enter.weight.dtype
+        text = inputs["text"].to(dtype).mean(1) * ~drop_B[:, None]
+        h = (
+            self.norm(self.enter(x.to(dtype)))
+            + self.text(text)[:, :, None, None]
+            + (t / 1000).to(dtype).view(-1, 1, 1, 1)
+        )
+        return self.leave(nn.functional.silu(h))
+
+
+class ArithmeticStream:
+    """Batches as pipeline.data.stream gives them, made from sample numbers.
+
+    bad: a sample whose latent is NaN. stop_at, lost_at: n at which the last rank gets SIGTERM, or a damaged shard.
+    """
+
+    def __init__(
+        self, world: World, batch: int, start_n: int, bad: int = -1, stop_at: int = -1, lost_at: int = -1
+    ) -> None:
+        self.world, self.batch, self.n = world, batch, start_n
+        self.bad, self.stop_at, self.lost_at = bad, stop_at, lost_at
+
+    def __enter__(self) -> ArithmeticStream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.world.rank == self.world.size - 1:
+            if self.n == self.stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.n == self.lost_at:
+                raise ShardCorrupt("000007.tar is not what the manifest promises")
+        share = self.batch // self.world.size
+        numbers = torch.arange(share) + self.n + self.world.rank * share
+        moments = philox.normal(7, 0, numbers % RECORDS, (8, 4, 4)).half()
+        moments[numbers == self.bad] = torch.nan
+        text = philox.normal(7, 1, numbers % RECORDS, (3, 8)).half()
+        keys = [f"{number % RECORDS:06d}" for number in numbers.tolist()]
+        batch = Batch(self.n, numbers, {"moments": moments, "text": text}, keys, [""] * share)
+        self.n += self.batch
+        return batch
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    base = TrainConfig(
+        run="unused",
+        samples=20 * BATCH,
+        seed=3,
+        optim=OPTIM,
+        ema=EmaConfig(half_life=100.0),
+        deepspeed=DeepSpeedConfig(stage=2),
+        checkpoint=CheckpointConfig(every=10 * BATCH, keep=2),
+        tracking=TrackingConfig(wandb="off", every=BATCH),
+        device="cpu",
+    )
+    return replace(base, **changes)
+
+
+def build(config: TrainConfig, world: World, run: Storage, **trouble: int) -> tuple[Engine, Trainer]:
+    engine = make_engine(TinyDenoiser(), config, world)
+    trainer = Trainer(
+        config,
+        world=world,
+        engine=engine,
+        latents=Latents(SHAPE, 0.5, 0.1),
+        run=run,
+        folder=Path(run.url),
+        tracker=Tracker(run, config.tracking, enabled=world.rank == 0),
+        identity=Identity(config_digest(config), {"train": "0" * 64}),
+        stream_from=lambda n: ArithmeticStream(world, config.optim.batch, n, **trouble),  # type: ignore[arg-type,return-value]
+    )
+    return engine, trainer
+
+
+def train(config: TrainConfig, world: World, folder: Path) -> None:
+    """One process's life of a run: resume if there is something, train to config.samples."""
+    engine, trainer = build(config, world, open_storage(str(folder)))
+    try:
+        trainer.run()
+        trainer.tracker.close()
+    finally:
+        engine.destroy()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Scenarios
+
+
+def engines(world: World, folder: Path) -> None:
+    """Every stage (and the oracle, in a world of one) trains 30 steps; losses, norms, weights and shares are kept."""
+    kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in range(4)]
+    if world.size == 1:
+        kinds.insert(0, ("torch", {"engine": "torch"}))
+    else:
+        kinds += [(f"offload{stage}", {"stage": stage, "offload": True}) for stage in (1, 2, 3)]
+    for name, settings in kinds:
+        config = config_of(
+            samples=30 * BATCH,
+            deepspeed=DeepSpeedConfig(**settings),
+            optim=replace(OPTIM, micro_batch=0 if name == "torch" else 4),
+            checkpoint=CheckpointConfig(every=0),
+        )
+        engine, trainer = build(config, world, open_storage(str(folder / name)))
+        trainer.run()
+        trainer.tracker.close()
+        shares = {kind: [[f.name, f.offset, len(f.view)] for f in many] for kind, many in engine.moments().items()}
+        shares["weights"] = [[f.name, f.offset, len(f.view)] for f in engine.owned()]
+        whole = {name: tensor.clone() for name, tensor in engine.full_weights().items()}
+        (folder / name / f"shares{world.rank}.json").write_text(json.dumps(shares))
+        if world.rank == 0:
+            torch.save(whole, folder / name / "weights.pt")
+        engine.destroy()
+        del engine, trainer
+
+
+def bf16(world: World, folder: Path) -> None:
+    """bf16 in stages 1 to 3."""
+    for stage in (1, 2, 3):
+        config = config_of(
+            precision="bf16", deepspeed=DeepSpeedConfig(stage=stage), checkpoint=CheckpointConfig(every=0)
+        )
+        train(config, world, folder / f"zero{stage}")
+
+
+def straight(world: World, folder: Path) -> None:
+    """40 steps at once, and 20 + 20 with a new trainer in between: stage 2, this world."""
+    train(config_of(samples=40 * BATCH), world, folder / f"straight{world.size}")
+    for samples in (20 * BATCH, 40 * BATCH):
+        train(config_of(samples=samples), world, folder / f"halves{world.size}")
+
+
+def moves(world: World, folder: Path) -> None:
+    """Go on with the run FOLDER/moved for 10 more steps in another stage, as the last process left it."""
+    run = folder / "moved"
+    done = (committed(open_storage(str(run))) or [0])[0]
+    stages: dict[int, Literal[0, 1, 2, 3]] = {0: 2, 10: 0, 20: 3}
+    train(config_of(samples=done + 10 * BATCH, deepspeed=DeepSpeedConfig(stage=stages[done // BATCH])), world, run)
+
+
+def faults(world: World, folder: Path) -> None:
+    """A NaN in one rank's latent, SIGTERM to one rank, a shard damaged for one rank: each ends all ranks alike."""
+    for name, trouble in (
+        ("nan", {"bad": 5 * BATCH + BATCH - 1}),
+        ("term", {"stop_at": 7 * BATCH}),
+        ("shard", {"lost_at": 3 * BATCH}),
+    ):
+        engine, trainer = build(config_of(), world, open_storage(str(folder / name)), **trouble)
+        try:
+            trainer.run()
+            outcome = ["finished", ""]
+        except Exception as error:
+            outcome = [type(error).__name__, str(error)]
+        finally:
+            trainer.tracker.close()
+            engine.destroy()
+        (folder / name / f"outcome{world.rank}.json").write_text(json.dumps([*outcome, trainer.n]))
+        del engine, trainer
+
+
+def damaged(world: World, folder: Path) -> None:
+    """The newest of two checkpoints is damaged; the run goes on from the one before."""
+    train(config_of(samples=20 * BATCH), world, folder)
+    if world.rank == 0:
+        path = folder / checkpoint_folder(20 * BATCH) / "rank00001.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    world.barrier()
+    train(config_of(samples=30 * BATCH), world, folder)
+
+
+def main(scenarios: list[str], folder: Path) -> int:
+    world = distributed.start("cpu", threads=1)
+    for scenario in scenarios:
+        where = folder if scenario in ("straight", "moves") else folder / f"{scenario}{world.size}"
+        where.mkdir(parents=True, exist_ok=True)
+        globals()[scenario](world, where)
+    distributed.stop(world)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[2:], Path(sys.argv[1])))
