@@ -1,0 +1,1 @@
+"""The pages people look at: self-contained HTML, drawn without a network."""

@@ -1,0 +1,205 @@
+"""Line charts as inline SVG: no script, no network; colours come from the page's CSS (light and dark).
+
+A chart is drawn in units of 1/1 pixel at its natural width and scales with the page. Hovering a point shows its values
+(SVG titles); the same numbers are in the page's tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 480, 260
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 40  # margins for labels
+MOST_POINTS = 240  # more are averaged in bins before drawing
+SERIES_COLOURS = 6  # classes s0 to s5 of the stylesheet, reused beyond
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve. colour: index of its CSS class. smooth: drawn pale, under a running mean. dots: one per point."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+    smooth: bool = False
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Level:
+    """A dashed horizontal line: a target, or the floor of a metric."""
+
+    label: str
+    y: float
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str = "samples seen",
+    y_label: str = "",
+    log_y: bool = False,
+    y_range: tuple[float, float] | None = None,
+    levels: Sequence[Level] = (),
+) -> str:
+    """A figure element with the chart and its legend, or "" when there is nothing finite to draw.
+
+    log_y: logarithmic axis; values that are not positive are left out. y_range: fixed limits, as (0, 1) for accuracies.
+    """
+    curves = [(one, _thin([p for p in one.points if _drawable(p, log_y)])) for one in series]
+    curves = [(one, points) for one, points in curves if points]
+    if not curves:
+        return ""
+    levels = [level for level in levels if _drawable((0.0, level.y), log_y)]
+    xs = [x for one, _ in curves for x, y in one.points if _drawable((x, y), log_y)]
+    ys = [y for _, points in curves for _, y in points] + [level.y for level in levels]
+    x_axis = _Axis.around(0.0 if min(xs) >= 0 else min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    low, high = y_range or _padded(min(ys), max(ys), log_y)
+    y_axis = _Axis.around(low, high, HEIGHT - BOTTOM, TOP, log_y)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts += [_y_tick(value, y_axis) for value in y_axis.ticks(5)]
+    parts += [_x_tick(value, x_axis) for value in x_axis.ticks(6)]
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    parts += [_level(level, y_axis) for level in levels]
+    parts += [_curve(one, points, x_axis, y_axis, x_label) for one, points in curves]
+    parts.append("</svg>")
+    legend = _legend([one for one, _ in curves]) if len(curves) > 1 else ""
+    unit = f' <span class="unit">{escape(y_label)}</span>' if y_label else ""
+    return f"<figure><figcaption>{escape(title)}{unit}</figcaption>{''.join(parts)}{legend}</figure>"
+
+
+def short(value: float) -> str:
+    """A number in few characters: 12.3k, 0.0041, 3e-06."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "–"
+    magnitude = abs(value)
+    for bound, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if magnitude >= bound:
+            return f"{value / bound:.4g}{suffix}"
+    return f"{value:.3g}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Axis:
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    @classmethod
+    def around(cls, low: float, high: float, start: float, end: float, log: bool = False) -> _Axis:
+        return cls(low, high if high > low else low + (abs(low) or 1.0), start, end, log)
+
+    def at(self, value: float) -> float:
+        """Pixel of a value."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        share = ((math.log(value) if self.log else value) - low) / (high - low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def ticks(self, count: int) -> list[float]:
+        """About `count` round numbers inside the axis: 1, 2 or 5 times a power of ten."""
+        if self.log:
+            decades = math.log10(self.high / self.low)
+            digits = (1, 2, 3, 5) if decades < 1.3 else (1, 2, 5) if decades < 2.2 else (1,)
+            exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            marks = [digit * 10.0**exponent for exponent in exponents for digit in digits]
+            inside = [mark for mark in marks if self.low <= mark <= self.high]
+            if len(inside) >= 2:
+                return inside
+        rough = (self.high - self.low) / count
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+        first = math.ceil(self.low / step - 1e-9)
+        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def _drawable(point: tuple[float, float], log_y: bool) -> bool:
+    x, y = point
+    return math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)
+
+
+def _padded(low: float, high: float, log: bool) -> tuple[float, float]:
+    """Limits with some air around the values."""
+    if log:
+        factor = max((high / low) ** 0.06, 1.02)
+        return low / factor, high * factor
+    air = (high - low) * 0.06 or abs(high) * 0.06 or 1.0
+    return (0.0 if 0 <= low < 0.5 * high else low - air), high + air
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS points, in order of x: means over bins of equally many."""
+    ordered = sorted(points)
+    size = -(-len(ordered) // MOST_POINTS)
+    if size <= 1:
+        return ordered
+    bins = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    return [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in bins]
+
+
+def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """A centred running mean over about a twentieth of the curve, narrower at its ends."""
+    reach = max(len(points) // 40, 1)
+    smooth = []
+    for i, (x, _) in enumerate(points):
+        side = min(reach, i, len(points) - 1 - i)
+        window = points[i - side : i + side + 1]
+        smooth.append((x, sum(y for _, y in window) / len(window)))
+    return smooth
+
+
+def _curve(one: Series, points: Sequence[tuple[float, float]], x_axis: _Axis, y_axis: _Axis, x_label: str) -> str:
+    colour = f"s{one.colour % SERIES_COLOURS}"
+    parts = []
+    if one.smooth and len(points) > 20:
+        parts.append(f'<path class="line raw {colour}" d="{_path(points, x_axis, y_axis)}"/>')
+        points = _smoothed(points)
+    parts.append(f'<path class="line {colour}" d="{_path(points, x_axis, y_axis)}"/>')
+    for x, y in points:
+        dot = f'<circle class="dot {colour}" r="3"' if one.dots or len(points) == 1 else '<circle class="hit" r="7"'
+        title = f"{one.label}: {short(y)} at {short(x)} {x_label}"
+        parts.append(f'{dot} cx="{x_axis.at(x)}" cy="{y_axis.at(y)}"><title>{escape(title)}</title></circle>')
+    return "".join(parts)
+
+
+def _path(points: Sequence[tuple[float, float]], x_axis: _Axis, y_axis: _Axis) -> str:
+    return "M" + "L".join(f"{x_axis.at(x)} {y_axis.at(y)}" for x, y in points)
+
+
+def _y_tick(value: float, axis: _Axis) -> str:
+    y = axis.at(value)
+    return (
+        f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+        f'<text class="tick" x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{short(value)}</text>'
+    )
+
+
+def _x_tick(value: float, axis: _Axis) -> str:
+    x, y = axis.at(value), HEIGHT - BOTTOM
+    return f'<text class="tick" x="{x}" y="{y + 17}" text-anchor="middle">{short(value)}</text>'
+
+
+def _level(level: Level, axis: _Axis) -> str:
+    y = axis.at(level.y)
+    text = f"{escape(level.label)} {short(level.y)}"
+    return (
+        f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+        f'<text class="level" x="{WIDTH - RIGHT}" y="{y - 5}" text-anchor="end">{text}</text>'
+    )
+
+
+def _legend(series: Sequence[Series]) -> str:
+    items = (
+        f'<li><span class="swatch s{one.colour % SERIES_COLOURS}"></span>{escape(one.label)}</li>' for one in series
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>'

@@ -1,0 +1,82 @@
+"""Pictures made of many samples: plain tiles, and rows of samples with their caption beneath."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GAP = 2  # pixels between tiles
+MARGIN = 12  # pixels around a captioned grid and between its rows
+LINE = 20  # pixels of height per caption line
+FONT_SIZE = 14
+MOST_LINES = 3  # of a caption
+SMALLEST_TILE = 128  # captioned tiles are enlarged by a whole factor to at least this many pixels
+PAPER, INK, FAINT = (250, 250, 248), (36, 41, 47), (226, 226, 222)
+
+
+def tile(images: np.ndarray, columns: int) -> Image.Image:
+    """Images (N, H, W, 3) uint8 in reading order, `columns` to a row, GAP pixels apart."""
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), FAINT)
+    for i, image in enumerate(images):
+        sheet.paste(Image.fromarray(image), ((i % columns) * (width + GAP), (i // columns) * (height + GAP)))
+    return sheet
+
+
+def captioned(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """Samples (R, K, H, W, 3) uint8, K for each of R captions: a row per caption, which stands beneath it.
+
+    Any text may be a caption: characters that the font lacks are drawn as its blank box, and long captions are wrapped
+    and then cut.
+    """
+    count, per_row, height, width, _ = images.shape
+    assert count == len(captions), f"{count} rows of images for {len(captions)} captions"
+    factor = max(-(-SMALLEST_TILE // width), 1)
+    height, width = height * factor, width * factor
+    inner = max(per_row * (width + GAP) - GAP, 2 * SMALLEST_TILE)
+    font = ImageFont.load_default(FONT_SIZE)
+    texts = [_wrapped(caption, font, inner) for caption in captions]
+    row_heights = [height + GAP + LINE * len(lines) + MARGIN for lines in texts]
+    sheet = Image.new("RGB", (inner + 2 * MARGIN, sum(row_heights) + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = MARGIN
+    for row, lines, row_height in zip(images, texts, row_heights, strict=True):
+        for k, image in enumerate(row):
+            picture = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (MARGIN + k * (width + GAP), top))
+        for i, line in enumerate(lines):
+            draw.text((MARGIN, top + height + GAP + i * LINE), line, fill=INK, font=font)
+        top += row_height
+    return sheet
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Lines of at most `width` pixels, broken at blanks where there are any, else anywhere; MOST_LINES at most."""
+    lines, line = list[str](), ""
+    for word in "".join(c if c.isprintable() else " " for c in text).split():
+        while word and len(lines) <= MOST_LINES:
+            joined = f"{line} {word}".strip()
+            if font.getlength(joined[:width]) <= width and len(joined) <= width:  # no character is under a pixel wide
+                line, word = joined, ""
+            elif line:
+                lines.append(line)
+                line = ""
+            else:  # one word longer than a line
+                fits = 1
+                while fits < len(word) and font.getlength(word[: fits + 1]) <= width:
+                    fits += 1
+                lines.append(word[:fits])
+                word = word[fits:]
+    lines = [*lines, line] if line else lines
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][:-1] + "…"]

@@ -1,0 +1,140 @@
+"""What a run directory says about its run, read without the run's configuration or weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from pipeline.errors import NotFound, RunError
+from pipeline.storage import Storage, open_storage
+from pipeline.tracking import METRICS_KEY, parse_rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One folder of evals/.
+
+    n: samples seen by the weights. name: "" for evaluations inside training, else what `latentmill eval` called it.
+    metrics: of metrics.json. grid: PNG bytes, or empty; tiles: what grid.json says of it.
+    """
+
+    n: int
+    name: str
+    metrics: dict[str, Any]
+    card: dict[str, Any]
+    grid: bytes
+    tiles: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a report shows of one run.
+
+    rows: of metrics.jsonl in order of writing. evaluations: in order of n. steps: of steps.json, where `latentmill
+    demo` keeps heading, command and seconds of each of its steps; else empty.
+    """
+
+    url: str
+    name: str
+    rows: list[dict[str, Any]]
+    evaluations: list[Evaluation]
+    config: str
+    facts: dict[str, Any]
+    steps: list[dict[str, Any]]
+
+    def curve(self, metric: str, kind: str = "train") -> list[tuple[float, float]]:
+        """(samples seen, value) wherever rows of that kind have the metric as a number."""
+        return [
+            (float(row["n"]), float(row[metric]))
+            for row in self.rows
+            if row.get("kind") == kind and _is_number(row.get(metric))
+        ]
+
+    def evaluation_curve(self, metric: str) -> list[tuple[float, float]]:
+        """(samples seen, value) over the evaluations inside training."""
+        return [
+            (float(e.n), float(e.metrics[metric]))
+            for e in self.training_evaluations
+            if _is_number(e.metrics.get(metric))
+        ]
+
+    @property
+    def training_evaluations(self) -> list[Evaluation]:
+        return [evaluation for evaluation in self.evaluations if not evaluation.name]
+
+    @property
+    def last(self) -> Evaluation | None:
+        """The evaluation that a headline quotes: inside training, of the most samples."""
+        return max(self.training_evaluations, key=lambda e: e.n, default=None)
+
+    @property
+    def samples(self) -> int:
+        return max((row["n"] for row in self.rows), default=0)
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """Rows written when a process began or resumed the run."""
+        return [row for row in self.rows if row.get("kind") == "start"]
+
+    @property
+    def seconds(self) -> float:
+        """Time from row to row, without that between a process's last row and the next one's start."""
+        pairs = pairwise(self.rows)
+        return sum(row["time"] - before["time"] for before, row in pairs if row.get("kind") != "start")
+
+    @property
+    def restarts(self) -> int:
+        return max(len(self.starts) - 1, 0)
+
+
+def load(url: str) -> Run:
+    """Read a run directory, local or s3://. Raises RunError where there is none."""
+    storage = open_storage(url)
+    config, facts, metrics = (_get(storage, key) for key in ("config.yaml", "run.json", METRICS_KEY))
+    if not config and not metrics:
+        raise RunError(f"no run at {url}: it has neither config.yaml nor {METRICS_KEY}")
+    return Run(
+        url=url,
+        name=url.rstrip("/").rsplit("/", 1)[-1],
+        rows=parse_rows(metrics),
+        evaluations=sorted(_evaluations(storage), key=lambda e: (e.n, e.name)),
+        config=config.decode("utf-8", "replace"),
+        facts=json.loads(facts) if facts else {},
+        steps=json.loads(_get(storage, "steps.json") or b"[]"),
+    )
+
+
+def _evaluations(storage: Storage) -> Iterator[Evaluation]:
+    """Every folder of evals/ that has a whole metrics.json (it is written last)."""
+    keys = {info.key for info in storage.list("evals")}
+    for key in sorted(key for key in keys if key.endswith("/metrics.json")):
+        folder = key.rsplit("/", 1)[0]
+        number, _, name = folder.rsplit("/", 1)[-1].partition("-")
+        if not number.isdecimal():
+            continue
+        others = {
+            file: storage.get(f"{folder}/{file}") if f"{folder}/{file}" in keys else b""
+            for file in ("card.json", "grid.png", "grid.json")
+        }
+        yield Evaluation(
+            n=int(number),
+            name=name,
+            metrics=json.loads(storage.get(key)),
+            card=json.loads(others["card.json"] or b"{}"),
+            grid=others["grid.png"],
+            tiles=json.loads(others["grid.json"] or b"{}"),
+        )
+
+
+def _get(storage: Storage, key: str) -> bytes:
+    try:
+        return storage.get(key)
+    except NotFound:
+        return b""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,232 @@
+"""The run report: what is in it, that it needs nothing from outside, and that text from outside stays text."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ConfigError, RunError
+from pipeline.report import page
+from pipeline.report.charts import Level, Series, line_chart, short
+from pipeline.report.grid import GAP, captioned, png, tile
+from pipeline.report.run import load
+
+HOSTILE = '<script>alert("x")</script> a "red" circle & \'square\''
+CAPTIONS = ["a large red circle", HOSTILE, "красный круг слева", "一个大红圆", "دائرة حمراء كبيرة", "a 🔴 circle"]
+
+
+def fake_run(folder: Path, evaluations: int = 4, seed: int = 0, captions: list[str] = CAPTIONS) -> Path:
+    """A run directory as training leaves it, with made-up figures."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("run: runs/a\nmodel:\n  name: tiny\n")
+    (folder / "run.json").write_text(json.dumps({"manifest": "0123abcd", "contract": {"resolution": 64}}))
+    steps = [{"heading": "Train", "command": "latentmill train run=runs/a", "seconds": 300.2}]
+    (folder / "steps.json").write_text(json.dumps(steps))
+    samples, rows = 40_000, [{"n": 0, "time": 1000.0, "kind": "start", "world": 2, "host": "here"}]
+    for i in range(1, 101):
+        n = i * samples // 100
+        rows.append(
+            {
+                "n": n, "time": 1000.0 + i, "kind": "train", "loss": 0.05 + math.exp(-i / 12) * rng.uniform(0.7, 1.3),
+                "lr": 1e-3 * min(i / 10, 1), "grad_norm": rng.uniform(0.2, 1), "images_per_s": 400 + rng.normal() * 20,
+                "step_s": 0.16, "steps_s": list(0.16 + 0.02 * rng.random(6)), "data_wait_s": 0.004 * rng.random(),
+            }
+        )  # fmt: skip
+        if i == 60:
+            rows.append({"n": n, "time": 1000.0 + i, "kind": "start", "world": 2, "host": "here"})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for k in range(evaluations):
+        n = k * samples // max(evaluations - 1, 1)
+        share = k / max(evaluations - 1, 1)
+        place = folder / "evals" / f"{n:012d}"
+        place.mkdir(parents=True)
+        noise = rng.integers(0, 256, (len(captions), 64, 64, 3)) * (1 - share)
+        clean = np.stack([np.full((64, 64, 3), rng.integers(40, 250, 3)) for _ in captions]) * share
+        (place / "grid.png").write_bytes(png(tile((noise + clean).astype(np.uint8), 4)))
+        grid = {"captions": captions, "columns": 4, "width": 64, "height": 64, "gap": GAP}
+        (place / "grid.json").write_text(json.dumps(grid))
+        metrics = {
+            "n": n, "images": 512, "guidance": 3.0, "seconds": 21.0, "attribute_accuracy": 0.02 + 0.86 * share,
+            "attribute_accuracy_real": 0.998, "attribute_accuracy_reconstruction": 0.985, "clip_score": 11 + 20 * share,
+            "attribute_accuracy_by_objects": {"1": share, "2": 0.8 * share, "3": 0.5 * share}, "clip_score_real": 32.0,
+            "fid_democlip": 300 * math.exp(-4 * share), "fid_democlip_floor_real": 1.2,
+            "fid_democlip_floor_reconstruction": 3.1, "clip_score_reconstruction": 31.0,
+        }  # fmt: skip
+        (place / "metrics.json").write_text(json.dumps(metrics))
+        (place / "card.json").write_text(json.dumps({"line": f"fid_democlip of 512 images at {n}"}))
+    return folder
+
+
+class Strict(html.parser.HTMLParser):
+    """Collects tags and addresses, and checks that elements nest."""
+
+    VOID = frozenset(["meta", "br", "img", "link", "input"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+
+def parse(text: str) -> Strict:
+    parser = Strict()
+    parser.feed(text)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def test_report_of_one_run_shows_headline_samples_curves_and_configuration(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "a")
+    page.write([str(run)], str(run / "report.html"), {"attribute_accuracy": 0.75, "fid_ratio": 3.0})
+    html = (run / "report.html").read_text()
+    parsed = parse(html)
+    text = " ".join(parsed.text)
+    assert "0.880" in text and "target ≥ 0.75: reached" in text
+    assert "autoencoder floor 3.1: 1.77×" in text and "target ≤ 3× floor: reached" in text
+    assert "1 restart" in text and "name: tiny" in text and "0123abcd" in text
+    assert "fid_democlip of 512 images at 40000" in text
+    assert "latentmill train run=runs/a" in text and "5 min 00 s" in text
+    assert (
+        parsed.tags.count("svg") == 10
+    )  # accuracy, FID, CLIP, by objects; loss, norm, rate; throughput, steps, waiting
+    assert html.count("background-image:url(data:image/png;base64,") == 4  # each evaluation's sheet once
+
+
+def test_missed_target_is_called_missed(tmp_path: Path) -> None:
+    run = load(str(fake_run(tmp_path / "a")))
+    assert "target ≥ 0.95: not reached" in page.page([run], {"attribute_accuracy": 0.95})
+
+
+def test_report_is_self_contained(tmp_path: Path) -> None:
+    html = page.page([load(str(fake_run(tmp_path / "a")))], {})
+    parsed = parse(html)
+    assert parsed.addresses == [] and "script" not in parsed.tags and "link" not in parsed.tags
+    assert "http://" not in html and "https://" not in html and "@import" not in html
+
+
+def test_captions_of_any_script_are_text_and_never_markup(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "a")
+    html = page.page([load(str(run))], {})
+    assert "<script" not in html and "&lt;script&gt;" in html
+    text = " ".join(parse(html).text)
+    assert all(caption in text for caption in CAPTIONS)
+
+
+def test_several_runs_are_compared_in_one_table_and_drawn_together(tmp_path: Path) -> None:
+    runs = [str(fake_run(tmp_path / name, seed=i)) for i, name in enumerate("ab")]
+    dest = tmp_path / "both.html"
+    assert page.main([*runs, f"dest={dest}"]) == 0
+    text = " ".join(parse(dest.read_text()).text)
+    assert "Runs compared" in text and "loss, last tenth" in text
+    assert dest.read_text().count('<path class="line s1"') >= 4
+
+
+def test_run_without_evaluations_still_has_a_report(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "a", evaluations=0)
+    assert page.main([str(run)]) == 0
+    assert "Throughput" in (run / "report.html").read_text()
+
+
+def test_run_that_has_only_started_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert "seed: 0" in page.page([load(str(tmp_path))], {})
+
+
+def test_missing_run_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run at"):
+        load(str(tmp_path / "nothing"))
+
+
+def test_unknown_option_is_refused() -> None:
+    with pytest.raises(ConfigError, match="colour"):
+        page.main(["runs/a", "colour=red"])
+
+
+def test_unfinished_evaluation_and_cut_last_row_are_left_out(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "a")
+    (run / "evals" / f"{40_000:012d}" / "metrics.json").unlink()
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"n": 50000, "kind": "tr')
+    loaded = load(str(run))
+    assert loaded.last is not None and loaded.last.n == 26_666 and loaded.samples == 40_000
+
+
+def test_time_of_a_run_does_not_count_what_passed_before_a_restart(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    rows = [(0, 10.0, "start"), (64, 14.0, "train"), (64, 1000.0, "start"), (128, 1003.0, "train")]
+    lines = [json.dumps({"n": n, "time": time, "kind": kind}) + "\n" for n, time, kind in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    run = load(str(tmp_path))
+    assert run.seconds == 7.0 and run.restarts == 1
+
+
+def test_every_step_of_the_rows_has_its_time(tmp_path: Path) -> None:
+    run = load(str(fake_run(tmp_path / "a")))
+    times = page.step_times(run)
+    assert len(times) == 600 and times[-1][0] == 40_000 and all(0.16 <= t <= 0.18 for _, t in times)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_chart_leaves_out_what_an_axis_cannot_show() -> None:
+    chart = line_chart([Series("a", [(0, 1.0), (1, -1.0), (2, math.nan), (3, 10.0)], dots=True)], title="t", log_y=True)
+    assert chart.count("<circle") == 2 and "nan" not in chart
+    assert line_chart([Series("a", [(0, math.inf)])], title="t") == ""
+
+
+def test_chart_of_many_points_keeps_its_mean() -> None:
+    points = [(i, float(i % 2)) for i in range(10_000)]
+    chart = line_chart([Series("a", points)], title="t")
+    assert chart.count("<circle") <= 240 and ": 0.5 at" in chart
+
+
+def test_chart_of_one_value_has_a_range() -> None:
+    assert "NaN" not in line_chart([Series("a", [(5, 2.0)])], title="t", levels=[Level("floor", 2.0)])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (12_345, "12.35k"), (0.004123, "0.00412"), (2e6, "2M"), (3e-7, "3e-07"), (0.75, "0.75")],
+)
+def test_short_numbers(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+def test_tiles_stand_in_reading_order() -> None:
+    images = np.stack([np.full((4, 6, 3), i * 10, np.uint8) for i in range(5)])
+    sheet = np.asarray(tile(images, 3))
+    assert sheet.shape == (2 * 4 + GAP, 3 * 6 + 2 * GAP, 3)
+    assert (sheet[4 + GAP :, 6 + GAP : 12 + GAP] == 40).all()
+
+
+@pytest.mark.parametrize("caption", [*CAPTIONS, "", "x" * 5000, "a\nb\tc\x00d", "word " * 400])
+def test_any_caption_can_be_drawn(caption: str) -> None:
+    images = np.zeros((1, 2, 8, 8, 3), np.uint8)
+    picture = captioned(images, [caption])
+    assert picture.width == 2 * 128 + GAP + 24 and 128 < picture.height < 300
