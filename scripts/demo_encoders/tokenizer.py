@@ -31,7 +31,7 @@ def learn_merges(counts: Counter[str]) -> list[tuple[str, str]]:
     for word, count in counts.items():
         letters = [symbols[byte] for byte in word.encode()]
         words[(*letters[:-1], letters[-1] + "</w>")] = count
-    merges = []
+    merges: list[tuple[str, str]] = []
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
         for word_symbols, count in words.items():
