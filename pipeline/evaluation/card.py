@@ -1,0 +1,90 @@
+"""A card says how figures were made, so that they can be believed, compared and made again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = 1
+PACKAGES = ("torch", "diffusers", "open_clip_torch", "numpy")
+"""Packages whose arithmetic the figures depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Everything that an evaluation's figures depend on, and the figures."""
+
+    metrics: dict[str, Any]
+    """The figures, by the names of metrics.json."""
+    images: int
+    """Images sampled, N."""
+    n: int
+    """Samples seen by the weights."""
+    weights: str
+    """ema or raw."""
+    sampler: str
+    """Sampler."""
+    steps: int
+    """Denoising steps."""
+    guidance: float
+    """Classifier-free guidance scale."""
+    seed: int
+    """Image i starts from the noise of (seed, i)."""
+    task: str
+    """What conditions the model."""
+    captions: dict[str, Any]
+    """Where the captions are from: digest of the dataset's manifest, and how many of its first records."""
+    vae_sha256: str
+    """Autoencoder that decoded the samples."""
+    clip: dict[str, str]
+    """Towers of the CLIP score: name, text_sha256, image_sha256."""
+    features: dict[str, str] | None
+    """Feature network of FID: name, sha256; None without a reference."""
+    reference: dict[str, Any] | None
+    """Reference statistics of FID: sha256 of the file, dataset, images, resolution, crop, resize."""
+    rank_deficient: bool
+    """Whether FID is from no more images than the features are wide."""
+    device: str
+    """Kind of device that sampled: cpu or cuda."""
+    versions: dict[str, str] = field(default_factory=lambda: versions())  # noqa: PLW0108  (defined below)
+    """latentmill, and the packages that the figures depend on."""
+    format: int = FORMAT
+    """Version of the card."""
+
+    def line(self) -> str:
+        """The figures and how they were made, in one line for a paper."""
+        figures = []
+        if self.features is not None:
+            name = f"fid_{self.features['name']}"
+            floors = ", ".join(
+                f"{word} {self.metrics[key]:.3g}"
+                for word, key in (("reconstructions", f"{name}_floor_reconstruction"), ("real", f"{name}_floor_real"))
+                if key in self.metrics
+            )
+            deficient = ", rank deficient" if self.rank_deficient else ""
+            figures.append(f"{name} {self.metrics[name]:.3g} ({floors}{deficient})")
+        for name, digits in (("clip_score", 2), ("attribute_accuracy", 3)):
+            if name in self.metrics:
+                real = self.metrics.get(f"{name}_real")
+                beside = f" (real {real:.{digits}f})" if real is not None else ""
+                figures.append(f"{name} {self.metrics[name]:.{digits}f}{beside}")
+        how = [
+            f"{self.images:,} images, seed {self.seed}",
+            f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}",
+            f"{self.weights} weights at {self.n:,} samples",
+        ]
+        if self.reference is not None:
+            how.append(f"reference {self.reference['sha256'][:12]} of {self.reference['images']:,} images")
+        return f"{', '.join(figures)}; {'; '.join(how)}; latentmill {self.versions['latentmill']}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; "line" is the one-line form."""
+        return asdict(self) | {"line": self.line()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of latentmill and of the packages that figures depend on."""
+    import pipeline
+
+    return {"latentmill": pipeline.__version__} | {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -1,0 +1,275 @@
+"""Evaluation: sample images for held-out captions and measure them, on all ranks, without touching training's state.
+
+Image i is made from the noise of (seed, i) for caption i, in batches that do not depend on the number of ranks; each
+rank takes whole batches. So any world size makes the same images, and figures differ by float64's rounding at most.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.config import DiffusionConfig, SamplerConfig, TrainConfig
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.errors import LatentmillError
+from pipeline.evaluation.card import Card
+from pipeline.evaluation.features import Features, load_features
+from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy
+from pipeline.evaluation.metrics import RankDeficient, Statistics, fid
+from pipeline.evaluation.pictures import draw
+from pipeline.evaluation.reference import Reference, load_reference
+from pipeline.evaluation.trained import build_denoiser, load_encoders
+from pipeline.evaluation.validation import Validation, load_validation
+from pipeline.models.autoencoder import FirstStage
+from pipeline.models.conditioning import Denoiser, make_task
+from pipeline.models.text import TextTower
+from pipeline.report.grid import GAP, png, tile
+from pipeline.storage import Storage, open_storage
+from pipeline.training.distributed import World
+
+GRID_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """An evaluation's figures and its picture.
+
+    metrics: plain data, as in metrics.json. grid: the first images (K, H, W, 3) uint8, of `captions`.
+    """
+
+    n: int
+    metrics: dict[str, Any]
+    card: Card
+    grid: np.ndarray
+    captions: list[str]
+
+    def png(self) -> bytes:
+        """The grid as a PNG."""
+        return png(tile(self.grid, min(GRID_COLUMNS, len(self.grid))))
+
+
+@dataclass
+class _Part:
+    """What one rank found in its share of the images."""
+
+    statistics: Statistics | None
+    similarities: dict[int, float]
+    accuracy: dict[str, Any]
+    pictures: dict[int, np.ndarray]
+    broken: int
+
+
+class Evaluator:
+    """Everything that evaluations of one run share, loaded once.
+
+    validation: captions to sample. reference and features: for FID, or None. grid: images kept as a picture.
+    """
+
+    def __init__(
+        self,
+        *,
+        validation: Validation,
+        first_stage: FirstStage,
+        tower: TextTower,
+        diffusion: DiffusionConfig,
+        task: str,
+        reference: Reference | None = None,
+        features: Features | None = None,
+        grid: int = 16,
+        seed: int = 0,
+        world: World | None = None,
+    ) -> None:
+        self.validation, self.first_stage, self.tower = validation, first_stage, tower
+        self.diffusion, self.task = diffusion, task
+        self.reference, self.features = reference, features
+        self.grid, self.seed, self.world = grid, seed, world or World()
+        if reference is not None:
+            assert features is not None, "a reference needs its feature network"
+            reference.require(validation.contract, features, "the reference")
+
+    def __call__(
+        self, denoiser: Denoiser, n: int, *, images: int, sampler: SamplerConfig, weights: str = "ema"
+    ) -> EvalResult:
+        """Evaluate a denoiser whose weights have seen n samples. Collective: every rank calls it, and gets the result.
+
+        weights: what the card calls them.
+        """
+        began = time.monotonic()
+        part, failure = None, None
+        try:
+            part = self._measure(denoiser, images, sampler)
+        except LatentmillError as error:
+            failure = error
+        self.world.raise_together(failure)
+        parts: list[_Part] = self.world.gather(part)
+        pictures = {i: image for one in parts for i, image in one.pictures.items()}
+        metrics = self.world.first(self._merge(parts, images) if self.world.rank == 0 else None)
+        metrics = {"n": n, "images": images, "guidance": sampler.guidance, "weights": weights} | metrics
+        metrics["seconds"] = round(time.monotonic() - began, 2)
+        numbers = sorted(pictures)
+        return EvalResult(
+            n=n,
+            metrics=metrics,
+            card=self._card(n, metrics, images, sampler, weights),
+            grid=np.stack([pictures[i] for i in numbers]),
+            captions=self.validation.rows(numbers)[0],
+        )
+
+    def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig) -> _Part:
+        """Sample and judge this rank's batches."""
+        part = _Part(None if self.features is None else Statistics.empty(self.features.width), {}, {}, {}, 0)
+        judged: list[dict[str, Any]] = []
+        for numbers in self._batches(images, sampler.batch):
+            captions, members = self.validation.rows(numbers)
+            device = self.world.device
+            conditioning = denoiser.task.condition({name: t.to(device).float() for name, t in members.items()})
+            pictures, broken = draw(
+                denoiser,
+                self.first_stage,
+                self.diffusion,
+                sampler,
+                conditioning,
+                numbers,
+                self.seed,
+                self.validation.contract.latent_shape,
+                device,
+            )
+            part.broken += broken
+            part.pictures |= {i: picture for i, picture in zip(numbers, pictures, strict=True) if i < self.grid}
+            if part.statistics is not None and self.features is not None:
+                part.statistics.add(self.features(pictures))
+            scores = clip_scores(self.tower, pictures, captions)
+            part.similarities |= dict(zip(numbers, scores.tolist(), strict=True))
+            judged.append(shapes_accuracy(pictures, captions))
+        part.accuracy = merge_accuracies(judged)
+        return part
+
+    def _batches(self, images: int, size: int) -> Iterator[list[int]]:
+        """This rank's batches of image numbers: every world-th, so that batches are the same in any world."""
+        batches = [list(range(first, min(first + size, images))) for first in range(0, images, size)]
+        yield from batches[self.world.rank :: self.world.size]
+
+    def _merge(self, parts: Sequence[_Part], images: int) -> dict[str, Any]:
+        """Figures of all ranks' parts together, each with its floors. On rank 0 alone."""
+        metrics: dict[str, Any] = {}
+        scores = self.reference.facts.scores if self.reference is not None else {}
+        if self.reference is not None and self.features is not None:
+            name = f"fid_{self.features.name}"
+            statistics = Statistics.merge([part.statistics for part in parts if part.statistics is not None])
+            floors = self.reference.floors(images)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RankDeficient)  # the card says it
+                metrics[name] = fid(statistics.gaussian(), self.reference.gaussian)
+            metrics[f"{name}_floor_real"] = floors["real"]
+            metrics[f"{name}_floor_reconstruction"] = floors["reconstruction"]
+            metrics[f"{name}_floor_images"] = floors["images"]
+        similarities = {i: score for part in parts for i, score in part.similarities.items()}
+        metrics["clip_score"] = sum(similarities[i] for i in sorted(similarities)) / len(similarities)
+        if self.reference is not None and self.reference.facts.clip_sha256 == clip_identity(self.tower):
+            metrics |= {key: value for key, value in scores.items() if key.startswith("clip_score_")}
+        accuracy = merge_accuracies([part.accuracy for part in parts])
+        if "overall" in accuracy:
+            metrics["attribute_accuracy"] = accuracy["overall"]
+            metrics["attribute_accuracy_by_objects"] = accuracy["by_objects"]
+            metrics["attribute_accuracy_by_attribute"] = accuracy["by_attribute"]
+            metrics |= {key: value for key, value in scores.items() if key.startswith("attribute_accuracy_")}
+        if broken := sum(part.broken for part in parts):
+            metrics["images_not_finite"] = broken
+        return metrics
+
+    def _card(self, n: int, metrics: dict[str, Any], images: int, sampler: SamplerConfig, weights: str) -> Card:
+        features, reference = self.features, self.reference
+        facts = asdict(reference.facts) if reference is not None else {}
+        named = ("dataset", "images", "resolution", "crop", "resize")
+        return Card(
+            metrics=metrics,
+            images=images,
+            n=n,
+            weights=weights,
+            sampler=sampler.sampler,
+            steps=sampler.steps,
+            guidance=sampler.guidance,
+            seed=self.seed,
+            task=self.task,
+            captions={"dataset": self.validation.digest, "records": min(images, len(self.validation.captions))},
+            vae_sha256=self.first_stage.weights_sha256,
+            clip={
+                "name": str(self.validation.contract.encoders.get("text", "")),
+                "text_sha256": self.tower.weights_sha256,
+                "image_sha256": self.tower.image_sha256,
+            },
+            features={"name": features.name, "sha256": features.sha256} if features and reference else None,
+            reference={"sha256": reference.sha256} | {name: facts[name] for name in named} if reference else None,
+            rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
+            device=self.world.device.type,
+        )
+
+
+def write(run: Storage, result: EvalResult, name: str = "") -> str:
+    """Keep a result under evals/ of the run directory; returns its folder there. metrics.json is written last.
+
+    name: tells evaluations at the same n apart; "" for those inside training.
+    """
+    folder = f"evals/{result.n:012d}" + (f"-{name}" if name else "")
+    height, width = result.grid.shape[1:3]
+    columns = min(GRID_COLUMNS, len(result.grid))
+    tiles = {"captions": result.captions, "columns": columns, "width": width, "height": height, "gap": GAP}
+    run.put(f"{folder}/grid.png", result.png())
+    run.put(f"{folder}/grid.json", _json(tiles))
+    run.put(f"{folder}/card.json", _json(result.card.to_json()))
+    run.put(f"{folder}/metrics.json", _json(result.metrics))
+    return folder
+
+
+def in_training(
+    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty_LD: Tensor | None
+) -> Callable[[dict[str, Tensor], int], Mapping[str, Any]]:
+    """The function that evaluates weights at n samples while a run trains, keeps the result under its evals/, and
+    returns its metrics. Everything it needs is loaded here, so that what is missing is said before training begins.
+
+    manifest: of the training cache. empty_LD: its encoded empty caption. Collective, as is what it returns.
+    """
+    storage = open_storage(config.data.val)
+    validation_manifest = load_manifest(storage)
+    task = make_task(config.task, manifest.contract.latent_shape, empty_LD).to(world.device)
+    most = max(config.eval.images, config.eval.final_images, config.eval.grid)
+    first_stage, tower = load_encoders(manifest.contract, world.device)
+    seed = manifest.contract.encoders["seed"]  # of random weights, in tests
+    evaluator = Evaluator(
+        validation=load_validation(storage, validation_manifest, task.members, most),
+        first_stage=first_stage,
+        tower=tower,
+        diffusion=config.diffusion,
+        task=config.task.name,
+        reference=load_reference(config.eval.reference) if config.eval.reference else None,
+        features=load_features(config.eval.features, world.device, seed) if config.eval.reference else None,
+        grid=config.eval.grid,
+        seed=config.seed,
+        world=world,
+    )
+
+    def evaluate(weights: dict[str, Tensor], n: int) -> Mapping[str, Any]:
+        denoiser = build_denoiser(config.model, task, weights, world.device)
+        images = config.eval.final_images if n >= config.samples and config.eval.final_images else config.eval.images
+        result = evaluator(denoiser, n, images=images, sampler=config.eval.sampler)
+        failure = None
+        try:
+            if world.rank == 0:
+                write(run, result)
+        except LatentmillError as error:
+            failure = error
+        world.raise_together(failure)
+        return result.metrics
+
+    return evaluate
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True).encode()

@@ -1,0 +1,136 @@
+"""Statistics of real images, which generated ones are compared with, and the floors that no generator can pass.
+
+A reference dataset is cut in two. The later part's features give the reference Gaussian. The first part is held out:
+the features of its real images, and of their reconstructions by the autoencoder, stand where a generator's would. So
+    FID(N generated, reference), FID(N reconstructed, reference), FID(N real, reference)
+have the same N, the same reference and disjoint sets of images, and compare directly, although each of them depends on
+N. The features themselves are kept, so that floors are exact for any N up to the number held out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from pipeline.data.manifest import Contract
+from pipeline.errors import ContractMismatch, DatasetError, NotFound
+from pipeline.evaluation.features import Features
+from pipeline.evaluation.metrics import Gaussian, RankDeficient, Statistics, fid
+from pipeline.storage import open_storage, split_url
+
+FORMAT = 1
+FLOOR_SIZES = (256, 512, 1000, 2000, 5000)
+"""Numbers of images for which the file's own table of floors is written; any other is computed when it is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceFacts:
+    """What a reference was made from; evaluations must match it."""
+
+    features: str
+    """Name of the feature network."""
+    features_sha256: str
+    """Hash of its weights."""
+    resolution: int
+    """Side of the images in pixels."""
+    crop: str
+    """Crop policy."""
+    resize: str
+    """Resampling filter."""
+    dataset: str
+    """Digest of the manifest of the dataset."""
+    vae_sha256: str
+    """The autoencoder whose reconstructions the floors are of."""
+    clip_sha256: str
+    """The towers that the CLIP scores of `scores` are from (hash of both hashes)."""
+    images: int
+    """Real images in the reference Gaussian."""
+    held: int
+    """Real images, others than those, held out for floors."""
+    scores: dict[str, Any] = field(default_factory=dict)
+    """Other metrics of the held-out images: clip_score_real, clip_score_reconstruction, attribute_accuracy_..."""
+    floors: dict[str, dict[str, float]] = field(default_factory=dict)
+    """FID of the first N held-out images against the reference, {"N": {"real": ..., "reconstruction": ...}}."""
+    format: int = FORMAT
+    """Version of this file's layout."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference file. real, reconstruction (M, E): features of the held-out images and of their reconstructions."""
+
+    facts: ReferenceFacts
+    gaussian: Gaussian
+    real: Tensor
+    reconstruction: Tensor
+    sha256: str = ""
+
+    def floors(self, images: int) -> dict[str, float]:
+        """FID of `images` real images and of as many reconstructions, and the number used: all held out, if fewer."""
+        count = min(images, len(self.real))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RankDeficient)  # said once, where the generated images' FID is computed
+            return {
+                "real": fid(Statistics.of(self.real[:count]).gaussian(), self.gaussian),
+                "reconstruction": fid(Statistics.of(self.reconstruction[:count]).gaussian(), self.gaussian),
+                "images": count,
+            }
+
+    def require(self, contract: Contract, features: Features, what: str) -> None:
+        """Raise ContractMismatch, naming every difference, unless such images compare with the reference."""
+        pairs = {
+            "resolution": (self.facts.resolution, contract.resolution),
+            "crop": (self.facts.crop, contract.crop),
+            "resize": (self.facts.resize, contract.resize),
+            "features": (self.facts.features, features.name),
+            "features' weights": (self.facts.features_sha256[:12], features.sha256[:12]),
+            "autoencoder": (self.facts.vae_sha256[:12], contract.vae_sha256[:12]),
+        }
+        differing = [f"{name} {mine}, not {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
+        if differing:
+            raise ContractMismatch(
+                f"{what} does not fit this run: {'; '.join(differing)}. Make one with `latentmill reference` from a "
+                "dataset that was encoded like this run's"
+            )
+
+
+def save_reference(url: str, reference: Reference) -> None:
+    """Write the file at a path or s3:// URL, whole or not at all."""
+    tensors = {
+        "mean": reference.gaussian.mean,
+        "cov": reference.gaussian.cov,
+        "held.real": reference.real,
+        "held.reconstruction": reference.reconstruction,
+    }
+    metadata = {"latentmill.reference": json.dumps(asdict(reference.facts), sort_keys=True)}
+    root, key = split_url(url)
+    open_storage(root).put(key, to_safetensors({name: t.contiguous() for name, t in tensors.items()}, metadata))
+
+
+def load_reference(url: str) -> Reference:
+    """Read a file that save_reference wrote. Raises DatasetError."""
+    root, key = split_url(url)
+    try:
+        data = open_storage(root).get(key)
+        tensors = from_safetensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts = ReferenceFacts(**json.loads(header["__metadata__"]["latentmill.reference"]))
+        gaussian = Gaussian(facts.images, tensors["mean"], tensors["cov"])
+        held = tensors["held.real"], tensors["held.reconstruction"]
+    except NotFound:
+        raise DatasetError(
+            f"there are no reference statistics at {url}: make them with `latentmill reference`"
+        ) from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{url} holds no reference statistics of this version ({error}): make them again") from None
+    assert gaussian.mean.dtype == torch.float64
+    return Reference(facts, gaussian, *held, sha256=hashlib.sha256(data).hexdigest())

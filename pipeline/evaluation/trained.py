@@ -1,0 +1,93 @@
+"""A run's trained denoiser and the encoders that its cache was made with: what eval, sample and export begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.config import EncodersConfig, ModelConfig
+from pipeline.configload import from_dict
+from pipeline.data.manifest import Contract, contract_from_json
+from pipeline.errors import ContractMismatch, RunError
+from pipeline.models.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.conditioning import Denoiser, Task, make_task
+from pipeline.models.text import TextTower, load_text
+from pipeline.training.checkpoint import RunInfo, load_run, load_weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run and one of its checkpoints.
+
+    contract: of the cache that it was trained on. n: samples seen by the weights. weights: "ema" or "raw". state: full
+    fp32 weights by parameter name.
+    """
+
+    info: RunInfo
+    contract: Contract
+    n: int
+    weights: str
+    state: dict[str, Tensor]
+
+    def denoiser(self, empty_LD: Tensor | None, device: torch.device | str = "cpu") -> Denoiser:
+        """The denoiser with these weights, in evaluation mode. empty_LD: the encoded empty caption, for guidance."""
+        config = self.info.config
+        task = make_task(config.task, self.contract.latent_shape, empty_LD)
+        return build_denoiser(config.model, task, self.state, device)
+
+
+def load_trained(url: str, at: int = 0, which: str = "ema") -> Trained:
+    """The run at `url` and its checkpoint at `at` samples (0: the newest good one). Raises RunError."""
+    info = load_run(url)
+    n, state = load_weights(info.storage, at, which)
+    return Trained(info, contract_from_json(info.contract), n, which, state)
+
+
+def build_denoiser(
+    config: ModelConfig, task: Task, state: Mapping[str, Tensor], device: torch.device | str = "cpu"
+) -> Denoiser:
+    """A denoiser that holds `state`'s tensors themselves (no second copy where they lie on `device`), in eval mode."""
+    with torch.device("meta"):
+        denoiser = Denoiser(config, task)
+    try:
+        denoiser.load_state_dict(dict(state), assign=True)
+    except RuntimeError as error:
+        raise RunError(f"the checkpoint's weights are not those of the run's configuration: {error}") from None
+    return denoiser.to(device).eval().requires_grad_(False)
+
+
+def load_encoders(
+    contract: Contract, device: torch.device | str = "cpu", override: EncodersConfig | None = None
+) -> tuple[FirstStage, TextTower]:
+    """The autoencoder and the text tower that a cache of this contract was made with.
+
+    override: where to load them from, when the contract's own names mean nothing here. Raises ContractMismatch when
+    what was loaded has other weights than what encoded the cache.
+    """
+    config = override or from_dict(EncodersConfig, contract.encoders)
+    first_stage, tower = load_autoencoder(config, device), load_text(config, device)
+    pairs = {
+        f"autoencoder {config.vae}": (first_stage.weights_sha256, contract.vae_sha256),
+        f"text tower {config.text}": (tower.weights_sha256, contract.text_sha256),
+        "text layer": (tower.layer, contract.text.layer),
+        "padding id": (tower.pad, contract.text.pad),
+        "context length": (tower.length, contract.text.length),
+    }
+    differing = [
+        f"{name}: {str(here)[:12]} here, {str(there)[:12]} there"
+        for name, (here, there) in pairs.items()
+        if here != there
+    ]
+    if differing:
+        raise ContractMismatch(
+            f"these are not the encoders that made the cache ({'; '.join(differing)}); give those with encoders="
+        )
+    return first_stage, tower
+
+
+def encode_captions(tower: TextTower, captions: list[str]) -> Tensor:
+    """Captions -> states (B, L, D) float32, rounded through float16 as a cache holds them."""
+    return tower.encode(tower.tokenize(captions)).half().float()

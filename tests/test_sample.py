@@ -1,0 +1,76 @@
+"""latentmill sample: a picture with captions of any script, and images that depend on their number alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_run import SAMPLER, make_cache, make_run
+
+from pipeline import sample
+from pipeline.config import EncodersConfig, SampleConfig
+from pipeline.errors import ConfigError, ContractMismatch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    make_cache(folder)
+    make_run(folder)
+    return folder
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path) -> SampleConfig:
+    return SampleConfig(run=str(folder / "run"), n=2, dest=str(tmp_path / "new" / "out.png"), sampler=SAMPLER)
+
+
+def test_picture_has_a_row_for_each_caption_of_any_script(config: SampleConfig) -> None:
+    prompts = ("a red circle", "一个大红圆", "دائرة {حمراء} 'x'", "a 🔴 " * 60)
+    assert sample.main(replace(config, prompt=prompts)) == 0
+    with Image.open(config.dest) as picture:
+        assert picture.width == 2 * 128 + 2 + 24 and picture.height > 4 * 128
+
+
+def test_images_depend_on_their_number_and_the_seed_alone(config: SampleConfig) -> None:
+    prompts = ["a red circle", "a blue box", "a red circle"]
+    whole = sample.sample_images(config, prompts)
+    other = sample.sample_images(replace(config, sampler=replace(SAMPLER, batch=2)), prompts)
+    assert whole.shape == (3, 2, 64, 64, 3)
+    assert np.abs(whole.astype(int) - other.astype(int)).max() <= 1
+    assert (whole[0] != whole[2]).any()  # same caption, other noise
+    assert (whole != sample.sample_images(replace(config, seed=1), prompts)).any()
+
+
+def test_guidance_shorthand_is_the_samplers(config: SampleConfig) -> None:
+    short, long, none = (
+        sample.sample_images(one, ["a red circle"])
+        for one in (
+            replace(config, guidance=5.0),
+            replace(config, sampler=replace(SAMPLER, guidance=5.0)),
+            replace(config, guidance=1.0),
+        )
+    )
+    assert (short == long).all() and (short != none).any()
+
+
+def test_other_encoders_are_refused(config: SampleConfig) -> None:
+    with pytest.raises(ContractMismatch, match="encoders="):
+        sample.main(replace(config, encoders=EncodersConfig(seed=2)))
+
+
+def test_no_images_is_refused(config: SampleConfig) -> None:
+    with pytest.raises(ConfigError, match="at least one image"):
+        sample.main(replace(config, n=0))
+
+
+def test_unconditional_run_takes_no_prompt(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").symlink_to(folder / "cache")
+    run = make_run(tmp_path, task="unconditional").run
+    config = SampleConfig(run=run, n=3, dest=str(tmp_path / "out.png"), sampler=replace(SAMPLER, guidance=1.0))
+    with pytest.raises(ConfigError, match="takes no prompt"):
+        sample.main(replace(config, prompt=("a circle",)))
+    assert sample.main(config) == 0
