@@ -94,7 +94,7 @@ class DiffusionConfig:
     prediction: Literal["epsilon", "v"] = "epsilon"
     """What the UNet predicts: epsilon or v (Salimans & Ho 2022)."""
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
-    """uniform, or stratified (low-discrepancy over consecutive samples; DESIGN invariant 1)."""
+    """uniform, or stratified (low-discrepancy over consecutive samples; docs/promises.md, 1)."""
     loss: Literal["l2", "l1"] = "l2"
     """l2 or l1."""
 
@@ -256,15 +256,15 @@ class SynthConfig:
     seed: int = 0
     """Seed of the world; image i depends on (seed, i, split) alone."""
     split: Literal["train", "val", "heldout", "all"] = "train"
-    """train; val: as train, with captions that train never uses; heldout: every image shows a combination of size, colour
-    and shape that train and val never show; all: no restriction."""
+    """train; val: as train, with captions that train never uses; heldout: every image shows a combination of size,
+    colour and shape that train and val never show; all: no restriction."""
     shard_size: int = 1000
     """Images per tar."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """Bounds that hold before a hostile source is decoded (DESIGN invariant 7)."""
+    """Bounds that hold before a hostile source is decoded (docs/promises.md, 7)."""
 
     member_bytes: int = 64 * 1024 * 1024
     """Largest member of an input tar."""

@@ -92,6 +92,7 @@ def data_steps(config: DemoConfig, dest: Path) -> list[Step]:
     arguments = [
         *("train", f"experiment={config.recipe}", f"data.train={data / 'cache'}", f"data.val={data / 'cache-val'}"),
         *(f"eval.reference={reference}", f"run={dest}", f"launch.processes={config.processes}"),
+        *(["precision=bf16"] if has_bfloat16() else []),
         *("deepspeed=zero2", f"seed={config.seed}", *([f"samples={config.samples}"] if config.samples else [])),
     ]
     steps.append(Step(f"Train on {config.processes} processes", arguments, dest / "config.yaml"))
@@ -111,6 +112,12 @@ def result_steps(dest: Path, prompts: list[str], seed: int) -> list[Step]:
             folder,
         ),
     ]
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 itself, which halves the time of a step; Linux only."""
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and bool({"avx512_bf16", "amx_bf16"} & set(cpu.read_text(encoding="utf-8").split()))
 
 
 def shards(folder: Path, images: int) -> str:

@@ -159,9 +159,7 @@ def describe(
     return wording(facts, rng), facts
 
 
-def describe_on_side(
-    objects: Sequence[ShapeObject], rng: np.random.Generator, reserved: bool
-) -> tuple[str, Facts]:
+def describe_on_side(objects: Sequence[ShapeObject], rng: np.random.Generator, reserved: bool) -> tuple[str, Facts]:
     """As `describe`, with a caption for which `is_reserved` is `reserved`."""
     while True:
         caption, facts = describe(objects, rng)

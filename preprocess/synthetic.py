@@ -15,8 +15,8 @@ What training never shows, by split:
 - "train" shows none of 12 of the 48 (size, colour, shape) triples (`captions.is_held_out`), and none of its captions
   is reserved (`captions.is_reserved`: one string in four, by its hash).
 - "val" is drawn as "train" is, but all of its captions are reserved: none was ever seen as such in training.
-- "heldout" shows at least one held-out triple in every scene, and names its size. It asks for more than unseen captions:
-  the pair of colour and shape was only ever seen at the other size.
+- "heldout" shows at least one held-out triple in every scene, and names its size. It asks for more than unseen
+  captions: the pair of colour and shape was only ever seen at the other size.
 - "all" is unrestricted; the demo encoders are trained on it.
 """
 
@@ -40,7 +40,17 @@ from pipeline.config import SynthConfig
 from pipeline.errors import ConfigError, DestinationExists, NotFound
 from pipeline.progress import Progress
 from pipeline.storage import Storage, open_storage
-from preprocess.captions import CANVAS, COLOURS, SHAPES, SIZES, Facts, ShapeObject, describe, describe_on_side, is_held_out
+from preprocess.captions import (
+    CANVAS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Facts,
+    ShapeObject,
+    describe,
+    describe_on_side,
+    is_held_out,
+)
 
 WORLD = "captioned-shapes-1"  # named in synth.json; a change of the distribution needs a new one
 PALETTE = {
@@ -61,7 +71,7 @@ TRIPLES = tuple(itertools.product(SIZES, COLOURS, SHAPES))
 HELD_OUT = tuple(triple for triple in TRIPLES if is_held_out(*triple))
 SHOWN = tuple(triple for triple in TRIPLES if triple not in HELD_OUT)
 ALLOWED = {"train": SHOWN, "val": SHOWN, "heldout": TRIPLES, "all": TRIPLES}
-SPLITS = {"train": 0, "heldout": 1, "all": 2, "val": 3}  # part of the generator's key: splits of one seed share no scene
+SPLITS = {"train": 0, "heldout": 1, "all": 2, "val": 3}  # in the generator's key: splits of one seed share no scene
 LAYOUTS_TRIED = 32  # layouts drawn at a time until one keeps its distances
 
 PIXEL_CENTRES = np.arange(CANVAS, dtype=np.float32) + 0.5

@@ -1,4 +1,4 @@
-"""preprocess/source.py: hostile and damaged tars (DESIGN fault 5, invariant 7) and how samples are told apart."""
+"""preprocess/source.py: hostile and damaged tars (docs/promises.md, 4 and 7) and how samples are told apart."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.config import OptimConfig, TrainConfig
+from pipeline.configcheck import check_world
 from pipeline.errors import ConfigError
 from pipeline.training.distributed import World
 
@@ -166,14 +167,9 @@ def pick_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 def split_batch(config: OptimConfig, ranks: int) -> tuple[int, int]:
     """(samples per micro-batch, micro-batches per step) of each rank. ConfigError when the batch does not divide."""
-    if config.batch % ranks:
-        raise ConfigError(f"optim.batch={config.batch} does not divide by {ranks} ranks")
+    check_world(config, ranks)
     share = config.batch // ranks
     micro = config.micro_batch or share
-    if share % micro:
-        raise ConfigError(
-            f"optim.micro_batch={micro} does not divide the {share} samples that each of {ranks} ranks takes"
-        )
     return micro, share // micro
 
 
