@@ -228,7 +228,7 @@ def test_what_cannot_be_parsed_is_named_and_ends_with_2(override: str) -> None:
     [
         (["model.heads=4", "model.head_width=32"], "set the other to 0"),
         (["model.heads=0"], "set the other to 0"),
-        (["model.channels=60"], "not a multiple of model.norm_groups=32"),
+        (["model.channels=60", "model.norm_groups=32"], "not a multiple of model.norm_groups=32"),
         (["model.heads=6"], "not a multiple of its heads"),
         (["model.context_width=0"], "needs cross-attention"),
         (["optim.batch=63", "launch.processes=2"], "does not divide among 2 ranks; the nearest that does is 64"),
