@@ -180,7 +180,10 @@ def bf16(world: World, folder: Path) -> None:
     """bf16 in stages 1 to 3."""
     for stage in (1, 2, 3):
         config = config_of(
-            precision="bf16", deepspeed=DeepSpeedConfig(stage=stage), checkpoint=CheckpointConfig(every=0)
+            precision="bf16",
+            deepspeed=DeepSpeedConfig(stage=stage),
+            optim=replace(OPTIM, micro_batch=4),
+            checkpoint=CheckpointConfig(every=0),
         )
         train(config, world, folder / f"zero{stage}")
 
