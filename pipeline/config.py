@@ -129,14 +129,19 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule; every length is in samples."""
+    """The optimizer and its schedule; every length is in samples."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw; muon: Muon (Jordan et al. 2024) for the matrices inside the network, AdamW for the rest, one learning rate
+    for both (its updates are scaled to AdamW's size)."""
     lr: float = 1e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's betas."""
     eps: float = 1e-8
     """Adam's epsilon."""
+    momentum: float = 0.95
+    """Muon's momentum (Nesterov's)."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices and kernels only."""
     warmup: int = 10_000
@@ -369,6 +374,8 @@ class TrainConfig:
     """Evaluation while training."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """wandb."""
+    encoders: EncodersConfig | None = None
+    """Where evaluations load the encoders from; by default those of the training cache's contract."""
     samples: int = 100_000
     """The run ends when this many samples have been seen; a multiple of optim.batch is rounded up to."""
     seed: int = 0
@@ -403,6 +410,8 @@ class EvalRunConfig:
     """Images per batch; does not change the images."""
     reference: str = ""
     """Reference statistics; "" = the run's own."""
+    encoders: EncodersConfig | None = None
+    """Encoders to load; by default the run's own, else those of the training cache's contract."""
     at: int = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
@@ -436,7 +445,7 @@ class SampleConfig:
     seed: int = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None
-    """Encoders to load; by default those of the training cache's contract."""
+    """Encoders to load; by default the run's own, else those of the training cache's contract."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto, cpu or cuda."""
 
@@ -451,6 +460,8 @@ class ExportConfig:
     """Folder (diffusers) or .safetensors file (compvis) to write."""
     format: Literal["diffusers", "compvis"] = "diffusers"
     """diffusers: UNet2DConditionModel folder with scheduler and autoencoder; compvis: one file."""
+    encoders: EncodersConfig | None = None
+    """Encoders to load; by default the run's own, else those of the training cache's contract."""
     at: int = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"

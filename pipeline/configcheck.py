@@ -102,6 +102,7 @@ def check_optim(optim: c.OptimConfig, processes: int) -> None:
     _require(optim.eps > 0, f"optim.eps={optim.eps:g}: a number above 0 is wanted")
     for beta in optim.betas:
         _require(0 <= beta < 1, f"optim.betas={list(optim.betas)}: numbers from 0 to below 1 are wanted")
+    _require(0 <= optim.momentum < 1, f"optim.momentum={optim.momentum:g}: a number from 0 to below 1 is wanted")
     _at_least(0, **{"optim.warmup": optim.warmup, "optim.micro_batch": optim.micro_batch})
     _require(optim.weight_decay >= 0, f"optim.weight_decay={optim.weight_decay:g}: 0 or more is wanted")
     _require(optim.clip >= 0, f"optim.clip={optim.clip:g}: 0 (off) or more is wanted")

@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.evaluate import EvalResult, Evaluator, write
 from pipeline.evaluation.features import load_features
 from pipeline.evaluation.reference import load_reference
-from pipeline.evaluation.trained import encode_captions, load_encoders, load_trained
+from pipeline.evaluation.trained import encode_captions, load_trained
 from pipeline.evaluation.validation import load_validation
 from pipeline.models.conditioning import TASKS
 from pipeline.storage import open_storage
@@ -50,7 +50,7 @@ def evaluate_run(config: EvalRunConfig) -> list[EvalResult]:
     storage = open_storage(val)
     manifest = load_manifest(storage)
     require_match(trained.contract, manifest.contract, f"data.val={val}")
-    first_stage, tower = load_encoders(trained.contract, device)
+    first_stage, tower = trained.encoders(device, config.encoders)
     empty = encode_captions(tower, [""])[0].to(device)
     denoiser = trained.denoiser(empty, device)
     reference = config.reference or run.eval.reference

@@ -25,7 +25,7 @@ import pipeline
 from pipeline.config import ExportConfig
 from pipeline.diffusion.schedule import scheduler_config
 from pipeline.errors import ConfigError, DestinationExists, LatentmillError
-from pipeline.evaluation.trained import Trained, load_encoders, load_trained
+from pipeline.evaluation.trained import Trained, load_trained
 from pipeline.models import convert, convert_clip
 from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.conditioning import Denoiser
@@ -74,7 +74,7 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
     """Write the folder, whole or not at all."""
     dest = open_storage(config.dest)
     refuse_foreign(dest)
-    first_stage, tower = load_encoders(trained.contract)
+    first_stage, tower = trained.encoders(override=config.encoders)
     local = Path(config.dest).expanduser() if isinstance(dest, LocalStorage) else None
     if local is not None:
         local.parent.mkdir(parents=True, exist_ok=True)

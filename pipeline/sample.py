@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.config import SampleConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.pictures import draw
-from pipeline.evaluation.trained import encode_captions, load_encoders, load_trained
+from pipeline.evaluation.trained import encode_captions, load_trained
 from pipeline.progress import Progress
 from pipeline.report.grid import captioned, png
 from pipeline.storage import open_storage, split_url
@@ -39,7 +39,7 @@ def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
     run = trained.info.config
     if run.task.name == "unconditional" and any(prompts):
         raise ConfigError(f"{config.run} is unconditional and takes no prompt")
-    first_stage, tower = load_encoders(trained.contract, device, config.encoders)
+    first_stage, tower = trained.encoders(device, config.encoders)
     states_BLD = encode_captions(tower, prompts).to(device)
     denoiser = trained.denoiser(encode_captions(tower, [""])[0].to(device), device)
     sampler = replace(config.sampler, guidance=config.guidance) if config.guidance else config.sampler

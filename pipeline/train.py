@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,8 +200,8 @@ def evaluation(
 
     measure = in_training(config, run, world, manifest, empty)
 
-    def evaluate(weights: dict[str, Tensor], n: int) -> Mapping[str, Any]:
-        metrics = measure(weights, n)
+    def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> Mapping[str, Any]:
+        metrics = measure(weights, n, stopped)
         failure = None
         try:
             if world.rank == 0:

@@ -29,7 +29,7 @@ from pipeline.storage import open_storage
 from pipeline.train import describe_run
 from pipeline.training import checkpoint
 from pipeline.training.distributed import World
-from pipeline.training.engine import Fragment
+from pipeline.training.placement import Fragment
 from preprocess import encode
 from preprocess.synthetic import write_shards
 

@@ -175,7 +175,7 @@ def test_paths_keep_braces_and_equals_signs() -> None:
 
 def test_an_unknown_key_is_refused_with_the_nearest() -> None:
     line = refusal("train", "optim.lrr=1")
-    assert line.startswith("optim.lrr: no such key; did you mean optim.lr? (keys of optim: lr, betas,")
+    assert line.startswith("optim.lrr: no such key; did you mean optim.lr? (keys of optim: name, lr, betas,")
     assert "did you mean optim.lr?" in refusal("train", "lr=1")
     assert "did you mean data.train?" in refusal("train", "data.tran=x")
     assert "did you mean experiment?" in refusal("train", "experimnt=shapes")

@@ -15,10 +15,11 @@ from small_run import IMAGES, SAMPLER, SOURCE, make_cache, make_denoiser, make_r
 from torch import Tensor
 
 from pipeline import eval as eval_verb
-from pipeline.config import EvalRunConfig, ReferenceConfig, SamplerConfig, TrainConfig
+from pipeline.config import EncodersConfig, EvalRunConfig, ReferenceConfig, SamplerConfig, TrainConfig
 from pipeline.data.manifest import load_manifest
-from pipeline.errors import ConfigError, ContractMismatch, DatasetError, LatentmillError, RunError
+from pipeline.errors import ConfigError, ContractMismatch, DatasetError, Interrupted, LatentmillError, RunError
 from pipeline.evaluation import evaluate as evaluation
+from pipeline.evaluation import trained as trained_module
 from pipeline.evaluation.evaluate import Evaluator, in_training, write
 from pipeline.evaluation.features import load_features
 from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
@@ -94,7 +95,7 @@ def test_any_world_makes_the_same_images_and_figures(parts: dict[str, Any], conf
             else None
         )
         if rank:
-            left.append(Evaluator(**parts, world=OneOf(rank, 3, left))._measure(denoiser, 13, SAMPLER))
+            left.append(Evaluator(**parts, world=OneOf(rank, 3, left))._measure(denoiser, 13, SAMPLER, lambda: False))
     assert together is not None
     np.testing.assert_array_equal(together.grid, alone.grid)
     assert together.captions == alone.captions == parts["validation"].captions[:4]
@@ -109,6 +110,14 @@ def test_batch_size_does_not_change_the_images(parts: dict[str, Any], config: Tr
     )
     assert np.abs(first.grid.astype(int) - second.grid.astype(int)).max() <= 1
     assert first.metrics["clip_score"] == pytest.approx(second.metrics["clip_score"], rel=1e-3)
+
+
+def test_an_evaluation_that_is_asked_to_stop_leaves_before_its_next_batch(
+    parts: dict[str, Any], config: TrainConfig
+) -> None:
+    asked = iter([False, True])
+    with pytest.raises(Interrupted):
+        Evaluator(**parts)(make_denoiser(config), 64, images=13, sampler=SAMPLER, stopped=lambda: next(asked))
 
 
 def test_seed_changes_the_images(parts: dict[str, Any], config: TrainConfig) -> None:
@@ -181,8 +190,8 @@ def test_in_training_writes_an_evaluation_that_the_report_reads(
         replace(config, eval=replace(config.eval, final_images=7)), run, World(), load_manifest(cache), empty
     )
     state = make_denoiser(config).state_dict()
-    assert evaluate(state, 64)["images"] == 12
-    assert evaluate(state, 128)["images"] == 7
+    assert evaluate(state, 64, lambda: False)["images"] == 12
+    assert evaluate(state, 128, lambda: False)["images"] == 7
     (tmp_path / "config.yaml").write_text("{}")
     report = load_report(str(tmp_path))
     assert [e.n for e in report.training_evaluations] == [64, 128]
@@ -226,7 +235,7 @@ def test_eval_verb_and_training_agree_on_the_same_weights(folder: Path, config: 
     evaluate = in_training(
         config, open_storage(config.run), World(), load_manifest(open_storage(config.data.train)), empty
     )
-    inside = evaluate(make_denoiser(config).state_dict(), 128)
+    inside = evaluate(make_denoiser(config).state_dict(), 128, lambda: False)
     request = EvalRunConfig(run=config.run, images=12, guidance=(2.0,), sampler="ddim", steps=4, batch=5)
     outside = eval_verb.evaluate_run(request)[0].metrics
     assert {**inside, "seconds": 0} == {**outside, "seconds": 0}
@@ -255,6 +264,29 @@ def test_evaluation_refuses_what_does_not_fit(folder: Path, tmp_path: Path, part
     (tmp_path / "damaged.safetensors").write_bytes(b"\x10" * 64)
     with pytest.raises(DatasetError, match="make them again"):
         load_reference(str(tmp_path / "damaged.safetensors"))
+
+
+def test_a_run_loads_its_encoders_from_where_it_is_told(
+    folder: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A contract holds no absolute paths; a run's own `encoders`, or a verb's, say where they are."""
+    trained, asked = load_trained(str(folder / "run")), []
+    monkeypatch.setattr(trained_module, "load_encoders", lambda contract, device, override: asked.append(override))
+    mine, run = EncodersConfig(vae="/mine"), EncodersConfig(vae="/run")
+    told = replace(trained, info=replace(trained.info, config=replace(config, encoders=run)))
+    trained.encoders()
+    told.encoders()
+    told.encoders(override=mine)
+    assert asked == [None, run, mine]
+    manifest = load_manifest(open_storage(config.data.train))
+    with pytest.raises(ContractMismatch, match="not the encoders"):
+        in_training(
+            replace(config, encoders=EncodersConfig(seed=2)),
+            open_storage(str(folder)),
+            World(),
+            manifest,
+            torch.zeros(32, 128),
+        )
 
 
 def test_encoders_of_other_weights_are_refused(parts: dict[str, Any]) -> None:

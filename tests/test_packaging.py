@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -44,18 +45,28 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's contents and nothing of the checkout."""
-    target = tmp_path_factory.mktemp("installed")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
-    return target
+    """The site-packages of a new virtual environment into which pip has installed the wheel.
+
+    Its dependencies are those of this environment, by a path that brings nothing of the checkout.
+    """
+    venv = tmp_path_factory.mktemp("installed") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    command = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install", "--quiet"]
+    subprocess.run([*command, "--no-deps", "--no-index", str(wheel)], check=True, stdin=subprocess.DEVNULL)
+    (packages,) = (venv / "lib").glob("python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    return packages
+
+
+def environment() -> dict[str, str]:
+    """The environment without what leads to the checkout."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def run_installed(installed: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line of the installed copy, run from another folder."""
-    environment = os.environ | {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    """The console script of the installed copy, run from another folder."""
+    script = installed.parents[2] / "bin" / "latentmill"
+    return subprocess.run([script, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
 
 
 def test_the_wheel_holds_every_module_and_every_data_file(wheel: Path) -> None:
@@ -81,9 +92,9 @@ def test_the_installed_wheel_runs_a_verb_from_another_folder(installed: Path, tm
 
 def test_the_installed_wheel_uses_its_own_conf(installed: Path, tmp_path: Path) -> None:
     code = "import pipeline.configload as c; print(c.conf_dir())"
-    environment = os.environ | {"PYTHONPATH": str(installed)}
+    python = installed.parents[2] / "bin" / "python"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [python, "-P", "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(installed / "pipeline" / "conf")
     assert "experiment={demo,sd1_256,sd2_512,shapes}" in run_installed(installed, tmp_path, "train", "--help").stdout

@@ -149,7 +149,7 @@ def evaluations(monkeypatch):
     seen: list[int] = []
 
     def in_training(config, run, world, manifest, empty):
-        def evaluate(weights, n):
+        def evaluate(weights, n, stopped):
             if n in dies_at:
                 raise KeyboardInterrupt
             seen.append(n)

@@ -9,7 +9,7 @@ from pipeline.storage import LocalStorage
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Reader, load_weights, newest_good, read_commit, retain
 from pipeline.training.distributed import World
-from pipeline.training.engine import Fragment
+from pipeline.training.placement import Fragment
 from pipeline.training.rundir import checkpoint_folder, committed
 
 SHAPES = {"conv": (3, 2, 2), "bias": (5,)}

@@ -19,6 +19,7 @@ from pipeline.training.state import read_ledger, totals
 BATCH = 16
 ZERO = [f"zero{stage}" for stage in range(4)]
 pytestmark = pytest.mark.timeout(900)  # ten processes import torch and deepspeed, perhaps on a busy machine
+OPTIMIZERS = pytest.mark.parametrize("optimizer", ["", "-muon"])  # of the folders: AdamW, Muon
 ENGINES = [(1, name) for name in ZERO] + [(2, name) for name in [*ZERO, "offload1", "offload2", "offload3"]]
 TESTS = Path(__file__).resolve().parent
 
@@ -58,9 +59,11 @@ def furthest(mine, other, key="loss"):
 # Engines
 
 
+@OPTIMIZERS
 @pytest.mark.parametrize(("world", "name"), ENGINES)
-def test_every_zero_stage_trains_like_plain_pytorch_for_30_steps(folder, world, name):
-    oracle, mine = rows(folder / "engines1" / "torch"), rows(folder / f"engines{world}" / name)
+def test_every_zero_stage_trains_like_plain_pytorch_for_30_steps(folder, world, name, optimizer):
+    name, expected_name = f"{name}{optimizer}", f"torch{optimizer}"
+    oracle, mine = rows(folder / "engines1" / expected_name), rows(folder / f"engines{world}" / name)
     assert len(oracle) == 30
     assert oracle[30 * BATCH]["loss"] < 0.6 * oracle[BATCH]["loss"]
     assert max(row["grad_norm"] for row in oracle.values()) > 0.5, "clipping was not tried"
@@ -68,41 +71,48 @@ def test_every_zero_stage_trains_like_plain_pytorch_for_30_steps(folder, world, 
     assert furthest(mine, oracle, "grad_norm") < 2e-6
     assert all(mine[n]["lr"] == oracle[n]["lr"] for n in mine)
     whole, expected = (
-        torch.load(d / "weights.pt") for d in (folder / f"engines{world}" / name, folder / "engines1/torch")
+        torch.load(d / "weights.pt") for d in (folder / f"engines{world}" / name, folder / "engines1" / expected_name)
     )
     assert all(torch.allclose(whole[key], expected[key], rtol=0, atol=2e-5) for key in expected)
 
 
+@OPTIMIZERS
 @pytest.mark.parametrize(("world", "name"), ENGINES)
-def test_ranks_shares_are_disjoint_and_cover_every_parameter(folder, world, name):
-    base = folder / f"engines{world}" / name
+def test_ranks_shares_are_disjoint_and_cover_every_parameter(folder, world, name, optimizer):
+    base = folder / f"engines{world}" / f"{name}{optimizer}"
     shapes = {key: value.numel() for key, value in torch.load(base / "weights.pt").items()}
     shares = [json.loads((base / f"shares{rank}.json").read_text()) for rank in range(world)]
     for kind in ("weights", "exp_avg", "exp_avg_sq"):
+        kept = dict(shapes)
+        if kind == "exp_avg_sq" and optimizer:  # Muon has no second moment
+            del kept["enter.weight"], kept["text.weight"]
         held = sorted((key, offset, length) for one in shares for key, offset, length in one[kind])
-        reached = dict.fromkeys(shapes, 0)
+        reached = dict.fromkeys(kept, 0)
         for key, offset, length in held:
             assert offset == reached[key]
             reached[key] += length
-        assert reached == shapes
+        assert reached == kept
     sizes = [sum(length for _, _, length in one["weights"]) for one in shares]
     assert max(sizes) < 1.1 * sum(shapes.values()) / world
 
 
+@OPTIMIZERS
 @pytest.mark.parametrize(("world", "name"), ENGINES)
-def test_partitioned_ema_and_weights_in_checkpoints_are_the_oracles(folder, world, name):
+def test_partitioned_ema_and_weights_in_checkpoints_are_the_oracles(folder, world, name, optimizer):
+    oracle = open_storage(str(folder / "engines1" / f"torch{optimizer}"))
     for which in ("ema", "raw"):
-        _, mine = load_weights(open_storage(str(folder / f"engines{world}" / name)), 0, which)
-        _, expected = load_weights(open_storage(str(folder / "engines1" / "torch")), 0, which)
+        _, mine = load_weights(open_storage(str(folder / f"engines{world}" / f"{name}{optimizer}")), 0, which)
+        _, expected = load_weights(oracle, 0, which)
         assert all(torch.allclose(mine[key], expected[key], rtol=0, atol=2e-5) for key in expected)
-    _, ema = load_weights(open_storage(str(folder / "engines1" / "torch")), 0, "ema")
+    _, ema = load_weights(oracle, 0, "ema")
     assert any((expected[key] - ema[key]).abs().max() > 1e-3 for key in expected)
 
 
+@OPTIMIZERS
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bf16_follows_fp32_within_its_precision(folder, stage):
-    fp32 = rows(folder / "straight2")
-    mine = rows(folder / "bf162" / f"zero{stage}")
+def test_bf16_follows_fp32_within_its_precision(folder, stage, optimizer):
+    fp32 = rows(folder / f"straight2{optimizer}")
+    mine = rows(folder / "bf162" / f"zero{stage}{optimizer}")
     assert len(mine) == 20
     assert 1e-6 < furthest(mine, {n: fp32[n] for n in mine}) < 5e-3
 
@@ -115,31 +125,34 @@ def test_nothing_is_compiled(folder):
 # Resuming
 
 
+@OPTIMIZERS
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(folder, world):
-    whole, halves = (open_storage(str(folder / f"{name}{world}")) for name in ("straight", "halves"))
+def test_a_resumed_run_is_bit_equal_to_an_undisturbed_one(folder, world, optimizer):
+    whole, halves = (open_storage(str(folder / f"{name}{world}{optimizer}")) for name in ("straight", "halves"))
     assert committed(whole)[0] == committed(halves)[0] == 40 * BATCH
     hashes = [[entry["sha256"] for entry in read_commit(run, 40 * BATCH).files] for run in (whole, halves)]
     assert hashes[0] == hashes[1]
     assert len(hashes[0]) == world
     assert Reader(whole, read_commit(whole, 40 * BATCH)).kinds() == {"weights", "exp_avg", "exp_avg_sq", "ema"}
     assert totals(read_ledger(whole)) == totals(read_ledger(halves))
-    assert furthest(rows(folder / f"straight{world}"), rows(folder / f"halves{world}")) == 0
+    assert furthest(*(rows(folder / f"{name}{world}{optimizer}") for name in ("straight", "halves"))) == 0
 
 
-def test_another_world_size_sees_the_same_samples_with_the_same_noise(folder):
-    one, two = (totals(read_ledger(open_storage(str(folder / f"straight{world}")))) for world in (1, 2))
+@OPTIMIZERS
+def test_another_world_size_sees_the_same_samples_with_the_same_noise(folder, optimizer):
+    one, two = (totals(read_ledger(open_storage(str(folder / f"straight{world}{optimizer}")))) for world in (1, 2))
     assert one == two
     assert one[0] == 40 * BATCH
-    assert furthest(rows(folder / "straight1"), rows(folder / "straight2")) < 1e-6
+    assert furthest(*(rows(folder / f"straight{world}{optimizer}") for world in (1, 2))) < 1e-6
 
 
-def test_a_run_that_moves_from_2_to_1_to_2_ranks_and_over_stages_goes_on_as_if_nothing_had_happened(folder):
-    lines = read_ledger(open_storage(str(folder / "moved")))
+@OPTIMIZERS
+def test_a_run_that_moves_from_2_to_1_to_2_ranks_and_over_stages_goes_on_as_if_nothing_had_happened(folder, optimizer):
+    lines = read_ledger(open_storage(str(folder / f"moved{optimizer}")))
     assert [(line.first, line.world) for line in lines if line.rank == 0] == [(0, 2), (160, 1), (320, 2)]
-    straight = rows(folder / "straight2")
-    assert furthest(rows(folder / "moved"), {n: straight[n] for n in straight if n <= 30 * BATCH}) < 1e-6
-    undisturbed = read_ledger(open_storage(str(folder / "straight2")))
+    straight = rows(folder / f"straight2{optimizer}")
+    assert furthest(rows(folder / f"moved{optimizer}"), {n: straight[n] for n in straight if n <= 30 * BATCH}) < 1e-6
+    undisturbed = read_ledger(open_storage(str(folder / f"straight2{optimizer}")))
     assert totals(lines) == totals(line for line in undisturbed if line.last <= 30 * BATCH)
 
 
@@ -179,3 +192,11 @@ def test_sigterm_to_one_rank_commits_at_a_step_boundary_and_all_say_so(folder):
         assert "SIGTERM" in message
         assert n == 7 * BATCH
     assert committed(open_storage(str(folder / "faults2" / "term")))[0] == 7 * BATCH
+
+
+def test_sigterm_to_one_rank_ends_an_evaluation_with_everything_committed(folder):
+    for rank in range(2):
+        kind, message, n = json.loads((folder / "faults2" / "evaluation" / f"outcome{rank}.json").read_text())
+        assert (kind, n) == ("Interrupted", 20 * BATCH)
+        assert "SIGTERM with 320 of 320 samples committed" in message
+    assert committed(open_storage(str(folder / "faults2" / "evaluation")))[0] == 20 * BATCH

@@ -10,10 +10,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,14 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.data.stream import Batch
-from pipeline.errors import ShardCorrupt
+from pipeline.errors import Interrupted, ShardCorrupt
 from pipeline.storage import Storage, open_storage
 from pipeline.tracking import Tracker
 from pipeline.training import distributed
 from pipeline.training.distributed import World
 from pipeline.training.engine import Engine, make_engine
 from pipeline.training.rundir import checkpoint_folder, committed, config_digest
-from pipeline.training.trainer import Identity, Latents, Trainer
+from pipeline.training.trainer import Evaluate, Identity, Latents, Trainer
 
 SHAPE = (4, 4, 4)
 BATCH = 16
@@ -44,7 +44,10 @@ OPTIM = OptimConfig(lr=2e-3, warmup=64, batch=BATCH, clip=0.5, weight_decay=0.1)
 
 
 class TinyDenoiser(nn.Module):
-    """Convolutions, a bias-free matrix and a norm: parameters of several ranks and odd sizes."""
+    """Convolutions, two matrices in one bias-free weight, and a norm: parameters of several ranks and odd sizes."""
+
+    FUSED: ClassVar[dict[str, int]] = {"text": 2}
+    ADAM_ONLY = ("leave",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class TinyDenoiser(nn.Module):
             torch.manual_seed(0)
             self.enter = nn.Conv2d(4, 13, 3, padding=1)
             self.norm = nn.GroupNorm(1, 13)
-            self.text = nn.Linear(8, 13, bias=False)
+            self.text = nn.Linear(8, 26, bias=False)
             self.leave = nn.Conv2d(13, 4, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor], drop_B: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ class TinyDenoiser(nn.Module):
         text = inputs["text"].to(dtype).mean(1) * ~drop_B[:, None]
         h = (
             self.norm(self.enter(x.to(dtype)))
-            + self.text(text)[:, :, None, None]
+            + self.text(text).view(-1, 2, 13).sum(dim=1)[:, :, None, None]
             + (t / 1000).to(dtype).view(-1, 1, 1, 1)
         )
         return self.leave(nn.functional.silu(h))
@@ -119,7 +122,9 @@ def config_of(**changes: Any) -> TrainConfig:
     return replace(base, **changes)
 
 
-def build(config: TrainConfig, world: World, run: Storage, **trouble: int) -> tuple[Engine, Trainer]:
+def build(
+    config: TrainConfig, world: World, run: Storage, evaluate: Evaluate | None = None, **trouble: int
+) -> tuple[Engine, Trainer]:
     engine = make_engine(TinyDenoiser(), config, world)
     trainer = Trainer(
         config,
@@ -131,6 +136,7 @@ def build(config: TrainConfig, world: World, run: Storage, **trouble: int) -> tu
         tracker=Tracker(run, config.tracking, enabled=world.rank == 0),
         identity=Identity(config_digest(config), {"train": "0" * 64}),
         stream_from=lambda n: ArithmeticStream(world, config.optim.batch, n, **trouble),  # type: ignore[arg-type,return-value]
+        evaluate=evaluate,
     )
     return engine, trainer
 
@@ -150,17 +156,22 @@ def train(config: TrainConfig, world: World, folder: Path) -> None:
 
 
 def engines(world: World, folder: Path) -> None:
-    """Every stage (and the oracle, in a world of one) trains 30 steps; losses, norms, weights and shares are kept."""
+    """Every stage (and the oracle, in a world of one) trains 30 steps; losses, norms, weights and shares are kept.
+
+    With AdamW, and in folders named -muon with Muon.
+    """
     kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in range(4)]
     if world.size == 1:
         kinds.insert(0, ("torch", {"engine": "torch"}))
     else:
         kinds += [(f"offload{stage}", {"stage": stage, "offload": True}) for stage in (1, 2, 3)]
-    for name, settings in kinds:
+    optimizers: tuple[Literal["adamw", "muon"], ...] = ("adamw", "muon")
+    for kind, settings, optimizer in [(*one, o) for o in optimizers for one in kinds]:
+        name = kind if optimizer == "adamw" else f"{kind}-{optimizer}"
         config = config_of(
             samples=30 * BATCH,
             deepspeed=DeepSpeedConfig(**settings),
-            optim=replace(OPTIM, micro_batch=0 if name == "torch" else 4),
+            optim=replace(OPTIM, name=optimizer, micro_batch=0 if kind == "torch" else 4),
             checkpoint=CheckpointConfig(every=0),
         )
         engine, trainer = build(config, world, open_storage(str(folder / name)))
@@ -186,29 +197,42 @@ def bf16(world: World, folder: Path) -> None:
             checkpoint=CheckpointConfig(every=0),
         )
         train(config, world, folder / f"zero{stage}")
+        train(replace(config, optim=replace(config.optim, name="muon")), world, folder / f"zero{stage}-muon")
 
 
 def straight(world: World, folder: Path) -> None:
-    """40 steps at once, and 20 + 20 with a new trainer in between: stage 2, this world."""
-    train(config_of(samples=40 * BATCH), world, folder / f"straight{world.size}")
-    for samples in (20 * BATCH, 40 * BATCH):
-        train(config_of(samples=samples), world, folder / f"halves{world.size}")
+    """40 steps at once, and 20 + 20 with a new trainer in between: stage 2, this world, with AdamW and with Muon."""
+    for name, optim in (("", OPTIM), ("-muon", replace(OPTIM, name="muon"))):
+        train(config_of(samples=40 * BATCH, optim=optim), world, folder / f"straight{world.size}{name}")
+        for samples in (20 * BATCH, 40 * BATCH):
+            train(config_of(samples=samples, optim=optim), world, folder / f"halves{world.size}{name}")
 
 
 def moves(world: World, folder: Path) -> None:
-    """Go on with the run FOLDER/moved for 10 more steps in another stage, as the last process left it."""
-    run = folder / "moved"
-    done = (committed(open_storage(str(run))) or [0])[0]
+    """Go on with the runs FOLDER/moved* for 10 more steps in another stage, as the last process left them."""
     stages: dict[int, Literal[0, 1, 2, 3]] = {0: 2, 10: 0, 20: 3}
-    train(config_of(samples=done + 10 * BATCH, deepspeed=DeepSpeedConfig(stage=stages[done // BATCH])), world, run)
+    for name, optim in (("", OPTIM), ("-muon", replace(OPTIM, name="muon"))):
+        run = folder / f"moved{name}"
+        done = (committed(open_storage(str(run))) or [0])[0]
+        settings = DeepSpeedConfig(stage=stages[done // BATCH])
+        train(config_of(samples=done + 10 * BATCH, deepspeed=settings, optim=optim), world, run)
 
 
 def faults(world: World, folder: Path) -> None:
-    """A NaN in one rank's latent, SIGTERM to one rank, a shard damaged for one rank: each ends all ranks alike."""
+    """A NaN in one rank's latent, SIGTERM to one rank in a step or in the last evaluation, a shard damaged for one
+    rank: each ends all ranks alike."""
+
+    def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> None:
+        if n == 20 * BATCH and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        world.raise_together(Interrupted("the evaluation was stopped") if stopped() else None)
+
+    trouble: dict[str, Any]
     for name, trouble in (
         ("nan", {"bad": 5 * BATCH + BATCH - 1}),
         ("term", {"stop_at": 7 * BATCH}),
         ("shard", {"lost_at": 3 * BATCH}),
+        ("evaluation", {"evaluate": evaluate}),
     ):
         engine, trainer = build(config_of(), world, open_storage(str(folder / name)), **trouble)
         try:

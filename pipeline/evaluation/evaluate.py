@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.config import DiffusionConfig, SamplerConfig, TrainConfig
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.errors import LatentmillError
+from pipeline.errors import Interrupted, LatentmillError
 from pipeline.evaluation.card import Card
 from pipeline.evaluation.features import Features, load_features
 from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy
@@ -95,16 +95,24 @@ class Evaluator:
             reference.require(validation.contract, features, "the reference")
 
     def __call__(
-        self, denoiser: Denoiser, n: int, *, images: int, sampler: SamplerConfig, weights: str = "ema"
+        self,
+        denoiser: Denoiser,
+        n: int,
+        *,
+        images: int,
+        sampler: SamplerConfig,
+        weights: str = "ema",
+        stopped: Callable[[], bool] = lambda: False,
     ) -> EvalResult:
         """Evaluate a denoiser whose weights have seen n samples. Collective: every rank calls it, and gets the result.
 
-        weights: what the card calls them.
+        weights: what the card calls them. stopped: asked before each batch; when it says yes on any rank, all ranks
+        raise Interrupted, and nothing is kept.
         """
         began = time.monotonic()
         part, failure = None, None
         try:
-            part = self._measure(denoiser, images, sampler)
+            part = self._measure(denoiser, images, sampler, stopped)
         except LatentmillError as error:
             failure = error
         self.world.raise_together(failure)
@@ -122,11 +130,13 @@ class Evaluator:
             captions=self.validation.rows(numbers)[0],
         )
 
-    def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig) -> _Part:
+    def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig, stopped: Callable[[], bool]) -> _Part:
         """Sample and judge this rank's batches."""
         part = _Part(None if self.features is None else Statistics.empty(self.features.width), {}, {}, {}, 0)
         judged: list[dict[str, Any]] = []
         for numbers in self._batches(images, sampler.batch):
+            if stopped():
+                raise Interrupted("the evaluation was stopped; the same command makes it anew")
             captions, members = self.validation.rows(numbers)
             device = self.world.device
             conditioning = denoiser.task.condition({name: t.to(device).float() for name, t in members.items()})
@@ -230,7 +240,7 @@ def write(run: Storage, result: EvalResult, name: str = "") -> str:
 
 def in_training(
     config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty_LD: Tensor | None
-) -> Callable[[dict[str, Tensor], int], Mapping[str, Any]]:
+) -> Callable[[dict[str, Tensor], int, Callable[[], bool]], Mapping[str, Any]]:
     """The function that evaluates weights at n samples while a run trains, keeps the result under its evals/, and
     returns its metrics. Everything it needs is loaded here, so that what is missing is said before training begins.
 
@@ -240,7 +250,7 @@ def in_training(
     validation_manifest = load_manifest(storage)
     task = make_task(config.task, manifest.contract.latent_shape, empty_LD).to(world.device)
     most = max(config.eval.images, config.eval.final_images, config.eval.grid)
-    first_stage, tower = load_encoders(manifest.contract, world.device)
+    first_stage, tower = load_encoders(manifest.contract, world.device, config.encoders)
     seed = manifest.contract.encoders["seed"]  # of random weights, in tests
     evaluator = Evaluator(
         validation=load_validation(storage, validation_manifest, task.members, most),
@@ -255,10 +265,10 @@ def in_training(
         world=world,
     )
 
-    def evaluate(weights: dict[str, Tensor], n: int) -> Mapping[str, Any]:
+    def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> Mapping[str, Any]:
         denoiser = build_denoiser(config.model, task, weights, world.device)
         images = config.eval.final_images if n >= config.samples and config.eval.final_images else config.eval.images
-        result = evaluator(denoiser, n, images=images, sampler=config.eval.sampler)
+        result = evaluator(denoiser, n, images=images, sampler=config.eval.sampler, stopped=stopped)
         failure = None
         try:
             if world.rank == 0:

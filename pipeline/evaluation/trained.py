@@ -38,6 +38,13 @@ class Trained:
         task = make_task(config.task, self.contract.latent_shape, empty_LD)
         return build_denoiser(config.model, task, self.state, device)
 
+    def encoders(
+        self, device: torch.device | str = "cpu", override: EncodersConfig | None = None
+    ) -> tuple[FirstStage, TextTower]:
+        """The encoders that the run's cache was made with: from `override`, else the run's own `encoders`, else the
+        contract's names. Raises ContractMismatch when they are others."""
+        return load_encoders(self.contract, device, override or self.info.config.encoders)
+
 
 def load_trained(url: str, at: int = 0, which: str = "ema") -> Trained:
     """The run at `url` and its checkpoint at `at` samples (0: the newest good one). Raises RunError."""

@@ -8,6 +8,7 @@ self-attention, k and v of cross-attention); models/convert.py splits and joins 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 class SelfAttention(nn.Module):
     """Multi-head self-attention of tokens: (B, L, C) -> (B, L, C)."""
 
+    FUSED: ClassVar[dict[str, int]] = {"qkv": 3}
+    """Projections that lie in the rows of one weight, for optimizers that step each matrix as a whole."""
+
     def __init__(self, width: int, heads: int, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
@@ -86,6 +90,8 @@ class SelfAttention(nn.Module):
 
 class CrossAttention(nn.Module):
     """Tokens (B, L, C) attend to the context (B, M, context_width), where mask (B, M) is True -> (B, L, C)."""
+
+    FUSED: ClassVar[dict[str, int]] = {"kv": 2}
 
     def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
@@ -104,6 +110,8 @@ class CrossAttention(nn.Module):
 
 class FeedForward(nn.Module):
     """GEGLU (Shazeer 2020) with four times the width inside: (B, L, C) -> (B, L, C)."""
+
+    FUSED: ClassVar[dict[str, int]] = {"up": 2}
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -43,6 +43,9 @@ class UNet(nn.Module):
     Raises ConfigError when the widths of `config` do not divide into heads or groups.
     """
 
+    ADAM_ONLY = ("conv_in", "conv_out", "embed_timestep", "embed_vector")
+    """What is no hidden layer, and not Muon's (training/optimizer.py)."""
+
     def __init__(self, config: ModelConfig, in_channels: int | None = None) -> None:
         super().__init__()
         self.config = config = replace(config, in_channels=in_channels or config.in_channels)

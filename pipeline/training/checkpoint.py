@@ -27,7 +27,7 @@ from torch import Tensor
 from pipeline.errors import CheckpointCorrupt, LatentmillError, NotFound, RunError
 from pipeline.storage import Storage
 from pipeline.training.distributed import World
-from pipeline.training.engine import Fragment
+from pipeline.training.placement import Fragment
 from pipeline.training.rundir import CHECKPOINTS, COMMIT, checkpoint_folder, committed
 from pipeline.training.rundir import RunInfo as RunInfo  # what readers of a run import beside load_weights
 from pipeline.training.rundir import load_run as load_run

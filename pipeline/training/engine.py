@@ -2,8 +2,7 @@
 
 The only importer of deepspeed. Two engines behind one interface: DeepSpeedEngine (ZeRO stages 0 to 3) and TorchEngine
 (plain PyTorch on one process, the oracle that every stage is compared with). What differs between the stages is where
-a rank's share of the fp32 master weights, their gradients and Adam's moments lie; each _Placement knows that for one of
-them, and everything else here is common. The shares are disjoint and cover all parameters, in every stage.
+a rank's share of the fp32 master weights, their gradients and the optimizer's state lie: see training/placement.py.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,39 +23,15 @@ from pipeline.config import OptimConfig, TrainConfig
 from pipeline.configcheck import check_world
 from pipeline.errors import ConfigError
 from pipeline.training.distributed import World
+from pipeline.training.muon import Muon
+from pipeline.training.optimizer import STATE, hidden_matrices, make_optimizer
+from pipeline.training.placement import Flat, Fragment, Placement, Sharded, Whole
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's first and second moments, by torch.optim's names
+KINDS = sorted({kind for kinds in STATE.values() for kind in kinds})
 BUCKET = 50_000_000  # elements reduced or gathered at once (200 MB)
 
 Read = Callable[[str, str, int, int], Tensor]
-"""(kind, parameter, start, stop) -> flat fp32 values; kind is "weights" or one of MOMENTS."""
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A run of one parameter's elements, in the order of its flattened values.
-
-    name: the parameter. offset: of the first element. view: (length,) fp32, a view of where the values live.
-    """
-
-    name: str
-    offset: int
-    view: Tensor
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Where a run of one parameter's elements lies: `length` elements from `start` in `base`, which Adam steps."""
-
-    name: str
-    offset: int
-    base: Tensor
-    start: int
-    length: int
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The run within a tensor laid out as base is."""
-        return tensor.detach().view(-1).narrow(0, self.start, self.length)
+"""(kind, parameter, start, stop) -> flat fp32 values; kind is "weights" or one of optimizer.STATE."""
 
 
 class Engine(ABC):
@@ -73,7 +47,15 @@ class Engine(ABC):
         self.micro_batches = micro_batches
         self.clip = optim.clip
         self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-        self._placement: _Placement
+        self._optim, self._matrices = optim, hidden_matrices(module) if optim.name == "muon" else {}
+        self._muon: Muon | None = None
+        self._placement: Placement
+
+    def _place(self, placement: Placement, dtype: torch.dtype) -> None:
+        """Take up where things lie. dtype: of forward and backward passes, and of Muon's products. Collective."""
+        self._placement = placement
+        if self._matrices:
+            self._muon = Muon(self._optim, placement, self._matrices, self.shapes, self.world, dtype)
 
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -94,9 +76,11 @@ class Engine(ABC):
         return math.sqrt(total) if math.isfinite(total) else math.nan
 
     def step(self, lr: float, norm: float) -> None:
-        """Clip by the global norm, and step Adam with this learning rate."""
+        """Clip by the global norm, and step with this learning rate. Collective."""
         if 0 < self.clip < norm:
             torch._foreach_mul_(self._placement.gradients(), self.clip / norm)
+        if self._muon is not None:
+            self._muon()
         for group in self._placement.optimizer.param_groups:
             group["lr"] = lr
         self._step()
@@ -106,20 +90,26 @@ class Engine(ABC):
         return [Fragment(slot.name, slot.offset, slot.of(slot.base)) for slot in self._placement.owned]
 
     def moments(self) -> dict[str, list[Fragment]]:
-        """This rank's share of Adam's moments, by kind."""
+        """This rank's share of the optimizer's moments, by kind."""
         state = self._placement.optimizer.state
         return {
-            kind: [Fragment(s.name, s.offset, s.of(state[s.base][kind])) for s in self._placement.owned]
-            for kind in MOMENTS
+            kind: [
+                Fragment(slot.name, slot.offset, slot.of(state[slot.base][kind]))
+                for slot in self._placement.owned
+                if kind in state[slot.base]
+            ]
+            for kind in KINDS
         }
 
     @torch.no_grad()
     def load(self, read: Read, steps: int) -> None:
         """Take weights and moments from `read`, and the number of optimizer steps behind them. Collective."""
         state = self._placement.optimizer.state
-        for kind in ("weights", *MOMENTS):
+        for kind in ("weights", *KINDS):
             for slot in self._placement.held:
-                target = slot.base if kind == "weights" else state[slot.base][kind]
+                target = slot.base if kind == "weights" else state[slot.base].get(kind)
+                if target is None:
+                    continue
                 slot.of(target).copy_(read(kind, slot.name, slot.offset, slot.offset + slot.length))
         for base in self._placement.bases():
             state[base]["step"].fill_(float(steps))
@@ -173,144 +163,6 @@ def split_batch(config: OptimConfig, ranks: int) -> tuple[int, int]:
     return micro, share // micro
 
 
-def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with decoupled weight decay on matrices and kernels only (Loshchilov & Hutter 2019)."""
-    parameters = list(module.parameters())
-    assert all(p.requires_grad and p.dtype == torch.float32 for p in parameters)
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Where each stage keeps things
-
-
-class _Placement(ABC):
-    """owned: the slots that this rank alone answers for. held: all whose values it keeps, to be filled on load."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, owned: list[_Slot], held: list[_Slot] | None = None) -> None:
-        self.optimizer = optimizer
-        self.owned = owned
-        self.held = owned if held is None else held
-        for base in self.bases():  # as AdamW would at its first step; made now so that views of them can be taken
-            step = torch.zeros((), dtype=torch.float32, device=base.device)
-            self.optimizer.state[base] = {"step": step, **{kind: torch.zeros_like(base) for kind in MOMENTS}}
-
-    @abstractmethod
-    def bases(self) -> list[Tensor]:
-        """The tensors that the optimizer steps on this rank."""
-
-    @abstractmethod
-    def gradients(self) -> list[Tensor]:
-        """What the coming step takes as gradient on this rank; clipping scales it in place."""
-
-    def own_gradients(self) -> list[Tensor]:
-        """The gradient of the owned slots alone (with padding, which is zero)."""
-        return self.gradients()
-
-    @abstractmethod
-    def refresh(self) -> None:
-        """Bring what the forward pass uses up to date with the master weights. Collective."""
-
-
-class _Whole(_Placement):
-    """Plain PyTorch and stage 0: every rank holds all, and answers for an equal run of all elements in a row."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, module: nn.Module, world: World) -> None:
-        self._parameters = dict(module.named_parameters())
-        super().__init__(optimizer, self._deal(world.rank, world.size), self._deal(0, 1))
-
-    def _deal(self, rank: int, size: int) -> list[_Slot]:
-        total = sum(p.numel() for p in self._parameters.values())
-        first, last = total * rank // size, total * (rank + 1) // size
-        slots, seen = [], 0
-        for name, p in self._parameters.items():
-            start, stop = max(first - seen, 0), min(last - seen, p.numel())
-            if start < stop:
-                slots.append(_Slot(name, start, p, start, stop - start))
-            seen += p.numel()
-        return slots
-
-    def bases(self) -> list[Tensor]:
-        return list(self._parameters.values())
-
-    def gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._parameters.values() if p.grad is not None]
-
-    def own_gradients(self) -> list[Tensor]:
-        return [
-            slot.base.grad.detach().reshape(-1).narrow(0, slot.start, slot.length)
-            for slot in self.owned
-            if slot.base.grad is not None
-        ]
-
-    def refresh(self) -> None:
-        """The forward pass uses the master weights themselves."""
-
-
-class _Flat(_Placement):
-    """Stages 1 and 2: one flat fp32 partition per parameter group, which DeepSpeed maps to parameters."""
-
-    def __init__(self, zero: Any, module: nn.Module, offload: bool) -> None:
-        self._zero, self._offload = zero, offload
-        self._bf16_stage1 = hasattr(zero, "fp32_groups_flat_partition")  # an optimizer class of its own in DeepSpeed
-        self._bases = zero.fp32_groups_flat_partition if self._bf16_stage1 else zero.single_partition_of_fp32_groups
-        owned = []
-        for name, p in module.named_parameters():
-            if (mapping := getattr(p, "_hp_mapping", None)) is not None:
-                low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
-                owned.append(_Slot(name, low.start, self._bases[mapping.param_group_index], high.start, high.numel))
-        super().__init__(zero.optimizer, owned)
-
-    def bases(self) -> list[Tensor]:
-        return self._bases
-
-    def gradients(self) -> list[Tensor]:
-        if self._bf16_stage1:
-            return self._zero.fp32_groups_gradient_flat_partition
-        if self._offload:
-            return [base.grad for base in self._bases if base.grad is not None]
-        return [grad for grads in self._zero.averaged_gradients.values() for grad in grads]
-
-    def refresh(self) -> None:
-        self._zero.update_lp_params()
-
-
-class _Sharded(_Placement):
-    """Stage 3: every parameter is cut evenly over the ranks; a rank's pieces lie in a row in flat fp32 sub-groups."""
-
-    def __init__(
-        self, zero: Any, module: nn.Module, shapes: dict[str, tuple[int, ...]], rank: int, offload: bool
-    ) -> None:
-        self._zero, self._offload = zero, offload
-        owned = []
-        for name, p in module.named_parameters():
-            group, start, piece = zero.grad_position[zero.get_param_id(p)]
-            offset = rank * piece
-            if (length := min(piece, math.prod(shapes[name]) - offset)) > 0:
-                owned.append(_Slot(name, offset, zero.fp32_partitioned_groups_flat[group], start, length))
-        super().__init__(zero.optimizer, owned)
-
-    def bases(self) -> list[Tensor]:
-        return self._zero.fp32_partitioned_groups_flat
-
-    def gradients(self) -> list[Tensor]:
-        if self._offload:
-            return [base.grad for base in self.bases() if base.grad is not None]
-        return [grad for grads in self._zero.averaged_gradients.values() for grad in grads]
-
-    def refresh(self) -> None:
-        self._zero._partition_all_parameters()
-        for group in range(len(self.bases())):
-            self._zero._reassign_or_swap_out_partitioned_parameters(group)
-        if persistent := self._zero.persistent_parameters:  # small ones, which every rank keeps whole
-            persistent[0].all_gather(persistent)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Engines
 
@@ -324,9 +176,10 @@ class TorchEngine(Engine):
                 "deepspeed.engine=torch trains on one process; set launch.processes=1 or engine=deepspeed"
             )
         super().__init__(module.to(world.device), config.optim, world, split_batch(config.optim, 1)[1])
-        self._autocast = pick_precision(config, world.device) == torch.bfloat16
-        self._optimizer = adamw(self.module, config.optim)
-        self._placement = _Whole(self._optimizer, self.module, world)
+        dtype = pick_precision(config, world.device)
+        self._autocast = dtype == torch.bfloat16
+        self._optimizer = make_optimizer(self.module, config.optim)
+        self._place(Whole(self._optimizer, self.module, world), dtype)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._autocast):
@@ -340,7 +193,7 @@ class TorchEngine(Engine):
         self._optimizer.zero_grad(set_to_none=True)
 
     def destroy(self) -> None:
-        del self._optimizer, self._placement, self.module
+        del self._optimizer, self._placement, self._muon, self.module
 
 
 class DeepSpeedEngine(Engine):
@@ -352,18 +205,19 @@ class DeepSpeedEngine(Engine):
             raise ConfigError("deepspeed.offload=true needs deepspeed.stage >= 1")
         micro, micro_batches = split_batch(config.optim, world.size)
         super().__init__(module, config.optim, world, micro_batches)
-        bf16 = pick_precision(config, world.device) == torch.bfloat16
+        dtype = pick_precision(config, world.device)
+        bf16 = dtype == torch.bfloat16
         exact = {name: p.detach().clone() for name, p in module.named_parameters()} if bf16 else {}
         settings = deepspeed_settings(config, micro, micro_batches, bf16, world.device.type)
-        self._engine = _initialize(module, adamw(module, config.optim), settings, world.device.type)
+        self._engine = _initialize(module, make_optimizer(module, config.optim), settings, world.device.type)
         self.module = self._engine.module
         zero = self._engine.optimizer
         if stage == 0:
-            self._placement = _Whole(self._engine.basic_optimizer, self.module, world)
+            self._place(Whole(self._engine.basic_optimizer, self.module, world), dtype)
         elif stage == 3:
-            self._placement = _Sharded(zero, self.module, self.shapes, world.rank, offload)
+            self._place(Sharded(zero, self.module, self.shapes, world.rank, offload), dtype)
         else:
-            self._placement = _Flat(zero, self.module, offload)
+            self._place(Flat(zero, self.module, offload), dtype)
         if bf16:  # DeepSpeed makes the master weights from parameters that it has already rounded
             with torch.no_grad():
                 for slot in self._placement.held:
@@ -384,7 +238,7 @@ class DeepSpeedEngine(Engine):
 
     def destroy(self) -> None:
         self._engine.destroy()
-        del self._engine, self._placement, self.module
+        del self._engine, self._placement, self._muon, self.module
 
 
 def deepspeed_settings(config: TrainConfig, micro: int, micro_batches: int, bf16: bool, device: str) -> dict[str, Any]:

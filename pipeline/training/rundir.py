@@ -37,6 +37,8 @@ MAY_CHANGE = (
     "checkpoint",
     "eval",
     "tracking",
+    "encoders",  # where they are; the contract holds their weights' hashes
+    "precision",  # of forward and backward passes: what is kept between steps is fp32 in all
     "launch",
     "deepspeed",
 )

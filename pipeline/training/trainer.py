@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ from pipeline.tracking import Tracker
 from pipeline.training import checkpoint
 from pipeline.training.distributed import World, shared
 from pipeline.training.ema import Ema
-from pipeline.training.engine import Engine, Fragment
+from pipeline.training.engine import Engine
+from pipeline.training.placement import Fragment
 from pipeline.training.rundir import evaluated, last_sample
 from pipeline.training.state import Ledger, due, learning_rate, noise_digest, truncate_ledgers
 from pipeline.training.watchdog import Watchdog
@@ -41,8 +42,9 @@ WATCHDOG_SECONDS = 900  # without a finished step
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 NAMED = 8  # samples named in an error, at most
 
-Evaluate = Callable[[dict[str, Tensor], int], Mapping[str, Any] | None]
-"""(full EMA weights by parameter name, n) -> metrics to log; called on every rank."""
+Evaluate = Callable[[dict[str, Tensor], int, Callable[[], bool]], Mapping[str, Any] | None]
+"""(full EMA weights by parameter name, n, whether this rank was asked to stop) -> metrics to log; called on every rank.
+Raises Interrupted, on all of them, when it has left because one was."""
 
 
 @dataclass(frozen=True)
@@ -256,8 +258,12 @@ class Trainer:
             return
         if self.n > 0 and self.saved != self.n:
             self.save()  # an evaluation is long, and may be killed
-        with self.watchdog.paused():
-            metrics = self.evaluate(self.engine.gather(self._ema_fragments()), self.n)
+        weights = self.engine.gather(self._ema_fragments())
+        try:
+            with self.watchdog.paused():
+                metrics = self.evaluate(weights, self.n, lambda: self.stopped_by is not None)
+        except Interrupted:
+            self._stop()
         if metrics:
             self.tracker.log(self.n, metrics, kind="eval")
 
@@ -277,7 +283,7 @@ class Trainer:
             failure = error
         self.world.raise_together(failure)
 
-    def _stop(self) -> None:
+    def _stop(self) -> NoReturn:
         """Commit and leave: some rank was asked to."""
         numbers = [number for number in self.world.gather(self.stopped_by) if number is not None]
         if self.saved != self.n and self.n > 0:
@@ -317,26 +323,29 @@ class Meter:
 
     def _reset(self) -> None:
         self._loss: Tensor | float = 0.0
-        self._steps, self._samples, self._seconds, self._wait = 0, 0, 0.0, 0.0
+        self._samples, self._wait = 0, 0.0
+        self._seconds: list[float] = []
 
     def add(self, loss_B: Tensor, samples: int, seconds: float, wait: float) -> None:
         """One step: this rank's losses (b,), the global batch's size, and this rank's time, in all and on data."""
         self._loss = self._loss + loss_B.double().mean()  # stays on the device until flush
-        self._steps += 1
         self._samples += samples
-        self._seconds += seconds
+        self._seconds.append(seconds)
         self._wait += wait
 
-    def flush(self) -> dict[str, float]:
-        """The means over ranks and steps, as the metrics' names. Collective."""
-        sums = self._world.sum([float(self._loss), self._seconds, self._wait])
-        loss, seconds, wait = (total / self._world.size / self._steps for total in sums)
+    def flush(self) -> dict[str, Any]:
+        """The means over ranks and steps, and every step's mean over ranks, as the metrics' names. Collective."""
+        steps = len(self._seconds)
+        loss, wait, *seconds = (
+            total / self._world.size for total in self._world.sum([float(self._loss), self._wait, *self._seconds])
+        )
         row = {
-            "loss": loss,
-            "images_per_s": self._samples / self._steps / seconds,
-            "step_s": seconds,
-            "data_wait_s": wait,
+            "loss": loss / steps,
+            "images_per_s": self._samples / sum(seconds),
+            "step_s": sum(seconds) / steps,
+            "steps_s": [round(one, 6) for one in seconds],
+            "data_wait_s": wait / steps,
         }
-        self.notes = {"loss": loss}
+        self.notes = {"loss": row["loss"]}
         self._reset()
         return row
