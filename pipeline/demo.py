@@ -1,7 +1,8 @@
 """latentmill demo: the whole loop on captioned shapes, on this machine.
 
-Every step is a command that one can run by hand, printed as it is run in a process of its own. What is done is noted in
-DEST/steps.json, so that running the demo again goes on where it stopped, and ends at once when there is nothing to do.
+Every step is a command that one can run by hand, printed as it is run in a process of its own; those that compute are
+forks of one that has PyTorch imported (warm.py). What is done is noted in DEST/steps.json, so that running the demo
+again goes on where it stopped, and ends at once when there is nothing to do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import warm
 from pipeline.cli import VERBS
 from pipeline.config import DemoConfig
 from pipeline.errors import LatentmillError
@@ -151,7 +153,11 @@ def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, fresh
         return False
     del done[number:]
     began = time.monotonic()
-    status = run_command([sys.executable, "-m", VERBS[verb][0], *rest])
+    if verb in warm.HEAVY:
+        status = warm.run_verb(verb, rest)
+    else:
+        warm.begin()  # beside what comes first: drawing pictures takes one core
+        status = run_command([sys.executable, "-m", VERBS[verb][0], *rest])
     if status:
         raise StepFailed(command, status)
     seconds = time.monotonic() - began

@@ -15,7 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -80,19 +81,30 @@ def run_command(command: Sequence[str]) -> int:
     """
     children: list[subprocess.Popen[bytes]] = []
 
+    def send(number: int) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    with forwarding(send):
+        children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+        status = children[0].wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextmanager
+def forwarding(send: Callable[[int], None]) -> Iterator[None]:
+    """Inside, signals to this process go to `send`, but for Ctrl-C, which reaches all processes of a terminal."""
+
     def forward(number: int, _: FrameType | None) -> None:
         if number != signal.SIGINT:
-            for child in children:
-                child.send_signal(number)
+            send(number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
-        status = children[0].wait()
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return status if status >= 0 else 128 - status
 
 
 def rank_environment(rank: int, world: int, port: int, threads: int) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Progress:
             if notes:
                 self.bar.set_postfix(notes, refresh=False)
             self.bar.update(k)
-        elif self.enabled and time.monotonic() - self.told >= LINE_SECONDS:
+        elif self.enabled and self.done < self.total and time.monotonic() - self.told >= LINE_SECONDS:
             self._line(time.monotonic())
 
     def _line(self, now: float) -> None:

@@ -4,7 +4,12 @@ Beside the contrastive loss there are three aids. False captions made from true 
 relation changed) are negatives in each batch, so that binding and place matter; captions that happen to be true of
 another picture are not. A linear probe on the picture's embedding names the triples it shows. Linear probes on the text
 states name, at each shape's word, that object's attributes, so that the per-token states which condition the UNet are
-as useful as the pooled one. The probes are thrown away afterwards.
+as useful as the pooled one. Linear probes on the states of the end token say what the whole caption states, and draw a
+thumbnail of the picture: a small denoiser learns from states in which where things are is plain. The probes are thrown
+away afterwards.
+
+Captions are padded with the end token, as Stable Diffusion 1's are, and the probes read every one of them: what
+conditions a UNet holds the whole caption many times over, and no state that was never trained.
 """
 
 from __future__ import annotations
@@ -55,6 +60,8 @@ LR = 1e-3
 LENGTH = 24  # tokens that training looks at: no caption of the world is longer
 SMALLEST_TEMPERATURE = 0.01
 AID_WEIGHT = 0.5
+THUMBNAIL = 8  # pixels a side
+THUMBNAIL_WEIGHT = 4.0
 
 PAIRS = len(SHAPES) * len(COLOURS)
 SIZE_NAMES = (None, *SIZES)
@@ -143,9 +150,11 @@ class Aids(nn.Module):
         self.picture = nn.Linear(EMBED, PAIRS * len(SIZES))  # which triples are shown
         self.word = nn.Linear(TEXT_WIDTH, len(SIZE_NAMES) + len(COLOURS) + len(SHAPES) + len(RELATIONS))
         self.end = nn.Linear(TEXT_WIDTH, PAIRS + len(RELATIONS) + len(PLACES))
+        self.thumbnail = nn.Linear(TEXT_WIDTH, 3 * THUMBNAIL * THUMBNAIL)  # the picture, as far as words tell it
 
     def forward(
         self,
+        pixels: torch.Tensor,
         embedding: torch.Tensor,
         scenes: Sequence[Scene],
         states: torch.Tensor,
@@ -153,7 +162,11 @@ class Aids(nn.Module):
         stated: Sequence[Facts],
         shape_ids: torch.Tensor,
     ) -> torch.Tensor:
-        """The sum of the probes' losses. states: (B, L, TEXT_WIDTH) of captions `stated`; embedding: (N, EMBED)."""
+        """The sum of the probes' losses.
+
+        pixels (B, 3, 64, 64) and embedding (B, EMBED) of the pictures `scenes`; states (B, L, TEXT_WIDTH) of their
+        captions `stated`.
+        """
         shown = torch.zeros(len(scenes), PAIRS * len(SIZES))
         for i, truth in enumerate(scenes):
             for thing in truth.objects:
@@ -168,18 +181,21 @@ class Aids(nn.Module):
         ]
         targets = torch.tensor(rows)
         widths = [len(SIZE_NAMES), len(COLOURS), len(SHAPES), len(RELATIONS)]
-        for column, logits in enumerate(self.word(states[at_shapes].float()).split(widths, dim=1)):
-            loss = loss + F.cross_entropy(logits, targets[:, column]) / 4
+        for facet, logits in enumerate(self.word(states[at_shapes].float()).split(widths, dim=1)):
+            loss = loss + F.cross_entropy(logits, targets[:, facet]) / 4
 
-        end = states[torch.arange(len(tokens)), tokens.argmax(dim=1)]
-        pairs, relation, place = self.end(end.float()).split([PAIRS, len(RELATIONS), len(PLACES)], dim=1)
+        row, column = torch.nonzero(tokens == tokens.max(), as_tuple=True)  # the end token and all after it
+        ends = states[row, column].float()
+        pairs, relation, place = self.end(ends).split([PAIRS, len(RELATIONS), len(PLACES)], dim=1)
         said = torch.zeros(len(stated), PAIRS)
         for i, facts in enumerate(stated):
             for o in facts.objects:
                 said[i, SHAPES.index(o.shape) * len(COLOURS) + COLOURS.index(o.colour)] = 1
-        loss = loss + F.binary_cross_entropy_with_logits(pairs, said) * 5
-        loss = loss + F.cross_entropy(relation, torch.tensor([RELATIONS.index(f.relation) for f in stated])) / 2
-        return loss + F.cross_entropy(place, torch.tensor([PLACES.index(f.place) for f in stated])) / 2
+        loss = loss + F.binary_cross_entropy_with_logits(pairs, said[row]) * 5
+        loss = loss + F.cross_entropy(relation, torch.tensor([RELATIONS.index(f.relation) for f in stated])[row]) / 2
+        loss = loss + F.cross_entropy(place, torch.tensor([PLACES.index(f.place) for f in stated])[row]) / 2
+        small = F.adaptive_avg_pool2d(pixels, THUMBNAIL).flatten(1)
+        return loss + F.mse_loss(self.thumbnail(ends), small[row]) / small.var() * THUMBNAIL_WEIGHT
 
 
 def contrast(
@@ -219,15 +235,17 @@ def train(folder: Path, seed: int, steps: int, every_minutes: float) -> dict[str
         spoiled = [spoil(facts, truth, rng) for facts, truth in zip(stated, shown, strict=True)]
         captions += [wording(facts, rng) for facts in spoiled]
         tokens = tokenizer(captions)[:, :LENGTH]
+        tokens = torch.where(torch.arange(LENGTH) > tokens.argmax(dim=1, keepdim=True), tokens.max(), tokens)
+        pixels = as_input(images[chosen])
         # The fused attention's backward pass takes half of a step in bf16 on a CPU; the plain one an eighth of that.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            image = model.encode_image(as_input(images[chosen]))
+            image = model.encode_image(pixels)
             states = text_states(model, tokens)
             end = states[torch.arange(len(tokens)), tokens.argmax(dim=1)]
             text = end @ model.text_projection
         scale = model.logit_scale.exp().clamp(max=1 / SMALLEST_TEMPERATURE)
         loss, accuracy = contrast(image, text, scale, truths(stated + spoiled, shown))
-        aid = aids(image, shown, states[:BATCH], tokens[:BATCH], stated, shape_ids)
+        aid = aids(pixels, image, shown, states[:BATCH], tokens[:BATCH], stated, shape_ids)
         figures = {"accuracy": accuracy.item(), "contrast": loss.item(), "aid": aid.item(), "scale": scale.item()}
         return loss + AID_WEIGHT * aid, figures
 
