@@ -125,21 +125,6 @@ def check_world(optim: c.OptimConfig, world: int) -> None:
     )
 
 
-def check_contract(config: c.TrainConfig, latent_channels: int, text_width: int) -> None:
-    """The UNet against what the cache stores: C of its latents (C, h, w); D of its text states (L, D), 0 for none."""
-    model = config.model
-    _require(
-        model.out_channels == latent_channels,
-        f"the UNet predicts {model.out_channels} channels, the cache stores latents of {latent_channels}: "
-        f"model.in_channels={latent_channels} model.out_channels={latent_channels}",
-    )
-    _require(
-        config.task.name != "text" or model.context_width == text_width,
-        f"the UNet takes context width {model.context_width}, the cache stores {text_width}: "
-        f"model.context_width={text_width}",
-    )
-
-
 def check_sampler(sampler: c.SamplerConfig, timesteps: int, prefix: str) -> None:
     """Steps, guidance and batch of a sampler."""
     _at_least(1, **{f"{prefix}steps": sampler.steps, f"{prefix}batch": sampler.batch})

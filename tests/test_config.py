@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config as c
-from pipeline.configcheck import CHECKS, check, check_contract, check_world
+from pipeline.configcheck import CHECKS, check, check_world
 from pipeline.configload import conf_dir, flat_types, from_dict, groups, load, quote, to_dict, to_yaml
 from pipeline.errors import ConfigError, OverrideError
 
@@ -244,17 +244,6 @@ def test_what_cannot_be_parsed_is_named_and_ends_with_2(override: str) -> None:
 )
 def test_contradictions_across_fields_are_refused(overrides: list[str], words: str) -> None:
     assert words in refusal("train", *overrides)
-
-
-def test_a_model_that_does_not_take_the_caches_text_is_refused() -> None:
-    config = load("train", TRAIN)
-    check_contract(config, latent_channels=4, text_width=128)
-    with pytest.raises(ConfigError, match=r"takes context width 128, the cache stores 768: model\.context_width=768"):
-        check_contract(config, latent_channels=4, text_width=768)
-    with pytest.raises(ConfigError, match=r"the cache stores latents of 3: model\.in_channels=3"):
-        check_contract(config, latent_channels=3, text_width=128)
-    unconditional = train(task=c.TaskConfig(name="unconditional"))
-    check_contract(unconditional, latent_channels=4, text_width=768)
 
 
 def test_a_batch_is_checked_against_the_world_that_a_launcher_made() -> None:

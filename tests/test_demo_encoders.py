@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from pipeline.models.compat import declare_torchvision_ops
@@ -20,8 +21,10 @@ import open_clip  # noqa: E402
 from diffusers import AutoencoderKL  # noqa: E402
 from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
 
+from pipeline.configload import load  # noqa: E402
 from pipeline.evaluation.oracle import attribute_accuracy  # noqa: E402
-from preprocess.captions import COLOURS, PREFIXES, SHAPE_WORDS, SIZE_WORDS, holds  # noqa: E402
+from pipeline.models.text import load_text  # noqa: E402
+from preprocess.captions import COLOURS, PLACE_WORDS, PREFIXES, SHAPE_WORDS, SIZE_WORDS, holds  # noqa: E402
 from preprocess.synthetic import Scene, render, scene  # noqa: E402
 
 DEMO = Path(__file__).resolve().parent.parent / "pipeline" / "assets" / "demo"
@@ -147,6 +150,28 @@ def test_every_word_of_the_world_is_one_token(tokenizer: SimpleTokenizer) -> Non
     words = {word for prefix in PREFIXES for word in prefix.split()} | set(COLOURS) | {",", "left", "over", "middle"}
     words |= {word for group in (*SHAPE_WORDS.values(), *SIZE_WORDS.values()) for word in group}
     assert {word: len(tokenizer.encode(word)) for word in words} == dict.fromkeys(words, 1)
+
+
+def test_captions_are_padded_with_the_end_token_as_the_tower_was_trained(tokenizer: SimpleTokenizer) -> None:
+    config = load("encode", ["source=s", "dest=d"]).encoders
+    assert config.text_pad == tokenizer.eot_token_id
+
+
+@torch.no_grad()
+def test_every_end_token_tells_where_a_lone_object_is(unseen: tuple[np.ndarray, list[Scene]]) -> None:
+    """A linear map of the mean state, which is what attention reads before it has learned anything."""
+    tower = load_text(load("encode", ["source=s", "dest=d"]).encoders)
+    facts = [scene(UNSEEN_SEED, index, "all").facts for index in range(1200)]
+    captions = [scene(UNSEEN_SEED, index, "all").caption for index in range(1200)]
+    placed = [i for i, one in enumerate(facts) if one.place]
+    states = tower.encode(tower.tokenize([captions[i] for i in placed])).mean(dim=1)
+    places = sorted(PLACE_WORDS)
+    wanted = F.one_hot(torch.tensor([places.index(str(facts[i].place)) for i in placed])).float()
+    x = torch.cat([states, torch.ones(len(states), 1)], dim=1)
+    half = len(x) // 2
+    w = torch.linalg.solve(x[:half].T @ x[:half] + 0.1 * torch.eye(x.shape[1]), x[:half].T @ wanted[:half])
+    right = (x[half:] @ w).argmax(dim=1) == wanted[half:].argmax(dim=1)
+    assert right.float().mean() >= 0.95
 
 
 def test_every_caption_of_the_world_fits_the_context(tokenizer: SimpleTokenizer) -> None:

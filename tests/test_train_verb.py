@@ -72,7 +72,10 @@ def test_a_run_writes_configuration_metrics_ledger_and_checkpoints(config):
     run = open_storage(config.run)
     assert committed(run) == [104, 80, 40]
     assert list(rows(config)) == list(range(8, 105, 8))
-    assert {"loss", "lr", "grad_norm", "images_per_s", "step_s", "data_wait_s"} <= rows(config)[104].keys()
+    row = rows(config)[104]
+    assert {"loss", "lr", "grad_norm", "images_per_s", "step_s", "data_wait_s"} <= row.keys()
+    assert len(row["steps_s"]) == 1
+    assert sum(row["steps_s"]) == pytest.approx(row["step_s"], abs=1e-5)
     assert totals(read_ledger(run))[0] == 104
     info = load_run(config.run)
     assert info.config == config
