@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from pipeline.errors import LatentmillError
 
@@ -54,6 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
         return _fail("", f"{verb}: no such verb; {hint}", 2)
     return guarded(verb, lambda: run(verb, rest))
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    leave(main())
+
+
+def leave(status: int) -> NoReturn:
+    """End this process.
+
+    A rank of several ends without the interpreter's own clean-up: threads of gloo that a collective has left can abort
+    it, and make a failure of a job that is done.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status)
 
 
 def guarded(verb: str, action: Callable[[], int]) -> int:
@@ -120,4 +139,4 @@ def _fail(verb: str, message: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()

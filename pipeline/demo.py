@@ -105,7 +105,7 @@ def result_steps(dest: Path, prompts: list[str], seed: int) -> list[Step]:
     """What one does with a trained run."""
     picture, folder = dest / "samples.png", dest / "diffusers"
     sample = ["sample", f"run={dest}", *(f"prompt={prompt}" for prompt in prompts)]
-    sample += ["n=4", "guidance=1.5", f"dest={picture}", f"seed={seed}"]
+    sample += ["n=4", "guidance=2", f"dest={picture}", f"seed={seed}"]
     return [
         Step("Sample captions that training never saw", sample, picture),
         Step(

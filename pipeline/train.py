@@ -217,4 +217,4 @@ def evaluation(
 if __name__ == "__main__":
     from pipeline import cli
 
-    raise SystemExit(cli.main(["train", *sys.argv[1:]]))
+    cli.leave(cli.main(["train", *sys.argv[1:]]))

@@ -22,26 +22,33 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan et al.'s quintic: steepest
 ITERATIONS = 5
 ADAM_SIZE = 0.2  # root mean square of AdamW's updates (Liu et al. 2025)
 BUCKET = 50_000_000  # elements put together at once (200 MB)
+BATCH = 4_000_000  # elements orthogonalised at once
 
 
-def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """U V^T of a matrix U S V^T (R, C), nearly: fp32, singular values between about 0.7 and 1.2; zero stays zero.
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """U V^T of matrices U S V^T (..., R, C), nearly: fp32, singular values between about 0.7 and 1.2; zero stays zero.
 
     dtype: of the products; Newton-Schulz iteration stands bfloat16 well.
     """
     a, b, c = COEFFICIENTS
-    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    x = (wide / wide.norm().clamp(min=1e-20)).to(dtype)
+    rows, columns = matrices.shape[-2:]
+    wide = (matrices if rows <= columns else matrices.mT).reshape(-1, min(rows, columns), max(rows, columns))
+    x = (wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-20)).to(dtype)
     for _ in range(ITERATIONS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x if len(matrix) <= matrix.shape[1] else x.T).float()
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x if rows <= columns else x.mT).float().reshape(matrices.shape)
 
 
 def update(direction: Tensor, fused: int, dtype: torch.dtype) -> Tensor:
     """The step for a parameter (R, ...) per unit of learning rate, fp32; `fused` matrices lie in its rows."""
-    parts = direction.reshape(len(direction), -1).chunk(fused)
-    return torch.cat([orthogonalise(part, dtype) * (ADAM_SIZE * math.sqrt(max(part.shape))) for part in parts])
+    matrices = direction.reshape(fused, len(direction) // fused, -1)
+    return (orthogonalise(matrices, dtype) * adam_size(matrices)).view(direction.shape)
+
+
+def adam_size(matrices: Tensor) -> float:
+    """What takes orthogonal matrices (..., R, C) to the size of AdamW's updates."""
+    return ADAM_SIZE * math.sqrt(max(matrices.shape[-2:]))
 
 
 class Muon:
@@ -90,17 +97,29 @@ class Muon:
         torch._foreach_lerp_(momenta, gradients, 1 - self._momentum)
         torch._foreach_lerp_(gradients, momenta, self._momentum)
         cut: dict[str, tuple[Slot, Tensor]] = {}
+        alike: dict[tuple[int, int], list[Tensor]] = {}
         for slot, gradient in zip(self._slots, gradients, strict=True):
-            if slot.length == math.prod(self._shapes[slot.name]):
-                gradient.copy_(self._update(slot.name, gradient))
-            else:
+            if slot.length < math.prod(self._shapes[slot.name]):
                 cut[slot.name] = (slot, gradient)
+                continue
+            fused = self._matrices[slot.name]
+            rows = self._shapes[slot.name][0] // fused
+            for matrix in gradient.view(fused, rows, -1):
+                alike.setdefault((rows, matrix.shape[1]), []).append(matrix)
+        for matrices in alike.values():
+            self._update_alike(matrices)
         for names in self._cut:
             self._update_cut(names, cut)
 
-    def _update(self, name: str, direction: Tensor) -> Tensor:
-        shape = self._shapes[name]
-        return update(direction.view(shape), self._matrices[name], self._dtype).view(-1)
+    def _update_alike(self, matrices: list[Tensor]) -> None:
+        """Matrices of one shape, many of them at once: small ones cost more to start than to multiply."""
+        # In float32 on a CPU, PyTorch multiplies batches of matrices more slowly than one after the other.
+        alone = matrices[0].device.type == "cpu" and self._dtype == torch.float32
+        at_once = 1 if alone else max(1, BATCH // matrices[0].numel())
+        for first in range(0, len(matrices), at_once):
+            some = matrices[first : first + at_once]
+            updates = orthogonalise(torch.stack(some), self._dtype) * adam_size(some[0])
+            torch._foreach_copy_(some, list(updates))
 
     def _update_cut(self, names: list[str], cut: dict[str, tuple[Slot, Tensor]]) -> None:
         """Put matrices together, orthogonalise those whose turn is this rank's, and take back what is held here."""
@@ -115,7 +134,8 @@ class Muon:
         whole = dict(zip(names, flat.split(sizes), strict=True))
         for turn, name in enumerate(names):
             if turn % self._world.size == self._world.rank:
-                whole[name].copy_(self._update(name, whole[name]))
+                direction = whole[name].view(self._shapes[name])
+                direction.copy_(update(direction, self._matrices[name], self._dtype))
             else:
                 whole[name].zero_()
         flat = self._sum(flat)
