@@ -43,7 +43,7 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 def update(direction: Tensor, fused: int, dtype: torch.dtype) -> Tensor:
     """The step for a parameter (R, ...) per unit of learning rate, fp32; `fused` matrices lie in its rows."""
     matrices = direction.reshape(fused, len(direction) // fused, -1)
-    return (orthogonalise(matrices, dtype) * adam_size(matrices)).view(direction.shape)
+    return (orthogonalise(matrices, dtype) * adam_size(matrices)).reshape(direction.shape)
 
 
 def adam_size(matrices: Tensor) -> float:
