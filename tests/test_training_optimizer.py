@@ -49,7 +49,7 @@ def test_updates_are_as_large_as_adams(shape):
 def test_fused_matrices_are_stepped_each_for_itself():
     first, second = matrix(8, 16), 1000 * matrix(8, 16, seed=1)
     tall = torch.cat([first.T, second.T])
-    assert torch.equal(update(tall, 2, torch.float32)[:16], update(first.T, 1, torch.float32))
+    assert torch.allclose(update(tall, 2, torch.float32)[:16], update(first.T, 1, torch.float32), atol=1e-5)
     both = update(torch.cat([first, second]), 2, torch.float32)
     apart = torch.cat([update(part, 1, torch.float32) for part in (first, second)])
     assert torch.equal(both, apart)
