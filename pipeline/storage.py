@@ -4,6 +4,10 @@ A `Storage` is a root (a folder, or s3://bucket/prefix) and keys are relative po
 whole or not at all: a local write goes to a temporary file beside its destination, is synced and then renamed, and S3
 makes an object visible when its upload is complete. Nothing here trusts a store to keep bytes: readers compare hashes.
 Two writers that race may both win on some stores, so what is written under one key must not depend on the writer.
+
+What S3 fails at is tried again with growing random waits until PATIENCE_SECONDS pass without anything gained; boto3's
+own retries are off, because they are few, share a budget among threads and end at the headers of an answer.
+`pipeline/patterns.py` finds the objects that a user's pattern names.
 """
 
 from __future__ import annotations
@@ -12,27 +16,53 @@ import errno
 import os
 import re
 import secrets
+import shutil
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from glob import glob
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO
 
-from pipeline.errors import ConfigError, NotFound, SourceError, StorageError
+from pipeline.errors import ConfigError, LatentmillError, NotFound, StorageError
 
 TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
 """Names of files that are being written; never listed."""
+COPY_BYTES = 16 * 1024 * 1024
+"""A file that is copied between disks is held in pieces of this size."""
 MULTIPART_BYTES = 64 * 1024 * 1024
 """S3 objects larger than this are uploaded in parts."""
-RESUMES = 8
-"""Times that a body cut short is resumed without any byte gained in between."""
-
-T = TypeVar("T")
+PART_BYTES = 16 * 1024 * 1024
+"""Size of a part; more where the object would have over 10,000. S3 wants 5 MiB or more."""
+PART_THREADS = 4
+"""Parts of one object that are on their way at once; each is held in memory."""
+CONNECT_SECONDS = 10.0
+"""How long a connection to S3 may take."""
+READ_SECONDS = 30.0
+"""How long S3 may be silent in the middle of an answer."""
+PATIENCE_SECONDS = 120.0
+"""How long an operation on S3 is tried again while it gains nothing. A shorter outage is a delay and no error."""
+STRANGER_SECONDS = 10.0
+"""The same for an endpoint that has never answered this process: its address is more likely wrong than it is away."""
+PAUSES = (0.2, 10.0)
+"""Seconds: the longest that the first pause between tries may be, and any."""
+PASSING_STATUS = (408, 429, 500, 502, 503, 504)
+"""HTTP statuses after which the same request may succeed."""
+PASSING_CODES = (
+    "SlowDown",
+    "InternalError",
+    "RequestTimeout",  # comes with status 400
+    "OperationAborted",  # 409: somebody else works on the same key
+    "ConditionalRequestConflict",  # the same for conditional puts
+    "BadDigest",  # bytes were damaged on their way to the store
+    "XAmzContentSHA256Mismatch",
+)
+"""S3's error codes after which it may, whatever their status."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +95,18 @@ class Storage(ABC):
         """Write the object, whole or not at all, over whatever is there."""
 
     @abstractmethod
+    def put_file(self, key: str, path: Path) -> None:
+        """Make a finished local file the object, whole or not at all, over whatever is there. It may be larger than
+        memory. The file is consumed: `path` is gone after success, and stays where the object could not be written.
+        Raises NotFound when there is no such file, StorageError."""
+
+    @abstractmethod
+    def staging_path(self) -> Path:
+        """Where to write a file that is meant for `put_file`: a new name at every call, with nothing there yet, never
+        listed, and on the storage's own file system if it has one (publishing is then a rename). On S3 a name in the
+        system's temporary folder (TMPDIR). The caller removes what it does not publish. Raises StorageError."""
+
+    @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write the object unless there is one. False: there is one already, possibly this very call's own after a
         retried request, so compare bytes before calling it somebody else's."""
@@ -88,6 +130,13 @@ class Storage(ABC):
     @abstractmethod
     def child(self, prefix: str) -> Storage:
         """The storage whose root is `prefix` under this one."""
+
+    @abstractmethod
+    def sweep(self, seconds: float) -> None:
+        """Remove files of writers that were killed: half-written ones that nobody has written to for `seconds`.
+
+        Nothing where writers leave none (S3: a bucket's lifecycle rule ends uploads that were cut off).
+        """
 
     def exists(self, key: str) -> bool:
         """Whether there is an object."""
@@ -147,20 +196,44 @@ class LocalStorage(Storage):
     def put(self, key: str, data: bytes) -> None:
         path = self.local_path(key)
         with _local_errors("write", path):
-            temporary = _write_temporary(path, data)
-            try:
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            _sync_folder(path.parent)
+            _rename(_write_temporary(path, lambda file: file.write(data)), path)
+
+    def put_file(self, key: str, path: Path) -> None:
+        destination = self.local_path(key)
+        with _local_errors("read", path), path.open("rb") as file:
+            with _local_errors("write", path):
+                os.fsync(file.fileno())
+            with _local_errors("write", destination):
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    path.replace(destination)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    copy = partial(shutil.copyfileobj, file, length=COPY_BYTES)
+                    _rename(_write_temporary(destination, copy), destination)
+                    path.unlink()
+                else:
+                    _sync_folder(destination.parent)
+
+    def staging_path(self) -> Path:
+        with _local_errors("write", self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        return _temporary(self.root / "staging")
+
+    def sweep(self, seconds: float) -> None:
+        for parent, _, names in os.walk(self.root):
+            for path in (Path(parent, name) for name in names if TEMPORARY.fullmatch(name)):
+                with suppress(OSError):  # published or removed by its owner since
+                    if time.time() - path.stat().st_mtime >= seconds:
+                        path.unlink()
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         path = self.local_path(key)
         if path.exists():
             return False
         with _local_errors("write", path):
-            temporary = _write_temporary(path, data)
+            temporary = _write_temporary(path, lambda file: file.write(data))
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -222,19 +295,34 @@ class _local_errors:
         raise StorageError(f"cannot {self.action} {self.path}: {error.strerror or error}") from error
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
-    """`data` in a synced temporary file beside `path`."""
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nothing has and that is never listed."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
+
+
+def _write_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> Path:
+    """What `fill` writes, in a synced temporary file beside `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Give a synced temporary file its name, so that it survives a power cut."""
+    try:
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -286,115 +374,229 @@ class S3Storage(Storage):
 
     def put(self, key: str, data: bytes) -> None:
         if len(data) <= MULTIPART_BYTES:
-            self._call(key, lambda client: client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data))
-            return
-        from io import BytesIO
+            self._call("put_object", key, {"Body": data})
+        else:
+            self._put_parts(key, len(data), lambda start, end: data[start:end])
 
-        # s3transfer aborts the upload when a part fails: nothing appears under the key.
-        self._call(key, lambda client: client.upload_fileobj(BytesIO(data), self.bucket, self._name(key)))
+    def put_file(self, key: str, path: Path) -> None:
+        def read(start: int, end: int) -> bytes:
+            with _local_errors("read", path), path.open("rb") as file:
+                file.seek(start)
+                return file.read(end - start)
+
+        with _local_errors("read", path):
+            size = path.stat().st_size
+        if size <= MULTIPART_BYTES:
+            self._call("put_object", key, {"Body": read(0, size)})
+        else:
+            self._put_parts(key, size, read)
+        with _local_errors("delete", path):
+            path.unlink(missing_ok=True)
+
+    def staging_path(self) -> Path:
+        return _temporary(Path(tempfile.gettempdir(), "latentmill"))
+
+    def sweep(self, seconds: float) -> None:
+        return None
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        def put(client: Any) -> bool:
-            client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
-            return True
-
-        return self._call(key, put, when={"PreconditionFailed": False, "412": False})
+        request = {"Body": data, "IfNoneMatch": "*"}
+        return self._call("put_object", key, request, when={"PreconditionFailed": None, "412": None}) is not None
 
     def stat(self, key: str) -> ObjectInfo:
-        found = self._call(key, lambda client: client.head_object(Bucket=self.bucket, Key=self._name(key)))
+        found = self._call("head_object", key)
         return ObjectInfo(key=key, size=found["ContentLength"], etag=found["ETag"].strip('"'))
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         root = f"{self.prefix}/" if self.prefix else ""
-
-        def pages(client: Any) -> list[ObjectInfo]:
-            paginator = client.get_paginator("list_objects_v2")
-            return [
-                ObjectInfo(key=item["Key"][len(root) :], size=item["Size"], etag=item["ETag"].strip('"'))
-                for page in paginator.paginate(Bucket=self.bucket, Prefix=root + prefix)
-                for item in page.get("Contents", ())
-            ]
-
-        return sorted(self._call(prefix, pages), key=lambda info: info.key)
+        request, found = {"Prefix": root + prefix}, []
+        while True:
+            page = self._call("list_objects_v2", prefix, request)
+            for item in page.get("Contents", ()):
+                found.append(ObjectInfo(item["Key"][len(root) :], item["Size"], item["ETag"].strip('"')))
+            if not page.get("IsTruncated"):
+                return sorted(found, key=lambda info: info.key)
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, key: str) -> None:
-        self._call(key, lambda client: client.delete_object(Bucket=self.bucket, Key=self._name(key)))
+        self._call("delete_object", key)
 
     def _name(self, key: str) -> str:
         """The key inside the bucket."""
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
 
-    def _call(self, key: str, action: Callable[[Any], T], when: dict[str, T] | None = None) -> T:
-        """`action(client)`, with boto3's errors as this module's; `when` maps S3's error codes to answers."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    def _put_parts(self, key: str, size: int, read: Callable[[int, int], bytes]) -> None:
+        """Upload `size` bytes, of which `read(start, end)` gives any piece, in parts that are each tried again by
+        themselves. The object appears when all are in; parts that no abort could remove are the bucket's lifecycle
+        rule's to expire."""
+        step = max(PART_BYTES, -(-size // 10_000))
+        # boto3 sends Amazon a checksum with every part, which the upload must have announced.
+        sums = {} if _own_endpoint() else {"ChecksumAlgorithm": "CRC32"}
+        upload = {"UploadId": self._call("create_multipart_upload", key, sums)["UploadId"]}
+
+        def send(number: int) -> dict[str, Any]:
+            data = read((number - 1) * step, min(number * step, size))
+            answer = self._call("upload_part", key, {**upload, **sums, "PartNumber": number, "Body": data})
+            return {"PartNumber": number} | {name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer}
+
+        try:
+            with ThreadPoolExecutor(PART_THREADS) as pool:
+                sending = [pool.submit(send, number) for number in range(1, -(-size // step) + 1)]
+                try:
+                    parts = [future.result() for future in sending]
+                finally:
+                    pool.shutdown(wait=False, cancel_futures=True)
+            self._call("complete_multipart_upload", key, {**upload, "MultipartUpload": {"Parts": parts}})
+        except BaseException:
+            try:
+                self._call("abort_multipart_upload", key, upload, patience=_Patience(0.0))
+            except LatentmillError:
+                pass  # what failed first is raised
+            raise
+
+    def _call(
+        self,
+        operation: str,
+        key: str,
+        request: Mapping[str, Any] | None = None,
+        *,
+        when: Mapping[str, Any] | None = None,
+        patience: _Patience | None = None,
+    ) -> Any:
+        """What S3 answers to an operation on the object `key` (of a listing: the prefix). `when` gives answers for
+        some of S3's error codes; other failures are tried again if that may help, then raised as StorageError."""
+        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         where = f"{self.url}/{key}" if key else self.url
-        try:
-            return action(s3_client())
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if when and code in when:
-                return when[code]
-            raise _s3_error(code, where, self.bucket, str(error)) from error
-        except NoCredentialsError as error:
-            raise StorageError(
-                f"no S3 credentials for {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            ) from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise StorageError(f"{where}: {error}") from error
+        place = {"Bucket": self.bucket} | ({} if operation == "list_objects_v2" else {"Key": self._name(key)})
+        patience = patience or _Patience()
+        while True:
+            try:
+                answer = getattr(s3_client(), operation)(**place, **(request or {}))
+                _answered.add(os.getpid())
+                return answer
+            except (BotoCoreError, ClientError, ResponseParserError) as error:
+                if isinstance(error, ClientError):
+                    _answered.add(os.getpid())
+                    code = error.response.get("Error", {}).get("Code", "")
+                    if when and code in when:
+                        return when[code]
+                if not (_may_pass(error) and patience.wait()):
+                    raise _s3_error(error, where, self.bucket, patience) from error
 
     def _read(self, key: str, start: int, end: int | None) -> bytes:
-        """Bytes start..end (to the end of the object when None). boto3 retries a request but not a body that is cut
-        short on its way: that is resumed here, from where it broke off and only while the object is the same."""
-        from botocore.exceptions import BotoCoreError
+        """Bytes start..end (to the end of the object when None). A body that is cut short on its way is resumed from
+        where it broke off, and only while the object is the same."""
+        from botocore.exceptions import BotoCoreError, FlexibleChecksumError
         from urllib3.exceptions import HTTPError
 
         data = bytearray()
         etag: str | None = None
         wanted: int | None = None
-        failures = 0
+        patience = _Patience()
         while wanted is None or len(data) < wanted:
-            request: dict[str, Any] = {"Bucket": self.bucket, "Key": self._name(key)}
+            held = len(data)
+            request: dict[str, Any] = {}
             if start or data or end is not None:
-                request["Range"] = f"bytes={start + len(data)}-{'' if end is None else end - 1}"
+                request["Range"] = f"bytes={start + held}-{'' if end is None else end - 1}"
             if etag is not None:
                 request["IfMatch"] = etag
-            response = self._call(key, partial(_get_object, request=request))
+            response = self._call("get_object", key, request, patience=patience)
             if wanted is None:
                 etag, wanted = response["ETag"], response["ContentLength"]
-            held = len(data)
+            elif response["ContentLength"] != wanted - held:
+                raise StorageError(f"{self.locate(key)}: {wanted - held} bytes were left to read, not those that came")
+            failure: Exception = EOFError("it ended early")
             try:
                 for chunk in response["Body"].iter_chunks(1024 * 1024):
                     data += chunk
+            except FlexibleChecksumError as error:
+                failure = error
+                data.clear()
             except (BotoCoreError, HTTPError, OSError) as error:
-                failures = 0 if len(data) > held else failures + 1
-                if failures > RESUMES:
-                    raise StorageError(f"{self.locate(key)}: the body broke off {failures} times: {error}") from error
-                time.sleep(min(0.1 * 2**failures, 5.0))
-            else:
-                if len(data) == held and len(data) < wanted:
-                    raise StorageError(f"{self.locate(key)} ends at byte {start + len(data)}; {wanted} were announced")
+                failure = error
+            if len(data) > held:
+                patience.gained()
+            if len(data) < wanted and not patience.wait():
+                raise StorageError(f"{self.locate(key)}: the body broke off, {patience}: {failure}") from failure
         return bytes(data)
 
 
-def _get_object(client: Any, request: dict[str, Any]) -> dict[str, Any]:
-    return client.get_object(**request)
+class _Patience:
+    """Says whether what failed is tried again, and waits before it: longer every time, and at random, so that the
+    clients that one outage stopped do not all come back at once. seconds: how long, if not the module's limits."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._seconds = seconds
+        self.gained()
+
+    def gained(self) -> None:
+        """Something was gained: patience begins anew."""
+        self._failures, self._since = 0, 0.0
+
+    def wait(self) -> bool:
+        """After a failure: False when it is the last."""
+        now = time.monotonic()
+        self._since = self._since if self._failures else now
+        self._failures += 1
+        pause = _random.uniform(0.0, min(PAUSES[0] * 2 ** (self._failures - 1), PAUSES[1]))
+        limit = PATIENCE_SECONDS if os.getpid() in _answered else STRANGER_SECONDS
+        if now + pause - self._since > (limit if self._seconds is None else self._seconds):
+            return False
+        time.sleep(pause)
+        return True
+
+    def __str__(self) -> str:
+        return f"tried {self._failures} times in {time.monotonic() - self._since:.0f} s"
 
 
-def _s3_error(code: str, where: str, bucket: str, text: str) -> StorageError:
-    """The error class and line for an S3 error code."""
-    if code in ("NoSuchKey", "404", "NotFound"):
-        return NotFound(f"{where} does not exist")
-    if code == "NoSuchBucket":
-        return NotFound(f"{where}: there is no bucket {bucket}")
-    if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
-        return StorageError(f"{where}: access refused ({code}); check the AWS credentials in the environment")
-    if code == "InvalidRange":
-        return StorageError(f"{where} ends before the bytes that were asked for")
-    if code in ("PreconditionFailed", "412"):
-        return StorageError(f"{where} changed while it was being read")
-    return StorageError(f"{where}: {text}")
+_random = secrets.SystemRandom()  # ranks that share a seed must not share their waits
+_answered: set[int] = set()  # processes that S3 has ever answered
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: no connection, no or half an answer, a server that says so."""
+    from botocore.exceptions import (
+        ClientError,
+        ConnectionError,
+        FlexibleChecksumError,
+        HTTPClientError,
+        IncompleteReadError,
+    )
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(error, ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return code in PASSING_CODES or status in PASSING_STATUS
+    passing = (ConnectionError, FlexibleChecksumError, HTTPClientError, IncompleteReadError, ResponseParserError)
+    return isinstance(error, passing)
+
+
+def _s3_error(error: Exception, where: str, bucket: str, patience: _Patience) -> StorageError:
+    """The error class and line for what boto3 raised."""
+    from botocore.exceptions import ClientError, NoCredentialsError
+
+    if isinstance(error, NoCredentialsError):
+        return StorageError(
+            f"no S3 credentials for {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, ClientError):
+        code, text = error.response.get("Error", {}).get("Code", ""), error.response.get("Error", {}).get("Message", "")
+        if code in ("NoSuchKey", "404", "NotFound"):
+            return NotFound(f"{where} does not exist")
+        if code == "NoSuchBucket":
+            return NotFound(f"{where}: there is no bucket {bucket}")
+        if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
+            return StorageError(f"{where}: access refused ({code}); check the AWS credentials in the environment")
+        if code == "InvalidRange":
+            return StorageError(f"{where} ends before the bytes that were asked for")
+        if code in ("PreconditionFailed", "412"):
+            return StorageError(f"{where} changed while it was being read")
+        text = f"{code}: {text}"
+    return StorageError(f"{where}, {patience}: {text}" if _may_pass(error) else f"{where}: {text}")
 
 
 _clients: dict[int, Any] = {}
@@ -402,7 +604,8 @@ _clients_lock = threading.Lock()
 
 
 def s3_client() -> Any:
-    """This process's S3 client (boto3 clients are safe among threads, not across a fork)."""
+    """This process's S3 client (boto3 clients are safe among threads, not across a fork). Raises ConfigError when the
+    environment names an endpoint that is no URL."""
     with _clients_lock:
         client = _clients.get(os.getpid())
         if client is None:
@@ -410,25 +613,45 @@ def s3_client() -> Any:
             from botocore.config import Config
 
             # Stores other than Amazon's rarely serve a bucket as a host name or know its newer checksum trailers.
-            own_endpoint = bool(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+            checksums = "when_required" if _own_endpoint() else "when_supported"
             config = Config(
-                retries={"mode": "standard", "max_attempts": 8},
-                connect_timeout=10,
-                read_timeout=30,
+                retries={"mode": "standard", "total_max_attempts": 1},
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=READ_SECONDS,
                 max_pool_connections=64,
-                s3={"addressing_style": "path"} if own_endpoint else {},
-                request_checksum_calculation="when_required" if own_endpoint else "when_supported",
-                response_checksum_validation="when_required" if own_endpoint else "when_supported",
+                s3={"addressing_style": "path"} if _own_endpoint() else {},
+                request_checksum_calculation=checksums,
+                response_checksum_validation=checksums,
             )
-            region = None if boto3.session.Session().region_name else "us-east-1"
-            client = boto3.session.Session().client("s3", region_name=region, config=config)
+            session = boto3.session.Session()
+            try:
+                client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+            except ValueError as error:
+                raise ConfigError(f"S3: {error}; write AWS_ENDPOINT_URL_S3 as https://host:port") from error
+            client.meta.events.register("before-parse.s3", _refuse_half_an_answer)
             _clients.clear()
             _clients[os.getpid()] = client
         return client
 
 
+def _own_endpoint() -> bool:
+    """Whether the store is another than Amazon's."""
+    return bool(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+
+
+def _refuse_half_an_answer(response_dict: Mapping[str, Any], operation_model: Any, **_: Any) -> None:
+    """botocore parses what came without counting it: a listing cut to nothing would be an empty folder."""
+    from botocore.exceptions import IncompleteReadError
+
+    body, announced = response_dict["body"], response_dict["headers"].get("content-length")
+    if announced is None or not isinstance(body, bytes) or operation_model.http["method"] == "HEAD":
+        return
+    if len(body) != int(announced):
+        raise IncompleteReadError(actual_bytes=len(body), expected_bytes=int(announced))
+
+
 # --------------------------------------------------------------------------------------------------------------------
-# URLs and patterns
+# URLs
 
 
 def open_storage(url: str) -> Storage:
@@ -454,83 +677,3 @@ def split_url(url: str) -> tuple[str, str]:
     if not root:
         return ("/" if url.startswith("/") else "."), key
     return root, key
-
-
-def expand(pattern: str) -> list[tuple[Storage, str]]:
-    """The objects that a pattern names, sorted by URL, each once.
-
-    Braces ({00000..00009}, {a,b}) name objects that must all exist; globs (*, **, ?, [..]) name those that do.
-    Raises SourceError when nothing matches or when something that braces name is missing.
-    """
-    from braceexpand import braceexpand
-
-    try:
-        names = list(braceexpand(pattern, escape=False))
-    except ValueError as error:
-        raise SourceError(f"{pattern}: the braces do not match") from error
-    literal = sorted({name for name in names if not _is_glob(name)})
-    missing = _missing(literal)
-    if missing:
-        if len(missing) == 1 and Path(missing[0]).is_dir():
-            raise SourceError(
-                f"{missing[0]} is a folder; name its shards, for example '{missing[0].rstrip('/')}/*.tar'"
-            )
-        count = f"{len(missing)} of the {len(literal)} shards" if len(literal) > 1 else "it"
-        raise SourceError(f"{pattern}: {count} cannot be found, the first missing is {missing[0]}")
-    found = set(literal)
-    for name in names:
-        if _is_glob(name):
-            found.update(_glob(name))
-    if not found:
-        raise SourceError(f"{pattern}: nothing matches")
-    roots: dict[str, Storage] = {}
-    shards = []
-    for url in sorted(found):
-        root, key = split_url(url)
-        shards.append((roots.setdefault(root, open_storage(root)), key))
-    return shards
-
-
-def _is_glob(name: str) -> bool:
-    return any(character in name for character in "*?[")
-
-
-def _missing(urls: list[str]) -> list[str]:
-    """Those that do not exist. On S3 each root is listed once instead of asking for every object."""
-    missing = [url for url in urls if "://" not in url and not Path(url).expanduser().is_file()]
-    remote: dict[str, list[str]] = {}
-    for url in urls:
-        if "://" in url:
-            root, key = split_url(url)
-            remote.setdefault(root, []).append(key)
-    for root, keys in remote.items():
-        start = "".join(same[0] for same in takewhile(lambda column: len(set(column)) == 1, zip(*keys)))
-        present = {info.key for info in open_storage(root).list(start)}
-        missing += [f"{root}/{key}" for key in keys if key not in present]
-    return missing
-
-
-def _glob(pattern: str) -> list[str]:
-    """URLs that match a glob."""
-    if "://" not in pattern:
-        paths = glob(os.path.expanduser(pattern), recursive=True)
-        return [path for path in paths if Path(path).is_file() and not TEMPORARY.fullmatch(Path(path).name)]
-    fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
-    storage = open_storage(fixed)
-    matches = _glob_regex(pattern[len(fixed) + 1 :]).fullmatch
-    return [f"{fixed}/{info.key}" for info in storage.list() if matches(info.key)]
-
-
-def _glob_regex(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression in which only ** crosses a slash."""
-    pieces = re.findall(r"\*\*/?|\*|\?|\[[^\]]+\]|.", pattern)
-    words = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    parts = []
-    for piece in pieces:
-        if piece in words:
-            parts.append(words[piece])
-        elif len(piece) > 1:
-            parts.append(piece.replace("[!", "[^").replace("\\", "\\\\"))
-        else:
-            parts.append(re.escape(piece))
-    return re.compile("".join(parts))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from servers.faultproxy import FaultProxy
+    from servers.slurm import Slurm
 
 # Before torch and OpenMP are imported anywhere. Tests run beside each other's subprocesses on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -65,13 +69,37 @@ def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 @pytest.fixture(scope="session")
 def swift_client(swift_server: dict[str, str]) -> Any:
     """The S3 client that tests share: making one takes half a second."""
+    return _make_client(swift_server)
+
+
+def _make_client(environment: dict[str, str]) -> Any:
+    """An S3 client for a server, with the time limits that `pipeline.storage` has now."""
     from pipeline import storage
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in swift_server.items():
+        for name, value in environment.items():
             patch.setenv(name, value)
         storage._clients.clear()
         return storage.s3_client()
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A real Slurm of two nodes. Where there can be none the tests that need it are skipped, and in CI fail."""
+    from servers.slurm import Slurm
+
+    if missing := Slurm.missing():
+        pytest.skip(f"SUBMIT IS NOT TESTED ON THIS MACHINE: {missing}")
+    with Slurm(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """The session's Slurm, which this process's environment leads to."""
+    for name, value in slurm_cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    return slurm_cluster
 
 
 @pytest.fixture
@@ -87,3 +115,36 @@ def s3(
     bucket = f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower()).strip('-')[:40]}-{next(_numbers)}"
     swift_client.create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def fault_proxy(swift_server: dict[str, str]) -> Iterator[FaultProxy]:
+    """What `faults` clears and lends to each test."""
+    from servers.faultproxy import FaultProxy
+
+    with FaultProxy(swift_server["AWS_ENDPOINT_URL_S3"]) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def new_fault_client(swift_server: dict[str, str], fault_proxy: FaultProxy) -> Callable[[], Any]:
+    """Makes an S3 client that reaches the server through the proxy, with the time limits of the moment."""
+    return lambda: _make_client({**swift_server, "AWS_ENDPOINT_URL_S3": fault_proxy.url})
+
+
+@pytest.fixture(scope="session")
+def fault_client(new_fault_client: Callable[[], Any]) -> Any:
+    """The S3 client that tests with `faults` share."""
+    return new_fault_client()
+
+
+@pytest.fixture
+def faults(s3: str, fault_proxy: FaultProxy, fault_client: Any, _aws: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The server of `s3`, from here on behind a proxy that injects the faults that the test adds."""
+    from pipeline import storage
+
+    _aws.setenv("AWS_ENDPOINT_URL_S3", fault_proxy.url)
+    storage._clients[os.getpid()] = fault_client
+    fault_proxy.clear()
+    yield fault_proxy
+    fault_proxy.clear()

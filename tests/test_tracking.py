@@ -40,6 +40,15 @@ class Elsewhere(Storage):
     def put(self, key: str, data: bytes) -> None:
         self.inner.put(key, data)
 
+    def put_file(self, key: str, path: Path) -> None:
+        self.inner.put_file(key, path)
+
+    def staging_path(self) -> Path:
+        return self.inner.staging_path()
+
+    def sweep(self, seconds: float) -> None:
+        self.inner.sweep(seconds)
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         return self.inner.put_if_absent(key, data)
 
