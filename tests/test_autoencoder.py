@@ -160,3 +160,62 @@ def test_wrong_weights_are_refused_with_a_reason(folder: Path, tmp_path_factory:
         load_autoencoder(EncodersConfig(vae=str(tmp_path_factory.mktemp("empty")), seed=0))
     with pytest.raises(ConfigError, match="float32"):
         load_autoencoder(dataclasses.replace(config, seed=0, vae_dtype="float16"))  # type: ignore[arg-type]
+
+
+def test_scale_and_shift_are_those_beside_the_file_or_stable_diffusions(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = load_autoencoder(EncodersConfig(vae=str(folder), seed=0)).model.state_dict()
+    save_file(state, folder / "any.safetensors")
+    beside = load_autoencoder(EncodersConfig(vae=str(folder / "any.safetensors")))
+    assert (beside.scale, beside.shift) == (0.4, 0.2)
+    bare = {name: value for name, value in SMALL.items() if name not in ("scaling_factor", "shift_factor")}
+    monkeypatch.setattr(autoencoder, "STABLE_DIFFUSION", autoencoder.STABLE_DIFFUSION | bare)
+    alone = tmp_path_factory.mktemp("alone") / "vae.safetensors"
+    save_file(state, alone)
+    stage = load_autoencoder(EncodersConfig(vae=str(alone)))
+    assert (stage.scale, stage.shift) == (0.18215, 0.0)
+    assert stage.weights_sha256 == beside.weights_sha256
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_attention_in_the_names_of_older_files_is_read(folder: Path, kind: str) -> None:
+    """As stabilityai/sd-vae-ft-mse and others were published."""
+    stage = load_autoencoder(EncodersConfig(vae=str(folder), seed=0))
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = stage.model.state_dict()
+    for new, old in older.items():
+        state = {name.replace(f".{new}.", f".{old}."): tensor for name, tensor in state.items()}
+    assert any(".proj_attn." in name for name in state)
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    save_file(state, weights)
+    again = load_autoencoder(EncodersConfig(vae=str(folder if kind == "folder" else weights)))
+    assert again.weights_sha256 == stage.weights_sha256
+
+
+def test_a_bfloat16_stage_gives_its_weights_in_float32_as_they_were(folder: Path) -> None:
+    """Loaded again, not cast back: bfloat16 has lost 16 of a weight's bits."""
+    seeded = load_autoencoder(EncodersConfig(vae=str(folder), seed=0))
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    save_file(seeded.model.state_dict(), weights)
+    config = EncodersConfig(vae=str(folder), vae_dtype="bfloat16")
+    half, other = load_autoencoder(config), load_autoencoder(config)
+    full = half.float32()
+    assert full is half.float32()
+    assert full is full.float32()
+    assert (full.dtype, full.weights_sha256) == (torch.float32, half.weights_sha256)
+    x = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert torch.equal(full.encode_moments(x), seeded.encode_moments(x))
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(
+        load_autoencoder(dataclasses.replace(config, seed=0)).float32().encode_moments(x), seeded.encode_moments(x)
+    )
+    save_file({name: tensor + 1 for name, tensor in seeded.model.state_dict().items()}, weights)
+    with pytest.raises(WeightsError, match="have changed"):
+        other.float32()
+
+
+def test_a_place_where_there_is_nothing_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
+    for vae in (str(tmp_path / "none"), "./none", "~/none", "a/b/c", "vae.safetensors"):
+        with pytest.raises(WeightsError, match="there is no such folder or file"):
+            load_autoencoder(EncodersConfig(vae=vae))

@@ -13,6 +13,7 @@ import torch
 from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.text import TextTower, load_text
+from pipeline.models.tokenizer import load_tokenizer
 
 CAPTIONS = [
     "",
@@ -205,3 +206,50 @@ def test_wrong_towers_are_refused_with_a_reason(folder: Path, tmp_path: Path) ->
         tower(folder, "last", 0, length=78)
     with pytest.raises(ConfigError, match="penultimate"):
         tower(folder, "first", 0)
+
+
+def test_towers_that_are_not_clips_are_refused_before_anything_is_built(folder: Path, tmp_path: Path) -> None:
+    for name in ("ViT-B-16-SigLIP", "xlm-roberta-base-ViT-B-32"):
+        for load in (load_tokenizer, load_text):
+            with pytest.raises(WeightsError, match="another tokenizer than CLIP's"):
+                load(EncodersConfig(text=name, text_length=64, seed=0))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "bert-base-uncased"
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="another tokenizer than CLIP's"):
+        load_text(EncodersConfig(text=str(tmp_path), text_length=77, seed=0))
+    with pytest.raises(WeightsError, match="CoCa"):
+        load_text(EncodersConfig(text="coca_ViT-B-32", text_length=76, seed=0))
+    with pytest.raises(WeightsError, match=r"'no-tag' is neither a file nor a tag of ViT-L-14, which has: openai"):
+        load_text(EncodersConfig(text="ViT-L-14", text_pretrained="no-tag", text_length=77))
+    with pytest.raises(ConfigError, match=r"text_pad=49407.*knows 637 tokens"):
+        load_text(EncodersConfig(text_pad=49407, seed=0))
+
+
+def test_towers_of_any_kind_give_open_clips_own_states(folder: Path, tmp_path: Path) -> None:
+    """Also those with a text module of their own, and those whose attention is not causal."""
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["custom_text"] = True
+    config["model_cfg"]["text_cfg"]["no_causal_mask"] = True
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    ours = tower(tmp_path, "last", 0)
+    ids = ours.tokenize(CAPTIONS)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.pooled(ids), ours.model.encode_text(ids))
+
+
+def test_the_activation_that_a_tag_was_trained_with_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's weights want the approximate GELU, which the name ViT-L-14 alone does not say."""
+    from pipeline.models import text
+
+    built: list[Any] = []
+
+    def build(architecture: dict[str, Any], name: object) -> Any:
+        built.append(architecture["quick_gelu"])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(text, "_build", build)
+    for name, tag in (("ViT-L-14", "openai"), ("ViT-H-14", "laion2b_s32b_b79k"), ("ViT-L-14-quickgelu", "")):
+        with pytest.raises(ZeroDivisionError):
+            load_text(EncodersConfig(text=name, text_pretrained=tag, text_length=77, seed=0))
+    assert built == [True, False, True]

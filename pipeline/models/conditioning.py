@@ -99,7 +99,7 @@ class Task(nn.Module, ABC):
 class Unconditional(Task):
     """No conditioning at all."""
 
-    def __init__(self, latent_shape: tuple[int, int, int], empty_LD: Tensor | None) -> None:
+    def __init__(self, latent_shape: tuple[int, int, int], empty_LD: Tensor | None, trimmed: bool = False) -> None:
         super().__init__()
 
     def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
@@ -112,14 +112,16 @@ class Unconditional(Task):
 class Text(Task):
     """The caption's encoded tokens (B, L, D) as context; null is the cache's encoded empty caption.
 
-    An optional member "text_mask" (B, L) bool says which tokens may be attended to (Stable Diffusion: all).
+    trimmed: the cache holds the states up to each caption's end token alone; rows of zeros stand for the others and are
+    not attended to (Stable Diffusion attends to all). An optional member "text_mask" (B, L) bool says the same.
     """
 
     members = ("text",)
     empty: Tensor
 
-    def __init__(self, latent_shape: tuple[int, int, int], empty_LD: Tensor | None) -> None:
+    def __init__(self, latent_shape: tuple[int, int, int], empty_LD: Tensor | None, trimmed: bool = False) -> None:
         super().__init__()
+        self.trimmed = trimmed
         if empty_LD is None:
             raise ConfigError("task=text needs the cache's encoded empty caption (uncond.npy), which it does not have")
         self.register_buffer("empty", empty_LD.float(), persistent=False)  # part of the cache, not of the model
@@ -130,18 +132,26 @@ class Text(Task):
             raise ShapeError(
                 f"text of shape {tuple(context.shape[1:])} (L, D), but this model's cache has {tuple(self.empty.shape)}"
             )
-        return Conditioning(context=context, context_mask=batch.get("text_mask"))
+        return Conditioning(context=context, context_mask=self._mask(context, batch.get("text_mask")))
 
     def null(self, batch_size: int, device: torch.device | str) -> Conditioning:
-        return Conditioning(context=self.empty.to(device).expand(batch_size, -1, -1))
+        context = self.empty.to(device).expand(batch_size, -1, -1)
+        return Conditioning(context=context, context_mask=self._mask(context, None))
+
+    def _mask(self, context_BLD: Tensor, given_BL: Tensor | None) -> Tensor | None:
+        """A state after the tower's final norm is never all zeros."""
+        return (context_BLD != 0).any(dim=-1) if self.trimmed else given_BL
 
 
 TASKS: dict[str, type[Unconditional] | type[Text]] = {"text": Text, "unconditional": Unconditional}
 
 
-def make_task(config: TaskConfig, latent_shape: tuple[int, int, int], empty_LD: Tensor | None) -> Task:
-    """The task of a configuration. latent_shape (C, h, w) and the encoded empty caption are the cache's."""
-    return TASKS[config.name](latent_shape, empty_LD)
+def make_task(
+    config: TaskConfig, latent_shape: tuple[int, int, int], empty_LD: Tensor | None, *, trimmed: bool = False
+) -> Task:
+    """The task of a configuration. latent_shape (C, h, w), the encoded empty caption, and whether text states beyond a
+    caption's end are missing are the cache's."""
+    return TASKS[config.name](latent_shape, empty_LD, trimmed)
 
 
 class Denoiser(nn.Module):

@@ -55,7 +55,7 @@ def text_model_config(tower: TextTower) -> dict[str, Any]:
         "hidden_act": ACTIVATIONS[type(block.mlp.gelu).__name__],
         "layer_norm_eps": text.ln_final.eps,
         "projection_dim": tower.embed_dim,
-        "bos_token_id": tower.tokenizer.sot_token_id,
+        "bos_token_id": tower.tokenizer.sot,
         "eos_token_id": tower.eot,
         "pad_token_id": tower.pad,
         "dtype": "float32",
@@ -98,10 +98,11 @@ def save_tokenizer(tower: TextTower, folder: Path) -> None:
     from transformers import CLIPTokenizer
 
     ours = tower.tokenizer
-    merges = [pair for pair, _ in sorted(ours.bpe_ranks.items(), key=lambda item: item[1])]
-    start, end, pad = (ours.decoder[i] for i in (ours.sot_token_id, tower.eot, tower.pad))
+    pieces = {i: piece for piece, i in ours.vocabulary.items()}
+    start, end, pad = (pieces[i] for i in (ours.sot, tower.eot, tower.pad))
+    merges: list[Any] = list(ours.merges)
     tokenizer = CLIPTokenizer(
-        vocab=dict(ours.encoder),
+        vocab=dict(ours.vocabulary),
         merges=merges,
         bos_token=start,
         eos_token=end,

@@ -1,8 +1,8 @@
 """The text tower: captions to token ids to per-token hidden states, with open_clip (and its image tower, for scores).
 
 Stable Diffusion 1 reads the last layer of CLIP ViT-L-14 and pads with the end token (49407); Stable Diffusion 2 reads
-the last but one of OpenCLIP ViT-H-14 and pads with 0. In both the tower's final norm follows. Attention is causal, so
-padding never changes the states up to the end token.
+the last but one of OpenCLIP ViT-H-14 and pads with 0. In both the tower's final norm follows. Attention is causal
+(but in some MobileCLIP), so padding never changes the states up to the end token.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.autoencoder import weights_hash
 from pipeline.models.compat import declare_torchvision_ops
+from pipeline.models.fetched import one_line, unreachable
+from pipeline.models.tokenizer import CONFIG, MERGES, Tokenizer, find_tower, read_folder, tokenizer_of
 
 declare_torchvision_ops()
 
 import open_clip  # noqa: E402
-from open_clip.pretrained import get_pretrained_cfg  # noqa: E402
-from open_clip.tokenizer import SimpleTokenizer  # noqa: E402
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model  # noqa: E402
 
-DEMO = Path(__file__).resolve().parent.parent / "assets" / "demo" / "clip"
-CONFIG, WEIGHTS, MERGES = "open_clip_config.json", "open_clip_model.safetensors", "bpe.txt.gz"
+WEIGHTS = "open_clip_model.safetensors"
 PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}  # unless a model says others
 LAYERS = {"last": 0, "penultimate": 1}  # blocks at the end that are left out
 
@@ -38,20 +38,36 @@ LAYERS = {"last": 0, "penultimate": 1}  # blocks at the end that are left out
 class TextTower:
     """An open_clip model.
 
-    length, width: L and D of the states. pad, eot: token ids. embed_dim: E of the shared embedding.
+    tokenizer: makes its ids, without the weights. length, width: L and D of the states. pad, eot: token ids. embed_dim:
+    E of the shared embedding. architecture: open_clip's `model_cfg`, as far as it is known.
+    quick_gelu: whether its activation is the approximate GELU of OpenAI's CLIP.
     weights_sha256: hash of the text tower's weights; image_sha256: of the image tower's.
     """
 
-    def __init__(self, model: Any, tokenizer: SimpleTokenizer, config: EncodersConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        config: EncodersConfig,
+        device: torch.device,
+        architecture: dict[str, Any] | None = None,
+    ) -> None:
+        self.architecture = architecture or {}
+        self.quick_gelu = bool(self.architecture.get("quick_gelu", False))
         state = model.state_dict()
         self.model = model.to(device).eval().requires_grad_(False)
         self._tower = getattr(model, "text", model)
         self.tokenizer = tokenizer
-        self.layer, self.pad, self.length = config.text_layer, config.text_pad, config.text_length
-        self.eot = int(tokenizer.eot_token_id)
+        self.layer = config.text_layer
+        self.pad, self.eot, self.length = tokenizer.pad, tokenizer.eot, tokenizer.length
         most = int(self._tower.positional_embedding.shape[0])
         if self.length > most:
             raise ConfigError(f"encoders.text_length={self.length}: {config.text} reads at most {most} tokens")
+        known = int(self._tower.token_embedding.num_embeddings)
+        if max(self.pad, self.eot) >= known:
+            raise ConfigError(
+                f"encoders.text_pad={self.pad}, end token {self.eot}: {config.text} knows {known} tokens, from 0"
+            )
         self.width = int(self._tower.ln_final.weight.shape[0])
         self.embed_dim = int(self.model.visual.output_dim)
         self.image_sha256 = weights_hash(item for item in state.items() if item[0].startswith("visual."))
@@ -70,16 +86,13 @@ class TextTower:
         )
 
     def ids(self, caption: str) -> tuple[list[int], int]:
-        """One caption's L ids (start, at most L - 2 of the caption, end, padding), and how many tokens it has with
-        start
-        and end: more than L when it was truncated."""
-        tokens = self.tokenizer.encode(caption)
-        kept = [self.tokenizer.sot_token_id, *tokens[: self.length - 2], self.eot]
-        return kept + [self.pad] * (self.length - len(kept)), len(tokens) + 2
+        """As Tokenizer.ids."""
+        return self.tokenizer.ids(caption)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Captions -> ids (B, L) int64."""
-        return torch.tensor([self.ids(caption)[0] for caption in captions], dtype=torch.int64).view(-1, self.length)
+        ids = [self.tokenizer.ids(caption)[0] for caption in captions]
+        return torch.tensor(ids, dtype=torch.int64).view(-1, self.length)
 
     @torch.no_grad()
     def encode(self, tokens_BL: Tensor) -> Tensor:
@@ -112,7 +125,7 @@ class TextTower:
         """Ids (B, L) -> states (B, L, D) with the last `skip` blocks left out, after the final norm."""
         tower, length = self._tower, tokens_BL.shape[1]
         x = tower.token_embedding(tokens_BL) + tower.positional_embedding[:length]
-        mask = tower.attn_mask[:length, :length]
+        mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
         blocks = tower.transformer.resblocks
         batch_first = tower.transformer.batch_first
         x = x if batch_first else x.transpose(0, 1)
@@ -122,65 +135,84 @@ class TextTower:
 
 
 def load_text(config: EncodersConfig, device: torch.device | str = "cpu") -> TextTower:
-    """The tower that `config` names: "demo", a folder with open_clip_config.json, or a name and pretrained tag (or
-    safetensors file) of open_clip. Raises WeightsError when its weights cannot be had as they must be."""
+    """The tower that `config` names: what was fetched into `config.weights`, "demo", a folder with
+    open_clip_config.json, or a name and pretrained tag (or safetensors file) of open_clip.
+
+    Raises WeightsError when its weights cannot be had as they must be."""
     if config.text_layer not in LAYERS:
         raise ConfigError(f"encoders.text_layer={config.text_layer}: choose one of {', '.join(LAYERS)}")
-    folder = DEMO if config.text == "demo" else Path(config.text).expanduser()
+    architecture, folder = find_tower(config)
+    tokenizer = tokenizer_of(architecture, folder, config)
+    if folder is None:
+        tag_wants = bool(get_pretrained_cfg(config.text, config.text_pretrained).get("quick_gelu", False))
+        architecture["quick_gelu"] = tag_wants or architecture.get("quick_gelu", False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(max(config.seed, 0))
-        if config.text == "demo" or folder.is_dir():
-            model, tokenizer = _load_folder(folder, weights=config.seed < 0)
-        else:
-            model, tokenizer = _load_named(config)
-    if not isinstance(tokenizer, SimpleTokenizer):
-        raise WeightsError(f"encoders.text={config.text} uses another tokenizer than CLIP's, which is not supported")
-    return TextTower(model, tokenizer, config, torch.device(device))
+        model = _load_folder(folder, config.seed < 0) if folder else _load_named(architecture, config)
+    return TextTower(model, tokenizer, config, torch.device(device), architecture)
 
 
-def _load_folder(folder: Path, weights: bool) -> tuple[nn.Module, SimpleTokenizer]:
-    """A folder in open_clip's layout; its own vocabulary (bpe.txt.gz) where it has one."""
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        model = _build(config["model_cfg"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder} is not an open_clip folder: {CONFIG}: {error!r}") from None
+def save_text(tower: TextTower, folder: Path, merges: Path) -> None:
+    """Write the tower, its image tower and its merges as a folder that `load_text` reads."""
+    preprocess = dict(tower.model.visual.preprocess_cfg)
+    config = {"model_cfg": tower.architecture, "preprocess_cfg": preprocess}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tower.model.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / MERGES).write_bytes(merges.read_bytes())
+
+
+def _load_folder(folder: Path, weights: bool) -> nn.Module:
+    """A folder in open_clip's layout."""
+    config = read_folder(folder)
+    model = _build(config["model_cfg"], folder)
     model.visual.preprocess_cfg = {**PREPROCESS, **config.get("preprocess_cfg", {})}
     if weights:
         _load_weights(model, folder / WEIGHTS)
-    merges = folder / MERGES
-    return model, SimpleTokenizer(bpe_path=str(merges)) if merges.exists() else SimpleTokenizer()
+    return model
 
 
-def _load_named(config: EncodersConfig) -> tuple[nn.Module, SimpleTokenizer]:
+def _load_named(architecture: dict[str, Any], config: EncodersConfig) -> nn.Module:
     """An architecture of open_clip's list with a pretrained tag, a safetensors file, or random weights."""
     name, tag = config.text, config.text_pretrained
-    architecture = open_clip.get_model_config(name)
-    if architecture is None:
-        raise WeightsError(f"encoders.text={name} is neither demo, nor a folder, nor one of open_clip's models")
-    tokenizer = open_clip.get_tokenizer(name)
-    quick_gelu = bool(tag) and bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
     path = Path(tag).expanduser()
     if config.seed >= 0 or (tag and path.is_file()):
-        model = _build({**architecture, "quick_gelu": quick_gelu or architecture.get("quick_gelu", False)})
+        model = _build(architecture, name)
         model.visual.preprocess_cfg = PREPROCESS
         if config.seed < 0:
             _load_weights(model, path)
-        return model, tokenizer
+        return model
+    listed = get_pretrained_cfg(name, tag)
+    if not listed:
+        tags = ", ".join(list_pretrained_tags_by_model(name))
+        raise WeightsError(f"encoders.text_pretrained={tag!r} is neither a file nor a tag of {name}, which has: {tags}")
     try:  # open_clip itself only warns when weights want the approximate GELU
-        model = open_clip.create_model(name, pretrained=tag, require_pretrained=True, force_quick_gelu=quick_gelu)
+        with one_line():
+            return open_clip.create_model(
+                name, pretrained=tag, require_pretrained=True, force_quick_gelu=architecture["quick_gelu"]
+            )
     except (RuntimeError, OSError, ValueError) as error:
-        raise WeightsError(f"encoders.text={name}, encoders.text_pretrained={tag!r}: {error}") from error
-    return model, tokenizer
+        hub = listed.get("hf_hub", "").rstrip("/")
+        source = f"the Hugging Face hub's {hub}" if hub else listed.get("url", "")
+        raise WeightsError(
+            f"encoders.text={name} {tag} cannot be fetched from {source} ({unreachable(error)}). By hand: put its "
+            f"{CONFIG} and {WEIGHTS} into a folder and give encoders.text=FOLDER; or run `latentmill fetch` where "
+            "there is internet, and give encoders.weights="
+        ) from error
 
 
-def _build(architecture: dict[str, Any]) -> Any:
-    """A model of open_clip's `model_cfg` with random weights."""
+def _build(architecture: dict[str, Any], name: object) -> Any:
+    """A model of open_clip's `model_cfg` with random weights; `name` is for the message of WeightsError."""
     fields = dict(architecture)
     custom = fields.pop("custom_text", False)
+    if "multimodal_cfg" in fields:
+        raise WeightsError(f"encoders.text={name} is a CoCa model, which is not supported: choose a CLIP")
     if "timm_model_name" in fields["vision_cfg"]:
         fields["vision_cfg"] = {**fields["vision_cfg"], "timm_model_pretrained": False}
-    return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**fields)
+    try:
+        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**fields)
+    except (TypeError, KeyError, ValueError) as error:
+        raise WeightsError(f"encoders.text={name} is not an architecture of open_clip: {error!r}") from None
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
