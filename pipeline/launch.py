@@ -10,13 +10,15 @@ import ctypes
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,11 +32,57 @@ GRACE_SECONDS = 10.0
 """What the other ranks get to end by themselves when one has failed."""
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
+LAST_SLURM_STEP = 0xFFFFFFF0
+"""Slurm's steps that srun started have numbers below; batch scripts, interactive shells and the like lie above."""
 
 
 def in_world() -> bool:
     """Whether a launcher has already placed this process as one rank of several."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one process stands among those that share some work: rank of world, and the same on its machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def worker_place(environ: Mapping[str, str] = os.environ) -> Place:
+    """This process's place among those that share work and exchange nothing, so need no process group.
+
+    Launchers that set RANK and WORLD_SIZE (torchrun, accelerate, run_ranks) come first, then srun's tasks; the tasks of
+    a Slurm array multiply either: array task i of n with w processes each holds ranks i w to i w + w - 1 of n w. Where
+    an array's numbers have no even step (--array=1,5,9) two of its tasks may get one rank.
+    """
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+        local_rank = int(environ.get("LOCAL_RANK") or rank)
+        local_world = int(environ.get("LOCAL_WORLD_SIZE") or world)
+    elif int(environ.get("SLURM_STEP_ID") or LAST_SLURM_STEP) < LAST_SLURM_STEP:
+        # Outside of a step the same variables are there, with rank 0 and the size of the whole allocation.
+        rank, world = int(environ["SLURM_PROCID"]), int(environ["SLURM_NTASKS"])
+        local_rank = int(environ["SLURM_LOCALID"])
+        local_world = _tasks_on_node(environ["SLURM_STEP_TASKS_PER_NODE"], int(environ.get("SLURM_NODEID") or 0))
+    else:
+        rank, world, local_rank, local_world = 0, 1, 0, 1
+    if "SLURM_ARRAY_TASK_ID" in environ:
+        number, first, count, step = (
+            int(environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "COUNT", "STEP")
+        )
+        rank, world = (number - first) // step % count * world + rank, count * world
+    return Place(rank, world, local_rank, local_world)
+
+
+def _tasks_on_node(counts: str, node: int) -> int:
+    """Tasks on a step's node number `node`; Slurm writes 2, 2, 2, 1 as "2(x3),1"."""
+    nodes: list[int] = []
+    for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
+        nodes += [int(tasks)] * int(times or 1)
+    return nodes[node]
 
 
 def run_ranks(verb: str, config: Any, processes: int, threads: int) -> int:

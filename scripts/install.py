@@ -20,7 +20,15 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 OLDEST = (3, 11)
 NEWER_PYTHONS = ("python3.11", "python3.12", "python3.13")
 # Commands that tests use, with the Debian package of each. DeepSpeed compiles an operator with g++ when it finds one.
-TEST_COMMANDS = {"g++": "g++"}
+# Slurm and munge: tests of `latentmill submit` start their own, with a configuration and a key of their own.
+TEST_COMMANDS = {
+    "g++": "g++",
+    "sbatch": "slurm-wlm",
+    "slurmctld": "slurm-wlm",
+    "slurmd": "slurm-wlm",
+    "munged": "munge",
+}
+DAEMONS = "/usr/sbin:/sbin"  # not on everyone's PATH
 
 
 def say(text):
@@ -112,12 +120,14 @@ def install_torch(python):
 
 def install_system_packages():
     """What the tests need from Debian, through apt-get where that is allowed; elsewhere those tests are skipped."""
-    missing = sorted({package for command, package in TEST_COMMANDS.items() if not shutil.which(command)})
+    path = os.environ.get("PATH", "") + os.pathsep + DAEMONS
+    missing = sorted({package for command, package in TEST_COMMANDS.items() if not shutil.which(command, path=path)})
     if not missing:
         return
     root = os.geteuid() == 0
     if not shutil.which("apt-get") or not (root or quiet("sudo", "-n", "true")):
-        say(f"Missing, and apt-get is not allowed here: {' '.join(missing)}. The tests that need them are skipped.")
+        say(f"Missing, and apt-get is not allowed here: {' '.join(missing)}. The tests that need them are skipped")
+        say(f"(in CI they fail). Someone who may can: apt-get install --no-install-recommends {' '.join(missing)}")
         return
     apt = ([] if root else ["sudo", "-n"]) + ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]
     run(*apt, "update")

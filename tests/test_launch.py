@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import launch
+from pipeline.launch import Place, worker_place
 
 
 @pytest.fixture
@@ -159,6 +160,58 @@ def test_an_error_in_a_rank_is_one_line(tmp_path: Path, capfd: pytest.CaptureFix
     (tmp_path / "file").write_text("")
     assert launch.run_ranks("synth", SynthConfig(dest=str(tmp_path / "file" / "x"), images=3), 1, 1) == 1
     assert "Traceback" not in capfd.readouterr().err
+
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "6", "SLURM_NODEID": "0"}
+"""What Slurm 22.05 says in a batch script of six tasks (and tests/test_slurm.py sees for itself)."""
+STEP = BATCH | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
+STEP |= {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1(x2)"}
+"""Task 3 of a step of six, on its second node."""
+
+
+def array(number: int, first: int = 0, count: int = 4, step: int = 1) -> dict[str, str]:
+    """What Slurm says in one task of an array."""
+    values = {"ID": number, "MIN": first, "COUNT": count, "STEP": step, "MAX": first + (count - 1) * step}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, Place(0, 1, 0, 1)),
+        (TORCHRUN, Place(5, 8, 1, 4)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Place(1, 2, 1, 2)),  # a launcher of one machine that says no more
+        (BATCH, Place(0, 1, 0, 1)),  # srun has started nothing: this is the only process
+        (BATCH | {"SLURM_STEP_ID": str(0xFFFFFFFB)}, Place(0, 1, 0, 1)),  # the batch step's number
+        (BATCH | {"SLURM_STEP_ID": str(0xFFFFFFFA)}, Place(0, 1, 0, 1)),  # an interactive step's
+        (STEP, Place(3, 6, 1, 2)),
+        (STEP | {"SLURM_NODEID": "3"}, Place(3, 6, 1, 1)),
+        (STEP | TORCHRUN, Place(5, 8, 1, 4)),  # srun started torchrun, once per node
+        (BATCH | array(3), Place(3, 4, 0, 1)),
+        (STEP | array(3), Place(3 * 6 + 3, 4 * 6, 1, 2)),
+        (STEP | array(14, first=10, count=5, step=2), Place(2 * 6 + 3, 5 * 6, 1, 2)),
+        (TORCHRUN | BATCH | array(2), Place(2 * 8 + 5, 4 * 8, 1, 4)),
+    ],
+)
+def test_a_worker_knows_its_place_under_every_launcher(environment: dict[str, str], place: Place) -> None:
+    assert worker_place(environment) == place
+
+
+def test_the_processes_of_an_array_have_a_rank_each() -> None:
+    places = [
+        worker_place(STEP | array(number, first=1, count=3, step=4) | {"SLURM_PROCID": str(task)})
+        for number in (1, 5, 9)
+        for task in range(6)
+    ]
+    assert [place.rank for place in places] == list(range(18))
+    assert {place.world for place in places} == {18}
+
+
+@pytest.mark.parametrize("numbers", [(1, 5, 9), (0, 1, 7)])
+def test_a_rank_is_below_the_world_whatever_the_arrays_numbers(numbers: tuple[int, ...]) -> None:
+    """--array=1,5,9: Slurm says step 1."""
+    assert all(worker_place(array(number, numbers[0], count=3)).rank < 3 for number in numbers)
 
 
 def start_launcher(folder: Path) -> subprocess.Popen[bytes]:

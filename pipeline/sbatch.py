@@ -1,0 +1,168 @@
+"""Slurm: batch scripts as text that one can read, and the commands that check and submit them.
+
+Nothing of the caller's reaches a shell unquoted, but for the set-up lines of conf/cluster, which are shell.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import ConfigError, Interrupted, SubmitError
+
+ANSWER_SECONDS = 60.0
+"""How long a command of Slurm may take to answer."""
+TIME = re.compile(
+    r"(?P<d>\d+)-(?P<dh>\d+)(:(?P<dm>\d+)(:(?P<ds>\d+))?)?|(?P<h>\d+):(?P<m>\d+):(?P<s>\d+)|(?P<mm>\d+)(:(?P<ms>\d+))?"
+)
+"""days-hours[:minutes[:seconds]], hours:minutes:seconds or minutes[:seconds]."""
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What launchers tell a rank."""
+CLIENT = ("SLURM_CONF", "SLURM_CLUSTERS")
+"""What tells Slurm's commands where the cluster is."""
+
+SELF = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+"""This job in a script. The last task of an array has the array's own number as SLURM_JOB_ID, and would requeue all."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """One batch script.
+
+    about: lines of comment. options: long options of sbatch and their values; an empty value leaves its option out,
+    None is an option that has none. setup: shell lines. step: options of srun. program: with its first arguments; each
+    of the other arguments gets a line. requeue: whether exit status 75 (stopped in good order, work left) sends the
+    task back to the queue.
+    """
+
+    about: Sequence[str]
+    options: Mapping[str, str | None]
+    setup: Sequence[str]
+    step: Sequence[str]
+    program: Sequence[str]
+    arguments: Sequence[str]
+    requeue: bool
+
+    def text(self) -> str:
+        """The script. Raises ConfigError where a value cannot be written into it."""
+        lines = ["#!/bin/bash", *(f"# {line}" for line in self.about)]
+        lines += [directive(name, value) for name, value in self.options.items() if value != ""]
+        lines += ["", "set -e", *self.setup, ""]
+        command = [shlex.join(["srun", *self.step]), shlex.join(self.program), *map(shlex.quote, self.arguments)]
+        lines += ["status=0", " \\\n    ".join(command) + " || status=$?"]
+        if self.requeue:
+            stopped = Interrupted.exit_code
+            lines += [
+                "",
+                f"# {stopped}: told to stop before the time limit, with all that is done stored. Back to the queue.",
+                f'if [ "$status" -eq {stopped} ]; then scontrol requeue "{SELF}"; fi',
+            ]
+        return "\n".join([*lines, 'exit "$status"', ""])
+
+
+def directive(name: str, value: str | None) -> str:
+    """One #SBATCH line. Raises ConfigError for a value with a line break or another control character."""
+    if value is not None and re.search(r"[\x00-\x1f\x7f]", value):
+        raise ConfigError(f"{value!r} holds a control character, which an sbatch option ({name}) cannot")
+    return f"#SBATCH {name}" if value is None else f"#SBATCH {name}={shlex.quote(value)}"
+
+
+def log_path(folder: str, name: str) -> str:
+    """A file of a folder as --output takes it: what Slurm would replace is escaped, `name` excepted."""
+    return f"{os.path.abspath(folder).replace('%', '%%')}/{name}"
+
+
+def limit_seconds(text: str) -> float | None:
+    """A time limit as Slurm writes it, in seconds; infinite for UNLIMITED and 0, None for what is none."""
+    if text.upper() in ("UNLIMITED", "INFINITE"):
+        return float("inf")
+    match = TIME.fullmatch(text)
+    if not match:
+        return None
+    part = {name: int(value or 0) for name, value in match.groupdict().items()}
+    minutes = 60 * (24 * part["d"] + part["dh"] + part["h"]) + part["dm"] + part["m"] + part["mm"]
+    return 60 * minutes + part["ds"] + part["s"] + part["ms"] or float("inf")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Talking to Slurm
+
+
+def is_here() -> bool:
+    """Whether this machine can submit."""
+    return shutil.which("sbatch") is not None
+
+
+def check(text: str, partition: str, time: str) -> str:
+    """When Slurm would start a script. Raises SubmitError with Slurm's reason, ConfigError for what Slurm overlooks."""
+    limits = _partitions()
+    for name in filter(None, partition.split(",")):
+        if name not in limits:
+            known = ", ".join(name for name in limits if name)
+            raise ConfigError(f"cluster.partition={name}: Slurm has no such partition here; there are {known}")
+    # Slurm takes a job beyond its partition's limit, and leaves it pending for ever.
+    allowed = [limit_seconds(limits[name]) or float("inf") for name in partition.split(",") if name in limits]
+    if allowed and (limit_seconds(time) or 0) > max(allowed):
+        most = ", ".join(f"{limits[name]} in {name or 'the default one'}" for name in partition.split(","))
+        raise ConfigError(f"cluster.time={time} is more than the partition's limit ({most})")
+    done = _ask(["sbatch", "--test-only"], text)
+    said = " ".join(re.sub(r"sbatch:( error:)?", "", done.stderr).split())
+    if done.returncode:
+        raise SubmitError(f"Slurm refuses the job: {said}")
+    return said
+
+
+def send(text: str, *options: str) -> str:
+    """Submit a script; the job's number. Raises SubmitError with Slurm's reason."""
+    done = _ask(["sbatch", "--parsable", *options], text)
+    if done.returncode:
+        raise SubmitError(f"Slurm refused the job: {' '.join(done.stderr.split())}")
+    return done.stdout.strip().split(";")[0]
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment that jobs get: this one's, without its own place among ranks and in jobs of Slurm."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in PLACE and (not name.startswith("SLURM_") or name in CLIENT)
+    }
+
+
+def _partitions() -> dict[str, str]:
+    """Time limit of each partition that this user sees, the default one also as "". Raises SubmitError."""
+    done = _ask(["sinfo", "--noheader", "--format=%P %l"])
+    if done.returncode:
+        raise SubmitError(f"Slurm does not answer here: {' '.join(done.stderr.split())}")
+    limits = {}
+    for line in done.stdout.splitlines():
+        name, limit = line.split()
+        limits[name.rstrip("*")] = limit
+        if name.endswith("*"):
+            limits[""] = limit
+    return limits
+
+
+def _ask(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command of Slurm. Raises SubmitError when it is not there or does not answer."""
+    try:
+        return subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ANSWER_SECONDS,
+            env=inherited(os.environ),
+        )
+    except FileNotFoundError as error:
+        raise SubmitError(
+            f"{command[0]} is not on this machine's PATH: submit from the cluster's login node"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SubmitError(f"{command[0]} did not answer within {ANSWER_SECONDS:.0f} s: is Slurm up? (sinfo)") from error
