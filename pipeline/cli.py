@@ -27,13 +27,18 @@ VERBS = {
     "eval": ("pipeline.eval", "a checkpoint's FID, CLIP score and attribute accuracy"),
     "sample": ("pipeline.sample", "images from a checkpoint"),
     "export": ("pipeline.export", "weights that other software loads"),
+    "fetch": ("pipeline.fetch", "encoders into a folder or bucket, for nodes without internet"),
     "report": ("pipeline.report.page", "one HTML page about one run or several"),
     "demo": ("pipeline.demo", "the whole loop on captioned shapes, on this machine"),
+    "submit": ("pipeline.submit", "a verb as jobs of Slurm: latentmill submit encode KEY=VALUE ..."),
 }
 """verb: (module with main(config), what it does)."""
 
 TAKES_PATHS = {"report": "usage: latentmill report RUN [RUN ...] dest=report.html"}
 """Verbs that only read runs and take paths: main(arguments)."""
+
+TAKES_A_VERB = ("submit",)
+"""Verbs whose first argument is another verb: main(arguments)."""
 
 INTERRUPTED_BY_KEYBOARD = 130
 
@@ -103,6 +108,8 @@ def run(verb: str, arguments: list[str]) -> int:
 
         print(verb_help(verb))
         return 0
+    if verb in TAKES_A_VERB:
+        return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     if "-m" in arguments or "--multirun" in arguments:
         from pipeline.sweep import sweep
 

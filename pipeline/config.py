@@ -28,9 +28,11 @@ class EncodersConfig:
     vae_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the autoencoder: float32 or bfloat16. Part of the contract."""
     text: str = "demo"
-    """Text tower in open_clip's architectures: "demo" (shipped), or a name that open_clip knows such as ViT-L-14."""
+    """Text tower in open_clip's architectures: "demo" (shipped), a name that open_clip knows such as ViT-L-14, or a
+    local folder with open_clip_config.json and open_clip_model.safetensors."""
     text_pretrained: str = ""
-    """open_clip's pretrained tag ("openai"), a local weights file, or "" for "demo" (its weights are shipped)."""
+    """open_clip's pretrained tag ("openai") or a local safetensors file (of OpenAI's weights: with text=
+    ViT-L-14-quickgelu); "" where `text` is demo or a folder, which hold their weights."""
     text_layer: Literal["last", "penultimate"] = "last"
     """Hidden layer that is stored: last (Stable Diffusion 1) or penultimate (Stable Diffusion 2); then final norm."""
     text_pad: int = 0
@@ -39,6 +41,9 @@ class EncodersConfig:
     """Context length in tokens, start and end included (77 for CLIP, 32 for the demo tower)."""
     seed: int = -1
     """-1: real weights. >= 0: the same architectures with random weights of this seed (tests; never for training)."""
+    weights: str = ""
+    """Folder or s3:// URL into which `latentmill fetch` brought these encoders: they are loaded from there, and nothing
+    from the internet. "" = from where `vae` and `text` say. Not part of the contract."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +287,26 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FiltersConfig:
+    """Samples that are whole but not wanted: each is rejected, and counted under `filter:...`. Part of the contract."""
+
+    min_side: int = 0
+    """Smallest shorter side of an image in pixels; 0 = any."""
+    max_aspect: float = 0.0
+    """Largest ratio of an image's longer side to its shorter; 0 = any."""
+    min_caption: int = 0
+    """Fewest characters of a caption."""
+    max_caption: int = 0
+    """Most characters of a caption; 0 = any number."""
+    keep: tuple[str, ...] = ()
+    """Rules on columns of the json, all of which must hold: KEY OP VALUE with >=, <=, >, <, == or !=
+    ("[similarity>=0.28,punsafe<0.1,NSFW==UNLIKELY]"). A sample without the column counts as a defect."""
+    duplicates: Literal["keep", "image", "pair"] = "keep"
+    """keep; image: of samples whose image files are equal byte for byte only the first is kept; pair: of those whose
+    captions are equal as well. Within a shard at once, across shards as a list of excluded records in the manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
     """latentmill encode: image-text shards in, cached latents and text states out."""
 
@@ -291,20 +316,44 @@ class EncodeConfig:
     """Folder or s3:// URL of the cache."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
     """Autoencoder and text tower."""
-    resolution: int = 64
-    """Side in pixels of the square crop that is encoded; a multiple of the autoencoder's downsampling factor."""
-    crop: Literal["centre"] = "centre"
-    """centre: resize the shorter side with antialiasing, then crop the middle."""
+    resolution: tuple[int, ...] = (64,)
+    """Side in pixels of the square crop that is encoded; a multiple of the autoencoder's downsampling factor. Several
+    ([256,512]) are encoded in one pass, into one dataset each: dest/256 and dest/512."""
+    crop: Literal["centre", "random"] = "centre"
+    """Resize with antialiasing until the crop is covered, then take its middle (centre), or a place that depends on the
+    sample's key and `seed` alone (random)."""
+    buckets: int = 0
+    """0: square crops. N: aspect-ratio buckets as SDXL's, sides multiples of N pixels (64 is usual), with the area of
+    the square at most; each output shard holds one bucket."""
+    bucket_aspect: float = 2.0
+    """Largest ratio of a bucket's longer side to its shorter."""
+    flip: bool = False
+    """Also store every image flipped left to right, as a record of its own. "left of" becomes wrong in captions."""
+    seed: int = 0
+    """Of random crops. Part of the contract."""
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    """Samples that are not wanted."""
     caption_key: str = "txt"
     """Where captions are: txt (the .txt member) or json:KEY (a key of the .json member)."""
     conditions: tuple[Literal["boxes", "labels", "lowres", "mask"], ...] = ()
     """The task's members to store as cond.*: any of boxes, labels, lowres, mask."""
+    text_storage: Literal["full", "trimmed", "tokens"] = "full"
+    """What is stored of a caption. full: the states of every position, as Stable Diffusion is trained. trimmed: those
+    up to its end token; the model then attends to nothing else. tokens: ids only; the trainer runs the text tower."""
     batch: int = 64
     """Images per encoder batch; batches never cross input shards. Part of the contract."""
     workers: int = 0
-    """Decoding threads per process; 0 = the machine's cores / processes, at least 1."""
+    """Decoding workers per process; 0 = the machine's cores / processes, at least 1."""
+    decode_in: Literal["processes", "threads"] = "processes"
+    """Worker processes, or threads of this process (starts sooner; slower with many cores)."""
     max_rejects: float = 0.1
-    """Largest share of rejected samples; beyond it the stage fails."""
+    """Largest share of defective samples (what filters reject does not count); beyond it the stage fails."""
+    claim_seconds: float = 120.0
+    """A worker that has not renewed its claim on an input shard for this long is taken for dead."""
+    finalize: bool = False
+    """Encode nothing: check that every input shard is done, count, and write the manifest and the dataset card."""
+    dry_run: bool = False
+    """Encode nothing: try a few samples, and print what the whole would take in time, storage and objects."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """Bounds on what a source may contain."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
@@ -326,6 +375,8 @@ class VerifyConfig:
     """Records decoded and compared with their images."""
     min_psnr: float = 20.0
     """Smallest median PSNR in dB between decoded latents and source images."""
+    encoders: EncodersConfig | None = None
+    """Encoders to load; by default those of the cache's contract."""
     report: str = ""
     """HTML page to write; "" = none."""
 
@@ -340,6 +391,8 @@ class ReferenceConfig:
     """Where its input shards are; "" = the manifest's own record of the pattern."""
     dest: str = ""
     """File to write (.safetensors); "" = reference-FEATURES.safetensors inside the cache."""
+    encoders: EncodersConfig | None = None
+    """Encoders to load; by default those of the cache's contract."""
     features: Literal["democlip"] = "democlip"
     """Feature network."""
     images: int = 0
@@ -488,10 +541,74 @@ class DemoConfig:
     """Seed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FetchConfig:
+    """latentmill fetch: bring the weights of the encoders into a folder or bucket once, as safetensors with a manifest
+    of their hashes, for nodes without internet. What is there already is not brought again."""
+
+    dest: str
+    """Folder or s3:// URL, empty or from an earlier fetch of the same encoders; later encoders.weights=DEST."""
+    encoders: EncodersConfig = field(default_factory=EncodersConfig)
+    """The autoencoder and the text tower to bring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """How jobs run on a Slurm cluster, and what things are called there (conf/cluster/*.yaml)."""
+
+    partition: str = ""
+    """Partition; "" = the cluster's default."""
+    account: str = ""
+    """Account that is charged; "" = your default."""
+    time: str = "04:00:00"
+    """Time limit of each task, as minutes, HH:MM:SS, D-HH or D-HH:MM:SS; "" = the partition's default."""
+    tasks: int = 8
+    """Tasks of the array that shares the work."""
+    concurrent: int = 0
+    """Most tasks at a time; 0 = all."""
+    processes: int = 1
+    """Processes of each task, on one node."""
+    gpus: int = 1
+    """GPUs per process; 0 = none."""
+    gpu_type: str = ""
+    """Kind of GPU as the cluster names it (a100); "" = any."""
+    cpus: int = 8
+    """Cores per process."""
+    mem: str = ""
+    """Memory of a task, all its processes together, such as 64G; "" = the cluster's default."""
+    logs: str = "slurm-logs"
+    """Folder for the jobs' logs, which the compute nodes must see."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the command ("module load cuda/12.4"). Jobs inherit the submitting shell's environment too:
+    credentials belong there, never here."""
+    python: str = ""
+    """Python that runs the tasks; "" = the one that runs submit."""
+    signal: int = 120
+    """Seconds before the time limit at which processes are told to stop (SIGTERM; Slurm may do so up to 60 s sooner);
+    0 = not."""
+    requeue: bool = True
+    """Whether a task that was stopped so, was preempted or lost its node goes back to the queue."""
+    finalize: bool = True
+    """Whether a job without a GPU follows encode's array and writes the manifest, or says which shards are missing."""
+    options: tuple[str, ...] = ()
+    """Further options of sbatch, for every job ("--qos=high")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig:
+    """latentmill submit: run a verb on Slurm. `latentmill submit encode KEY=VALUE ...` prints the job script, has Slurm
+    check it, and submits an array of tasks that share encode's shards. Keys under `cluster` say how; every other key is
+    the verb's own (`latentmill encode --help`). --dry-run submits nothing."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """The cluster; your own description of one goes into $LATENTMILL_CONF/cluster/NAME.yaml."""
+
+
 # --------------------------------------------------------------------------------------------------------------------
 
 CONFIGS = {
     "synth": SynthConfig,
+    "fetch": FetchConfig,
     "encode": EncodeConfig,
     "verify": VerifyConfig,
     "reference": ReferenceConfig,
@@ -500,5 +617,6 @@ CONFIGS = {
     "sample": SampleConfig,
     "export": ExportConfig,
     "demo": DemoConfig,
+    "submit": SubmitConfig,
 }
 """The configuration of each verb that has one."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pipeline import config as c
 from pipeline.errors import ConfigError
+from pipeline.rules import parse_rules
+from pipeline.sbatch import limit_seconds
 
 
 def check(config: Any) -> None:
@@ -139,12 +142,33 @@ def check_synth(config: c.SynthConfig) -> None:
     _at_least(0, seed=config.seed)
 
 
+def check_fetch(config: c.FetchConfig) -> None:
+    """latentmill fetch."""
+    _some_text("dest", config.dest, "a folder or s3:// URL for the encoders")
+
+
 def check_encode(config: c.EncodeConfig) -> None:
     """latentmill encode."""
     _some_text("source", config.source, "the input shards, such as 'shapes/{00000..00009}.tar'")
     _some_text("dest", config.dest, "a folder or s3:// URL for the cache")
-    _at_least(1, resolution=config.resolution, batch=config.batch)
-    _at_least(0, workers=config.workers, **{"launch.threads": config.launch.threads})
+    _require(len(config.resolution) > 0, "resolution=[]: one side in pixels or more is wanted, such as [256,512]")
+    _require(
+        len(set(config.resolution)) == len(config.resolution),
+        f"resolution={list(config.resolution)}: one of them is given twice",
+    )
+    _at_least(1, resolution=min(config.resolution), batch=config.batch)
+    _at_least(0, workers=config.workers, buckets=config.buckets, seed=config.seed)
+    _at_least(0, **{"launch.threads": config.launch.threads})
+    _require(config.bucket_aspect >= 1, f"bucket_aspect={config.bucket_aspect:g}: 1 or more is wanted")
+    _require(config.claim_seconds > 0, f"claim_seconds={config.claim_seconds:g}: a number above 0 is wanted")
+    _require(not (config.finalize and config.dry_run), "finalize=true and dry_run=true: choose one")
+    filters = config.filters
+    _at_least(0, **{f"filters.{name}": getattr(filters, name) for name in ("min_side", "min_caption", "max_caption")})
+    _require(
+        filters.max_aspect == 0 or filters.max_aspect >= 1,
+        f"filters.max_aspect={filters.max_aspect:g}: 1 or more is wanted, or 0 for any",
+    )
+    parse_rules(filters.keep)
     _at_least(1, **{"launch.processes": config.launch.processes, "encoders.text_length": config.encoders.text_length})
     _at_least(0, **{"encoders.text_pad": config.encoders.text_pad})
     _fraction("max_rejects", config.max_rejects)
@@ -210,8 +234,40 @@ def check_demo(config: c.DemoConfig) -> None:
     _at_least(0, samples=config.samples, seed=config.seed)
 
 
+def check_submit(config: c.SubmitConfig) -> None:
+    """latentmill submit."""
+    cluster = config.cluster
+    for name in ("tasks", "processes", "cpus"):
+        _at_least(1, **{f"cluster.{name}": getattr(cluster, name)})
+    for name in ("concurrent", "gpus", "signal"):
+        _at_least(0, **{f"cluster.{name}": getattr(cluster, name)})
+    if cluster.time:
+        seconds = limit_seconds(cluster.time)
+        _require(
+            seconds is not None,
+            f"cluster.time={cluster.time}: a limit such as 90 (minutes), 04:00:00 or 2-12:00:00 is wanted",
+        )
+        _require(
+            cluster.signal < (seconds or 0),
+            f"cluster.signal={cluster.signal}: that many seconds before the end of cluster.time={cluster.time}",
+        )
+    _require(
+        re.fullmatch(r"(\d+[KMGTkmgt]?)?", cluster.mem) is not None,
+        f"cluster.mem={cluster.mem}: a number with K, M, G or T is wanted, such as 64G",
+    )
+    _some_text("cluster.logs", cluster.logs, "a folder that the compute nodes see")
+    _require("://" not in cluster.logs, f"cluster.logs={cluster.logs}: Slurm writes logs to a folder, not to a URL")
+    _require("\\" not in cluster.logs, f"cluster.logs={cluster.logs}: Slurm takes no backslash in a log's path")
+    for option in cluster.options:
+        _require(
+            re.fullmatch(r"--[a-z][a-z-]+(=.*)?", option) is not None,
+            f"cluster.options={option}: a long option of sbatch is wanted, such as --qos=high",
+        )
+
+
 CHECKS: dict[type, Any] = {
     c.SynthConfig: check_synth,
+    c.FetchConfig: check_fetch,
     c.EncodeConfig: check_encode,
     c.VerifyConfig: check_verify,
     c.ReferenceConfig: check_reference,
@@ -220,6 +276,7 @@ CHECKS: dict[type, Any] = {
     c.SampleConfig: check_sample,
     c.ExportConfig: check_export,
     c.DemoConfig: check_demo,
+    c.SubmitConfig: check_submit,
 }
 
 

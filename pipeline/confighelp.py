@@ -14,12 +14,15 @@ from pipeline import config as c
 from pipeline.configload import groups
 
 WIDTH = 110
+USAGE = {"submit": "latentmill submit encode [--dry-run] [cluster=NAME] [cluster.KEY=VALUE ...] KEY=VALUE ..."}
+"""Verbs that are called in another way than the rest."""
 
 
 def verb_help(verb: str) -> str:
     """Every key of a verb: type or choices, default, and what it is for."""
     cls = c.CONFIGS[verb]
-    lines = [*textwrap.wrap(cls.__doc__ or "", WIDTH), "", f"usage: latentmill {verb} KEY=VALUE ...", ""]
+    usage = USAGE.get(verb, f"latentmill {verb} KEY=VALUE ...")
+    lines = [*textwrap.wrap(" ".join((cls.__doc__ or "").split()), WIDTH), "", f"usage: {usage}", ""]
     choices = {name: names for name, names in groups(verb).items() if names}
     if choices:
         lines += ["Groups (each sets several keys; keys given beside it win):"]

@@ -9,6 +9,7 @@
     │   │   └── ContractMismatch    a cache made by other encoders, or of another shape, than this run needs
     │   ├── DestinationExists       the destination holds something that would be overwritten
     │   ├── RunError                no run there, no checkpoint in it, or one that belongs to another configuration
+    │   ├── SubmitError             no Slurm here, or it refused the job
     │   ├── ShapeError              tensors whose sizes the model cannot take
     │   └── WeightsError            a weights file that is missing, damaged or of another architecture
     ├── DataError                   exit 1: bytes that are not what they were promised to be
@@ -62,6 +63,10 @@ class DestinationExists(UserError):
 
 class RunError(UserError):
     """No run there, no checkpoint in it, or one of another configuration."""
+
+
+class SubmitError(UserError):
+    """Slurm is not to be had here, or refused the job."""
 
 
 class ShapeError(UserError):

@@ -51,12 +51,12 @@ def evaluate_run(config: EvalRunConfig) -> list[EvalResult]:
     manifest = load_manifest(storage)
     require_match(trained.contract, manifest.contract, f"data.val={val}")
     first_stage, tower = trained.encoders(device, config.encoders)
-    empty = encode_captions(tower, [""])[0].to(device)
+    empty = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     denoiser = trained.denoiser(empty, device)
     reference = config.reference or run.eval.reference
     seed = trained.contract.encoders["seed"]
     evaluator = Evaluator(
-        validation=load_validation(storage, manifest, TASKS[run.task.name].members, max(config.images, GRID)),
+        validation=load_validation(storage, manifest, TASKS[run.task.name].members, max(config.images, GRID), tower),
         first_stage=first_stage,
         tower=tower,
         diffusion=run.diffusion,

@@ -40,8 +40,9 @@ def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
     if run.task.name == "unconditional" and any(prompts):
         raise ConfigError(f"{config.run} is unconditional and takes no prompt")
     first_stage, tower = trained.encoders(device, config.encoders)
-    states_BLD = encode_captions(tower, prompts).to(device)
-    denoiser = trained.denoiser(encode_captions(tower, [""])[0].to(device), device)
+    trimmed = trained.contract.trimmed
+    states_BLD = encode_captions(tower, prompts, trimmed=trimmed).to(device)
+    denoiser = trained.denoiser(encode_captions(tower, [""], trimmed=trimmed)[0].to(device), device)
     sampler = replace(config.sampler, guidance=config.guidance) if config.guidance else config.sampler
     total = len(prompts) * config.n
     pictures = []

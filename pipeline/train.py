@@ -28,10 +28,13 @@ from pipeline.training.rundir import config_digest, is_finished, last_sample, re
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.data.manifest import Manifest
+    from pipeline.data.manifest import Contract, Manifest
     from pipeline.tracking import Tracker
     from pipeline.training.distributed import World
     from pipeline.training.trainer import Evaluate
+
+
+EMPTY_TOKENS = 2  # start and end
 
 
 def main(config: TrainConfig) -> int:
@@ -68,7 +71,8 @@ def train(config: TrainConfig, world: World) -> None:
     """Build everything and train, as one rank of the world."""
     import torch
 
-    from pipeline.data.manifest import load_manifest
+    from pipeline.data.kept import Kept
+    from pipeline.data.manifest import load_excluded, load_manifest
     from pipeline.data.order import Order
     from pipeline.data.stream import Stream
     from pipeline.models.conditioning import Denoiser, make_task
@@ -85,10 +89,11 @@ def train(config: TrainConfig, world: World) -> None:
     validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
     contract = manifest.contract
     empty = empty_caption(cache, manifest)
-    task = make_task(config.task, contract.latent_shape, empty)
+    task = make_task(config.task, contract.latent_shape, empty, trimmed=contract.trimmed)
     check_against_contract(config, manifest, validation, task.members)
     manifests = {"train": manifest.digest} | ({"val": validation.digest} if validation else {})
-    order = Order([shard.samples for shard in manifest.shards], config.seed, config.optim.batch, config.data.tail)
+    kept = Kept(manifest, load_excluded(cache, manifest))
+    order = Order(kept.sizes, config.seed, config.optim.batch, config.data.tail)
     stream_from = partial(
         Stream,
         cache,
@@ -97,10 +102,11 @@ def train(config: TrainConfig, world: World) -> None:
         rank=world.rank,
         world=world.size,
         batch=config.optim.batch,
-        members=("moments", *task.members),
+        members=("moments", *stored_members(task.members, contract)),
         memory_bytes=int(config.data.memory_gb * 1e9),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
+        kept=kept,
     )
     failure = None
     try:
@@ -130,6 +136,7 @@ def train(config: TrainConfig, world: World) -> None:
             tracker=tracker,
             identity=Identity(config_digest(config), manifests),
             stream_from=lambda n: stream_from(start_n=n),
+            text_of=text_encoder(config, contract, world),
             evaluate=evaluation(config, run, world, manifest, empty, tracker) if validation else None,
         )
         try:
@@ -151,7 +158,12 @@ def check_against_contract(
             f"{cache} holds latents of {channels} channels, but model.in_channels={config.model.in_channels} and "
             f"model.out_channels={config.model.out_channels}; set both to {channels}, or encode anew"
         )
-    if missing := sorted(set(members) - {member.name for member in contract.members}):
+    if len(contract.buckets) > 1:
+        raise ContractMismatch(
+            f"{cache} holds {len(contract.buckets)} aspect-ratio buckets, and training takes images of one size: "
+            "encode it with buckets=0"
+        )
+    if missing := sorted(set(stored_members(members, contract)) - {member.name for member in contract.members}):
         raise ContractMismatch(
             f"{cache} lacks {', '.join(missing)}, which task={config.task.name} reads; encode it with those conditions"
         )
@@ -165,7 +177,7 @@ def check_against_contract(
 
 
 def empty_caption(cache: Storage, manifest: Manifest) -> Tensor:
-    """The cache's encoded empty caption (L, D) float32, its hash checked."""
+    """The cache's encoded empty caption (L, D) float32, its hash checked; of trimmed texts, zeros after its end."""
     import numpy as np
     import torch
 
@@ -174,7 +186,25 @@ def empty_caption(cache: Storage, manifest: Manifest) -> Tensor:
     data = cache.get(UNCOND)
     if hashlib.sha256(data).hexdigest() != manifest.uncond_sha256:
         raise ShardCorrupt(f"{cache.locate(UNCOND)} is not what the manifest promises; restore it or encode again")
-    return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
+    empty = torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
+    if manifest.contract.trimmed:
+        empty[EMPTY_TOKENS:] = 0
+    return empty
+
+
+def stored_members(members: tuple[str, ...], contract: Contract) -> tuple[str, ...]:
+    """What is read of a record for what a task wants: ids in place of text states where a cache holds those."""
+    return tuple("tokens" if name == "text" and contract.text.storage == "tokens" else name for name in members)
+
+
+def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Callable[[Tensor], Tensor] | None:
+    """Ids (B, L) -> text states (B, L, D) as a cache with text_storage=full holds them; None when the cache does."""
+    from pipeline.evaluation.trained import encode_tokens, load_encoders
+
+    if contract.text.storage != "tokens" or config.task.name != "text":
+        return None
+    _, tower = load_encoders(contract, world.device, config.encoders)
+    return partial(encode_tokens, tower)
 
 
 def describe_run(config: TrainConfig, run: Storage, manifest: Manifest, manifests: Mapping[str, str]) -> None:

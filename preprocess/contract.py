@@ -1,9 +1,8 @@
-"""What a cache will be: its contract, and the plan that a destination is begun with, before anything is encoded."""
+"""A cache's contract: everything that its bytes depend on besides its source."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -11,58 +10,88 @@ from typing import Any
 import torch
 
 from pipeline.config import EncodeConfig, EncodersConfig
-from pipeline.data.manifest import Contract, Member, TextFacts, canonical_json, contract_from_json
-from pipeline.errors import ConfigError, DestinationExists, NotFound
+from pipeline.data.manifest import Contract, Member, TextFacts, canonical_json, plain
+from pipeline.errors import ConfigError
 from pipeline.models.autoencoder import FirstStage
 from pipeline.models.text import TextTower
-from pipeline.storage import Storage
 from preprocess.image import RESIZE
+from preprocess.plan import without_folders
+from preprocess.recipe import Target
 from preprocess.sample import LOWRES_FACTOR, MOST_BOXES
-from preprocess.unit import Unit
 
-PLAN = "contract.json"
 PACKAGES = ("diffusers", "numpy", "open_clip_torch", "pillow", "torch")
+VARIES = -1  # a side that differs between records
 
 
-def build_contract(config: EncodeConfig, stage: FirstStage, text: TextTower, device: torch.device) -> Contract:
-    """What the cache's bytes will depend on. Raises ConfigError when the resolution does not suit the autoencoder."""
-    side, rest = divmod(config.resolution, stage.downsampling)
-    if rest:
-        raise ConfigError(f"resolution={config.resolution} is not a multiple of the autoencoder's {stage.downsampling}")
-    latent = (stage.latent_channels, side, side)
-    pixels = (config.resolution, config.resolution)
-    small = config.resolution // LOWRES_FACTOR
-    conditions = {
-        "boxes": (Member(name="cond.boxes", shape=(MOST_BOXES, 5), dtype="float16"),),
-        "labels": (Member(name="cond.labels", shape=pixels, dtype="uint8"),),
-        "lowres": (Member(name="cond.lowres", shape=(3, small, small), dtype="uint8"),),
-        "mask": (
-            Member(name="cond.mask", shape=pixels, dtype="uint8"),
-            Member(name="cond.masked", shape=latent, dtype="float16"),
-        ),
-    }
+def build_contract(
+    config: EncodeConfig, target: Target, stage: FirstStage, text: TextTower, device: torch.device
+) -> Contract:
+    """The contract of one dataset. Raises ConfigError when its sizes do not suit the autoencoder."""
+    factor = stage.downsampling
+    if target.resolution % factor:
+        raise ConfigError(f"resolution={target.resolution} is not a multiple of the autoencoder's {factor}")
+    if any(side % factor for size in target.sizes for side in size):
+        raise ConfigError(f"buckets={config.buckets} is not a multiple of the autoencoder's {factor}")
     return Contract(
         encoders=portable(config.encoders),
         vae_sha256=stage.weights_sha256,
         text_sha256=text.weights_sha256,
-        resolution=config.resolution,
+        resolution=target.resolution,
+        buckets=target.sizes,
         crop=config.crop,
+        seed=config.seed,
+        flip=config.flip,
+        filters=plain(config.filters),
+        limits=plain(config.limits),
         resize=RESIZE,
-        latent_shape=latent,
-        downsampling=stage.downsampling,
+        latent_shape=(stage.latent_channels, target.resolution // factor, target.resolution // factor),
+        downsampling=factor,
         scale=stage.scale,
         shift=stage.shift,
         caption_key=config.caption_key,
-        text=TextFacts(layer=text.layer, length=text.length, width=text.width, pad=text.pad, eot=text.eot),
-        members=(
-            Member(name="moments", shape=(2 * latent[0], *latent[1:]), dtype="float16"),
-            Member(name="text", shape=(text.length, text.width), dtype="float16"),
-            *(member for name in sorted(config.conditions) for member in conditions[name]),
+        text=TextFacts(
+            storage=config.text_storage,
+            layer=text.layer,
+            length=text.length,
+            width=text.width,
+            pad=text.pad,
+            eot=text.eot,
+            quick_gelu=text.quick_gelu,
         ),
+        members=members(config, target, stage, text),
         batch=config.batch,
         device=device.type,
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         versions={name: version(name) for name in PACKAGES},
+    )
+
+
+def members(config: EncodeConfig, target: Target, stage: FirstStage, text: TextTower) -> tuple[Member, ...]:
+    """The arrays of every record."""
+    channels = stage.latent_channels
+    width, height = target.sizes[0] if len(target.sizes) == 1 else (VARIES, VARIES)
+
+    def sides(factor: int = 1) -> tuple[int, int]:
+        return (height, width) if width == VARIES else (height // factor, width // factor)
+
+    states = {
+        "full": Member(name="text", shape=(text.length, text.width), dtype="float16"),
+        "trimmed": Member(name="text", shape=(VARIES, text.width), dtype="float16"),
+        "tokens": Member(name="tokens", shape=(text.length,), dtype="int32"),
+    }
+    conditions = {
+        "boxes": (Member(name="cond.boxes", shape=(MOST_BOXES, 5), dtype="float16"),),
+        "labels": (Member(name="cond.labels", shape=sides(), dtype="uint8"),),
+        "lowres": (Member(name="cond.lowres", shape=(3, *sides(LOWRES_FACTOR)), dtype="uint8"),),
+        "mask": (
+            Member(name="cond.mask", shape=sides(), dtype="uint8"),
+            Member(name="cond.masked", shape=(channels, *sides(stage.downsampling)), dtype="float16"),
+        ),
+    }
+    return (
+        Member(name="moments", shape=(2 * channels, *sides(stage.downsampling)), dtype="float16"),
+        states[config.text_storage],
+        *(member for name in sorted(config.conditions) for member in conditions[name]),
     )
 
 
@@ -71,52 +100,10 @@ def portable(encoders: EncodersConfig) -> dict[str, Any]:
     fields = asdict(encoders)
     for name in ("vae", "text", "text_pretrained"):
         fields[name] = without_folders(fields[name])
+    del fields["weights"]  # the hashes say which they are, wherever they lie
     return fields
-
-
-def without_folders(path: str) -> str:
-    """An absolute local path's last part; anything else as it is."""
-    return path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path
 
 
 def contract_digest(contract: Contract) -> str:
     """Identity of a contract."""
     return hashlib.sha256(canonical_json(asdict(contract))).hexdigest()
-
-
-def read_plan(storage: Storage) -> tuple[Contract, dict[str, Any]] | None:
-    """The contract that this destination was begun under and the rest of its plan, or None when it is fresh."""
-    try:
-        plan = json.loads(storage.get(PLAN))
-        return contract_from_json(plan["contract"]), plan
-    except NotFound:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DestinationExists(f"{storage.url}/{PLAN} cannot be read ({error}): choose another dest") from None
-
-
-def agree(
-    storage: Storage,
-    contract: Contract,
-    source: str,
-    units: list[Unit],
-    begun: tuple[Contract, dict[str, Any]] | None,
-) -> None:
-    """Begins the destination with this plan, or checks that it was begun with it. Raises DestinationExists."""
-    names = [unit.name for unit in units]
-    if begun is None:
-        plan = {"contract": asdict(contract), "source": without_folders(source), "units": names}
-        if storage.put_if_absent(PLAN, canonical_json(plan)):
-            return
-        begun = read_plan(storage)
-        assert begun is not None
-    differences = begun[0].differences(contract)
-    if differences:
-        raise DestinationExists(
-            f"{storage.url} was begun with other settings ({'; '.join(differences)}): use those, or choose another dest"
-        )
-    if begun[1]["units"] != names:
-        raise DestinationExists(
-            f"{storage.url} was begun with {len(begun[1]['units'])} input shards ({begun[1]['source']}) that are not "
-            f"the {len(names)} of source={source}: give the same ones, or choose another dest"
-        )

@@ -1,130 +1,147 @@
 """latentmill encode: image-text shards in; cached latents and text states out, and the manifest that proves them.
 
-One input shard is one unit of work and becomes one tar. Its bytes depend on the shard, the contract and nothing else,
-so any process may encode any unit, any number of times. A unit is done when its index is there: the tar is put whole
-first, the index after it. Processes deal the units among them by number. Whoever finds every unit done writes the
-manifest, last.
+One input shard is one unit of work. Its bytes depend on the shard, the contract and nothing else, so any process may
+encode any unit, any number of times; claims keep them from doing so for nothing. A unit is done when its report is
+there. Whoever finds every unit done writes the manifest, last.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import signal
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 import torch
 
 from pipeline import cli
 from pipeline.config import EncodeConfig
-from pipeline.data.manifest import (
-    MANIFEST,
-    UNCOND,
-    Contract,
-    Manifest,
-    ShardEntry,
-    Statistics,
-    commit_manifest,
-)
+from pipeline.data.manifest import MANIFEST, UNCOND, load_manifest
 from pipeline.data.records import npy_bytes
-from pipeline.errors import DestinationExists, SourceError
-from pipeline.launch import cores, in_world, run_ranks, threads_per_rank
+from pipeline.errors import DestinationExists, Interrupted, SourceError
+from pipeline.launch import cores, in_world, run_ranks, threads_per_rank, worker_place
 from pipeline.models.autoencoder import load_autoencoder
 from pipeline.models.text import load_text
-from pipeline.storage import ObjectInfo, Storage, expand, open_storage
+from pipeline.patterns import expand, sizes
+from pipeline.storage import Storage, open_storage
 from pipeline.training.distributed import pick_device
-from preprocess.contract import agree, build_contract, contract_digest, read_plan
-from preprocess.unit import Encoder, Unit, encode_units
-from preprocess.writer import INDEX_FORMAT, Moments
+from preprocess.card import write_card
+from preprocess.claims import Claims, Work
+from preprocess.contract import build_contract, contract_digest
+from preprocess.decoders import Decoders
+from preprocess.encoder import Encoder
+from preprocess.estimate import estimate
+from preprocess.finalize import finalize, missing_units, summary, survey, tidy
+from preprocess.output import Destination
+from preprocess.plan import Plan, Unit, agree, name_units, read_plan
+from preprocess.recipe import Recipe, recipe_of
+from preprocess.unit import Stage
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+ABANDONED_SECONDS = 24 * 3600.0  # without a write, until a half-written tar is thrown away
 
 
 def main(config: EncodeConfig) -> int:
     """Encodes what is not encoded yet. Returns the exit status."""
+    if config.dry_run:
+        print(estimate(config))
+        return 0
+    if config.finalize:
+        return finish_only(config)
     if config.launch.processes > 1 and not in_world():
         return run_ranks("encode", config, config.launch.processes, config.launch.threads)
-    storage = open_storage(config.dest)
-    units = [Unit(number, *place) for number, place in enumerate(expand(config.source))]
-    rank, world, device = join(config)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world)) if world > 1 else 1  # processes on this machine
-    begun = read_plan(storage)
-    if device.type == "cpu":
-        # A cache that was begun with some number of threads goes on with it: bytes may depend on it.
-        wanted = config.launch.threads or (begun[0].threads if begun else 0)
-        torch.set_num_threads(threads_per_rank(wanted, here))
-    encoder = Encoder(config, load_autoencoder(config.encoders, device), load_text(config.encoders, device))
-    contract = build_contract(config, encoder.first_stage, encoder.text, device)
-    agree(storage, contract, config.source, units, begun)
-    digest = contract_digest(contract)
+    with interruptible():
+        return run(config)
 
-    there = {info.key: info for info in storage.list("")}
-    mine = [unit for unit in units if unit.number % world == rank and not is_done(storage, unit, digest, there)]
-    uncond = npy_bytes(encoder.text_states([encoder.text.ids("")[0]])[0])
-    put_identical(storage, UNCOND, uncond)
-    if mine:
-        workers = config.workers or max(1, cores() // here)
-        label = "" if rank else "encode" if world == 1 else f"encode, rank 0 of {world}"
-        told = encode_units(mine, storage, encoder, digest, workers, label)
-        print(told, file=sys.stderr, flush=True)
-    finalize(storage, contract, units, hashlib.sha256(uncond).hexdigest(), config, rank)
-    leave()
+
+def run(config: EncodeConfig) -> int:
+    """One worker, from start to end. Raises Interrupted when a signal asks it to stop."""
+    place = worker_place()
+    inputs = expand(config.source)
+    recipe = recipe_of(config)
+    workers = config.workers or max(1, cores() // place.local_world)
+    storages = dataset_storages(config)
+    plans = [read_plan(storage) for storage in storages]
+    with Decoders(recipe, config.encoders, workers, processes=config.decode_in == "processes") as decoders:
+        device = pick_device(config.device, place.local_rank)
+        if device.type == "cuda":
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        else:
+            # A cache that was begun with some number of threads goes on with it: bytes may depend on it.
+            wanted = config.launch.threads or (plans[0].contract.threads if plans[0] else 0)
+            torch.set_num_threads(threads_per_rank(wanted, place.local_world))
+        stage, text = load_autoencoder(config.encoders, device), load_text(config.encoders, device)
+        encoder = Encoder(
+            stage, text, config.batch, text_storage=config.text_storage, masks="mask" in config.conditions
+        )
+        destinations = []
+        names = name_units([storage.locate(key) for storage, key in inputs])
+        for number, storage in enumerate(storages):
+            contract = build_contract(config, recipe.targets[number], stage, text, device)
+            plans[number] = agree(storage, contract, config.source, names, is_finished(storage, plans[number]))
+            destinations.append(Destination(storage, contract, contract_digest(contract)))
+        plan = plans[0]
+        assert plan is not None
+        units = place_units(plan, inputs, names)
+        open_storage(config.dest).sweep(ABANDONED_SECONDS)
+        done = set.intersection(*(survey(destination, list(units.values())) for destination in destinations))
+        uncond = npy_bytes(encoder.text_states([text.ids("")[0]])[0])
+        for storage in storages:
+            put_identical(storage, UNCOND, uncond)
+        left = [number for number in units if number not in done]
+        if left:
+            line = encode_units(config, destinations, recipe, encoder, decoders, units, left)
+            print(line, file=sys.stderr, flush=True)
+    for number, storage in enumerate(storages):
+        finish(storage, plans[number], config, place.rank)
     return 0
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Before: which processes take part, and what is done already
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 raise Interrupted: claims are given up, and a scheduler may start this again."""
 
-
-def join(config: EncodeConfig) -> tuple[int, int, torch.device]:
-    """(rank, world size, device): alone, or as the launcher's environment says, by way of accelerate.
-
-    The processes exchange nothing but what they store, so one that dies holds nobody up.
-    """
-    if not in_world():
-        return 0, 1, pick_device(config.device)
-    from accelerate import PartialState
-
-    cpu = pick_device(config.device).type == "cpu"
-    state = PartialState(cpu=cpu, backend="gloo" if cpu else "nccl")
-    return state.process_index, state.num_processes, pick_device(config.device, state.local_process_index)
-
-
-def leave() -> None:
-    """Ends what join began; a process group left to the interpreter's exit can abort it."""
-    if in_world():
-        from accelerate import PartialState
-
-        PartialState().destroy_process_group()
-
-
-def is_done(storage: Storage, unit: Unit, contract: str, there: dict[str, ObjectInfo]) -> bool:
-    """Whether the unit's tar and index are there and were made from this shard.
-
-    Shards are compared by size here; `latentmill verify` compares their hashes. Raises DestinationExists for an index
-    of another shard.
-    """
-    if unit.index_name not in there or unit.tar_name not in there:
-        return False
-    _, index = read_index(storage, unit)
-    size = unit.storage.stat(unit.key).size
-    if index["contract"] != contract or index["source"]["bytes"] != size:
-        raise DestinationExists(
-            f"{storage.url}/{unit.index_name} was made from another {unit.name} (of {index['source']['bytes']} bytes, "
-            f"now {size}) or another contract: choose another dest, or delete {unit.index_name} and {MANIFEST}"
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for other in STOPPING:
+            signal.signal(other, signal.SIG_IGN)  # once is enough
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name}; the shards that are finished stay, and the same command goes on"
         )
-    return index["bytes"] == there[unit.tar_name].size
 
-
-def read_index(storage: Storage, unit: Unit) -> tuple[bytes, dict[str, Any]]:
-    """A unit's index, as bytes and read. Raises DestinationExists for one that this version did not write."""
-    data = storage.get(unit.index_name)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
-        index = json.loads(data)
-        if index["format"] == INDEX_FORMAT and index["unit"] == unit.number:
-            return data, index
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise DestinationExists(f"{storage.url}/{unit.index_name} is not an index of this version: delete it and run again")
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Before: the destinations, and the units of the plan
+
+
+def dataset_storages(config: EncodeConfig) -> list[Storage]:
+    """Where each resolution's dataset goes: the destination itself, or a folder each when there are several."""
+    dest = open_storage(config.dest)
+    return [dest] if len(config.resolution) == 1 else [dest.child(str(side)) for side in config.resolution]
+
+
+def is_finished(storage: Storage, plan: Plan | None) -> bool:
+    """Whether the manifest holds all that was planned, so that shards may be appended."""
+    return plan is not None and storage.exists(MANIFEST) and load_manifest(storage).version == len(plan.parts)
+
+
+def place_units(plan: Plan, inputs: Sequence[tuple[Storage, str]], names: Sequence[str]) -> dict[int, Unit]:
+    """The plan's units that the source names, by number."""
+    numbers = {name: number for number, name in enumerate(plan.names)}
+    units = [Unit(numbers[name], *place, name, size) for name, place, size in zip(names, inputs, sizes(list(inputs)))]
+    return {unit.number: unit for unit in sorted(units, key=lambda unit: unit.number)}
 
 
 def put_identical(storage: Storage, key: str, data: bytes) -> None:
@@ -134,79 +151,78 @@ def put_identical(storage: Storage, key: str, data: bytes) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# The work
+
+
+def encode_units(
+    config: EncodeConfig,
+    destinations: list[Destination],
+    recipe: Recipe,
+    encoder: Encoder,
+    decoders: Decoders,
+    units: dict[int, Unit],
+    left: list[int],
+) -> str:
+    """Encodes those of `left` that nobody else does; a line that says where the time went."""
+    place = worker_place()
+    mine: set[int] = set()
+
+    def is_done(number: int) -> bool:
+        return number in mine or all(d.storage.exists(units[number].report_name) for d in destinations)
+
+    with Claims(open_storage(config.dest), config.claim_seconds) as claims:
+        work = Work(left, place.rank, place.world, claims, is_done)
+
+        def next_unit() -> Unit | None:
+            number = work.next()
+            if number is not None:
+                mine.add(number)
+            return None if number is None else units[number]
+
+        stage = Stage(
+            destinations,
+            recipe,
+            encoder,
+            decoders,
+            max_rejects=config.max_rejects,
+            total_bytes=sum(units[number].bytes for number in left) // place.world,
+            label="" if place.rank else "encode" if place.world == 1 else f"encode, rank 0 of {place.world}",
+        )
+        return stage.run(next_unit, lambda unit: claims.release(unit.number), work.stop)
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # After: the manifest
 
 
-def finalize(
-    storage: Storage, contract: Contract, units: list[Unit], uncond_sha256: str, config: EncodeConfig, rank: int
-) -> None:
-    """Writes the manifest if every unit is done. Raises SourceError when too much was rejected."""
-    there = {info.key for info in storage.list("")}
-    left = sum(unit.index_name not in there for unit in units)
+def finish(storage: Storage, plan: Plan | None, config: EncodeConfig, rank: int) -> None:
+    """Writes the manifest and the dataset card if every unit is done."""
+    assert plan is not None
+    left = len(missing_units(storage, plan))
     if left:
-        print(f"encode: rank {rank} is done, {left} of {len(units)} shards are not", file=sys.stderr, flush=True)
+        print(f"encode: rank {rank} is done, {left} of {len(plan.names)} shards are not", file=sys.stderr, flush=True)
         return
-    entries, moments = [], Moments()
-    for unit in units:
-        data, index = read_index(storage, unit)
-        moments.merge(Moments(**index["statistics"]))
-        entries.append(
-            ShardEntry(
-                name=unit.tar_name,
-                samples=index["samples"],
-                bytes=index["bytes"],
-                sha256=index["sha256"],
-                index_sha256=hashlib.sha256(data).hexdigest(),
-                source=index["source"]["name"],
-                source_sha256=index["source"]["sha256"],
-                source_bytes=index["source"]["bytes"],
-                read=index["read"],
-                accepted=index["accepted"],
-                rejected=index["rejected"],
+    manifest, reports, first = finalize(storage, plan, config)
+    if first or rank == 0:
+        write_card(storage, manifest, reports)
+        tidy(open_storage(config.dest), config.claim_seconds)
+        print(summary(storage.url, manifest), flush=True)
+
+
+def finish_only(config: EncodeConfig) -> int:
+    """finalize=true: no encoders, no source; raises SourceError when units are not done."""
+    for storage in dataset_storages(config):
+        plan = read_plan(storage)
+        if plan is None:
+            raise SourceError(f"{storage.url} was not begun: run `latentmill encode` without finalize=true first")
+        left = missing_units(storage, plan)
+        if left:
+            raise SourceError(
+                f"{len(left)} of the {len(plan.names)} input shards of {storage.url} are not done, the first is "
+                f"{plan.names[left[0]]}: run the same `latentmill encode` without finalize=true"
             )
-        )
-    rejected = total_rejects(entries)
-    read = sum(entry.read for entry in entries)
-    refuse_rejects(read, rejected, config)
-    begun = read_plan(storage)
-    assert begun is not None
-    manifest = Manifest(
-        contract=contract,
-        shards=tuple(entries),
-        uncond_sha256=uncond_sha256,
-        statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
-        source=begun[1]["source"],
-    )
-    if commit_manifest(storage, manifest) or rank == 0:
-        rejects = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items())) or "none"
-        print(
-            f"encode: {config.dest} is complete: {manifest.samples:,} samples of {read:,} read (rejected: {rejects}) "
-            f"in {len(entries)} shards, {sum(entry.bytes for entry in entries) / 1e6:,.1f} MB, "
-            f"dataset {manifest.digest[:12]}",
-            flush=True,
-        )
-
-
-def total_rejects(entries: list[ShardEntry]) -> dict[str, int]:
-    """Rejects of all shards by reason."""
-    total: dict[str, int] = {}
-    for entry in entries:
-        for reason, count in entry.rejected.items():
-            total[reason] = total.get(reason, 0) + count
-    return total
-
-
-def refuse_rejects(read: int, rejected: dict[str, int], config: EncodeConfig) -> None:
-    """Raises SourceError when nothing is left, or more was rejected than config.max_rejects allows."""
-    count = sum(rejected.values())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items(), key=lambda item: -item[1]))
-    if read == count:
-        raise SourceError(f"{config.source} holds no usable sample: {read} read, rejected: {reasons or 'none'}")
-    if count > config.max_rejects * read:
-        raise SourceError(
-            f"{config.source}: {count} of {read} samples were rejected ({reasons}), more than max_rejects="
-            f"{config.max_rejects:g}. Mend the source, or run again with a higher max_rejects to accept that"
-        )
+        finish(storage, plan, config, 0)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One untrusted image: its bytes to a square of RGB pixels, or a reason why not.
+"""One untrusted image: its bytes to a crop of RGB pixels, or a reason why not.
 
 Every mode that JPEG, PNG and WebP know becomes 8-bit RGB: CMYK and greys by Pillow's conversion, 16 bits by their upper
 8, transparency (alpha, or a transparent palette entry) over white. EXIF orientation is applied. Embedded colour
@@ -7,12 +7,14 @@ profiles are not. Of an animation, the first picture counts.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.config import LimitsConfig
 from pipeline.errors import RecordRejected
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -30,63 +32,85 @@ TURNS = {
 }
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, OverflowError)
 
-Image.MAX_IMAGE_PIXELS = None  # decode_image has a bound of its own, which a user can set
+Image.MAX_IMAGE_PIXELS = None  # open_image has a bound of its own, which a user can set
 
 
 @dataclass(frozen=True)
 class Crop:
     """Where the pixels of a crop come from: the upright original's size, the size that it was resized to, and the
-    crop's left, top and side in the resized image. All in pixels."""
+    crop's left, top, width and height in the resized image. All in pixels."""
 
     width: int
     height: int
     resized: tuple[int, int]
-    left: int
-    top: int
-    side: int
+    box: tuple[int, int, int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the crop."""
+        return self.box[2:]
 
 
-def centre_crop(width: int, height: int, side: int) -> Crop:
-    """The middle square after the shorter side is resized to `side`."""
-    scale = side / min(width, height)
-    resized = (max(side, round(width * scale)), max(side, round(height * scale)))
-    return Crop(width, height, resized, (resized[0] - side) // 2, (resized[1] - side) // 2, side)
+def place_crop(width: int, height: int, size: tuple[int, int], policy: str, seed: int, key: str) -> Crop:
+    """A crop of `size` (width, height) from an image resized until it just covers it.
 
-
-def decode_image(data: bytes, most_pixels: int) -> Image.Image:
-    """Bytes -> an upright RGB image. Raises RecordRejected: image_unreadable, image_truncated, image_too_large.
-
-    The header's size is compared with `most_pixels` before any pixel is decoded.
+    policy: centre, or random: a place that depends on (seed, the sample's key) alone, uniform up to the rounding of a
+    64-bit integer.
     """
+    scale = max(size[0] / width, size[1] / height)
+    resized = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
+    room = (resized[0] - size[0], resized[1] - size[1])
+    if policy == "centre":
+        left, top = room[0] // 2, room[1] // 2
+    else:
+        digest = hashlib.sha256(f"crop {seed} {key}".encode("utf-8", "surrogatepass")).digest()
+        left, top = (int.from_bytes(digest[8 * i : 8 * i + 8], "little") * (room[i] + 1) >> 64 for i in range(2))
+    return Crop(width, height, resized, (left, top, *size))
+
+
+def open_image(data: bytes, limits: LimitsConfig) -> Image.Image:
+    """An image whose header alone has been read. Raises RecordRejected: image_unreadable, image_truncated,
+    image_too_large (its header says so; no pixel is decoded)."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > most_pixels:
-            raise RecordRejected("image_too_large", f"{image.width} x {image.height} pixels")
-        if image.width < 1 or image.height < 1:
-            raise RecordRejected("image_unreadable", "it has no pixels")
+    except (UnidentifiedImageError, *UNREADABLE) as error:
+        raise _unreadable(data, error) from None
+    if image.width < 1 or image.height < 1:
+        raise RecordRejected("image_unreadable", "it has no pixels")
+    if image.width * image.height > limits.pixels:
+        raise RecordRejected("image_too_large", f"{image.width} x {image.height} pixels")
+    return image
+
+
+def decode_image(image: Image.Image, data: bytes) -> Image.Image:
+    """An opened image's pixels, upright, RGB. data: its bytes. Raises RecordRejected: image_unreadable,
+    image_truncated."""
+    try:
         image.load()
         return _to_rgb(_upright(image))
-    except (UnidentifiedImageError, *UNREADABLE) as error:
-        raise RecordRejected("image_truncated" if _is_cut(data) else "image_unreadable", str(error)) from None
+    except UNREADABLE as error:
+        raise _unreadable(data, error) from None
+
+
+def _unreadable(data: bytes, error: Exception) -> RecordRejected:
+    return RecordRejected("image_truncated" if _is_cut(data) else "image_unreadable", str(error))
 
 
 def crop_image(image: Image.Image, crop: Crop) -> np.ndarray:
-    """Resizes with antialiasing and crops: (side, side, 3) uint8 RGB."""
+    """Resizes with antialiasing and crops: (height, width, 3) uint8 RGB."""
     if image.size != crop.resized:
         image = image.resize(crop.resized, FILTERS[RESIZE])
-    if crop.resized != (crop.side, crop.side):
-        image = image.crop((crop.left, crop.top, crop.left + crop.side, crop.top + crop.side))
-    return np.asarray(image)
+    return np.asarray(_cut(image, crop))
 
 
-def crop_labels(data: bytes, crop: Crop, most_pixels: int) -> np.ndarray:
+def crop_labels(data: bytes, crop: Crop, limits: LimitsConfig) -> np.ndarray:
     """A label map (PNG of class numbers, as large as its image) cropped the same way, without mixing classes.
 
-    Returns (side, side) uint8. Raises RecordRejected: labels_unreadable, labels_size.
+    Returns (height, width) uint8. Raises RecordRejected: labels_unreadable, labels_size.
     """
     try:
         labels: Image.Image = Image.open(io.BytesIO(data), formats=("PNG",))
-        if labels.size != (crop.width, crop.height) or labels.width * labels.height > most_pixels:
+        if labels.size != (crop.width, crop.height) or labels.width * labels.height > limits.pixels:
             raise RecordRejected("labels_size", f"{labels.size} beside an image of {(crop.width, crop.height)}")
         labels.load()
     except (UnidentifiedImageError, *UNREADABLE) as error:
@@ -95,7 +119,12 @@ def crop_labels(data: bytes, crop: Crop, most_pixels: int) -> np.ndarray:
         raise RecordRejected("labels_unreadable", f"its mode is {labels.mode}, not 8-bit grey or palette")
     if labels.size != crop.resized:
         labels = labels.resize(crop.resized, Image.Resampling.NEAREST)
-    return np.asarray(labels.crop((crop.left, crop.top, crop.left + crop.side, crop.top + crop.side)))
+    return np.asarray(_cut(labels, crop))
+
+
+def _cut(image: Image.Image, crop: Crop) -> Image.Image:
+    left, top, width, height = crop.box
+    return image if image.size == crop.size else image.crop((left, top, left + width, top + height))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import LimitsConfig, ReferenceConfig
-from pipeline.data.manifest import Contract, Manifest, load_manifest
+from pipeline.config import ReferenceConfig
+from pipeline.data.manifest import Contract, Manifest, load_excluded, load_manifest
 from pipeline.data.records import Record
 from pipeline.data.stream import read
-from pipeline.errors import ContractMismatch, SourceError, UserError
+from pipeline.errors import ContractMismatch, UserError
 from pipeline.evaluation.features import Features, load_features
 from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics import Statistics
@@ -30,10 +30,12 @@ from pipeline.evaluation.trained import load_encoders
 from pipeline.models.autoencoder import FirstStage, sample_posterior
 from pipeline.models.text import TextTower
 from pipeline.progress import Progress
-from pipeline.storage import Storage, expand, open_storage
+from pipeline.storage import Storage, open_storage
 from pipeline.training.distributed import pick_device
-from preprocess.image import centre_crop, crop_image, decode_image
-from preprocess.source import SourceShard
+from preprocess.image import Crop, crop_image, decode_image, open_image
+from preprocess.plan import find_inputs
+from preprocess.recipe import Recipe, recipe_of_contract
+from preprocess.source import Sample, SourceShard
 
 MOST_HELD = 5000  # images held out for floors
 BATCH = 64
@@ -47,13 +49,16 @@ def main(config: ReferenceConfig) -> int:
     contract = manifest.contract
     device = pick_device("auto")
     features = load_features(config.features, device, contract.encoders["seed"])
-    encoders = load_encoders(contract, device)
+    encoders = load_encoders(contract, device, config.encoders)
     dest = config.dest or storage.locate(f"reference-{config.features}.safetensors")
-    images = min(config.images or manifest.samples, manifest.samples)
+    if len(contract.buckets) > 1:
+        raise UserError(f"{config.dataset} has {len(contract.buckets)} aspect-ratio buckets; features need one size")
+    there = manifest.samples // (2 if contract.flip else 1)
+    images = min(config.images or there, there)
     if images < 4:
         raise UserError(f"{config.dataset} has {images} images; statistics and floors need four at the least")
     reference = make_reference(
-        real_images(storage, manifest, config.source or manifest.source, images),
+        real_images(storage, manifest, config.source, images),
         images,
         manifest,
         features,
@@ -70,42 +75,47 @@ def main(config: ReferenceConfig) -> int:
 
 
 def real_images(storage: Storage, manifest: Manifest, source: str, images: int) -> Iterator[tuple[np.ndarray, Record]]:
-    """The first `images` records of a cache, each with the pixels (R, R, 3) uint8 that it was encoded from.
+    """The first `images` records of a cache, each with the pixels (H, W, 3) uint8 that it was encoded from.
 
-    source: pattern of the input shards. Raises SourceError, ContractMismatch or ShardCorrupt when they are not those
-    that the manifest names.
+    source: pattern of the input shards, "" for the manifest's own. Flipped copies and excluded records are left out.
+    Raises SourceError, ContractMismatch or ShardCorrupt when the shards are not those that the manifest names.
     """
-    inputs = expand(source)
-    if len(inputs) != len(manifest.shards):
-        raise SourceError(
-            f"source={source} has {len(inputs)} shards, but {storage.url} was made from {len(manifest.shards)}: "
-            "give the pattern that it was encoded from"
-        )
-    for number, (entry, (place, key)) in enumerate(zip(manifest.shards, inputs, strict=True)):
+    inputs = find_inputs(manifest, source, storage.url)
+    recipe = recipe_of_contract(manifest.contract)
+    excluded = {tuple(pair) for pair in load_excluded(storage, manifest).tolist()}
+    for number, entry in enumerate(manifest.shards):
         if images <= 0:
             return
-        rows = min(images, entry.samples)
-        shard = SourceShard(place, key, LimitsConfig())
-        if shard.bytes != entry.source_bytes or shard.name != entry.source:
-            raise ContractMismatch(
-                f"{place.locate(key)} has {shard.bytes} bytes, but {storage.url}/{entry.name} was made from "
-                f"{entry.source} of {entry.source_bytes}: give the source that the cache was encoded from"
-            )
-        records = read(storage, manifest, number, range(rows), ("moments",))
-        found = 0
-        for sample in shard.samples():
-            # Rejected samples have no record; the others' records are in the order of the source.
-            if found < rows and sample.key == records[found].meta["key"] and not sample.problem:
-                image = decode_image(sample.image(), LimitsConfig().pixels)
-                crop = centre_crop(image.width, image.height, manifest.contract.resolution)
-                yield crop_image(image, crop), records[found]
-                found += 1
-        if found < rows or shard.sha256 != entry.source_sha256:
-            raise ContractMismatch(
-                f"{place.locate(key)} is not what {storage.url}/{entry.name} was made from: its SHA-256 is "
-                f"{shard.sha256[:12]}, the manifest says {entry.source_sha256[:12]}"
-            )
-        images -= rows
+        place, key = inputs[entry.unit]
+        unit = manifest.units[entry.unit]
+        kept = [row for row in range(0, entry.samples, recipe.variants) if (number, row) not in excluded][:images]
+        with SourceShard(place, key, recipe.limits) as shard:
+            if shard.bytes != unit.source_bytes:
+                raise ContractMismatch(
+                    f"{place.locate(key)} has {shard.bytes} bytes, but {storage.url}/{entry.name} was made from "
+                    f"{unit.source} of {unit.source_bytes}: give the source that the cache was encoded from"
+                )
+            records = read(storage, manifest, number, kept, ("moments",))
+            found = 0
+            for sample in shard.samples():
+                # Rejected samples have no record; the others' records are in the order of the source.
+                if found < len(kept) and sample.key == records[found].meta["key"] and not sample.problem:
+                    yield _crop(sample, recipe, records[found]), records[found]
+                    found += 1
+            if found < len(kept) or shard.sha256 != unit.source_sha256:
+                raise ContractMismatch(
+                    f"{place.locate(key)} is not what {storage.url}/{entry.name} was made from: its SHA-256 is "
+                    f"{shard.sha256[:12]}, the manifest says {unit.source_sha256[:12]}"
+                )
+        images -= len(kept)
+
+
+def _crop(sample: Sample, recipe: Recipe, record: Record) -> np.ndarray:
+    """The pixels of a record, from its sample."""
+    data = sample.image()
+    meta = record.meta
+    crop = Crop(meta["width"], meta["height"], tuple(meta["resized"]), tuple(meta["crop"]))
+    return crop_image(decode_image(open_image(data, recipe.limits), data), crop)
 
 
 # --------------------------------------------------------------------------------------------------------------------

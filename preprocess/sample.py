@@ -10,35 +10,66 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import EncodeConfig
+from pipeline.config import FiltersConfig
 from pipeline.errors import RecordRejected
-from preprocess.image import Crop, centre_crop, crop_image, crop_labels, decode_image
+from pipeline.rules import parse_rules
+from preprocess.image import Crop, crop_image, crop_labels, decode_image, open_image, place_crop
+from preprocess.recipe import Recipe
 from preprocess.source import Sample
 
 MOST_BOXES = 8
 LOWRES_FACTOR = 4
+DIGEST_BYTES = 16
+FILTERED = "filter:"  # begins the reasons of rejects that are whole but not wanted
+
+
+@dataclass
+class Picture:
+    """A sample's image at one target.
+
+    bucket: number of its size among the target's. pixels: (height, width, 3) uint8 RGB. conditions: arrays of `cond.*`
+    that need no encoder, by name ("boxes").
+    """
+
+    bucket: int
+    crop: Crop
+    pixels: np.ndarray
+    conditions: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def flipped(self) -> Picture:
+        """Left and right exchanged. Its crop stays that of the image as it was."""
+        conditions = dict(self.conditions)
+        for name in conditions.keys() & {"labels", "lowres"}:
+            conditions[name] = np.ascontiguousarray(conditions[name][..., ::-1])
+        if "boxes" in conditions:
+            boxes = conditions["boxes"].copy()
+            there = boxes[:, 0] >= 0
+            boxes[there, 1], boxes[there, 3] = 1 - boxes[there, 3], 1 - boxes[there, 1]
+            conditions["boxes"] = boxes
+        return Picture(self.bucket, self.crop, self.pixels[:, ::-1], conditions)
 
 
 @dataclass
 class Prepared:
     """A sample ready for the encoders.
 
-    pixels: (R, R, 3) uint8 RGB. ids: L token ids. tokens: the caption's tokens with start and end before truncation.
-    conditions: arrays of `cond.*` that need no encoder, by name ("boxes").
+    ids: L token ids. tokens: the caption's tokens with start and end before truncation. size: the upright original's
+    (width, height). digest: what equal samples share, b"" when duplicates are kept. pictures: one for each target.
     """
 
     key: str
     caption: str
     ids: list[int]
     tokens: int
-    crop: Crop
-    pixels: np.ndarray
-    conditions: dict[str, np.ndarray] = field(default_factory=dict)
+    size: tuple[int, int]
+    digest: bytes
+    pictures: list[Picture]
 
-    def meta(self) -> dict[str, Any]:
-        """The record's json. crop: left, top and side in pixels of the image after it was resized to `resized`."""
-        crop = self.crop
-        return {
+    def meta(self, target: int = 0, *, flipped: bool = False) -> dict[str, Any]:
+        """The json of its record. crop: left, top, width and height in pixels of the image after it was resized to
+        `resized`, before any flip."""
+        crop = self.pictures[target].crop
+        meta = {
             "key": self.key,
             "caption": self.caption,
             "tokens": min(self.tokens, len(self.ids)),
@@ -46,29 +77,65 @@ class Prepared:
             "width": crop.width,
             "height": crop.height,
             "resized": list(crop.resized),
-            "crop": [crop.left, crop.top, crop.side],
+            "crop": list(crop.box),
         }
+        return meta | ({"flipped": True} if flipped else {})
 
 
-def prepare(sample: Sample, config: EncodeConfig, tokenize: Callable[[str], tuple[list[int], int]]) -> Prepared:
+def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list[int], int]]) -> Prepared:
     """Reads, checks and crops one sample. Raises RecordRejected with the first reason found."""
     if sample.problem:
         raise RecordRejected(sample.problem, sample.key)
     data = sample.image()
-    text = caption(sample, config.caption_key, config.limits.caption_bytes)
-    image = decode_image(data, config.limits.pixels)
-    crop = centre_crop(image.width, image.height, config.resolution)
+    text = caption(sample, recipe.caption_key, recipe.limits.caption_bytes)
+    refuse_unwanted(sample, text, recipe.filters)
+    opened = open_image(data, recipe.limits)
+    refuse_size(opened.size, recipe.filters)
+    image = decode_image(opened, data)
     ids, tokens = tokenize(text)
-    prepared = Prepared(sample.key, text, ids, tokens, crop, crop_image(image, crop))
-    if "boxes" in config.conditions:
-        prepared.conditions["boxes"] = boxes(sample, crop)
-    if "labels" in config.conditions:
-        if "labels.png" not in sample.members:
-            raise RecordRejected("labels_missing")
-        prepared.conditions["labels"] = crop_labels(sample.members["labels.png"], crop, config.limits.pixels)
-    if "lowres" in config.conditions:
-        prepared.conditions["lowres"] = lowres(prepared.pixels)
-    return prepared
+    pictures = []
+    for target in recipe.targets:
+        bucket = target.nearest(*image.size)
+        crop = place_crop(*image.size, target.sizes[bucket], recipe.crop, recipe.seed, sample.key)
+        pictures.append(Picture(bucket, crop, crop_image(image, crop)))
+        pictures[-1].conditions = conditions(sample, recipe, pictures[-1])
+    return Prepared(
+        sample.key, text, ids, tokens, image.size, content_digest(data, text, recipe.filters.duplicates), pictures
+    )
+
+
+def refuse_unwanted(sample: Sample, text: str, filters: FiltersConfig) -> None:
+    """Raises RecordRejected when a filter on the caption or the json says so: filter:min_caption, filter:max_caption,
+    filter:RULE, and column_missing."""
+    if len(text) < filters.min_caption:
+        raise RecordRejected(f"{FILTERED}min_caption")
+    if filters.max_caption and len(text) > filters.max_caption:
+        raise RecordRejected(f"{FILTERED}max_caption")
+    columns = metadata(sample) if filters.keep else {}
+    for rule in parse_rules(filters.keep):
+        holds = rule.holds(columns.get(rule.key))
+        if holds is None:
+            raise RecordRejected("column_missing", f"{rule.key} is not there, or cannot be compared")
+        if not holds:
+            raise RecordRejected(f"{FILTERED}{rule}")
+
+
+def refuse_size(size: tuple[int, int], filters: FiltersConfig) -> None:
+    """Raises RecordRejected: filter:min_side, filter:max_aspect."""
+    if min(size) < filters.min_side:
+        raise RecordRejected(f"{FILTERED}min_side")
+    if filters.max_aspect and max(size) > filters.max_aspect * min(size):
+        raise RecordRejected(f"{FILTERED}max_aspect")
+
+
+def content_digest(data: bytes, text: str, duplicates: str) -> bytes:
+    """What two samples share when one of them is a duplicate: a hash of DIGEST_BYTES, b"" when duplicates are kept."""
+    if duplicates == "keep":
+        return b""
+    digest = hashlib.sha256(data)
+    if duplicates == "pair":
+        digest.update(b"\0" + text.encode())
+    return digest.digest()[:DIGEST_BYTES]
 
 
 def caption(sample: Sample, where: str, most_bytes: int) -> str:
@@ -108,6 +175,24 @@ def metadata(sample: Sample) -> dict[str, Any]:
     return found
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# Conditions
+
+
+def conditions(sample: Sample, recipe: Recipe, picture: Picture) -> dict[str, np.ndarray]:
+    """The conditions that need no encoder. Raises RecordRejected."""
+    found = {}
+    if "boxes" in recipe.conditions:
+        found["boxes"] = boxes(sample, picture.crop)
+    if "labels" in recipe.conditions:
+        if "labels.png" not in sample.members:
+            raise RecordRejected("labels_missing")
+        found["labels"] = crop_labels(sample.members["labels.png"], picture.crop, recipe.limits)
+    if "lowres" in recipe.conditions:
+        found["lowres"] = lowres(picture.pixels)
+    return found
+
+
 def boxes(sample: Sample, crop: Crop) -> np.ndarray:
     """The json's `boxes` [[class, x0, y0, x1, y1], ...], edges as fractions of the image, as fractions of the crop.
 
@@ -123,9 +208,9 @@ def boxes(sample: Sample, crop: Crop) -> np.ndarray:
         raise RecordRejected("boxes_unreadable") from None
     if not np.isfinite(given).all() or (given[:, 0] < 0).any() or (given[:, 0] > 2048).any():
         raise RecordRejected("boxes_unreadable", "a class outside 0 to 2048, or an edge that is not a number")
-    width, height = crop.resized
-    edges = given[:, 1:] * [width, height, width, height] - [crop.left, crop.top, crop.left, crop.top]
-    edges = (edges / crop.side).clip(0, 1)
+    resized, (left, top, width, height) = np.array(crop.resized * 2), crop.box
+    edges = given[:, 1:] * resized - [left, top, left, top]
+    edges = (edges / [width, height, width, height]).clip(0, 1)
     inside = (edges[:, 2] > edges[:, 0]) & (edges[:, 3] > edges[:, 1])
     kept = np.concatenate([given[inside, :1], edges[inside]], axis=1)
     if len(kept) > MOST_BOXES:
@@ -136,23 +221,31 @@ def boxes(sample: Sample, crop: Crop) -> np.ndarray:
 
 
 def lowres(pixels_HWC: np.ndarray) -> np.ndarray:
-    """(R, R, 3) uint8 -> (3, R/4, R/4) uint8: means over 4 x 4 pixels, rounded half up."""
-    side = pixels_HWC.shape[0] // LOWRES_FACTOR
-    blocks = pixels_HWC.reshape(side, LOWRES_FACTOR, side, LOWRES_FACTOR, 3).astype(np.uint32)
+    """(H, W, 3) uint8 -> (3, H/4, W/4) uint8: means over 4 x 4 pixels, rounded half up."""
+    height, width = (side // LOWRES_FACTOR for side in pixels_HWC.shape[:2])
+    whole = pixels_HWC[: height * LOWRES_FACTOR, : width * LOWRES_FACTOR]
+    blocks = whole.reshape(height, LOWRES_FACTOR, width, LOWRES_FACTOR, 3).astype(np.uint32)
     area = LOWRES_FACTOR**2
     return ((blocks.sum(axis=(1, 3)) + area // 2) // area).astype(np.uint8).transpose(2, 0, 1)
 
 
-def hole(record_key: str, side: int) -> np.ndarray:
-    """The inpainting mask of a record, (side, side) uint8, 1 inside: a rectangle that depends on the record's key
-    alone.
+def hole(record_key: str, size: tuple[int, int]) -> np.ndarray:
+    """The inpainting mask of a record whose crop is `size` (width, height), (height, width) uint8, 1 inside: a
+    rectangle that depends on the record's key alone.
 
     Its sides are uniform between a quarter and three quarters of the image's, its place uniform inside.
     """
     words = np.frombuffer(hashlib.sha256(f"mask {record_key}".encode()).digest(), dtype="<u4").astype(np.uint64)
-    shortest, longest = side // 4, side * 3 // 4
-    height, width = (shortest + int(word) % (longest - shortest + 1) for word in words[:2])
-    top, left = int(words[2]) % (side - height + 1), int(words[3]) % (side - width + 1)
-    mask = np.zeros((side, side), dtype=np.uint8)
+    (left, width), (top, height) = (
+        _span(int(words[2 * i]), int(words[2 * i + 1]), side) for i, side in enumerate(size)
+    )
+    mask = np.zeros(size[::-1], dtype=np.uint8)
     mask[top : top + height, left : left + width] = 1
     return mask
+
+
+def _span(length_word: int, place_word: int, side: int) -> tuple[int, int]:
+    """Start and length of a span inside [0, side)."""
+    shortest, longest = side // 4, side * 3 // 4
+    length = shortest + length_word % (longest - shortest + 1)
+    return place_word % (side - length + 1), length

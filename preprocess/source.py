@@ -11,9 +11,12 @@ a sample of its own, which is rejected, so that it is counted.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from pipeline.config import LimitsConfig
 from pipeline.data.records import BLOCK, parse_header
@@ -23,6 +26,7 @@ from pipeline.storage import Storage
 IMAGES = ("jpg", "jpeg", "png", "webp")
 SUFFIXES = ("labels.png", *IMAGES, "txt", "json")  # the first that fits; whatever has none of them is passed over
 CHUNK = 8 * 1024 * 1024  # bytes per read
+AHEAD = 3  # chunks fetched ahead from a bucket
 EXTENSION_BYTES = 64 * 1024  # largest pax header or long name
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd", b"PK": "zip"}
 
@@ -44,7 +48,11 @@ class Sample:
 
 
 class SourceShard:
-    """One input shard. Iterate over `samples()` once; then `sha256`, `bytes` and `passed_over` hold."""
+    """One input shard. Iterate over `samples()` once; then `sha256`, `bytes` and `passed_over` hold.
+
+    Of an object in a bucket, AHEAD chunks are fetched before they are asked for; close it, or use it as a context
+    manager.
+    """
 
     def __init__(self, storage: Storage, key: str, limits: LimitsConfig) -> None:
         self.name = key.rpartition("/")[2]
@@ -55,6 +63,23 @@ class SourceShard:
         self._digest = hashlib.sha256()
         self._offset = 0
         self._held = memoryview(b"")
+        self._ahead: collections.deque[Future[bytes]] = collections.deque()
+        self._asked = 0  # bytes asked for
+        remote = storage.local_path(key) is None and self.bytes > CHUNK
+        self._fetchers = ThreadPoolExecutor(AHEAD, "latentmill-fetch") if remote else None
+
+    def __enter__(self) -> SourceShard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the fetches that are under way."""
+        if self._fetchers is not None:
+            self._fetchers.shutdown(cancel_futures=True)
 
     @property
     def sha256(self) -> str:
@@ -150,8 +175,7 @@ class SourceShard:
         parts, wanted = [], size
         while wanted:
             if not self._held:
-                start = self._fetched
-                chunk = self._storage.get_range(self._key, start, min(CHUNK, self.bytes - start))
+                chunk = self._next_chunk()
                 self._digest.update(chunk)
                 self._held = memoryview(chunk)
             parts.append(bytes(self._held[:wanted]))
@@ -160,9 +184,15 @@ class SourceShard:
             self._offset += len(parts[-1])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    @property
-    def _fetched(self) -> int:
-        return self._offset + len(self._held)
+    def _next_chunk(self) -> bytes:
+        """The next CHUNK bytes, or those that are left."""
+        if self._fetchers is None:
+            start, self._asked = self._asked, min(self._asked + CHUNK, self.bytes)
+            return self._storage.get_range(self._key, start, self._asked - start)
+        while len(self._ahead) <= AHEAD and self._asked < self.bytes:
+            start, self._asked = self._asked, min(self._asked + CHUNK, self.bytes)
+            self._ahead.append(self._fetchers.submit(self._storage.get_range, self._key, start, self._asked - start))
+        return self._ahead.popleft().result()
 
     def _pax(self, data: bytes, at: int) -> dict[str, bytes]:
         """The records "length key=value\\n" of a pax header that matter: path and size."""

@@ -1,62 +1,36 @@
-"""Units of work through the encoders: reading, decoding, encoding and writing, each in threads of its own.
+"""Units of work through the encoders; reading, decoding, encoding, writing and uploading go on side by side.
 
-    reader thread -> decoding threads -> (batches) -> the calling thread: autoencoder, text -> writer thread
+    reader thread -> decoding workers -> (batches) -> the calling thread: autoencoder, text -> writer thread -> uploads
 
-Batches never cross units, and the last of a unit is padded to the full size, so a unit's bytes do not depend on what
-was encoded before it.
+Batches never cross units, and the last of each dataset and bucket is padded to the full size, so a unit's bytes do not
+depend on what was encoded before it.
 """
 
 from __future__ import annotations
 
 import collections
 import itertools
+import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-
-from pipeline.config import EncodeConfig
-from pipeline.data.manifest import canonical_json
-from pipeline.data.records import Record, record_key
-from pipeline.errors import NonFinite, RecordRejected
-from pipeline.models.autoencoder import FirstStage
-from pipeline.models.text import TextTower
+from pipeline.errors import ShardCorrupt, SourceError
 from pipeline.progress import Progress
-from pipeline.storage import Storage
-from preprocess.sample import Prepared, hole, prepare
-from preprocess.source import Sample, SourceShard
-from preprocess.writer import Moments, ShardWriter
+from preprocess.census import THUMBNAILS, Census, thumbnail
+from preprocess.decoders import CHUNK, Decoders, Prepares
+from preprocess.encoder import Batch, Encoded, Encoder, Item
+from preprocess.output import Destination, UnitFacts, UnitOutput
+from preprocess.plan import Unit
+from preprocess.recipe import Recipe
+from preprocess.sample import FILTERED, Prepared
+from preprocess.source import SourceShard
 
-CHUNK = 16  # samples that one decoding task takes
 QUEUED = 3  # batches kept ready for the encoders, and encoded ones for the writer
-STAGES = ("read", "decode", "wait", "autoencoder", "text", "write")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One input shard."""
-
-    number: int
-    storage: Storage
-    key: str
-
-    @property
-    def name(self) -> str:
-        """The input shard's file name."""
-        return self.key.rpartition("/")[2]
-
-    @property
-    def tar_name(self) -> str:
-        """Its cached tar."""
-        return f"{self.number:06d}.tar"
-
-    @property
-    def index_name(self) -> str:
-        """Its index."""
-        return f"{self.number:06d}.index.json"
+UPLOADS = 2  # finished units that are uploaded while others are encoded
+STAGES = ("read", "decode", "wait", "autoencoder", "text", "write", "upload")
 
 
 @dataclass
@@ -65,254 +39,269 @@ class Tally:
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
+    read: int = 0
     accepted: int = 0
+    bytes: int = 0
+    units: int = 0
+
+    @property
+    def defects(self) -> int:
+        """Rejects that no filter asked for."""
+        return sum(count for reason, count in self.rejected.items() if not reason.startswith(FILTERED))
 
     def told(self, seconds: float, workers: int) -> str:
         """A line for people: rate, rejects, and where the time went."""
         parts = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())
         rejects = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items())) or "none"
-        # The reader and the writer work beside the encoders, which matter when they wait for neither.
-        busiest = max(
-            ("decode", (self.seconds["read"] + self.seconds["decode"]) / workers),
+        return (
+            f"encode: {self.accepted:,} images in {seconds:.1f} s = {self.accepted / max(seconds, 1e-9):.1f} images/s; "
+            f"rejected: {rejects}; seconds: {parts} ({workers} decoding workers); bottleneck: {self.busiest(workers)}"
+        )
+
+    def busiest(self, workers: int) -> str:
+        """The stage that the others wait for: each works beside the others, reading before decoding."""
+        return max(
+            ("read", self.seconds["read"]),
+            ("decode", self.seconds["decode"] / workers),
             ("autoencoder", self.seconds["autoencoder"]),
             ("text", self.seconds["text"]),
             ("write", self.seconds["write"]),
+            ("upload", self.seconds["upload"] / UPLOADS),
             key=lambda stage: stage[1],
         )[0]
-        return (
-            f"encode: {self.accepted:,} images in {seconds:.1f} s = {self.accepted / max(seconds, 1e-9):.1f} images/s; "
-            f"rejected: {rejects}; seconds: {parts} ({workers} decoding threads); bottleneck: {busiest}"
-        )
-
-
-class Encoder:
-    """Both encoders, with what the configuration wants of them."""
-
-    def __init__(self, config: EncodeConfig, first_stage: FirstStage, text: TextTower) -> None:
-        self.config, self.first_stage, self.text = config, first_stage, text
-
-    def moments(self, pixels: list[np.ndarray]) -> np.ndarray:
-        """Up to `batch` images (R, R, 3) uint8 -> moments (n, 2C, h, w) float32; computed on a full batch."""
-        stacked = np.zeros((self.config.batch, *pixels[0].shape), dtype=np.uint8)
-        stacked[: len(pixels)] = pixels
-        return self._encode(to_unit_range(torch.from_numpy(stacked)), len(pixels))
-
-    def masked_mean(self, pixels: list[np.ndarray], masks: list[np.ndarray]) -> np.ndarray:
-        """Images and masks (R, R) uint8, 1 = hidden -> posterior means (n, C, h, w) with mid grey there."""
-        stacked = np.zeros((self.config.batch, *pixels[0].shape), dtype=np.uint8)
-        hidden = np.zeros((self.config.batch, 1, *masks[0].shape), dtype=np.float32)
-        stacked[: len(pixels)] = pixels
-        hidden[: len(masks), 0] = masks
-        x = to_unit_range(torch.from_numpy(stacked)) * (1 - torch.from_numpy(hidden))
-        return self._encode(x, len(pixels))[:, : self.first_stage.latent_channels]
-
-    def text_states(self, ids: list[list[int]]) -> np.ndarray:
-        """Up to `batch` rows of L ids -> (n, L, D) float16; computed on a full batch."""
-        tokens = torch.tensor(ids + [ids[-1]] * (self.config.batch - len(ids)), dtype=torch.int64)
-        return self.text.encode(tokens)[: len(ids)].cpu().numpy().astype(np.float16)
-
-    def _encode(self, x_BCHW: torch.Tensor, count: int) -> np.ndarray:
-        return self.first_stage.encode_moments(x_BCHW)[:count].cpu().numpy()
-
-
-def to_unit_range(pixels_BHWC: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
-    return pixels_BHWC.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 @dataclass
-class _Batch:
-    """Accepted samples of one unit, rows `row` on. position: bytes of the unit read so far."""
+class _Finished:
+    """A unit whose last batch has been handed over."""
 
-    unit: Unit
-    row: int
-    samples: list[Prepared]
-    position: int
+    facts: UnitFacts
 
 
 @dataclass
-class _End:
-    """All of a unit has been read and handed over."""
+class _Damaged:
+    """A unit that turned out to be damaged before its end."""
 
-    unit: Unit
-    shard: SourceShard
-    read: int
-    rejected: collections.Counter[str]
+    error: ShardCorrupt
+    bytes: int
 
 
-def encode_units(units: list[Unit], storage: Storage, encoder: Encoder, contract: str, workers: int, label: str) -> str:
-    """Encodes `units` in order and puts each one's tar, then its index. Returns a line that says where time went.
+class Stage:
+    """Encodes units, in the order in which they are given.
 
-    contract: digest written into each index. workers: decoding threads. label: of the progress, "" for none. Raises
-    what goes wrong in any thread; units that were finished stay.
+    max_rejects: share of defective samples beyond which it stops before everything has been read; total_bytes: of the
+    input shards that it will read, as far as that is known.
     """
-    tally, started = Tally(), time.perf_counter()
-    sizes = {unit.number: unit.storage.stat(unit.key).size for unit in units}
-    before = 0  # bytes of the units that are done
-    feed = _feed(units, encoder, workers, tally)
-    with (
-        ThreadPoolExecutor(1, "latentmill-read") as reader,
-        ThreadPoolExecutor(1, "latentmill-write") as writer,
-        Progress(max(1, sum(sizes.values()) // 1_000_000), label, "MB", enabled=bool(label)) as progress,
-    ):
-        ready = collections.deque(reader.submit(next, feed, None) for _ in range(QUEUED))
-        written: collections.deque[Future[None]] = collections.deque()
-        output = _Output(storage, encoder, contract, tally)
-        try:
-            while True:
-                waited = time.perf_counter()
-                item = ready.popleft().result()
-                tally.seconds["wait"] += time.perf_counter() - waited
-                if item is None:
-                    break
-                ready.append(reader.submit(next, feed, None))
-                if isinstance(item, _Batch):
-                    written.append(writer.submit(output.add, _encode(item, encoder, tally)))
-                    tally.accepted += len(item.samples)
-                    position = before + item.position
-                else:
-                    written.append(writer.submit(output.finish, item))
-                    tally.rejected.update(item.rejected)
-                    position = before = before + sizes[item.unit.number]
-                while len(written) > QUEUED:
-                    written.popleft().result()
-                progress.update(
-                    position // 1_000_000 - progress.done,
-                    images_s=f"{tally.accepted / (time.perf_counter() - started):.0f}",
-                    rejects=tally.rejected.total(),
-                )
-            for future in written:
-                future.result()
-        finally:
-            reader.shutdown(cancel_futures=True)
-            writer.shutdown(cancel_futures=True)
-            feed.close()
-    return tally.told(time.perf_counter() - started, workers)
 
+    def __init__(
+        self,
+        destinations: list[Destination],
+        recipe: Recipe,
+        encoder: Encoder,
+        decoders: Decoders,
+        *,
+        max_rejects: float = 1.0,
+        total_bytes: int = 0,
+        label: str = "",
+    ) -> None:
+        self.destinations, self.recipe, self.encoder, self.decoders = destinations, recipe, encoder, decoders
+        self.max_rejects, self.total_bytes, self.label = max_rejects, total_bytes, label
+        self.tally = Tally()
 
-def _feed(units: list[Unit], encoder: Encoder, workers: int, tally: Tally) -> Generator[_Batch | _End]:
-    """Batches of decoded samples, and an _End after each unit."""
-    with ThreadPoolExecutor(workers, "latentmill-decode") as pool:
-        for unit in units:
-            shard = SourceShard(unit.storage, unit.key, encoder.config.limits)
-            end = _End(unit, shard, 0, collections.Counter())
-            row, batch = 0, list[Prepared]()
-            for result in _decoded(shard, encoder, pool, workers, tally):
-                end.read += 1
+    def run(
+        self,
+        next_unit: Callable[[], Unit | None],
+        done: Callable[[Unit], None] = lambda unit: None,
+        stop: Callable[[], None] = lambda: None,
+    ) -> str:
+        """Encodes what `next_unit` gives, until it gives None; calls `done` with each unit that is published.
+
+        stop: called when it ends for another reason, so that `next_unit` returns if it waits. Returns a line that says
+        where the time went. A damaged input shard leaves nothing, and is raised as ShardCorrupt when all others are
+        done. Raises at once what else goes wrong in any thread; units that were finished stay, and nothing is left of
+        the others.
+        """
+        started = time.perf_counter()
+        feed = self._feed(next_unit)
+        queued: collections.deque[Future[None]] = collections.deque()  # for the writer
+        uploads: collections.deque[Future[None]] = collections.deque()
+        outputs: list[UnitOutput] = []  # not published yet
+        damaged: list[ShardCorrupt] = []
+        before = 0
+        with (
+            ThreadPoolExecutor(1, "latentmill-read") as reader,
+            ThreadPoolExecutor(1, "latentmill-write") as writer,
+            ThreadPoolExecutor(UPLOADS, "latentmill-upload") as uploader,
+            Progress(max(1, self.total_bytes // 1_000_000), self.label, "MB", enabled=bool(self.label)) as progress,
+        ):
+
+            def publish(output: UnitOutput, facts: UnitFacts) -> None:
+                begun = time.perf_counter()
+                output.publish(facts, self.recipe.variants)
+                outputs.remove(output)
+                done(facts.unit)
+                self.tally.seconds["upload"] += time.perf_counter() - begun
+
+            ready = collections.deque(reader.submit(next, feed, None) for _ in range(QUEUED))
+            output = UnitOutput(self.destinations)
+            outputs.append(output)
+            try:
+                while True:
+                    waited = time.perf_counter()
+                    item = ready.popleft().result()
+                    self.tally.seconds["wait"] += time.perf_counter() - waited
+                    if item is None:
+                        break
+                    ready.append(reader.submit(next, feed, None))
+                    if isinstance(item, Batch):
+                        encoded = self.encoder.encode(item)
+                        queued.append(writer.submit(self._write, output, encoded))
+                        position = before + item.position
+                    else:
+                        _drain(queued, 0)
+                        if isinstance(item, _Damaged):
+                            damaged.append(item.error)
+                            self.tally.bytes += item.bytes
+                            print(f"encode: {item.error}; going on with the others", file=sys.stderr, flush=True)
+                            output.discard()
+                            outputs.remove(output)
+                        else:
+                            self._count(item.facts)
+                            uploads.append(uploader.submit(publish, output, item.facts))
+                            _drain(uploads, UPLOADS)
+                        output = UnitOutput(self.destinations)
+                        outputs.append(output)
+                        position = before = self.tally.bytes
+                        self._refuse_early()
+                    _drain(queued, QUEUED)
+                    progress.update(
+                        position // 1_000_000 - progress.done,
+                        images_s=f"{self.tally.accepted / (time.perf_counter() - started):.0f}",
+                        rejects=self.tally.rejected.total(),
+                    )
+                _drain(uploads, 0)
+            except Exception:
+                with suppress(Exception):  # what came first is said
+                    _drain(uploads, 0)
+                raise
+            finally:
+                stop()
+                for pool in (reader, writer, uploader):
+                    pool.shutdown(cancel_futures=True)
+                feed.close()
+                for output in outputs:
+                    output.discard()
+        if len(damaged) > 1:
+            raise ShardCorrupt(f"{len(damaged)} input shards are damaged, the others are done. The first: {damaged[0]}")
+        if damaged:
+            raise damaged[0]
+        return self.tally.told(time.perf_counter() - started, self.decoders.count)
+
+    def _write(self, output: UnitOutput, encoded: Encoded) -> None:
+        started = time.perf_counter()
+        output.add(encoded)
+        self.tally.seconds["autoencoder"] += encoded.seconds[0]
+        self.tally.seconds["text"] += encoded.seconds[1]
+        self.tally.seconds["write"] += time.perf_counter() - started
+
+    def _count(self, facts: UnitFacts) -> None:
+        tally = self.tally
+        tally.rejected.update(facts.rejected)
+        tally.read += facts.read
+        tally.accepted += facts.accepted
+        tally.bytes += facts.shard.bytes
+        tally.units += 1
+
+    def _refuse_early(self) -> None:
+        """Raises SourceError once the defects found exceed what all of the source may hold."""
+        tally = self.tally
+        if tally.bytes >= self.total_bytes:
+            return  # everything has been read: the manifest's own check says it better
+        whole = tally.read * max(1.0, self.total_bytes / max(tally.bytes, 1))  # samples, estimated
+        if tally.defects > self.max_rejects * whole:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in tally.rejected.most_common())
+            raise SourceError(
+                f"{tally.defects} of the first {tally.read} samples were rejected ({reasons}): that is already more "
+                f"than max_rejects={self.max_rejects:g} of the whole source. Mend the source, or run again with a "
+                "higher max_rejects to accept that"
+            )
+
+    # The reader's thread ---------------------------------------------------------------------------------------------
+
+    def _feed(self, next_unit: Callable[[], Unit | None]) -> Generator[Batch | _Finished | _Damaged]:
+        """Batches of decoded samples, and a _Finished after each unit."""
+        while (unit := next_unit()) is not None:
+            try:
+                yield from self._unit(unit)
+            except ShardCorrupt as error:
+                yield _Damaged(error, unit.bytes)
+
+    def _unit(self, unit: Unit) -> Iterator[Batch | _Finished]:
+        targets = range(len(self.recipe.targets))
+        with SourceShard(unit.storage, unit.key, self.recipe.limits) as shard:
+            facts = UnitFacts(
+                unit,
+                shard,
+                censuses=[Census() for _ in targets],
+                thumbnails=[[] for _ in targets],
+                buckets=[[] for _ in targets],
+            )
+            seen: set[bytes] = set()
+            pending: dict[tuple[int, int], list[Item]] = {}
+            for result in self._decoded(shard):
+                facts.read += 1
+                if isinstance(result, Prepared) and result.digest and result.digest in seen:
+                    result = f"{FILTERED}duplicate"
                 if isinstance(result, str):
-                    end.rejected[result] += 1
+                    facts.rejected[result] += 1
                     continue
-                batch.append(result)
-                if len(batch) == encoder.config.batch:
-                    yield _Batch(unit, row, batch, shard.position)
-                    row, batch = row + len(batch), []
-            if batch:
-                yield _Batch(unit, row, batch, shard.position)
-            yield end
+                seen.add(result.digest)
+                for item in self._accept(result, facts):
+                    place = item.target, item.picture.bucket
+                    batch = pending.setdefault(place, [])
+                    batch.append(item)
+                    if len(batch) == self.encoder.batch:
+                        yield Batch(unit, *place, batch, shard.position)
+                        del pending[place]
+            for place, batch in sorted(pending.items()):
+                yield Batch(unit, *place, batch, shard.position)
+            yield _Finished(facts)
+
+    def _accept(self, sample: Prepared, facts: UnitFacts) -> Iterator[Item]:
+        """The records that a sample becomes; counts it."""
+        first = facts.accepted * self.recipe.variants
+        facts.accepted += 1
+        facts.truncated += sample.tokens > len(sample.ids)
+        facts.digests.append(sample.digest)
+        for target, picture in enumerate(sample.pictures):
+            facts.censuses[target].add(sample, target)
+            facts.buckets[target].append(picture.bucket)
+            if facts.accepted <= THUMBNAILS:
+                facts.thumbnails[target].append({"caption": sample.caption, "jpeg": thumbnail(sample, target)})
+            yield Item(first, sample, target, picture)
+            if self.recipe.flip:
+                yield Item(first + 1, sample, target, picture.flipped(), flipped=True)
+
+    def _decoded(self, shard: SourceShard) -> Iterator[Prepared | str]:
+        """Each sample of the shard in order: ready for the encoders, or the reason of its rejection."""
+        pending: collections.deque[Future[Prepares]] = collections.deque()
+        samples = shard.samples()
+        more = True
+        while more or pending:
+            if more and len(pending) < self.decoders.count + 1:
+                started = time.perf_counter()
+                chunk = list(itertools.islice(samples, CHUNK))
+                self.tally.seconds["read"] += time.perf_counter() - started
+                more = bool(chunk)
+                if chunk:
+                    pending.append(self.decoders.submit(chunk))
+                continue
+            results, seconds = pending.popleft().result()
+            self.tally.seconds["decode"] += seconds
+            yield from results
 
 
-def _decoded(
-    shard: SourceShard, encoder: Encoder, pool: ThreadPoolExecutor, workers: int, tally: Tally
-) -> Iterator[Prepared | str]:
-    """Each sample of the shard in order: ready for the encoders, or the reason of its rejection."""
-    pending: collections.deque[Future[tuple[list[Prepared | str], float]]] = collections.deque()
-    samples = shard.samples()
-    more = True
-    while more or pending:
-        if more and len(pending) < workers + 1:
-            started = time.perf_counter()
-            chunk = list(itertools.islice(samples, CHUNK))
-            tally.seconds["read"] += time.perf_counter() - started
-            more = bool(chunk)
-            if chunk:
-                pending.append(pool.submit(_prepare_chunk, chunk, encoder))
-            continue
-        results, seconds = pending.popleft().result()
-        tally.seconds["decode"] += seconds
-        yield from results
-
-
-def _prepare_chunk(samples: list[Sample], encoder: Encoder) -> tuple[list[Prepared | str], float]:
-    started = time.perf_counter()
-    results: list[Prepared | str] = []
-    for sample in samples:
-        try:
-            results.append(prepare(sample, encoder.config, encoder.text.ids))
-        except RecordRejected as rejection:
-            results.append(rejection.reason)
-    return results, time.perf_counter() - started
-
-
-def _encode(batch: _Batch, encoder: Encoder, tally: Tally) -> list[Record]:
-    """A batch through both encoders. Raises NonFinite."""
-    samples = batch.samples
-    keys = [record_key(batch.unit.number, batch.row + i) for i in range(len(samples))]
-    pixels = [sample.pixels for sample in samples]
-    started = time.perf_counter()
-    moments = encoder.moments(pixels).astype(np.float16)
-    masked, masks = None, list[np.ndarray]()
-    if "mask" in encoder.config.conditions:
-        masks = [hole(key, encoder.config.resolution) for key in keys]
-        masked = encoder.masked_mean(pixels, masks).astype(np.float16)
-    encoded = time.perf_counter()
-    states = encoder.text_states([sample.ids for sample in samples])
-    tally.seconds["autoencoder"] += encoded - started
-    tally.seconds["text"] += time.perf_counter() - encoded
-    records = []
-    for i, (key, sample) in enumerate(zip(keys, samples, strict=True)):
-        members = {"moments": moments[i], "text": states[i]}
-        members |= {f"cond.{name}": array for name, array in sample.conditions.items()}
-        if masked is not None:
-            members |= {"cond.mask": masks[i], "cond.masked": masked[i]}
-        for name, array in members.items():
-            if array.dtype == np.float16 and not np.isfinite(array).all():
-                raise NonFinite(
-                    f"{name} of sample {sample.key} in {batch.unit.storage.locate(batch.unit.key)} holds NaN or "
-                    "infinity: check the encoders' weights, or encode with encoders.vae_dtype=float32"
-                )
-        records.append(Record(key, members, sample.meta()))
-    return records
-
-
-class _Output:
-    """The unit that is being written, in the writer's thread."""
-
-    def __init__(self, storage: Storage, encoder: Encoder, contract: str, tally: Tally) -> None:
-        self.storage, self.contract, self.tally = storage, contract, tally
-        self.scale, self.shift = encoder.first_stage.scale, encoder.first_stage.shift
-        self.channels = encoder.first_stage.latent_channels
-        self._begin()
-
-    def _begin(self) -> None:
-        self.tar, self.moments, self.truncated = ShardWriter(), Moments(), 0
-
-    def add(self, records: list[Record]) -> None:
-        """Appends a batch."""
-        started = time.perf_counter()
-        for record in records:
-            self.tar.add(record)
-            mean = record.members["moments"][: self.channels].astype(np.float64)
-            self.moments.add((mean - self.shift) * self.scale)
-            self.truncated += record.meta["truncated"]
-        self.tally.seconds["write"] += time.perf_counter() - started
-
-    def finish(self, end: _End) -> None:
-        """Puts the tar, then the index that makes the unit done."""
-        started = time.perf_counter()
-        tar, facts = self.tar.finish()
-        assert facts["samples"] + end.rejected.total() == end.read, "every sample read is accepted or rejected"
-        facts |= {
-            "unit": end.unit.number,
-            "contract": self.contract,
-            "source": {"name": end.unit.name, "sha256": end.shard.sha256, "bytes": end.shard.bytes},
-            "read": end.read,
-            "accepted": facts["samples"],
-            "rejected": dict(end.rejected),
-            "passed_over": end.shard.passed_over,
-            "truncated": self.truncated,
-            "statistics": self.moments.to_json(),
-        }
-        self.storage.put(end.unit.tar_name, tar)
-        self.storage.put(end.unit.index_name, canonical_json(facts))
-        self._begin()
-        self.tally.seconds["write"] += time.perf_counter() - started
+def _drain(futures: collections.deque[Future[None]], most: int) -> None:
+    """Waits until at most `most` are left; raises what one raised."""
+    while len(futures) > most:
+        futures.popleft().result()

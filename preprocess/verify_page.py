@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
-from html import escape
 
 import numpy as np
+from PIL import Image
 
 from pipeline.data.manifest import Manifest
+from pipeline.report.elements import document, prose, table, text
 from pipeline.report.grid import png, tile
-from pipeline.report.page import STYLE
+from pipeline.report.samples import CRISP_BELOW
 from pipeline.storage import open_storage, split_url
 
 MOST_PAIRS = 48
+LARGEST = 256  # pixels of the longer side of what is shown, lest the page take tens of megabytes
 
 
 @dataclass
 class Pair:
-    """A source image and what its cached latent decodes to, (R, R, 3) uint8 each."""
+    """A source image and what its cached latent decodes to, (H, W, 3) uint8 each; pairs may differ in size."""
 
     key: str
     caption: str
@@ -34,23 +36,30 @@ class Pair:
 
 def write_page(dest: str, dataset: str, manifest: Manifest, checks: list[tuple[str, str]], pairs: list[Pair]) -> None:
     """Writes one self-contained HTML file to a path or URL."""
-    rows = "".join(f"<tr><td>{escape(name)}</td><td class=text>{escape(result)}</td></tr>" for name, result in checks)
-    tiles = "".join(_pair(pair) for pair in pairs[:MOST_PAIRS])
+    rows = (f"<tr><td>{text(name)}</td>{prose(result, 2000)}</tr>" for name, result in checks)
+    tiles = "".join(map(_pair, pairs[:MOST_PAIRS]))
+    shown = f'<div class="samples pairs">{tiles}</div>' if tiles else "<p>No source was compared.</p>"
     body = (
-        f"<h1>{escape(dataset)}</h1><p class=soft>{manifest.samples:,} records, digest {manifest.digest}</p>"
-        f"<h2>Checks</h2><div class=scroll><table>{rows}</table></div>"
-        f"<h2>Images and decoded latents, worst first</h2><div class=samples>{tiles or 'No source was compared.'}</div>"
+        f"<h1>{text(dataset)}</h1>"
+        f'<p class="soft hash">{manifest.samples:,} records · dataset {manifest.digest}</p>'
+        f"<h2>Checks</h2>{table((), rows)}"
+        f"<h2>Images and decoded latents, worst first</h2>{shown}"
     )
-    head = "<meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
-    title = f"<title>verify {escape(dataset)}</title>"
-    page = f"<!doctype html><html lang=en>{head}{title}<style>{STYLE.read_text()}</style><main>{body}</main></html>"
     root, key = split_url(dest)
-    open_storage(root).put(key, page.encode())
+    open_storage(root).put(key, document(f"verify {dataset}", body).encode())
 
 
 def _pair(pair: Pair) -> str:
-    picture = base64.b64encode(png(tile(np.stack([pair.image, pair.decoded]), 2))).decode()
+    sheet = tile(np.stack([_small(pair.image), _small(pair.decoded)]), 2)
+    crisp = " crisp" if max(pair.image.shape) < CRISP_BELOW else ""
     return (
-        f"<div class=sample><img class='tile crisp' alt='' src='data:image/png;base64,{picture}'>"
-        f"{pair.psnr:.1f} dB · {escape(pair.key)}<br>{escape(pair.caption)}</div>"
+        f'<div class="sample" dir="auto"><img class="tile{crisp}" alt="" src="data:image/png;base64,'
+        f'{base64.b64encode(png(sheet)).decode()}">{pair.psnr:.1f} dB · {text(pair.key)}<br>{text(pair.caption)}</div>'
     )
+
+
+def _small(image_HWC: np.ndarray) -> np.ndarray:
+    """The image, shrunk to LARGEST pixels at most."""
+    picture = Image.fromarray(image_HWC)
+    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return np.asarray(picture)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from pipeline.data.records import END_OF_TAR, Record, pack, tar_member
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 
 
 class Moments:
@@ -47,31 +48,43 @@ class Moments:
 
 
 class ShardWriter:
-    """Builds one cached tar in memory. `add` records in order, then `finish`."""
+    """Writes one cached tar to a file from its beginning. `add` records in order, then `finish`.
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
+    samples: records so far. member_bytes: payload bytes so far by member name ("json", "moments", ...).
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._records: list[tuple[int, int, str]] = []
         self._digest = hashlib.sha256()
         self._size = 0
+        self.member_bytes: collections.Counter[str] = collections.Counter()
+
+    @property
+    def samples(self) -> int:
+        return len(self._records)
 
     def add(self, record: Record) -> None:
         """Appends one record."""
-        data = b"".join(tar_member(name, payload) for name, payload in pack(record))
+        members = pack(record)
+        data = b"".join(tar_member(name, payload) for name, payload in members)
+        for name, payload in members:
+            self.member_bytes[name.partition(".")[2].removesuffix(".npy")] += len(payload)
         self._records.append((self._size, len(data), hashlib.sha256(data).hexdigest()))
-        self._digest.update(data)
-        self._parts.append(data)
-        self._size += len(data)
+        self._write(data)
 
-    def finish(self) -> tuple[bytes, dict[str, Any]]:
-        """The tar and what its index says of it: samples, bytes, sha256, records [[offset, size, sha256], ...]."""
-        self._digest.update(END_OF_TAR)
-        tar = b"".join((*self._parts, END_OF_TAR))
-        facts = {
+    def finish(self) -> dict[str, Any]:
+        """Ends the tar. What its index says: samples, bytes, sha256, records [[offset, size, sha256], ...]."""
+        self._write(END_OF_TAR)
+        return {
             "format": INDEX_FORMAT,
-            "samples": len(self._records),
-            "bytes": len(tar),
+            "samples": self.samples,
+            "bytes": self._size,
             "sha256": self._digest.hexdigest(),
             "records": [list(entry) for entry in self._records],
         }
-        return tar, facts
+
+    def _write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._file.write(data)
+        self._size += len(data)

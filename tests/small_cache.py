@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 
 import numpy as np
 
+from pipeline.config import FiltersConfig, LimitsConfig
 from pipeline.data.manifest import (
     UNCOND,
     Contract,
@@ -14,8 +16,10 @@ from pipeline.data.manifest import (
     ShardEntry,
     Statistics,
     TextFacts,
+    UnitEntry,
     canonical_json,
     commit_manifest,
+    plain,
 )
 from pipeline.data.records import Record, npy_bytes, record_key
 from pipeline.storage import open_storage
@@ -31,7 +35,12 @@ def contract(**changes: object) -> Contract:
         "vae_sha256": "a" * 64,
         "text_sha256": "b" * 64,
         "resolution": 16,
+        "buckets": ((16, 16),),
         "crop": "centre",
+        "seed": 0,
+        "flip": False,
+        "filters": plain(FiltersConfig()),
+        "limits": plain(LimitsConfig()),
         "resize": "lanczos",
         "latent_shape": LATENT,
         "downsampling": 8,
@@ -69,24 +78,31 @@ def record(unit: int, row: int) -> Record:
 def make_cache(url: str, sizes: list[int]) -> Manifest:
     """Writes a cache with `sizes` records per shard."""
     storage = open_storage(url)
-    entries, moments = [], Moments()
+    units, entries, moments = [], [], Moments()
     for unit, size in enumerate(sizes):
-        writer = ShardWriter()
+        tar = io.BytesIO()
+        writer = ShardWriter(tar)
         for row in range(size):
             one = record(unit, row)
             writer.add(one)
             moments.add((one.members["moments"][:4].astype(np.float64) - 0.25) * 0.5)
-        tar, facts = writer.finish()
+        facts = writer.finish()
         index = canonical_json(facts)
-        storage.put(f"{unit:06d}.tar", tar)
+        storage.put(f"{unit:06d}.tar", tar.getvalue())
         storage.put(f"{unit:06d}.index.json", index)
         entries.append(
             ShardEntry(
                 name=f"{unit:06d}.tar",
+                unit=unit,
+                size=(16, 16),
                 samples=size,
-                bytes=len(tar),
+                bytes=facts["bytes"],
                 sha256=facts["sha256"],
                 index_sha256=hashlib.sha256(index).hexdigest(),
+            )
+        )
+        units.append(
+            UnitEntry(
                 source=f"{unit:05d}.tar",
                 source_sha256="c" * 64,
                 source_bytes=1,
@@ -99,10 +115,11 @@ def make_cache(url: str, sizes: list[int]) -> Manifest:
     storage.put(UNCOND, uncond)
     manifest = Manifest(
         contract=contract(),
+        units=tuple(units),
         shards=tuple(entries),
         uncond_sha256=hashlib.sha256(uncond).hexdigest(),
         statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
-        source="{00000..00009}.tar",
+        sources=("{00000..00009}.tar",),
     )
     commit_manifest(storage, manifest)
     return manifest

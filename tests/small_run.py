@@ -39,7 +39,7 @@ MODEL = ModelConfig(channels=32, multipliers=(1, 2), blocks=1, attention=(2,), h
 SAMPLER = SamplerConfig(sampler="ddim", steps=4, guidance=2.0, batch=5)
 
 
-def make_cache(folder: Path, images: int = IMAGES) -> Path:
+def make_cache(folder: Path, images: int = IMAGES, **changes: Any) -> Path:
     """Captioned shapes of the held-out split in folder/shapes, and their cache in folder/cache."""
     write_shards(str(folder / "shapes"), images, 1, "val", shard_size=images // 2)
     config = EncodeConfig(
@@ -47,7 +47,9 @@ def make_cache(folder: Path, images: int = IMAGES) -> Path:
         dest=str(folder / "cache"),
         encoders=EncodersConfig(seed=1),
         batch=12,
+        decode_in="threads",
         launch=LaunchConfig(threads=1),
+        **changes,
     )
     encode.main(config)
     return folder / "cache"

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, OverrideError
 TRAIN = ["run=runs/a", "data.train=cache"]
 REQUIRED = {
     "synth": ["dest=d"],
+    "fetch": ["dest=d"],
     "encode": ["source=s", "dest=d"],
     "verify": ["dataset=d"],
     "reference": ["dataset=d"],
@@ -28,6 +29,7 @@ REQUIRED = {
     "sample": ["run=r"],
     "export": ["run=r", "dest=d"],
     "demo": [],
+    "submit": [],
 }
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import EncodeConfig, LimitsConfig
-from pipeline.errors import RecordRejected
-from preprocess.image import centre_crop, crop_image, decode_image
+from pipeline.config import EncodeConfig, FiltersConfig, LimitsConfig
+from pipeline.errors import ConfigError, RecordRejected
+from pipeline.rules import parse_rule
+from preprocess.image import crop_image, decode_image, open_image, place_crop
+from preprocess.recipe import Recipe, bucket_sizes, recipe_of
 from preprocess.sample import MOST_BOXES, hole, lowres, prepare
 from preprocess.source import Sample
 
@@ -27,7 +31,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    image = decode_image(data, PIXELS)
+    image = decode_image(open_image(data, LimitsConfig(pixels=PIXELS)), data)
     assert image.mode == "RGB"
     return np.asarray(image).astype(int)
 
@@ -91,7 +95,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 
 def rejected(data: bytes, pixels: int = PIXELS) -> str:
     with pytest.raises(RecordRejected) as caught:
-        decode_image(data, pixels)
+        decode_image(open_image(data, LimitsConfig(pixels=pixels)), data)
     return caught.value.reason
 
 
@@ -126,7 +130,7 @@ def test_a_header_of_60000_by_60000_is_refused_before_decoding() -> None:
     assert rejected(bomb, LimitsConfig().pixels) == "image_too_large"
     small = encoded(Image.new("RGB", (10, 10)), "PNG")
     assert rejected(small, 99) == "image_too_large"
-    assert decode_image(small, 100).size == (10, 10)
+    assert open_image(small, LimitsConfig(pixels=100)).size == (10, 10)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +145,8 @@ def test_a_header_of_60000_by_60000_is_refused_before_decoding() -> None:
 def test_the_crop_is_the_middle_after_the_shorter_side_is_resized(
     size: tuple[int, int], resized: tuple[int, int], left: int, top: int
 ) -> None:
-    crop = centre_crop(*size, 64)
-    assert (crop.resized, crop.left, crop.top, crop.side) == (resized, left, top, 64)
+    crop = place_crop(*size, (64, 64), "centre", 0, "k")
+    assert (crop.resized, crop.box) == (resized, (left, top, 64, 64))
 
 
 def test_downscaling_is_antialiased_and_centred() -> None:
@@ -150,7 +154,7 @@ def test_downscaling_is_antialiased_and_centred() -> None:
     stripes[:, ::2] = 255  # finer than the result can show: must average to grey, not alias
     stripes[:, :100] = 0  # outside the middle square after resizing
     image = Image.fromarray(stripes)
-    pixels = crop_image(image, centre_crop(512, 256, 64)).astype(int)
+    pixels = crop_image(image, place_crop(512, 256, (64, 64), "centre", 0, "k")).astype(int)
     assert pixels.shape == (64, 64, 3)
     assert np.abs(pixels - 127.5).max() < 8
 
@@ -159,8 +163,8 @@ def test_downscaling_is_antialiased_and_centred() -> None:
 # Samples
 
 
-def config(**changes: object) -> EncodeConfig:
-    return EncodeConfig(source="", dest="", **changes)  # type: ignore[arg-type]
+def config(**changes: object) -> Recipe:
+    return recipe_of(EncodeConfig(source="", dest="", **changes))  # type: ignore[arg-type]
 
 
 def ids(text: str) -> tuple[list[int], int]:
@@ -180,7 +184,7 @@ def reason(one: Sample, **changes: object) -> str:
 
 def test_a_sample_is_prepared_with_its_facts() -> None:
     found = prepare(sample(txt=b" a b\n"), config(), ids)
-    assert found.pixels.shape == (64, 64, 3)
+    assert found.pictures[0].pixels.shape == (64, 64, 3)
     assert found.meta() == {
         "key": "k",
         "caption": "a b",
@@ -189,7 +193,7 @@ def test_a_sample_is_prepared_with_its_facts() -> None:
         "width": 128,
         "height": 64,
         "resized": [128, 64],
-        "crop": [32, 0, 64],
+        "crop": [32, 0, 64, 64],
     }
 
 
@@ -233,7 +237,11 @@ def test_each_bad_sample_has_its_reason() -> None:
 def test_boxes_move_with_the_crop() -> None:
     """The picture is 128 x 64, the crop its middle 64: the left quarter and the right quarter are gone."""
     given = {"boxes": [[3, 0.25, 0.0, 0.5, 1.0], [4, 0.0, 0.0, 0.2, 0.5], [5, 0.5, 0.5, 1.0, 1.0]]}
-    found = prepare(sample(json=json.dumps(given).encode()), config(conditions=("boxes",)), ids).conditions["boxes"]
+    found = (
+        prepare(sample(json=json.dumps(given).encode()), config(conditions=("boxes",)), ids)
+        .pictures[0]
+        .conditions["boxes"]
+    )
     assert found.shape == (MOST_BOXES, 5)
     assert found.dtype == np.float16
     assert found[:2].tolist() == [[3, 0, 0, 0.5, 1], [5, 0.5, 0.5, 1, 1]]
@@ -245,7 +253,7 @@ def test_label_maps_are_cropped_like_the_image_without_mixing_classes() -> None:
     labels[:, 128:] = 7
     image = encoded(Image.new("RGB", (256, 128)), "PNG")
     one = sample(png=image, labels_png=encoded(Image.fromarray(labels), "PNG"))
-    found = prepare(one, config(conditions=("labels",)), ids).conditions["labels"]
+    found = prepare(one, config(conditions=("labels",)), ids).pictures[0].conditions["labels"]
     assert found.shape == (64, 64)
     assert (found[:, :32] == 0).all()
     assert (found[:, 32:] == 7).all()
@@ -259,10 +267,112 @@ def test_the_low_resolution_image_is_the_mean_of_4_by_4_pixels() -> None:
 
 
 def test_holes_depend_on_the_key_alone_and_vary() -> None:
-    assert (hole("000001_000002", 64) == hole("000001_000002", 64)).all()
-    holes = [hole(f"000000_{row:06d}", 64) for row in range(200)]
+    assert (hole("000001_000002", (64, 64)) == hole("000001_000002", (64, 64))).all()
+    assert hole("000001_000002", (48, 64)).shape == (64, 48)
+    holes = [hole(f"000000_{row:06d}", (64, 64)) for row in range(200)]
     areas = [mask.mean() for mask in holes]
     assert 1 / 16 <= min(areas) <= max(areas) <= 9 / 16 + 0.01
     assert len({mask.tobytes() for mask in holes}) == 200
     middle = np.mean(holes, axis=0)
     assert middle[32, 32] > 0.5 > middle[2, 2]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Crops and buckets
+
+
+@pytest.mark.parametrize(("resolution", "step"), [(1024, 64), (512, 64), (256, 32), (64, 8)])
+def test_buckets_keep_the_area_and_come_in_pairs(resolution: int, step: int) -> None:
+    sizes = bucket_sizes(resolution, step, 2.0)
+    assert (resolution, resolution) in sizes
+    assert len(set(sizes)) == len(sizes) > 3
+    for width, height in sizes:
+        assert width % step == height % step == 0
+        assert (height, width) in sizes
+        assert max(width, height) <= 2 * min(width, height)
+        # The longer side is the longest that fits.
+        assert resolution**2 - step * min(width, height) < width * height <= resolution**2
+    assert bucket_sizes(resolution, 0, 2.0) == ((resolution, resolution),)
+
+
+def test_an_image_goes_to_the_bucket_of_the_nearest_aspect_ratio() -> None:
+    target = config(resolution=(64,), buckets=8).targets[0]
+    for width, height in ((64, 64), (100, 51), (51, 100), (1000, 100), (640, 480)):
+        chosen = target.sizes[target.nearest(width, height)]
+        distances = [abs(np.log(width / height * h / w)) for w, h in target.sizes]
+        assert abs(np.log(width / height * chosen[1] / chosen[0])) == min(distances)
+
+
+def test_random_crops_depend_on_key_and_seed_alone_and_reach_every_place() -> None:
+    def left(key: str, seed: int = 0) -> int:
+        return place_crop(74, 64, (64, 64), "random", seed, key).box[0]
+
+    assert left("a") == left("a")
+    places = [left(str(i)) for i in range(1100)]
+    assert sorted(set(places)) == list(range(11))
+    assert max(abs(places.count(place) - 100) for place in range(11)) < 50
+    assert [left(str(i)) for i in range(20)] != [left(str(i), 1) for i in range(20)]
+    crop = place_crop(300, 200, (48, 64), "random", 0, "k")
+    assert crop.resized == (96, 64)
+    assert 0 <= crop.box[0] <= 48
+    assert crop.box[1:] == (0, 48, 64)
+
+
+def test_a_flipped_picture_has_flipped_conditions() -> None:
+    labels = np.zeros((64, 128), dtype=np.uint8)
+    labels[:, :64] = 7
+    given = {"boxes": [[3, 0.25, 0.0, 0.5, 1.0]]}
+    one = sample(labels_png=encoded(Image.fromarray(labels), "PNG"), json=json.dumps(given).encode())
+    picture = prepare(one, config(conditions=("boxes", "labels", "lowres")), ids).pictures[0]
+    picture.pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    picture.conditions["lowres"] = lowres(picture.pixels)
+    flipped = picture.flipped()
+    assert (flipped.pixels == picture.pixels[:, ::-1]).all()
+    assert (flipped.conditions["labels"] == picture.conditions["labels"][:, ::-1]).all()
+    assert (flipped.conditions["lowres"] == lowres(np.ascontiguousarray(flipped.pixels))).all()
+    assert flipped.conditions["boxes"][0].tolist() == [3, 0.5, 0, 1, 1]
+    assert (flipped.conditions["boxes"][1:] == -1).all()
+    assert (picture.flipped().flipped().conditions["boxes"] == picture.conditions["boxes"]).all()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Filters
+
+
+@pytest.mark.parametrize(
+    ("filters", "json_member", "expected"),
+    [
+        ({"min_side": 65}, {}, "filter:min_side"),
+        ({"max_aspect": 1.9}, {}, "filter:max_aspect"),
+        ({"min_caption": 4}, {}, "filter:min_caption"),
+        ({"max_caption": 2}, {}, "filter:max_caption"),
+        ({"keep": ("similarity>=0.3",)}, {"similarity": 0.29}, "filter:similarity>=0.3"),
+        ({"keep": ("similarity>=0.3",)}, {"similarity": "0.29"}, "filter:similarity>=0.3"),
+        ({"keep": ("a>1", "b<2")}, {"a": 3, "b": 2}, "filter:b<2"),
+        ({"keep": ("NSFW==UNLIKELY",)}, {"NSFW": "NSFW"}, "filter:NSFW==UNLIKELY"),
+        ({"keep": ("watermark!=1",)}, {"watermark": 1.0}, "filter:watermark!=1"),
+        ({"keep": ("similarity>=0.3",)}, {}, "column_missing"),
+        ({"keep": ("similarity>=0.3",)}, {"similarity": None}, "column_missing"),
+        ({"keep": ("similarity>=0.3",)}, {"similarity": "high"}, "column_missing"),
+        ({"keep": ("similarity>=0.3",)}, {"similarity": float("nan")}, "column_missing"),
+    ],
+)
+def test_each_filter_rejects_under_its_own_name(
+    filters: dict[str, Any], json_member: dict[str, Any], expected: str
+) -> None:
+    one = sample(json=json.dumps(json_member).encode())
+    assert reason(one, filters=FiltersConfig(**filters)) == expected
+
+
+def test_what_filters_let_through_is_what_they_say() -> None:
+    filters = FiltersConfig(
+        min_side=64, max_aspect=2, min_caption=3, max_caption=3, keep=("similarity >= 0.3", "NSFW==UNLIKELY", "w!=1")
+    )
+    meta = json.dumps({"similarity": 0.3, "NSFW": "UNLIKELY", "w": 0}).encode()
+    assert prepare(sample(json=meta), config(filters=filters), ids).caption == "a b"
+
+
+@pytest.mark.parametrize("rule", ["similarity", ">=3", "a>=b", "a=3", "a>=3>=2", "a<"])
+def test_a_rule_that_cannot_be_meant_is_refused_and_quoted(rule: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(repr(rule))):
+        parse_rule(rule)

@@ -17,6 +17,8 @@ PREPROCESS_MAY_IMPORT = (
     "cli",  # `python -m preprocess.encode` enters through the command line
     "errors",
     "storage",
+    "patterns",
+    "rules",
     "tracking",
     "report",
     "data",
@@ -43,7 +45,8 @@ PURE = ("pipeline/diffusion/", "pipeline/data/order.py", "pipeline/data/records.
 """These know neither where bytes lie nor how many ranks there are."""
 
 LIGHT = tuple(f"pipeline/{name}.py" for name in ("cli", "config", "configcheck", "configload", "confighelp", "errors"))
-LIGHT += tuple(f"pipeline/{name}.py" for name in ("storage", "launch", "progress", "sweep"))
+LIGHT += tuple(f"pipeline/{name}.py" for name in ("storage", "patterns", "rules", "launch", "progress", "sweep"))
+LIGHT += ("pipeline/submit.py", "pipeline/sbatch.py")
 """Imported before a verb is known: nothing heavy at their top."""
 
 

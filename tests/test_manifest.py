@@ -40,7 +40,7 @@ def test_the_digest_changes_with_any_field(tmp_path: Path) -> None:
     changed = [
         dataclasses.replace(manifest, shards=(shard, *manifest.shards[1:])),
         dataclasses.replace(manifest, contract=contract(scale=0.6)),
-        dataclasses.replace(manifest, source="other"),
+        dataclasses.replace(manifest, sources=("other",)),
     ]
     assert len({manifest.digest, *(other.digest for other in changed)}) == 4
 
@@ -50,8 +50,20 @@ def test_a_manifest_is_committed_once_and_an_identical_one_again(tmp_path: Path)
     storage = open_storage(str(tmp_path))
     commit_manifest(storage, manifest)
     with pytest.raises(DestinationExists, match="another"):
-        commit_manifest(storage, dataclasses.replace(manifest, version=2))
+        commit_manifest(storage, dataclasses.replace(manifest, sources=("other",)))
+    with pytest.raises(DestinationExists, match="another"):
+        commit_manifest(storage, dataclasses.replace(manifest, version=3))
     assert load_manifest(storage) == manifest
+
+
+def test_a_new_version_follows_the_one_before_and_leaves_it_readable(tmp_path: Path) -> None:
+    manifest = make_cache(str(tmp_path), [3])
+    storage = open_storage(str(tmp_path))
+    second = dataclasses.replace(manifest, version=2, sources=("a", "b"))
+    assert commit_manifest(storage, second) is True
+    assert commit_manifest(storage, second) is False
+    assert load_manifest(storage) == second
+    assert parse_manifest(storage.get(manifest.name)) == manifest
 
 
 def test_what_is_not_a_dataset_says_what_to_do(tmp_path: Path) -> None:

@@ -29,10 +29,12 @@ from preprocess.writer import Moments, ShardWriter
 
 
 def tar_of(*records: Record) -> bytes:
-    writer = ShardWriter()
+    tar = io.BytesIO()
+    writer = ShardWriter(tar)
     for one in records:
         writer.add(one)
-    return writer.finish()[0]
+    writer.finish()
+    return tar.getvalue()
 
 
 def same(a: Record, b: Record) -> bool:
@@ -108,17 +110,18 @@ def test_equal_records_give_equal_bytes_that_name_no_time_or_owner() -> None:
 
 def test_the_index_finds_and_proves_every_record() -> None:
     records = [record(0, row) for row in range(5)]
-    writer = ShardWriter()
+    tar = io.BytesIO()
+    writer = ShardWriter(tar)
     for one in records:
         writer.add(one)
-    tar, facts = writer.finish()
-    assert facts["bytes"] == len(tar)
-    assert facts["sha256"] == hashlib.sha256(tar).hexdigest()
+    facts = writer.finish()
+    assert facts["bytes"] == len(tar.getvalue())
+    assert facts["sha256"] == hashlib.sha256(tar.getvalue()).hexdigest()
     assert facts["samples"] == 5
-    for one, (offset, size, sha256), found in zip(records, facts["records"], find_records(tar), strict=True):
+    for one, (offset, size, sha256), found in zip(records, facts["records"], find_records(tar.getvalue()), strict=True):
         assert found == (one.key, offset, size)
-        assert hashlib.sha256(tar[offset : offset + size]).hexdigest() == sha256
-        assert same(unpack(tar[offset : offset + size]), one)
+        assert hashlib.sha256(tar.getvalue()[offset : offset + size]).hexdigest() == sha256
+        assert same(unpack(tar.getvalue()[offset : offset + size]), one)
 
 
 def test_webdataset_reads_the_tars(tmp_path: Path) -> None:

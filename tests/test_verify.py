@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +20,10 @@ from pipeline.data.records import Record
 from pipeline.data.stream import read
 from pipeline.errors import DataError, DatasetError, SourceError
 from pipeline.storage import open_storage
-from preprocess import encode, unit
+from preprocess import encode, encoder
 from preprocess.synthetic import write_shards
-from preprocess.verify import main, spread
+from preprocess.verify import main
+from preprocess.verify_source import spread
 from preprocess.writer import ShardWriter
 
 ENCODERS = EncodersConfig(seed=1)
@@ -36,7 +37,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def make(shapes: str, dest: Path, **changes: Any) -> None:
-    fields: dict[str, Any] = {"encoders": ENCODERS, "batch": 8, "launch": LaunchConfig(threads=1)}
+    fields: dict[str, Any] = {"encoders": ENCODERS, "batch": 8, "decode_in": "threads"}
+    fields["launch"] = LaunchConfig(threads=1)
     encode.main(EncodeConfig(source=shapes, dest=str(dest), **{**fields, **changes}))
 
 
@@ -51,15 +53,16 @@ def forge(dest: Path, change: Callable[[Record], Record], manifest_changes: dict
     storage = open_storage(str(dest))
     manifest = load_manifest(storage)
     entry = manifest.shards[0]
-    writer = ShardWriter()
+    tar = io.BytesIO()
+    writer = ShardWriter(tar)
     for record in read(storage, manifest, 0, range(entry.samples)):
         writer.add(change(record))
-    tar, facts = writer.finish()
-    index = canonical_json(json.loads(storage.get(entry.index_name)) | facts)
-    (dest / entry.name).write_bytes(tar)
+    facts = writer.finish()
+    index = canonical_json(facts)
+    (dest / entry.name).write_bytes(tar.getvalue())
     (dest / entry.index_name).write_bytes(index)
     entry = dataclasses.replace(
-        entry, bytes=len(tar), sha256=facts["sha256"], index_sha256=hashlib.sha256(index).hexdigest()
+        entry, bytes=facts["bytes"], sha256=facts["sha256"], index_sha256=hashlib.sha256(index).hexdigest()
     )
     write_manifest(
         dest, dataclasses.replace(manifest, shards=(entry, *manifest.shards[1:]), **(manifest_changes or {}))
@@ -134,8 +137,8 @@ def test_missing_files_are_found(cache: Path, shapes: str) -> None:
 
 def test_counts_that_do_not_add_up_are_found(cache: Path, shapes: str) -> None:
     manifest = load_manifest(open_storage(str(cache)))
-    entry = dataclasses.replace(manifest.shards[1], read=11)
-    write_manifest(cache, dataclasses.replace(manifest, shards=(manifest.shards[0], entry)))
+    entry = dataclasses.replace(manifest.units[1], read=11)
+    write_manifest(cache, dataclasses.replace(manifest, units=(manifest.units[0], entry)))
     with pytest.raises(DataError, match="11 read is not 10 accepted"):
         verify(cache, shapes)
 
@@ -199,7 +202,7 @@ def test_text_states_of_other_captions_are_found(cache: Path, shapes: str) -> No
 def test_pixels_that_were_encoded_wrongly_are_found(
     shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    monkeypatch.setattr(unit, "to_unit_range", wrong)
+    monkeypatch.setattr(encoder, "to_unit_range", wrong)
     make(shapes, tmp_path / "c", encoders=EncodersConfig())
     monkeypatch.undo()
     with pytest.raises(DataError, match="latents differ by up to"):
@@ -229,3 +232,30 @@ def test_records_are_chosen_evenly() -> None:
     assert spread(10, 3) == [0, 4, 9]
     assert spread(2, 5) == [0, 1]
     assert spread(0, 5) == []
+
+
+@pytest.mark.parametrize(
+    ("fact", "said"),
+    [({"scale": 1.0}, "latent scale"), ({"shift": 0.5}, "latent shift"), ({"vae_sha256": "0" * 64}, "autoencoder")],
+)
+def test_a_contract_that_is_not_its_encoders_is_refused(
+    cache: Path, shapes: str, fact: dict[str, Any], said: str
+) -> None:
+    manifest = load_manifest(open_storage(str(cache)))
+    scale, shift = manifest.contract.scale, manifest.contract.shift
+    contract = dataclasses.replace(manifest.contract, **fact)
+    raw = np.array(manifest.statistics.mean) / scale + shift
+    changed = dataclasses.replace(
+        manifest.statistics,
+        mean=tuple(((raw - contract.shift) * contract.scale).tolist()),
+        std=tuple((np.array(manifest.statistics.std) / scale * contract.scale).tolist()),
+    )
+    write_manifest(cache, dataclasses.replace(manifest, contract=contract, statistics=changed))
+    with pytest.raises(DatasetError, match=said):
+        verify(cache, shapes)
+
+
+def test_images_that_the_encoders_cannot_show_are_told_from_a_damaged_cache(shapes: str, tmp_path: Path) -> None:
+    make(shapes, tmp_path / "c")  # random weights
+    with pytest.raises(DataError, match=r"is what its manifest promises, but .* below min_psnr=20"):
+        verify(tmp_path / "c", shapes, min_psnr=20.0)

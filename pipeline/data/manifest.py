@@ -10,14 +10,19 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
+
+from pipeline.data.records import parse_npy
 from pipeline.errors import ContractMismatch, DatasetError, DestinationExists, NotFound
 from pipeline.storage import Storage
 
 MANIFEST = "manifest.json"
 UNCOND = "uncond.npy"
-FORMAT = 1
+VERSIONS = "manifests"
+FORMAT = 2
 ENCODER_FACTS = (  # what two caches, or a cache and loaded encoders, must share to serve one model
     "vae_sha256",
     "text_sha256",
@@ -50,7 +55,8 @@ class TextFacts:
     """How captions became states (L, D)."""
 
     storage: str = "full"
-    """full: every position of the context is stored."""
+    """full: every position of the context is stored; trimmed: those up to the caption's end token, and a model attends
+    to nothing else; tokens: `tokens` holds ids, and the trainer encodes them."""
     layer: str
     """Hidden layer, followed by the tower's final norm: last or penultimate."""
     length: int
@@ -61,6 +67,8 @@ class TextFacts:
     """Token id after the end token."""
     eot: int
     """Token id that ends a caption."""
+    quick_gelu: bool = False
+    """Whether the tower's activation is x * sigmoid(1.702 x), as in OpenAI's CLIP: weights do not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +87,23 @@ class Contract:
     channel_order: str = "RGB"
     """Order of the pixels' channels."""
     resolution: int
-    """Side of the encoded crop in pixels."""
+    """Side of the encoded crop in pixels; of buckets, the side of the square whose area they keep."""
+    buckets: tuple[tuple[int, int], ...]
+    """(width, height) in pixels of the crops that there are: one square, or the aspect-ratio buckets."""
     crop: str
-    """Crop policy."""
+    """Place of a crop: centre or random."""
+    seed: int
+    """Of random crops."""
+    flip: bool
+    """Whether every image was stored a second time, flipped left to right."""
+    filters: dict[str, Any]
+    """The configuration of the filters."""
+    limits: dict[str, Any]
+    """The bounds on untrusted input, beyond which a sample was rejected."""
     resize: str
     """Resampling filter."""
     latent_shape: tuple[int, int, int]
-    """(C, h, w) of a latent."""
+    """(C, h, w) of a latent of the square crop."""
     downsampling: int
     """Pixels per latent position, along a side."""
     scale: float
@@ -109,6 +127,11 @@ class Contract:
     versions: dict[str, str]
     """Packages whose arithmetic the bytes depend on."""
 
+    @property
+    def trimmed(self) -> bool:
+        """Whether text states end with their caption, and a model attends to nothing else."""
+        return self.text.storage == "trimmed"
+
     def differences(self, other: Contract, names: tuple[str, ...] | None = None) -> list[str]:
         """One readable line per field (of `names`, or of all) whose values differ: 'name: mine, not other's'."""
         names = names or tuple(f.name for f in dataclasses.fields(self))
@@ -117,31 +140,42 @@ class Contract:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitEntry:
+    """One input shard, and what became of its samples."""
+
+    source: str
+    """Its name; with as many folders before it as tell it from the others."""
+    source_sha256: str
+    """Of its bytes."""
+    source_bytes: int
+    """Its size."""
+    read: int
+    """Samples found in it."""
+    accepted: int
+    """Samples cached."""
+    rejected: dict[str, int]
+    """Samples rejected, by reason; `filter:...` are those that are whole but not wanted. With accepted they make up
+    read."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One cached shard: one unit of work, made from one input shard."""
+    """One cached tar."""
 
     name: str
-    """Its tar, relative to the manifest."""
+    """Key of the tar, relative to the manifest."""
+    unit: int
+    """Number of the input shard that it was made from, in the manifest's `units`."""
+    size: tuple[int, int]
+    """(width, height) in pixels of the crops that it holds: one bucket."""
     samples: int
-    """Records in it (= accepted)."""
+    """Records in it."""
     bytes: int
     """Size of the tar."""
     sha256: str
     """Of the tar."""
     index_sha256: str
-    """Of its index: record offsets, sizes and hashes."""
-    source: str
-    """File name of the input shard."""
-    source_sha256: str
-    """Of the input shard."""
-    source_bytes: int
-    """Size of the input shard."""
-    read: int
-    """Samples found in the input shard."""
-    accepted: int
-    """Samples cached."""
-    rejected: dict[str, int]
-    """Samples rejected, by reason. accepted + all of these = read."""
+    """Of the index."""
 
     @property
     def index_name(self) -> str:
@@ -162,23 +196,48 @@ class Manifest:
     """A finished cache."""
 
     contract: Contract
+    units: tuple[UnitEntry, ...]
     shards: tuple[ShardEntry, ...]
     uncond_sha256: str
     """Of uncond.npy, the encoded empty caption (L, D) float16."""
     statistics: Statistics
-    source: str
-    """The source pattern as it was given; only its last part when it was an absolute path."""
+    sources: tuple[str, ...]
+    """The source patterns as they were given, one for each time that shards were appended; only the last part of an
+    absolute path."""
+    excluded: int = 0
+    """Records that are never read: duplicates of records in other shards (Manifest.excluded_name lists them)."""
+    excluded_sha256: str = ""
+    """Of that list; "" when there are none."""
     version: int = 1
-    """Version of this dataset."""
+    """Version of this dataset; each `encode` that appends input shards makes another."""
     format: int = FORMAT
     """Version of the layout."""
 
     @property
     def samples(self) -> int:
-        """Records in the cache."""
-        return sum(shard.samples for shard in self.shards)
+        """Records that are read: those of the shards without the excluded ones."""
+        return sum(shard.samples for shard in self.shards) - self.excluded
 
     @property
+    def name(self) -> str:
+        """Where this version stays when the dataset grows."""
+        return f"{VERSIONS}/{self.version:06d}.json"
+
+    @property
+    def excluded_name(self) -> str:
+        """The list of excluded records: int32 (N, 2) .npy of shard number and row, sorted."""
+        return f"{VERSIONS}/{self.version:06d}.excluded.npy"
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Rejects of all input shards by reason."""
+        total: dict[str, int] = {}
+        for unit in self.units:
+            for reason, count in unit.rejected.items():
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical bytes: the dataset's identity."""
         return hashlib.sha256(manifest_bytes(self)).hexdigest()
@@ -194,6 +253,11 @@ def canonical_json(value: Any) -> bytes:
     return text.encode() + b"\n"
 
 
+def plain(value: Any) -> dict[str, Any]:
+    """A dataclass as what JSON gives back: dictionaries, lists, texts and numbers."""
+    return json.loads(canonical_json(dataclasses.asdict(value)))
+
+
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The canonical bytes of a manifest."""
     return canonical_json(dataclasses.asdict(manifest))
@@ -204,7 +268,7 @@ def contract_from_json(value: dict[str, Any]) -> Contract:
     members = tuple(_build(Member, {**m, "shape": tuple(m["shape"])}) for m in value["members"])
     nested = {"text": _build(TextFacts, value["text"]), "members": members}
     tuples = {name: tuple(value[name]) for name in ("pixel_range", "latent_shape")}
-    return _build(Contract, {**value, **nested, **tuples})
+    return _build(Contract, {**value, **nested, **tuples, "buckets": tuple(map(tuple, value["buckets"]))})
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -212,13 +276,15 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         value = json.loads(data)
         if value.get("format") != FORMAT:
-            raise DatasetError(
-                f"its format is {value.get('format')}, this version reads {FORMAT}: use a newer latentmill"
-            )
+            hint = "encode the cache again" if value.get("format") in range(FORMAT) else "use a newer latentmill"
+            raise DatasetError(f"its format is {value.get('format')}, this version reads {FORMAT}: {hint}")
         contract = contract_from_json(value["contract"])
-        shards = tuple(_build(ShardEntry, shard) for shard in value["shards"])
+        units = tuple(_build(UnitEntry, unit) for unit in value["units"])
+        shards = tuple(_build(ShardEntry, {**shard, "size": tuple(shard["size"])}) for shard in value["shards"])
         statistics = Statistics(mean=tuple(value["statistics"]["mean"]), std=tuple(value["statistics"]["std"]))
-        return _build(Manifest, {**value, "contract": contract, "shards": shards, "statistics": statistics})
+        parts = {"contract": contract, "units": units, "shards": shards, "statistics": statistics}
+        parts["sources"] = tuple(value["sources"])
+        return _build(Manifest, {**value, **parts})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"it is damaged ({type(error).__name__}: {error}): encode the cache again") from None
 
@@ -242,13 +308,40 @@ def load_manifest(storage: Storage) -> Manifest:
 
 
 def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
-    """Publishes the manifest; False when an identical one is there already. Raises DestinationExists for another."""
+    """Publishes the manifest; False when an identical one is there already.
+
+    The version's own copy is written first, then manifest.json, only over nothing or over the version before. Raises
+    DestinationExists when another dataset is there.
+    """
     data = manifest_bytes(manifest)
+    other = DestinationExists(f"{storage.url} holds a finished cache with another {MANIFEST}: choose another dest")
+    if not storage.put_if_absent(manifest.name, data) and storage.get(manifest.name) != data:
+        raise other
     if storage.put_if_absent(MANIFEST, data):
         return True
-    if storage.get(MANIFEST) != data:
-        raise DestinationExists(f"{storage.url} holds a finished cache with another {MANIFEST}: choose another dest")
-    return False
+    found = storage.get(MANIFEST)
+    if found == data:
+        return False
+    if manifest.version == 1 or parse_manifest(found).version != manifest.version - 1:
+        raise other
+    storage.put(MANIFEST, data)
+    return True
+
+
+def load_excluded(storage: Storage, manifest: Manifest) -> np.ndarray:
+    """(N, 2) int32: shard number and row of each record that is never read, sorted. Raises DatasetError."""
+    if not manifest.excluded:
+        return np.empty((0, 2), dtype=np.int32)
+    try:
+        data = storage.get(manifest.excluded_name)
+    except NotFound:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != manifest.excluded_sha256:
+        raise DatasetError(
+            f"{storage.locate(manifest.excluded_name)} is missing or not what the manifest promises: restore it, or "
+            "delete the manifest and run `latentmill encode finalize=true` again"
+        )
+    return parse_npy(memoryview(data))
 
 
 def require_match(wanted: Contract, found: Contract, what: str, names: tuple[str, ...] = ENCODER_FACTS) -> None:

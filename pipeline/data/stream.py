@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.manifest import Manifest, ShardEntry
+from pipeline.data.kept import Kept
+from pipeline.data.manifest import Manifest, ShardEntry, load_excluded
 from pipeline.data.order import Order
 from pipeline.data.records import Record, unpack
 from pipeline.errors import ConfigError, DatasetError, LatentmillError, ShardCorrupt
@@ -107,14 +108,23 @@ def read(
 def first_records(
     storage: Storage, manifest: Manifest, count: int, members: Sequence[str] | None = None
 ) -> Iterator[Record]:
-    """The first `count` records in the manifest's own order, or all when there are fewer."""
-    for number, entry in enumerate(manifest.shards):
+    """The first `count` records that are read, in the manifest's own order, or all when there are fewer."""
+    kept = Kept(manifest, load_excluded(storage, manifest))
+    for number, size in enumerate(kept.sizes):
         if count <= 0:
             return
-        rows = min(entry.samples, count)
-        if rows:
-            yield from read(storage, manifest, number, range(rows), members)
-        count -= rows
+        ordinals = np.arange(min(size, count))
+        if len(ordinals):
+            rows = kept.rows(np.full_like(ordinals, number), ordinals)
+            yield from read(storage, manifest, number, rows.tolist(), members)
+        count -= len(ordinals)
+
+
+def pad_states(states_nD: np.ndarray, length: int) -> np.ndarray:
+    """(n, D) -> (length, D) with zeros after the n."""
+    padded = np.zeros((length, *states_nD.shape[1:]), dtype=states_nD.dtype)
+    padded[: len(states_nD)] = states_nD
+    return padded
 
 
 @dataclass
@@ -133,7 +143,8 @@ class Stream:
 
     batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
     b = batch / world. members: arrays to read. memory_bytes: bound on the shards held; workers: threads that fetch and
-    verify; prefetch: batches kept ready. Errors in any thread are raised by `next`. Use it as a context manager, or
+    verify; prefetch: batches kept ready. kept: which rows are read, all when None; the order's sizes are its sizes.
+    Errors in any thread are raised by `next`. Use it as a context manager, or
     close().
 
     Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
@@ -153,6 +164,7 @@ class Stream:
         memory_bytes: int = 2 << 30,
         workers: int = 1,
         prefetch: int = 4,
+        kept: Kept | None = None,
     ) -> None:
         if batch % world or start_n % batch:
             raise ConfigError(f"a global batch of {batch} must divide by {world} ranks and start at its own multiples")
@@ -168,6 +180,7 @@ class Stream:
                 f"together, which take {needed / 1e9:.3g} GB; give each rank at least that"
             )
         self._storage, self._manifest, self._order = storage, manifest, order
+        self._kept = kept or Kept(manifest, np.empty((0, 2), dtype=np.int32))
         self._share, self._offset, self._batch = batch // world, rank * (batch // world), batch
         self._members, self._memory = tuple(members), memory_bytes
         self._next_n = start_n
@@ -280,7 +293,8 @@ class Stream:
         starts = self._next_n + self._batch * np.arange(PLAN_BATCHES, dtype=np.int64)
         numbers = starts[:, None] + self._offset + np.arange(self._share, dtype=np.int64)
         places = self._order.locate(numbers.reshape(-1))
-        shards, rows = places.shard.reshape(numbers.shape), places.row.reshape(numbers.shape)
+        shards = places.shard.reshape(numbers.shape)
+        rows = self._kept.rows(places.shard, places.row).reshape(numbers.shape)
         for i, n in enumerate(starts):
             # In order of first use, so that fetches start in the order in which they are needed.
             needs = dict(collections.Counter(shards[i].tolist()))
@@ -300,6 +314,8 @@ class Stream:
         tensors = {}
         for name in self._members:
             arrays = [record.members[name] for record in records]
+            if name == "text" and self._manifest.contract.trimmed:
+                arrays = [pad_states(array, self._manifest.contract.text.length) for array in arrays]
             if len({array.shape for array in arrays}) > 1:
                 raise ShardCorrupt(f"{self._storage.url}: {name} differs in shape within the batch at sample {plan.n}")
             tensors[name] = torch.from_numpy(np.stack(arrays))

@@ -248,12 +248,13 @@ def in_training(
     """
     storage = open_storage(config.data.val)
     validation_manifest = load_manifest(storage)
-    task = make_task(config.task, manifest.contract.latent_shape, empty_LD).to(world.device)
+    contract = manifest.contract
+    task = make_task(config.task, contract.latent_shape, empty_LD, trimmed=contract.trimmed).to(world.device)
     most = max(config.eval.images, config.eval.final_images, config.eval.grid)
     first_stage, tower = load_encoders(manifest.contract, world.device, config.encoders)
     seed = manifest.contract.encoders["seed"]  # of random weights, in tests
     evaluator = Evaluator(
-        validation=load_validation(storage, validation_manifest, task.members, most),
+        validation=load_validation(storage, validation_manifest, task.members, most, tower),
         first_stage=first_stage,
         tower=tower,
         diffusion=config.diffusion,

@@ -35,7 +35,7 @@ class Trained:
     def denoiser(self, empty_LD: Tensor | None, device: torch.device | str = "cpu") -> Denoiser:
         """The denoiser with these weights, in evaluation mode. empty_LD: the encoded empty caption, for guidance."""
         config = self.info.config
-        task = make_task(config.task, self.contract.latent_shape, empty_LD)
+        task = make_task(config.task, self.contract.latent_shape, empty_LD, trimmed=self.contract.trimmed)
         return build_denoiser(config.model, task, self.state, device)
 
     def encoders(
@@ -82,6 +82,9 @@ def load_encoders(
         "text layer": (tower.layer, contract.text.layer),
         "padding id": (tower.pad, contract.text.pad),
         "context length": (tower.length, contract.text.length),
+        "quick_gelu": (tower.quick_gelu, contract.text.quick_gelu),
+        "latent scale": (first_stage.scale, contract.scale),
+        "latent shift": (first_stage.shift, contract.shift),
     }
     differing = [
         f"{name}: {str(here)[:12]} here, {str(there)[:12]} there"
@@ -95,6 +98,18 @@ def load_encoders(
     return first_stage, tower
 
 
-def encode_captions(tower: TextTower, captions: list[str]) -> Tensor:
-    """Captions -> states (B, L, D) float32, rounded through float16 as a cache holds them."""
-    return tower.encode(tower.tokenize(captions)).half().float()
+def encode_captions(tower: TextTower, captions: list[str], *, trimmed: bool = False) -> Tensor:
+    """Captions -> states (B, L, D) float32, rounded through float16 as a cache holds them.
+
+    trimmed: zeros after each caption's end token, as a cache with text_storage=trimmed is read.
+    """
+    return encode_tokens(tower, tower.tokenize(captions), trimmed=trimmed)
+
+
+def encode_tokens(tower: TextTower, tokens_BL: Tensor, *, trimmed: bool = False) -> Tensor:
+    """As encode_captions, from ids (B, L)."""
+    states = tower.encode(tokens_BL).half().float()
+    if trimmed:
+        ended = (tokens_BL == tower.eot).cumsum(dim=1) - (tokens_BL == tower.eot).int()  # end tokens before each
+        states[ended.to(states.device) > 0] = 0
+    return states

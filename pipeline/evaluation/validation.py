@@ -12,7 +12,11 @@ from torch import Tensor
 from pipeline.data.manifest import Contract, Manifest
 from pipeline.data.stream import first_records
 from pipeline.errors import DatasetError
+from pipeline.evaluation.trained import encode_captions
+from pipeline.models.text import TextTower
 from pipeline.storage import Storage
+
+ENCODED_TOGETHER = 64  # captions
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,23 @@ class Validation:
         return [self.captions[i] for i in index], {name: t[index] for name, t in self.tensors.items()}
 
 
-def load_validation(storage: Storage, manifest: Manifest, members: Sequence[str], count: int) -> Validation:
-    """The first `count` records of a cache, or all when it has fewer."""
+def load_validation(
+    storage: Storage, manifest: Manifest, members: Sequence[str], count: int, tower: TextTower
+) -> Validation:
+    """The first `count` records of a cache, or all when it has fewer. tower: makes the text states that the cache does
+    not hold."""
     captions: list[str] = []
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in members}
-    for record in first_records(storage, manifest, count, members):
+    held = [name for name in members if name != "text" or manifest.contract.text.storage == "full"]
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in held}
+    for record in first_records(storage, manifest, count, held):
         captions.append(record.meta["caption"])
-        for name in members:
+        for name in held:
             arrays[name].append(np.array(record.members[name]))
     if not captions:
         raise DatasetError(f"{storage.url} has no records to evaluate on")
     tensors = {name: torch.from_numpy(np.stack(many)) for name, many in arrays.items()}
+    if "text" in members and "text" not in held:
+        parts = (captions[i : i + ENCODED_TOGETHER] for i in range(0, len(captions), ENCODED_TOGETHER))
+        trimmed = manifest.contract.trimmed
+        tensors["text"] = torch.cat([encode_captions(tower, part, trimmed=trimmed).half().cpu() for part in parts])
     return Validation(manifest.digest, manifest.contract, captions, tensors)

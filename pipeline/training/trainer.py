@@ -71,7 +71,8 @@ class Latents:
 class Trainer:
     """Trains one run to its last sample, from wherever it is.
 
-    stream_from: the rank's batches from sample number n on. evaluate: None for none. folder: local folder for files
+    stream_from: the rank's batches from sample number n on. text_of: text states of ids, where the cache holds only
+    those. evaluate: None for none. folder: local folder for files
     that grow, when the run directory is not local.
     """
 
@@ -87,11 +88,12 @@ class Trainer:
         tracker: Tracker,
         identity: Identity,
         stream_from: Callable[[int], Stream],
+        text_of: Callable[[Tensor], Tensor] | None = None,
         evaluate: Evaluate | None = None,
     ) -> None:
         self.config, self.world, self.engine, self.latents = config, world, engine, latents
         self.run_storage, self.tracker, self.identity = run, tracker, identity
-        self.stream_from, self.evaluate = stream_from, evaluate
+        self.stream_from, self.text_of, self.evaluate = stream_from, text_of, evaluate
         self.objective = Objective(config.diffusion, world.device)
         self.ledger = Ledger(run, folder, world.rank, world.size)
         self.batch = config.optim.batch
@@ -171,6 +173,8 @@ class Trainer:
         numbers = batch.numbers.to(device)
         draws = training_randomness(config.seed, numbers, self.latents.shape, config.diffusion, config.task.drop)
         tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        if self.text_of is not None:
+            tensors["text"] = self.text_of(tensors.pop("tokens"))
         latents = sample_posterior(tensors.pop("moments"), draws.posterior, self.latents.scale, self.latents.shift)
 
         losses = []

@@ -1,0 +1,202 @@
+"""The dataset card: one self-contained page about a finished dataset.
+
+Nothing on it differs between equal datasets, so equal ones have equal pages.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.data.manifest import Manifest
+from pipeline.report import stored
+from pipeline.report.bars import Histogram, bar_chart
+from pipeline.report.charts import short
+from pipeline.report.elements import amount, cell, counted, document, folded, meter, prose, share, table, text
+
+CAPTION = 160  # characters shown of a caption
+
+
+@dataclass(frozen=True)
+class InputShard:
+    """One input shard, and what became of its samples."""
+
+    name: str
+    bytes: int
+    read: int
+    accepted: int
+    filtered: int
+    defective: int
+    records: int
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small JPEG and its caption."""
+
+    caption: str
+    jpeg: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """All that the page shows besides the manifest.
+
+    variants: records per accepted sample. filtered, defective: rejects by reason. truncated: accepted samples whose
+    captions were cut. passed_over: files that were no part of a sample. retried: batches encoded again in float32.
+    member_bytes: of all records, by member. shards: those that are listed, the worst when there are more.
+    """
+
+    variants: int
+    filtered: Mapping[str, int]
+    defective: Mapping[str, int]
+    truncated: int
+    passed_over: int
+    retried: int
+    member_bytes: Mapping[str, int]
+    histograms: Sequence[Histogram]
+    shards: Sequence[InputShard]
+    thumbnails: Sequence[Thumbnail]
+
+
+def page(manifest: Manifest, facts: DatasetFacts) -> str:
+    """The whole page as HTML."""
+    digest = manifest.digest  # takes seconds when there are 100,000 units
+    more = f" and {len(manifest.sources) - 1} more" if len(manifest.sources) > 1 else ""
+    body = "".join(
+        (
+            f"<h1>{text(manifest.sources[0])}{more}</h1>",
+            f'<p class="soft hash">dataset {digest} · version {manifest.version}</p>',
+            _headline(manifest, facts),
+            _samples(manifest, facts.thumbnails),
+            f"<h2>Counts</h2>{_counts(manifest, facts)}",
+            f'<h2>Distributions</h2><div class="charts">{"".join(map(bar_chart, facts.histograms))}</div>',
+            _numbers(facts.histograms),
+            f"<h2>What is stored</h2>{stored.in_words(manifest)}",
+            f"<h2>Storage</h2>{stored.by_member(manifest, facts.member_bytes)}",
+            f"<h2>Latents</h2>{stored.latents(manifest)}",
+            f"<h2>Input shards</h2>{_shards(manifest, facts.shards)}",
+            "<footer>Written by latentmill encode. Every number here is in manifest.json and in units/.</footer>",
+        )
+    )
+    return document(f"dataset {digest[:12]}", body)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What was read, and what became of it
+
+
+def _totals(manifest: Manifest) -> tuple[int, int]:
+    """Samples read and accepted."""
+    return sum(unit.read for unit in manifest.units), sum(unit.accepted for unit in manifest.units)
+
+
+def _headline(manifest: Manifest, facts: DatasetFacts) -> str:
+    read, accepted = _totals(manifest)
+    records, size = stored.records_and_bytes(manifest)
+    filtered, defective = sum(facts.filtered.values()), sum(facts.defective.values())
+    cards = (
+        ("records", _brief(manifest.samples), f"in {counted(len(manifest.shards), 'shard')}"),
+        ("samples read", _brief(read), f"from {counted(len(manifest.units), 'input shard')}"),
+        ("accepted", share(accepted, read), counted(accepted, "sample")),
+        ("filtered", share(filtered, read), f"{filtered:,} not wanted"),
+        ("defective", share(defective, read), f"{defective:,} not usable"),
+        ("size", amount(size), f"{amount(size / max(records, 1))} a record"),
+    )
+    tiles = (
+        f'<div class="card"><span>{name}</span><b>{text(value)}</b><span>{text(note)}</span></div>'
+        for name, value, note in cards
+    )
+    return f'<div class="cards six">{"".join(tiles)}</div>'
+
+
+def _brief(number: int) -> str:
+    """A count that fits a card; the ledger has it in full."""
+    return f"{number:,}" if number < 10_000_000 else short(number)
+
+
+def _samples(manifest: Manifest, thumbnails: Sequence[Thumbnail]) -> str:
+    if not thumbnails:
+        return ""
+    tiles = (
+        '<div class="sample" dir="auto"><img class="tile thumb" alt="" src="data:image/jpeg;base64,'
+        f'{base64.b64encode(one.jpeg).decode()}"><span class="clamp">{text(one.caption, CAPTION)}</span></div>'
+        for one in thumbnails
+    )
+    some = "each input shard"
+    if len(thumbnails) < len(manifest.units):
+        some = f"{len(thumbnails)} of {len(manifest.units):,} input shards, evenly spaced"
+    told = f"The first accepted sample of {some}, as it was cropped."
+    return f'<h2>Samples</h2><div class="samples thumbs">{"".join(tiles)}</div><p class="note">{told}</p>'
+
+
+def _counts(manifest: Manifest, facts: DatasetFacts) -> str:
+    """A ledger from samples read to records, what else was counted, and why samples were rejected."""
+    read, accepted = _totals(manifest)
+    ledger = [
+        ("", "samples read", read),
+        ("−", "defective", sum(facts.defective.values())),
+        ("−", "filtered: whole, but not wanted", sum(facts.filtered.values())),
+        ("=", "accepted", accepted),
+        ("×", "records of each: as it is, and flipped left to right", facts.variants),
+        ("−", "excluded: duplicates of records in other shards", manifest.excluded),
+        ("=", "records", manifest.samples),
+    ]
+    if facts.variants == 1:
+        del ledger[4]
+    rows = (
+        f'<tr{" class=sum" if sign == "=" else ""}><td class="sign">{sign}</td><td class="text">{what}</td>'
+        f"{cell(f'{count:,}')}</tr>"
+        for sign, what, count in ledger
+    )
+    beside = (
+        (
+            f"accepted with their captions cut at {manifest.contract.text.length} tokens",
+            facts.truncated,
+            share(facts.truncated, accepted),
+        ),
+        ("files passed over: no part of a sample", facts.passed_over, ""),
+        ("batches encoded again in float32", facts.retried, ""),
+    )
+    noted = (f'<tr><td class="text">{what}</td>{cell(f"{count:,}")}{cell(part)}</tr>' for what, count, part in beside)
+    return (
+        f'<div class="beside">{table((), rows)}{table((), noted)}'
+        f"{_reasons('defective', facts.defective, read)}{_reasons('filtered', facts.filtered, read)}</div>"
+    )
+
+
+def _reasons(heading: str, reasons: Mapping[str, int], read: int) -> str:
+    """Rejects by reason, the most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    rows = [f"<tr>{prose(name)}{cell(f'{count:,}')}{meter(count, read)}</tr>" for name, count in ordered]
+    return table((heading, "samples", "of all read"), rows, prose_first=True) if rows else ""
+
+
+def _numbers(histograms: Sequence[Histogram]) -> str:
+    """What the charts show, as numbers."""
+    tables = []
+    for one in histograms:
+        whole = sum(bar.count for bar in one.bars)
+        rows = (
+            f"<tr>{cell(bar.label)}{cell(f'{bar.count:,}')}{meter(bar.count, whole)}</tr>"
+            for bar in one.bars
+            if bar.count
+        )
+        tables.append(table((one.title, one.unit, "share"), rows))
+    return folded("The same as numbers", f'<div class="beside">{"".join(tables)}</div>')
+
+
+def _shards(manifest: Manifest, shards: Sequence[InputShard]) -> str:
+    if not shards:
+        return f"<p>No sample of the {len(manifest.units):,} input shards was rejected.</p>"
+    rows = (
+        f"<tr>{prose(one.name)}{cell(amount(one.bytes))}"
+        + "".join(cell(f"{count:,}") for count in (one.read, one.accepted, one.filtered, one.defective, one.records))
+        + "</tr>"
+        for one in shards
+    )
+    headings = ("input shard", "size", "read", "accepted", "filtered", "defective", "records")
+    worst = len(shards) < len(manifest.units)
+    told = f"<p class=note>The {len(shards)} worst of {len(manifest.units):,}, by defects.</p>" if worst else ""
+    return f'{told}<div class="names">{table(headings, rows, prose_first=True)}</div>'

@@ -1,0 +1,156 @@
+"""Training on what encode can store: tokens train as full states do; of trimmed texts nothing beyond the end counts;
+excluded records are never seen; buckets are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_encode import ENCODERS, png, write_tar
+from small_run import SAMPLER, make_cache, train_config
+
+from pipeline import train
+from pipeline.config import (
+    DataConfig,
+    DeepSpeedConfig,
+    EvalRunConfig,
+    FiltersConfig,
+    LaunchConfig,
+    OptimConfig,
+    SampleConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from pipeline.data.manifest import load_excluded, load_manifest
+from pipeline.data.stream import Stream
+from pipeline.errors import ContractMismatch
+from pipeline.eval import evaluate_run
+from pipeline.evaluation.trained import encode_captions
+from pipeline.models.conditioning import make_task
+from pipeline.models.text import load_text
+from pipeline.sample import sample_images
+from pipeline.storage import open_storage
+
+
+def config_of(folder: Path, **changes: object) -> TrainConfig:
+    base = train_config(folder)
+    fields: dict[str, object] = {
+        "deepspeed": DeepSpeedConfig(engine="torch"),
+        "optim": OptimConfig(lr=1e-3, warmup=0, batch=8),
+        "launch": LaunchConfig(threads=1),
+        "samples": 24,
+        "device": "cpu",
+        "eval": replace(base.eval, images=4, grid=2),
+    }
+    return replace(base, **{**fields, **changes})  # type: ignore[arg-type]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "run/metrics.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if row["kind"] == "train"]
+
+
+def made(folder: Path, storage: str) -> Path:
+    make_cache(folder, text_storage=storage)
+    config = config_of(folder)
+    assert train.main(replace(config, tracking=replace(config.tracking, every=8))) == 0
+    return folder
+
+
+def test_a_cache_of_tokens_trains_as_a_cache_of_states(tmp_path: Path) -> None:
+    full, tokens = losses(made(tmp_path / "full", "full")), losses(made(tmp_path / "tokens", "tokens"))
+    assert len(full) == 3
+    np.testing.assert_allclose(tokens, full, rtol=2e-5)
+
+
+def test_a_trimmed_cache_trains_evaluates_and_samples_without_what_lies_beyond_the_caption(tmp_path: Path) -> None:
+    folder = made(tmp_path, "trimmed")
+    assert len(losses(folder)) == 3
+    results = evaluate_run(EvalRunConfig(run=str(folder / "run"), images=4, steps=2, guidance=(2.0,)))
+    assert results[0].n == 24
+    prompts = ["a red circle"]
+    assert sample_images(SampleConfig(run=str(folder / "run"), n=1, sampler=SAMPLER), prompts).shape[:2] == (1, 1)
+
+
+def test_the_states_beyond_a_trimmed_caption_are_masked_wherever_they_come_from(tmp_path: Path) -> None:
+    make_cache(tmp_path, text_storage="trimmed")
+    cache = open_storage(str(tmp_path / "cache"))
+    manifest = load_manifest(cache)
+    tower = load_text(ENCODERS)
+    empty = train.empty_caption(cache, manifest)
+    task = make_task(TaskConfig(name="text"), manifest.contract.latent_shape, empty, trimmed=True)
+    from pipeline.data.order import Order
+
+    order = Order([entry.samples for entry in manifest.shards], 0, 8)
+    with Stream(cache, manifest, order, batch=8) as stream:
+        batch = next(stream)
+    assert batch.tensors["text"].shape == (8, 32, 128)
+    lengths = [tower.ids(caption)[1] for caption in batch.captions]
+    given = task.condition(batch.tensors)
+    assert given.context_mask is not None
+    assert given.context_mask.sum(dim=1).tolist() == lengths
+    fresh = task.condition({"text": encode_captions(tower, batch.captions, trimmed=True)})
+    assert fresh.context_mask is not None
+    assert torch.equal(fresh.context_mask, given.context_mask)
+    assert torch.allclose(fresh.context[given.context_mask], given.context[given.context_mask].float(), atol=5e-3)  # type: ignore[index]
+    null = task.null(3, "cpu")
+    assert null.context_mask is not None
+    assert null.context_mask.sum(dim=1).tolist() == [2, 2, 2]
+    assert torch.allclose(null.context, encode_captions(tower, [""] * 3, trimmed=True), atol=5e-3)  # type: ignore[arg-type]
+
+
+def test_the_empty_caption_of_random_weights_has_no_row_of_zeros(tmp_path: Path) -> None:
+    states = load_text(ENCODERS).encode(load_text(ENCODERS).tokenize(["", "a red circle"]))
+    assert (states != 0).any(dim=-1).all()
+
+
+def test_excluded_records_are_never_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "shapes").mkdir()
+    for shard in range(2):
+        members = []
+        for i in range(12):
+            members += [(f"{shard}-{i}.png", png(seed=i)), (f"{shard}-{i}.txt", f"words {i}".encode())]
+        write_tar(tmp_path / f"shapes/{shard:05d}.tar", members)
+    from pipeline.config import EncodeConfig
+    from preprocess import encode
+
+    encode.main(
+        EncodeConfig(
+            source=str(tmp_path / "shapes/*.tar"),
+            dest=str(tmp_path / "cache"),
+            encoders=ENCODERS,
+            decode_in="threads",
+            launch=LaunchConfig(threads=1),
+            filters=FiltersConfig(duplicates="image"),
+        )
+    )
+    cache = open_storage(str(tmp_path / "cache"))
+    manifest = load_manifest(cache)
+    assert len(load_excluded(cache, manifest)) == 12
+    seen: list[str] = []
+    config = config_of(tmp_path, data=DataConfig(train=str(tmp_path / "cache")), optim=OptimConfig(batch=4), samples=12)
+    from pipeline.data import stream as module
+
+    real = module.Stream._collate
+
+    def watching(self: Stream, plan: object, shards: object) -> object:
+        batch = real(self, plan, shards)  # type: ignore[arg-type]
+        seen.extend(batch.keys)
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.Stream, "_collate", watching)
+        assert train.main(config) == 0
+    assert len(seen) >= 12
+    assert {key.partition("_")[0] for key in seen} == {"000000"}
+    assert sorted(seen[:12]) == [f"000000_{row:06d}" for row in range(12)]
+
+
+def test_a_bucketed_cache_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    make_cache(tmp_path, buckets=16)
+    with pytest.raises(ContractMismatch, match=r"3 aspect-ratio buckets.* encode it with buckets=0"):
+        train.main(config_of(tmp_path))
