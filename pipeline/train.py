@@ -23,7 +23,14 @@ from pipeline.configload import to_dict, to_yaml
 from pipeline.errors import ContractMismatch, LatentmillError, ShardCorrupt
 from pipeline.launch import in_world, run_ranks
 from pipeline.storage import Storage, open_storage
-from pipeline.training.rundir import config_digest, is_finished, last_sample, require_resumable, require_same_dataset
+from pipeline.training.rundir import (
+    config_digest,
+    dataset_digest,
+    is_finished,
+    last_sample,
+    require_resumable,
+    require_same_dataset,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +92,7 @@ def train(config: TrainConfig, world: World) -> None:
         torch.use_deterministic_algorithms(True)
 
     run, cache = open_storage(config.run), open_storage(config.data.train)
-    manifest = load_manifest(cache)
+    manifest = begun_with(run, cache, load_manifest(cache), world)
     validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
     contract = manifest.contract
     empty = empty_caption(cache, manifest)
@@ -143,6 +150,23 @@ def train(config: TrainConfig, world: World) -> None:
             trainer.run()
         finally:
             engine.destroy()
+
+
+def begun_with(run: Storage, cache: Storage, newest: Manifest, world: World) -> Manifest:
+    """The version of the dataset that a run goes on with: the one that it began with, though shards were appended."""
+    from pipeline.data.manifest import find_version
+
+    digest = dataset_digest(run)
+    if digest in ("", newest.digest):
+        return newest
+    older = find_version(cache, digest)
+    if older is not None and world.rank == 0:
+        print(
+            f"train: {cache.url} has grown to version {newest.version}; this run goes on with version {older.version}, "
+            "which it began with",
+            file=sys.stderr,
+        )
+    return older or newest
 
 
 def check_against_contract(

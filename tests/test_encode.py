@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -239,20 +240,39 @@ def test_long_captions_are_cut_and_counted(tmp_path: Path) -> None:
 # Failures
 
 
+def cut_at_a_record(tar: bytes) -> bytes:
+    return tar[: tar.index(b"000010003.txt") // 512 * 512]
+
+
+def cut_in_a_header(tar: bytes) -> bytes:
+    return tar[: tar.index(b"000010003.txt") + 100]
+
+
+def cut_in_a_payload(tar: bytes) -> bytes:
+    return tar[: tar.index(b"000010003.txt") + 520]
+
+
+def header_bit_flipped(tar: bytes) -> bytes:
+    at = tar.index(b"000010003.txt") + 130  # in the size
+    return tar[:at] + bytes([tar[at] ^ 1]) + tar[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut_at_a_record, cut_in_a_header, cut_in_a_payload, header_bit_flipped])
 def test_a_damaged_input_shard_is_not_published_and_the_rest_goes_on_once_it_is_mended(
-    shapes: str, tmp_path: Path
+    shapes: str, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     source = tmp_path / "s"
     source.mkdir()
     for i in range(SHARDS):
         (source / f"{i:05d}.tar").write_bytes(Path(shapes).with_name(f"{i:05d}.tar").read_bytes())
     whole = (source / "00001.tar").read_bytes()
-    (source / "00001.tar").write_bytes(whole[: len(whole) // 2 // 512 * 512])
+    (source / "00001.tar").write_bytes(damage(whole))
     pattern = f"{source}/{{00000..00002}}.tar"
     with pytest.raises(ShardCorrupt, match=r"00001\.tar"):
         main(config(pattern, tmp_path / "c"))
     left = set(files(tmp_path / "c"))
-    assert not left & {"000001.tar", "000001.index.json", MANIFEST}
+    assert not {name for name in left if name.startswith("000001")} | left & {"units/000001.json", MANIFEST}
+    assert {"units/000000.json", "units/000002.json"} <= left
     (source / "00001.tar").write_bytes(whole)
     main(config(pattern, tmp_path / "c"))
     main(config(shapes, tmp_path / "d"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_encode
 import torch
 from small_encode import ENCODERS, png, write_tar
 from small_run import SAMPLER, make_cache, train_config
@@ -17,6 +18,7 @@ from pipeline import train
 from pipeline.config import (
     DataConfig,
     DeepSpeedConfig,
+    EncodeConfig,
     EvalRunConfig,
     FiltersConfig,
     LaunchConfig,
@@ -25,7 +27,9 @@ from pipeline.config import (
     TaskConfig,
     TrainConfig,
 )
+from pipeline.data import stream as module
 from pipeline.data.manifest import load_excluded, load_manifest
+from pipeline.data.order import Order
 from pipeline.data.stream import Stream
 from pipeline.errors import ContractMismatch
 from pipeline.eval import evaluate_run
@@ -34,6 +38,9 @@ from pipeline.models.conditioning import make_task
 from pipeline.models.text import load_text
 from pipeline.sample import sample_images
 from pipeline.storage import open_storage
+from pipeline.training.rundir import load_run
+from preprocess import encode
+from preprocess.synthetic import write_shards
 
 
 def config_of(folder: Path, **changes: object) -> TrainConfig:
@@ -83,8 +90,6 @@ def test_the_states_beyond_a_trimmed_caption_are_masked_wherever_they_come_from(
     tower = load_text(ENCODERS)
     empty = train.empty_caption(cache, manifest)
     task = make_task(TaskConfig(name="text"), manifest.contract.latent_shape, empty, trimmed=True)
-    from pipeline.data.order import Order
-
     order = Order([entry.samples for entry in manifest.shards], 0, 8)
     with Stream(cache, manifest, order, batch=8) as stream:
         batch = next(stream)
@@ -115,9 +120,6 @@ def test_excluded_records_are_never_trained_on(tmp_path: Path) -> None:
         for i in range(12):
             members += [(f"{shard}-{i}.png", png(seed=i)), (f"{shard}-{i}.txt", f"words {i}".encode())]
         write_tar(tmp_path / f"shapes/{shard:05d}.tar", members)
-    from pipeline.config import EncodeConfig
-    from preprocess import encode
-
     encode.main(
         EncodeConfig(
             source=str(tmp_path / "shapes/*.tar"),
@@ -133,8 +135,6 @@ def test_excluded_records_are_never_trained_on(tmp_path: Path) -> None:
     assert len(load_excluded(cache, manifest)) == 12
     seen: list[str] = []
     config = config_of(tmp_path, data=DataConfig(train=str(tmp_path / "cache")), optim=OptimConfig(batch=4), samples=12)
-    from pipeline.data import stream as module
-
     real = module.Stream._collate
 
     def watching(self: Stream, plan: object, shards: object) -> object:
@@ -154,3 +154,27 @@ def test_a_bucketed_cache_is_refused_with_what_to_do(tmp_path: Path) -> None:
     make_cache(tmp_path, buckets=16)
     with pytest.raises(ContractMismatch, match=r"3 aspect-ratio buckets.* encode it with buckets=0"):
         train.main(config_of(tmp_path))
+
+
+def test_a_run_goes_on_with_the_version_that_it_began_with_when_its_dataset_grows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(str(tmp_path / "shapes"), 24, 1, "train", shard_size=12)
+    cache = tmp_path / "cache"
+
+    def grow(shard: str) -> None:
+        encode.main(small_encode.config(str(tmp_path / f"shapes/{shard}.tar"), cache, batch=12))
+
+    grow("00000")
+    config = config_of(tmp_path, data=DataConfig(train=str(cache)))
+    assert train.main(replace(config, samples=16)) == 0
+    begun = load_run(config.run).manifests["train"]
+    grow("00001")
+    assert load_manifest(open_storage(str(cache))).version == 2
+    capsys.readouterr()
+    assert train.main(replace(config, samples=48)) == 0
+    assert "goes on with version 1" in capsys.readouterr().err
+    assert load_run(config.run).manifests["train"] == begun
+    fresh = replace(config, run=str(tmp_path / "fresh"))
+    assert train.main(fresh) == 0
+    assert load_run(fresh.run).manifests["train"] == load_manifest(open_storage(str(cache))).digest != begun

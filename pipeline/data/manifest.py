@@ -307,6 +307,17 @@ def load_manifest(storage: Storage) -> Manifest:
         raise DatasetError(f"{storage.url}/{MANIFEST} cannot be read: {error}") from None
 
 
+def find_version(storage: Storage, digest: str) -> Manifest | None:
+    """The version of the dataset at `storage` whose digest this is, or None: what a run began with stays readable when
+    the dataset grows."""
+    for info in reversed(storage.list(f"{VERSIONS}/")):
+        if info.key.endswith(".json"):
+            data = storage.get(info.key)
+            if hashlib.sha256(data).hexdigest() == digest:
+                return parse_manifest(data)
+    return None
+
+
 def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
     """Publishes the manifest; False when an identical one is there already.
 

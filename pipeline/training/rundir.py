@@ -93,15 +93,19 @@ def require_resumable(config: TrainConfig, run: Storage) -> None:
         raise RunError(f"{config.run} has seen {commits[0]} samples already, more than samples={config.samples}")
 
 
+def dataset_digest(run: Storage) -> str:
+    """Digest of the manifest that a run with something committed was trained on; "" for any other."""
+    return json.loads(run.get("run.json"))["manifests"]["train"] if committed(run) else ""
+
+
 def require_same_dataset(config: TrainConfig, run: Storage, digest: str) -> None:
     """Raises RunError when the run was trained on a dataset whose manifest has another digest."""
-    if committed(run):
-        before = json.loads(run.get("run.json"))["manifests"]["train"]
-        if before != digest:
-            raise RunError(
-                f"{config.run} was trained on a dataset whose manifest is {before[:12]}, but that of data.train="
-                f"{config.data.train} is {digest[:12]}; restore that dataset, or choose another run="
-            )
+    before = dataset_digest(run)
+    if before and before != digest:
+        raise RunError(
+            f"{config.run} was trained on a dataset whose manifest is {before[:12]}, but that of data.train="
+            f"{config.data.train} is {digest[:12]}; restore that dataset, or choose another run="
+        )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
