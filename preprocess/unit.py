@@ -1,6 +1,6 @@
 """Units of work through the encoders; reading, decoding, encoding, writing and uploading go on side by side.
 
-    reader thread -> decoding workers -> (batches) -> the calling thread: autoencoder, text -> writer thread -> uploads
+    reader thread -> decoding workers -> (batches) -> the calling thread: autoencoder, text -> publisher's threads
 
 Batches never cross units, and the last of each dataset and bucket is padded to the full size, so a unit's bytes do not
 depend on what was encoded before it.
@@ -11,64 +11,24 @@ from __future__ import annotations
 import collections
 import itertools
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipeline.errors import ShardCorrupt, SourceError
 from pipeline.progress import Progress
 from preprocess.census import THUMBNAILS, Census, thumbnail
 from preprocess.decoders import CHUNK, Decoders, Prepares
 from preprocess.encoder import Batch, Encoded, Encoder, Item
-from preprocess.output import Destination, UnitFacts, UnitOutput
+from preprocess.output import Destination, UnitFacts
 from preprocess.plan import Unit
+from preprocess.publisher import Publisher
 from preprocess.recipe import Recipe
 from preprocess.sample import FILTERED, Prepared
 from preprocess.source import SourceShard
+from preprocess.tally import Tally
 
-QUEUED = 3  # batches kept ready for the encoders, and encoded ones for the writer
-UPLOADS = 2  # finished units that are uploaded while others are encoded
-STAGES = ("read", "decode", "wait", "autoencoder", "text", "write", "upload")
-
-
-@dataclass
-class Tally:
-    """Seconds of work by stage (of all threads together) and counts."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    rejected: collections.Counter[str] = field(default_factory=collections.Counter)
-    read: int = 0
-    accepted: int = 0
-    bytes: int = 0
-    units: int = 0
-
-    @property
-    def defects(self) -> int:
-        """Rejects that no filter asked for."""
-        return sum(count for reason, count in self.rejected.items() if not reason.startswith(FILTERED))
-
-    def told(self, seconds: float, workers: int) -> str:
-        """A line for people: rate, rejects, and where the time went."""
-        parts = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())
-        rejects = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items())) or "none"
-        return (
-            f"encode: {self.accepted:,} images in {seconds:.1f} s = {self.accepted / max(seconds, 1e-9):.1f} images/s; "
-            f"rejected: {rejects}; seconds: {parts} ({workers} decoding workers); bottleneck: {self.busiest(workers)}"
-        )
-
-    def busiest(self, workers: int) -> str:
-        """The stage that the others wait for: each works beside the others, reading before decoding."""
-        return max(
-            ("read", self.seconds["read"]),
-            ("decode", self.seconds["decode"] / workers),
-            ("autoencoder", self.seconds["autoencoder"]),
-            ("text", self.seconds["text"]),
-            ("write", self.seconds["write"]),
-            ("upload", self.seconds["upload"] / UPLOADS),
-            key=lambda stage: stage[1],
-        )[0]
+QUEUED = 3  # batches kept ready for the encoders
 
 
 @dataclass
@@ -121,88 +81,58 @@ class Stage:
         done. Raises at once what else goes wrong in any thread; units that were finished stay, and nothing is left of
         the others.
         """
-        started = time.perf_counter()
-        feed = self._feed(next_unit)
-        queued: collections.deque[Future[None]] = collections.deque()  # for the writer
-        uploads: collections.deque[Future[None]] = collections.deque()
-        outputs: list[UnitOutput] = []  # not published yet
+        self.tally = Tally()
+        feed, before = self._feed(next_unit), 0
         damaged: list[ShardCorrupt] = []
-        before = 0
         with (
             ThreadPoolExecutor(1, "latentmill-read") as reader,
-            ThreadPoolExecutor(1, "latentmill-write") as writer,
-            ThreadPoolExecutor(UPLOADS, "latentmill-upload") as uploader,
+            Publisher(self.destinations, self.recipe.variants, self.tally, done) as publisher,
             Progress(max(1, self.total_bytes // 1_000_000), self.label, "MB", enabled=bool(self.label)) as progress,
         ):
-
-            def publish(output: UnitOutput, facts: UnitFacts) -> None:
-                begun = time.perf_counter()
-                output.publish(facts, self.recipe.variants)
-                outputs.remove(output)
-                done(facts.unit)
-                self.tally.seconds["upload"] += time.perf_counter() - begun
-
             ready = collections.deque(reader.submit(next, feed, None) for _ in range(QUEUED))
-            output = UnitOutput(self.destinations)
-            outputs.append(output)
             try:
                 while True:
-                    waited = time.perf_counter()
-                    item = ready.popleft().result()
-                    self.tally.seconds["wait"] += time.perf_counter() - waited
+                    with self.tally.timed("wait"):
+                        item = ready.popleft().result()
                     if item is None:
                         break
                     ready.append(reader.submit(next, feed, None))
+                    position = before
                     if isinstance(item, Batch):
-                        encoded = self.encoder.encode(item)
-                        queued.append(writer.submit(self._write, output, encoded))
-                        position = before + item.position
+                        publisher.add(self._encode(item))
+                        position += item.position
+                    elif isinstance(item, _Damaged):
+                        publisher.drop()
+                        damaged.append(item.error)
+                        self.tally.bytes += item.bytes
+                        print(f"encode: {item.error}; going on with the others", file=sys.stderr, flush=True)
                     else:
-                        _drain(queued, 0)
-                        if isinstance(item, _Damaged):
-                            damaged.append(item.error)
-                            self.tally.bytes += item.bytes
-                            print(f"encode: {item.error}; going on with the others", file=sys.stderr, flush=True)
-                            output.discard()
-                            outputs.remove(output)
-                        else:
-                            self._count(item.facts)
-                            uploads.append(uploader.submit(publish, output, item.facts))
-                            _drain(uploads, UPLOADS)
-                        output = UnitOutput(self.destinations)
-                        outputs.append(output)
-                        position = before = self.tally.bytes
+                        publisher.end(item.facts)
+                        self._count(item.facts)
                         self._refuse_early()
-                    _drain(queued, QUEUED)
+                    before = self.tally.bytes
                     progress.update(
-                        position // 1_000_000 - progress.done,
-                        images_s=f"{self.tally.accepted / (time.perf_counter() - started):.0f}",
+                        max(position, before) // 1_000_000 - progress.done,
+                        images_s=f"{self.tally.rate:.0f}",
                         rejects=self.tally.rejected.total(),
                     )
-                _drain(uploads, 0)
-            except Exception:
-                with suppress(Exception):  # what came first is said
-                    _drain(uploads, 0)
-                raise
+                publisher.finish()
             finally:
                 stop()
-                for pool in (reader, writer, uploader):
-                    pool.shutdown(cancel_futures=True)
+                reader.shutdown(cancel_futures=True)
                 feed.close()
-                for output in outputs:
-                    output.discard()
         if len(damaged) > 1:
             raise ShardCorrupt(f"{len(damaged)} input shards are damaged, the others are done. The first: {damaged[0]}")
         if damaged:
             raise damaged[0]
-        return self.tally.told(time.perf_counter() - started, self.decoders.count)
+        return self.tally.told(self.decoders.count)
 
-    def _write(self, output: UnitOutput, encoded: Encoded) -> None:
-        started = time.perf_counter()
-        output.add(encoded)
+    def _encode(self, batch: Batch) -> Encoded:
+        encoded = self.encoder.encode(batch)
         self.tally.seconds["autoencoder"] += encoded.seconds[0]
         self.tally.seconds["text"] += encoded.seconds[1]
-        self.tally.seconds["write"] += time.perf_counter() - started
+        self.tally.images += len(batch.items)
+        return encoded
 
     def _count(self, facts: UnitFacts) -> None:
         tally = self.tally
@@ -210,7 +140,6 @@ class Stage:
         tally.read += facts.read
         tally.accepted += facts.accepted
         tally.bytes += facts.shard.bytes
-        tally.units += 1
 
     def _refuse_early(self) -> None:
         """Raises SourceError once the defects found exceed what all of the source may hold."""
@@ -289,9 +218,8 @@ class Stage:
         more = True
         while more or pending:
             if more and len(pending) < self.decoders.count + 1:
-                started = time.perf_counter()
-                chunk = list(itertools.islice(samples, CHUNK))
-                self.tally.seconds["read"] += time.perf_counter() - started
+                with self.tally.timed("read"):
+                    chunk = list(itertools.islice(samples, CHUNK))
                 more = bool(chunk)
                 if chunk:
                     pending.append(self.decoders.submit(chunk))
@@ -299,9 +227,3 @@ class Stage:
             results, seconds = pending.popleft().result()
             self.tally.seconds["decode"] += seconds
             yield from results
-
-
-def _drain(futures: collections.deque[Future[None]], most: int) -> None:
-    """Waits until at most `most` are left; raises what one raised."""
-    while len(futures) > most:
-        futures.popleft().result()
