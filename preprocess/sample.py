@@ -106,7 +106,7 @@ def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list
 
 def refuse_unwanted(sample: Sample, text: str, filters: FiltersConfig) -> None:
     """Raises RecordRejected when a filter on the caption or the json says so: filter:min_caption, filter:max_caption,
-    filter:RULE, and column_missing."""
+    filter:RULE, and column_missing:KEY."""
     if len(text) < filters.min_caption:
         raise RecordRejected(f"{FILTERED}min_caption")
     if filters.max_caption and len(text) > filters.max_caption:
@@ -115,7 +115,7 @@ def refuse_unwanted(sample: Sample, text: str, filters: FiltersConfig) -> None:
     for rule in parse_rules(filters.keep):
         holds = rule.holds(columns.get(rule.key))
         if holds is None:
-            raise RecordRejected("column_missing", f"{rule.key} is not there, or cannot be compared")
+            raise RecordRejected(f"column_missing:{rule.key}", "it is not there, or cannot be compared")
         if not holds:
             raise RecordRejected(f"{FILTERED}{rule}")
 

@@ -351,10 +351,10 @@ def test_a_flipped_picture_has_flipped_conditions() -> None:
         ({"keep": ("a>1", "b<2")}, {"a": 3, "b": 2}, "filter:b<2"),
         ({"keep": ("NSFW==UNLIKELY",)}, {"NSFW": "NSFW"}, "filter:NSFW==UNLIKELY"),
         ({"keep": ("watermark!=1",)}, {"watermark": 1.0}, "filter:watermark!=1"),
-        ({"keep": ("similarity>=0.3",)}, {}, "column_missing"),
-        ({"keep": ("similarity>=0.3",)}, {"similarity": None}, "column_missing"),
-        ({"keep": ("similarity>=0.3",)}, {"similarity": "high"}, "column_missing"),
-        ({"keep": ("similarity>=0.3",)}, {"similarity": float("nan")}, "column_missing"),
+        ({"keep": ("similarity>=0.3",)}, {}, "column_missing:similarity"),
+        ({"keep": ("similarity>=0.3",)}, {"similarity": None}, "column_missing:similarity"),
+        ({"keep": ("similarity>=0.3",)}, {"similarity": "high"}, "column_missing:similarity"),
+        ({"keep": ("similarity>=0.3",)}, {"similarity": float("nan")}, "column_missing:similarity"),
     ],
 )
 def test_each_filter_rejects_under_its_own_name(

@@ -193,7 +193,8 @@ def test_columns_that_img2dataset_carries_can_be_filtered_by(tmp_path: Path) -> 
     source, rules = f"{tmp_path}/00000.tar", ["filters.keep=similarity>=0.3", "filters.keep=punsafe<0.1"]
     encode(source, tmp_path / "c", "max_rejects=0.5", *rules)
     (report,) = reports(tmp_path / "c")
-    assert report["rejected"] == {"filter:similarity>=0.3": 1, "filter:punsafe<0.1": 1, "column_missing": 2}
+    missing = {"column_missing:similarity": 1, "column_missing:punsafe": 1}
+    assert report["rejected"] == {"filter:similarity>=0.3": 1, "filter:punsafe<0.1": 1, **missing}
     assert {meta["caption"] for meta in cached(tmp_path / "c").values()} == {"caption 0", "caption 5"}
     words = [f"source={source}", f"dest={tmp_path}/d", "encoders=demo", "filters.keep=aesthetic>5"]
     assert cli.main(["encode", *words]) == 1
