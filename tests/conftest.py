@@ -45,16 +45,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture
 def _aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """An AWS environment of this test's own, and a fresh S3 client in it."""
-    from pipeline import storage
+    from pipeline import s3 as module
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    storage._clients.clear()
+    module._clients.clear()
     yield monkeypatch
-    storage._clients.clear()
+    module._clients.clear()
 
 
 @pytest.fixture(scope="session")
@@ -73,14 +73,14 @@ def swift_client(swift_server: dict[str, str]) -> Any:
 
 
 def _make_client(environment: dict[str, str]) -> Any:
-    """An S3 client for a server, with the time limits that `pipeline.storage` has now."""
-    from pipeline import storage
+    """An S3 client for a server, with the time limits that `pipeline.s3` has now."""
+    from pipeline import s3 as module
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        storage._clients.clear()
-        return storage.s3_client()
+        module._clients.clear()
+        return module.s3_client()
 
 
 @pytest.fixture(scope="session")
@@ -107,11 +107,11 @@ def s3(
     swift_server: dict[str, str], swift_client: Any, _aws: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> str:
     """The URL of an empty bucket of this test's own on a real S3 server (OpenStack Swift over loopback)."""
-    from pipeline import storage
+    from pipeline import s3 as module
 
     for name, value in swift_server.items():
         _aws.setenv(name, value)
-    storage._clients[os.getpid()] = swift_client
+    module._clients[os.getpid()] = swift_client
     bucket = f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower()).strip('-')[:40]}-{next(_numbers)}"
     swift_client.create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
@@ -141,10 +141,10 @@ def fault_client(new_fault_client: Callable[[], Any]) -> Any:
 @pytest.fixture
 def faults(s3: str, fault_proxy: FaultProxy, fault_client: Any, _aws: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """The server of `s3`, from here on behind a proxy that injects the faults that the test adds."""
-    from pipeline import storage
+    from pipeline import s3 as module
 
     _aws.setenv("AWS_ENDPOINT_URL_S3", fault_proxy.url)
-    storage._clients[os.getpid()] = fault_client
+    module._clients[os.getpid()] = fault_client
     fault_proxy.clear()
     yield fault_proxy
     fault_proxy.clear()

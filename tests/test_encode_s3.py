@@ -106,7 +106,7 @@ def test_a_byte_that_flips_on_its_way_here_is_no_sample_of_a_published_shard(
 def test_a_store_that_is_gone_for_ever_ends_the_stage_and_leaves_no_dataset(
     source: str, s3: str, faults: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.s3.PATIENCE_SECONDS", 1.0)
     faults.add(Fault(kind="reset", method="PUT", key="000001.tar"))
     with pytest.raises(StorageError, match=r"000001\.tar"):
         main(config(source, f"{s3}/out"))

@@ -32,8 +32,8 @@ PREPROCESS_MAY_IMPORT = (
 """Rooms of pipeline that preprocess may use."""
 
 ONLY_IMPORTER = {
-    "boto3": {"pipeline/storage.py"},
-    "botocore": {"pipeline/storage.py"},
+    "boto3": {"pipeline/s3.py"},
+    "botocore": {"pipeline/s3.py"},
     "deepspeed": {"pipeline/training/engine.py"},
     "wandb": {"pipeline/tracking.py"},
     "hydra": {"pipeline/configload.py", "pipeline/sweep.py"},
@@ -45,7 +45,7 @@ PURE = ("pipeline/diffusion/", "pipeline/data/order.py", "pipeline/data/records.
 """These know neither where bytes lie nor how many ranks there are."""
 
 LIGHT = tuple(f"pipeline/{name}.py" for name in ("cli", "config", "configcheck", "configload", "confighelp", "errors"))
-LIGHT += tuple(f"pipeline/{name}.py" for name in ("storage", "patterns", "rules", "launch", "progress", "sweep"))
+LIGHT += tuple(f"pipeline/{name}.py" for name in ("storage", "s3", "patterns", "rules", "launch", "progress", "sweep"))
 LIGHT += ("pipeline/submit.py", "pipeline/sbatch.py")
 """Imported before a verb is known: nothing heavy at their top."""
 

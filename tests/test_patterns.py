@@ -9,7 +9,8 @@ import pytest
 from pipeline import storage as module
 from pipeline.errors import SourceError
 from pipeline.patterns import expand, sizes
-from pipeline.storage import LocalStorage, S3Storage, open_storage
+from pipeline.s3 import S3Storage
+from pipeline.storage import LocalStorage, open_storage
 
 
 @pytest.fixture(params=["local", "s3"])

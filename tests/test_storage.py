@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 
 import pytest
 
+from pipeline import s3 as s3_module
 from pipeline import storage as module
 from pipeline.errors import ConfigError, NotFound, StorageError
-from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage, split_url
+from pipeline.s3 import S3Storage
+from pipeline.storage import LocalStorage, Storage, open_storage, split_url
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -105,7 +107,7 @@ def test_keys_cannot_leave_the_storage(key: str, tmp_path: Path) -> None:
 
 
 def test_a_listing_of_more_than_one_page_is_whole(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    client, store = module.s3_client(), S3Storage(s3.removeprefix("s3://"))
+    client, store = s3_module.s3_client(), S3Storage(s3.removeprefix("s3://"))
     whole = client.list_objects_v2
     monkeypatch.setattr(client, "list_objects_v2", lambda **request: whole(**request, MaxKeys=10), raising=False)
     keys = [f"{i:03d}" for i in range(25)]
@@ -117,8 +119,8 @@ def test_a_listing_of_more_than_one_page_is_whole(s3: str, monkeypatch: pytest.M
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes of a part: the least that S3 takes."""
-    monkeypatch.setattr(module, "MULTIPART_BYTES", 5 * 1024 * 1024)
-    monkeypatch.setattr(module, "PART_BYTES", 5 * 1024 * 1024)
+    monkeypatch.setattr(s3_module, "MULTIPART_BYTES", 5 * 1024 * 1024)
+    monkeypatch.setattr(s3_module, "PART_BYTES", 5 * 1024 * 1024)
     return 5 * 1024 * 1024
 
 
@@ -234,7 +236,7 @@ def test_a_file_is_never_held_in_memory_whole(
     store: Storage, elsewhere: Path, small_parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On S3 as few parts as are on their way at once, on another disk a few megabytes."""
-    monkeypatch.setattr(module, "PART_THREADS", 1)
+    monkeypatch.setattr(s3_module, "PART_THREADS", 1)
     monkeypatch.setattr(module, "COPY_BYTES", 1024 * 1024)
     path = elsewhere / "file"
     with path.open("wb") as file:
@@ -252,7 +254,7 @@ def test_a_file_is_never_held_in_memory_whole(
 
 def test_wrong_credentials_are_one_clear_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    module._clients.clear()
+    s3_module._clients.clear()
     with pytest.raises(StorageError, match="credentials"):
         open_storage(s3).get("key")
 
@@ -260,7 +262,7 @@ def test_wrong_credentials_are_one_clear_error(s3: str, monkeypatch: pytest.Monk
 def test_no_credentials_are_one_clear_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    module._clients.clear()
+    s3_module._clients.clear()
     with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID"):
         open_storage(s3).get("key")
 
@@ -351,7 +353,7 @@ def cut_bodies(_aws: pytest.MonkeyPatch) -> Iterator[type[_CutBodies]]:
     _aws.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
     _aws.setenv("AWS_ACCESS_KEY_ID", "key")
     _aws.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    _aws.setattr(module, "PATIENCE_SECONDS", 0.5)
+    _aws.setattr(s3_module, "PATIENCE_SECONDS", 0.5)
     _CutBodies.ranges, _CutBodies.step, _CutBodies.flips = [], 3000, 0
     yield _CutBodies
     server.shutdown()
@@ -371,7 +373,7 @@ def test_a_range_that_breaks_off_is_resumed_within_it(cut_bodies: type[_CutBodie
 def test_a_body_whose_checksum_does_not_match_is_read_again(
     cut_bodies: type[_CutBodies], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_own_endpoint", lambda: False)
+    monkeypatch.setattr(s3_module, "_own_endpoint", lambda: False)
     cut_bodies.step, cut_bodies.flips = len(cut_bodies.data), 2
     assert open_storage("s3://bucket").get("key") == cut_bodies.data
     assert cut_bodies.ranges == ["bytes=0-"] * 3

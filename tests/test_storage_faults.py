@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from servers.faultproxy import Fault, FaultProxy
 
-from pipeline import storage as module
+from pipeline import s3 as module
 from pipeline.errors import ConfigError, NotFound, StorageError
 from pipeline.storage import Storage, open_storage
 
