@@ -353,7 +353,6 @@ def cut_bodies(_aws: pytest.MonkeyPatch) -> Iterator[type[_CutBodies]]:
     _aws.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
     _aws.setenv("AWS_ACCESS_KEY_ID", "key")
     _aws.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    _aws.setattr(s3_module, "PATIENCE_SECONDS", 0.5)
     _CutBodies.ranges, _CutBodies.step, _CutBodies.flips = [], 3000, 0
     yield _CutBodies
     server.shutdown()
@@ -379,7 +378,8 @@ def test_a_body_whose_checksum_does_not_match_is_read_again(
     assert cut_bodies.ranges == ["bytes=0-"] * 3
 
 
-def test_a_body_that_never_comes_is_given_up(cut_bodies: type[_CutBodies]) -> None:
+def test_a_body_that_never_comes_is_given_up(cut_bodies: type[_CutBodies], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "PATIENCE_SECONDS", 0.5)
     cut_bodies.step = 0
     with pytest.raises(StorageError, match=r"bucket/key: the body broke off, tried \d+ times in"):
         open_storage("s3://bucket").get("key")
