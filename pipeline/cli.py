@@ -40,6 +40,10 @@ TAKES_PATHS = {"report": "usage: latentmill report RUN [RUN ...] dest=report.htm
 TAKES_A_VERB = ("submit",)
 """Verbs whose first argument is another verb: main(arguments)."""
 
+ENVIRONMENT = {"encode": {"OMP_WAIT_POLICY": "passive"}}
+"""What a verb wants set before PyTorch is imported, unless the user has set it. encode: its decoding workers need the
+cores for which OpenMP's threads would wait spinning."""
+
 INTERRUPTED_BY_KEYBOARD = 130
 
 
@@ -98,6 +102,8 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
 def run(verb: str, arguments: list[str]) -> int:
     """Load the verb's configuration and run its module. Raises what the verb raises."""
     wants_help = "-h" in arguments or "--help" in arguments
+    for name, value in ENVIRONMENT.get(verb, {}).items():
+        os.environ.setdefault(name, value)
     if verb in TAKES_PATHS:
         if wants_help:
             print(f"{VERBS[verb][1]}\n\n{TAKES_PATHS[verb]}")

@@ -1,25 +1,24 @@
 """Decoding workers: samples in, prepared samples or reasons out, in processes of their own or in threads.
 
-A worker process is forked from multiprocessing's fork server, computes nothing with PyTorch and holds one end of a
-pipe: when this process dies, however it dies, the pipe ends and so does the worker. Pixels come back through memory
-that both share.
+A worker process imports neither PyTorch nor the module that started us, so it is there in half a second, and holds one
+end of a pipe: when this process dies, however it dies, the pipe ends and so does the worker. Pixels come back through
+memory that both share.
 """
 
 from __future__ import annotations
 
 import mmap
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import queue
 import signal
+import socket
+import subprocess
+import sys
 import time
 import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +58,6 @@ class Decoders:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._tokenizer: Tokenizer | None = None
         if processes:
-            preload_workers()
             self._workers = [_Worker(recipe, encoders) for _ in range(count)]
             for worker in self._workers:
                 self._idle.put(worker)
@@ -90,31 +88,26 @@ class Decoders:
             worker.stop()
 
 
-def preload_workers() -> None:
-    """Starts the fork server, unless there is one, and has it import what workers need, in the background."""
-    multiprocessing.set_forkserver_preload(["preprocess.decoders"])
-    multiprocessing.forkserver.ensure_running()
-
-
 class _Worker:
     """One process, and this side of what it shares with us."""
 
     def __init__(self, recipe: Recipe, encoders: EncodersConfig) -> None:
-        context = multiprocessing.get_context("forkserver")
         areas = (max(width * height for width, height in target.sizes) for target in recipe.targets)
         self._memory = SharedMemory(CHUNK * 3 * sum(areas))
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._memory, recipe, encoders), daemon=True)
-        self._process.start()
-        theirs.close()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            shared = theirs.fileno(), self._memory.descriptor
+            command = [sys.executable, "-m", "preprocess.decoders", *map(str, shared), str(self._memory.size)]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=shared)
+        self._pipe = Connection(ours.detach())
+        self._pipe.send((recipe, encoders))
 
     def prepare(self, samples: list[Sample]) -> Prepares:
         try:
             self._pipe.send(samples)
             answer: Prepares | str = self._pipe.recv()
         except (EOFError, OSError):
-            self._process.join(STOP_SECONDS)
-            status = self._process.exitcode or 0
+            status = self._process.wait()
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             raise DataError(
                 f"a decoding worker {how} while it decoded samples {samples[0].key} to {samples[-1].key}. If memory "
@@ -131,27 +124,24 @@ class _Worker:
 
     def stop(self) -> None:
         self._pipe.close()
-        self._process.join(STOP_SECONDS)
-        if self._process.is_alive():
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.join()
+            self._process.wait()
         self._memory.close()
 
 
 class SharedMemory:
-    """Anonymous memory of `size` bytes that a process started with it maps as well."""
+    """Anonymous memory of `size` bytes; a process that inherits its descriptor maps the same."""
 
     def __init__(self, size: int, descriptor: int = -1) -> None:
-        self.size = size
-        self._descriptor = descriptor
+        self.size, self.descriptor = size, descriptor
         if descriptor < 0:
-            self._descriptor = os.memfd_create("latentmill-decode")
-            os.ftruncate(self._descriptor, size)
-        self._map = mmap.mmap(self._descriptor, size)
+            self.descriptor = os.memfd_create("latentmill-decode")
+            os.ftruncate(self.descriptor, size)
+        self._map = mmap.mmap(self.descriptor, size)
         self._used = 0
-
-    def __reduce__(self) -> Any:
-        return _mapped, (reduction.DupFd(self._descriptor), self.size)
 
     def clear(self) -> None:
         """What `put` placed before may be overwritten."""
@@ -173,17 +163,19 @@ class SharedMemory:
 
     def close(self) -> None:
         self._map.close()
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
-def _mapped(duplicate: Any, size: int) -> SharedMemory:
-    return SharedMemory(size, duplicate.detach())
+def serve(arguments: list[str]) -> None:
+    """A worker's life: lists of samples in, Prepares out, until the other end is closed.
 
-
-def _serve(pipe: Connection, memory: SharedMemory, recipe: Recipe, encoders: EncodersConfig) -> None:
-    """A worker's life: lists of samples in, Prepares out, until the other end is closed."""
+    arguments: descriptors of the pipe and of the shared memory, and the size of that.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # terminals and schedulers signal every process; our owner ends us
+    descriptor, shared, size = map(int, arguments)
+    pipe, memory = Connection(descriptor), SharedMemory(size, shared)
+    recipe, encoders = pipe.recv()
     tokenizer = load_tokenizer(encoders)
     while True:
         try:
@@ -200,3 +192,7 @@ def _serve(pipe: Connection, memory: SharedMemory, recipe: Recipe, encoders: Enc
             pipe.send((results, seconds))
         except Exception:
             pipe.send(traceback.format_exc())
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])

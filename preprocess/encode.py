@@ -23,6 +23,7 @@ from pipeline.data.manifest import MANIFEST, UNCOND, load_manifest
 from pipeline.data.records import npy_bytes
 from pipeline.errors import DestinationExists, Interrupted, SourceError
 from pipeline.launch import cores, in_world, run_ranks, threads_per_rank, worker_place
+from pipeline.malloc import keep_memory
 from pipeline.models.autoencoder import load_autoencoder
 from pipeline.models.text import load_text
 from pipeline.patterns import expand, sizes
@@ -70,6 +71,7 @@ def run(config: EncodeConfig) -> int:
         if device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         else:
+            keep_memory()
             # A cache that was begun with some number of threads goes on with it: bytes may depend on it.
             wanted = config.launch.threads or (plans[0].contract.threads if plans[0] else 0)
             torch.set_num_threads(threads_per_rank(wanted, place.local_world))

@@ -28,6 +28,7 @@ PREPROCESS_MAY_IMPORT = (
     "philox",
     "progress",
     "launch",
+    "malloc",
 )
 """Rooms of pipeline that preprocess may use."""
 
