@@ -78,9 +78,8 @@ def train(config: TrainConfig, world: World) -> None:
     """Build everything and train, as one rank of the world."""
     import torch
 
-    from pipeline.data.kept import Kept
-    from pipeline.data.manifest import load_excluded, load_manifest
-    from pipeline.data.order import Order
+    from pipeline.data.blocks import blocks_of
+    from pipeline.data.manifest import load_manifest
     from pipeline.data.stream import Stream
     from pipeline.models.conditioning import Denoiser, make_task
     from pipeline.tracking import Tracker
@@ -99,12 +98,13 @@ def train(config: TrainConfig, world: World) -> None:
     task = make_task(config.task, contract.latent_shape, empty, trimmed=contract.trimmed)
     check_against_contract(config, manifest, validation, task.members)
     manifests = {"train": manifest.digest} | ({"val": validation.digest} if validation else {})
-    kept = Kept(manifest, load_excluded(cache, manifest))
-    order = Order(kept.sizes, config.seed, config.optim.batch, config.data.tail)
+    blocks = blocks_of(cache, manifest)
+    order = blocks.order(config.seed, config.optim.batch, config.data.tail)
     stream_from = partial(
         Stream,
         cache,
         manifest,
+        blocks,
         order,
         rank=world.rank,
         world=world.size,
@@ -113,7 +113,6 @@ def train(config: TrainConfig, world: World) -> None:
         memory_bytes=int(config.data.memory_gb * 1e9),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
-        kept=kept,
     )
     failure = None
     try:

@@ -29,7 +29,7 @@ from pipeline.config import (
 )
 from pipeline.data import stream as module
 from pipeline.data.manifest import load_excluded, load_manifest
-from pipeline.data.order import Order
+from pipeline.data.blocks import blocks_of
 from pipeline.data.stream import Stream
 from pipeline.errors import ContractMismatch
 from pipeline.eval import evaluate_run
@@ -90,8 +90,8 @@ def test_the_states_beyond_a_trimmed_caption_are_masked_wherever_they_come_from(
     tower = load_text(ENCODERS)
     empty = train.empty_caption(cache, manifest)
     task = make_task(TaskConfig(name="text"), manifest.contract.latent_shape, empty, trimmed=True)
-    order = Order([entry.samples for entry in manifest.shards], 0, 8)
-    with Stream(cache, manifest, order, batch=8) as stream:
+    blocks = blocks_of(cache, manifest)
+    with Stream(cache, manifest, blocks, blocks.order(0, 8), batch=8) as stream:
         batch = next(stream)
     assert batch.tensors["text"].shape == (8, 32, 128)
     lengths = [tower.ids(caption)[1] for caption in batch.captions]

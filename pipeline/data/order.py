@@ -1,9 +1,14 @@
-"""Which record is sample number n: pure arithmetic on (seed, n) and the sizes of the shards.
+"""Which record is sample number n: pure arithmetic on (seed, n) and the sizes of the dataset's blocks.
 
-Every epoch shuffles the shards and cuts the shuffled list into windows of up to `window` shards, as even as can be. The
-records of a window are shuffled together by a keyed permutation (a Feistel network of four rounds over the next power
-of four, walked until it falls inside: Black & Rogaway 2002), so a reader holds one window at a time, and no state is
-needed to start at any n. World size and worker count do not appear here.
+A block is a stretch of one shard, small enough to be read at once (blocks.py). Every epoch shuffles the shards, takes
+them in groups of `group`, and puts the blocks of a group in random order, so that a reader has few shards open. The
+records of that sequence are dealt to `lanes` equal lanes, each a contiguous part of it. A global batch of B takes B /
+lanes records from each lane, and lane after lane stands in the batch: ranks, which take consecutive parts of a batch,
+read lanes of their own when their number divides that of the lanes, and all of them together read the dataset once an
+epoch. Along a lane, the records of about `window` blocks at a time are shuffled together by a keyed permutation (a
+Feistel network of four rounds over the next power of four, walked until it falls inside: Black & Rogaway 2002).
+
+No state is needed to start at any n, and world size and worker count do not appear here.
 """
 
 from __future__ import annotations
@@ -16,47 +21,57 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.philox import Stream, words_numpy
 
-WINDOW = 8  # shards shuffled together
+LANES = 64  # at most
+WINDOW = 4  # blocks whose records are shuffled together
+GROUP = 8  # shards whose blocks are mixed
 ROUNDS = 4
-EPOCH_TABLES = 4  # epochs whose tables are kept
+EPOCH_TABLES = 2  # epochs whose tables are kept
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Where samples are: int64 arrays (N,) of epoch, shard number in the manifest, and row in the shard."""
+    """Where samples are: int64 arrays (N,) of epoch, block number, and place among the block's records."""
 
     epoch: np.ndarray
-    shard: np.ndarray
-    row: np.ndarray
+    block: np.ndarray
+    place: np.ndarray
 
 
 @dataclass(frozen=True)
 class _Epoch:
     """One epoch's shuffle."""
 
-    shards: np.ndarray  # (S,) shard numbers in shuffled order
-    ends: np.ndarray  # (S,) records up to and with each of them
-    window_starts: np.ndarray  # (W + 1,) records before each window
-    keys: np.ndarray  # (W, ROUNDS) uint64
-    half_bits: np.ndarray  # (W,) uint64, half the width of each window's permutation
+    blocks: np.ndarray  # (K,) block numbers in shuffled order
+    ends: np.ndarray  # (K,) records up to and with each of them
+    keys: np.ndarray  # (lanes * windows, ROUNDS) uint64
 
 
 class Order:
     """The order of a dataset's records over epochs.
 
-    shard_sizes: records of each shard of the manifest. batch: the global batch. tail: what happens to the records that
-    do not fill an epoch's last global batch: "drop" leaves them out of that epoch (another few every epoch), "wrap"
-    fills the batch with the epoch's first records.
+    block_sizes: records of each block. block_shards: the shard that each is of; each a shard of its own when None.
+    batch: the global batch. tail: what happens to the records that do not fill an epoch's last global batch: "drop"
+    leaves them out of that epoch (another few every epoch), "wrap" fills up with records that the lanes began with.
     """
 
     def __init__(
-        self, shard_sizes: Sequence[int], seed: int, batch: int, tail: str = "drop", *, window: int = WINDOW
+        self,
+        block_sizes: Sequence[int] | np.ndarray,
+        seed: int,
+        batch: int,
+        tail: str = "drop",
+        *,
+        block_shards: Sequence[int] | np.ndarray | None = None,
+        lanes: int = 0,
+        window: int = WINDOW,
+        group: int = GROUP,
     ) -> None:
-        """Raises ConfigError for an unknown tail or a dataset smaller than one batch that is to be dropped."""
-        self.sizes = np.asarray(shard_sizes, dtype=np.int64)
-        self.seed, self.batch, self.window = seed, batch, window
+        """lanes: 0 takes as many as suit. Raises ConfigError for an unknown tail, lanes that do not divide the batch,
+        or a dataset smaller than one batch that is to be dropped."""
+        self.sizes = np.asarray(block_sizes, dtype=np.int64)
+        self.shards = np.arange(len(self.sizes)) if block_shards is None else np.asarray(block_shards, dtype=np.int64)
+        self.seed, self.batch, self.window, self.group = seed, batch, window, group
         self.records = int(self.sizes.sum())
-        spare = self.records % batch
         if tail not in ("drop", "wrap"):
             raise ConfigError(f"data.tail={tail}: choose drop or wrap")
         if self.records == 0 or (tail == "drop" and self.records < batch):
@@ -64,31 +79,43 @@ class Order:
                 f"the dataset has {self.records} records, fewer than one global batch of {batch}: "
                 "lower optim.batch, or set data.tail=wrap"
             )
-        self.dropped = spare if tail == "drop" else 0
-        """Records left out of each epoch."""
-        self.repeated = -self.records % batch if tail == "wrap" else 0
-        """Records seen twice in each epoch."""
-        self.epoch_samples = self.records - self.dropped + self.repeated
+        self.lanes = lanes or suitable_lanes(batch, len(self.sizes), window)
+        if batch % self.lanes:
+            raise ConfigError(f"{self.lanes} lanes do not divide a global batch of {batch}")
+        self.share = batch // self.lanes
+        """Records that a batch takes from each lane."""
+        self._starts = np.arange(self.lanes + 1) * self.records // self.lanes  # records before each lane
+        lengths = np.diff(self._starts)
+        batches = int(lengths.min()) // self.share if tail == "drop" else -(-int(lengths.max()) // self.share)
+        if tail == "drop" and batches == 0:
+            raise ConfigError(f"a lane holds {lengths.min()} records, fewer than the {self.share} that a batch takes")
+        self.epoch_samples = batches * batch
         """Samples in an epoch, a multiple of the global batch."""
-        windows = -(-len(self.sizes) // window)
-        self._window_shards = np.arange(windows + 1) * len(self.sizes) // windows  # shards before each window
+        self.dropped = max(self.records - self.epoch_samples, 0)
+        """Records left out of each epoch."""
+        self.repeated = max(self.epoch_samples - self.records, 0)
+        """Records seen twice in each epoch."""
+        self.windows = max(1, round(len(self.sizes) / self.lanes / window))
+        """Windows of each lane."""
         self._tables: dict[int, _Epoch] = {}
 
     def locate(self, n: np.ndarray) -> Positions:
-        """Sample numbers (N,) -> where each is, in O(log shards) each after an O(shards) table per epoch."""
+        """Sample numbers (N,) -> where each is, in O(log blocks) each after an O(blocks) table per epoch."""
         n = np.asarray(n, dtype=np.int64)
         epoch, place = np.divmod(n, self.epoch_samples)
-        place %= self.records  # the samples that "wrap" repeats
-        shard, row = np.empty_like(n), np.empty_like(n)
+        block, row = np.empty_like(n), np.empty_like(n)
         for number in np.unique(epoch):
             chosen = epoch == number
-            shard[chosen], row[chosen] = self._locate_in_epoch(self._table(int(number)), place[chosen])
-        return Positions(epoch, shard, row)
+            block[chosen], row[chosen] = self._locate_in_epoch(self._table(int(number)), place[chosen])
+        return Positions(epoch, block, row)
 
-    def largest_window(self, shard_bytes: Sequence[int]) -> int:
-        """Upper bound in bytes of one window of shards of the given sizes: what a reader must hold at once."""
-        widest = int(np.diff(self._window_shards).max())
-        return int(np.sort(np.asarray(shard_bytes, dtype=np.int64))[-widest:].sum())
+    def largest_window(self, block_bytes: Sequence[int] | np.ndarray, lanes: int = 0) -> int:
+        """Upper bound in bytes of what a reader of `lanes` lanes (0: all) holds at once, for blocks of these sizes."""
+        longest = -(-int(np.diff(self._starts).max()) // self.windows)
+        smallest = int(np.sort(self.sizes)[: -(-len(self.sizes) // 2)].max(initial=1)) or 1
+        touched = min(len(self.sizes), -(-longest // smallest) + 1)
+        held = int(np.sort(np.asarray(block_bytes, dtype=np.int64))[-touched:].sum())
+        return min((lanes or self.lanes) * held, int(np.sum(block_bytes)))
 
     def _table(self, epoch: int) -> _Epoch:
         """The shuffle of one epoch; the latest few are kept."""
@@ -99,25 +126,45 @@ class Order:
         return table
 
     def _shuffle(self, epoch: int) -> _Epoch:
-        counter = (np.uint64(epoch) << np.uint64(32)) + np.arange(len(self.sizes), dtype=np.uint64)
-        words = words_numpy(self.seed, Stream.SHUFFLE, counter, 4 + 2 * ROUNDS).astype(np.uint64)
-        pairs = (words[:, 0::2] << np.uint64(32)) | words[:, 1::2]
-        shards = np.argsort(pairs[:, 0], kind="stable")
-        ends = np.cumsum(self.sizes[shards])
-        starts = np.concatenate([[0], ends])[self._window_shards]
-        bits = np.array([max(int(size) - 1, 1).bit_length() for size in np.diff(starts)])
-        keys = pairs[: len(starts) - 1, 2 : 2 + ROUNDS]
-        return _Epoch(shards, ends, starts, keys, ((bits + 1) // 2).astype(np.uint64))
+        shards = int(self.shards.max()) + 1
+        rank = np.empty(shards, dtype=np.int64)
+        rank[np.argsort(self._words(epoch, 0, shards, 1)[:, 0], kind="stable")] = np.arange(shards)
+        keys = self._words(epoch, 1, len(self.sizes), 1)[:, 0]
+        blocks = np.lexsort((keys, rank[self.shards] // self.group))
+        return _Epoch(blocks, np.cumsum(self.sizes[blocks]), self._words(epoch, 2, self.lanes * self.windows, ROUNDS))
+
+    def _words(self, epoch: int, purpose: int, count: int, width: int) -> np.ndarray:
+        """(count, width) uint64 of this epoch's shuffle."""
+        counter = (np.uint64(epoch * 3 + purpose) << np.uint64(32)) + np.arange(count, dtype=np.uint64)
+        words = words_numpy(self.seed, Stream.SHUFFLE, counter, 2 * width).astype(np.uint64)
+        return (words[:, 0::2] << np.uint64(32)) | words[:, 1::2]
 
     def _locate_in_epoch(self, table: _Epoch, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places (N,) in [0, records) of one epoch -> shard numbers and rows."""
-        window = np.searchsorted(table.window_starts, place, side="right") - 1
-        start = table.window_starts[window]
-        size = table.window_starts[window + 1] - start
-        shuffled = start + permute(place - start, size, table.keys[window], table.half_bits[window])
-        ordinal = np.searchsorted(table.ends, shuffled, side="right")
-        shard = table.shards[ordinal]
-        return shard, shuffled - (table.ends[ordinal] - self.sizes[shard])
+        """Places (N,) in [0, epoch_samples) of one epoch -> block numbers and places in them."""
+        batch, within = np.divmod(place, self.batch)
+        lane, k = np.divmod(within, self.share)
+        length = self._starts[lane + 1] - self._starts[lane]
+        along = (batch * self.share + k) % length  # "wrap" begins a lane again
+        window = along * self.windows // length
+        start = -(-window * length // self.windows)
+        size = -(-(window + 1) * length // self.windows) - start
+        keys = table.keys[lane * self.windows + window]
+        bits = _bit_length(np.maximum(size - 1, 1))
+        shuffled = start + permute(along - start, size, keys, ((bits + 1) // 2).astype(np.uint64))
+        ordinal = np.searchsorted(table.ends, self._starts[lane] + shuffled, side="right")
+        block = table.blocks[ordinal]
+        return block, self._starts[lane] + shuffled - (table.ends[ordinal] - self.sizes[block])
+
+
+def suitable_lanes(batch: int, blocks: int, window: int) -> int:
+    """The most lanes, up to LANES, that divide the batch and leave each lane a window of blocks at least."""
+    most = max(1, min(LANES, blocks // window))
+    return max(lanes for lanes in range(1, most + 1) if batch % lanes == 0)
+
+
+def _bit_length(x: np.ndarray) -> np.ndarray:
+    """Bits of positive integers below 2**53."""
+    return np.frexp(x.astype(np.float64))[1].astype(np.int64)
 
 
 def permute(index: np.ndarray, size: np.ndarray, keys: np.ndarray, half_bits: np.ndarray) -> np.ndarray:

@@ -1,14 +1,13 @@
 """Verified shards in, batches out: the trainer's data plane.
 
-One thread walks ahead of the loop, in the order that `Order` fixes, and asks a few others for the shards that come
-next, as far ahead as the memory bound allows. A shard is used only after its SHA-256 (and its index's) is found to be
-the manifest's. Nothing random happens here: what a batch holds depends on (order, rank, world, n) alone.
+One thread walks ahead of the loop, in the order that `Order` fixes, and asks a few others for the blocks that come
+next, as far ahead as the memory bound allows. A record is used only after its SHA-256 is found to be its index's, and
+the index's the manifest's. Nothing random happens here: what a batch holds depends on (order, rank, world, n) alone.
 """
 
 from __future__ import annotations
 
 import collections
-import hashlib
 import json
 import queue
 import threading
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.blocks import Block, Blocks, Reader, read_verified
 from pipeline.data.kept import Kept
 from pipeline.data.manifest import Manifest, ShardEntry, load_excluded
 from pipeline.data.order import Order
@@ -69,31 +69,26 @@ def fetch_shard(storage: Storage, entry: ShardEntry) -> Shard:
 
     Raises ShardCorrupt when they still differ, and StorageError or NotFound when they cannot be read.
     """
-    index = _fetch_verified(storage, entry.index_name, entry.index_sha256)
-    return Shard(_fetch_verified(storage, entry.name, entry.sha256), json.loads(index))
-
-
-def _fetch_verified(storage: Storage, key: str, sha256: str) -> bytes:
-    for _ in range(2):
-        data = storage.get(key)
-        found = hashlib.sha256(data).hexdigest()
-        if found == sha256:
-            return data
-    raise ShardCorrupt(
-        f"{storage.url}/{key} was read twice and is not what the manifest promises (SHA-256 {found[:12]}, not "
-        f"{sha256[:12]}): restore it, or delete it and the manifest and run the same `latentmill encode` again"
-    )
+    index = read_verified(storage, entry.index_name, entry.index_sha256)
+    return Shard(read_verified(storage, entry.name, entry.sha256), json.loads(index))
 
 
 def require_shards(storage: Storage, manifest: Manifest) -> None:
-    """Raises DatasetError, naming the first, when shards or indexes of the manifest are not there."""
-    there = {info.key for info in storage.list("")}
+    """Raises DatasetError, naming the first, when shards or indexes of the manifest are not there, or shards not as
+    long as it says."""
+    there = {info.key: info.size for info in storage.list("")}
     missing = [name for shard in manifest.shards for name in (shard.name, shard.index_name) if name not in there]
+    for shard in manifest.shards:
+        if there.get(shard.name, shard.bytes) != shard.bytes:
+            raise DatasetError(
+                f"{storage.locate(shard.name)} has {there[shard.name]} bytes, its manifest says {shard.bytes}: restore "
+                "it, or delete it and run the same `latentmill encode` again"
+            )
     if missing:
         raise DatasetError(
             f"{storage.url} lacks {missing[0]}"
             + (f" and {len(missing) - 1} more files" if len(missing) > 1 else "")
-            + " of its manifest: restore them, or delete the manifest and run the same `latentmill encode` again"
+            + " of its manifest: restore them, or run the same `latentmill encode` again"
         )
 
 
@@ -133,19 +128,18 @@ class _Plan:
 
     n: int
     numbers: np.ndarray
-    shards: np.ndarray
-    rows: np.ndarray
-    needs: dict[int, int] = field(default_factory=dict)  # samples wanted of each shard
+    blocks: np.ndarray
+    places: np.ndarray
+    needs: dict[int, int] = field(default_factory=dict)  # samples wanted of each block
 
 
 class Stream:
     """Iterator over one rank's batches from sample number start_n on, without end.
 
     batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
-    b = batch / world. members: arrays to read. memory_bytes: bound on the shards held; workers: threads that fetch and
-    verify; prefetch: batches kept ready. kept: which rows are read, all when None; the order's sizes are its sizes.
-    Errors in any thread are raised by `next`. Use it as a context manager, or
-    close().
+    b = batch / world. members: arrays to read. memory_bytes: bound on the blocks held; workers: threads that fetch and
+    verify; prefetch: batches kept ready. order: of `blocks`. Errors in any thread are raised by `next`. Use it as a
+    context manager, or close().
 
     Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
     """
@@ -154,6 +148,7 @@ class Stream:
         self,
         storage: Storage,
         manifest: Manifest,
+        blocks: Blocks,
         order: Order,
         *,
         rank: int = 0,
@@ -164,7 +159,6 @@ class Stream:
         memory_bytes: int = 2 << 30,
         workers: int = 1,
         prefetch: int = 4,
-        kept: Kept | None = None,
     ) -> None:
         if batch % world or start_n % batch:
             raise ConfigError(f"a global batch of {batch} must divide by {world} ranks and start at its own multiples")
@@ -172,22 +166,22 @@ class Stream:
         if missing:
             raise DatasetError(f"{storage.url} holds no {', '.join(missing)}: encode it with those conditions")
         require_shards(storage, manifest)
-        self._bytes = [entry.bytes for entry in manifest.shards]
-        needed = order.largest_window(self._bytes)
+        self._share, self._offset, self._batch = batch // world, rank * (batch // world), batch
+        lanes = (self._offset + self._share - 1) // order.share - self._offset // order.share + 1
+        needed = order.largest_window(blocks.bytes, lanes)
         if needed > memory_bytes:
             raise ConfigError(
-                f"data.memory_gb={memory_bytes / 1e9:.3g} is too small: {storage.url} shuffles {order.window} shards "
-                f"together, which take {needed / 1e9:.3g} GB; give each rank at least that"
+                f"data.memory_gb={memory_bytes / 1e9:.3g} is too small: each rank shuffles {lanes} lanes of "
+                f"{storage.url}, {order.window} blocks each, in {needed / 1e9:.3g} GB; give each rank at least that"
             )
         self._storage, self._manifest, self._order = storage, manifest, order
-        self._kept = kept or Kept(manifest, np.empty((0, 2), dtype=np.int32))
-        self._share, self._offset, self._batch = batch // world, rank * (batch // world), batch
+        self._blocks, self._reader = blocks, Reader(storage, manifest, blocks)
         self._members, self._memory = tuple(members), memory_bytes
         self._next_n = start_n
-        self._located: collections.deque[_Plan] = collections.deque()  # located, shards not asked for yet
-        self._plans: collections.deque[_Plan] = collections.deque()  # shards asked for
-        self._shards: collections.OrderedDict[int, Future[Shard]] = collections.OrderedDict()
-        self._wanted: collections.Counter[int] = collections.Counter()  # planned samples of each shard held
+        self._located: collections.deque[_Plan] = collections.deque()  # located, blocks not asked for yet
+        self._plans: collections.deque[_Plan] = collections.deque()  # blocks asked for
+        self._held: collections.OrderedDict[int, Future[Block]] = collections.OrderedDict()
+        self._wanted: collections.Counter[int] = collections.Counter()  # planned samples of each block held
         self._held_bytes = 0
         self._closed = threading.Event()
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(prefetch, 1))
@@ -222,11 +216,11 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Stops the threads and frees the shards. Batches handed out before stay valid."""
+        """Stops the threads and frees the blocks. Batches handed out before stay valid."""
         self._closed.set()
         self._producer.join()
         self._fetchers.shutdown(wait=True, cancel_futures=True)
-        self._shards.clear()
+        self._held.clear()
 
     # The producer's thread -------------------------------------------------------------------------------------------
 
@@ -235,21 +229,21 @@ class Stream:
             while not self._closed.is_set():
                 self._plan_ahead()
                 plan = self._plans.popleft()
-                shards = {number: self._await(self._shards[number]) for number in plan.needs}
+                blocks = {number: self._await(self._held[number]) for number in plan.needs}
                 if self._closed.is_set():
                     return
-                self._hand_over(self._collate(plan, shards))
+                self._hand_over(self._collate(plan, blocks))
                 self._wanted.subtract(plan.needs)
         except BaseException as error:  # whatever it is, the loop must hear of it
             self._hand_over(error)
 
-    def _await(self, shard: Future[Shard]) -> Shard | None:
-        """The shard, or None when the stream is closed first."""
+    def _await(self, block: Future[Block]) -> Block | None:
+        """The block, or None when the stream is closed first."""
         while not self._closed.is_set():
             try:
-                return shard.result(timeout=POLL)
+                return block.result(timeout=POLL)
             except TimeoutError:
-                if shard.done():
+                if block.done():
                     raise  # the fetch's own
         return None
 
@@ -261,56 +255,56 @@ class Stream:
                 continue
 
     def _plan_ahead(self) -> None:
-        """Asks for the shards of coming batches, in order, while they fit; of the next batch in any case."""
+        """Asks for the blocks of coming batches, in order, while they fit; of the next batch in any case."""
         while len(self._plans) < HORIZON_BATCHES:
             if not self._located:
                 self._locate()
             plan = self._located[0]
-            new = [number for number in plan.needs if number not in self._shards]
-            if not self._make_room(sum(self._bytes[number] for number in new), keep=plan.needs) and self._plans:
+            new = [number for number in plan.needs if number not in self._held]
+            size = int(self._blocks.bytes[new].sum())
+            if not self._make_room(size, keep=plan.needs) and self._plans:
                 return
             for number in plan.needs:
-                if number in new:
-                    entry = self._manifest.shards[number]
-                    self._shards[number] = self._fetchers.submit(fetch_shard, self._storage, entry)
-                    self._held_bytes += self._bytes[number]
-                self._shards.move_to_end(number)
+                if number not in self._held:
+                    self._held[number] = self._fetchers.submit(self._reader.read, number)
+                    self._held_bytes += int(self._blocks.bytes[number])
+                self._held.move_to_end(number)
             self._wanted.update(plan.needs)
             self._plans.append(self._located.popleft())
 
     def _make_room(self, size: int, keep: dict[int, int]) -> bool:
-        """Drops shards that no planned batch wants, least recently planned first, until `size` bytes fit."""
-        for number in list(self._shards):
+        """Drops blocks that no planned batch wants, least recently planned first, until `size` bytes fit."""
+        for number in list(self._held):
             if self._held_bytes + size <= self._memory:
                 return True
             if self._wanted[number] == 0 and number not in keep:
-                del self._shards[number]
-                self._held_bytes -= self._bytes[number]
+                del self._held[number]
+                del self._wanted[number]
+                self._held_bytes -= int(self._blocks.bytes[number])
         return self._held_bytes + size <= self._memory
 
     def _locate(self) -> None:
         """Plans the next PLAN_BATCHES batches."""
         starts = self._next_n + self._batch * np.arange(PLAN_BATCHES, dtype=np.int64)
         numbers = starts[:, None] + self._offset + np.arange(self._share, dtype=np.int64)
-        places = self._order.locate(numbers.reshape(-1))
-        shards = places.shard.reshape(numbers.shape)
-        rows = self._kept.rows(places.shard, places.row).reshape(numbers.shape)
+        positions = self._order.locate(numbers.reshape(-1))
+        blocks, places = positions.block.reshape(numbers.shape), positions.place.reshape(numbers.shape)
         for i, n in enumerate(starts):
             # In order of first use, so that fetches start in the order in which they are needed.
-            needs = dict(collections.Counter(shards[i].tolist()))
-            self._located.append(_Plan(int(n), numbers[i], shards[i], rows[i], needs))
+            needs = dict(collections.Counter(blocks[i].tolist()))
+            self._located.append(_Plan(int(n), numbers[i], blocks[i], places[i], needs))
         self._next_n += self._batch * PLAN_BATCHES
 
-    def _collate(self, plan: _Plan, shards: dict[int, Shard | None]) -> Batch:
+    def _collate(self, plan: _Plan, blocks: dict[int, Block | None]) -> Batch:
         records = []
-        for number, shard, row in zip(plan.numbers.tolist(), plan.shards.tolist(), plan.rows.tolist(), strict=True):
-            held = shards[shard]
+        for number, block, place in zip(plan.numbers.tolist(), plan.blocks.tolist(), plan.places.tolist(), strict=True):
+            held = blocks[block]
             assert held is not None, "the stream was closed"
             try:
-                records.append(held.record(row, self._members))
+                records.append(held.record(place, self._members))
             except LatentmillError as error:
-                name = self._manifest.shards[shard].name
-                raise ShardCorrupt(f"{self._storage.url}/{name}, row {row} (sample {number}): {error}") from error
+                name = self._manifest.shards[self._blocks[block].shard].name
+                raise ShardCorrupt(f"{self._storage.url}/{name} (sample {number}): {error}") from error
         tensors = {}
         for name in self._members:
             arrays = [record.members[name] for record in records]

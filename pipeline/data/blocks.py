@@ -1,0 +1,197 @@
+"""What is read at once: blocks, stretches of a shard's records, each verified by the hashes of its records.
+
+A shard's index is read once, compared with the manifest, and kept in a compact form; a block is then one ranged read.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.kept import Kept
+from pipeline.data.manifest import Manifest, load_excluded
+from pipeline.data.order import Order
+from pipeline.data.records import Record, unpack
+from pipeline.errors import ShardCorrupt, StorageError
+from pipeline.storage import Storage
+
+BLOCK_BYTES = 8_000_000  # of a block, about
+INDEX_BYTES = 256_000_000  # of indexes kept in memory
+DIGEST = 32  # bytes of a SHA-256
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One block: kept records first to first + count - 1 of a shard, about `bytes` long."""
+
+    shard: int
+    first: int
+    count: int
+    bytes: int
+
+
+class Blocks:
+    """The blocks of a dataset, in the order of its shards.
+
+    shards, counts, bytes: (K,) int64 of each block. Which rows a block's records are: see `rows`.
+    """
+
+    def __init__(self, manifest: Manifest, kept: Kept, block_bytes: int = BLOCK_BYTES) -> None:
+        self._kept = kept
+        sizes = np.array(kept.sizes, dtype=np.int64)
+        whole = np.array([entry.bytes for entry in manifest.shards], dtype=np.int64)
+        pieces = np.minimum(-(-whole // block_bytes), sizes)  # no block of a shard without records
+        self.shards = np.repeat(np.arange(len(sizes)), pieces)
+        piece = np.arange(len(self.shards)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        size, parts = sizes[self.shards], pieces[self.shards]
+        self._firsts = piece * size // np.maximum(parts, 1)
+        self.counts = (piece + 1) * size // np.maximum(parts, 1) - self._firsts
+        self.bytes = -(-whole[self.shards] * self.counts // np.maximum(size, 1))
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, number: int) -> Stretch:
+        return Stretch(*(int(column[number]) for column in (self.shards, self._firsts, self.counts, self.bytes)))
+
+    def rows(self, number: int) -> np.ndarray:
+        """(count,) rows of a block's records in their tar, int64, ascending."""
+        stretch = self[number]
+        ordinals = stretch.first + np.arange(stretch.count)
+        return self._kept.rows(np.full(stretch.count, stretch.shard), ordinals)
+
+    def order(self, seed: int, batch: int, tail: str = "drop") -> Order:
+        """The order of their records. Raises ConfigError."""
+        return Order(self.counts, seed, batch, tail, block_shards=self.shards)
+
+
+def blocks_of(storage: Storage, manifest: Manifest, block_bytes: int = BLOCK_BYTES) -> Blocks:
+    """The blocks of the dataset at `storage`, without its excluded records. Raises DatasetError."""
+    return Blocks(manifest, Kept(manifest, load_excluded(storage, manifest)), block_bytes)
+
+
+class Block:
+    """A verified block in memory: its bytes, and where its records lie in them."""
+
+    def __init__(self, data: bytes, offsets: np.ndarray, sizes: np.ndarray) -> None:
+        self._view, self._offsets, self._sizes = memoryview(data), offsets, sizes
+
+    def record(self, place: int, members: Sequence[str] | None = None) -> Record:
+        """Record number `place` of the block; its arrays are views of the block's bytes."""
+        offset = int(self._offsets[place])
+        return unpack(self._view[offset : offset + int(self._sizes[place])], members)
+
+
+@dataclass(frozen=True)
+class Index:
+    """A shard's index: (n,) int64 offsets and sizes of its records, and (n, 32) uint8 SHA-256."""
+
+    offsets: np.ndarray
+    sizes: np.ndarray
+    digests: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return self.offsets.nbytes + self.sizes.nbytes + self.digests.nbytes
+
+
+class Reader:
+    """Reads blocks of one dataset; indexes up to INDEX_BYTES are kept. Safe to call from several threads."""
+
+    def __init__(self, storage: Storage, manifest: Manifest, blocks: Blocks) -> None:
+        self._storage, self._manifest, self._blocks = storage, manifest, blocks
+        self._indexes: collections.OrderedDict[int, Future[Index]] = collections.OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def read(self, number: int) -> Block:
+        """A block whose every record is what the index says; read once more if it is not (a read can go wrong).
+
+        Raises ShardCorrupt when it still is not, and StorageError or NotFound when it cannot be read.
+        """
+        stretch, rows = self._blocks[number], self._blocks.rows(number)
+        entry = self._manifest.shards[stretch.shard]
+        index = self._index(stretch.shard)
+        offsets, sizes = index.offsets[rows], index.sizes[rows]
+        start, end = int(offsets[0]), int(offsets[-1] + sizes[-1])
+        problem = ""
+        for _ in range(2):
+            try:
+                data = self._storage.get_range(entry.name, start, end - start)
+            except StorageError as error:
+                if self._storage.stat(entry.name).size >= end:
+                    raise
+                problem = str(error)
+                continue
+            view = memoryview(data)
+            places = zip(rows.tolist(), (offsets - start).tolist(), sizes.tolist())
+            wrong = [
+                row
+                for row, at, size in places
+                if hashlib.sha256(view[at : at + size]).digest() != index.digests[row].tobytes()
+            ]
+            if not wrong:
+                return Block(data, offsets - start, sizes)
+            problem = f"the SHA-256 of row {wrong[0]} is another"
+        raise ShardCorrupt(
+            f"{self._storage.locate(entry.name)} was read twice and is not what the manifest promises ({problem}): "
+            "restore it, or delete it and run the same `latentmill encode` again"
+        )
+
+    def _index(self, shard: int) -> Index:
+        """A shard's index, read and verified once while it is kept."""
+        with self._lock:
+            future = self._indexes.get(shard)
+            mine = future is None
+            if future is None:
+                future = self._indexes[shard] = Future()
+            self._indexes.move_to_end(shard)
+        if mine:
+            try:
+                index = read_index(self._storage, self._manifest, shard)
+            except BaseException as error:
+                with self._lock:
+                    del self._indexes[shard]
+                future.set_exception(error)
+                raise
+            future.set_result(index)
+            with self._lock:
+                self._held += index.nbytes
+                while self._held > INDEX_BYTES and len(self._indexes) > 1:
+                    oldest = next(iter(self._indexes))
+                    if not self._indexes[oldest].done():
+                        break
+                    self._held -= self._indexes.pop(oldest).result().nbytes
+        return future.result()
+
+
+def read_index(storage: Storage, manifest: Manifest, shard: int) -> Index:
+    """The index of shard number `shard`, compared with the manifest. Raises ShardCorrupt."""
+    entry = manifest.shards[shard]
+    records = json.loads(read_verified(storage, entry.index_name, entry.index_sha256))["records"]
+    digests = np.frombuffer(bytes.fromhex("".join(record[2] for record in records)), dtype=np.uint8)
+    return Index(
+        np.array([record[0] for record in records], dtype=np.int64),
+        np.array([record[1] for record in records], dtype=np.int64),
+        digests.reshape(-1, DIGEST),
+    )
+
+
+def read_verified(storage: Storage, key: str, sha256: str) -> bytes:
+    """A whole object whose hash is the manifest's; read once more if it is not. Raises ShardCorrupt."""
+    for _ in range(2):
+        data = storage.get(key)
+        found = hashlib.sha256(data).hexdigest()
+        if found == sha256:
+            return data
+    raise ShardCorrupt(
+        f"{storage.url}/{key} was read twice and is not what the manifest promises (SHA-256 {found[:12]}, not "
+        f"{sha256[:12]}): restore it, or delete it and run the same `latentmill encode` again"
+    )
