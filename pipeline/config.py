@@ -124,8 +124,8 @@ class DataConfig:
     """Cache whose captions are sampled in evaluations; never trained on. "" turns sampled evaluation off."""
     tail: Literal["drop", "wrap"] = "drop"
     """What happens to records that do not fill an epoch's last global batch: drop (counted) or wrap."""
-    memory_gb: float = 2.0
-    """Bound in GB on verified shards kept in memory by each rank."""
+    memory_gb: float = 4.0
+    """Bound in GB on verified records kept in memory by each rank; a large dataset wants about 3 over all ranks."""
     workers: int = 1
     """Threads that fetch, verify and decode ahead of the loop, per rank."""
     prefetch: int = 4

@@ -136,7 +136,7 @@ def train(config: TrainConfig, world: World) -> None:
             config,
             world=world,
             engine=engine,
-            latents=Latents(contract.latent_shape, contract.scale, contract.shift),
+            latents=Latents(contract.scale, contract.shift),
             run=run,
             folder=Path(folder),
             tracker=tracker,
@@ -180,11 +180,6 @@ def check_against_contract(
         raise ContractMismatch(
             f"{cache} holds latents of {channels} channels, but model.in_channels={config.model.in_channels} and "
             f"model.out_channels={config.model.out_channels}; set both to {channels}, or encode anew"
-        )
-    if len(contract.buckets) > 1:
-        raise ContractMismatch(
-            f"{cache} holds {len(contract.buckets)} aspect-ratio buckets, and training takes images of one size: "
-            "encode it with buckets=0"
         )
     if missing := sorted(set(stored_members(members, contract)) - {member.name for member in contract.members}):
         raise ContractMismatch(

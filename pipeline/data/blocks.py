@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.data.buckets import Buckets
 from pipeline.data.kept import Kept
 from pipeline.data.manifest import Manifest, load_excluded
 from pipeline.data.order import Order
@@ -45,6 +46,8 @@ class Blocks:
 
     def __init__(self, manifest: Manifest, kept: Kept, block_bytes: int = BLOCK_BYTES) -> None:
         self._kept = kept
+        known = {size: number for number, size in enumerate(manifest.contract.buckets)}
+        self._buckets = np.array([known[entry.size] for entry in manifest.shards], dtype=np.int64)
         sizes = np.array(kept.sizes, dtype=np.int64)
         whole = np.array([entry.bytes for entry in manifest.shards], dtype=np.int64)
         pieces = np.minimum(-(-whole // block_bytes), sizes)  # no block of a shard without records
@@ -67,8 +70,11 @@ class Blocks:
         ordinals = stretch.first + np.arange(stretch.count)
         return self._kept.rows(np.full(stretch.count, stretch.shard), ordinals)
 
-    def order(self, seed: int, batch: int, tail: str = "drop") -> Order:
-        """The order of their records. Raises ConfigError."""
+    def order(self, seed: int, batch: int, tail: str = "drop") -> Order | Buckets:
+        """The order of their records; with buckets, every batch is of one. Raises ConfigError."""
+        buckets = self._buckets[self.shards]
+        if len(np.unique(buckets)) > 1:
+            return Buckets(self.counts, buckets, seed, batch, tail, block_shards=self.shards)
         return Order(self.counts, seed, batch, tail, block_shards=self.shards)
 
 

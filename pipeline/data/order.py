@@ -109,13 +109,15 @@ class Order:
             block[chosen], row[chosen] = self._locate_in_epoch(self._table(int(number)), place[chosen])
         return Positions(epoch, block, row)
 
-    def largest_window(self, block_bytes: Sequence[int] | np.ndarray, lanes: int = 0) -> int:
-        """Upper bound in bytes of what a reader of `lanes` lanes (0: all) holds at once, for blocks of these sizes."""
+    def window_bytes(self, block_bytes: Sequence[int] | np.ndarray, first: int, count: int) -> int:
+        """Upper bound in bytes of what a reader of places first to first + count - 1 of each batch holds at once, for
+        blocks of these sizes."""
+        lanes = (first + count - 1) // self.share - first // self.share + 1
         longest = -(-int(np.diff(self._starts).max()) // self.windows)
         smallest = int(np.sort(self.sizes)[: -(-len(self.sizes) // 2)].max(initial=1)) or 1
         touched = min(len(self.sizes), -(-longest // smallest) + 1)
         held = int(np.sort(np.asarray(block_bytes, dtype=np.int64))[-touched:].sum())
-        return min((lanes or self.lanes) * held, int(np.sum(block_bytes)))
+        return min(lanes * held, int(np.sum(block_bytes)))
 
     def _table(self, epoch: int) -> _Epoch:
         """The shuffle of one epoch; the latest few are kept."""
@@ -135,7 +137,7 @@ class Order:
 
     def _words(self, epoch: int, purpose: int, count: int, width: int) -> np.ndarray:
         """(count, width) uint64 of this epoch's shuffle."""
-        counter = (np.uint64(epoch * 3 + purpose) << np.uint64(32)) + np.arange(count, dtype=np.uint64)
+        counter = (np.uint64(epoch * 4 + purpose) << np.uint64(32)) + np.arange(count, dtype=np.uint64)
         words = words_numpy(self.seed, Stream.SHUFFLE, counter, 2 * width).astype(np.uint64)
         return (words[:, 0::2] << np.uint64(32)) | words[:, 1::2]
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.blocks import Block, Blocks, Reader, read_verified
+from pipeline.data.buckets import Buckets
 from pipeline.data.kept import Kept
 from pipeline.data.manifest import Manifest, ShardEntry, load_excluded
 from pipeline.data.order import Order
@@ -149,7 +150,7 @@ class Stream:
         storage: Storage,
         manifest: Manifest,
         blocks: Blocks,
-        order: Order,
+        order: Order | Buckets,
         *,
         rank: int = 0,
         world: int = 1,
@@ -167,12 +168,11 @@ class Stream:
             raise DatasetError(f"{storage.url} holds no {', '.join(missing)}: encode it with those conditions")
         require_shards(storage, manifest)
         self._share, self._offset, self._batch = batch // world, rank * (batch // world), batch
-        lanes = (self._offset + self._share - 1) // order.share - self._offset // order.share + 1
-        needed = order.largest_window(blocks.bytes, lanes)
+        needed = order.window_bytes(blocks.bytes, self._offset, self._share)
         if needed > memory_bytes:
             raise ConfigError(
-                f"data.memory_gb={memory_bytes / 1e9:.3g} is too small: each rank shuffles {lanes} lanes of "
-                f"{storage.url}, {order.window} blocks each, in {needed / 1e9:.3g} GB; give each rank at least that"
+                f"data.memory_gb={memory_bytes / 1e9:.3g} is too small: this rank shuffles {needed / 1e9:.3g} GB of "
+                f"{storage.url} at a time; give each rank at least that"
             )
         self._storage, self._manifest, self._order = storage, manifest, order
         self._blocks, self._reader = blocks, Reader(storage, manifest, blocks)

@@ -62,8 +62,6 @@ class Identity:
 class Latents:
     """What the cache's contract says of a latent."""
 
-    shape: tuple[int, int, int]
-    """(C, h, w)."""
     scale: float
     shift: float
 
@@ -171,11 +169,13 @@ class Trainer:
         began = time.perf_counter()
         device, config = self.world.device, self.config
         numbers = batch.numbers.to(device)
-        draws = training_randomness(config.seed, numbers, self.latents.shape, config.diffusion, config.task.drop)
         tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
         if self.text_of is not None:
             tensors["text"] = self.text_of(tensors.pop("tokens"))
-        latents = sample_posterior(tensors.pop("moments"), draws.posterior, self.latents.scale, self.latents.shift)
+        moments = tensors.pop("moments")
+        shape = (moments.shape[1] // 2, *moments.shape[2:])  # differs from batch to batch where there are buckets
+        draws = training_randomness(config.seed, numbers, shape, config.diffusion, config.task.drop)
+        latents = sample_posterior(moments, draws.posterior, self.latents.scale, self.latents.shift)
 
         losses = []
         for rows in self._micro_batches(len(numbers)):
