@@ -126,6 +126,11 @@ class DataConfig:
     """What happens to records that do not fill an epoch's last global batch: drop (counted) or wrap."""
     memory_gb: float = 4.0
     """Bound in GB on verified records kept in memory by each rank; a large dataset wants about 3 over all ranks."""
+    cache: str = ""
+    """Folder on a local disk where fetched records are kept for later epochs, by all ranks of a machine; "" keeps none.
+    For datasets in a bucket."""
+    cache_gb: float = 100.0
+    """Bound in GB on that folder."""
     workers: int = 1
     """Threads that fetch, verify and decode ahead of the loop, per rank."""
     prefetch: int = 4

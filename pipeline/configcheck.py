@@ -37,6 +37,7 @@ def check_train(config: c.TrainConfig) -> None:
     _at_least(0, **{"launch.threads": config.launch.threads, "data.prefetch": config.data.prefetch})
     _at_least(1, **{"checkpoint.every": config.checkpoint.every, "checkpoint.keep": config.checkpoint.keep})
     _require(config.data.memory_gb > 0, f"data.memory_gb={config.data.memory_gb:g}: a number above 0 is wanted")
+    _require(config.data.cache_gb > 0, f"data.cache_gb={config.data.cache_gb:g}: a number above 0 is wanted")
     engine = config.deepspeed
     _require(
         engine.engine != "torch" or config.launch.processes == 1,

@@ -79,6 +79,7 @@ def train(config: TrainConfig, world: World) -> None:
     import torch
 
     from pipeline.data.blocks import blocks_of
+    from pipeline.data.diskcache import DiskCache
     from pipeline.data.manifest import load_manifest
     from pipeline.data.stream import Stream
     from pipeline.models.conditioning import Denoiser, make_task
@@ -113,6 +114,7 @@ def train(config: TrainConfig, world: World) -> None:
         memory_bytes=int(config.data.memory_gb * 1e9),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
+        cache=DiskCache(config.data.cache, int(config.data.cache_gb * 1e9)) if config.data.cache else None,
     )
     failure = None
     try:

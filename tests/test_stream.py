@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from small_cache import make_cache, record
 
 from pipeline.data.blocks import BLOCK_BYTES, blocks_of
+from pipeline.data.diskcache import DiskCache
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import Order
 from pipeline.data.stream import Stream, first_records, read
@@ -27,14 +29,14 @@ def cache(tmp_path: Path) -> tuple[Storage, Manifest]:
 
 
 def stream_of(
-    cache: tuple[Storage, Manifest],
+    dataset: tuple[Storage, Manifest],
     batch: int = 8,
     window: int = 8,
     block_bytes: int = BLOCK_BYTES,
     lanes: int = 0,
     **options: object,
 ) -> Stream:
-    storage, manifest = cache
+    storage, manifest = dataset
     blocks = blocks_of(storage, manifest, block_bytes)
     order = Order(blocks.counts, 5, batch, block_shards=blocks.shards, window=window, lanes=lanes)
     return Stream(storage, manifest, blocks, order, batch=batch, members=MEMBERS, **options)  # type: ignore[arg-type]
@@ -290,3 +292,51 @@ def test_a_shard_that_is_cut_is_refused_at_the_start_by_name(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(DatasetError, match=r"000003\.tar has \d+ bytes, its manifest says"):
         stream_of((open_storage(str(tmp_path)), manifest))
+
+
+def test_a_disk_cache_saves_reads_for_later_epochs_other_ranks_and_other_runs(tmp_path: Path) -> None:
+    manifest = make_cache(str(tmp_path / "c"), SIZES)
+    storage = Watched(str(tmp_path / "c"))
+    small = manifest.shards[1].bytes * 2
+    with stream_of(
+        (storage, manifest), lanes=1, window=1, memory_bytes=small, cache=DiskCache(tmp_path / "d", 10**9)
+    ) as s:
+        first = drain(s, 15)
+    assert len(storage.reads) == len(SIZES)
+    with stream_of((storage, manifest), lanes=1, window=1, cache=DiskCache(tmp_path / "d", 10**9)) as s:
+        assert drain(s, 15) == first
+    assert len(storage.reads) == len(SIZES)
+
+
+def test_what_a_crash_or_a_bad_disk_left_in_the_cache_is_fetched_again(tmp_path: Path) -> None:
+    manifest = make_cache(str(tmp_path / "c"), SIZES)
+    storage = Watched(str(tmp_path / "c"))
+    with stream_of((storage, manifest), cache=DiskCache(tmp_path / "d", 10**9)) as s:
+        expected = drain(s, 10)
+    files = sorted((tmp_path / "d").iterdir())
+    assert len(files) == len(SIZES)
+    files[0].write_bytes(files[0].read_bytes()[:-700])
+    data = bytearray(files[1].read_bytes())
+    data[5000] ^= 1
+    files[1].write_bytes(bytes(data))
+    (tmp_path / "d/.half.0badcafe").write_bytes(b"half")
+    storage.reads.clear()
+    with stream_of((storage, manifest), cache=DiskCache(tmp_path / "d", 10**9)) as s:
+        assert drain(s, 10) == expected
+    assert len(storage.reads) == 2
+    assert files[1].read_bytes() != bytes(data)
+
+
+def test_a_disk_cache_keeps_to_its_bound_and_drops_what_was_used_least_recently(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 1000)
+    for i in range(9):
+        cache.put(str(i), bytes(100))
+        os.utime(tmp_path / str(i), (i, i))
+    assert cache.get("0") is not None  # now the one used last
+    cache.put("9", bytes(100))
+    cache.put("10", bytes(100))
+    there = {path.name for path in tmp_path.iterdir()}
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1000
+    assert "0" in there
+    assert "1" not in there
+    assert "10" in there

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.buckets import Buckets
+from pipeline.data.diskcache import DiskCache
 from pipeline.data.kept import Kept
 from pipeline.data.manifest import Manifest, load_excluded
 from pipeline.data.order import Order
@@ -109,10 +110,11 @@ class Index:
 
 
 class Reader:
-    """Reads blocks of one dataset; indexes up to INDEX_BYTES are kept. Safe to call from several threads."""
+    """Reads blocks of one dataset; indexes up to INDEX_BYTES are kept in memory, and blocks in `cache`. Safe to call
+    from several threads."""
 
-    def __init__(self, storage: Storage, manifest: Manifest, blocks: Blocks) -> None:
-        self._storage, self._manifest, self._blocks = storage, manifest, blocks
+    def __init__(self, storage: Storage, manifest: Manifest, blocks: Blocks, cache: DiskCache | None = None) -> None:
+        self._storage, self._manifest, self._blocks, self._cache = storage, manifest, blocks, cache
         self._indexes: collections.OrderedDict[int, Future[Index]] = collections.OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
@@ -127,6 +129,10 @@ class Reader:
         index = self._index(stretch.shard)
         offsets, sizes = index.offsets[rows], index.sizes[rows]
         start, end = int(offsets[0]), int(offsets[-1] + sizes[-1])
+        name = f"{entry.sha256[:24]}-{stretch.first}-{stretch.count}"
+        cached = self._cache.get(name) if self._cache is not None else None
+        if cached is not None and len(cached) == end - start and not _wrong(cached, rows, index, start):
+            return Block(cached, offsets - start, sizes)
         problem = ""
         for _ in range(2):
             try:
@@ -136,14 +142,10 @@ class Reader:
                     raise
                 problem = str(error)
                 continue
-            view = memoryview(data)
-            places = zip(rows.tolist(), (offsets - start).tolist(), sizes.tolist())
-            wrong = [
-                row
-                for row, at, size in places
-                if hashlib.sha256(view[at : at + size]).digest() != index.digests[row].tobytes()
-            ]
+            wrong = _wrong(data, rows, index, start)
             if not wrong:
+                if self._cache is not None:
+                    self._cache.put(name, data)
                 return Block(data, offsets - start, sizes)
             problem = f"the SHA-256 of row {wrong[0]} is another"
         raise ShardCorrupt(
@@ -176,6 +178,16 @@ class Reader:
                         break
                     self._held -= self._indexes.pop(oldest).result().nbytes
         return future.result()
+
+
+def _wrong(data: bytes, rows: np.ndarray, index: Index, start: int) -> list[int]:
+    """Rows, of those that `data` should hold from byte `start` of the tar on, whose hash is not the index's."""
+    view = memoryview(data)
+    return [
+        row
+        for row, at, size in zip(rows.tolist(), (index.offsets[rows] - start).tolist(), index.sizes[rows].tolist())
+        if hashlib.sha256(view[at : at + size]).digest() != index.digests[row].tobytes()
+    ]
 
 
 def read_index(storage: Storage, manifest: Manifest, shard: int) -> Index:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.data.blocks import Block, Blocks, Reader, read_verified
 from pipeline.data.buckets import Buckets
+from pipeline.data.diskcache import DiskCache
 from pipeline.data.kept import Kept
 from pipeline.data.manifest import Manifest, ShardEntry, load_excluded
 from pipeline.data.order import Order
@@ -139,8 +140,8 @@ class Stream:
 
     batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
     b = batch / world. members: arrays to read. memory_bytes: bound on the blocks held; workers: threads that fetch and
-    verify; prefetch: batches kept ready. order: of `blocks`. Errors in any thread are raised by `next`. Use it as a
-    context manager, or close().
+    verify; prefetch: batches kept ready. order: of `blocks`. cache: a disk that blocks are kept on.
+    Errors in any thread are raised by `next`. Use it as a context manager, or close().
 
     Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
     """
@@ -160,6 +161,7 @@ class Stream:
         memory_bytes: int = 2 << 30,
         workers: int = 1,
         prefetch: int = 4,
+        cache: DiskCache | None = None,
     ) -> None:
         if batch % world or start_n % batch:
             raise ConfigError(f"a global batch of {batch} must divide by {world} ranks and start at its own multiples")
@@ -175,7 +177,7 @@ class Stream:
                 f"{storage.url} at a time; give each rank at least that"
             )
         self._storage, self._manifest, self._order = storage, manifest, order
-        self._blocks, self._reader = blocks, Reader(storage, manifest, blocks)
+        self._blocks, self._reader = blocks, Reader(storage, manifest, blocks, cache)
         self._members, self._memory = tuple(members), memory_bytes
         self._next_n = start_n
         self._located: collections.deque[_Plan] = collections.deque()  # located, blocks not asked for yet

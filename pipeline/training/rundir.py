@@ -29,6 +29,8 @@ MAY_CHANGE = (
     "data.train",  # where it is; its manifest must be the same
     "data.val",
     "data.memory_gb",
+    "data.cache",
+    "data.cache_gb",
     "data.workers",
     "data.prefetch",
     "optim.micro_batch",

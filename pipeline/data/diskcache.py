@@ -1,0 +1,77 @@
+"""Blocks kept on a local disk, bounded by bytes and shared by the ranks of a machine.
+
+Files are written whole and renamed, and nothing in them is trusted: whoever reads one compares its hashes, so a crash
+leaves nothing worse than a file that is fetched again. There are no locks: two ranks that fetch one block write equal
+bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.errors import StorageError
+
+FULL = 0.9  # of the bound that is left after making room
+
+
+class DiskCache:
+    """`get` and `put` by name in `folder`; files used least recently go first when `most_bytes` are exceeded."""
+
+    def __init__(self, folder: Path | str, most_bytes: int) -> None:
+        """Raises StorageError when the folder cannot be made."""
+        self._folder, self._most = Path(folder).expanduser(), most_bytes
+        self._lock = threading.Lock()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"data.cache={folder} cannot be made: {error.strerror}") from None
+        self._bytes = self._make_room()
+
+    def get(self, name: str) -> bytes | None:
+        """What is kept under a name, not checked; None when there is nothing that can be read."""
+        path = self._folder / name
+        with suppress(OSError):
+            data = path.read_bytes()
+            os.utime(path)
+            return data
+        return None
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keeps it, if the disk has room. Raises StorageError for a disk that fails otherwise."""
+        temporary = self._folder / f".{name}.{secrets.token_hex(4)}"
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(self._folder / name)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return  # a cache does without
+            raise StorageError(f"data.cache={self._folder} cannot be written: {error.strerror}") from error
+        with self._lock:
+            self._bytes += len(data)
+            if self._bytes > self._most:
+                self._bytes = self._make_room()
+
+    def _make_room(self) -> int:
+        """Removes what was used least recently, by whichever rank, until FULL of the bound is left; the bytes there."""
+        files = []
+        for entry in os.scandir(self._folder):
+            with suppress(OSError):  # removed by another rank meanwhile
+                found = entry.stat()
+                files.append((found.st_mtime_ns, found.st_size, entry.path))
+        total = sum(size for _, size, _ in files)
+        if total <= self._most:
+            return total
+        for _, size, path in sorted(files):
+            if total <= FULL * self._most:
+                break
+            with suppress(OSError):
+                os.unlink(path)
+            total -= size
+        return total
