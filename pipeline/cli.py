@@ -21,6 +21,7 @@ from pipeline.errors import LatentmillError
 VERBS = {
     "synth": ("preprocess.synthetic", "write captioned-shapes shards in img2dataset's layout"),
     "encode": ("preprocess.encode", "image-text shards to a cached latent dataset"),
+    "index": ("preprocess.index", "tars of latents made elsewhere to a dataset, where they lie"),
     "verify": ("preprocess.verify", "prove a cache: hashes, counts, statistics, decode and compare"),
     "reference": ("preprocess.reference", "feature statistics of real images, for FID"),
     "train": ("pipeline.train", "train a latent diffusion model on a cache"),
@@ -28,13 +29,18 @@ VERBS = {
     "sample": ("pipeline.sample", "images from a checkpoint"),
     "export": ("pipeline.export", "weights that other software loads"),
     "fetch": ("pipeline.fetch", "encoders into a folder or bucket, for nodes without internet"),
+    "data": ("pipeline.plan", "what ranks and nodes would read: batches, bytes, bandwidth, memory"),
+    "ledger": ("pipeline.ledger", "prove that a run trained on every sample once"),
     "report": ("pipeline.report.page", "one HTML page about one run or several"),
     "demo": ("pipeline.demo", "the whole loop on captioned shapes, on this machine"),
     "submit": ("pipeline.submit", "a verb as jobs of Slurm: latentmill submit encode KEY=VALUE ..."),
 }
 """verb: (module with main(config), what it does)."""
 
-TAKES_PATHS = {"report": "usage: latentmill report RUN [RUN ...] dest=report.html"}
+TAKES_PATHS = {
+    "ledger": "usage: latentmill ledger RUN [RUN ...] [dataset=URL]",
+    "report": "usage: latentmill report RUN [RUN ...] dest=report.html",
+}
 """Verbs that only read runs and take paths: main(arguments)."""
 
 TAKES_A_VERB = ("submit",)

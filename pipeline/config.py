@@ -368,6 +368,38 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """latentmill index: make a dataset of plain WebDataset tars of latents that lie there already, or of a cache that
+    lost its manifest or indexes. The tars are never changed."""
+
+    dataset: str
+    """Folder or s3:// URL below which the tars lie; indexes and manifest are written there."""
+    source: str
+    """The tars: brace and glob patterns ('DATASET/*.tar')."""
+    encoders: EncodersConfig | None = None
+    """The encoders that made the latents; without them they are unknown, which evaluations refuse."""
+    moments_member: str = "moments.npy"
+    """File of a record with the moments (2C, h, w), posterior mean then log-variance, unscaled: its name after the
+    key and a dot; .npy of float16 or float32."""
+    text_member: str = "text.npy"
+    """File with the text states (L, D), as moments_member."""
+    caption_key: str = "json:caption"
+    """Where captions are: txt (the .txt member) or json:KEY (a key of the .json member)."""
+    channels: int = 4
+    """Channels C of a latent; with encoders, theirs."""
+    downsampling: int = 8
+    """Pixels per latent position along a side; with encoders, theirs."""
+    scale: float = 0.18215
+    """A latent is (z - shift) * scale for a posterior sample z; with encoders, theirs. This is Stable Diffusion's."""
+    shift: float = 0.0
+    """See scale."""
+    max_rejects: float = 0.0
+    """Largest share of records that may be left out because they are incomplete or of another shape."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """Bounds on what the tars may contain."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """latentmill verify: prove a cache."""
 
@@ -446,6 +478,33 @@ class TrainConfig:
     """auto, cpu or cuda."""
     deterministic: bool = False
     """Deterministic kernels: bit-equal runs on equal GPUs (always so on CPUs)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataVerbConfig:
+    """latentmill data: what ranks and nodes would read: the next batches, bytes, read amplification, bandwidth, memory.
+    Asks the dataset's manifest alone."""
+
+    dataset: str = ""
+    """The cache; "" = that of `run`."""
+    run: str = ""
+    """Run directory whose dataset, batch, seed, tail, rate and newest commit hold where they are not given."""
+    at: int = -1
+    """Number of the sample from which on; a multiple of the batch. -1 = the run's newest commit, else 0."""
+    world: int = 8
+    """Ranks; they must divide the batch."""
+    nodes: int = 1
+    """Machines that the ranks are on, equally many on each."""
+    batch: int = 0
+    """Global batch; 0 = the run's, else 64."""
+    seed: int = -1
+    """Seed of the order; -1 = the run's, else 0."""
+    tail: Literal["", "drop", "wrap"] = ""
+    """As data.tail of train; "" = the run's, else drop."""
+    batches: int = 16
+    """Coming batches that are looked at."""
+    images_per_s: float = 0.0
+    """Images per second of all ranks together, for the bandwidth; 0 = what the run measured, else none is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -615,9 +674,11 @@ CONFIGS = {
     "synth": SynthConfig,
     "fetch": FetchConfig,
     "encode": EncodeConfig,
+    "index": IndexConfig,
     "verify": VerifyConfig,
     "reference": ReferenceConfig,
     "train": TrainConfig,
+    "data": DataVerbConfig,
     "eval": EvalRunConfig,
     "sample": SampleConfig,
     "export": ExportConfig,

@@ -175,14 +175,29 @@ def check_encode(config: c.EncodeConfig) -> None:
     _fraction("max_rejects", config.max_rejects)
     for name in ("member_bytes", "members", "pixels", "caption_bytes"):
         _at_least(1, **{f"limits.{name}": getattr(config.limits, name)})
-    _require(
-        config.caption_key == "txt" or (config.caption_key.startswith("json:") and len(config.caption_key) > 5),
-        f"caption_key={config.caption_key}: txt, or json:KEY for a key of the .json member",
-    )
+    _caption_key(config.caption_key)
     _require(
         len(set(config.conditions)) == len(config.conditions),
         f"conditions=[{','.join(config.conditions)}]: one of them is given twice",
     )
+
+
+def check_index(config: c.IndexConfig) -> None:
+    """latentmill index."""
+    _some_text("dataset", config.dataset, "the folder or s3:// URL below which the tars lie")
+    _some_text("source", config.source, "the tars, such as 'DATASET/*.tar'")
+    for name, value in {"moments_member": config.moments_member, "text_member": config.text_member}.items():
+        _require(
+            re.fullmatch(r"([^/]*\.)?npy", value) is not None,
+            f"{name}={value}: a .npy file is wanted, as named after the key (moments.npy); pickles are never opened",
+        )
+    _require(config.moments_member != config.text_member, f"text_member={config.text_member} is moments_member")
+    _caption_key(config.caption_key)
+    _at_least(1, channels=config.channels, downsampling=config.downsampling)
+    _require(config.scale > 0, f"scale={config.scale:g}: a number above 0 is wanted")
+    _fraction("max_rejects", config.max_rejects)
+    for name in ("member_bytes", "members", "caption_bytes"):
+        _at_least(1, **{f"limits.{name}": getattr(config.limits, name)})
 
 
 def check_verify(config: c.VerifyConfig) -> None:
@@ -195,6 +210,16 @@ def check_reference(config: c.ReferenceConfig) -> None:
     """latentmill reference."""
     _some_text("dataset", config.dataset, "a cache")
     _at_least(0, images=config.images)
+
+
+def check_data(config: c.DataVerbConfig) -> None:
+    """latentmill data."""
+    _require(config.dataset + config.run != "", "dataset is missing: give dataset=CACHE, or run=RUN for a run's own")
+    _at_least(1, world=config.world, nodes=config.nodes, batches=config.batches)
+    _at_least(0, batch=config.batch)
+    _at_least(-1, at=config.at, seed=config.seed)
+    _require(config.world % config.nodes == 0, f"world={config.world} does not divide among nodes={config.nodes}")
+    _require(config.images_per_s >= 0, f"images_per_s={config.images_per_s:g}: 0 or more is wanted")
 
 
 def check_eval(config: c.EvalRunConfig) -> None:
@@ -270,9 +295,11 @@ CHECKS: dict[type, Any] = {
     c.SynthConfig: check_synth,
     c.FetchConfig: check_fetch,
     c.EncodeConfig: check_encode,
+    c.IndexConfig: check_index,
     c.VerifyConfig: check_verify,
     c.ReferenceConfig: check_reference,
     c.TrainConfig: check_train,
+    c.DataVerbConfig: check_data,
     c.EvalRunConfig: check_eval,
     c.SampleConfig: check_sample,
     c.ExportConfig: check_export,
@@ -289,6 +316,13 @@ def _require(holds: bool, message: str) -> None:
 def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         _require(value >= least, f"{name}={value}: {least} or more is wanted")
+
+
+def _caption_key(value: str) -> None:
+    _require(
+        value == "txt" or (value.startswith("json:") and len(value) > 5),
+        f"caption_key={value}: txt, or json:KEY for a key of the .json member",
+    )
 
 
 def _fraction(name: str, value: float) -> None:

@@ -16,7 +16,8 @@
     │   ├── ShardCorrupt            a tar that is cut or damaged, or whose hash is not the manifest's
     │   ├── RecordRejected          one sample that cannot be used; carries its reason; counted, never fatal alone
     │   ├── NonFinite               NaN or infinity in a latent, a loss or a gradient, with the samples named
-    │   └── CheckpointCorrupt       a committed checkpoint whose bytes do not match its hashes
+    │   ├── CheckpointCorrupt       a committed checkpoint whose bytes do not match its hashes
+    │   └── NotProved               a ledger that does not prove that each sample was trained on once
     ├── StorageError                exit 1: reading or writing failed for good (after retries)
     │   └── NotFound                there is no such object
     └── Interrupted                 exit 75: stopped by a signal after a commit; running it again goes on
@@ -102,6 +103,10 @@ class NonFinite(DataError):
 
 class CheckpointCorrupt(DataError):
     """A committed checkpoint whose bytes do not match its hashes."""
+
+
+class NotProved(DataError):
+    """A run's ledger does not prove that each sample was trained on once."""
 
 
 class StorageError(LatentmillError):

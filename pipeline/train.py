@@ -232,9 +232,12 @@ def describe_run(config: TrainConfig, run: Storage, manifest: Manifest, manifest
     import dataclasses
     from importlib.metadata import version
 
+    from pipeline.data.order import ORDER
+
     facts = {
         "manifests": dict(manifests),
         "dataset_samples": manifest.samples,
+        "order": ORDER,
         "contract": dataclasses.asdict(manifest.contract),
         "versions": {name: version(name) for name in ("torch", "deepspeed")} | {"python": sys.version.split()[0]},
     }

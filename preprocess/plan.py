@@ -145,8 +145,11 @@ def name_units(urls: Sequence[str]) -> list[str]:
 def find_inputs(manifest: Manifest, source: str, dataset: str) -> dict[int, tuple[Storage, str]]:
     """Where the input shards of a dataset are, by unit number. source: their pattern, "" for the manifest's own.
 
-    Raises SourceError when they are not there, or not those of the manifest.
+    Raises SourceError when they are not there, or not those of the manifest, and for a dataset that `latentmill index`
+    made, whose images are unknown.
     """
+    if manifest.adopted:
+        raise SourceError(f"{dataset} was indexed from latents that were there: nothing says which images they are of")
     inputs = [place for pattern in ([source] if source else manifest.sources) for place in expand(pattern)]
     places = dict(zip(name_units([storage.locate(key) for storage, key in inputs]), inputs, strict=True))
     names = [unit.source for unit in manifest.units]

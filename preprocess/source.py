@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 from pipeline.config import LimitsConfig
-from pipeline.data.records import BLOCK, parse_header
+from pipeline.data.records import BLOCK, parse_header, pax_fields
 from pipeline.errors import RecordRejected, ShardCorrupt
 from pipeline.storage import Storage
 
@@ -68,7 +69,7 @@ class SourceShard:
         remote = storage.local_path(key) is None and self.bytes > CHUNK
         self._fetchers = ThreadPoolExecutor(AHEAD, "latentmill-fetch") if remote else None
 
-    def __enter__(self) -> SourceShard:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -195,19 +196,12 @@ class SourceShard:
         return self._ahead.popleft().result()
 
     def _pax(self, data: bytes, at: int) -> dict[str, bytes]:
-        """The records "length key=value\\n" of a pax header that matter: path and size."""
-        found = {}
-        while data:
-            digits, _, rest = data.partition(b" ")
-            if not digits.isdigit() or len(digits) > 6 or not len(digits) + 1 < int(digits) <= len(data):
-                raise self._corrupt(at, "a pax header is damaged")
-            record, data = rest[: int(digits) - len(digits) - 1], data[int(digits) :]
-            key, equals, value = record.removesuffix(b"\n").partition(b"=")
-            if not equals or not record.endswith(b"\n") or key.startswith(b"GNU.sparse"):
-                raise self._corrupt(at, "a pax header is damaged, or describes a sparse file")
-            if key in (b"path", b"size"):
-                found[key.decode()] = value
-        return found
+        """What matters of a pax header: path and size."""
+        try:
+            fields = pax_fields(data)
+        except ShardCorrupt as error:
+            raise self._corrupt(at, str(error)) from None
+        return {name: fields[name.encode()] for name in ("path", "size") if name.encode() in fields}
 
     def _size(self, text: bytes, at: int) -> int:
         if not text.isdigit() or len(text) > 20:

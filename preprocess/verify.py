@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import cli
 from pipeline.config import VerifyConfig
 from pipeline.data.manifest import UNCOND, Contract, Manifest, Member, ShardEntry, load_excluded, load_manifest
-from pipeline.data.records import Record, find_records, parse_npy, unpack
+from pipeline.data.records import Record, find_records, parse_npy
 from pipeline.data.stream import fetch_shard, require_shards
 from pipeline.errors import DataError, LatentmillError, NotFound, ShardCorrupt
 from pipeline.launch import cores
@@ -46,6 +46,8 @@ def main(config: VerifyConfig) -> int:
     pairs = list[Pair]()
     if findings.problems:
         findings.add("source", "not compared: the cache itself is damaged")
+    elif manifest.adopted and not config.source:
+        findings.add("source", "not compared: it was indexed from latents whose images are not known")
     elif config.samples:
         pairs = check_sources(storage, manifest, config, findings)
     width = max(len(name) for name, _ in findings.checks)
@@ -92,7 +94,7 @@ def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> No
     ):
         pending: collections.deque[Future[ShardFindings]] = collections.deque()
         for number, entry in enumerate(manifest.shards):
-            pending.append(pool.submit(check_shard, storage, manifest.contract, entry))
+            pending.append(pool.submit(check_shard, storage, manifest.contract, entry, manifest.adopted))
             while len(pending) > cores() or (pending and number == len(manifest.shards) - 1):
                 found = pending.popleft().result()
                 moments.merge(found.moments)
@@ -123,7 +125,7 @@ def check_counts(manifest: Manifest, rows: dict[int, list[int]]) -> list[str]:
     rows: numbers in the keys of each unit's records.
     """
     problems = []
-    variants = 2 if manifest.contract.flip else 1
+    variants = 2 if manifest.contract.flip and not manifest.adopted else 1
     for number, unit in enumerate(manifest.units):
         if unit.accepted + sum(unit.rejected.values()) != unit.read:
             rejected = sum(unit.rejected.values())
@@ -133,23 +135,25 @@ def check_counts(manifest: Manifest, rows: dict[int, list[int]]) -> list[str]:
     return problems
 
 
-def check_shard(storage: Storage, contract: Contract, entry: ShardEntry) -> ShardFindings:
-    """Reads one shard whole."""
+def check_shard(storage: Storage, contract: Contract, entry: ShardEntry, adopted: bool) -> ShardFindings:
+    """Reads one shard whole. adopted: others wrote it, so that keys are any, and not all of it need be records."""
     findings = ShardFindings()
+    names = [member.name for member in contract.members] if adopted else None
     try:
         shard = fetch_shard(storage, entry)
-        found = list(find_records(shard.view))
-        if [[offset, size] for _, offset, size in found] != [record[:2] for record in shard.records]:
+        places = [(record[0], record[1]) for record in shard.records]
+        found = [("", *place) for place in places] if adopted else list(find_records(shard.view))
+        if [(offset, size) for _, offset, size in found] != places:
             raise ShardCorrupt("its index places records elsewhere than they are")
         if len(found) != entry.samples:
             raise ShardCorrupt(f"it holds {len(found)} records, the manifest says {entry.samples}")
         for row, (key, offset, size) in enumerate(found):
             data = shard.view[offset : offset + size]
-            unit, _, number = key.partition("_")
+            unit, _, number = (key or f"{entry.unit:06d}_{row}").partition("_")
             if hashlib.sha256(data).hexdigest() != shard.records[row][2] or unit != f"{entry.unit:06d}":
                 raise ShardCorrupt(f"record {key} in row {row} is not what its index says")
             findings.rows.append(int(number))
-            record = unpack(data)
+            record = shard.record(row, names)
             check_record(record, contract, entry.size)
             mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
             findings.moments.add((mean - contract.shift) * contract.scale)

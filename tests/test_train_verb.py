@@ -28,8 +28,8 @@ from pipeline.configload import to_dict
 from pipeline.errors import ContractMismatch, DatasetError, RunError, ShardCorrupt
 from pipeline.storage import open_storage
 from pipeline.training.checkpoint import load_weights
+from pipeline.training.ledger import read_ledger, totals
 from pipeline.training.rundir import committed, load_run
-from pipeline.training.state import read_ledger, totals
 
 MODEL = ModelConfig(
     channels=8, multipliers=(1,), blocks=1, attention=(1,), heads=2, context_width=small_cache.WIDTH, norm_groups=4

@@ -13,8 +13,8 @@ import torch
 from pipeline.launch import run_local
 from pipeline.storage import open_storage
 from pipeline.training.checkpoint import Reader, load_weights, read_commit
+from pipeline.training.ledger import read_ledger, totals
 from pipeline.training.rundir import committed
-from pipeline.training.state import read_ledger, totals
 
 BATCH = 16
 ZERO = [f"zero{stage}" for stage in range(4)]

@@ -1,20 +1,22 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.config import OptimConfig
+from pipeline.errors import RunError
 from pipeline.storage import open_storage
-from pipeline.training.state import (
+from pipeline.training.ledger import (
     Ledger,
-    due,
-    learning_rate,
     noise_digest,
     parse_ledger,
     read_ledger,
+    record_hashes,
     totals,
     truncate_ledgers,
 )
+from pipeline.training.state import due, learning_rate
 
 
 def test_learning_rate_rises_linearly_to_its_peak_and_stays():
@@ -51,7 +53,7 @@ def feed(ledger, first, last, step, rank, world, seed=0):
     for n in range(first, last, step):
         numbers = torch.arange(share) + n + rank * share
         draws = [(numbers * 7 + seed)[:, None].float().expand(-1, 3).contiguous(), numbers % 5]
-        ledger.add(numbers, [f"key{i % 9}" for i in numbers.tolist()], noise_digest(numbers, draws))
+        ledger.add(numbers, numbers % 9, numbers % 7, noise_digest(numbers, draws))
     ledger.commit(last)
 
 
@@ -72,7 +74,7 @@ def test_ledger_totals_do_not_depend_on_world_size_batch_cuts_or_commits(run, tm
     assert whole[0] == 96
 
 
-@pytest.mark.parametrize("change", ["key", "noise", "missing", "twice"])
+@pytest.mark.parametrize("change", ["record", "noise", "missing", "twice"])
 def test_ledger_totals_differ_when_a_sample_does(run, tmp_path, change):
     feed(rank_of(run, 0, 1), 0, 96, 12, 0, 1)
     other = open_storage(str(tmp_path / "other"))
@@ -87,8 +89,9 @@ def test_ledger_totals_differ_when_a_sample_does(run, tmp_path, change):
     else:
         numbers = torch.arange(96)
         draws = [(numbers * 7)[:, None].float().expand(-1, 3).contiguous(), numbers % 5]
-        keys = [f"key{i % 9}" for i in range(95)] + ["other"]
-        ledger.add(numbers, keys, noise_digest(numbers, draws))
+        rows = numbers % 7
+        rows[95] = 8
+        ledger.add(numbers, numbers % 9, rows, noise_digest(numbers, draws))
         ledger.commit(96)
     assert totals(read_ledger(other)) != totals(read_ledger(run))
 
@@ -108,6 +111,27 @@ def test_a_line_that_a_kill_left_unfinished_is_no_line(run):
     feed(rank_of(run, 0, 1), 0, 24, 12, 0, 1)
     data = run.get("ledger/rank00000.jsonl")
     assert len(parse_ledger(data + data[:20])) == 1
+
+
+def test_a_line_that_a_kill_left_unfinished_does_not_swallow_the_next(run):
+    feed(rank_of(run, 0, 1), 0, 24, 12, 0, 1)
+    data = run.get("ledger/rank00000.jsonl")
+    run.put("ledger/rank00000.jsonl", data + data[:20])
+    truncate_ledgers(run, 24)
+    feed(rank_of(run, 0, 1, 24), 24, 48, 12, 0, 1)
+    assert [(line.first, line.last) for line in read_ledger(run)] == [(0, 24), (24, 48)]
+
+
+def test_a_ledger_of_another_format_is_refused_with_what_to_do(run):
+    run.put("ledger/rank00000.jsonl", b'{"first": 0, "last": 24, "rank": 0, "world": 1, "samples": 24, "keys": 1}\n')
+    for read in (read_ledger, lambda run: truncate_ledgers(run, 0)):
+        with pytest.raises(RunError, match=r"rank00000.jsonl was written by another version.* another run="):
+            read(run)
+
+
+def test_shards_and_rows_of_a_record_each_change_its_hash():
+    numbers, shards, rows = (a.ravel() for a in np.meshgrid(*[np.arange(20)] * 3))
+    assert len(np.unique(record_hashes(numbers, shards, rows))) == 8000
 
 
 def test_noise_digest_sees_every_draw_and_every_place():

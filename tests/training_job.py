@@ -102,7 +102,8 @@ class ArithmeticStream:
         moments[numbers == self.bad] = torch.nan
         text = philox.normal(7, 1, numbers % RECORDS, (3, 8)).half()
         keys = [f"{number % RECORDS:06d}" for number in numbers.tolist()]
-        batch = Batch(self.n, numbers, {"moments": moments, "text": text}, keys, [""] * share)
+        tensors = {"moments": moments, "text": text}
+        batch = Batch(self.n, numbers, tensors, keys, [""] * share, numbers * 0, numbers % RECORDS)
         self.n += self.batch
         return batch
 

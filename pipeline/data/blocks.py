@@ -85,24 +85,27 @@ def blocks_of(storage: Storage, manifest: Manifest, block_bytes: int = BLOCK_BYT
 
 
 class Block:
-    """A verified block in memory: its bytes, and where its records lie in them."""
+    """A verified block in memory: its bytes, where its records lie in them, and their layout (records.unpack)."""
 
-    def __init__(self, data: bytes, offsets: np.ndarray, sizes: np.ndarray) -> None:
-        self._view, self._offsets, self._sizes = memoryview(data), offsets, sizes
+    def __init__(
+        self, data: bytes, offsets: np.ndarray, sizes: np.ndarray, layout: dict[str, str] | None = None
+    ) -> None:
+        self._view, self._offsets, self._sizes, self._layout = memoryview(data), offsets, sizes, layout
 
     def record(self, place: int, members: Sequence[str] | None = None) -> Record:
         """Record number `place` of the block; its arrays are views of the block's bytes."""
         offset = int(self._offsets[place])
-        return unpack(self._view[offset : offset + int(self._sizes[place])], members)
+        return unpack(self._view[offset : offset + int(self._sizes[place])], members, layout=self._layout)
 
 
 @dataclass(frozen=True)
 class Index:
-    """A shard's index: (n,) int64 offsets and sizes of its records, and (n, 32) uint8 SHA-256."""
+    """A shard's index: (n,) int64 offsets and sizes of its records, (n, 32) uint8 SHA-256, and their layout."""
 
     offsets: np.ndarray
     sizes: np.ndarray
     digests: np.ndarray
+    layout: dict[str, str] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -146,7 +149,7 @@ class Reader:
             if not wrong:
                 if self._cache is not None:
                     self._cache.put(name, data)
-                return Block(data, offsets - start, sizes)
+                return Block(data, offsets - start, sizes, index.layout)
             problem = f"the SHA-256 of row {wrong[0]} is another"
         raise ShardCorrupt(
             f"{self._storage.locate(entry.name)} was read twice and is not what the manifest promises ({problem}): "
@@ -193,12 +196,14 @@ def _wrong(data: bytes, rows: np.ndarray, index: Index, start: int) -> list[int]
 def read_index(storage: Storage, manifest: Manifest, shard: int) -> Index:
     """The index of shard number `shard`, compared with the manifest. Raises ShardCorrupt."""
     entry = manifest.shards[shard]
-    records = json.loads(read_verified(storage, entry.index_name, entry.index_sha256))["records"]
+    facts = json.loads(read_verified(storage, entry.index_name, entry.index_sha256))
+    records = facts["records"]
     digests = np.frombuffer(bytes.fromhex("".join(record[2] for record in records)), dtype=np.uint8)
     return Index(
         np.array([record[0] for record in records], dtype=np.int64),
         np.array([record[1] for record in records], dtype=np.int64),
         digests.reshape(-1, DIGEST),
+        facts.get("layout"),
     )
 
 

@@ -16,20 +16,17 @@ class Kept:
     def __init__(self, manifest: Manifest, excluded: np.ndarray) -> None:
         counts = np.bincount(excluded[:, 0], minlength=len(manifest.shards))
         self.sizes = [entry.samples - int(count) for entry, count in zip(manifest.shards, counts, strict=True)]
-        starts = np.searchsorted(excluded[:, 0], np.arange(len(manifest.shards) + 1))
-        self._gaps = {
-            # Rows that are kept before each excluded one: an ordinal at or beyond it is shifted by one more.
-            shard: excluded[starts[shard] : starts[shard + 1], 1] - np.arange(counts[shard])
-            for shard in np.flatnonzero(counts).tolist()
-        }
+        self._starts = np.searchsorted(excluded[:, 0], np.arange(len(manifest.shards) + 1))
+        # For each excluded record, its shard and how many of the shard's kept rows come before it: an ordinal at or
+        # beyond that is shifted by one more.
+        shards = excluded[:, 0].astype(np.int64)
+        before = excluded[:, 1] - (np.arange(len(excluded)) - self._starts[shards])
+        self._gaps = (shards << 32) + before
 
     def rows(self, shards: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
         """Shard numbers and ordinals in them, of one shape -> rows, int64."""
-        rows = ordinals.astype(np.int64)
-        if not self._gaps:
-            return rows
-        for shard in np.unique(shards).tolist():
-            if shard in self._gaps:
-                here = shards == shard
-                rows[here] += np.searchsorted(self._gaps[shard], ordinals[here], side="right")
-        return rows
+        ordinals = ordinals.astype(np.int64)
+        if not len(self._gaps):
+            return ordinals
+        gaps = np.searchsorted(self._gaps, (shards.astype(np.int64) << 32) + ordinals, side="right")
+        return ordinals + gaps - self._starts[shards]

@@ -79,9 +79,10 @@ class Contract:
     encoders: dict[str, Any]
     """The encoders' configuration, as given."""
     vae_sha256: str
-    """Hash of the autoencoder's weights (autoencoder.weights_hash)."""
+    """Hash of the autoencoder's weights (autoencoder.weights_hash); "" where `latentmill index` was not told: that
+    proves nothing, and what compares contracts refuses it."""
     text_sha256: str
-    """Hash of the text tower's weights."""
+    """Hash of the text tower's weights, or ""."""
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     """Pixel values that the autoencoder was given."""
     channel_order: str = "RGB"
@@ -229,6 +230,13 @@ class Manifest:
         return f"{VERSIONS}/{self.version:06d}.excluded.npy"
 
     @property
+    def adopted(self) -> bool:
+        """Whether `latentmill index` made it of tars that were there: each is its own source, and its images are
+        unknown."""
+        same = [self.units[shard.unit].source_sha256 == shard.sha256 for shard in self.shards]
+        return bool(same) and all(same)
+
+    @property
     def rejected(self) -> dict[str, int]:
         """Rejects of all input shards by reason."""
         total: dict[str, int] = {}
@@ -360,6 +368,13 @@ def require_match(wanted: Contract, found: Contract, what: str, names: tuple[str
 
     what: names the cache in the message, for example "data.val=cache-val".
     """
+    for contract, whose in ((found, what), (wanted, "the cache that it is compared with")):
+        unknown = [name for name in ("vae_sha256", "text_sha256") if name in names and not getattr(contract, name)]
+        if unknown:
+            raise ContractMismatch(
+                f"{what} cannot be proved to fit: {whose} does not know its encoders ({', '.join(unknown)}). Index it "
+                "again with encoders=NAME"
+            )
     differences = found.differences(wanted, names)
     if differences:
         raise ContractMismatch(

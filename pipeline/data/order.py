@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.philox import Stream, words_numpy
 
+ORDER = 2  # version of what a sample number means: any change of it raises this
 LANES = 64  # at most
 WINDOW = 4  # blocks whose records are shuffled together
 GROUP = 8  # shards whose blocks are mixed

@@ -3,6 +3,10 @@
 A record is stored under the key `{unit:06d}_{row:06d}` as `KEY.json` and `KEY.NAME.npy` for each array (`moments`,
 `text`, `cond.boxes`, ...). Headers are ustar with owner 0, mode 0644 and time 0, so equal samples give equal bytes and
 any tar reader can read them.
+
+Tars that others wrote (`latentmill index`) may name their members otherwise, which a layout says: {"moments":
+"latent.npy", "text": "clip.npy", "caption": "json:prompt"}, the file of each array and of the caption, as after the
+key; without one the names are those above, and the caption is `txt` where there is no json.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +25,7 @@ from pipeline.errors import ShardCorrupt
 
 BLOCK = 512  # bytes of a tar block
 END_OF_TAR = bytes(2 * BLOCK)
+KINDS = (b"0", b"x", b"g", b"L", b"K", b"5")  # files; what other writers put before them: extended headers, folders
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 DTYPES: dict[str, np.dtype[Any]] = {
     "<f2": np.dtype("<f2"),
@@ -125,34 +130,98 @@ def pack(record: Record) -> list[tuple[str, bytes]]:
     return [(f"{record.key}.json", meta), *arrays]
 
 
-def unpack(view: bytes | memoryview, members: Collection[str] | None = None, *, meta: bool = True) -> Record:
+def unpack(
+    view: bytes | memoryview,
+    members: Collection[str] | None = None,
+    *,
+    meta: bool = True,
+    layout: Mapping[str, str] | None = None,
+) -> Record:
     """Reads one record from its tar bytes; arrays are read-only views of them, not copies.
 
-    members: names to read, None for all. meta: whether to parse the json. Raises ShardCorrupt when the bytes are not
-    exactly one record of this layout, or a member asked for is missing.
+    members: names to read, None for all. meta: whether to parse the json. layout: names of the files when they are not
+    this module's; `meta` is then the caption alone. Raises ShardCorrupt when the bytes are not exactly one record of
+    this layout, or a member asked for is missing.
     """
     view = memoryview(view)
-    key, facts, arrays, offset = "", None, {}, 0
+    key, long_name, arrays, offset = "", b"", {}, 0
+    texts: dict[str, memoryview] = {}
+    roles = {file: role for role, file in layout.items()} if layout is not None else None
     while offset < len(view):
         header = parse_header(view[offset : offset + BLOCK])
         start, offset = offset + BLOCK, offset + BLOCK + header.size + -header.size % BLOCK
-        if header.kind != b"0" or offset > len(view):
+        if offset > len(view) or header.kind not in KINDS:
             raise ShardCorrupt(f"record {key or '?'} is cut short or holds something that is not a file")
-        stem, _, name = header.name.decode("ascii", "replace").partition(".")
+        payload = view[start : start + header.size]
+        if header.kind != b"0":
+            long_name = _long_name(header.kind, payload, long_name)
+            continue
+        stem, name = split_key((long_name or header.name).decode("utf-8", "replace"))
+        long_name = b""
         if key and stem != key:
             raise ShardCorrupt(f"record {key} runs into record {stem}")
         key = stem
-        payload = view[start : start + header.size]
-        if name == "json":
-            facts = json.loads(bytes(payload)) if meta else {}
-        elif name.endswith(".npy") and (members is None or name[:-4] in members):
-            arrays[name[:-4]] = parse_npy(payload)
-    if facts is None:
-        raise ShardCorrupt(f"record {key or '?'} has no json")
+        if name in ("json", "txt"):
+            texts[name] = payload
+        elif name.endswith(".npy") or name == "npy":
+            role = name[:-4] if roles is None else roles.get(name, "")
+            if role and (members is None or role in members):
+                arrays[role] = parse_npy(payload)
+    if long_name:
+        raise ShardCorrupt(f"record {key or '?'} ends with a name that has no member")
     missing = sorted(set(members or ()) - set(arrays))
     if missing:
-        raise ShardCorrupt(f"record {key} has no {', '.join(missing)}")
-    return Record(key, arrays, facts)
+        files = [(layout or {}).get(name, name) for name in missing]
+        raise ShardCorrupt(f"record {key} has no {', '.join(files)}")
+    return Record(key, arrays, _meta(key, texts, layout) if meta else {})
+
+
+def _meta(key: str, texts: Mapping[str, memoryview], layout: Mapping[str, str] | None) -> dict[str, Any]:
+    """A record's json, or its caption alone where there is a layout or no json. Raises ShardCorrupt."""
+    source = (layout or {}).get("caption", "json" if layout is not None or "json" in texts or not texts else "txt")
+    file, _, column = source.partition(":")
+    if file not in texts:
+        raise ShardCorrupt(f"record {key or '?'} has no {file}")
+    try:
+        text = str(texts[file], "utf-8")
+        found = {"caption": text} if file == "txt" else json.loads(text)
+        return found if layout is None else {"caption": found[column or "caption"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ShardCorrupt(f"record {key}: {source} cannot be read ({type(error).__name__}: {error})") from None
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """A member's name -> (key, the rest), as webdataset splits it: at the first dot after the last slash."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, rest = base.partition(".")
+    return folder + slash + stem, rest
+
+
+def _long_name(kind: bytes, payload: memoryview, before: bytes) -> bytes:
+    """The name that an extended header (or what else stands before a file) gives the next one; b"" for none."""
+    if kind == b"L":
+        return bytes(payload).rstrip(b"\0")
+    if kind != b"x":
+        return b"" if kind == b"5" else before
+    fields = pax_fields(bytes(payload))
+    if b"size" in fields:
+        raise ShardCorrupt("a member's size stands in a pax header: members of 8 GB and more are no part of records")
+    return fields.get(b"path", before)
+
+
+def pax_fields(data: bytes) -> dict[bytes, bytes]:
+    """The records "length key=value\\n" of a pax header. Raises ShardCorrupt."""
+    found = {}
+    while data:
+        digits, _, rest = data.partition(b" ")
+        if not digits.isdigit() or len(digits) > 6 or not len(digits) + 1 < int(digits) <= len(data):
+            raise ShardCorrupt("a pax header is damaged")
+        record, data = rest[: int(digits) - len(digits) - 1], data[int(digits) :]
+        key, equals, value = record.removesuffix(b"\n").partition(b"=")
+        if not equals or not record.endswith(b"\n") or key.startswith(b"GNU.sparse"):
+            raise ShardCorrupt("a pax header is damaged, or describes a sparse file")
+        found[key] = value
+    return found
 
 
 def find_records(tar: bytes | memoryview) -> Iterable[tuple[str, int, int]]:

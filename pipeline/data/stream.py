@@ -42,7 +42,8 @@ class Batch:
 
     n: number of the global batch's first sample. numbers: (b,) int64, this rank's sample numbers. tensors: (b, ...) in
     the cache's own dtypes, by member name ("moments" float16 (b, 2C, h, w), "text" float16 (b, L, D), "cond.NAME").
-    keys: record keys. wait_s: seconds that the loop waited for this batch.
+    keys: record keys. shards, rows: (b,) int64, number of each record's shard and row in its tar. wait_s: seconds that
+    the loop waited for this batch.
     """
 
     n: int
@@ -50,6 +51,8 @@ class Batch:
     tensors: dict[str, Tensor]
     keys: list[str]
     captions: list[str]
+    shards: Tensor
+    rows: Tensor
     wait_s: float = 0.0
 
 
@@ -59,11 +62,12 @@ class Shard:
     def __init__(self, tar: bytes, index: dict[str, object]) -> None:
         self.view = memoryview(tar)
         self.records: list[list[int]] = index["records"]  # type: ignore[assignment]  # [offset, size, sha256]
+        self._layout: dict[str, str] | None = index.get("layout")  # type: ignore[assignment]
 
     def record(self, row: int, members: Sequence[str] | None = None) -> Record:
         """Row `row`; its arrays are views of the shard's bytes."""
         offset, size = self.records[row][:2]
-        return unpack(self.view[offset : offset + size], members)
+        return unpack(self.view[offset : offset + size], members, layout=self._layout)
 
 
 def fetch_shard(storage: Storage, entry: ShardEntry) -> Shard:
@@ -315,10 +319,14 @@ class Stream:
             if len({array.shape for array in arrays}) > 1:
                 raise ShardCorrupt(f"{self._storage.url}: {name} differs in shape within the batch at sample {plan.n}")
             tensors[name] = torch.from_numpy(np.stack(arrays))
+        rows = {block: self._blocks.rows(block) for block in plan.needs}
+        places = zip(plan.blocks.tolist(), plan.places.tolist(), strict=True)
         return Batch(
             n=plan.n,
             numbers=torch.from_numpy(plan.numbers.copy()),
             tensors=tensors,
             keys=[record.key for record in records],
             captions=[record.meta["caption"] for record in records],
+            shards=torch.from_numpy(self._blocks.shards[plan.blocks]),
+            rows=torch.tensor([rows[block][place] for block, place in places], dtype=torch.int64),
         )

@@ -74,6 +74,11 @@ def load_encoders(
     override: where to load them from, when the contract's own names mean nothing here. Raises ContractMismatch when
     what was loaded has other weights than what encoded the cache.
     """
+    if not (contract.vae_sha256 and contract.text_sha256):
+        raise ContractMismatch(
+            "the cache does not know its encoders (`latentmill index` was given none), so nothing proves which to "
+            "load: index it again with encoders=NAME"
+        )
     config = override or from_dict(EncodersConfig, contract.encoders)
     first_stage, tower = load_autoencoder(config, device), load_text(config, device)
     pairs = {

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.configload import from_dict, to_dict
+from pipeline.data.order import ORDER
 from pipeline.errors import NotFound, RunError
 from pipeline.storage import Storage, open_storage
 
@@ -103,6 +104,11 @@ def dataset_digest(run: Storage) -> str:
 def require_same_dataset(config: TrainConfig, run: Storage, digest: str) -> None:
     """Raises RunError when the run was trained on a dataset whose manifest has another digest."""
     before = dataset_digest(run)
+    if before and (order := json.loads(run.get("run.json")).get("order", 1)) != ORDER:
+        raise RunError(
+            f"{config.run} took its samples in an order (version {order}) that this latentmill does not know (it has "
+            f"version {ORDER}): go on with the one that began it, or choose another run="
+        )
     if before and before != digest:
         raise RunError(
             f"{config.run} was trained on a dataset whose manifest is {before[:12]}, but that of data.train="

@@ -32,10 +32,11 @@ from pipeline.training import checkpoint
 from pipeline.training.distributed import World, shared
 from pipeline.training.ema import Ema
 from pipeline.training.engine import Engine
+from pipeline.training.ledger import Ledger, noise_digest, truncate_ledgers
 from pipeline.training.meter import Meter
 from pipeline.training.placement import Fragment
 from pipeline.training.rundir import evaluated, last_sample
-from pipeline.training.state import Ledger, due, learning_rate, noise_digest, truncate_ledgers
+from pipeline.training.state import due, learning_rate
 from pipeline.training.watchdog import Watchdog
 
 LOG_STEPS = 20  # optimizer steps between rows of metrics, unless the configuration says otherwise
@@ -191,9 +192,8 @@ class Trainer:
         self.engine.step(lr, norm)
         self.n += self.batch
         self.ema.update(self.n, self.batch)
-        self.ledger.add(
-            batch.numbers, batch.keys, noise_digest(numbers, [draws.posterior, draws.noise, draws.timestep, draws.drop])
-        )
+        noise = noise_digest(numbers, [draws.posterior, draws.noise, draws.timestep, draws.drop])
+        self.ledger.add(batch.numbers, batch.shards, batch.rows, noise)
         self.meter.add(loss_B, self.batch, time.perf_counter() - began + batch.wait_s, batch.wait_s)
         if due(self.n, config.tracking.every or LOG_STEPS * self.batch, self.batch) or self.n == self.end:
             self.tracker.log(self.n, self.meter.flush() | {"lr": lr, "grad_norm": norm})

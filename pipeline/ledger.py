@@ -1,0 +1,165 @@
+"""latentmill ledger RUN ...: prove that every sample of a run was trained on once, or name what was not.
+
+It reads the run's ledger, configuration and newest commit, and of the dataset its manifest alone: which record each
+sample number is, is arithmetic. Exit status 0 only when all of [0, n) is proved.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from itertools import groupby
+
+from pipeline.data.blocks import Blocks
+from pipeline.data.buckets import Buckets
+from pipeline.data.kept import Kept
+from pipeline.data.manifest import Manifest, find_version, load_excluded, load_manifest
+from pipeline.data.order import Order
+from pipeline.errors import ConfigError, NotProved, RunError
+from pipeline.progress import Progress
+from pipeline.storage import Storage, open_storage
+from pipeline.training.ledger import Stretch, read_ledger, totals
+from pipeline.training.proof import Epoch, Places, Proof, prove
+from pipeline.training.rundir import RunInfo, committed, load_run
+
+USAGE = "usage: latentmill ledger RUN [RUN ...] [dataset=URL]"
+SHOWN = 12  # problems listed
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb. argv: run directories and dataset=URL, where their dataset lies now when that is elsewhere. Raises
+    NotProved after printing what it found."""
+    urls = [argument for argument in argv if "=" not in argument]
+    options = dict(argument.split("=", 1) for argument in argv if "=" in argument)
+    dataset = options.pop("dataset", "")
+    if options or not urls:
+        raise ConfigError(f"{next(iter(options))}= is no option of ledger; {USAGE}" if options else USAGE)
+    failures: list[str] = []
+    seen: list[tuple[str, int, tuple[int, int, int]]] = []  # url, n, totals of runs that are proved
+    for url in urls:
+        run = load_run(url)
+        lines, proof = examine(run, url, dataset)
+        if proof.problems:
+            more = f" ({len(proof.problems) - 1} more problems above)" if len(proof.problems) > 1 else ""
+            failures.append(f"{url} is not proved: {proof.problems[0]}{more}")
+            continue
+        mine = totals(line for line in lines if line.last <= proof.n)
+        for other, n, sums in seen:
+            if (n, sums[:2]) == (proof.n, mine[:2]):
+                print(f"The same batches as {other}, with {'the same' if sums == mine else 'other'} noise.")
+                break
+        seen.append((url, proof.n, mine))
+    if failures:
+        raise NotProved("; ".join(failures))
+    return 0
+
+
+def examine(run: RunInfo, url: str, dataset: str = "") -> tuple[list[Stretch], Proof]:
+    """Prove one run up to its newest commit, and print what was found. Raises RunError when there is nothing to
+    prove."""
+    n = next(iter(committed(run.storage)), 0)
+    if n == 0:
+        raise RunError(f"{url} has nothing committed yet, so its ledger proves nothing; look again after a commit")
+    manifest, order, places = ordered(run, dataset)
+    lines = read_ledger(run.storage)
+    began = time.perf_counter()
+    with Progress(n, "ledger", enabled=sys.stderr.isatty()) as progress:
+        proof = prove(lines, n, order, places, lambda shard: manifest.shards[shard].name, progress.update)
+    seconds = time.perf_counter() - began
+    config = run.config
+    print(f"{url}: {n:,} samples committed; global batch {config.optim.batch:,}, seed {config.seed}")
+    print(
+        f"{dataset or config.data.train}: version {manifest.version} ({manifest.digest[:12]}), {order.records:,} "
+        f"records in {len(manifest.shards):,} shards; an epoch is {order.epoch_samples:,} samples\n"
+    )
+    print(describe(proof, order))
+    if not proof.problems:
+        print(
+            f"Proved in {seconds:.1f} s: each of the {n:,} samples was trained on once, and was the record that the "
+            "order names."
+        )
+    return lines, proof
+
+
+def ordered(run: RunInfo, dataset: str = "") -> tuple[Manifest, Order | Buckets, Places]:
+    """The manifest that a run began with, its order, and where that order's positions are. dataset: where it lies, when
+    not in data.train. Raises RunError when it is not there."""
+    config = run.config
+    cache = open_storage(dataset or config.data.train)
+    manifest = pinned(run, cache)
+    kept = Kept(manifest, load_excluded(cache, manifest))
+    blocks = Blocks(manifest, kept)
+    return manifest, blocks.order(config.seed, config.optim.batch, config.data.tail), Places(blocks, kept)
+
+
+def pinned(run: RunInfo, cache: Storage) -> Manifest:
+    """The version of the dataset at `cache` that a run is trained on. Raises RunError."""
+    digest = run.manifests["train"]
+    manifest = find_version(cache, digest) or load_manifest(cache)
+    if manifest.digest != digest:
+        raise RunError(
+            f"{run.storage.url} was trained on a dataset whose manifest is {digest[:12]}, which {cache.url} does not "
+            f"hold (it has {manifest.digest[:12]}); restore it, or say where it lies: dataset=URL"
+        )
+    return manifest
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# In words
+
+
+def describe(proof: Proof, order: Order | Buckets) -> str:
+    """Tables of stretches and of epochs, and the problems."""
+    rows = []
+    for (world, fine), same in groupby(proof.spans, key=lambda span: (span.world, not span.problem)):
+        spans = list(same)
+        verdict = "as the order names them" if fine else "NOT PROVED"
+        rows.append([_range(spans[0].first, spans[-1].last), f"{world}", f"{len(spans)}", verdict])
+    parts = [table(["samples", "ranks", "commits", "records"], rows, left=(0, 3))]
+    rows = []
+    for _, alike in groupby(proof.epochs, key=lambda e: (e.samples, e.used, e.whole)):
+        epochs = list(alike)
+        rows.append([_epochs(epochs), *_counts(epochs[0], order)])
+    parts.append(table(["epoch", "samples", "records", "left out", "twice"], rows, left=(0,)))
+    if proof.beyond:
+        parts.append(f"  Beyond the last commit the ledger goes on ({proof.beyond} lines); a resume drops that.\n")
+    if proof.problems:
+        shown = proof.problems[:SHOWN]
+        more = len(proof.problems) - len(shown)
+        parts.append("".join(f"  ! {problem}\n" for problem in shown) + (f"  ... and {more} more\n" if more else ""))
+    return "\n".join(parts)
+
+
+def _counts(epoch: Epoch, order: Order | Buckets) -> list[str]:
+    left_out = f"{order.records - epoch.used:,}" if epoch.whole else "-"
+    return [f"{epoch.samples:,}", f"{epoch.used:,}", left_out, f"{epoch.samples - epoch.used:,}"]
+
+
+def _epochs(epochs: Sequence[Epoch]) -> str:
+    """3, 3 (part), or 0 to 7 where the counts are those of each."""
+    part = "" if epochs[0].whole else " (part)"
+    if len(epochs) == 1:
+        return f"{epochs[0].number}{part}"
+    return f"{epochs[0].number} to {epochs[-1].number}, each{part}"
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first:,} to {last - 1:,}"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
+    """Columns for a terminal, two spaces in; `left`: those that begin at the left."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))]
+        return ("  " + "   ".join(padded)).rstrip()
+
+    return "\n".join(map(line, [headings, *rows])) + "\n"
+
+
+if __name__ == "__main__":
+    from pipeline import cli
+
+    raise SystemExit(cli.main(["ledger", *sys.argv[1:]]))

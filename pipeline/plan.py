@@ -1,0 +1,211 @@
+"""latentmill data: what ranks and nodes would read, for a seed, a sample number and a world size.
+
+Arithmetic on the dataset's manifest: nothing of its tars is read, and the answer is what training would do.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import DataVerbConfig, OptimConfig
+from pipeline.configcheck import check_world
+from pipeline.data.blocks import Blocks
+from pipeline.data.buckets import Buckets
+from pipeline.data.kept import Kept
+from pipeline.data.manifest import Manifest, load_excluded, load_manifest
+from pipeline.data.order import Order
+from pipeline.errors import ConfigError, NotFound
+from pipeline.ledger import pinned, table
+from pipeline.storage import open_storage
+from pipeline.training.rundir import RunInfo, committed, load_run
+
+CHUNK = 1 << 16  # samples located together
+EPOCH_SAMPLES = 20_000_000  # of an epoch, at most, over which reads are counted
+SHOWN = 4  # shards named for a node
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is planned: an order over blocks, read by `world` ranks on `nodes` nodes from sample number `at` on."""
+
+    url: str
+    manifest: Manifest
+    blocks: Blocks
+    order: Order | Buckets
+    at: int
+    world: int
+    nodes: int
+    images_per_s: float
+    memory: int
+    """Bytes that a rank may hold; 0 = not known."""
+
+    @property
+    def batch(self) -> int:
+        return self.order.batch
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Which blocks each rank reads over some samples. touched: (world, blocks) bool."""
+
+    samples: int
+    touched: np.ndarray
+
+    def by_node(self, nodes: int, block_bytes: np.ndarray) -> np.ndarray:
+        """(nodes,) bytes: each rank reads for itself."""
+        return self.touched.reshape(nodes, -1, len(block_bytes)).sum(axis=1) @ block_bytes
+
+
+def main(config: DataVerbConfig) -> int:
+    """The verb."""
+    print(describe(job_of(config), config.batches))
+    return 0
+
+
+def job_of(config: DataVerbConfig) -> Job:
+    """What a configuration asks about. Raises ConfigError for ranks that do not divide the batch or the nodes."""
+    run = load_run(config.run) if config.run else None
+    url = config.dataset or (run.config.data.train if run else "")
+    storage = open_storage(url)
+    manifest = pinned(run, storage) if run else load_manifest(storage)
+    batch = config.batch or (run.config.optim.batch if run else 64)
+    seed = config.seed if config.seed >= 0 else (run.config.seed if run else 0)
+    check_world(OptimConfig(batch=batch), config.world)
+    blocks = Blocks(manifest, Kept(manifest, load_excluded(storage, manifest)))
+    order = blocks.order(seed, batch, config.tail or (run.config.data.tail if run else "drop"))
+    at = config.at if config.at >= 0 else next(iter(committed(run.storage)), 0) if run else 0
+    if at % batch:
+        raise ConfigError(f"at={at}: batches of {batch} start at {at // batch * batch} and {(at // batch + 1) * batch}")
+    rate = config.images_per_s or (measured_rate(run) if run else 0.0)
+    memory = int(run.config.data.memory_gb * 1e9) if run else 0
+    return Job(url, manifest, blocks, order, at, config.world, config.nodes, rate, memory)
+
+
+def measured_rate(run: RunInfo) -> float:
+    """Images/s, the median over the rows of metrics of the run; 0 when there are none."""
+    try:
+        rows = [json.loads(line) for line in run.storage.get("metrics.jsonl").splitlines()]
+    except (NotFound, ValueError):
+        return 0.0
+    rates = [row["images_per_s"] for row in rows if row.get("images_per_s")]
+    return float(statistics.median(rates)) if rates else 0.0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reads
+
+
+def located(job: Job, first: int, last: int) -> Iterator[np.ndarray]:
+    """Block numbers (batches, world, share) of samples [first, last), some batches at a time."""
+    size = max(CHUNK // job.batch, 1) * job.batch
+    for start in range(first, last, size):
+        blocks = job.order.locate(np.arange(start, min(start + size, last))).block
+        yield blocks.reshape(-1, job.world, job.batch // job.world)
+
+
+def reads(job: Job, first: int, last: int) -> Reads:
+    """What each rank reads for samples [first, last), when it holds a block until its last use."""
+    touched = np.zeros((job.world, len(job.blocks)), dtype=bool)
+    for blocks in located(job, first, last):
+        ranks = np.broadcast_to(np.arange(job.world)[None, :, None], blocks.shape)
+        touched[ranks.reshape(-1), blocks.reshape(-1)] = True
+    return Reads(last - first, touched)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# In words
+
+
+def describe(job: Job, batches: int) -> str:
+    """Everything that the verb prints."""
+    order, manifest = job.order, job.manifest
+    whole = int(job.blocks.bytes.sum())
+    twice = f", {order.repeated:,} twice" if order.repeated else ""
+    head = [
+        f"{job.url}: version {manifest.version} ({manifest.digest[:12]}), {order.records:,} records in "
+        f"{len(manifest.shards):,} shards, {size(whole)}, read in {len(job.blocks):,} blocks",
+        f"seed {order.seed}, global batch {job.batch:,}: an epoch is {order.epoch_samples:,} samples, "
+        f"{order.dropped:,} records left out{twice}; lanes: {lanes(order)}",
+        f"{job.world} ranks on {job.nodes} node{'s' * (job.nodes > 1)}, from sample {job.at:,} (epoch "
+        f"{job.at // order.epoch_samples})",
+    ]
+    return "\n".join([*head, "", upcoming(job, batches), over_an_epoch(job)])
+
+
+def lanes(order: Order | Buckets) -> str:
+    """How many an order has."""
+    return str(order.lanes) if isinstance(order, Order) else "each bucket's own"
+
+
+def upcoming(job: Job, batches: int) -> str:
+    """A row for each node: its ranks, and what they read in the next batches."""
+    soon = reads(job, job.at, job.at + batches * job.batch)
+    per_node = soon.by_node(job.nodes, job.blocks.bytes)
+    ranks = job.world // job.nodes
+    rows = []
+    for node in range(job.nodes):
+        touched = soon.touched[node * ranks : (node + 1) * ranks]
+        shards = np.unique(job.blocks.shards[touched.any(axis=0)])
+        named = ", ".join(job.manifest.shards[shard].name for shard in shards[:SHOWN].tolist())
+        more = f" and {len(shards) - SHOWN} more" if len(shards) > SHOWN else ""
+        rows.append(
+            [
+                f"{node}",
+                f"{node * ranks}" if ranks == 1 else f"{node * ranks} to {(node + 1) * ranks - 1}",
+                f"{int(touched.sum()):,}",
+                size(int(per_node[node])),
+                size(int(per_node[node]) / batches),
+                f"{len(shards)}: {named}{more}",
+            ]
+        )
+    title = f"The next {batches} batches, samples {job.at:,} to {job.at + batches * job.batch - 1:,}, from a cold start"
+    headings = ["node", "ranks", "blocks", "bytes", "per batch", "shards"]
+    return f"{title}:\n" + table(headings, rows, left=(5,))
+
+
+def over_an_epoch(job: Job) -> str:
+    """Read amplification, bandwidth and memory."""
+    epoch = job.order.epoch_samples
+    first = job.at // epoch * epoch
+    last = first + min(epoch, -(-EPOCH_SAMPLES // job.batch) * job.batch)
+    found = reads(job, first, last)
+    distinct, total = int(found.touched.any(axis=0).sum()), int(found.touched.sum())
+    per_node = found.by_node(job.nodes, job.blocks.bytes)
+    busiest = float(per_node.max()) / found.samples
+    share = job.batch // job.world
+    needed = max(job.order.window_bytes(job.blocks.bytes, rank * share, share) for rank in range(job.world))
+    over = "an epoch" if last - first == epoch else f"the first {last - first:,} samples of the epoch"
+    verdict = "enough" if job.memory >= needed else "TOO LITTLE"
+    bound = f"; data.memory_gb={job.memory / 1e9:g} is {verdict}" if job.memory else ""
+    rows = [
+        ["read amplification", f"{total / distinct:.3f}", f"{total:,} reads of {distinct:,} blocks"],
+        ["bytes, busiest node", size(float(per_node.max())), f"of {size(float(per_node.sum()))} by all nodes"],
+        ["bytes per image", size(float(per_node.sum()) / found.samples), "over all nodes"],
+    ]
+    if job.images_per_s:
+        at_rate = f"at {job.images_per_s:,.0f} images/s of all ranks, busiest node"
+        rows.append(["bandwidth", f"{size(busiest * job.images_per_s)}/s", at_rate])
+    rows.append(["memory of a rank", size(needed), f"at most{bound}"])
+    note = "" if job.images_per_s else "images_per_s=N tells the bandwidth that each node needs.\n"
+    return f"Over {over}:\n" + table(["", "", ""], rows, left=(0, 2)).partition("\n")[2] + note
+
+
+def size(count: float) -> str:
+    """Bytes for people: 950 B, 1.23 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+if __name__ == "__main__":
+    from pipeline import cli
+
+    raise SystemExit(cli.main(["data", *sys.argv[1:]]))

@@ -1,0 +1,241 @@
+"""latentmill index: plain WebDataset tars of latents, made elsewhere, become a dataset where they lie.
+
+Every tar is read once, as strictly as a source is, and never changed. Beside them come an index for each, the encoded
+empty caption, `contract.json` and the manifest, so that they are streamed, verified and trained on as what `encode`
+makes. What tars cannot say (which encoders, scale and shift) comes from the configuration; where it does not say, the
+manifest holds that it is unknown. Nothing is written before everything is found right.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from pipeline import cli
+from pipeline.config import IndexConfig
+from pipeline.data.blocks import Reader, blocks_of
+from pipeline.data.manifest import (
+    MANIFEST,
+    UNCOND,
+    VERSIONS,
+    Contract,
+    Manifest,
+    ShardEntry,
+    Statistics,
+    UnitEntry,
+    canonical_json,
+    commit_manifest,
+    load_manifest,
+    parse_manifest,
+)
+from pipeline.errors import ConfigError, DatasetError, DestinationExists, ShardCorrupt, SourceError
+from pipeline.launch import cores
+from pipeline.patterns import expand
+from pipeline.progress import Progress
+from pipeline.storage import Storage, open_storage
+from preprocess.foreign import UNKNOWN, Facts, empty_caption, facts_of
+from preprocess.plan import PLAN, read_plan, without_folders
+from preprocess.scan import Scan, scan
+from preprocess.writer import Moments
+
+
+def main(config: IndexConfig) -> int:
+    """The verb. Raises before anything is written when anything is wrong."""
+    storage = open_storage(config.dataset)
+    names = tar_names(storage, config)
+    facts = facts_of(storage, names, config)
+    refuse_other(storage, facts.contract, names, config)
+    uncond = empty_caption(storage, facts)
+    scans = scan_all(storage, names, facts, config)
+    manifest, indexes = manifest_of(scans, facts, uncond, config)
+    if facts.made:
+        manifest = restored(storage, manifest)
+    else:
+        put_identical(storage, UNCOND, uncond)
+        plan = {"contract": asdict(facts.contract), "source": without_folders(config.source), "units": names}
+        put_identical(storage, PLAN, canonical_json(plan))
+    for key, data in indexes.items():
+        put_identical(storage, key, data)
+    prove_reading(storage, manifest, scans)
+    commit_manifest(storage, manifest)
+    print(summary(config.dataset, manifest))
+    return 0
+
+
+def tar_names(storage: Storage, config: IndexConfig) -> list[str]:
+    """Keys of the tars, relative to the dataset, sorted. Raises ConfigError for one that lies elsewhere."""
+    names, root = [], _absolute(storage.url)
+    for place, key in expand(config.source):
+        where = _absolute(place.locate(key))
+        if not where.startswith(f"{root}/"):
+            raise ConfigError(f"source={config.source}: {where} does not lie below dataset={config.dataset}")
+        if not where.endswith(".tar"):
+            raise ConfigError(f"source={config.source}: {where} is not named .tar; name only the tars of latents")
+        names.append(where[len(root) + 1 :])
+    return sorted(names)
+
+
+def _absolute(url: str) -> str:
+    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().resolve())
+
+
+def refuse_other(storage: Storage, contract: Contract, names: list[str], config: IndexConfig) -> None:
+    """Raises DestinationExists when the dataset is there already, and not as this run would make it."""
+    if storage.exists(MANIFEST) and not load_manifest(storage).adopted:
+        raise DestinationExists(f"{storage.locate(MANIFEST)} is there, and not of `latentmill index`: nothing to do")
+    plan = read_plan(storage)
+    if plan is None:
+        return
+    differences = plan.contract.differences(contract)
+    again = f"give the same, or delete {PLAN}, {MANIFEST} and {VERSIONS}/ there and index it anew"
+    if differences:
+        raise DestinationExists(f"{storage.url} was indexed with other settings ({'; '.join(differences)}): {again}")
+    if plan.contract.device == UNKNOWN and plan.names != names:
+        raise DestinationExists(
+            f"{storage.url} was indexed from {len(plan.names)} tars ({plan.parts[0].source}) that are not the "
+            f"{len(names)} of source={config.source}: {again}"
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The tars
+
+
+def scan_all(storage: Storage, names: list[str], facts: Facts, config: IndexConfig) -> list[Scan]:
+    """Reads every tar, several at a time. Raises SourceError when more records cannot be used than max_rejects allows,
+    with the first of them, and ShardCorrupt for a damaged tar."""
+    read = partial(scan, storage, contract=facts.contract, layout=facts.layout, limits=config.limits)
+    scans = list[Scan]()
+    pool = ThreadPoolExecutor(cores())
+    try:
+        with Progress(len(names), "index", "tars") as progress:
+            for one in pool.map(read, names):
+                scans.append(one)
+                if one.problem and not config.max_rejects:
+                    raise SourceError(f"{one.problem}. Mend it, or leave such records out with max_rejects=")
+                progress.update(1)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    rejected = sum((one.rejected for one in scans), collections.Counter[str]())
+    count = rejected.total() + sum(len(one.rows) for one in scans)
+    if rejected.total() > config.max_rejects * count or rejected.total() == count:
+        raise SourceError(
+            f"{config.source}: {rejected.total()} of {count} records cannot be used "
+            f"({', '.join(f'{number} {reason}' for reason, number in rejected.most_common())}; the first: "
+            f"{next((one.problem for one in scans if one.problem), 'none')}), more than max_rejects="
+            f"{config.max_rejects:g} allows"
+        )
+    return scans
+
+
+def manifest_of(
+    scans: list[Scan], facts: Facts, uncond: bytes, config: IndexConfig
+) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest, in which every tar is its own source, and the indexes by their keys."""
+    moments, units, shards, indexes = Moments(), list[UnitEntry](), list[ShardEntry](), dict[str, bytes]()
+    for number, one in enumerate(scans):
+        index = canonical_json(one.index(facts.layout))
+        moments.merge(one.moments)
+        units.append(
+            UnitEntry(
+                source=one.name,
+                source_sha256=one.sha256,
+                source_bytes=one.bytes,
+                read=len(one.rows) + one.rejected.total(),
+                accepted=len(one.rows),
+                rejected=dict(one.rejected),
+            )
+        )
+        entry = ShardEntry(
+            name=one.name,
+            unit=number,
+            size=one.size if one.rows else facts.contract.buckets[0],
+            samples=len(one.rows),
+            bytes=one.bytes,
+            sha256=one.sha256,
+            index_sha256=hashlib.sha256(index).hexdigest(),
+        )
+        shards.append(entry)
+        indexes[entry.index_name] = index
+    manifest = Manifest(
+        contract=facts.contract,
+        units=tuple(units),
+        shards=tuple(shards),
+        uncond_sha256=hashlib.sha256(uncond).hexdigest(),
+        statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
+        sources=(without_folders(config.source),),
+    )
+    return manifest, indexes
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is written
+
+
+def restored(storage: Storage, manifest: Manifest) -> Manifest:
+    """The manifest that `encode` wrote when its copy under manifests/ is still there, else the one that was made now.
+
+    Raises DatasetError when the tars are not those of that copy.
+    """
+    versions = [info.key for info in storage.list(f"{VERSIONS}/") if info.key.endswith(".json")]
+    if not versions:
+        return manifest
+    former = parse_manifest(storage.get(versions[-1]))
+    there = {entry.name: (entry.sha256, entry.index_sha256) for entry in former.shards}
+    here = {entry.name: (entry.sha256, entry.index_sha256) for entry in manifest.shards}
+    if there != here:
+        name = min(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        raise DatasetError(
+            f"{storage.locate(name)} is not what {versions[-1]} says: restore it, give source= all tars and no others, "
+            "or run the `latentmill encode` of this dataset again"
+        )
+    return former
+
+
+def put_identical(storage: Storage, key: str, data: bytes) -> None:
+    """Writes an object, or finds it there. Raises DestinationExists when it is there with other bytes."""
+    if not storage.put_if_absent(key, data) and storage.get(key) != data:
+        raise DestinationExists(
+            f"{storage.locate(key)} is there, and not what these tars and settings give: if they changed, delete "
+            f"{PLAN}, {MANIFEST}, {VERSIONS}/ and all *.index.json, and index anew"
+        )
+
+
+def prove_reading(storage: Storage, manifest: Manifest, scans: list[Scan]) -> None:
+    """Reads a record as the trainer will, and compares it with what was scanned. Raises DatasetError."""
+    blocks = blocks_of(storage, manifest)
+    entry, row = manifest.shards[blocks[0].shard], int(blocks.rows(0)[0])
+    scanned = next(one for one in scans if one.name == entry.name).first
+    if row or scanned is None:
+        return
+    try:
+        record = Reader(storage, manifest, blocks).read(0).record(0, list(scanned.members))
+        same = record.key == scanned.key and record.meta["caption"] == scanned.meta["caption"]
+        same = same and all((record.members[name] == array).all() for name, array in scanned.members.items())
+    except (ShardCorrupt, KeyError):
+        same = False
+    if not same:
+        raise DatasetError(
+            f"{storage.locate(entry.name)}: the stream does not read record {scanned.key} as it was scanned: this "
+            "version cannot read members of these names, so rename them"
+        )
+
+
+def summary(url: str, manifest: Manifest) -> str:
+    """What the verb ends with."""
+    rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "none"
+    size = sum(shard.bytes for shard in manifest.shards) / 1e6
+    known = "" if manifest.contract.vae_sha256 else "; its encoders are unknown: evaluations will refuse it"
+    return (
+        f"index: {url} is a dataset: {manifest.samples:,} records (left out: {rejects}) in {len(manifest.shards)} "
+        f"tars, {size:,.1f} MB, dataset {manifest.digest[:12]}{known}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["index", *sys.argv[1:]]))

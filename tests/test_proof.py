@@ -1,0 +1,113 @@
+"""training/proof.py: orders with excluded records, with buckets, and with records that come twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.blocks import Blocks
+from pipeline.data.kept import Kept
+from pipeline.data.manifest import Manifest
+from pipeline.training.ledger import Stretch, record_hashes
+from pipeline.training.proof import Places, prove
+
+BATCH = 8
+
+
+def dataset(sizes: list[int], buckets: int = 1) -> Manifest:
+    shards = [SimpleNamespace(samples=n, bytes=1000 * n, size=(i % buckets, 1)) for i, n in enumerate(sizes)]
+    contract = SimpleNamespace(buckets=tuple((i, 1) for i in range(buckets)))
+    return SimpleNamespace(shards=shards, contract=contract)  # type: ignore[return-value]
+
+
+@st.composite
+def datasets(draw: st.DrawFn) -> tuple[list[int], np.ndarray]:
+    sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=8))
+    rows = [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
+    gone = draw(st.lists(st.sampled_from(rows), unique=True, max_size=len(rows) // 2))
+    return sizes, np.array(sorted(gone), dtype=np.int32).reshape(-1, 2)
+
+
+@given(datasets(), st.sampled_from([1500, 4000, 10**6]))
+@settings(max_examples=80, deadline=None)
+def test_places_are_the_rows_that_blocks_are_read_from_and_never_excluded_ones(
+    drawn: tuple[list[int], np.ndarray], block_bytes: int
+) -> None:
+    sizes, excluded = drawn
+    kept = Kept(dataset(sizes), excluded)
+    blocks = Blocks(dataset(sizes), kept, block_bytes)
+    places = Places(blocks, kept)
+    found: list[tuple[int, int]] = []
+    for number in range(len(blocks)):
+        rows = blocks.rows(number)
+        shards, mine = places(np.full(len(rows), number), np.arange(len(rows)))
+        assert mine.tolist() == rows.tolist()
+        found += zip(shards.tolist(), mine.tolist())
+    gone = set(map(tuple, excluded.tolist()))
+    assert found == [(s, r) for s, size in enumerate(sizes) for r in range(size) if (s, r) not in gone]
+
+
+def lines_of(numbers: np.ndarray, shards: np.ndarray, rows: np.ndarray, world: int) -> Iterator[Stretch]:
+    share = record_hashes(numbers, shards, rows).reshape(-1, world, BATCH // world)
+    for rank in range(world):
+        samples = share[:, rank].size
+        yield Stretch(0, len(numbers), rank, world, samples, int(share[:, rank].sum()), 0)
+
+
+@pytest.mark.parametrize(("buckets", "tail"), [(1, "drop"), (1, "wrap"), (3, "drop"), (3, "wrap")])
+def test_epochs_are_proved_with_what_they_leave_out_or_repeat(buckets: int, tail: str) -> None:
+    sizes = [31, 17, 40, 23, 11, 37]
+    kept = Kept(dataset(sizes, buckets), np.array([[0, 4], [2, 7], [2, 8]], dtype=np.int32))
+    blocks = Blocks(dataset(sizes, buckets), kept, 5000)
+    order, places = blocks.order(1, BATCH, tail), Places(blocks, kept)
+    numbers = np.arange(2 * order.epoch_samples + 5 * BATCH)
+    found = order.locate(numbers)
+    lines = list(lines_of(numbers, *places(found.block, found.place), 4))
+    proof = prove(lines, len(numbers), order, places, str)
+    assert proof.problems == []
+    assert [(e.number, e.samples, e.whole) for e in proof.epochs] == [
+        (0, order.epoch_samples, True),
+        (1, order.epoch_samples, True),
+        (2, 5 * BATCH, False),
+    ]
+    for epoch in proof.epochs[:2]:
+        assert epoch.samples - epoch.used == order.repeated
+        assert order.records - epoch.used == order.dropped
+    assert order.records == sum(sizes) - 3
+    assert order.repeated > 0 if tail == "wrap" else order.dropped > 0
+
+
+def test_an_order_that_repeats_a_record_within_an_epoch_is_no_proof() -> None:
+    kept = Kept(dataset([20, 20]), np.empty((0, 2), dtype=np.int32))
+    blocks = Blocks(dataset([20, 20]), kept)
+    order, places = blocks.order(1, BATCH), Places(blocks, kept)
+    real = order.locate
+
+    def locate(n: np.ndarray) -> object:
+        found = real(n)
+        return dataclasses.replace(found, block=found.block * 0)
+
+    order.locate = locate  # type: ignore[assignment,method-assign]
+    numbers = np.arange(order.epoch_samples)
+    found = order.locate(numbers)
+    lines = list(lines_of(numbers, *places(found.block, found.place), 1))
+    (problem,) = prove(lines, len(numbers), order, places, str).problems
+    assert problem == "epoch 0 takes 20 records twice, and its order says 0"
+
+
+def test_a_gap_between_spans_that_lack_one_rank_is_told_too() -> None:
+    kept = Kept(dataset([40, 40]), np.empty((0, 2), dtype=np.int32))
+    blocks = Blocks(dataset([40, 40]), kept)
+    lines = [Stretch(first, first + 8, 0, 2, 4, 0, 0) for first in (0, 8, 24, 32)]
+    found = prove(lines, 40, blocks.order(1, BATCH), Places(blocks, kept), str).problems
+    assert [problem.partition(" (")[0] for problem in found] == [
+        "samples 0 to 15: nothing of rank 1 of 2",
+        "samples 16 to 23 are in no rank's ledger",
+        "samples 24 to 39: nothing of rank 1 of 2",
+    ]
