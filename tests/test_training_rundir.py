@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.config import DataConfig, DeepSpeedConfig, EncodersConfig, OptimConfig, TrainConfig
 from pipeline.configload import to_yaml
+from pipeline.data.order import ORDER
 from pipeline.errors import RunError
 from pipeline.storage import open_storage
 from pipeline.training.rundir import (
@@ -24,7 +25,8 @@ def run(tmp_path):
     """A run directory with a commit at 640 samples."""
     run = open_storage(str(tmp_path / "run"))
     run.put("config.yaml", to_yaml(CONFIG).encode())
-    run.put("run.json", json.dumps({"manifests": {"train": "a" * 64}, "contract": {"scale": 1.0}}).encode())
+    facts = {"order": ORDER, "manifests": {"train": "a" * 64}, "contract": {"scale": 1.0}}
+    run.put("run.json", json.dumps(facts).encode())
     run.put("checkpoints/000000000640/commit.json", b"{}")
     return run
 
@@ -87,6 +89,12 @@ def test_another_dataset_is_refused(run, empty):
     with pytest.raises(RunError, match="bbbbbbbbbbbb"):
         require_same_dataset(CONFIG, run, "b" * 64)
     require_same_dataset(CONFIG, empty, "b" * 64)
+
+
+def test_a_run_that_took_its_samples_in_another_order_is_refused(run):
+    run.put("run.json", json.dumps({"manifests": {"train": "a" * 64}}).encode())
+    with pytest.raises(RunError, match="version 1"):
+        require_same_dataset(CONFIG, run, "a" * 64)
 
 
 def test_a_run_is_finished_when_its_last_sample_is_committed_and_evaluated(run):
