@@ -16,7 +16,7 @@ from pipeline.models.text import TextTower
 from preprocess.plan import Unit
 from preprocess.sample import Picture, Prepared, hole
 
-TEXT_STEP = 8  # captions of a batch that differ are encoded in multiples of this many
+TEXT_STEP = 8  # captions of a batch that differ are encoded in multiples of this many, or of a smaller batch
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Encoder:
         unique: dict[tuple[int, ...], int] = {}
         places = [unique.setdefault(tuple(row), len(unique)) for row in ids]
         rows = list(unique)
-        rows += rows[-1:] * (-len(rows) % TEXT_STEP)
+        rows += rows[-1:] * (-len(rows) % min(TEXT_STEP, self.batch))
         states = self.text.encode(torch.tensor(rows, dtype=torch.int64)).half().cpu().numpy()
         return states[places]
 
