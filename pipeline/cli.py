@@ -29,7 +29,7 @@ VERBS = {
     "sample": ("pipeline.sample", "images from a checkpoint"),
     "export": ("pipeline.export", "weights that other software loads"),
     "fetch": ("pipeline.fetch", "encoders into a folder or bucket, for nodes without internet"),
-    "data": ("pipeline.plan", "what ranks and nodes would read: batches, bytes, bandwidth, memory"),
+    "data": ("pipeline.preview", "what ranks and nodes would read: batches, bytes, bandwidth, memory"),
     "ledger": ("pipeline.ledger", "prove that a run trained on every sample once"),
     "report": ("pipeline.report.page", "one HTML page about one run or several"),
     "demo": ("pipeline.demo", "the whole loop on captioned shapes, on this machine"),

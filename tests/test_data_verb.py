@@ -16,7 +16,7 @@ from pipeline.data.blocks import blocks_of
 from pipeline.data.manifest import Manifest, commit_manifest
 from pipeline.data.stream import Stream
 from pipeline.errors import ConfigError, DatasetError
-from pipeline.plan import describe, job_of, reads, size
+from pipeline.preview import describe, job_of, reads, size
 from pipeline.storage import open_storage
 from pipeline.train import describe_run
 from pipeline.training.rundir import COMMIT, checkpoint_folder
