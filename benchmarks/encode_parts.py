@@ -25,6 +25,7 @@ from pipeline.config import EncodeConfig, EncodersConfig, LaunchConfig
 from pipeline.data.manifest import load_manifest
 from pipeline.data.stream import first_records
 from pipeline.launch import cores
+from pipeline.malloc import keep_memory
 from pipeline.models.autoencoder import FirstStage, load_autoencoder
 from pipeline.models.text import TextTower, load_text
 from pipeline.models.tokenizer import find_tower, load_tokenizer, merges_of
@@ -54,6 +55,8 @@ class Parts:
         self.device = pick_device(preset.device)
         self.threads, self.workers = preset.threads or cores(), preset.workers or cores()
         torch.set_num_threads(self.threads)
+        if self.device.type == "cpu":
+            keep_memory()  # as the verb does; of no use to it alone, for all sides run in this process
         self.paths = write_photos(
             Path(preset.folder).expanduser() if preset.folder else folder / "source",
             width=preset.width,
