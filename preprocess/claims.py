@@ -75,11 +75,13 @@ class Claims:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Gives up what is still held, so that nobody need wait for it to expire."""
+        """Gives up what is still held, so that nobody need wait for it to expire. A store that fails now does not hide
+        what went wrong before."""
         self._ended.set()
         self._thread.join()
-        for number in list(self._held):
-            self.release(number)
+        with suppress(StorageError):
+            for number in list(self._held):
+                self.release(number)
 
     def _body(self) -> bytes:
         """Differs from one renewal to the next, so that the object's etag does."""

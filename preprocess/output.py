@@ -83,13 +83,13 @@ class UnitOutput:
         self._tars: dict[tuple[int, int], _Tar] = {}  # by (dataset, bucket)
         self._finished: dict[tuple[int, int], tuple[dict[str, Any], bytes]] = {}
         self._moments = [Moments() for _ in destinations]
-        self._retried = 0
+        self._retried = [0 for _ in destinations]
 
     def add(self, encoded: Encoded) -> None:
         """Appends a batch. Raises NonFinite, StorageError."""
         batch = encoded.batch
         contract = self.destinations[batch.target].contract
-        self._retried += encoded.retried
+        self._retried[batch.target] += encoded.retried
         with disk_errors():
             place = batch.target, batch.bucket
             tar = self._tars.get(place)
@@ -156,7 +156,7 @@ class UnitOutput:
             "rejected": dict(facts.rejected),
             "passed_over": facts.shard.passed_over,
             "truncated": facts.truncated,
-            "retried": self._retried,
+            "retried": self._retried[number],
             "shards": shards,
             "hashes_sha256": hashlib.sha256(hashes).hexdigest() if hashes is not None else "",
             "statistics": self._moments[number].to_json(),

@@ -6,6 +6,9 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from pipeline.errors import StorageError
 from pipeline.storage import LocalStorage
 from preprocess.claims import Claims, Work, claim_key
 
@@ -100,3 +103,20 @@ def test_stop_ends_a_wait_for_a_doubtful_claim(tmp_path: Path) -> None:
         started = time.monotonic()
         assert work.next() is None
         assert time.monotonic() - started < 10
+
+
+def test_a_store_that_fails_when_claims_are_given_up_does_not_hide_what_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: LocalStorage, key: str) -> None:
+        raise StorageError("the store is away")
+
+    monkeypatch.setattr(LocalStorage, "delete", away)
+
+    def work() -> None:
+        with Claims(LocalStorage(tmp_path), 60) as claims:
+            assert claims.take(0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()

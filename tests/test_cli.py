@@ -180,3 +180,16 @@ def test_a_sweep_with_a_failing_job_runs_the_others_and_names_it(tmp_path: Path)
     assert done.returncode == 1
     assert "1 of the sweep's jobs failed: images=0" in done.stderr
     assert (tmp_path / "sweep" / "images=3" / "00000.tar").exists()
+
+
+def test_encode_waits_passively_for_its_threads_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its decoding workers need the cores on which OpenMP's threads would spin."""
+    for given, expected in (("", "passive"), ("active", "active")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", "before")
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+        if given:
+            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        assert cli.main(["encode", "--help"]) == 0
+        assert os.environ["OMP_WAIT_POLICY"] == expected

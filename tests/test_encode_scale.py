@@ -500,6 +500,24 @@ def test_a_bf16_batch_that_is_not_finite_is_made_in_float32_and_counted(
     assert (first.members["moments"] == exact.members["moments"]).all()
 
 
+def test_a_retry_at_one_resolution_is_counted_in_that_dataset_alone(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FirstStage.encode_moments
+
+    def overflowing(self: FirstStage, x: torch.Tensor) -> torch.Tensor:
+        moments = real(self, x)
+        if self.dtype == torch.bfloat16 and x.shape[-1] == 64:
+            moments[0, 0, 0, 0] = float("inf")
+        return moments
+
+    monkeypatch.setattr(FirstStage, "encode_moments", overflowing)
+    half = EncodersConfig(seed=1, vae_dtype="bfloat16")
+    main(config(str(shards / "00000.tar"), tmp_path, encoders=half, resolution=(32, 64)))
+    counts = [json.loads((tmp_path / f"{side}/units/000000.json").read_text())["retried"] for side in (32, 64)]
+    assert counts == [0, 2]  # five images in batches of four
+
+
 def test_a_source_that_is_mostly_bad_stops_before_it_has_all_been_read(tmp_path: Path) -> None:
     for shard in range(10):
         members = []
