@@ -120,6 +120,12 @@ class DataConfig:
 
     train: str = ""
     """Cache to train on: a folder or s3:// URL that `latentmill encode` wrote."""
+    mix: tuple[str, ...] = ()
+    """Further caches that are mixed in, made by the same encoders; sizes of latents may differ, and then each global
+    batch is of one cache."""
+    weights: tuple[float, ...] = ()
+    """Shares of the samples that are of data.train and of each of data.mix, in any unit ([0.7,0.2,0.1]); [] = in
+    proportion to their numbers of records. Each cache turns over at its own pace, every record once in its epoch."""
     val: str = ""
     """Cache whose captions are sampled in evaluations; never trained on. "" turns sampled evaluation off."""
     tail: Literal["drop", "wrap"] = "drop"
@@ -487,6 +493,10 @@ class DataVerbConfig:
 
     dataset: str = ""
     """The cache; "" = that of `run`."""
+    mix: tuple[str, ...] = ()
+    """Further caches, as data.mix of train; [] = those of `run`, if it has any."""
+    weights: tuple[float, ...] = ()
+    """As data.weights of train; [] = the run's, else in proportion to numbers of records."""
     run: str = ""
     """Run directory whose dataset, batch, seed, tail, rate and newest commit hold where they are not given."""
     at: int = -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -20,6 +21,7 @@ def check_train(config: c.TrainConfig) -> None:
     """latentmill train."""
     _some_text("run", config.run, "a folder or s3:// URL for the run")
     _some_text("data.train", config.data.train, "the cache that `latentmill encode` wrote")
+    check_mix("data.", config.data.train, config.data.mix, config.data.weights)
     _at_least(1, samples=config.samples)
     _at_least(0, seed=config.seed)
     check_model(config.model, config.task)
@@ -67,8 +69,28 @@ def check_evaluation(config: c.TrainConfig) -> None:
         "eval.reference is given but data.val is not: data.val=CACHE names the captions to sample",
     )
     _require(
-        config.data.val == "" or config.data.val != config.data.train,
+        config.data.val == "" or config.data.val not in (config.data.train, *config.data.mix),
         f"data.val={config.data.val} is the training cache; captions must be ones that training never sees",
+    )
+
+
+def check_mix(prefix: str, first: str, mix: tuple[str, ...], weights: tuple[float, ...]) -> None:
+    """Caches that are mixed, and their weights. prefix: of the keys, in messages."""
+    urls, shown = [first.rstrip("/"), *(url.rstrip("/") for url in mix)], f"{prefix}weights={list(weights)}"
+    _require(all(url.strip() for url in mix), f"{prefix}mix={list(mix)}: the name of a cache is empty")
+    twice = sorted({url for url in urls if urls.count(url) > 1})
+    _require(not twice, f"{prefix}mix: {', '.join(twice)} is given twice; give it once, with a larger weight")
+    _require(
+        not weights or bool(mix),
+        f"{shown} without {prefix}mix: name the caches to mix in, {prefix}mix=[CACHE], or leave the weights out",
+    )
+    _require(
+        len(weights) in (0, len(urls)),
+        f"{shown}: {len(urls)} weights are wanted, the first cache's and one for each of {prefix}mix",
+    )
+    _require(
+        all(math.isfinite(weight) and weight > 0 for weight in weights),
+        f"{shown}: numbers above 0 are wanted; leave out a cache that is not to be read",
     )
 
 
@@ -215,6 +237,8 @@ def check_reference(config: c.ReferenceConfig) -> None:
 def check_data(config: c.DataVerbConfig) -> None:
     """latentmill data."""
     _require(config.dataset + config.run != "", "dataset is missing: give dataset=CACHE, or run=RUN for a run's own")
+    if config.dataset:
+        check_mix("", config.dataset, config.mix, () if config.run else config.weights)
     _at_least(1, world=config.world, nodes=config.nodes, batches=config.batches)
     _at_least(0, batch=config.batch)
     _at_least(-1, at=config.at, seed=config.seed)

@@ -11,25 +11,25 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 
-from pipeline.data.blocks import Blocks
 from pipeline.data.buckets import Buckets
-from pipeline.data.kept import Kept
-from pipeline.data.manifest import Manifest, find_version, load_excluded, load_manifest
+from pipeline.data.dataset import Dataset, part_of
+from pipeline.data.manifest import find_version, load_manifest
+from pipeline.data.mixture import AnyOrder, Mixture, orders_of
 from pipeline.data.order import Order
 from pipeline.errors import ConfigError, NotProved, RunError
 from pipeline.progress import Progress
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import open_storage
 from pipeline.training.ledger import Stretch, read_ledger, totals
-from pipeline.training.proof import Epoch, Places, Proof, prove
-from pipeline.training.rundir import RunInfo, committed, load_run
+from pipeline.training.proof import Epoch, Proof, prove
+from pipeline.training.rundir import RunInfo, committed, dataset_digests, dataset_urls, load_run
 
-USAGE = "usage: latentmill ledger RUN [RUN ...] [dataset=URL]"
+USAGE = "usage: latentmill ledger RUN [RUN ...] [dataset=URL, or URL,URL,... of a mixture]"
 SHOWN = 12  # problems listed
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb. argv: run directories and dataset=URL, where their dataset lies now when that is elsewhere. Raises
-    NotProved after printing what it found."""
+    """The verb. argv: run directories and dataset=URL, where their dataset lies now when that is elsewhere (of a
+    mixture URL,URL,...). Raises NotProved after printing what it found."""
     urls = [argument for argument in argv if "=" not in argument]
     options = dict(argument.split("=", 1) for argument in argv if "=" in argument)
     dataset = options.pop("dataset", "")
@@ -61,19 +61,22 @@ def examine(run: RunInfo, url: str, dataset: str = "") -> tuple[list[Stretch], P
     n = next(iter(committed(run.storage)), 0)
     if n == 0:
         raise RunError(f"{url} has nothing committed yet, so its ledger proves nothing; look again after a commit")
-    manifest, order, places = ordered(run, dataset)
+    held, order = ordered(run, dataset)
     lines = read_ledger(run.storage)
     began = time.perf_counter()
     with Progress(n, "ledger", enabled=sys.stderr.isatty()) as progress:
-        proof = prove(lines, n, order, places, lambda shard: manifest.shards[shard].name, progress.update)
+        proof = prove(lines, n, order, held, progress.update)
     seconds = time.perf_counter() - began
     config = run.config
     print(f"{url}: {n:,} samples committed; global batch {config.optim.batch:,}, seed {config.seed}")
-    print(
-        f"{dataset or config.data.train}: version {manifest.version} ({manifest.digest[:12]}), {order.records:,} "
-        f"records in {len(manifest.shards):,} shards; an epoch is {order.epoch_samples:,} samples\n"
-    )
-    print(describe(proof, order))
+    for number, (part, own) in enumerate(zip(held.parts, orders_of(order), strict=True)):
+        manifest = part.manifest
+        print(
+            f"{part.storage.url}: version {manifest.version} ({manifest.digest[:12]}), {own.records:,} records in "
+            f"{len(manifest.shards):,} shards; an epoch is {own.epoch_samples:,} samples{share(order, number)}"
+        )
+    print()
+    print(describe(proof, order, held.labels))
     if not proof.problems:
         print(
             f"Proved in {seconds:.1f} s: each of the {n:,} samples was trained on once, and was the record that the "
@@ -82,35 +85,45 @@ def examine(run: RunInfo, url: str, dataset: str = "") -> tuple[list[Stretch], P
     return lines, proof
 
 
-def ordered(run: RunInfo, dataset: str = "") -> tuple[Manifest, Order | Buckets, Places]:
-    """The manifest that a run began with, its order, and where that order's positions are. dataset: where it lies, when
-    not in data.train. Raises RunError when it is not there."""
-    config = run.config
-    cache = open_storage(dataset or config.data.train)
-    manifest = pinned(run, cache)
-    kept = Kept(manifest, load_excluded(cache, manifest))
-    blocks = Blocks(manifest, kept)
-    return manifest, blocks.order(config.seed, config.optim.batch, config.data.tail), Places(blocks, kept)
+def ordered(run: RunInfo, dataset: str = "") -> tuple[Dataset, AnyOrder]:
+    """The dataset that a run began with, and its order. dataset: where it lies, when not in data.train; of a mixture
+    URLs with commas between. Raises RunError when it is not there."""
+    data = run.config.data
+    urls = dataset_urls(data)
+    if dataset:
+        urls = (dataset,) if not data.mix else tuple(dataset.strip("[]").split(","))
+    held = pinned(run, urls)
+    return held, held.order(run.config.seed, run.config.optim.batch, data.tail, data.weights)
 
 
-def pinned(run: RunInfo, cache: Storage) -> Manifest:
-    """The version of the dataset at `cache` that a run is trained on. Raises RunError."""
-    digest = run.manifests["train"]
-    manifest = find_version(cache, digest) or load_manifest(cache)
-    if manifest.digest != digest:
-        raise RunError(
-            f"{run.storage.url} was trained on a dataset whose manifest is {digest[:12]}, which {cache.url} does not "
-            f"hold (it has {manifest.digest[:12]}); restore it, or say where it lies: dataset=URL"
+def pinned(run: RunInfo, urls: Sequence[str]) -> Dataset:
+    """The datasets at `urls` in the versions that a run is trained on. Raises ConfigError for more or fewer than the
+    run has, and RunError for others."""
+    digests = dataset_digests(run.facts)
+    if len(urls) != len(digests):
+        raise ConfigError(
+            f"{run.storage.url} is trained on {len(digests)} datasets, and {len(urls)} are named: say where each lies, "
+            "data.train's first"
         )
-    return manifest
+    parts = []
+    for url, digest in zip(urls, digests, strict=True):
+        cache = open_storage(url)
+        manifest = find_version(cache, digest) or load_manifest(cache)
+        if manifest.digest != digest:
+            raise RunError(
+                f"{run.storage.url} was trained on a dataset whose manifest is {digest[:12]}, which {cache.url} does "
+                f"not hold (it has {manifest.digest[:12]}); restore it, or say where it lies: dataset=URL"
+            )
+        parts.append(part_of(cache, manifest))
+    return Dataset(parts)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # In words
 
 
-def describe(proof: Proof, order: Order | Buckets) -> str:
-    """Tables of stretches and of epochs, and the problems."""
+def describe(proof: Proof, order: AnyOrder, labels: Sequence[str]) -> str:
+    """Tables of stretches and of epochs, and the problems. labels: the datasets' names."""
     rows = []
     for (world, fine), same in groupby(proof.spans, key=lambda span: (span.world, not span.problem)):
         spans = list(same)
@@ -118,9 +131,11 @@ def describe(proof: Proof, order: Order | Buckets) -> str:
         rows.append([_range(spans[0].first, spans[-1].last), f"{world}", f"{len(spans)}", verdict])
     parts = [table(["samples", "ranks", "commits", "records"], rows, left=(0, 3))]
     rows = []
-    for _, alike in groupby(proof.epochs, key=lambda e: (e.samples, e.used, e.whole)):
+    orders = orders_of(order)
+    for _, alike in groupby(proof.epochs, key=lambda e: (e.part, e.samples, e.used, e.whole)):
         epochs = list(alike)
-        rows.append([_epochs(epochs), *_counts(epochs[0], order)])
+        of = f" of {labels[epochs[0].part]}" if len(orders) > 1 else ""
+        rows.append([_epochs(epochs) + of, *_counts(epochs[0], orders[epochs[0].part])])
     parts.append(table(["epoch", "samples", "records", "left out", "twice"], rows, left=(0,)))
     if proof.beyond:
         parts.append(f"  Beyond the last commit the ledger goes on ({proof.beyond} lines); a resume drops that.\n")
@@ -129,6 +144,13 @@ def describe(proof: Proof, order: Order | Buckets) -> str:
         more = len(proof.problems) - len(shown)
         parts.append("".join(f"  ! {problem}\n" for problem in shown) + (f"  ... and {more} more\n" if more else ""))
     return "\n".join(parts)
+
+
+def share(order: AnyOrder, number: int) -> str:
+    """The part of a mixture's samples that is of a dataset; "" where there is but one."""
+    if not isinstance(order, Mixture):
+        return ""
+    return f"; {order.weights[number]} of {sum(order.weights)} samples are of it"
 
 
 def _counts(epoch: Epoch, order: Order | Buckets) -> list[str]:

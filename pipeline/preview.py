@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import DataVerbConfig, OptimConfig
+from pipeline.config import DataConfig, DataVerbConfig, OptimConfig
 from pipeline.configcheck import check_world
-from pipeline.data.blocks import Blocks
 from pipeline.data.buckets import Buckets
-from pipeline.data.kept import Kept
-from pipeline.data.manifest import Manifest, load_excluded, load_manifest
-from pipeline.data.order import Order
+from pipeline.data.dataset import Dataset, part_of
+from pipeline.data.manifest import load_manifest
+from pipeline.data.mixture import AnyOrder, Mixture, orders_of
+from pipeline.data.order import Order, Positions
 from pipeline.errors import ConfigError, NotFound
-from pipeline.ledger import pinned, table
+from pipeline.ledger import pinned, share, table
 from pipeline.storage import open_storage
 from pipeline.training.rundir import RunInfo, committed, load_run
 
@@ -32,12 +32,10 @@ SHOWN = 4  # shards named for a node
 
 @dataclass(frozen=True)
 class Job:
-    """What is planned: an order over blocks, read by `world` ranks on `nodes` nodes from sample number `at` on."""
+    """What is planned: an order over a dataset's blocks, read by `world` ranks on `nodes` nodes from sample `at` on."""
 
-    url: str
-    manifest: Manifest
-    blocks: Blocks
-    order: Order | Buckets
+    dataset: Dataset
+    order: AnyOrder
     at: int
     world: int
     nodes: int
@@ -52,14 +50,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Reads:
-    """Which blocks each rank reads over some samples. touched: (world, blocks) bool."""
+    """Which blocks each rank reads over some samples. times: (world, blocks) how often."""
 
     samples: int
-    touched: np.ndarray
+    times: np.ndarray
+
+    @property
+    def touched(self) -> np.ndarray:
+        return self.times > 0
 
     def by_node(self, nodes: int, block_bytes: np.ndarray) -> np.ndarray:
         """(nodes,) bytes: each rank reads for itself."""
-        return self.touched.reshape(nodes, -1, len(block_bytes)).sum(axis=1) @ block_bytes
+        return self.times.reshape(nodes, -1, len(block_bytes)).sum(axis=1) @ block_bytes
 
 
 def main(config: DataVerbConfig) -> int:
@@ -71,20 +73,23 @@ def main(config: DataVerbConfig) -> int:
 def job_of(config: DataVerbConfig) -> Job:
     """What a configuration asks about. Raises ConfigError for ranks that do not divide the batch or the nodes."""
     run = load_run(config.run) if config.run else None
-    url = config.dataset or (run.config.data.train if run else "")
-    storage = open_storage(url)
-    manifest = pinned(run, storage) if run else load_manifest(storage)
+    of_run = run.config.data if run else DataConfig()
+    urls = (config.dataset or of_run.train, *(config.mix or of_run.mix))
+    if run:
+        dataset = pinned(run, urls)
+    else:
+        caches = [open_storage(url) for url in urls]
+        dataset = Dataset([part_of(cache, load_manifest(cache)) for cache in caches])
     batch = config.batch or (run.config.optim.batch if run else 64)
     seed = config.seed if config.seed >= 0 else (run.config.seed if run else 0)
     check_world(OptimConfig(batch=batch), config.world)
-    blocks = Blocks(manifest, Kept(manifest, load_excluded(storage, manifest)))
-    order = blocks.order(seed, batch, config.tail or (run.config.data.tail if run else "drop"))
+    order = dataset.order(seed, batch, config.tail or of_run.tail, config.weights or of_run.weights)
     at = config.at if config.at >= 0 else next(iter(committed(run.storage)), 0) if run else 0
     if at % batch:
         raise ConfigError(f"at={at}: batches of {batch} start at {at // batch * batch} and {(at // batch + 1) * batch}")
     rate = config.images_per_s or (measured_rate(run) if run else 0.0)
     memory = int(run.config.data.memory_gb * 1e9) if run else 0
-    return Job(url, manifest, blocks, order, at, config.world, config.nodes, rate, memory)
+    return Job(dataset, order, at, config.world, config.nodes, rate, memory)
 
 
 def measured_rate(run: RunInfo) -> float:
@@ -101,21 +106,25 @@ def measured_rate(run: RunInfo) -> float:
 # Reads
 
 
-def located(job: Job, first: int, last: int) -> Iterator[np.ndarray]:
-    """Block numbers (batches, world, share) of samples [first, last), some batches at a time."""
+def located(job: Job, first: int, last: int) -> Iterator[Positions]:
+    """Where samples [first, last) are, some batches at a time."""
     size = max(CHUNK // job.batch, 1) * job.batch
     for start in range(first, last, size):
-        blocks = job.order.locate(np.arange(start, min(start + size, last))).block
-        yield blocks.reshape(-1, job.world, job.batch // job.world)
+        yield job.order.locate(np.arange(start, min(start + size, last)))
 
 
 def reads(job: Job, first: int, last: int) -> Reads:
-    """What each rank reads for samples [first, last), when it holds a block until its last use."""
-    touched = np.zeros((job.world, len(job.blocks)), dtype=bool)
-    for blocks in located(job, first, last):
-        ranks = np.broadcast_to(np.arange(job.world)[None, :, None], blocks.shape)
-        touched[ranks.reshape(-1), blocks.reshape(-1)] = True
-    return Reads(last - first, touched)
+    """What each rank reads for samples [first, last), when it holds a block until its last use; of a mixture, whose
+    datasets turn over at their own pace, until its last use in an epoch."""
+    times = np.zeros((job.world, len(job.dataset)), dtype=np.int64)
+    latest = np.full(times.size, -1)  # epoch in which it was read last
+    for found in located(job, first, last):
+        rank = np.arange(len(found.block)) % job.batch // (job.batch // job.world)
+        epoch = found.epoch if isinstance(job.order, Mixture) else np.zeros_like(found.epoch)
+        turn, pair = np.divmod(np.unique((epoch * job.world + rank) * len(job.dataset) + found.block), times.size)
+        np.add.at(times.reshape(-1), pair, turn > latest[pair])
+        np.maximum.at(latest, pair, turn)
+    return Reads(last - first, times)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -124,17 +133,20 @@ def reads(job: Job, first: int, last: int) -> Reads:
 
 def describe(job: Job, batches: int) -> str:
     """Everything that the verb prints."""
-    order, manifest = job.order, job.manifest
-    whole = int(job.blocks.bytes.sum())
-    twice = f", {order.repeated:,} twice" if order.repeated else ""
-    head = [
-        f"{job.url}: version {manifest.version} ({manifest.digest[:12]}), {order.records:,} records in "
-        f"{len(manifest.shards):,} shards, {size(whole)}, read in {len(job.blocks):,} blocks",
-        f"seed {order.seed}, global batch {job.batch:,}: an epoch is {order.epoch_samples:,} samples, "
-        f"{order.dropped:,} records left out{twice}; lanes: {lanes(order)}",
-        f"{job.world} ranks on {job.nodes} node{'s' * (job.nodes > 1)}, from sample {job.at:,} (epoch "
-        f"{job.at // order.epoch_samples})",
-    ]
+    order, head = job.order, []
+    for number, (part, own) in enumerate(zip(job.dataset.parts, orders_of(order), strict=True)):
+        manifest = part.manifest
+        twice = f", {own.repeated:,} twice" if own.repeated else ""
+        head += [
+            f"{part.storage.url}: version {manifest.version} ({manifest.digest[:12]}), {own.records:,} records in "
+            f"{len(manifest.shards):,} shards, {size(int(part.blocks.bytes.sum()))}, read in {len(part.blocks):,} "
+            "blocks",
+            f"an epoch is {own.epoch_samples:,} samples, {own.dropped:,} records left out{twice}; lanes: {lanes(own)}"
+            + share(order, number),
+        ]
+    epoch = "" if isinstance(order, Mixture) else f" (epoch {job.at // order.epoch_samples})"
+    nodes = f"{job.world} ranks on {job.nodes} node{'s' * (job.nodes > 1)}"
+    head.append(f"seed {order.seed}, global batch {job.batch:,}{mixed(order)}; {nodes}, from sample {job.at:,}{epoch}")
     return "\n".join([*head, "", upcoming(job, batches), over_an_epoch(job)])
 
 
@@ -143,16 +155,23 @@ def lanes(order: Order | Buckets) -> str:
     return str(order.lanes) if isinstance(order, Order) else "each bucket's own"
 
 
+def mixed(order: AnyOrder) -> str:
+    """How a mixture is one."""
+    if not isinstance(order, Mixture):
+        return ""
+    return ", mixed within each" if order.item == 1 else ", each of one dataset (sizes of latents differ)"
+
+
 def upcoming(job: Job, batches: int) -> str:
     """A row for each node: its ranks, and what they read in the next batches."""
     soon = reads(job, job.at, job.at + batches * job.batch)
-    per_node = soon.by_node(job.nodes, job.blocks.bytes)
+    per_node = soon.by_node(job.nodes, job.dataset.bytes)
     ranks = job.world // job.nodes
     rows = []
     for node in range(job.nodes):
         touched = soon.touched[node * ranks : (node + 1) * ranks]
-        shards = np.unique(job.blocks.shards[touched.any(axis=0)])
-        named = ", ".join(job.manifest.shards[shard].name for shard in shards[:SHOWN].tolist())
+        shards = np.unique(job.dataset.shards[touched.any(axis=0)])
+        named = ", ".join(job.dataset.shard_name(shard) for shard in shards[:SHOWN].tolist())
         more = f" and {len(shards) - SHOWN} more" if len(shards) > SHOWN else ""
         rows.append(
             [
@@ -171,16 +190,18 @@ def upcoming(job: Job, batches: int) -> str:
 
 def over_an_epoch(job: Job) -> str:
     """Read amplification, bandwidth and memory."""
-    epoch = job.order.epoch_samples
-    first = job.at // epoch * epoch
+    epoch = sum(order.epoch_samples for order in orders_of(job.order)) // job.batch * job.batch or job.batch
+    first = job.at if isinstance(job.order, Mixture) else job.at // epoch * epoch
     last = first + min(epoch, -(-EPOCH_SAMPLES // job.batch) * job.batch)
     found = reads(job, first, last)
     distinct, total = int(found.touched.any(axis=0).sum()), int(found.touched.sum())
-    per_node = found.by_node(job.nodes, job.blocks.bytes)
+    per_node = found.by_node(job.nodes, job.dataset.bytes)
     busiest = float(per_node.max()) / found.samples
     share = job.batch // job.world
-    needed = max(job.order.window_bytes(job.blocks.bytes, rank * share, share) for rank in range(job.world))
+    needed = max(job.order.window_bytes(job.dataset.bytes, rank * share, share) for rank in range(job.world))
     over = "an epoch" if last - first == epoch else f"the first {last - first:,} samples of the epoch"
+    if isinstance(job.order, Mixture):
+        over = f"{last - first:,} samples from {first:,} on"
     verdict = "enough" if job.memory >= needed else "TOO LITTLE"
     bound = f"; data.memory_gb={job.memory / 1e9:g} is {verdict}" if job.memory else ""
     rows = [

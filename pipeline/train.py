@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,17 +24,20 @@ from pipeline.errors import ContractMismatch, LatentmillError, ShardCorrupt
 from pipeline.launch import in_world, run_ranks
 from pipeline.storage import Storage, open_storage
 from pipeline.training.rundir import (
+    begun_with,
     config_digest,
-    dataset_digest,
+    dataset_urls,
     is_finished,
     last_sample,
     require_resumable,
-    require_same_dataset,
+    require_same_datasets,
+    roles,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.data.dataset import Dataset
     from pipeline.data.manifest import Contract, Manifest
     from pipeline.tracking import Tracker
     from pipeline.training.distributed import World
@@ -78,7 +81,6 @@ def train(config: TrainConfig, world: World) -> None:
     """Build everything and train, as one rank of the world."""
     import torch
 
-    from pipeline.data.blocks import blocks_of
     from pipeline.data.diskcache import DiskCache
     from pipeline.data.manifest import load_manifest
     from pipeline.data.stream import Stream
@@ -91,21 +93,22 @@ def train(config: TrainConfig, world: World) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
-    run, cache = open_storage(config.run), open_storage(config.data.train)
-    manifest = begun_with(run, cache, load_manifest(cache), world)
+    run = open_storage(config.run)
+    dataset = trained_on(config, run, world)
+    cache, manifest = dataset.parts[0].storage, dataset.parts[0].manifest
     validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
     contract = manifest.contract
     empty = empty_caption(cache, manifest)
     task = make_task(config.task, contract.latent_shape, empty, trimmed=contract.trimmed)
     check_against_contract(config, manifest, validation, task.members)
-    manifests = {"train": manifest.digest} | ({"val": validation.digest} if validation else {})
-    blocks = blocks_of(cache, manifest)
-    order = blocks.order(config.seed, config.optim.batch, config.data.tail)
+    check_mixture(config, [part.manifest for part in dataset.parts], stored_members(task.members, contract))
+    digests = [part.manifest.digest for part in dataset.parts]
+    manifests = dict(zip(roles(len(digests)), digests)) | ({"val": validation.digest} if validation else {})
+    order = dataset.order(config.seed, config.optim.batch, config.data.tail, config.data.weights)
+    mixture = dataset.whole_weights(config.data.weights)
     stream_from = partial(
         Stream,
-        cache,
-        manifest,
-        blocks,
+        dataset,
         order,
         rank=world.rank,
         world=world.size,
@@ -120,8 +123,8 @@ def train(config: TrainConfig, world: World) -> None:
     try:
         if world.rank == 0:
             require_resumable(config, run)
-            require_same_dataset(config, run, manifest.digest)
-            describe_run(config, run, manifest, manifests)
+            require_same_datasets(config, run, digests, mixture)
+            describe_run(config, run, manifest, manifests, mixture)
     except LatentmillError as error:
         failure = error
     world.raise_together(failure)
@@ -142,7 +145,7 @@ def train(config: TrainConfig, world: World) -> None:
             run=run,
             folder=Path(folder),
             tracker=tracker,
-            identity=Identity(config_digest(config), manifests),
+            identity=Identity(config_digest(config), manifests, mixture),
             stream_from=lambda n: stream_from(start_n=n),
             text_of=text_encoder(config, contract, world),
             evaluate=evaluation(config, run, world, manifest, empty, tracker) if validation else None,
@@ -153,21 +156,42 @@ def train(config: TrainConfig, world: World) -> None:
             engine.destroy()
 
 
-def begun_with(run: Storage, cache: Storage, newest: Manifest, world: World) -> Manifest:
-    """The version of the dataset that a run goes on with: the one that it began with, though shards were appended."""
-    from pipeline.data.manifest import find_version
+def trained_on(config: TrainConfig, run: Storage, world: World) -> Dataset:
+    """data.train and data.mix, each in the version that the run began with, though shards were appended."""
+    from pipeline.data.dataset import Dataset, part_of
+    from pipeline.data.manifest import find_version, load_manifest
 
-    digest = dataset_digest(run)
-    if digest in ("", newest.digest):
-        return newest
-    older = find_version(cache, digest)
-    if older is not None and world.rank == 0:
-        print(
-            f"train: {cache.url} has grown to version {newest.version}; this run goes on with version {older.version}, "
-            "which it began with",
-            file=sys.stderr,
-        )
-    return older or newest
+    before, parts = begun_with(run), []
+    for number, url in enumerate(dataset_urls(config.data)):
+        cache = open_storage(url)
+        manifest = newest = load_manifest(cache)
+        if number < len(before) and before[number] != newest.digest:
+            manifest = find_version(cache, before[number]) or newest
+        if manifest is not newest and world.rank == 0:
+            print(
+                f"train: {cache.url} has grown to version {newest.version}; this run goes on with version "
+                f"{manifest.version}, which it began with",
+                file=sys.stderr,
+            )
+        parts.append(part_of(cache, manifest))
+    return Dataset(parts)
+
+
+def check_mixture(config: TrainConfig, manifests: Sequence[Manifest], members: Sequence[str]) -> None:
+    """Raises ContractMismatch when the caches of data.mix do not fit data.train; sizes of latents may differ. members:
+    arrays that are read besides moments."""
+    from pipeline.data.manifest import ENCODER_FACTS, require_match
+
+    facts = tuple(name for name in ENCODER_FACTS if name != "latent_shape")
+    dtypes = [{m.name: m.dtype for m in manifest.contract.members} for manifest in manifests]
+    for url, manifest, mine in zip(config.data.mix, manifests[1:], dtypes[1:], strict=True):
+        require_match(manifests[0].contract, manifest.contract, f"data.mix={url}", facts)
+        for name in ("moments", *members):
+            if mine.get(name) != dtypes[0].get(name):
+                raise ContractMismatch(
+                    f"data.mix={url} holds {name} as {mine.get(name, 'nothing')}, not {dtypes[0].get(name)} as "
+                    f"data.train={config.data.train} does. Encode it with the same encoders and conditions"
+                )
 
 
 def check_against_contract(
@@ -227,20 +251,28 @@ def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Calla
     return partial(encode_tokens, tower)
 
 
-def describe_run(config: TrainConfig, run: Storage, manifest: Manifest, manifests: Mapping[str, str]) -> None:
-    """Write config.yaml and run.json. Rank 0 only."""
+def describe_run(
+    config: TrainConfig,
+    run: Storage,
+    manifest: Manifest,
+    manifests: Mapping[str, str],
+    mixture: Sequence[int] = (),
+) -> None:
+    """Write config.yaml and run.json. manifest: of data.train. Rank 0 only."""
     import dataclasses
     from importlib.metadata import version
 
     from pipeline.data.order import ORDER
 
-    facts = {
+    facts: dict[str, Any] = {
         "manifests": dict(manifests),
         "dataset_samples": manifest.samples,
         "order": ORDER,
         "contract": dataclasses.asdict(manifest.contract),
         "versions": {name: version(name) for name in ("torch", "deepspeed")} | {"python": sys.version.split()[0]},
     }
+    if mixture:
+        facts["mixture"] = list(mixture)
     run.put("config.yaml", to_yaml(config).encode())
     run.put("run.json", json.dumps(facts, indent=1, sort_keys=True).encode())
 

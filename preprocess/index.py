@@ -18,7 +18,8 @@ from pathlib import Path
 
 from pipeline import cli
 from pipeline.config import IndexConfig
-from pipeline.data.blocks import Reader, blocks_of
+from pipeline.data.blocks import Reader
+from pipeline.data.dataset import dataset_of
 from pipeline.data.manifest import (
     MANIFEST,
     UNCOND,
@@ -208,13 +209,13 @@ def put_identical(storage: Storage, key: str, data: bytes) -> None:
 
 def prove_reading(storage: Storage, manifest: Manifest, scans: list[Scan]) -> None:
     """Reads a record as the trainer will, and compares it with what was scanned. Raises DatasetError."""
-    blocks = blocks_of(storage, manifest)
-    entry, row = manifest.shards[blocks[0].shard], int(blocks.rows(0)[0])
+    dataset = dataset_of(storage, manifest)
+    entry, row = manifest.shards[dataset[0].shard], int(dataset.rows(0)[0])
     scanned = next(one for one in scans if one.name == entry.name).first
     if row or scanned is None:
         return
     try:
-        record = Reader(storage, manifest, blocks).read(0).record(0, list(scanned.members))
+        record = Reader(dataset).read(0).record(0, list(scanned.members))
         same = record.key == scanned.key and record.meta["caption"] == scanned.meta["caption"]
         same = same and all((record.members[name] == array).all() for name, array in scanned.members.items())
     except (ShardCorrupt, KeyError):

@@ -10,15 +10,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.config import DataConfig, OptimConfig, TrainConfig
-from pipeline.data.blocks import blocks_of
+from pipeline.data.dataset import Dataset, part_of
 from pipeline.data.manifest import load_manifest
 from pipeline.data.records import record_key
 from pipeline.data.stream import Batch, Stream
 from pipeline.storage import open_storage
 from pipeline.train import describe_run
 from pipeline.training.ledger import Ledger, noise_digest, truncate_ledgers
-from pipeline.training.rundir import COMMIT, checkpoint_folder, committed
+from pipeline.training.rundir import COMMIT, checkpoint_folder, committed, dataset_urls, roles
 
 SIZES = [7, 12, 5, 9, 11]  # 44 records, of which an epoch takes 40
 BATCH = 8
@@ -32,12 +34,23 @@ Change = Callable[[int, Batch], list[Batch]]
 """(rank, its batch) -> the batches that it trains on instead."""
 
 
-def begin(folder: Path | str, cache: str, seed: int = 3) -> TrainConfig:
+def begin(
+    folder: Path | str, cache: str, seed: int = 3, mix: tuple[str, ...] = (), weights: tuple[float, ...] = ()
+) -> TrainConfig:
     """A run directory with nothing trained."""
-    config = TrainConfig(run=str(folder), data=DataConfig(train=cache), optim=OptimConfig(batch=BATCH), seed=seed)
-    manifest = load_manifest(open_storage(cache))
-    describe_run(config, open_storage(config.run), manifest, {"train": manifest.digest})
+    data = DataConfig(train=cache, mix=mix, weights=weights)
+    config = TrainConfig(run=str(folder), data=data, optim=OptimConfig(batch=BATCH), seed=seed)
+    dataset = dataset_of(config)
+    manifests = [part.manifest for part in dataset.parts]
+    digests = dict(zip(roles(len(manifests)), [manifest.digest for manifest in manifests], strict=True))
+    describe_run(config, open_storage(config.run), manifests[0], digests, dataset.whole_weights(weights))
     return config
+
+
+def dataset_of(config: TrainConfig) -> Dataset:
+    """What a run reads."""
+    caches = [open_storage(url) for url in dataset_urls(config.data)]
+    return Dataset([part_of(cache, load_manifest(cache)) for cache in caches])
 
 
 def live(
@@ -52,17 +65,14 @@ def live(
     """One life of a run on `world` ranks: it resumes, consumes, commits every so many samples, and is killed after
     `steps` steps if END does not come before. torn: ranks that had written their ledgers when the kill came, in the
     middle of a commit; the one after them is caught in the middle of its line."""
-    run, cache = open_storage(config.run), open_storage(config.data.train)
-    manifest = load_manifest(cache)
-    blocks = blocks_of(cache, manifest)
-    order = blocks.order(config.seed, BATCH)
+    run, dataset = open_storage(config.run), dataset_of(config)
+    order = dataset.order(config.seed, BATCH, weights=config.data.weights)
+    of = dataset.shard_starts
     n = next(iter(committed(run)), 0)
     truncate_ledgers(run, n)
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(
-                Stream(cache, manifest, blocks, order, rank=rank, world=world, batch=BATCH, start_n=n, prefetch=1)
-            )
+            stack.enter_context(Stream(dataset, order, rank=rank, world=world, batch=BATCH, start_n=n, prefetch=1))
             for rank in range(world)
         ]
         ledgers = [Ledger(run, Path(config.run), rank, world) for rank in range(world)]
@@ -71,7 +81,8 @@ def live(
         while n < END and steps > 0:
             for rank in range(world):
                 taken = next(streams[rank])
-                where = zip(taken.shards.tolist(), taken.rows.tolist())
+                own = taken.shards.numpy() - of[np.searchsorted(of, taken.shards.numpy(), side="right") - 1]
+                where = zip(own.tolist(), taken.rows.tolist())
                 assert taken.keys == [record_key(shard, row) for shard, row in where]
                 for batch in change(rank, taken):
                     ledgers[rank].add(

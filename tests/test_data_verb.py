@@ -12,8 +12,9 @@ from small_cache import make_cache
 from pipeline import cli
 from pipeline.config import DataConfig, DataVerbConfig, OptimConfig, TrainConfig
 from pipeline.data import stream as stream_module
-from pipeline.data.blocks import blocks_of
+from pipeline.data.dataset import dataset_of
 from pipeline.data.manifest import Manifest, commit_manifest
+from pipeline.data.mixture import orders_of
 from pipeline.data.stream import Stream
 from pipeline.errors import ConfigError, DatasetError
 from pipeline.preview import describe, job_of, reads, size
@@ -44,31 +45,30 @@ def test_the_blocks_told_of_each_rank_are_those_that_the_stream_reads(
     storage = open_storage(url)
     job = job_of(asked(url, at=at))
     told = reads(job, at, at + 5 * BATCH)
-    order = blocks_of(storage, manifest).order(5, BATCH)
+    order = dataset_of(storage, manifest).order(5, BATCH)
     for rank in range(4):
-        with Stream(
-            storage, manifest, blocks_of(storage, manifest), order, rank=rank, world=4, batch=BATCH, start_n=at
-        ) as stream:
+        with Stream(dataset_of(storage, manifest), order, rank=rank, world=4, batch=BATCH, start_n=at) as stream:
             read = {shard for _ in range(5) for shard in next(stream).shards.tolist()}
-        assert set(job.blocks.shards[told.touched[rank]].tolist()) == read
-    per_rank = told.touched @ job.blocks.bytes
-    assert told.by_node(2, job.blocks.bytes).tolist() == [per_rank[:2].sum(), per_rank[2:].sum()]
+        assert set(job.dataset.shards[told.touched[rank]].tolist()) == read
+    per_rank = told.touched @ job.dataset.bytes
+    assert told.by_node(2, job.dataset.bytes).tolist() == [per_rank[:2].sum(), per_rank[2:].sum()]
 
 
 def test_amplification_bandwidth_and_memory_are_those_of_an_epoch(cache: tuple[str, Manifest]) -> None:
     url, manifest = cache
     job = job_of(asked(url, images_per_s=100.0))
+    (order,) = orders_of(job.order)
     said = describe(job, 2)
-    blocks = job.order.locate(np.arange(job.order.epoch_samples)).block.reshape(-1, 4, BATCH // 4)
+    blocks = job.order.locate(np.arange(order.epoch_samples)).block.reshape(-1, 4, BATCH // 4)
     of_rank = [set(blocks[:, rank].reshape(-1).tolist()) for rank in range(4)]
     count, distinct = sum(map(len, of_rank)), len(set().union(*of_rank))
     assert f"{count / distinct:.3f}   {count} reads of {distinct} blocks" in said
-    per_rank = [sum(int(job.blocks.bytes[block]) for block in mine) for mine in of_rank]
+    per_rank = [sum(int(job.dataset.bytes[block]) for block in mine) for mine in of_rank]
     busiest = max(per_rank[0] + per_rank[1], per_rank[2] + per_rank[3])
-    assert f"{size(busiest / job.order.epoch_samples * 100)}/s   at 100 images/s of all ranks, busiest node" in said
-    needed = max(job.order.window_bytes(job.blocks.bytes, rank * 4, 4) for rank in range(4))
+    assert f"{size(busiest / order.epoch_samples * 100)}/s   at 100 images/s of all ranks, busiest node" in said
+    needed = max(job.order.window_bytes(job.dataset.bytes, rank * 4, 4) for rank in range(4))
     assert f"{size(needed)}   at most" in said
-    assert sum(entry.bytes for entry in manifest.shards) <= job.blocks.bytes.sum()
+    assert sum(entry.bytes for entry in manifest.shards) <= job.dataset.bytes.sum()
 
 
 def begin(url: str, manifest: Manifest, folder: Path, memory_gb: float = 4.0) -> str:
@@ -89,7 +89,7 @@ def test_a_run_tells_dataset_version_batch_seed_commit_and_rate(
     run = begin(url, manifest, tmp_path / "run")
     commit_manifest(open_storage(url), replace(manifest, shards=manifest.shards[:-1], version=2))
     job = job_of(DataVerbConfig(run=run, world=4))
-    assert job.manifest.version == 1
+    assert job.dataset.parts[0].manifest.version == 1
     assert (job.batch, job.order.seed, job.at, job.images_per_s) == (BATCH, 5, 3 * BATCH, 100.0)
     assert cli.main(["data", f"run={run}", "world=4", "nodes=4", "batches=3"]) == 0
     said = capsys.readouterr().out

@@ -17,7 +17,8 @@ from small_encode import ENCODERS, files, write_sized
 from small_encode import config as encode_config
 
 from pipeline.config import IndexConfig, LimitsConfig, VerifyConfig
-from pipeline.data.blocks import Reader, blocks_of
+from pipeline.data.blocks import Reader
+from pipeline.data.dataset import dataset_of
 from pipeline.data.manifest import Manifest, load_manifest, require_match
 from pipeline.data.records import npy_bytes, unpack
 from pipeline.data.stream import Stream
@@ -91,9 +92,9 @@ def refusal(folder: Path | str, kind: type[LatentmillError], **changes: Any) -> 
 def streamed(url: str, manifest: Manifest) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
     """Every record that a stream hands out in one epoch: caption, moments and text by key."""
     storage, found = open_storage(url), dict[str, tuple[str, np.ndarray, np.ndarray]]()
-    blocks = blocks_of(storage, manifest, 4000)
-    order = blocks.order(3, 1)
-    with Stream(storage, manifest, blocks, order, batch=1) as stream:
+    dataset = dataset_of(storage, manifest, 4000)
+    order = dataset.order(3, 1)
+    with Stream(dataset, order, batch=1) as stream:
         for _ in range(manifest.samples):
             batch = next(stream)
             moments, text = (batch.tensors[name][0].numpy() for name in ("moments", "text"))
@@ -406,6 +407,5 @@ def test_a_block_is_one_ranged_read_whatever_lies_between_its_records(tmp_path: 
     index.main(config(tmp_path, max_rejects=0.5))
     storage = open_storage(str(tmp_path))
     manifest = load_manifest(storage)
-    blocks = blocks_of(storage, manifest)
-    block = Reader(storage, manifest, blocks).read(0)
+    block = Reader(dataset_of(storage, manifest)).read(0)
     assert [block.record(place).key for place in range(6)] == [sample(0, row)["__key__"] for row in (0, 1, 2, 4, 5, 6)]

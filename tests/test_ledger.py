@@ -21,7 +21,7 @@ from small_cache import make_cache
 from pipeline import cli
 from pipeline.config import TrainConfig
 from pipeline.data import stream as stream_module
-from pipeline.data.blocks import blocks_of
+from pipeline.data.dataset import dataset_of
 from pipeline.data.manifest import commit_manifest, load_manifest
 from pipeline.data.stream import Batch
 from pipeline.ledger import examine
@@ -96,7 +96,7 @@ def refusal(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> str:
 
 def expected(config: TrainConfig, number: int) -> str:
     cache = open_storage(config.data.train)
-    blocks = blocks_of(cache, load_manifest(cache))
+    blocks = dataset_of(cache, load_manifest(cache))
     found = blocks.order(config.seed, BATCH).locate(np.array([number]))
     return f"{int(blocks.shards[found.block[0]]):06d}.tar row {blocks.rows(int(found.block[0]))[found.place[0]]}"
 

@@ -12,18 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.blocks import Blocks
+from pipeline.data.dataset import Dataset, Part
 from pipeline.data.kept import Kept
 from pipeline.data.manifest import Manifest
 from pipeline.training.ledger import Stretch, record_hashes
-from pipeline.training.proof import Places, prove
+from pipeline.training.proof import prove
 
 BATCH = 8
 
 
-def dataset(sizes: list[int], buckets: int = 1) -> Manifest:
-    shards = [SimpleNamespace(samples=n, bytes=1000 * n, size=(i % buckets, 1)) for i, n in enumerate(sizes)]
+def manifest_of(sizes: list[int], buckets: int = 1) -> Manifest:
+    shards = [SimpleNamespace(name="", samples=n, bytes=1000 * n, size=(i % buckets, 1)) for i, n in enumerate(sizes)]
     contract = SimpleNamespace(buckets=tuple((i, 1) for i in range(buckets)))
     return SimpleNamespace(shards=shards, contract=contract)  # type: ignore[return-value]
+
+
+def dataset(sizes: list[int], excluded: list[list[int]] | np.ndarray, buckets: int = 1, size: int = 10**6) -> Dataset:
+    manifest = manifest_of(sizes, buckets)
+    gone = np.array(excluded, dtype=np.int32).reshape(-1, 2)
+    return Dataset([Part(None, manifest, Blocks(manifest, Kept(manifest, gone), size))])  # type: ignore[arg-type]
 
 
 @st.composite
@@ -40,13 +47,11 @@ def test_places_are_the_rows_that_blocks_are_read_from_and_never_excluded_ones(
     drawn: tuple[list[int], np.ndarray], block_bytes: int
 ) -> None:
     sizes, excluded = drawn
-    kept = Kept(dataset(sizes), excluded)
-    blocks = Blocks(dataset(sizes), kept, block_bytes)
-    places = Places(blocks, kept)
+    blocks = dataset(sizes, excluded, size=block_bytes)
     found: list[tuple[int, int]] = []
     for number in range(len(blocks)):
         rows = blocks.rows(number)
-        shards, mine = places(np.full(len(rows), number), np.arange(len(rows)))
+        shards, mine = blocks.records_at(np.full(len(rows), number), np.arange(len(rows)))
         assert mine.tolist() == rows.tolist()
         found += zip(shards.tolist(), mine.tolist())
     gone = set(map(tuple, excluded.tolist()))
@@ -63,13 +68,12 @@ def lines_of(numbers: np.ndarray, shards: np.ndarray, rows: np.ndarray, world: i
 @pytest.mark.parametrize(("buckets", "tail"), [(1, "drop"), (1, "wrap"), (3, "drop"), (3, "wrap")])
 def test_epochs_are_proved_with_what_they_leave_out_or_repeat(buckets: int, tail: str) -> None:
     sizes = [31, 17, 40, 23, 11, 37]
-    kept = Kept(dataset(sizes, buckets), np.array([[0, 4], [2, 7], [2, 8]], dtype=np.int32))
-    blocks = Blocks(dataset(sizes, buckets), kept, 5000)
-    order, places = blocks.order(1, BATCH, tail), Places(blocks, kept)
+    blocks = dataset(sizes, [[0, 4], [2, 7], [2, 8]], buckets, 5000)
+    order = blocks.parts[0].blocks.order(1, BATCH, tail)
     numbers = np.arange(2 * order.epoch_samples + 5 * BATCH)
     found = order.locate(numbers)
-    lines = list(lines_of(numbers, *places(found.block, found.place), 4))
-    proof = prove(lines, len(numbers), order, places, str)
+    lines = list(lines_of(numbers, *blocks.records_at(found.block, found.place), 4))
+    proof = prove(lines, len(numbers), order, blocks)
     assert proof.problems == []
     assert [(e.number, e.samples, e.whole) for e in proof.epochs] == [
         (0, order.epoch_samples, True),
@@ -84,9 +88,8 @@ def test_epochs_are_proved_with_what_they_leave_out_or_repeat(buckets: int, tail
 
 
 def test_an_order_that_repeats_a_record_within_an_epoch_is_no_proof() -> None:
-    kept = Kept(dataset([20, 20]), np.empty((0, 2), dtype=np.int32))
-    blocks = Blocks(dataset([20, 20]), kept)
-    order, places = blocks.order(1, BATCH), Places(blocks, kept)
+    blocks = dataset([20, 20], [])
+    order = blocks.parts[0].blocks.order(1, BATCH)
     real = order.locate
 
     def locate(n: np.ndarray) -> object:
@@ -96,16 +99,15 @@ def test_an_order_that_repeats_a_record_within_an_epoch_is_no_proof() -> None:
     order.locate = locate  # type: ignore[assignment,method-assign]
     numbers = np.arange(order.epoch_samples)
     found = order.locate(numbers)
-    lines = list(lines_of(numbers, *places(found.block, found.place), 1))
-    (problem,) = prove(lines, len(numbers), order, places, str).problems
+    lines = list(lines_of(numbers, *blocks.records_at(found.block, found.place), 1))
+    (problem,) = prove(lines, len(numbers), order, blocks).problems
     assert problem == "epoch 0 takes 20 records twice, and its order says 0"
 
 
 def test_a_gap_between_spans_that_lack_one_rank_is_told_too() -> None:
-    kept = Kept(dataset([40, 40]), np.empty((0, 2), dtype=np.int32))
-    blocks = Blocks(dataset([40, 40]), kept)
+    blocks = dataset([40, 40], [])
     lines = [Stretch(first, first + 8, 0, 2, 4, 0, 0) for first in (0, 8, 24, 32)]
-    found = prove(lines, 40, blocks.order(1, BATCH), Places(blocks, kept), str).problems
+    found = prove(lines, 40, blocks.order(1, BATCH), blocks).problems
     assert [problem.partition(" (")[0] for problem in found] == [
         "samples 0 to 15: nothing of rank 1 of 2",
         "samples 16 to 23 are in no rank's ledger",

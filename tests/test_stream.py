@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from small_cache import make_cache, record
 
-from pipeline.data.blocks import BLOCK_BYTES, blocks_of
+from pipeline.data.blocks import BLOCK_BYTES
+from pipeline.data.dataset import dataset_of
 from pipeline.data.diskcache import DiskCache
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import Order
@@ -36,10 +37,9 @@ def stream_of(
     lanes: int = 0,
     **options: object,
 ) -> Stream:
-    storage, manifest = dataset
-    blocks = blocks_of(storage, manifest, block_bytes)
+    blocks = dataset_of(*dataset, block_bytes)
     order = Order(blocks.counts, 5, batch, block_shards=blocks.shards, window=window, lanes=lanes)
-    return Stream(storage, manifest, blocks, order, batch=batch, members=MEMBERS, **options)  # type: ignore[arg-type]
+    return Stream(blocks, order, batch=batch, members=MEMBERS, **options)  # type: ignore[arg-type]
 
 
 def test_batches_hold_the_records_that_the_order_names(cache: tuple[Storage, Manifest]) -> None:
@@ -201,9 +201,9 @@ def test_a_failing_store_is_heard_of_in_the_loop(tmp_path: Path) -> None:
 
 def test_conditions_that_were_not_cached_are_refused(cache: tuple[Storage, Manifest]) -> None:
     storage, manifest = cache
-    blocks = blocks_of(storage, manifest)
+    dataset = dataset_of(storage, manifest)
     with pytest.raises(DatasetError, match=r"holds no cond\.boxes"):
-        Stream(storage, manifest, blocks, blocks.order(0, 8), batch=8, members=("moments", "cond.boxes"))
+        Stream(dataset, dataset.order(0, 8), batch=8, members=("moments", "cond.boxes"))
 
 
 def test_closing_ends_every_thread_even_in_the_middle(cache: tuple[Storage, Manifest]) -> None:
@@ -246,18 +246,18 @@ def test_a_cache_on_s3_streams_alike(s3: str, cache: tuple[Storage, Manifest]) -
 def test_blocks_cut_shards_into_even_pieces_that_hold_every_kept_record(cache: tuple[Storage, Manifest]) -> None:
     storage, manifest = cache
     each = manifest.shards[1].bytes // 12
-    blocks = blocks_of(storage, manifest, 3 * each)
+    blocks = dataset_of(storage, manifest, 3 * each)
     assert blocks.counts.max() <= 4
     rows = [(blocks[k].shard, row) for k in range(len(blocks)) for row in blocks.rows(k).tolist()]
     assert rows == [(shard, row) for shard, size in enumerate(SIZES) for row in range(size)]
-    whole = blocks_of(storage, manifest)
+    whole = dataset_of(storage, manifest)
     assert whole.counts.tolist() == SIZES
 
 
 def test_small_blocks_give_the_records_that_their_order_names(cache: tuple[Storage, Manifest]) -> None:
     storage, manifest = cache
     size = manifest.shards[0].bytes // 3
-    blocks = blocks_of(storage, manifest, size)
+    blocks = dataset_of(storage, manifest, size)
     order = Order(blocks.counts, 5, 8, block_shards=blocks.shards, window=2)
     assert order.lanes > 1
     with stream_of(cache, window=2, block_bytes=size, workers=3) as stream:

@@ -28,7 +28,7 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.data import stream as module
-from pipeline.data.blocks import blocks_of
+from pipeline.data.dataset import dataset_of
 from pipeline.data.manifest import load_excluded, load_manifest
 from pipeline.data.stream import Stream
 from pipeline.eval import evaluate_run
@@ -89,8 +89,8 @@ def test_the_states_beyond_a_trimmed_caption_are_masked_wherever_they_come_from(
     tower = load_text(ENCODERS)
     empty = train.empty_caption(cache, manifest)
     task = make_task(TaskConfig(name="text"), manifest.contract.latent_shape, empty, trimmed=True)
-    blocks = blocks_of(cache, manifest)
-    with Stream(cache, manifest, blocks, blocks.order(0, 8), batch=8) as stream:
+    dataset = dataset_of(cache, manifest)
+    with Stream(dataset, dataset.order(0, 8), batch=8) as stream:
         batch = next(stream)
     assert batch.tensors["text"].shape == (8, 32, 128)
     lengths = [tower.ids(caption)[1] for caption in batch.captions]

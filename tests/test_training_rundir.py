@@ -14,7 +14,7 @@ from pipeline.training.rundir import (
     last_sample,
     load_run,
     require_resumable,
-    require_same_dataset,
+    require_same_datasets,
 )
 
 CONFIG = TrainConfig(run="r", samples=1000, data=DataConfig(train="cache"), optim=OptimConfig(batch=64))
@@ -85,16 +85,16 @@ def test_a_run_that_has_seen_more_than_is_asked_for_is_refused(run):
 
 
 def test_another_dataset_is_refused(run, empty):
-    require_same_dataset(CONFIG, run, "a" * 64)
+    require_same_datasets(CONFIG, run, ["a" * 64], ())
     with pytest.raises(RunError, match="bbbbbbbbbbbb"):
-        require_same_dataset(CONFIG, run, "b" * 64)
-    require_same_dataset(CONFIG, empty, "b" * 64)
+        require_same_datasets(CONFIG, run, ["b" * 64], ())
+    require_same_datasets(CONFIG, empty, ["b" * 64], ())
 
 
 def test_a_run_that_took_its_samples_in_another_order_is_refused(run):
     run.put("run.json", json.dumps({"manifests": {"train": "a" * 64}}).encode())
     with pytest.raises(RunError, match="version 1"):
-        require_same_dataset(CONFIG, run, "a" * 64)
+        require_same_datasets(CONFIG, run, ["a" * 64], ())
 
 
 def test_a_run_is_finished_when_its_last_sample_is_committed_and_evaluated(run):

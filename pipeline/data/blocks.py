@@ -12,17 +12,21 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.data.buckets import Buckets
 from pipeline.data.diskcache import DiskCache
 from pipeline.data.kept import Kept
-from pipeline.data.manifest import Manifest, load_excluded
+from pipeline.data.manifest import Manifest, ShardEntry
 from pipeline.data.order import Order
 from pipeline.data.records import Record, unpack
 from pipeline.errors import ShardCorrupt, StorageError
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.data.dataset import Dataset
 
 BLOCK_BYTES = 8_000_000  # of a block, about
 INDEX_BYTES = 256_000_000  # of indexes kept in memory
@@ -47,7 +51,8 @@ class Blocks:
 
     def __init__(self, manifest: Manifest, kept: Kept, block_bytes: int = BLOCK_BYTES) -> None:
         self._kept = kept
-        known = {size: number for number, size in enumerate(manifest.contract.buckets)}
+        self._sizes = manifest.contract.buckets
+        known = {size: number for number, size in enumerate(self._sizes)}
         self._buckets = np.array([known[entry.size] for entry in manifest.shards], dtype=np.int64)
         sizes = np.array(kept.sizes, dtype=np.int64)
         whole = np.array([entry.bytes for entry in manifest.shards], dtype=np.int64)
@@ -71,17 +76,23 @@ class Blocks:
         ordinals = stretch.first + np.arange(stretch.count)
         return self._kept.rows(np.full(stretch.count, stretch.shard), ordinals)
 
-    def order(self, seed: int, batch: int, tail: str = "drop") -> Order | Buckets:
-        """The order of their records; with buckets, every batch is of one. Raises ConfigError."""
+    def records_at(self, block: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) block numbers and places in them -> (N,) shard numbers and rows of their tars."""
+        shards = self.shards[block]
+        return shards, self._kept.rows(shards, self._firsts[block] + place)
+
+    @property
+    def sizes(self) -> set[tuple[int, int]]:
+        """(width, height) in pixels of the crops that there are."""
+        return {self._sizes[bucket] for bucket in np.unique(self._buckets[self.shards]).tolist()}
+
+    def order(self, seed: int, batch: int, tail: str = "drop", *, lanes: int = 0) -> Order | Buckets:
+        """The order of their records; with buckets, every batch is of one. lanes: 0 for as many as suit. Raises
+        ConfigError."""
         buckets = self._buckets[self.shards]
         if len(np.unique(buckets)) > 1:
-            return Buckets(self.counts, buckets, seed, batch, tail, block_shards=self.shards)
-        return Order(self.counts, seed, batch, tail, block_shards=self.shards)
-
-
-def blocks_of(storage: Storage, manifest: Manifest, block_bytes: int = BLOCK_BYTES) -> Blocks:
-    """The blocks of the dataset at `storage`, without its excluded records. Raises DatasetError."""
-    return Blocks(manifest, Kept(manifest, load_excluded(storage, manifest)), block_bytes)
+            return Buckets(self.counts, buckets, seed, batch, tail, block_shards=self.shards, lanes=lanes)
+        return Order(self.counts, seed, batch, tail, block_shards=self.shards, lanes=lanes)
 
 
 class Block:
@@ -113,11 +124,11 @@ class Index:
 
 
 class Reader:
-    """Reads blocks of one dataset; indexes up to INDEX_BYTES are kept in memory, and blocks in `cache`. Safe to call
+    """Reads blocks of a dataset; indexes up to INDEX_BYTES are kept in memory, and blocks in `cache`. Safe to call
     from several threads."""
 
-    def __init__(self, storage: Storage, manifest: Manifest, blocks: Blocks, cache: DiskCache | None = None) -> None:
-        self._storage, self._manifest, self._blocks, self._cache = storage, manifest, blocks, cache
+    def __init__(self, dataset: Dataset, cache: DiskCache | None = None) -> None:
+        self._dataset, self._cache = dataset, cache
         self._indexes: collections.OrderedDict[int, Future[Index]] = collections.OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
@@ -127,8 +138,8 @@ class Reader:
 
         Raises ShardCorrupt when it still is not, and StorageError or NotFound when it cannot be read.
         """
-        stretch, rows = self._blocks[number], self._blocks.rows(number)
-        entry = self._manifest.shards[stretch.shard]
+        stretch, rows = self._dataset[number], self._dataset.rows(number)
+        storage, entry = self._dataset.shard(stretch.shard)
         index = self._index(stretch.shard)
         offsets, sizes = index.offsets[rows], index.sizes[rows]
         start, end = int(offsets[0]), int(offsets[-1] + sizes[-1])
@@ -139,9 +150,9 @@ class Reader:
         problem = ""
         for _ in range(2):
             try:
-                data = self._storage.get_range(entry.name, start, end - start)
+                data = storage.get_range(entry.name, start, end - start)
             except StorageError as error:
-                if self._storage.stat(entry.name).size >= end:
+                if storage.stat(entry.name).size >= end:
                     raise
                 problem = str(error)
                 continue
@@ -152,7 +163,7 @@ class Reader:
                 return Block(data, offsets - start, sizes, index.layout)
             problem = f"the SHA-256 of row {wrong[0]} is another"
         raise ShardCorrupt(
-            f"{self._storage.locate(entry.name)} was read twice and is not what the manifest promises ({problem}): "
+            f"{storage.locate(entry.name)} was read twice and is not what the manifest promises ({problem}): "
             "restore it, or delete it and run the same `latentmill encode` again"
         )
 
@@ -166,7 +177,7 @@ class Reader:
             self._indexes.move_to_end(shard)
         if mine:
             try:
-                index = read_index(self._storage, self._manifest, shard)
+                index = read_index(*self._dataset.shard(shard))
             except BaseException as error:
                 with self._lock:
                     del self._indexes[shard]
@@ -193,9 +204,8 @@ def _wrong(data: bytes, rows: np.ndarray, index: Index, start: int) -> list[int]
     ]
 
 
-def read_index(storage: Storage, manifest: Manifest, shard: int) -> Index:
-    """The index of shard number `shard`, compared with the manifest. Raises ShardCorrupt."""
-    entry = manifest.shards[shard]
+def read_index(storage: Storage, entry: ShardEntry) -> Index:
+    """A shard's index, compared with the manifest. Raises ShardCorrupt."""
     facts = json.loads(read_verified(storage, entry.index_name, entry.index_sha256))
     records = facts["records"]
     digests = np.frombuffer(bytes.fromhex("".join(record[2] for record in records)), dtype=np.uint8)

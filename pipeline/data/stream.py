@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.blocks import Block, Blocks, Reader, read_verified
-from pipeline.data.buckets import Buckets
+from pipeline.data.blocks import Block, Reader, read_verified
+from pipeline.data.dataset import Dataset
 from pipeline.data.diskcache import DiskCache
 from pipeline.data.kept import Kept
 from pipeline.data.manifest import Manifest, ShardEntry, load_excluded
-from pipeline.data.order import Order
+from pipeline.data.mixture import AnyOrder
 from pipeline.data.records import Record, unpack
 from pipeline.errors import ConfigError, DatasetError, LatentmillError, ShardCorrupt
 from pipeline.storage import Storage
@@ -144,7 +144,7 @@ class Stream:
 
     batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
     b = batch / world. members: arrays to read. memory_bytes: bound on the blocks held; workers: threads that fetch and
-    verify; prefetch: batches kept ready. order: of `blocks`. cache: a disk that blocks are kept on.
+    verify; prefetch: batches kept ready. order: of `dataset`. cache: a disk that blocks are kept on.
     Errors in any thread are raised by `next`. Use it as a context manager, or close().
 
     Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
@@ -152,10 +152,8 @@ class Stream:
 
     def __init__(
         self,
-        storage: Storage,
-        manifest: Manifest,
-        blocks: Blocks,
-        order: Order | Buckets,
+        dataset: Dataset,
+        order: AnyOrder,
         *,
         rank: int = 0,
         world: int = 1,
@@ -169,19 +167,19 @@ class Stream:
     ) -> None:
         if batch % world or start_n % batch:
             raise ConfigError(f"a global batch of {batch} must divide by {world} ranks and start at its own multiples")
-        missing = sorted(set(members) - {member.name for member in manifest.contract.members})
-        if missing:
-            raise DatasetError(f"{storage.url} holds no {', '.join(missing)}: encode it with those conditions")
-        require_shards(storage, manifest)
+        for part in dataset.parts:
+            missing = sorted(set(members) - {member.name for member in part.manifest.contract.members})
+            if missing:
+                raise DatasetError(f"{part.storage.url} holds no {', '.join(missing)}: encode it with those conditions")
+            require_shards(part.storage, part.manifest)
         self._share, self._offset, self._batch = batch // world, rank * (batch // world), batch
-        needed = order.window_bytes(blocks.bytes, self._offset, self._share)
+        needed = order.window_bytes(dataset.bytes, self._offset, self._share)
         if needed > memory_bytes:
             raise ConfigError(
                 f"data.memory_gb={memory_bytes / 1e9:.3g} is too small: this rank shuffles {needed / 1e9:.3g} GB of "
-                f"{storage.url} at a time; give each rank at least that"
+                f"{dataset.url} at a time; give each rank at least that"
             )
-        self._storage, self._manifest, self._order = storage, manifest, order
-        self._blocks, self._reader = blocks, Reader(storage, manifest, blocks, cache)
+        self._dataset, self._order, self._reader = dataset, order, Reader(dataset, cache)
         self._members, self._memory = tuple(members), memory_bytes
         self._next_n = start_n
         self._located: collections.deque[_Plan] = collections.deque()  # located, blocks not asked for yet
@@ -267,13 +265,13 @@ class Stream:
                 self._locate()
             plan = self._located[0]
             new = [number for number in plan.needs if number not in self._held]
-            size = int(self._blocks.bytes[new].sum())
+            size = int(self._dataset.bytes[new].sum())
             if not self._make_room(size, keep=plan.needs) and self._plans:
                 return
             for number in plan.needs:
                 if number not in self._held:
                     self._held[number] = self._fetchers.submit(self._reader.read, number)
-                    self._held_bytes += int(self._blocks.bytes[number])
+                    self._held_bytes += int(self._dataset.bytes[number])
                 self._held.move_to_end(number)
             self._wanted.update(plan.needs)
             self._plans.append(self._located.popleft())
@@ -286,7 +284,7 @@ class Stream:
             if self._wanted[number] == 0 and number not in keep:
                 del self._held[number]
                 del self._wanted[number]
-                self._held_bytes -= int(self._blocks.bytes[number])
+                self._held_bytes -= int(self._dataset.bytes[number])
         return self._held_bytes + size <= self._memory
 
     def _locate(self) -> None:
@@ -309,17 +307,17 @@ class Stream:
             try:
                 records.append(held.record(place, self._members))
             except LatentmillError as error:
-                name = self._manifest.shards[self._blocks[block].shard].name
-                raise ShardCorrupt(f"{self._storage.url}/{name} (sample {number}): {error}") from error
+                storage, entry = self._dataset.shard(self._dataset[block].shard)
+                raise ShardCorrupt(f"{storage.url}/{entry.name} (sample {number}): {error}") from error
         tensors = {}
         for name in self._members:
             arrays = [record.members[name] for record in records]
-            if name == "text" and self._manifest.contract.trimmed:
-                arrays = [pad_states(array, self._manifest.contract.text.length) for array in arrays]
+            if name == "text" and self._dataset.contract.trimmed:
+                arrays = [pad_states(array, self._dataset.contract.text.length) for array in arrays]
             if len({array.shape for array in arrays}) > 1:
-                raise ShardCorrupt(f"{self._storage.url}: {name} differs in shape within the batch at sample {plan.n}")
+                raise ShardCorrupt(f"{self._dataset.url}: {name} differs in shape within the batch at sample {plan.n}")
             tensors[name] = torch.from_numpy(np.stack(arrays))
-        rows = {block: self._blocks.rows(block) for block in plan.needs}
+        rows = {block: self._dataset.rows(block) for block in plan.needs}
         places = zip(plan.blocks.tolist(), plan.places.tolist(), strict=True)
         return Batch(
             n=plan.n,
@@ -327,6 +325,6 @@ class Stream:
             tensors=tensors,
             keys=[record.key for record in records],
             captions=[record.meta["caption"] for record in records],
-            shards=torch.from_numpy(self._blocks.shards[plan.blocks]),
+            shards=torch.from_numpy(self._dataset.shards[plan.blocks]),
             rows=torch.tensor([rows[block][place] for block, place in places], dtype=torch.int64),
         )

@@ -17,7 +17,7 @@ import math
 import struct
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class Commit:
     """Digest of the run's configuration."""
     manifests: dict[str, str]
     """Digest of each dataset's manifest, by role."""
+    mixture: list[int] = field(default_factory=list)
+    """Weights of the datasets, in integers; [] of one."""
     shapes: dict[str, list[int]]
     """Shape of every parameter."""
     files: list[dict[str, Any]]
@@ -75,6 +77,7 @@ def save(
     stage: str,
     config: str,
     manifests: Mapping[str, str],
+    mixture: Sequence[int] = (),
     shapes: Mapping[str, Sequence[int]],
 ) -> None:
     """Write and commit a checkpoint. fragments: this rank's, by kind. Collective; if any rank fails, all raise."""
@@ -110,6 +113,7 @@ def save(
                 stage=stage,
                 config=config,
                 manifests=dict(manifests),
+                mixture=list(mixture),
                 shapes={name: list(shape) for name, shape in shapes.items()},
                 files=files,
             )
@@ -140,7 +144,10 @@ def _number(key: str) -> int:
 
 def _seal(commit: Commit) -> bytes:
     """The commit's bytes, with a hash over themselves."""
-    body = json.dumps(asdict(commit), sort_keys=True)
+    facts = asdict(commit)
+    if not commit.mixture:
+        del facts["mixture"]
+    body = json.dumps(facts, sort_keys=True)
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "commit": json.loads(body)}).encode()
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.data.blocks import Blocks
-from pipeline.data.buckets import Buckets
-from pipeline.data.kept import Kept
-from pipeline.data.order import Order
+from pipeline.data.dataset import Dataset
+from pipeline.data.mixture import AnyOrder, orders_of
+from pipeline.data.order import Positions
 from pipeline.training.ledger import LEDGER, MODULUS, Stretch, record_hashes
 
 CHUNK = 1 << 16  # samples located together
 NAMED = 4  # records named in a problem, at most
+SPREAD = 4  # items of a dataset, at most, by which slots of a mixture are apart: each is within 2 of its share
 
 
 @dataclass
@@ -38,9 +38,11 @@ class Span:
 
 @dataclass
 class Epoch:
-    """What an epoch's samples were. used: different records among them; whole: all of its samples are in the ledger."""
+    """What the samples of an epoch of one dataset were. part: number of that dataset; used: different records among
+    them; whole: all of its samples are in the ledger."""
 
     number: int
+    part: int = 0
     samples: int = 0
     used: int = 0
     whole: bool = False
@@ -58,38 +60,20 @@ class Proof:
     beyond: int = 0
 
 
-class Places:
-    """Positions in an order -> shard numbers and rows, many at a time."""
-
-    def __init__(self, blocks: Blocks, kept: Kept) -> None:
-        self._kept, self._shards = kept, blocks.shards
-        self.starts = np.cumsum(blocks.counts) - blocks.counts
-        """Records before each block."""
-        shard_starts = np.cumsum(kept.sizes) - kept.sizes
-        self._firsts = self.starts - shard_starts[blocks.shards]
-
-    def __call__(self, block: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) block numbers and places in them -> (N,) shard numbers and rows of their tars."""
-        shards = self._shards[block]
-        return shards, self._kept.rows(shards, self._firsts[block] + place)
-
-
 def prove(
     lines: Sequence[Stretch],
     n: int,
-    order: Order | Buckets,
-    places: Places,
-    names: Callable[[int], str],
+    order: AnyOrder,
+    dataset: Dataset,
     advance: Callable[[int], None] = lambda samples: None,
 ) -> Proof:
-    """Holds the ledger's lines against samples [0, n) of an order. names: a shard number's tar, for messages; advance:
-    told of samples done."""
+    """Holds the ledger's lines against samples [0, n) of an order of a dataset. advance: told of samples done."""
     proof = Proof(n, beyond=sum(line.last > n for line in lines))
     groups: dict[tuple[int, int, int], list[Stretch]] = defaultdict(list)
     for line in lines:
         if line.last <= n:
             groups[line.first, line.last, line.world].append(line)
-    coverage = _Coverage(order, places)
+    coverage = _Coverage(order, dataset)
     at, before = 0, ""
     for first, last, world in sorted(groups):
         if first > at:
@@ -102,7 +86,7 @@ def prove(
         else:
             span.problem = _check(span, groups[first, last, world], order.batch)
         if not span.problem:
-            span.problem = _compare(span, order, places, names, coverage, advance)
+            span.problem = _compare(span, order, dataset, coverage, advance)
         _tell(proof, span)
         if last > at:
             at, before = last, what
@@ -153,9 +137,8 @@ def _check(span: Span, lines: Sequence[Stretch], batch: int) -> str:
 
 def _compare(
     span: Span,
-    order: Order | Buckets,
-    places: Places,
-    names: Callable[[int], str],
+    order: AnyOrder,
+    dataset: Dataset,
     coverage: _Coverage,
     advance: Callable[[int], None],
 ) -> str:
@@ -165,25 +148,25 @@ def _compare(
     for start in range(span.first, span.last, size):
         numbers = np.arange(start, min(start + size, span.last))
         positions = order.locate(numbers)
-        coverage.add(positions.epoch, places.starts[positions.block] + positions.place)
-        hashes = record_hashes(numbers, *places(positions.block, positions.place))
+        coverage.add(positions)
+        hashes = record_hashes(numbers, *dataset.records_at(positions.block, positions.place))
         sums += hashes.reshape(-1, span.world, order.batch // span.world).sum(axis=(0, 2))
         advance(len(numbers))
     expected = (span.last - span.first) // span.world
     for rank in range(span.world):
         line = span.lines[rank]
         if line.samples != expected or line.records != int(sums[rank]):
-            return _explain(span, rank, order, places, names)
+            return _explain(span, rank, order, dataset)
     return ""
 
 
-def _explain(span: Span, rank: int, order: Order | Buckets, places: Places, names: Callable[[int], str]) -> str:
+def _explain(span: Span, rank: int, order: AnyOrder, dataset: Dataset) -> str:
     """In words, how a rank's line differs: by a batch left out, or taken twice, where the hashes tell."""
     line, share = span.lines[rank], order.batch // span.world
     steps = np.arange(span.first, span.last, order.batch)
     numbers = steps[:, None] + rank * share + np.arange(share)
     positions = order.locate(numbers.reshape(-1))
-    shards, rows = places(positions.block, positions.place)
+    shards, rows = dataset.records_at(positions.block, positions.place)
     per_step = record_hashes(numbers.reshape(-1), shards, rows).reshape(len(steps), share).sum(axis=1)
     expected = len(steps) * share
     difference = np.uint64((line.records - int(per_step.sum())) % MODULUS)
@@ -203,7 +186,7 @@ def _explain(span: Span, rank: int, order: Order | Buckets, places: Places, name
         counted = f"counted {line.samples} samples where {expected} are due" if line.samples != expected else ""
         head = f"{where}: {counted or 'its records are others than those the order names'}"
     numbers = numbers.reshape(-1)
-    listed = [f"{numbers[i]} = {names(int(shards[i]))} row {rows[i]}" for i in chosen[:NAMED]]
+    listed = [f"{numbers[i]} = {dataset.shard_name(int(shards[i]))} row {rows[i]}" for i in chosen[:NAMED]]
     more = f" and {len(chosen) - NAMED} more" if len(chosen) > NAMED else ""
     return f"{head}; the order names: sample {', '.join(listed)}{more}"
 
@@ -227,37 +210,54 @@ def _odd_steps(difference: np.uint64, sums: np.ndarray, surplus: int) -> tuple[i
 
 
 class _Coverage:
-    """Counts, epoch by epoch, which records the samples were. Samples must come in ascending order."""
+    """Counts, dataset by dataset and epoch by epoch, which records the samples were. Samples must come in ascending
+    order, in which a mixture's slots cross a border between epochs a few of their items apart."""
 
-    def __init__(self, order: Order | Buckets, places: Places) -> None:
-        self._order, self._seen = order, np.zeros(order.records, dtype=bool)
-        self._epochs: list[Epoch] = []
+    def __init__(self, order: AnyOrder, dataset: Dataset) -> None:
+        self._orders, self._dataset = orders_of(order), dataset
+        self._starts = np.cumsum(dataset.counts) - dataset.counts  # records before each block
+        self._open: dict[tuple[int, int], tuple[Epoch, np.ndarray]] = {}  # by dataset and number: records seen
+        self._closed: list[Epoch] = []
         self.problems: list[str] = []
 
-    def add(self, epochs: np.ndarray, records: np.ndarray) -> None:
-        """(N,) ascending epochs, and numbers of the records in the dataset."""
-        starts = np.flatnonzero(np.diff(epochs, prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(epochs)]):
-            number = int(epochs[start])
-            if not self._epochs or self._epochs[-1].number != number:
-                self._close()
-                self._epochs.append(Epoch(number))
-            self._seen[records[start:end]] = True
-            self._epochs[-1].samples += int(end - start)
+    def add(self, positions: Positions) -> None:
+        """Where some samples are."""
+        parts = self._dataset.part_of(positions.block)
+        records = self._starts[positions.block] + positions.place
+        for part, order in enumerate(self._orders):
+            mine = parts == part
+            epochs, own = positions.epoch[mine], records[mine] - self._starts[self._dataset.block_starts[part]]
+            for number in np.unique(epochs).tolist():
+                self._close(part, number - self._apart(part))
+                epoch, seen = self._open.setdefault(
+                    (part, number), (Epoch(number, part), np.zeros(order.records, dtype=bool))
+                )
+                here = epochs == number
+                seen[own[here]] = True
+                epoch.samples += int(np.count_nonzero(here))
 
     def finish(self) -> list[Epoch]:
-        self._close()
-        return self._epochs
+        for part in range(len(self._orders)):
+            self._close(part, None)
+        return sorted(self._closed, key=lambda epoch: (epoch.part, epoch.number))
 
-    def _close(self) -> None:
-        """Ends the last epoch: each of its records once, but for those that fill its last batches."""
-        if not self._epochs:
-            return
-        epoch, order = self._epochs[-1], self._order
-        epoch.used = int(np.count_nonzero(self._seen))
-        epoch.whole = epoch.samples == order.epoch_samples
-        self._seen[:] = False
-        allowed = order.repeated if epoch.whole else min(order.repeated, epoch.samples)
-        repeated = epoch.samples - epoch.used
-        if repeated != allowed and (epoch.whole or repeated > allowed):
-            self.problems.append(f"epoch {epoch.number} takes {repeated} records twice, and its order says {allowed}")
+    def _apart(self, part: int) -> int:
+        """Epochs of a dataset that may be open at once, less one: none, but for SPREAD items between slots."""
+        order = self._orders[part]
+        return -(-SPREAD * order.batch // order.epoch_samples) if len(self._orders) > 1 else 0
+
+    def _close(self, part: int, before: int | None) -> None:
+        """Ends a dataset's epochs before number `before`: each record once, but for those that fill last batches."""
+        for key in [key for key in self._open if key[0] == part and (before is None or key[1] < before)]:
+            epoch, seen = self._open.pop(key)
+            self._closed.append(epoch)
+            order = self._orders[part]
+            epoch.used = int(np.count_nonzero(seen))
+            epoch.whole = epoch.samples == order.epoch_samples
+            allowed = order.repeated if epoch.whole else min(order.repeated, epoch.samples)
+            repeated = epoch.samples - epoch.used
+            if repeated != allowed and (epoch.whole or repeated > allowed):
+                of = f" of {self._dataset.labels[part]}" if len(self._orders) > 1 else ""
+                self.problems.append(
+                    f"epoch {epoch.number}{of} takes {repeated} records twice, and its order says {allowed}"
+                )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import TrainConfig
+from pipeline.config import DataConfig, TrainConfig
 from pipeline.configload import from_dict, to_dict
 from pipeline.data.order import ORDER
 from pipeline.errors import NotFound, RunError
@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "resume",
     "device",
     "data.train",  # where it is; its manifest must be the same
+    "data.mix",  # so too, one by one
     "data.val",
     "data.memory_gb",
     "data.cache",
@@ -88,7 +89,7 @@ def require_resumable(config: TrainConfig, run: Storage) -> None:
         raise RunError(f"{config.run} has a checkpoint at {commits[0]} samples; resume=auto goes on")
     if not commits:
         return
-    if changed := differences(_stored_config(run), to_dict(config)):
+    if changed := differences(to_dict(from_dict(TrainConfig, _stored_config(run))), to_dict(config)):
         raise RunError(
             f"{config.run} was begun with another configuration: {'; '.join(changed)}; restore it, or another run="
         )
@@ -96,23 +97,61 @@ def require_resumable(config: TrainConfig, run: Storage) -> None:
         raise RunError(f"{config.run} has seen {commits[0]} samples already, more than samples={config.samples}")
 
 
-def dataset_digest(run: Storage) -> str:
-    """Digest of the manifest that a run with something committed was trained on; "" for any other."""
-    return json.loads(run.get("run.json"))["manifests"]["train"] if committed(run) else ""
+def dataset_urls(data: DataConfig) -> tuple[str, ...]:
+    """Every cache that is trained on, in the order of their numbers."""
+    return (data.train, *data.mix)
 
 
-def require_same_dataset(config: TrainConfig, run: Storage, digest: str) -> None:
-    """Raises RunError when the run was trained on a dataset whose manifest has another digest."""
-    before = dataset_digest(run)
-    if before and (order := json.loads(run.get("run.json")).get("order", 1)) != ORDER:
+def roles(count: int) -> list[str]:
+    """The names of `count` caches that are trained on among a run's manifests: train, mix1, mix2, ..."""
+    return ["train", *(f"mix{number}" for number in range(1, count))]
+
+
+def dataset_digests(facts: Mapping[str, Any]) -> list[str]:
+    """Digests of the manifests of every cache that a run is trained on, by its run.json."""
+    manifests = facts["manifests"]
+    return [manifests[role] for role in roles(len(manifests)) if role in manifests]
+
+
+def begun_with(run: Storage) -> list[str]:
+    """`dataset_digests` of a run with something committed; [] for any other."""
+    return dataset_digests(json.loads(run.get("run.json"))) if committed(run) else []
+
+
+def require_same_datasets(config: TrainConfig, run: Storage, digests: Sequence[str], mixture: Sequence[int]) -> None:
+    """Raises RunError when the run was trained on other datasets than those with these manifests, in this order, or on
+    another mixture of them (weights in integers)."""
+    before = begun_with(run)
+    if not before:
+        return
+    facts = json.loads(run.get("run.json"))
+    if (order := facts.get("order", 1)) != ORDER:
         raise RunError(
             f"{config.run} took its samples in an order (version {order}) that this latentmill does not know (it has "
             f"version {ORDER}): go on with the one that began it, or choose another run="
         )
-    if before and before != digest:
+    if len(before) != len(digests):
         raise RunError(
-            f"{config.run} was trained on a dataset whose manifest is {before[:12]}, but that of data.train="
-            f"{config.data.train} is {digest[:12]}; restore that dataset, or choose another run="
+            f"{config.run} was trained on {len(before)} datasets, but data.train and data.mix name {len(digests)}; "
+            "restore them, or choose another run="
+        )
+    for number, (old, new, url) in enumerate(zip(before, digests, dataset_urls(config.data), strict=True)):
+        if old == new:
+            continue
+        where = f"data.mix={url}" if number else f"data.train={url}"
+        if old in digests and new in before:
+            raise RunError(
+                f"{config.run} was trained on these datasets in another order: {where} was number "
+                f"{before.index(new) + 1} of data.train and data.mix and is number {number + 1}; restore their order"
+            )
+        raise RunError(
+            f"{config.run} was trained on a dataset whose manifest is {old[:12]}, but that of {where} is {new[:12]}; "
+            "restore that dataset, or choose another run="
+        )
+    if (weights := facts.get("mixture", [])) != list(mixture):
+        raise RunError(
+            f"{config.run} was trained on a mixture of {' : '.join(map(str, weights))}, but data.weights and the "
+            f"datasets give {' : '.join(map(str, mixture))}; restore data.weights, or choose another run="
         )
 
 
@@ -166,7 +205,7 @@ class RunInfo:
 
     @property
     def manifests(self) -> dict[str, str]:
-        """Digest of each dataset's manifest, by role: "train", and "val" when there is one."""
+        """Digest of each dataset's manifest, by role: "train", "mix1" and so on, and "val" when there is one."""
         return dict(self.facts["manifests"])
 
     @property

@@ -57,6 +57,8 @@ class Identity:
     """Digest of the configuration."""
     manifests: dict[str, str]
     """Digest of each dataset's manifest, by role."""
+    mixture: tuple[int, ...] = ()
+    """Weights of the datasets, in integers; () of one."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,10 @@ class Trainer:
         """Take up the newest good checkpoint, if there is one. Collective."""
         commit = checkpoint.newest_good(self.run_storage, self.world)
         if commit is not None:
-            if commit.manifests["train"] != self.identity.manifests["train"]:
-                raise shared(RunError(f"{self.run_storage.url} was trained on another dataset; choose another run="))
+            before, now = ({**one, "val": ""} for one in (commit.manifests, self.identity.manifests))
+            if before != now or commit.mixture != list(self.identity.mixture):
+                what = "another dataset" if before != now else "another mixture"
+                raise shared(RunError(f"{self.run_storage.url} was trained on {what}; choose another run="))
             read = checkpoint.Reader(self.run_storage, commit)
             self.engine.load(read, commit.steps)
             for fragment in self._ema_fragments():
@@ -243,6 +247,7 @@ class Trainer:
                 stage=self._engine_name(),
                 config=self.identity.config,
                 manifests=self.identity.manifests,
+                mixture=self.identity.mixture,
                 shapes=self.engine.shapes,
             )
             self.saved = self.n
