@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, OverrideError
 
 T = TypeVar("T")
 
+NAMES = ("data.mix", "mix")  # lists of names, not of free text
 OVERRIDE = re.compile(r"(?P<mark>~|\+\+|\+)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -107,7 +108,7 @@ def translate(verb: str, overrides: Sequence[str]) -> list[str]:
 
     Text and paths are quoted, so that braces, commas, apostrophes and `${` in them mean themselves. Values get Hydra's
     `++`, because YAML holds only what differs from the dataclasses; from_dict refuses keys that are not there. A
-    repeated text list (`prompt=a prompt=b`) holds each value.
+    repeated text list (`prompt=a prompt=b`) holds each value; lists of names may be written [a,b] too.
     """
     choices, kinds = groups(verb), dict(flat_types(CONFIGS[verb]))
     words: list[str] = []
@@ -126,13 +127,20 @@ def translate(verb: str, overrides: Sequence[str]) -> list[str]:
         elif kinds.get(key) is str:
             words.append(f"++{key}={quote(value)}")
         elif kinds.get(key) == tuple[str, ...]:
-            lists.setdefault(key, []).append(value)
+            lists.setdefault(key, []).extend(listed(value) if key in NAMES else [value])
         elif key in kinds:
             words.append(f"++{key}={value}")
         else:
             raise ConfigError(unknown_key(key, [*kinds, *choices]))
     words += [f"++{key}=[{','.join(map(quote, values))}]" for key, values in lists.items()]
     return words
+
+
+def listed(text: str) -> list[str]:
+    """The names in [a,b], or the one name that a text is."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return [text]
+    return [name.strip().strip("'\"") for name in text[1:-1].split(",")] if text[1:-1].strip() else []
 
 
 def quote(text: str) -> str:

@@ -42,7 +42,13 @@ ONLY_IMPORTER = {
 }
 """Packages that one file hides from the others."""
 
-PURE = ("pipeline/diffusion/", "pipeline/data/order.py", "pipeline/data/records.py", "pipeline/training/ema.py")
+PURE = (
+    "pipeline/diffusion/",
+    "pipeline/data/order.py",
+    "pipeline/data/mixture.py",
+    "pipeline/data/records.py",
+    "pipeline/training/ema.py",
+)
 """These know neither where bytes lie nor how many ranks there are."""
 
 LIGHT = tuple(f"pipeline/{name}.py" for name in ("cli", "config", "configcheck", "configload", "confighelp", "errors"))
