@@ -23,7 +23,7 @@ from benchmarks.pillow import Rate, all_cores, one_core
 from benchmarks.presets import Preset
 from pipeline.config import EncodeConfig, EncodersConfig, LaunchConfig
 from pipeline.data.manifest import load_manifest
-from pipeline.data.stream import first_records
+from pipeline.data.shards import first_records
 from pipeline.launch import cores
 from pipeline.malloc import keep_memory
 from pipeline.models.autoencoder import FirstStage, load_autoencoder

@@ -23,6 +23,8 @@ MULTIPART_BYTES = 64 * 1024 * 1024
 """S3 objects larger than this are uploaded in parts."""
 PART_BYTES = 16 * 1024 * 1024
 """Size of a part; more where the object would have over 10,000. S3 wants 5 MiB or more."""
+CHUNK_BYTES = 1024 * 1024
+"""Of a body, read at once."""
 PART_THREADS = 4
 """Parts of one object that are on their way at once; each is held in memory."""
 CONNECT_SECONDS = 10.0
@@ -64,15 +66,11 @@ class S3Storage(Storage):
         return S3Storage(self.bucket, self._name(prefix.rstrip("/")))
 
     def get(self, key: str) -> bytes:
-        return self._read(key, 0, None)
+        return bytes(self._read(key, 0, None))
 
-    def get_range(self, key: str, offset: int, length: int) -> bytes:
-        if length == 0:
-            return b""
-        data = self._read(key, offset, offset + length)
-        if len(data) != length:
-            raise StorageError(f"{self.locate(key)} ends at byte {offset + len(data)}; {offset + length} were expected")
-        return data
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
+        if len(view):
+            self._read(key, offset, view)
 
     def put(self, key: str, data: bytes) -> None:
         if len(data) <= MULTIPART_BYTES:
@@ -187,42 +185,47 @@ class S3Storage(Storage):
                 if not (_may_pass(error) and patience.wait()):
                     raise _s3_error(error, where, self.bucket, patience) from error
 
-    def _read(self, key: str, start: int, end: int | None) -> bytes:
-        """Bytes start..end (to the end of the object when None). A body that is cut short on its way is resumed from
-        where it broke off, and only while the object is the same."""
+    def _read(self, key: str, start: int, view: memoryview | None) -> memoryview:
+        """The object's bytes from `start` on: as many as `view` holds, which is filled, or all that there are. A body
+        that is cut short on its way is resumed from where it broke off, and only while the object is the same."""
         from botocore.exceptions import BotoCoreError, FlexibleChecksumError
         from urllib3.exceptions import HTTPError
 
-        data = bytearray()
+        bounded, data = view is not None, view if view is not None else memoryview(b"")
+        held = 0
         etag: str | None = None
-        wanted: int | None = None
         patience = _Patience()
-        while wanted is None or len(data) < wanted:
-            held = len(data)
+        while etag is None or held < len(data):
             request: dict[str, Any] = {}
-            if start or data or end is not None:
-                request["Range"] = f"bytes={start + held}-{'' if end is None else end - 1}"
+            if start or held or bounded:
+                request["Range"] = f"bytes={start + held}-{start + len(data) - 1 if bounded else ''}"
             if etag is not None:
                 request["IfMatch"] = etag
             response = self._call("get_object", key, request, patience=patience)
-            if wanted is None:
-                etag, wanted = response["ETag"], response["ContentLength"]
-            elif response["ContentLength"] != wanted - held:
-                raise StorageError(f"{self.locate(key)}: {wanted - held} bytes were left to read, not those that came")
+            left = response["ContentLength"]
+            if etag is None and not bounded:
+                data = memoryview(bytearray(left))
+            if left != len(data) - held:
+                if etag is None:
+                    raise StorageError(
+                        f"{self.locate(key)} ends at byte {start + left}; {start + len(data)} were expected"
+                    )
+                raise StorageError(f"{self.locate(key)}: {len(data) - held} bytes were left, and {left} came")
+            etag, before = response["ETag"], held
             failure: Exception = EOFError("it ended early")
             try:
-                for chunk in response["Body"].iter_chunks(1024 * 1024):
-                    data += chunk
+                for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
+                    data[held : held + len(chunk)] = chunk
+                    held += len(chunk)
             except FlexibleChecksumError as error:
-                failure = error
-                data.clear()
+                failure, held = error, 0
             except (BotoCoreError, HTTPError, OSError) as error:
                 failure = error
-            if len(data) > held:
+            if held > before:
                 patience.gained()
-            if len(data) < wanted and not patience.wait():
+            if held < len(data) and not patience.wait():
                 raise StorageError(f"{self.locate(key)}: the body broke off, {patience}: {failure}") from failure
-        return bytes(data)
+        return data
 
 
 class _Patience:

@@ -53,9 +53,15 @@ class Storage(ABC):
     def get(self, key: str) -> bytes:
         """The whole object. Raises NotFound, StorageError."""
 
-    @abstractmethod
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`. Raises NotFound, and StorageError when the object ends before that."""
+        data = bytearray(length)
+        self.read_into(key, offset, memoryview(data))
+        return bytes(data)
+
+    @abstractmethod
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
+        """Fills `view` with the bytes from `offset` on. Raises as `get_range`."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
@@ -151,14 +157,13 @@ class LocalStorage(Storage):
         with local_errors("read", path):
             return path.read_bytes()
 
-    def get_range(self, key: str, offset: int, length: int) -> bytes:
-        path = self.local_path(key)
-        with local_errors("read", path), path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-        if len(data) != length:
-            raise StorageError(f"{path} ends at byte {offset + len(data)}; {offset + length} were expected")
-        return data
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
+        path, done = self.local_path(key), 0
+        with local_errors("read", path), path.open("rb", buffering=0) as file:
+            while done < len(view) and (got := os.preadv(file.fileno(), [view[done:]], offset + done)):
+                done += got
+        if done != len(view):
+            raise StorageError(f"{path} ends at byte {offset + done}; {offset + len(view)} were expected")
 
     def put(self, key: str, data: bytes) -> None:
         path = self.local_path(key)

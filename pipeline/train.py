@@ -118,6 +118,7 @@ def train(config: TrainConfig, world: World) -> None:
         workers=config.data.workers,
         prefetch=config.data.prefetch,
         cache=DiskCache(config.data.cache, int(config.data.cache_gb * 1e9)) if config.data.cache else None,
+        device=world.device,
     )
     failure = None
     try:

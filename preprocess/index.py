@@ -18,7 +18,6 @@ from pathlib import Path
 
 from pipeline import cli
 from pipeline.config import IndexConfig
-from pipeline.data.blocks import Reader
 from pipeline.data.dataset import dataset_of
 from pipeline.data.manifest import (
     MANIFEST,
@@ -34,6 +33,7 @@ from pipeline.data.manifest import (
     load_manifest,
     parse_manifest,
 )
+from pipeline.data.reader import Reader
 from pipeline.errors import ConfigError, DatasetError, DestinationExists, ShardCorrupt, SourceError
 from pipeline.launch import cores
 from pipeline.patterns import expand

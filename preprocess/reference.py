@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.config import ReferenceConfig
 from pipeline.data.manifest import Contract, Manifest, load_excluded, load_manifest
 from pipeline.data.records import Record
-from pipeline.data.stream import read
+from pipeline.data.shards import read
 from pipeline.errors import ContractMismatch, UserError
 from pipeline.evaluation.features import Features, load_features
 from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy

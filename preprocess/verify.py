@@ -20,7 +20,7 @@ from pipeline import cli
 from pipeline.config import VerifyConfig
 from pipeline.data.manifest import UNCOND, Contract, Manifest, Member, ShardEntry, load_excluded, load_manifest
 from pipeline.data.records import Record, find_records, parse_npy
-from pipeline.data.stream import fetch_shard, require_shards
+from pipeline.data.shards import fetch_shard, require_shards
 from pipeline.errors import DataError, LatentmillError, NotFound, ShardCorrupt
 from pipeline.launch import cores
 from pipeline.progress import Progress

@@ -13,7 +13,7 @@ import torch
 from pipeline.config import VerifyConfig
 from pipeline.data.manifest import Manifest
 from pipeline.data.records import Record
-from pipeline.data.stream import fetch_shard
+from pipeline.data.shards import fetch_shard
 from pipeline.errors import RecordRejected, SourceError
 from pipeline.evaluation.pictures import to_uint8
 from pipeline.evaluation.trained import load_encoders

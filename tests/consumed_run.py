@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import DataConfig, OptimConfig, TrainConfig
+from pipeline.data.batch import Batch
 from pipeline.data.dataset import Dataset, part_of
 from pipeline.data.manifest import load_manifest
 from pipeline.data.records import record_key
-from pipeline.data.stream import Batch, Stream
+from pipeline.data.stream import Stream
 from pipeline.storage import open_storage
 from pipeline.train import describe_run
 from pipeline.training.ledger import Ledger, noise_digest, truncate_ledgers

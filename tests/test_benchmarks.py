@@ -21,7 +21,7 @@ from benchmarks.pillow import decode
 from benchmarks.presets import PRESETS, MemoryPreset, changed
 from pipeline.config import EncodersConfig
 from pipeline.data.manifest import load_manifest
-from pipeline.data.stream import first_records
+from pipeline.data.shards import first_records
 from pipeline.storage import open_storage
 from preprocess.unit import Tally
 

@@ -22,7 +22,7 @@ from small_encode import ENCODERS, config, files, png, write_tar
 
 from pipeline.config import EncodersConfig, LaunchConfig
 from pipeline.data.manifest import MANIFEST, load_manifest
-from pipeline.data.stream import first_records
+from pipeline.data.shards import first_records
 from pipeline.errors import DestinationExists, NonFinite, ShardCorrupt, SourceError
 from pipeline.models.autoencoder import FirstStage, load_autoencoder
 from pipeline.models.text import load_text

@@ -11,7 +11,7 @@ from small_encode import config, files
 
 from pipeline.config import FiltersConfig, VerifyConfig
 from pipeline.data.manifest import load_manifest
-from pipeline.data.stream import first_records
+from pipeline.data.shards import first_records
 from pipeline.errors import DataError, ShardCorrupt, StorageError
 from pipeline.storage import open_storage
 from preprocess import verify

@@ -21,7 +21,7 @@ from small_encode import ENCODERS, config, files, png, write_sized, write_tar
 from pipeline.config import EncodersConfig, FiltersConfig, LaunchConfig, LimitsConfig, VerifyConfig
 from pipeline.data.kept import Kept
 from pipeline.data.manifest import MANIFEST, load_excluded, load_manifest, parse_manifest
-from pipeline.data.stream import first_records
+from pipeline.data.shards import first_records
 from pipeline.errors import DataError, DestinationExists, ShardCorrupt, SourceError
 from pipeline.models.autoencoder import FirstStage, load_autoencoder
 from pipeline.models.text import TextTower, load_text

@@ -17,9 +17,9 @@ from small_encode import ENCODERS, files, write_sized
 from small_encode import config as encode_config
 
 from pipeline.config import IndexConfig, LimitsConfig, VerifyConfig
-from pipeline.data.blocks import Reader
 from pipeline.data.dataset import dataset_of
 from pipeline.data.manifest import Manifest, load_manifest, require_match
+from pipeline.data.reader import Reader
 from pipeline.data.records import npy_bytes, unpack
 from pipeline.data.stream import Stream
 from pipeline.errors import (

@@ -21,9 +21,9 @@ from small_cache import make_cache
 from pipeline import cli
 from pipeline.config import TrainConfig
 from pipeline.data import stream as stream_module
+from pipeline.data.batch import Batch
 from pipeline.data.dataset import dataset_of
 from pipeline.data.manifest import commit_manifest, load_manifest
-from pipeline.data.stream import Batch
 from pipeline.ledger import examine
 from pipeline.storage import open_storage
 from pipeline.training.ledger import read_ledger, totals

@@ -15,7 +15,8 @@ from pipeline.data.dataset import dataset_of
 from pipeline.data.diskcache import DiskCache
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import Order
-from pipeline.data.stream import Stream, first_records, read
+from pipeline.data.shards import first_records, read
+from pipeline.data.stream import Stream
 from pipeline.errors import ConfigError, DatasetError, ShardCorrupt, StorageError
 from pipeline.storage import LocalStorage, Storage, open_storage
 
@@ -101,11 +102,11 @@ class Watched(LocalStorage):
         self.reads: list[str] = []
         self.fail = ""
 
-    def get_range(self, key: str, offset: int, length: int) -> bytes:
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
         self.reads.append(key)
         if self.fail and key == self.fail:
             raise StorageError(f"{key} cannot be read")
-        return super().get_range(key, offset, length)
+        super().read_into(key, offset, view)
 
 
 def test_memory_holds_and_every_shard_is_read_once_an_epoch(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_shard_that_was_damaged_on_its_way_only_is_read_again_and_used(
     storage = open_storage(str(tmp_path))
     with stream_of((storage, manifest)) as stream:
         expected = [next(stream).keys for _ in range(6)]
-    whole, part, seen = LocalStorage.get, LocalStorage.get_range, set()
+    whole, part, seen = LocalStorage.get, LocalStorage.read_into, set()
 
     def once_wrong(key: str, data: bytes) -> bytes:
         if key in seen:
@@ -170,8 +171,12 @@ def test_a_shard_that_was_damaged_on_its_way_only_is_read_again_and_used(
         seen.add(key)
         return data[:-1] + b"?"
 
+    def part_once_wrong(self: LocalStorage, key: str, offset: int, view: memoryview) -> None:
+        part(self, key, offset, view)
+        view[:] = once_wrong(key, bytes(view))
+
     monkeypatch.setattr(LocalStorage, "get", lambda self, key: once_wrong(key, whole(self, key)))
-    monkeypatch.setattr(LocalStorage, "get_range", lambda self, key, *at: once_wrong(key, part(self, key, *at)))
+    monkeypatch.setattr(LocalStorage, "read_into", part_once_wrong)
     with stream_of((storage, manifest)) as stream:
         assert [next(stream).keys for _ in range(6)] == expected
 
@@ -332,7 +337,7 @@ def test_a_disk_cache_keeps_to_its_bound_and_drops_what_was_used_least_recently(
     for i in range(9):
         cache.put(str(i), bytes(100))
         os.utime(tmp_path / str(i), (i, i))
-    assert cache.get("0") is not None  # now the one used last
+    assert cache.read_into("0", memoryview(bytearray(100)))  # now the one used last
     cache.put("9", bytes(100))
     cache.put("10", bytes(100))
     there = {path.name for path in tmp_path.iterdir()}

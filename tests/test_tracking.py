@@ -34,8 +34,8 @@ class Elsewhere(Storage):
     def get(self, key: str) -> bytes:
         return self.inner.get(key)
 
-    def get_range(self, key: str, offset: int, length: int) -> bytes:
-        return self.inner.get_range(key, offset, length)
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
+        self.inner.read_into(key, offset, view)
 
     def put(self, key: str, data: bytes) -> None:
         self.inner.put(key, data)

@@ -137,9 +137,9 @@ def test_excluded_records_are_never_trained_on(tmp_path: Path) -> None:
     real = module.Stream._collate
 
     def watching(self: Stream, plan: object, shards: object) -> object:
-        batch = real(self, plan, shards)  # type: ignore[arg-type]
-        seen.extend(batch.keys)
-        return batch
+        moved = real(self, plan, shards)  # type: ignore[arg-type]
+        seen.extend(moved.batch.keys)
+        return moved
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.Stream, "_collate", watching)

@@ -17,7 +17,7 @@ import torch
 from pipeline.config import EncodeConfig, EncodersConfig, LaunchConfig, VerifyConfig
 from pipeline.data.manifest import MANIFEST, Manifest, canonical_json, load_manifest, manifest_bytes
 from pipeline.data.records import Record
-from pipeline.data.stream import read
+from pipeline.data.shards import read
 from pipeline.errors import DataError, DatasetError, SourceError
 from pipeline.storage import open_storage
 from preprocess import encode, encoder

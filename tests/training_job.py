@@ -27,7 +27,7 @@ from pipeline.config import (
     TrackingConfig,
     TrainConfig,
 )
-from pipeline.data.stream import Batch
+from pipeline.data.batch import Batch
 from pipeline.errors import Interrupted, ShardCorrupt
 from pipeline.storage import Storage, open_storage
 from pipeline.tracking import Tracker
@@ -103,7 +103,7 @@ class ArithmeticStream:
         text = philox.normal(7, 1, numbers % RECORDS, (3, 8)).half()
         keys = [f"{number % RECORDS:06d}" for number in numbers.tolist()]
         tensors = {"moments": moments, "text": text}
-        batch = Batch(self.n, numbers, tensors, keys, [""] * share, numbers * 0, numbers % RECORDS)
+        batch = Batch(self.n, numbers, tensors, numbers * 0, numbers % RECORDS, lambda: [(key, "") for key in keys])
         self.n += self.batch
         return batch
 

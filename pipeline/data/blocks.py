@@ -1,36 +1,17 @@
-"""What is read at once: blocks, stretches of a shard's records, each verified by the hashes of its records.
-
-A shard's index is read once, compared with the manifest, and kept in a compact form; a block is then one ranged read.
-"""
+"""What is read at once: blocks, stretches of a shard's records (read by reader.py)."""
 
 from __future__ import annotations
 
-import collections
-import hashlib
-import json
-import threading
-from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.data.buckets import Buckets
-from pipeline.data.diskcache import DiskCache
 from pipeline.data.kept import Kept
-from pipeline.data.manifest import Manifest, ShardEntry
+from pipeline.data.manifest import Manifest
 from pipeline.data.order import Order
-from pipeline.data.records import Record, unpack
-from pipeline.errors import ShardCorrupt, StorageError
-from pipeline.storage import Storage
-
-if TYPE_CHECKING:
-    from pipeline.data.dataset import Dataset
 
 BLOCK_BYTES = 8_000_000  # of a block, about
-INDEX_BYTES = 256_000_000  # of indexes kept in memory
-DIGEST = 32  # bytes of a SHA-256
 
 
 @dataclass(frozen=True)
@@ -93,138 +74,3 @@ class Blocks:
         if len(np.unique(buckets)) > 1:
             return Buckets(self.counts, buckets, seed, batch, tail, block_shards=self.shards, lanes=lanes)
         return Order(self.counts, seed, batch, tail, block_shards=self.shards, lanes=lanes)
-
-
-class Block:
-    """A verified block in memory: its bytes, where its records lie in them, and their layout (records.unpack)."""
-
-    def __init__(
-        self, data: bytes, offsets: np.ndarray, sizes: np.ndarray, layout: dict[str, str] | None = None
-    ) -> None:
-        self._view, self._offsets, self._sizes, self._layout = memoryview(data), offsets, sizes, layout
-
-    def record(self, place: int, members: Sequence[str] | None = None) -> Record:
-        """Record number `place` of the block; its arrays are views of the block's bytes."""
-        offset = int(self._offsets[place])
-        return unpack(self._view[offset : offset + int(self._sizes[place])], members, layout=self._layout)
-
-
-@dataclass(frozen=True)
-class Index:
-    """A shard's index: (n,) int64 offsets and sizes of its records, (n, 32) uint8 SHA-256, and their layout."""
-
-    offsets: np.ndarray
-    sizes: np.ndarray
-    digests: np.ndarray
-    layout: dict[str, str] | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return self.offsets.nbytes + self.sizes.nbytes + self.digests.nbytes
-
-
-class Reader:
-    """Reads blocks of a dataset; indexes up to INDEX_BYTES are kept in memory, and blocks in `cache`. Safe to call
-    from several threads."""
-
-    def __init__(self, dataset: Dataset, cache: DiskCache | None = None) -> None:
-        self._dataset, self._cache = dataset, cache
-        self._indexes: collections.OrderedDict[int, Future[Index]] = collections.OrderedDict()
-        self._held = 0
-        self._lock = threading.Lock()
-
-    def read(self, number: int) -> Block:
-        """A block whose every record is what the index says; read once more if it is not (a read can go wrong).
-
-        Raises ShardCorrupt when it still is not, and StorageError or NotFound when it cannot be read.
-        """
-        stretch, rows = self._dataset[number], self._dataset.rows(number)
-        storage, entry = self._dataset.shard(stretch.shard)
-        index = self._index(stretch.shard)
-        offsets, sizes = index.offsets[rows], index.sizes[rows]
-        start, end = int(offsets[0]), int(offsets[-1] + sizes[-1])
-        name = f"{entry.sha256[:24]}-{stretch.first}-{stretch.count}"
-        cached = self._cache.get(name) if self._cache is not None else None
-        if cached is not None and len(cached) == end - start and not _wrong(cached, rows, index, start):
-            return Block(cached, offsets - start, sizes)
-        problem = ""
-        for _ in range(2):
-            try:
-                data = storage.get_range(entry.name, start, end - start)
-            except StorageError as error:
-                if storage.stat(entry.name).size >= end:
-                    raise
-                problem = str(error)
-                continue
-            wrong = _wrong(data, rows, index, start)
-            if not wrong:
-                if self._cache is not None:
-                    self._cache.put(name, data)
-                return Block(data, offsets - start, sizes, index.layout)
-            problem = f"the SHA-256 of row {wrong[0]} is another"
-        raise ShardCorrupt(
-            f"{storage.locate(entry.name)} was read twice and is not what the manifest promises ({problem}): "
-            "restore it, or delete it and run the same `latentmill encode` again"
-        )
-
-    def _index(self, shard: int) -> Index:
-        """A shard's index, read and verified once while it is kept."""
-        with self._lock:
-            future = self._indexes.get(shard)
-            mine = future is None
-            if future is None:
-                future = self._indexes[shard] = Future()
-            self._indexes.move_to_end(shard)
-        if mine:
-            try:
-                index = read_index(*self._dataset.shard(shard))
-            except BaseException as error:
-                with self._lock:
-                    del self._indexes[shard]
-                future.set_exception(error)
-                raise
-            future.set_result(index)
-            with self._lock:
-                self._held += index.nbytes
-                while self._held > INDEX_BYTES and len(self._indexes) > 1:
-                    oldest = next(iter(self._indexes))
-                    if not self._indexes[oldest].done():
-                        break
-                    self._held -= self._indexes.pop(oldest).result().nbytes
-        return future.result()
-
-
-def _wrong(data: bytes, rows: np.ndarray, index: Index, start: int) -> list[int]:
-    """Rows, of those that `data` should hold from byte `start` of the tar on, whose hash is not the index's."""
-    view = memoryview(data)
-    return [
-        row
-        for row, at, size in zip(rows.tolist(), (index.offsets[rows] - start).tolist(), index.sizes[rows].tolist())
-        if hashlib.sha256(view[at : at + size]).digest() != index.digests[row].tobytes()
-    ]
-
-
-def read_index(storage: Storage, entry: ShardEntry) -> Index:
-    """A shard's index, compared with the manifest. Raises ShardCorrupt."""
-    facts = json.loads(read_verified(storage, entry.index_name, entry.index_sha256))
-    records = facts["records"]
-    digests = np.frombuffer(bytes.fromhex("".join(record[2] for record in records)), dtype=np.uint8)
-    return Index(
-        np.array([record[0] for record in records], dtype=np.int64),
-        np.array([record[1] for record in records], dtype=np.int64),
-        digests.reshape(-1, DIGEST),
-        facts.get("layout"),
-    )
-
-
-def read_verified(storage: Storage, key: str, sha256: str) -> bytes:
-    """A whole object whose hash is the manifest's; read once more if it is not. Raises ShardCorrupt."""
-    for _ in range(2):
-        data = storage.get(key)
-        found = hashlib.sha256(data).hexdigest()
-        if found == sha256:
-            return data
-    raise ShardCorrupt(
-        f"{storage.url}/{key} was read twice and is not what the manifest promises (SHA-256 {found[:12]}, not "
-        f"{sha256[:12]}): restore it, or delete it and run the same `latentmill encode` again"
-    )

@@ -20,7 +20,7 @@ FULL = 0.9  # of the bound that is left after making room
 
 
 class DiskCache:
-    """`get` and `put` by name in `folder`; files used least recently go first when `most_bytes` are exceeded."""
+    """`read_into` and `put` by name in `folder`; files used least recently go first when `most_bytes` are exceeded."""
 
     def __init__(self, folder: Path | str, most_bytes: int) -> None:
         """Raises StorageError when the folder cannot be made."""
@@ -32,16 +32,18 @@ class DiskCache:
             raise StorageError(f"data.cache={folder} cannot be made: {error.strerror}") from None
         self._bytes = self._make_room()
 
-    def get(self, name: str) -> bytes | None:
-        """What is kept under a name, not checked; None when there is nothing that can be read."""
+    def read_into(self, name: str, view: memoryview) -> bool:
+        """Fills `view` with what is kept under a name, not checked; False when nothing of that length can be read."""
         path = self._folder / name
-        with suppress(OSError):
-            data = path.read_bytes()
+        with suppress(OSError), path.open("rb", buffering=0) as file:
+            done = 0
+            while done < len(view) and (got := file.readinto(view[done:])):
+                done += got
             os.utime(path)
-            return data
-        return None
+            return done == len(view) and not file.read(1)
+        return False
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | memoryview) -> None:
         """Keeps it, if the disk has room. Raises StorageError for a disk that fails otherwise."""
         temporary = self._folder / f".{name}.{secrets.token_hex(4)}"
         try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -144,36 +144,54 @@ def unpack(
     this layout, or a member asked for is missing.
     """
     view = memoryview(view)
-    key, long_name, arrays, offset = "", b"", {}, 0
+    arrays: dict[str, np.ndarray] = {}
     texts: dict[str, memoryview] = {}
-    roles = {file: role for role, file in layout.items()} if layout is not None else None
+    key = ""
+    for stem, name, start, size in walk(view):
+        key = stem
+        if name in ("json", "txt"):
+            texts[name] = view[start : start + size]
+        elif (role := role_of(name, layout)) and (members is None or role in members):
+            arrays[role] = parse_npy(view[start : start + size])
+    require_members(key, arrays, members or (), layout)
+    return Record(key, arrays, _meta(key, texts, layout) if meta else {})
+
+
+def walk(view: memoryview) -> Iterator[tuple[str, str, int, int]]:
+    """(key, rest of the name, offset, size) of each file of one record. Raises ShardCorrupt for anything else."""
+    key, long_name, offset = "", b"", 0
     while offset < len(view):
         header = parse_header(view[offset : offset + BLOCK])
         start, offset = offset + BLOCK, offset + BLOCK + header.size + -header.size % BLOCK
         if offset > len(view) or header.kind not in KINDS:
             raise ShardCorrupt(f"record {key or '?'} is cut short or holds something that is not a file")
-        payload = view[start : start + header.size]
         if header.kind != b"0":
-            long_name = _long_name(header.kind, payload, long_name)
+            long_name = _long_name(header.kind, view[start : start + header.size], long_name)
             continue
         stem, name = split_key((long_name or header.name).decode("utf-8", "replace"))
         long_name = b""
         if key and stem != key:
             raise ShardCorrupt(f"record {key} runs into record {stem}")
         key = stem
-        if name in ("json", "txt"):
-            texts[name] = payload
-        elif name.endswith(".npy") or name == "npy":
-            role = name[:-4] if roles is None else roles.get(name, "")
-            if role and (members is None or role in members):
-                arrays[role] = parse_npy(payload)
+        yield key, name, start, header.size
     if long_name:
         raise ShardCorrupt(f"record {key or '?'} ends with a name that has no member")
-    missing = sorted(set(members or ()) - set(arrays))
-    if missing:
+
+
+def role_of(name: str, layout: Mapping[str, str] | None) -> str:
+    """Which array the file `name` (after the key) holds: moments, text, ...; "" for none."""
+    if not (name.endswith(".npy") or name == "npy"):
+        return ""
+    return name[:-4] if layout is None else next((role for role, file in layout.items() if file == name), "")
+
+
+def require_members(
+    key: str, found: Collection[str], members: Collection[str], layout: Mapping[str, str] | None
+) -> None:
+    """Raises ShardCorrupt, with the names of the files, when an array that is wanted is not among those found."""
+    if missing := sorted(set(members) - set(found)):
         files = [(layout or {}).get(name, name) for name in missing]
         raise ShardCorrupt(f"record {key} has no {', '.join(files)}")
-    return Record(key, arrays, _meta(key, texts, layout) if meta else {})
 
 
 def _meta(key: str, texts: Mapping[str, memoryview], layout: Mapping[str, str] | None) -> dict[str, Any]:

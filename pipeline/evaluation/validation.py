@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.manifest import Contract, Manifest
-from pipeline.data.stream import first_records
+from pipeline.data.shards import first_records
 from pipeline.errors import DatasetError
 from pipeline.evaluation.trained import encode_captions
 from pipeline.models.text import TextTower

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TrainConfig
-from pipeline.data.stream import Batch, Stream
+from pipeline.data.batch import Batch
+from pipeline.data.stream import Stream
 from pipeline.diffusion.objective import Objective, Randomness, training_randomness
 from pipeline.errors import Interrupted, LatentmillError, NonFinite, RunError
 from pipeline.models.autoencoder import sample_posterior
