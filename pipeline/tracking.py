@@ -24,11 +24,12 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from pipeline.config import TrackingConfig
-from pipeline.errors import ConfigError, NotFound
+from pipeline.errors import ConfigError, NotFound, StorageError
 from pipeline.storage import Storage
 
 METRICS_KEY = "metrics.jsonl"
@@ -124,15 +125,19 @@ class Tracker:
             self._wandb.put({"samples": n, f"images/{name}": _Picture(png, caption)})
 
     def commit(self) -> None:
-        """Bring metrics.jsonl into the run directory where that is not local; called with each checkpoint's commit."""
+        """Bring metrics.jsonl into the run directory where that is not local; called before each checkpoint's commit,
+        which promises the rows up to it."""
         if self._enabled and self._run.local_path(METRICS_KEY) is None and self._path.exists():
             self._run.put(METRICS_KEY, self._path.read_bytes())
 
     def close(self) -> None:
         """Bring the rows home and wait for wandb, a while at most."""
-        if not self._enabled:
-            return
-        self.commit()
+        try:
+            self.commit()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         self._close_file()
         if self._wandb is not None:
             self._wandb.close()
@@ -146,8 +151,20 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes. After an error its own failures are not raised, and a store that has failed is not asked again: it
+        would take as long again to fail."""
+        if error is None:
+            self.close()
+        elif isinstance(error, StorageError):
+            self._close()
+        else:
+            try:
+                self.close()
+            except StorageError:
+                pass
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

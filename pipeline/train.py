@@ -14,6 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from pipeline.data.dataset import Dataset
     from pipeline.data.manifest import Contract, Manifest
+    from pipeline.data.stream import Stream
+    from pipeline.models.conditioning import Task
     from pipeline.tracking import Tracker
     from pipeline.training.distributed import World
     from pipeline.training.trainer import Evaluate
@@ -77,23 +80,37 @@ def main(config: TrainConfig) -> int:
     return failure.exit_code  # rank 0 says it for all
 
 
-def train(config: TrainConfig, world: World) -> None:
-    """Build everything and train, as one rank of the world."""
-    import torch
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on, found to fit it. manifests: digest of each dataset's manifest, by role. mixture: whole
+    weights, () of one cache. empty: the encoded empty caption (L, D). stream_from: this rank's batches from sample
+    number start_n on."""
 
+    dataset: Dataset
+    manifests: dict[str, str]
+    mixture: tuple[int, ...]
+    task: Task
+    empty: Tensor
+    stream_from: Callable[..., Stream]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of data.train."""
+        return self.dataset.parts[0].manifest
+
+    @property
+    def digests(self) -> list[str]:
+        """Of the manifests of data.train and data.mix."""
+        return [part.manifest.digest for part in self.dataset.parts]
+
+
+def open_data(config: TrainConfig, run: Storage, world: World) -> Data:
+    """Open the datasets, as one rank. Raises LatentmillError where they do not fit, or are not there."""
     from pipeline.data.diskcache import DiskCache
     from pipeline.data.manifest import load_manifest
     from pipeline.data.stream import Stream
-    from pipeline.models.conditioning import Denoiser, make_task
-    from pipeline.tracking import Tracker
-    from pipeline.training.engine import make_engine
-    from pipeline.training.trainer import Identity, Latents, Trainer
+    from pipeline.models.conditioning import make_task
 
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-
-    run = open_storage(config.run)
     dataset = trained_on(config, run, world)
     cache, manifest = dataset.parts[0].storage, dataset.parts[0].manifest
     validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
@@ -102,14 +119,10 @@ def train(config: TrainConfig, world: World) -> None:
     task = make_task(config.task, contract.latent_shape, empty, trimmed=contract.trimmed)
     check_against_contract(config, manifest, validation, task.members)
     check_mixture(config, [part.manifest for part in dataset.parts], stored_members(task.members, contract))
-    digests = [part.manifest.digest for part in dataset.parts]
-    manifests = dict(zip(roles(len(digests)), digests)) | ({"val": validation.digest} if validation else {})
-    order = dataset.order(config.seed, config.optim.batch, config.data.tail, config.data.weights)
-    mixture = dataset.whole_weights(config.data.weights)
     stream_from = partial(
         Stream,
         dataset,
-        order,
+        dataset.order(config.seed, config.optim.batch, config.data.tail, config.data.weights),
         rank=world.rank,
         world=world.size,
         batch=config.optim.batch,
@@ -120,17 +133,40 @@ def train(config: TrainConfig, world: World) -> None:
         cache=DiskCache(config.data.cache, int(config.data.cache_gb * 1e9)) if config.data.cache else None,
         device=world.device,
     )
-    failure = None
+    names = roles(len(dataset.parts))
+    manifests = {name: part.manifest.digest for name, part in zip(names, dataset.parts, strict=True)}
+    manifests |= {"val": validation.digest} if validation else {}
+    return Data(dataset, manifests, dataset.whole_weights(config.data.weights), task, empty, stream_from)
+
+
+def train(config: TrainConfig, world: World) -> None:
+    """Build everything and train, as one rank of the world."""
+    import torch
+
+    from pipeline.models.conditioning import Denoiser
+    from pipeline.tracking import Tracker
+    from pipeline.training.engine import make_engine
+    from pipeline.training.trainer import Identity, Latents, Trainer
+
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+    run = open_storage(config.run)
+    data, failure = None, None
     try:
+        data = open_data(config, run, world)
         if world.rank == 0:
             require_resumable(config, run)
-            require_same_datasets(config, run, digests, mixture)
-            describe_run(config, run, manifest, manifests, mixture)
+            require_same_datasets(config, run, data.digests, data.mixture)
+            describe_run(config, run, data.manifest, data.manifests, data.mixture)
     except LatentmillError as error:
         failure = error
     world.raise_together(failure)
+    assert data is not None
+    contract = data.manifest.contract
 
-    denoiser = Denoiser(config.model, task)
+    denoiser = Denoiser(config.model, data.task)
     denoiser.reset_parameters(config.seed)
     engine = make_engine(denoiser, config, world)
     settings = to_dict(config)
@@ -146,10 +182,10 @@ def train(config: TrainConfig, world: World) -> None:
             run=run,
             folder=Path(folder),
             tracker=tracker,
-            identity=Identity(config_digest(config), manifests, mixture),
-            stream_from=lambda n: stream_from(start_n=n),
+            identity=Identity(config_digest(config), data.manifests, data.mixture),
+            stream_from=lambda n: data.stream_from(start_n=n),
             text_of=text_encoder(config, contract, world),
-            evaluate=evaluation(config, run, world, manifest, empty, tracker) if validation else None,
+            evaluate=evaluation(config, run, world, data.manifest, data.empty, tracker) if config.data.val else None,
         )
         try:
             trainer.run()

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from servers.faultproxy import Fault, FaultProxy
 
 from pipeline import tracking
 from pipeline.config import TrackingConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LatentmillError, ShardCorrupt, StorageError
 from pipeline.storage import ObjectInfo, Storage, open_storage
 from pipeline.tracking import REDACTED, Tracker, parse_rows, read_rows, redact
 
@@ -160,6 +161,25 @@ def test_run_that_is_not_local_gets_its_rows_at_commits(tmp_path: Path) -> None:
     again.start(64)
     again.close()
     assert [(row["n"], row["kind"]) for row in parse_rows(run.get("metrics.jsonl"))] == [(64, "train"), (64, "start")]
+
+
+@pytest.mark.parametrize(("error", "asked"), [(StorageError("gone"), False), (ShardCorrupt("damaged"), True)])
+def test_a_store_that_is_gone_hides_no_error_before_it_and_is_not_asked_anew_when_that_was_its_own(
+    s3: str,
+    faults: FaultProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: LatentmillError,
+    asked: bool,
+) -> None:
+    monkeypatch.setattr("pipeline.s3.PATIENCE_SECONDS", 0.3)
+    log = Tracker(open_storage(s3), OFF, folder=tmp_path)
+    log.log(64, {"loss": 1.0})
+    rule = faults.add(Fault(kind="reset"))
+    with pytest.raises(type(error), match=str(error)), log:
+        raise error
+    assert (rule.injected > 0) == asked
+    assert log._file is None
 
 
 def test_unknown_mode_is_refused(tmp_path: Path) -> None:

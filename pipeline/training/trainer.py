@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -140,13 +140,14 @@ class Trainer:
         self.tracker.start(self.n, world=self.world.size, engine=self._engine_name())
 
     def _train(self) -> None:
-        with (
-            self.stream_from(self.n) as stream,
-            Progress(self.end, "train", start=self.n, enabled=self.world.rank == 0) as progress,
-        ):
+        with ExitStack() as stack:
+            opened: list[Stream] = []
+            self._together(lambda: opened.append(stack.enter_context(self.stream_from(self.n))))
+            rank0 = self.world.rank == 0
+            progress = stack.enter_context(Progress(self.end, "train", start=self.n, enabled=rank0))
             while self.n < self.end:
                 self.watchdog.beat(self.n)
-                batch = self._next_batch(stream)
+                batch = self._next_batch(*opened)
                 self._step(batch)
                 progress.update(self.batch, **self.meter.notes)
                 if due(self.n, self.config.checkpoint.every, self.batch) or self.n == self.end:
@@ -238,7 +239,7 @@ class Trainer:
     def save(self) -> None:
         """Commit the state at n, with the ledger and the metrics up to it. Collective."""
         with self.watchdog.paused():
-            self._together(lambda: self.ledger.commit(self.n))
+            self._together(self._before_commit)
             checkpoint.save(
                 self.run_storage,
                 self.world,
@@ -252,10 +253,14 @@ class Trainer:
                 shapes=self.engine.shapes,
             )
             self.saved = self.n
-            self._together(self._after_commit)
+            self._together(self._sweep)
 
-    def _after_commit(self) -> None:
+    def _before_commit(self) -> None:
+        """What must not be missing where there is a commit; of both, a resume drops what lies beyond its commit."""
+        self.ledger.commit(self.n)
         self.tracker.commit()
+
+    def _sweep(self) -> None:
         if self.world.rank == 0:
             checkpoint.retain(self.run_storage, self.config.checkpoint.keep)
 
