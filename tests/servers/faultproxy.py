@@ -10,9 +10,11 @@ import http.client
 import http.server
 import os
 import random
+import re
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
@@ -45,6 +47,10 @@ class Fault:
     """At most so many faults."""
     every: int = 1
     """Every n-th of the requests that match."""
+    after: str = ""
+    """A pattern: only once a request has come whose "METHOD target" it is found in; that one is served."""
+    lasts: float = float("inf")
+    """Seconds from the first fault on; none later."""
     probability: float = 1.0
     """Of those, a share drawn with `seed`."""
     seed: int = 0
@@ -54,20 +60,28 @@ class Fault:
     injected: int = 0
     """Faults that happened."""
     _matched: int = 0
+    _awaits: bool = field(init=False)
+    _ends: float = float("inf")
     _random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._awaits = bool(self.after)
 
     def strikes(self, method: str, target: str) -> bool:
         """Whether this request is one of those; counts it."""
+        if self._awaits:
+            self._awaits = not re.search(self.after, f"{method} {target}")
+            return False
         if (self.method and method != self.method) or self.key not in target:
             return False
         self._matched += 1
         if self._matched % self.every or (self.times is not None and self.injected >= self.times):
             return False
-        if self._random.random() >= self.probability:
+        if self._random.random() >= self.probability or time.monotonic() > self._ends:
             return False
+        if not self.injected:
+            self._ends = time.monotonic() + self.lasts
         self.injected += 1
         return True
 
