@@ -159,7 +159,7 @@ def attempt(config: TrainConfig, world: World) -> list[Any]:
 
 def straight(world: World, folder: Path, url: str) -> None:
     """Undisturbed, from the disk."""
-    attempt(config_of(f"{folder}/straight", f"{folder}/cache", world=world.size, samples=LONG, every=MOVE), world)
+    attempt(config_of(f"{folder}/straight", f"{folder}/cache", world=world.size, samples=LONG), world)
 
 
 def damages(world: World, folder: Path, url: str) -> None:
@@ -215,10 +215,25 @@ def flaky(world: World, folder: Path, url: str) -> None:
     attempt(config_of(f"{folder}/flaky", f"{url}/flaky", f"{folder}/cache", world.size), world)
 
 
+def gone(world: World, folder: Path, url: str) -> None:
+    """The store of the cache and of the run is gone, until an object "back" is written; then the same command again."""
+    config = config_of(f"{url}/gone/run", f"{url}/gone", f"{folder}/cache", world.size)
+    outcome: dict[str, Any] = {"gone": attempt(config, world)}
+    if world.rank == 0:
+        open_storage(f"{url}/gone").put("back", b"")
+        outcome["committed"] = state(config.run)[0]
+    world.barrier()
+    outcome["back"] = attempt(config, world)
+    tell(folder / "gone", world, outcome)
+
+
 def moves(world: World, folder: Path, url: str) -> None:
-    """MOVE samples at first, then all that are left."""
-    config = config_of(f"{folder}/moved", f"{folder}/cache", world=world.size, samples=LONG, every=MOVE)
-    attempt(config if committed(open_storage(config.run)) else replace(config, samples=MOVE), world)
+    """MOVE samples on all ranks, MOVE more on one of them, and on all again those that are left."""
+    for size, samples in ((world.size, MOVE), (1, 2 * MOVE), (world.size, LONG)):
+        config = config_of(f"{folder}/moved", f"{folder}/cache", world=size, samples=samples, every=MOVE)
+        if size > 1 or world.rank == 0:
+            attempt(config, world if size > 1 else World())
+        world.barrier()
 
 
 def tell(run: Path, world: World, outcome: Any) -> None:

@@ -49,6 +49,8 @@ class Fault:
     """Every n-th of the requests that match."""
     after: str = ""
     """A pattern: only once a request has come whose "METHOD target" it is found in; that one is served."""
+    until: str = ""
+    """A pattern: no more once a request has come that it is found in; that one is served."""
     lasts: float = float("inf")
     """Seconds from the first fault on; none later."""
     probability: float = 1.0
@@ -73,6 +75,8 @@ class Fault:
         if self._awaits:
             self._awaits = not re.search(self.after, f"{method} {target}")
             return False
+        if self.until and re.search(self.until, f"{method} {target}"):
+            self._ends = 0.0
         if (self.method and method != self.method) or self.key not in target:
             return False
         self._matched += 1
