@@ -1,4 +1,4 @@
-"""mosaicml-streaming's side of the benchmark of the stream, with a Python of its own, for its versions of others differ:
+"""mosaicml-streaming's side of the benchmark of the stream, in a Python of its own, for it wants other versions:
 
     python -m venv mosaic && mosaic/bin/pip install mosaicml-streaming
     mosaic/bin/python benchmarks/mosaic_side.py JSON
@@ -7,12 +7,16 @@ Imports nothing of latentmill. {"do": "write", "tars": [...], "dest": folder} pu
 format; {"do": "read", "local": folder, "remote": folder or URL or null, ...} times its documented loader.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import resource
 import sys
 import tarfile
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import psutil
@@ -31,84 +35,86 @@ from torch.utils.data import DataLoader
 BATCH = 64
 
 
-def write(tars, dest, shard_bytes=1 << 26):
+def write(tars: list[str], dest: str, shard_bytes: int = 1 << 26) -> dict[str, float]:
     """Samples of cached tars -> MDS shards of the size that its documentation takes. Returns their number."""
-    writer, number = None, 0
+    writer: Any = None
+    number = 0
     for tar in tars:
-        sample = {}
-        for member in tarfile.open(tar):
-            key, _, name = member.name.partition(".")
-            data = tar_file.read() if (tar_file := tarfile.TarFile.extractfile(_opened(tar), member)) else b""
-            if sample and sample["key"] != key:
-                writer, number = _add(writer, sample, dest, shard_bytes), number + 1
-                sample = {}
-            sample["key"] = key
-            sample[name.removesuffix(".npy")] = np.load(io.BytesIO(data)) if name.endswith(".npy") else json.loads(data)
-        writer, number = _add(writer, sample, dest, shard_bytes), number + 1
+        for sample in _samples(tar):
+            if writer is None:
+                columns = {name: _encoding(value) for name, value in sample.items()}
+                writer = MDSWriter(out=dest, columns=columns, size_limit=shard_bytes)
+            writer.write(sample)
+            number += 1
     writer.finish()
     return {"samples": number}
 
 
-_tars = {}
+def _samples(tar: str) -> Iterator[dict[str, Any]]:
+    """Dicts of arrays and of the json, one for each key."""
+    before = None
+    sample: dict[str, Any] = {}
+    with tarfile.open(tar) as file:
+        for member in file:
+            key, _, name = member.name.partition(".")
+            if before not in (None, key):
+                yield sample
+                sample = {}
+            before, data = key, file.extractfile(member).read()  # type: ignore[union-attr]
+            sample[name.removesuffix(".npy")] = np.load(io.BytesIO(data)) if name.endswith(".npy") else json.loads(data)
+    yield sample
 
 
-def _opened(tar):
-    return _tars.setdefault(tar, tarfile.open(tar))
+def _encoding(value: Any) -> str:
+    """What MDS calls it."""
+    return "json" if isinstance(value, dict) else f"ndarray:{value.dtype}:{','.join(map(str, value.shape))}"
 
 
-def _add(writer, sample, dest, shard_bytes):
-    sample = dict(sample)
-    sample.pop("key")
-    if writer is None:
-        columns = {
-            name: "json" if name == "json" else f"ndarray:{value.dtype}:{','.join(map(str, value.shape))}"
-            for name, value in sample.items()
-        }
-        writer = MDSWriter(out=dest, columns=columns, size_limit=shard_bytes)
-    writer.write(sample)
-    return writer
-
-
-class Tensors(StreamingDataset):
+class Tensors(StreamingDataset):  # type: ignore[misc]
     """Its arrays are read-only; a copy makes tensors of them."""
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = super().__getitem__(index)
         return {name: torch.from_numpy(v.copy()) for name, v in sample.items() if name != "json"}
 
 
-def read(local, remote, workers, warm, count, cache_limit=None):
+def read(
+    local: str, remote: str | None, workers: int, warm: int, count: int, cache_limit: str | None = None
+) -> dict[str, float]:
     """Seconds for `count` samples after the first `warm`."""
     began = time.perf_counter()
     dataset = Tensors(
         local=local, remote=remote, shuffle=True, shuffle_seed=0, batch_size=BATCH, cache_limit=cache_limit
     )
-    loader = DataLoader(dataset, batch_size=BATCH, num_workers=workers)
+    loader: Any = DataLoader(dataset, batch_size=BATCH, num_workers=workers)
 
-    def batches():
+    def batches() -> Iterator[int]:
         while True:
             for batch in loader:
                 yield len(next(iter(batch.values())))
 
-    batches = batches()
-    seen = next(batches)
+    loaded = batches()
+    seen = next(loaded)
     first = time.perf_counter() - began
     while seen < warm:
-        seen += next(batches)
+        seen += next(loaded)
     seen, cpu, began = 0, _cpu(), time.perf_counter()
     while seen < count:
-        seen += next(batches)
+        seen += next(loaded)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"samples": seen, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
 
 
-def _cpu():
+def _cpu() -> float:
     own = psutil.Process()
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
     return sum(one.user + one.system for one in times)
 
 
+DO: dict[str, Callable[..., dict[str, float]]] = {"write": write, "read": read}
+
+
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    print(json.dumps({"write": write, "read": read}[given.pop("do")](**given)))
+    print(json.dumps(DO[given.pop("do")](**given)))

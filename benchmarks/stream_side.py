@@ -1,7 +1,7 @@
 """One side of the benchmark of the stream, in a process of its own: `python -m benchmarks.stream_side JSON`.
 
-Each side makes batches of tensors of the same samples and prints one line of JSON: samples, seconds, CPU seconds (of its
-children too), seconds to the first batch, and the memory that it took at most.
+Each side makes batches of tensors of the same samples and prints one line of JSON: samples, seconds, CPU seconds (of
+its children too), seconds to the first batch, and the memory that it took at most.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def stream(url: str, workers: int, warm: int, count: int, start: float = 0.0) ->
         members=members,
         workers=workers,
         memory_bytes=MEMORY_BYTES,
-        start_n=int(start * order.epoch_samples) // batch * batch,
+        start_n=int(start * dataset.parts[0].records) // batch * batch,
     ) as batches:
         return timed((len(batch.numbers) for batch in batches), warm, count, began)
 
