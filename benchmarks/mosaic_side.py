@@ -1,6 +1,6 @@
 """mosaicml-streaming's side of the benchmark of the stream, in a Python of its own, for it wants other versions:
 
-    python -m venv mosaic && mosaic/bin/pip install mosaicml-streaming
+    python -m venv mosaic && mosaic/bin/pip install mosaicml-streaming psutil
     mosaic/bin/python benchmarks/mosaic_side.py JSON
 
 Imports nothing of latentmill. {"do": "write", "tars": [...], "dest": folder} puts the samples of tars into its own
@@ -109,7 +109,8 @@ def read(
 def _cpu() -> float:
     own = psutil.Process()
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+    ended = times[0].children_user + times[0].children_system
+    return float(sum(one.user + one.system for one in times) + ended)
 
 
 DO: dict[str, Callable[..., dict[str, float]]] = {"write": write, "read": read}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
 from pipeline.config import EncodersConfig
 from pipeline.errors import OverrideError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,7 @@ class MemoryPreset:
     """Where the source images are kept and found again; "" = a temporary folder."""
 
 
-P = TypeVar("P", Preset, MemoryPreset)
+P = TypeVar("P", bound="DataclassInstance")
 
 
 def changed(preset: P, overrides: Sequence[str]) -> P:

@@ -19,7 +19,7 @@ from typing import Any
 
 BATCH = 64  # samples of a rank
 WORLD = 8  # ranks that share a dataset
-MEMORY_BYTES = 1_000_000_000  # of blocks that a rank may hold
+MEMORY = 1.5  # windows that the rank may hold
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ def _cpu() -> float:
     import psutil
 
     own = psutil.Process()
-    total = 0.0
+    total = own.cpu_times().children_user + own.cpu_times().children_system
     for process in (own, *own.children(recursive=True)):
         try:
             times = process.cpu_times()
@@ -62,6 +62,7 @@ def stream(url: str, workers: int, warm: int, count: int, start: float = 0.0) ->
     """latentmill's, as the first of WORLD ranks. start: where to begin, in epochs."""
     from pipeline.data.dataset import dataset_of
     from pipeline.data.manifest import load_manifest
+    from pipeline.data.reader import Block, Reader
     from pipeline.data.stream import Stream
     from pipeline.storage import open_storage
 
@@ -71,6 +72,15 @@ def stream(url: str, workers: int, warm: int, count: int, start: float = 0.0) ->
     members = [member.name for member in dataset.contract.members]
     batch = BATCH * WORLD
     order = dataset.order(0, batch)
+    fetched: list[int] = []
+    read = Reader.read
+
+    def counting(self: Reader, number: int) -> Block:
+        block = read(self, number)
+        fetched.append(len(block.rows))
+        return block
+
+    Reader.read = counting  # type: ignore[method-assign]
     with Stream(
         dataset,
         order,
@@ -78,10 +88,20 @@ def stream(url: str, workers: int, warm: int, count: int, start: float = 0.0) ->
         world=WORLD,
         members=members,
         workers=workers,
-        memory_bytes=MEMORY_BYTES,
+        memory_bytes=int(MEMORY * order.window_bytes(dataset.bytes, 0, BATCH)),
         start_n=int(start * dataset.parts[0].records) // batch * batch,
     ) as batches:
-        return timed((len(batch.numbers) for batch in batches), warm, count, began)
+
+        def sizes() -> Iterator[int]:
+            for batch in batches:
+                if len(before) == 0 and seen[0] >= warm:
+                    before.append(sum(fetched))
+                seen[0] += len(batch.numbers)
+                yield len(batch.numbers)
+
+        seen, before = [0], list[int]()
+        told = timed(sizes(), warm, count, began)
+    return told | {"fetched": (sum(fetched) - before[0]) / told["samples"] if before else 0.0}
 
 
 def webdataset(urls: list[str], workers: int, warm: int, count: int) -> dict[str, float]:

@@ -30,7 +30,7 @@ from pipeline.config import (
     TrackingConfig,
     TrainConfig,
 )
-from pipeline.data.blocks import blocks_of
+from pipeline.data.dataset import dataset_of
 from pipeline.data.manifest import load_manifest
 from pipeline.data.stream import Batch, Stream
 from pipeline.storage import Storage, open_storage
@@ -72,7 +72,7 @@ def config_of(run: str, cache: str, like: str = "", world: int = 1, **changes: A
     """A run whose ranks have memory for one window each. like: where the cache can be looked at, if not in `cache`.
     changes: fields, and `every`, the samples between commits."""
     storage = open_storage(like or cache)
-    blocks = blocks_of(storage, load_manifest(storage))
+    blocks = dataset_of(storage, load_manifest(storage))
     order, share = blocks.order(3, BATCH), BATCH // world
     held = max(order.window_bytes(blocks.bytes, rank * share, share) for rank in range(world))
     base = TrainConfig(
@@ -96,7 +96,7 @@ def users(cache: str, shard: str, n: int, world: int) -> list[int]:
     """Ranks whose share of the global batch at n holds a record of a shard."""
     storage = open_storage(cache)
     manifest = load_manifest(storage)
-    blocks = blocks_of(storage, manifest)
+    blocks = dataset_of(storage, manifest)
     found = blocks.order(3, BATCH).locate(np.arange(n, n + BATCH))
     names = [manifest.shards[number].name for number in blocks.shards[found.block].tolist()]
     return sorted({place // (BATCH // world) for place, name in enumerate(names) if name == shard})

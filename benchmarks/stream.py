@@ -1,0 +1,275 @@
+"""How fast the stream is, against webdataset, mosaicml-streaming and the bytes alone.
+
+.venv/bin/python -m benchmarks.stream [KEY=VALUE ...] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.latents import LATENTS, Latents, write_cache
+from benchmarks.machine import device_slug, figure, keep, machine, median, table, verdict
+from benchmarks.presets import changed
+from benchmarks.stream_side import BATCH, MEMORY, WORLD
+from pipeline import cli
+from pipeline.data.manifest import MANIFEST, load_manifest
+from pipeline.storage import Storage, open_storage
+
+EPILOG = """\
+keys: presets=sd512,small places=disk,s3 rounds=3 workers=1,2 seconds=4 folder=FOLDER (for the caches; else a temporary
+one) mosaic=PYTHON (of an environment with mosaicml-streaming; without it that side is left out)
+
+Rounds take turns: limit, stream, webdataset, mosaicml-streaming, each in a process of its own and with each number of
+workers (threads of the stream and of the limit, processes of the others). Every side is given the same samples; only
+the stream and the limit hash what they read.
+"""
+TARGETS = {"webdataset": 3.0, "mosaic": 1.5, "limit": 0.85}
+S3_SHARDS = {"sd512": 6, "small": 4}  # of a cache that are put into the bucket
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured. seconds: of a side, about."""
+
+    presets: str = "sd512,small"
+    places: str = "disk,s3"
+    rounds: int = 3
+    workers: str = "1,2"
+    seconds: float = 4.0
+    samples: int = 0
+    folder: str = ""
+    mosaic: str = ""
+
+
+@dataclass
+class Found:
+    """What the sides told, by (side, workers)."""
+
+    runs: dict[tuple[str, int], list[dict[str, float]]] = field(default_factory=dict)
+
+    def rate(self, side: str, workers: int) -> float:
+        return median([run["samples"] / run["seconds"] for run in self.runs[side, workers]])
+
+    def best(self, side: str) -> float:
+        """The rate with as many workers as suit the side."""
+        return max((self.rate(*key) for key in self.runs if key[0] == side), default=0.0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.stream",
+        description="How fast the stream is, against webdataset, mosaicml-streaming and the bytes alone.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG,
+    )
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
+    given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
+    told = [word for word in given.overrides if not word.startswith(("folder=", "mosaic="))]
+    command = " ".join(["python -m benchmarks.stream", *told])
+    return cli.guarded("benchmarks.stream", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
+
+
+def run(plan: Plan, command: str, *, write: bool) -> int:
+    """Measures and prints."""
+    import torch
+
+    parts = ["\n".join([f"# {command}", "", *machine(torch.device("cpu"), 1)])]
+    with ExitStack() as stack:
+        folder = Path(plan.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="latentmill-benchmark-")))
+        for place in plan.places.split(","):
+            environment, root = served(place, folder, stack)
+            for name in plan.presets.split(","):
+                preset = LATENTS[name]
+                if plan.samples:
+                    preset = replace(preset, samples=plan.samples, shard_bytes=preset.sample_bytes * plan.samples // 4)
+                sides = prepared(preset, folder, place, root, environment, plan)
+                parts.append(report(preset, place, *measure(sides, plan, environment)))
+                print(parts[-1], file=sys.stderr, flush=True)
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    if write:
+        path = keep(f"stream-{device_slug(torch.device('cpu'))}", text)
+        _say(f"written to benchmarks/results/{path.name}")
+    return 0
+
+
+def served(place: str, folder: Path, stack: ExitStack) -> tuple[dict[str, str], str]:
+    """Environment and root of the URLs of a place: a folder, or a bucket of a real S3 server over loopback."""
+    if place == "disk":
+        return {}, str(folder)
+    # The server of the tests: a real one, that anyone who runs them has.
+    swift = importlib.import_module("tests.servers.swift")
+    (folder / "swift").mkdir(parents=True)
+    server = stack.enter_context(swift.Swift(folder / "swift"))
+    os.environ.update(server.environment)
+    from pipeline.s3 import s3_client
+
+    s3_client().create_bucket(Bucket="benchmark")
+    return dict(server.environment), "s3://benchmark"
+
+
+def prepared(
+    preset: Latents, folder: Path, place: str, root: str, environment: dict[str, str], plan: Plan
+) -> dict[str, Callable[[int, int], list[str]]]:
+    """The command of each side, for a number of workers and of samples; what they read is made where it is not yet."""
+    local = open_storage(str(folder / preset.name))
+    if local.exists(MANIFEST):
+        manifest = load_manifest(local)
+    else:
+        _say(f"making {preset.samples:,} samples of {preset.name}")
+        manifest = write_cache(preset, local)
+    tars = [str(local.local_path(shard.name)) for shard in manifest.shards]
+    mds = folder / f"{preset.name}-mds"
+    if plan.mosaic and not mds.exists():
+        _say(f"the same in mosaicml-streaming's format: {preset.name}")
+        _output([plan.mosaic, *MOSAIC, json.dumps({"do": "write", "tars": tars, "dest": str(mds)})], {})
+    url, urls, remote = str(folder / preset.name), tars, None
+    if place == "s3":
+        url, remote = f"{root}/{preset.name}", f"{root}/{preset.name}-mds"
+        _say(f"uploading {preset.name}")
+        urls = _upload(preset, local, open_storage(url), S3_SHARDS[preset.name])
+        if plan.mosaic:
+            for file in sorted(mds.iterdir()):
+                open_storage(remote).put(file.name, file.read_bytes())
+
+    def own(side: str, workers: int, count: int, **more: Any) -> list[str]:
+        given = {"side": side, "workers": workers, "warm": count // 2, "count": count, **more}
+        return [sys.executable, "-m", "benchmarks.stream_side", json.dumps(given)]
+
+    def mosaic(workers: int, count: int) -> list[str]:
+        at = str(mds) if place == "disk" else tempfile.mkdtemp(dir=folder)
+        given = {"do": "read", "local": at, "remote": remote, "workers": workers, "warm": count // 2, "count": count}
+        return [plan.mosaic, *MOSAIC, json.dumps(given)]
+
+    sides = {
+        "limit": lambda workers, count: own("limit", workers, count, url=url),
+        "stream": lambda workers, count: own("stream", workers, count, url=url),
+        "webdataset": lambda workers, count: own("webdataset", workers, count, urls=urls),
+    }
+    return sides | ({"mosaic": mosaic} if plan.mosaic else {})
+
+
+MOSAIC = (str(Path(__file__).resolve().parent / "mosaic_side.py"),)
+
+
+def _upload(preset: Latents, source: Storage, dest: Storage, shards: int) -> list[str]:
+    """Puts the first shards of a cache into a bucket, with a manifest of their own; URLs that webdataset reads."""
+    from pipeline.s3 import s3_client
+
+    part = replace(preset, samples=preset.samples * shards // len(load_manifest(source).shards))
+    manifest = write_cache(part, dest)
+    bucket, _, prefix = dest.url.removeprefix("s3://").partition("/")
+    signed = [
+        s3_client().generate_presigned_url("get_object", {"Bucket": bucket, "Key": f"{prefix}/{shard.name}"})
+        for shard in manifest.shards
+    ]
+    return [f"pipe:curl -s -f '{url}'" for url in signed]
+
+
+def measure(
+    sides: dict[str, Callable[[int, int], list[str]]], plan: Plan, environment: dict[str, str]
+) -> tuple[Found, Found]:
+    """(each side in rounds, the stream's first batches: at the start and in the middle of an epoch)."""
+    found, starts = Found(), Found()
+    workers = [int(word) for word in plan.workers.split(",")]
+    counts: dict[tuple[str, int], int] = {}
+    for number in range(plan.rounds + 1):  # the first tells how many samples fill the time, and warms the caches
+        for side, command in sides.items():
+            for many in workers:
+                key = (side, many)
+                told = json.loads(_output(command(many, counts.get(key, 16 * BATCH)), environment))
+                rate = told["samples"] / told["seconds"]
+                if number == 0:
+                    counts[key] = max(int(rate * plan.seconds) // BATCH, 16) * BATCH
+                else:
+                    found.runs.setdefault(key, []).append(told)
+                    _say(f"{side} with {many}: {figure(rate)} samples/s")
+    for _ in range(plan.rounds):
+        for where, at in (("start", 0.0), ("middle", 0.5)):
+            *words, last = sides["stream"](workers[0], BATCH)
+            given = json.loads(last) | {"start": at, "warm": 0}
+            told = json.loads(_output([*words, json.dumps(given)], environment))
+            starts.runs.setdefault((where, 0), []).append(told)
+    return found, starts
+
+
+def report(preset: Latents, place: str, found: Found, starts: Found) -> str:
+    """Tables and ratios of one preset at one place."""
+    rows = []
+    for (side, workers), runs in found.runs.items():
+        rate = found.rate(side, workers)
+        cpu = median([run["cpu_s"] / run["samples"] * 1e6 for run in runs])
+        peak = median([run["peak_bytes"] for run in runs]) / 1e6
+        spread = [run["samples"] / run["seconds"] for run in runs]
+        rows.append(
+            [
+                f"{side}, {workers}",
+                figure(rate),
+                f"{figure(min(spread))} to {figure(max(spread))}",
+                figure(rate * preset.sample_bytes / 1e6),
+                figure(cpu),
+                figure(peak),
+            ]
+        )
+    head = ["side, workers", "samples/s", "lowest to highest", "MB/s", "CPU us a sample", "peak MB"]
+    lines = [
+        f"## {preset.name} ({preset.sample_bytes:,} bytes of arrays a sample) from {place}",
+        "",
+        table(head, rows),
+        "",
+    ]
+    lines += [
+        f"- stream / {side}, each with the workers that suit it best: {verdict(found.best('stream') / best, least)}"
+        for side, least in TARGETS.items()
+        if (best := found.best(side))
+    ]
+    one = min(workers for side, workers in found.runs if side == "stream")
+    lines += [
+        f"- stream / {side}, {one} worker each: {verdict(found.rate('stream', one) / found.rate(side, one), least)}"
+        for side, least in TARGETS.items()
+        if (side, one) in found.runs
+    ]
+    told = [run["fetched"] for (side, _), runs in found.runs.items() if side == "stream" for run in runs]
+    fetched = median(told)
+    first = {where: median([run["first_s"] for run in starts.runs[where, 0]]) for where in ("start", "middle")}
+    lines.append(
+        f"- first batch: {first['start']:.2f} s at the start of an epoch, {first['middle']:.2f} s in its middle"
+    )
+    lines.append(
+        f"- the stream is rank 0 of {WORLD}, with {BATCH} samples a step and memory for {MEMORY} of its windows;"
+    )
+    lines.append(f"  it fetched {fetched:.2f} samples for each that it gave")
+    return "\n".join(lines)
+
+
+def _output(command: list[str], environment: dict[str, str]) -> str:
+    """The last line that a side prints. Raises SystemExit with what it said when it fails."""
+    threads = {"OMP_NUM_THREADS": "1", "S3_ENDPOINT_URL": environment.get("AWS_ENDPOINT_URL_S3", "")}
+    threads |= {"AWS_ENDPOINT_URL": threads["S3_ENDPOINT_URL"]} if environment else {}
+    done = subprocess.run(
+        command, env=os.environ | environment | threads, capture_output=True, text=True, timeout=900, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)[:200]} failed: {done.stderr[-2000:]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
