@@ -171,3 +171,16 @@ def test_the_order_is_what_it_was_when_it_was_published() -> None:
     places = order.locate(28 + np.arange(12))
     assert places.block.tolist() == [2, 0, 5, 3, 0, 0, 5, 5, 0, 2, 3, 3]
     assert places.place.tolist() == [1, 4, 3, 3, 1, 0, 1, 2, 2, 0, 4, 2]
+
+
+def test_large_batches_have_lanes_for_as_many_nodes_as_train_on_them() -> None:
+    sizes = [100] * 4096
+    assert Order(sizes, 0, 512).lanes == 64
+    many = Order(sizes, 0, 16_384)
+    assert many.lanes == 512
+    node = np.arange(16_384) * 256 // 16_384  # of 256 nodes, each reads lanes of its own
+    reads = set()
+    for b in range(many.epoch_samples // 16_384):
+        block = many.locate(np.arange(b * 16_384, (b + 1) * 16_384)).block
+        reads |= set(zip(node.tolist(), block.tolist(), strict=True))
+    assert len(reads) <= 1.1 * len(sizes)

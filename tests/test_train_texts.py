@@ -14,7 +14,7 @@ import torch
 from small_encode import ENCODERS, png, write_sized, write_tar
 from small_run import SAMPLER, make_cache, train_config
 
-from pipeline import train
+from pipeline import train, traindata
 from pipeline.config import (
     DataConfig,
     DeepSpeedConfig,
@@ -87,7 +87,7 @@ def test_the_states_beyond_a_trimmed_caption_are_masked_wherever_they_come_from(
     cache = open_storage(str(tmp_path / "cache"))
     manifest = load_manifest(cache)
     tower = load_text(ENCODERS)
-    empty = train.empty_caption(cache, manifest)
+    empty = traindata.empty_caption(cache, manifest)
     task = make_task(TaskConfig(name="text"), manifest.contract.latent_shape, empty, trimmed=True)
     dataset = dataset_of(cache, manifest)
     with Stream(dataset, dataset.order(0, 8), batch=8) as stream:

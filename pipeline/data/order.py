@@ -21,8 +21,9 @@ import numpy as np
 from pipeline.errors import ConfigError
 from pipeline.philox import Stream, words_numpy
 
-ORDER = 2  # version of what a sample number means: any change of it raises this
-LANES = 64  # at most
+ORDER = 3  # version of what a sample number means: any change of it raises this
+LANES = 64  # at most, or
+LANE_SAMPLES = 32  # as many as leave each this much of a batch: large batches are for many nodes
 WINDOW = 4  # blocks whose records are shuffled together
 GROUP = 8  # shards whose blocks are mixed
 ROUNDS = 4
@@ -160,8 +161,9 @@ class Order:
 
 
 def suitable_lanes(batch: int, blocks: int, window: int) -> int:
-    """The most lanes, up to LANES, that divide the batch and leave each lane a window of blocks at least."""
-    most = max(1, min(LANES, blocks // window))
+    """The most lanes, up to LANES or one for LANE_SAMPLES of the batch, that divide the batch and leave each lane a
+    window of blocks at least."""
+    most = max(1, min(max(LANES, batch // LANE_SAMPLES), blocks // window))
     return max(lanes for lanes in range(1, most + 1) if batch % lanes == 0)
 
 
