@@ -9,9 +9,11 @@ format; {"do": "read", "local": folder, "remote": folder or URL or null, ...} ti
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import resource
+import shutil
 import sys
 import tarfile
 import time
@@ -82,6 +84,8 @@ def read(
     local: str, remote: str | None, workers: int, warm: int, count: int, cache_limit: str | None = None
 ) -> dict[str, float]:
     """Seconds for `count` samples after the first `warm`."""
+    if remote is not None:
+        atexit.register(shutil.rmtree, local, ignore_errors=True)  # what it downloads
     began = time.perf_counter()
     dataset = Tensors(
         local=local, remote=remote, shuffle=True, shuffle_seed=0, batch_size=BATCH, cache_limit=cache_limit

@@ -137,8 +137,8 @@ class DataConfig:
     For datasets in a bucket."""
     cache_gb: float = 100.0
     """Bound in GB on that folder."""
-    workers: int = 1
-    """Threads that fetch, verify and decode ahead of the loop, per rank."""
+    workers: int = 4
+    """Threads that fetch and verify ahead of the loop, per rank: reads from a bucket that are under way at once."""
     prefetch: int = 4
     """Batches kept ready ahead of the loop, per rank."""
 

@@ -345,3 +345,26 @@ def test_a_disk_cache_keeps_to_its_bound_and_drops_what_was_used_least_recently(
     assert "0" in there
     assert "1" not in there
     assert "10" in there
+
+
+def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
+    manifest = make_cache(str(tmp_path), [16] * 12)
+    storage = open_storage(str(tmp_path))
+    with stream_of((storage, manifest), window=3, lanes=1, memory_bytes=5 * manifest.shards[0].bytes) as stream:
+        seen = []
+        for _ in range(8):
+            for _ in range(24):
+                next(stream)
+            seen.append(stream._pool.held)
+    assert max(seen[2:]) <= seen[1] + 65_536 * 4  # a batch more may be on its way
+
+
+def test_a_read_ahead_drops_what_is_needed_last(tmp_path: Path) -> None:
+    """Memory for little more than a window: no block is fetched twice within an epoch."""
+    manifest = make_cache(str(tmp_path), [16] * 24)
+    storage = Watched(str(tmp_path))
+    memory = 5 * manifest.shards[0].bytes
+    with stream_of((storage, manifest), window=3, lanes=1, memory_bytes=memory, workers=2) as stream:
+        for _ in range(48 * 4):  # four epochs
+            next(stream)
+    assert len(storage.reads) <= 1.1 * 4 * 24 + 5

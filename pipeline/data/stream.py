@@ -89,7 +89,7 @@ class Stream:
                 f"data.memory_gb={memory_bytes / 1e9:.3g} is too small: this rank shuffles {needed / 1e9:.3g} GB of "
                 f"{dataset.url} at a time; give each rank at least that"
             )
-        pool = Pool()
+        pool = self._pool = Pool()
         self._dataset, self._order, self._mover = dataset, order, Mover(device, pool)
         self._reader = Reader(dataset, cache, members=members, pool=pool)
         self._members, self._memory = tuple(members), memory_bytes
