@@ -29,7 +29,8 @@ from pipeline.data.reader import Block, Reader
 from pipeline.data.shards import require_shards
 from pipeline.errors import ConfigError, DatasetError, ShardCorrupt
 
-PLAN_BATCHES = 64  # batches located together
+PLAN_BATCHES = 64  # batches located together, or
+PLAN_SAMPLES = 4096  # as many as hold this many samples of the rank, where that is more
 HORIZON_BATCHES = 2048  # batches located ahead, at most: as far as it is known which blocks are wanted again
 HORIZON_SAMPLES = 1 << 20  # of this rank among them, at most
 POLL = 0.1  # seconds between looks at whether the stream was closed
@@ -94,7 +95,8 @@ class Stream:
         self._reader = Reader(dataset, cache, members=members, pool=pool)
         self._members, self._memory = tuple(members), memory_bytes
         self._next_n = start_n
-        self._horizon = min(HORIZON_BATCHES, max(HORIZON_SAMPLES // self._share, PLAN_BATCHES))
+        self._together = max(PLAN_BATCHES, PLAN_SAMPLES // self._share)
+        self._horizon = max(min(HORIZON_BATCHES, HORIZON_SAMPLES // self._share), self._together)
         self._located: collections.deque[_Plan] = collections.deque()  # located, blocks not asked for yet
         self._plans: collections.deque[_Plan] = collections.deque()  # blocks asked for
         self._held: dict[int, Future[Block]] = {}
@@ -205,8 +207,8 @@ class Stream:
         return excess <= 0
 
     def _locate(self) -> None:
-        """Finds where the samples of the next PLAN_BATCHES batches are."""
-        starts = self._next_n + self._batch * np.arange(PLAN_BATCHES, dtype=np.int64)
+        """Finds where the samples of the next batches are."""
+        starts = self._next_n + self._batch * np.arange(self._together, dtype=np.int64)
         numbers = starts[:, None] + self._offset + np.arange(self._share, dtype=np.int64)
         positions = self._order.locate(numbers.reshape(-1))
         blocks, places = positions.block.reshape(numbers.shape), positions.place.reshape(numbers.shape)
@@ -216,7 +218,7 @@ class Stream:
             self._located.append(plan)
             for number in plan.needs:
                 self._uses[number].append(n)
-        self._next_n += self._batch * PLAN_BATCHES
+        self._next_n += self._batch * self._together
 
     def _done_with(self, plan: _Plan) -> None:
         for number in plan.needs:
