@@ -1,7 +1,7 @@
 """One side of the benchmark of the stream, in a process of its own: `python -m benchmarks.stream_side JSON`.
 
 Each side makes batches of tensors of the same samples and prints one line of JSON: samples, seconds, CPU seconds (of
-its children too), seconds to the first batch, and the memory that it took at most.
+its children too), seconds to the first batch, the memory that it took at most, and how that grew while it was timed.
 """
 
 from __future__ import annotations
@@ -35,12 +35,21 @@ def timed(batches: Iterator[int], warm: int, count: int, began: float) -> dict[s
     first = time.perf_counter() - began
     while seen < warm:
         seen += next(batches)
+    resident = _resident()
     seen, cpu, began = 0, _cpu(), time.perf_counter()
     while seen < count:
         seen += next(batches)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"samples": seen, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
+    told = {"samples": seen, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
+    return told | {"grown_bytes": _resident() - resident}
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def _cpu() -> float:

@@ -100,6 +100,7 @@ class Stream:
         self._located: collections.deque[_Plan] = collections.deque()  # located, blocks not asked for yet
         self._plans: collections.deque[_Plan] = collections.deque()  # blocks asked for
         self._held: dict[int, Future[Block]] = {}
+        # Numbers n of the located batches that want each block, the next one first.
         self._uses: collections.defaultdict[int, collections.deque[int]] = collections.defaultdict(collections.deque)
         self._held_bytes = 0
         self._closed = threading.Event()
