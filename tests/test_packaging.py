@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tomllib
 import zipfile
 from importlib.metadata import version
@@ -30,12 +30,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = folder / "source"
     names = ["pipeline", "preprocess", "conf", "pyproject.toml", "README.md", "LICENSE"]
     copy.mkdir()
-    with tarfile.open(folder / "source.tar", "w") as tar:
-        for name in names:
-            if (REPOSITORY / name).exists():
-                tar.add(REPOSITORY / name, name, filter=lambda info: None if "__pycache__" in info.name else info)
-    with tarfile.open(folder / "source.tar") as tar:
-        tar.extractall(copy, filter="data")
+    for path in (REPOSITORY / name for name in names):
+        if path.is_dir():
+            shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.exists():
+            shutil.copy(path, copy)
     (copy / "README.md").touch()
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "--wheel-dir", str(folder), str(copy)], check=True, stdin=subprocess.DEVNULL)
