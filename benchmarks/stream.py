@@ -35,6 +35,7 @@ workers (threads of the stream and of the limit, processes of the others). Every
 the stream and the limit hash what they read.
 """
 TARGETS = {"webdataset": 3.0, "mosaic": 1.5, "limit": 0.85}
+FIRST_BYTES = 256_000_000  # that tell how many samples fill the time
 S3_SHARDS = {"sd512": 6, "small": 4}  # of a cache that are put into the bucket
 
 
@@ -96,7 +97,7 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
                 if plan.samples:
                     preset = replace(preset, samples=plan.samples, shard_bytes=preset.sample_bytes * plan.samples // 4)
                 sides = prepared(preset, folder, place, root, environment, plan)
-                parts.append(report(preset, place, *measure(sides, plan, environment)))
+                parts.append(report(preset, place, *measure(sides, plan, environment, preset.sample_bytes)))
                 print(parts[-1], file=sys.stderr, flush=True)
     text = "\n\n".join(parts) + "\n"
     print(text)
@@ -180,17 +181,18 @@ def _upload(preset: Latents, source: Storage, dest: Storage, shards: int) -> lis
 
 
 def measure(
-    sides: dict[str, Callable[[int, int], list[str]]], plan: Plan, environment: dict[str, str]
+    sides: dict[str, Callable[[int, int], list[str]]], plan: Plan, environment: dict[str, str], sample_bytes: int
 ) -> tuple[Found, Found]:
     """(each side in rounds, the stream's first batches: at the start and in the middle of an epoch)."""
     found, starts = Found(), Found()
     workers = [int(word) for word in plan.workers.split(",")]
     counts: dict[tuple[str, int], int] = {}
+    first = max(FIRST_BYTES // sample_bytes // BATCH, 16) * BATCH  # more than what threads have read ahead
     for number in range(plan.rounds + 1):  # the first tells how many samples fill the time, and warms the caches
         for side, command in sides.items():
             for many in workers:
                 key = (side, many)
-                told = json.loads(_output(command(many, counts.get(key, 16 * BATCH)), environment))
+                told = json.loads(_output(command(many, counts.get(key, first)), environment))
                 rate = told["samples"] / told["seconds"]
                 if number == 0:
                     counts[key] = max(int(rate * plan.seconds) // BATCH, 16) * BATCH
