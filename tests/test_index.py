@@ -18,6 +18,7 @@ from small_encode import config as encode_config
 
 from pipeline.config import IndexConfig, LimitsConfig, VerifyConfig
 from pipeline.data.dataset import dataset_of
+from pipeline.data.diskcache import DiskCache
 from pipeline.data.manifest import Manifest, load_manifest, require_match
 from pipeline.data.reader import Reader
 from pipeline.data.records import npy_bytes, unpack
@@ -89,12 +90,14 @@ def refusal(folder: Path | str, kind: type[LatentmillError], **changes: Any) -> 
     return str(caught.value)
 
 
-def streamed(url: str, manifest: Manifest) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
+def streamed(
+    url: str, manifest: Manifest, cache: DiskCache | None = None
+) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
     """Every record that a stream hands out in one epoch: caption, moments and text by key."""
     storage, found = open_storage(url), dict[str, tuple[str, np.ndarray, np.ndarray]]()
     dataset = dataset_of(storage, manifest, 4000)
     order = dataset.order(3, 1)
-    with Stream(dataset, order, batch=1) as stream:
+    with Stream(dataset, order, batch=1, cache=cache) as stream:
         for _ in range(manifest.samples):
             batch = next(stream)
             moments, text = (batch.tensors[name][0].numpy() for name in ("moments", "text"))
@@ -374,6 +377,11 @@ def test_an_adopted_cache_of_other_names_streams_what_webdataset_reads(tmp_path:
             assert caption == one["json"]["caption"]
             assert (moments == one["moments.npy"]).all()
             assert (text == one["text.npy"]).all()
+    kept = DiskCache(tmp_path.parent / f"{tmp_path.name}-kept", 10**9)
+    for _ in range(2):  # fetched, then from the local disk
+        again = streamed(str(tmp_path), manifest, kept)
+        assert again.keys() == ours.keys()
+        assert all(again[key][0] == ours[key][0] and (again[key][1] == ours[key][1]).all() for key in ours)
     assert verify.main(VerifyConfig(dataset=str(tmp_path))) == 0
     assert "text_member" not in refusal(tmp_path, DestinationExists, **{**names, "scale": 1.0})
 
