@@ -98,7 +98,6 @@ def run_local(module: str, argv: Sequence[str], processes: int, threads: int = 0
     killed, 128 + the signal where that was passed on from here), else 75 if a rank was interrupted, else 0.
     """
     command = [sys.executable, "-m", module, *argv]
-    port = _free_port()
     received: list[int] = []
     ranks: list[subprocess.Popen[bytes]] = []
 
@@ -109,10 +108,11 @@ def run_local(module: str, argv: Sequence[str], processes: int, threads: int = 0
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        for rank in range(processes):
-            environment = os.environ | rank_environment(rank, processes, port, threads)
-            ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0))
-        return _wait(ranks, received)
+        with reserved_port() as port:
+            for rank in range(processes):
+                environment = os.environ | rank_environment(rank, processes, port, threads)
+                ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0))
+            return _wait(ranks, received)
     finally:
         _signal_all(ranks, signal.SIGKILL)
         for process in ranks:
@@ -233,11 +233,18 @@ def _signal_all(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
                 pass
 
 
-def _free_port() -> int:
-    """A TCP port on the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A TCP port of the loopback interface that is kept from everyone but the rank that will listen on it.
+
+    Ranks import PyTorch for seconds before one of them listens; a port that was only found to be free can by then be
+    the source of somebody's connection. A socket that is bound and does not listen holds it, and lets a listener in
+    that sets SO_REUSEADDR as this one does, which torch.distributed's store is.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 def die_with_parent() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -160,6 +161,18 @@ def test_an_error_in_a_rank_is_one_line(tmp_path: Path, capfd: pytest.CaptureFix
     (tmp_path / "file").write_text("")
     assert launch.run_ranks("synth", SynthConfig(dest=str(tmp_path / "file" / "x"), images=3), 1, 1) == 1
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_ranks_port_is_theirs_from_before_they_start() -> None:
+    """Nothing else may be given it while they import PyTorch; torch.distributed's own store gets in."""
+    from torch.distributed import TCPStore
+
+    with launch.reserved_port() as port:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        store = TCPStore("127.0.0.1", port, 1, True)
+        store.set("key", "value")
+        assert store.get("key") == b"value"
 
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}

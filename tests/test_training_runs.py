@@ -5,12 +5,13 @@ Processes are started three times for the module; every test looks at what they 
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.launch import run_local
 from pipeline.storage import open_storage
 from pipeline.training.checkpoint import Reader, load_weights, read_commit
 from pipeline.training.ledger import read_ledger, totals
@@ -39,8 +40,10 @@ def folder(tmp_path_factory):
             (1, "engines straight moves"),
             (2, "moves"),
         ):
-            status = run_local("training_job", [str(where), *scenarios.split()], ranks, 1)
-            assert status == 0, f"{scenarios} on {ranks} ranks ended with status {status}"
+            job = ("training_job", [str(where), *scenarios.split()], ranks, 1)
+            code = f"import sys; from pipeline.launch import run_local; sys.exit(run_local(*{job!r}))"
+            ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            assert ended.returncode == 0, f"{scenarios} on {ranks} ranks: {ended.returncode}\n{ended.stderr[-4000:]}"
     return where
 
 
