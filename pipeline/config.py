@@ -68,14 +68,18 @@ class ModelConfig:
     """Attention heads at every level; 0 when `head_width` is given."""
     head_width: int = 0
     """Channels per head; 0 when `heads` is given."""
-    transformer_depth: int = 1
-    """Transformer blocks per attention layer."""
+    transformer_depth: int | tuple[int, ...] = 1
+    """Transformer blocks per attention layer; or a list, one number per level: [0,2,10], as SDXL, whose middle has the
+    last."""
     context_width: int = 128
     """Width D of the context tokens (B, L, D); 0 for a model without cross-attention."""
     linear_projection: bool = False
     """Linear instead of 1x1-convolution projections around transformers (Stable Diffusion 2)."""
     vector_width: int = 0
     """Width of a pooled conditioning vector added to the timestep embedding; 0 for none."""
+    vector_time_ids: int = 0
+    """Numbers whose sinusoids, 256 channels each, are the vector's end (SDXL: 6, for sizes and crop); 0 for none. The
+    network is the same; diffusers names its weights by it ("text_time")."""
     norm_groups: int = 32
     """Groups of every GroupNorm."""
     dropout: float = 0.0
@@ -472,6 +476,11 @@ class TrainConfig:
     """wandb."""
     encoders: EncodersConfig | None = None
     """Where evaluations load the encoders from; by default those of the training cache's contract."""
+    init: str = ""
+    """What the UNet begins with: a run (folder or s3:// URL), a diffusers folder, or a CompVis .safetensors or .ckpt;
+    "" = random weights. A fact of the run: a resume takes its own checkpoint."""
+    init_weights: Literal["ema", "raw"] = "ema"
+    """Of a run or a CompVis file that holds both: ema or raw."""
     samples: int = 100_000
     """The run ends when this many samples have been seen; a multiple of optim.batch is rounded up to."""
     seed: int = 0
@@ -584,9 +593,10 @@ class ExportConfig:
     run: str
     """Run directory."""
     dest: str
-    """Folder (diffusers) or .safetensors file (compvis) to write."""
+    """Folder (diffusers), or .safetensors or .ckpt file (compvis) to write."""
     format: Literal["diffusers", "compvis"] = "diffusers"
-    """diffusers: UNet2DConditionModel folder with scheduler and autoencoder; compvis: one file."""
+    """diffusers: a folder that StableDiffusionPipeline loads, with UNet, autoencoder, text encoder, tokenizer and
+    scheduler; compvis: the same in one file, under the names of Stable Diffusion's own releases."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default the run's own, else those of the training cache's contract."""
     at: int = 0
@@ -594,7 +604,7 @@ class ExportConfig:
     weights: Literal["ema", "raw"] = "ema"
     """ema or raw."""
     check: bool = True
-    """Load what was written with diffusers and compare the denoiser's output to 1e-4."""
+    """Load what was written and compare: with diffusers and transformers, outputs to 1e-4; one file, every tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,10 @@ def check_train(config: c.TrainConfig) -> None:
     check_mix("data.", config.data.train, config.data.mix, config.data.weights)
     _at_least(1, samples=config.samples)
     _at_least(0, seed=config.seed)
+    _require(
+        config.init == "" or config.init.rstrip("/") != config.run.rstrip("/"),
+        f"init={config.init} is the run itself: leave init out to go on with it, or give another run=",
+    )
     check_model(config.model, config.task)
     check_optim(config.optim, config.launch.processes)
     _fraction("task.drop", config.task.drop)
@@ -99,8 +103,14 @@ def check_model(model: c.ModelConfig, task: c.TaskConfig) -> None:
     _at_least(
         1, **{f"model.{name}": getattr(model, name) for name in ("channels", "blocks", "in_channels", "out_channels")}
     )
-    _at_least(1, **{"model.norm_groups": model.norm_groups, "model.transformer_depth": model.transformer_depth})
+    _at_least(1, **{"model.norm_groups": model.norm_groups})
     _at_least(0, **{"model.context_width": model.context_width, "model.vector_width": model.vector_width})
+    _at_least(0, **{"model.vector_time_ids": model.vector_time_ids})
+    _require(
+        model.vector_time_ids * 256 <= model.vector_width,
+        f"model.vector_time_ids={model.vector_time_ids}: they are 256 channels each, more than model.vector_width="
+        f"{model.vector_width}",
+    )
     _require(len(model.multipliers) > 0, "model.multipliers=[]: one number per level is wanted, such as [1,2,4]")
     _at_least(1, **{"model.multipliers": min(model.multipliers)})
     _fraction("model.dropout", model.dropout)
@@ -113,6 +123,7 @@ def check_model(model: c.ModelConfig, task: c.TaskConfig) -> None:
         "task=text needs cross-attention: model.context_width must be the text width of the cache (it is 0)",
     )
     factors = [2**level for level in range(len(model.multipliers))]
+    check_depth(model, factors)
     for level, (factor, multiplier) in enumerate(zip(factors, model.multipliers)):
         width = model.channels * multiplier
         name = f"level {level} of the UNet has {width} channels (model.channels={model.channels} x {multiplier})"
@@ -120,6 +131,18 @@ def check_model(model: c.ModelConfig, task: c.TaskConfig) -> None:
         if factor not in model.attention and factor != factors[-1]:  # the middle block always attends
             continue
         _require(width % (model.heads or model.head_width) == 0, f"{name}: not a multiple of its heads or head_width")
+
+
+def check_depth(model: c.ModelConfig, factors: list[int]) -> None:
+    """Transformer blocks of every level that attends; the last number is the middle's too."""
+    depth = model.transformer_depth
+    if isinstance(depth, int):
+        return _at_least(1, **{"model.transformer_depth": depth})
+    shown = f"model.transformer_depth={list(depth)}"
+    _require(len(depth) == len(factors), f"{shown}: one number for each of the {len(factors)} model.multipliers")
+    for level, (factor, blocks) in enumerate(zip(factors, depth)):
+        attends = factor in model.attention or factor == factors[-1]
+        _require(blocks >= attends, f"{shown}: level {level} attends, so 1 or more is wanted for it")
 
 
 def check_optim(optim: c.OptimConfig, processes: int) -> None:
@@ -268,11 +291,11 @@ def check_sample(config: c.SampleConfig) -> None:
 def check_export(config: c.ExportConfig) -> None:
     """latentmill export."""
     _some_text("run", config.run, "a run directory")
-    _some_text("dest", config.dest, "a folder, or for format=compvis a .safetensors file")
+    _some_text("dest", config.dest, "a folder, or for format=compvis a .safetensors or .ckpt file")
     _at_least(0, at=config.at)
     _require(
-        config.format != "compvis" or config.dest.endswith(".safetensors"),
-        f"dest={config.dest}: format=compvis writes one file whose name ends in .safetensors",
+        config.format != "compvis" or config.dest.endswith((".safetensors", ".ckpt")),
+        f"dest={config.dest}: format=compvis writes one file whose name ends in .safetensors or .ckpt",
     )
 
 

@@ -180,7 +180,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(kind for kind in arguments if kind is not type(None)), value, where)
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        lists = [kind for kind in kinds if get_origin(kind) is tuple]
+        return _convert(lists[0] if lists and isinstance(value, list | tuple) else kinds[0], value, where)
     if origin is Literal:
         if value in arguments and type(value) in {type(choice) for choice in arguments}:
             return value

@@ -1,7 +1,7 @@
 """latentmill export: a checkpoint's weights in other software's format.
 
 format=diffusers: a folder that diffusers loads (unet, vae, scheduler, text encoder and tokenizer, model_index.json).
-format=compvis: the UNet as one safetensors file in CompVis' names.
+format=compvis: the same as one .safetensors or .ckpt file in CompVis' names (exportcompvis.py).
 What was written is loaded again and compared with our own denoiser.
 """
 
@@ -16,23 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
-from torch import Tensor
 
 import pipeline
 from pipeline.config import ExportConfig
 from pipeline.diffusion.schedule import scheduler_config
-from pipeline.errors import ConfigError, DestinationExists, LatentmillError
+from pipeline.errors import ConfigError, DestinationExists
 from pipeline.evaluation.trained import Trained, load_trained
+from pipeline.exportcheck import ExportDiffers as ExportDiffers
+from pipeline.exportcheck import compare, judge
+from pipeline.exportcompvis import export_compvis
 from pipeline.models import convert, convert_clip
 from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.conditioning import Denoiser
 from pipeline.models.text import TextTower
-from pipeline.storage import LocalStorage, Storage, open_storage, split_url
+from pipeline.storage import LocalStorage, Storage, open_storage
 
-TOLERANCE = 1e-4  # relative, of the denoiser's output and of the text states
 MARKER = "latentmill.json"  # in every exported folder; one that has it may be written over
 CHECKED_CAPTIONS = ["a large red circle left of a small blue square", ""]
 
@@ -44,10 +43,6 @@ WITH_TEXT = """, text_encoder and tokenizer in transformers': load all of it wit
 StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)"""
 WITHOUT_TEXT = """. There is no text encoder, since transformers' CLIPTextModel cannot
 hold this run's: encode captions as run.json of the run says, and give them as prompt_embeds"""
-
-
-class ExportDiffers(LatentmillError):
-    """What was written does not compute what the checkpoint does."""
 
 
 def main(config: ExportConfig) -> int:
@@ -82,7 +77,7 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
     folder = Path(tempfile.mkdtemp(prefix=".export-", dir=local.parent if local is not None else None))
     try:
         save_unet(folder / "unet", denoiser, trained)
-        first_stage.model.save_pretrained(folder / "vae")
+        first_stage.float32().model.save_pretrained(folder / "vae")
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(trained.info.config.diffusion))
         with_text = denoiser.unet.config.context_width > 0 and convert_clip.is_clip(tower)
         if with_text:
@@ -149,13 +144,13 @@ def check_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> float:
         context_BLD = torch.randn(3, trained.contract.text.length, config.context_width, generator=generator)
     ours = denoiser.unet(x_BCHW, timestep_B, context_BLD)
     arguments = (x_BCHW, timestep_B) if context_BLD is None else (x_BCHW, timestep_B, context_BLD)
-    return _compare("the denoiser's output", loaded(*arguments).sample, ours)
+    return compare("the denoiser's output", loaded(*arguments).sample, ours)
 
 
 def check_text(folder: Path, tower: TextTower) -> float:
     """Load text encoder and tokenizer with transformers and compare the states of captions. Raises ExportDiffers."""
     difference = convert_clip.largest_difference(tower, folder / "text_encoder", folder / "tokenizer", CHECKED_CAPTIONS)
-    return _judge("the text states", difference)
+    return judge("the text states", difference)
 
 
 def refuse_foreign(dest: Storage) -> None:
@@ -177,44 +172,10 @@ def _publish(folder: Path, dest: Storage, local: Path | None) -> None:
         dest.put(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# CompVis
-
-
-def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> None:
-    """Write the file, whole or not at all."""
-    if not config.dest.endswith(".safetensors"):
-        raise ConfigError(f"dest={config.dest}: format=compvis writes one .safetensors file")
-    root, key = split_url(config.dest)
-    unet = denoiser.unet
-    state = {name: t.contiguous() for name, t in convert.to_compvis(unet.state_dict(), unet.config).items()}
-    data = save_bytes(state, {"format": "pt"})
-    if config.check:
-        back = convert.from_compvis(load_bytes(data), unet.config)
-        worst = max(float((back[name] - tensor).abs().max()) for name, tensor in unet.state_dict().items())
-        _judge("weights read back", worst)
-    open_storage(root).put(key, data)
-
-
 FORMATS: dict[str, Callable[[ExportConfig, Trained, Denoiser], None]] = {
     "diffusers": export_diffusers,
     "compvis": export_compvis,
 }
-
-
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _compare(what: str, theirs: Tensor, ours: Tensor) -> float:
-    return _judge(what, float((theirs - ours).abs().max() / ours.abs().max().clamp(min=1e-30)))
-
-
-def _judge(what: str, difference: float) -> float:
-    """Say the largest relative difference; raise ExportDiffers when it is beyond TOLERANCE, or not a number."""
-    print(f"check: {what} differ by {difference:.2g} at most (relative; {TOLERANCE:g} is allowed)")
-    if not difference <= TOLERANCE:
-        raise ExportDiffers(f"{what} differ by {difference:.2g} (relative); nothing was written to the destination")
-    return difference
 
 
 def _write_json(path: Path, value: Any) -> None:

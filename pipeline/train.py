@@ -23,6 +23,7 @@ from pipeline.launch import in_world, run_ranks
 from pipeline.storage import Storage, open_storage
 from pipeline.traindata import open_data
 from pipeline.training.rundir import (
+    committed,
     config_digest,
     is_finished,
     last_sample,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.data.manifest import Contract, Manifest
+    from pipeline.models.conditioning import Denoiser
     from pipeline.tracking import Tracker
     from pipeline.training.distributed import World
     from pipeline.training.trainer import Evaluate
@@ -76,6 +78,7 @@ def train(config: TrainConfig, world: World) -> None:
     from pipeline.models.conditioning import Denoiser
     from pipeline.tracking import Tracker
     from pipeline.training.engine import make_engine
+    from pipeline.training.start import share
     from pipeline.training.trainer import Identity, Latents, Trainer
 
     if config.deterministic:
@@ -89,7 +92,6 @@ def train(config: TrainConfig, world: World) -> None:
         if world.rank == 0:
             require_resumable(config, run)
             require_same_datasets(config, run, data.digests, data.mixture)
-            describe_run(config, run, data.manifest, data.manifests, data.mixture)
     except LatentmillError as error:
         failure = error
     world.raise_together(failure)
@@ -98,6 +100,15 @@ def train(config: TrainConfig, world: World) -> None:
 
     denoiser = Denoiser(config.model, data.task)
     denoiser.reset_parameters(config.seed)
+    try:
+        if world.rank == 0:
+            begun = begun_from(config, run, denoiser, contract)
+            describe_run(config, run, data.manifest, data.manifests, data.mixture, begun)
+    except LatentmillError as error:
+        failure = error
+    world.raise_together(failure)
+    if config.init:
+        share(denoiser, world)
     engine = make_engine(denoiser, config, world)
     settings = to_dict(config)
     with (
@@ -133,14 +144,27 @@ def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Calla
     return partial(encode_tokens, tower)
 
 
+def begun_from(config: TrainConfig, run: Storage, denoiser: Denoiser, contract: Contract) -> dict[str, Any]:
+    """What the run began with: read into the denoiser when it begins, else as run.json has it. {} for random weights.
+    Rank 0 only."""
+    from pipeline.training.start import begin
+
+    if not config.init:
+        return {}
+    if committed(run):
+        return json.loads(run.get("run.json")).get("init", {})
+    return begin(config, denoiser, contract)
+
+
 def describe_run(
     config: TrainConfig,
     run: Storage,
     manifest: Manifest,
     manifests: Mapping[str, str],
     mixture: Sequence[int] = (),
+    begun: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write config.yaml and run.json. manifest: of data.train. Rank 0 only."""
+    """Write config.yaml and run.json. manifest: of data.train. begun: with which weights. Rank 0 only."""
     import dataclasses
     from importlib.metadata import version
 
@@ -155,6 +179,8 @@ def describe_run(
     }
     if mixture:
         facts["mixture"] = list(mixture)
+    if begun:
+        facts["init"] = dict(begun)
     run.put("config.yaml", to_yaml(config).encode())
     run.put("run.json", json.dumps(facts, indent=1, sort_keys=True).encode())
 

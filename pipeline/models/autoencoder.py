@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
+from pipeline.models import convert_vae
 from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.fetched import one_line, part_folder, unreachable
 
@@ -193,8 +194,6 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
 
 def _load_single_file(path: Path) -> Any:
     """One safetensors file, in diffusers' names (with config.json beside it) or CompVis' (Stable Diffusion 1, 2)."""
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
     if path.suffix != ".safetensors":
         raise WeightsError(f"encoders.vae={path}: only .safetensors files are read (a pickle could run code)")
     try:
@@ -203,15 +202,8 @@ def _load_single_file(path: Path) -> Any:
         raise WeightsError(f"encoders.vae={path} is damaged: {error}") from None
     beside = path.parent / CONFIG
     model = _build(_read_config(path.parent) if beside.exists() else STABLE_DIFFUSION)
-    if any(name.startswith(("encoder.down.", "first_stage_model.")) for name in state):
-        prefix = "first_stage_model."
-        bare = {
-            name.removeprefix(prefix): t
-            for name, t in state.items()
-            if name.startswith((prefix, "encoder.", "decoder."))
-        }
-        bare |= {name: t for name, t in state.items() if name.startswith(("quant_conv.", "post_quant_conv."))}
-        state = convert_ldm_vae_checkpoint(bare, dict(model.config))
+    if convert_vae.is_compvis(state):
+        state = convert_vae.from_compvis(state)
     state = {_present_name(name): tensor for name, tensor in state.items()}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)

@@ -154,6 +154,11 @@ TOP = {
         "conv_out": "out.2",
     },
 }
+TEXT_TIME = {  # where the vector is SDXL's: pooled text, then sinusoids of sizes and crop
+    "embed_vector.linear1": "add_embedding.linear_1",
+    "embed_vector.linear2": "add_embedding.linear_2",
+}
+TIME_ID_WIDTH = 256  # channels of each of those sinusoids
 RES_BLOCK = {
     "diffusers": {
         "norm1": "norm1",
@@ -188,7 +193,8 @@ TRANSFORMER_BLOCK = (  # the same in both layouts
 
 def _pairs(unet: UNet, layout: str) -> Iterator[Pair]:
     """Every module of the network with its partner, in the network's order."""
-    for ours, theirs in TOP[layout].items():
+    top = TOP[layout] | (TEXT_TIME if layout == "diffusers" and unet.config.vector_time_ids else {})
+    for ours, theirs in top.items():
         if unet.embed_vector is not None or not ours.startswith("embed_vector"):
             yield Pair(ours, (theirs,))
     diffusers, linear = layout == "diffusers", unet.config.linear_projection
@@ -283,16 +289,20 @@ def diffusers_config(config: ModelConfig, sample_size: int | None = None) -> dic
         "norm_eps": 1e-5,
     }
     if config.context_width:
+        depth = config.transformer_depth
+        text_time = config.vector_time_ids > 0
         return common | {
             "down_block_types": ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends],
             "mid_block_type": "UNetMidBlock2DCrossAttn",
             "up_block_types": ["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)],
             "cross_attention_dim": config.context_width,
-            "transformer_layers_per_block": config.transformer_depth,
+            "transformer_layers_per_block": depth if isinstance(depth, int) else [max(1, blocks) for blocks in depth],
             # diffusers reads "attention_head_dim" of this class as the number of heads
             "attention_head_dim": config.heads or [max(1, width // config.head_width) for width in widths],
             "use_linear_projection": config.linear_projection,
-            "class_embed_type": "projection" if config.vector_width else None,
+            "class_embed_type": "projection" if config.vector_width and not text_time else None,
+            "addition_embed_type": "text_time" if text_time else None,
+            "addition_time_embed_dim": TIME_ID_WIDTH if text_time else None,
             "projection_class_embeddings_input_dim": config.vector_width or None,
         }
     attending = [width for width, yes in zip(widths, attends, strict=True) if yes] + [widths[-1]]

@@ -86,6 +86,18 @@ def text_model_state(tower: TextTower) -> dict[str, Tensor]:
     return {f"text_model.{name}": t.detach().float().cpu().contiguous().clone() for name, t in theirs.items()}
 
 
+def compvis_state(tower: TextTower) -> dict[str, Tensor]:
+    """The tower as CompVis' checkpoints hold it: whose last layer is read, as Stable Diffusion 1's, in transformers'
+    names; whose last but one, as Stable Diffusion 2's, whole and in open_clip's. Float32, on the CPU."""
+    if tower.layer == "last":
+        return {f"cond_stage_model.transformer.{name}": tensor for name, tensor in text_model_state(tower).items()}
+    return {
+        f"cond_stage_model.model.{name}": tensor.detach().float().cpu().contiguous().clone()
+        for name, tensor in tower._tower.state_dict().items()
+        if not name.startswith("visual.")
+    }
+
+
 def save_text_model(tower: TextTower, folder: Path) -> None:
     """Write the folder of the CLIPTextModel."""
     folder.mkdir(parents=True)

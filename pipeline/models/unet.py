@@ -51,6 +51,7 @@ class UNet(nn.Module):
         self.config = config = replace(config, in_channels=in_channels or config.in_channels)
         self.stride = 2 ** (len(config.multipliers) - 1)
         widths = [config.channels * multiplier for multiplier in config.multipliers]
+        depths = depths_of(config)
         embedding_width = 4 * config.channels
 
         self.embed_timestep = Embedding(config.channels, embedding_width)
@@ -60,10 +61,10 @@ class UNet(nn.Module):
         encoder = []
         width, skips = widths[0], [widths[0]]
         for level, level_width in enumerate(widths):
-            attends = 2**level in config.attention
+            depth = depths[level] if 2**level in config.attention else 0
             blocks = []
             for _ in range(config.blocks):
-                blocks.append(Block(config, width, level_width, attends))
+                blocks.append(Block(config, width, level_width, depth))
                 width = level_width
                 skips.append(width)
             last = level == len(widths) - 1
@@ -71,14 +72,14 @@ class UNet(nn.Module):
             if not last:
                 skips.append(width)
 
-        middle = [Block(config, width, width, True), Block(config, width, width, False)]
+        middle = [Block(config, width, width, depths[-1]), Block(config, width, width, 0)]
 
         decoder = []
         for level, level_width in reversed(list(enumerate(widths))):
-            attends = 2**level in config.attention
+            depth = depths[level] if 2**level in config.attention else 0
             blocks = []
             for _ in range(config.blocks + 1):
-                blocks.append(Block(config, width + skips.pop(), level_width, attends))
+                blocks.append(Block(config, width + skips.pop(), level_width, depth))
                 width = level_width
             decoder.append(Level(blocks, None if level == 0 else Upsample(width)))
 
@@ -174,18 +175,18 @@ class UNet(nn.Module):
 class Block(nn.Module):
     """A residual block and, where the level attends, the attention after it: one column of the paper's figure.
 
-    With a context width the attention is a transformer; without, pixels attend to pixels alone.
+    depth: transformer blocks of the attention; 0 for none. Without a context width pixels attend to pixels alone, in
+    one layer.
     """
 
-    def __init__(self, config: ModelConfig, in_width: int, width: int, attends: bool) -> None:
+    def __init__(self, config: ModelConfig, in_width: int, width: int, depth: int) -> None:
         super().__init__()
         self.res = ResBlock(in_width, width, 4 * config.channels, config.norm_groups, config.dropout)
         self.attention: Transformer | PixelAttention | None = None
-        if attends and config.context_width:
-            self.attention = Transformer(
-                width, config.context_width, heads_of(config, width), config.transformer_depth, config.norm_groups
-            )
-        elif attends:
+        if depth and config.context_width:
+            heads = heads_of(config, width)
+            self.attention = Transformer(width, config.context_width, heads, depth, config.norm_groups)
+        elif depth:
             self.attention = PixelAttention(width, heads_of(config, width), config.norm_groups)
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -209,6 +210,15 @@ LAST_LAYERS: dict[type, tuple[str, ...]] = {
     PixelAttention: ("attend.out",),
 }
 """What ends a branch of each module, and starts at zero."""
+
+
+def depths_of(config: ModelConfig) -> list[int]:
+    """Transformer blocks of an attention layer, by level; the middle has the last level's."""
+    depth, levels = config.transformer_depth, len(config.multipliers)
+    depths = [depth] * levels if isinstance(depth, int) else list(depth)
+    if len(depths) != levels:
+        raise ConfigError(f"model.transformer_depth={depths}: one number for each of the {levels} model.multipliers")
+    return depths
 
 
 def heads_of(config: ModelConfig, width: int) -> int:

@@ -48,6 +48,9 @@ MAY_CHANGE = (
 )
 """Keys of the configuration, or groups of them, that may change at a resume. Whatever else differs is another run."""
 
+ADDED: dict[str, Any] = {"init": "", "init_weights": "ema", "model.vector_time_ids": 0}
+"""Keys that are younger than the first runs: where they say what was so before them, the digest leaves them out."""
+
 
 def checkpoint_folder(n: int) -> str:
     """Where the checkpoint at n samples lies, with a slash at its end."""
@@ -176,7 +179,7 @@ def config_digest(config: TrainConfig) -> str:
         return {
             key: fixed(value, f"{path}{key}.") if isinstance(value, Mapping) else value
             for key, value in tree.items()
-            if f"{path}{key}" not in MAY_CHANGE
+            if f"{path}{key}" not in MAY_CHANGE and not (f"{path}{key}" in ADDED and value == ADDED[f"{path}{key}"])
         }
 
     return hashlib.sha256(json.dumps(fixed(to_dict(config)), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,26 @@
+"""How `latentmill export` judges what it wrote: beside what the checkpoint computes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pipeline.errors import LatentmillError
+
+TOLERANCE = 1e-4  # relative, of the denoiser's output and of the text states
+
+
+class ExportDiffers(LatentmillError):
+    """What was written does not compute what the checkpoint does."""
+
+
+def compare(what: str, theirs: Tensor, ours: Tensor) -> float:
+    """`judge` the largest difference between two tensors, relative to the largest value of ours."""
+    return judge(what, float((theirs - ours).abs().max() / ours.abs().max().clamp(min=1e-30)))
+
+
+def judge(what: str, difference: float) -> float:
+    """Say the largest relative difference; raise ExportDiffers when it is beyond TOLERANCE, or not a number."""
+    print(f"check: {what} differ by {difference:.2g} at most (relative; {TOLERANCE:g} is allowed)")
+    if not difference <= TOLERANCE:
+        raise ExportDiffers(f"{what} differ by {difference:.2g} (relative); nothing was written to the destination")
+    return difference
