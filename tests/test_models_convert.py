@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models import convert
 from pipeline.models.compat import declare_torchvision_ops
+from pipeline.models.layers import timestep_features
 from pipeline.models.unet import UNet
 
 SD1_LIKE = ModelConfig(
@@ -23,8 +25,19 @@ SD2_LIKE = replace(SD1_LIKE, name="sd2-like", heads=0, head_width=16, linear_pro
 LAYOUT_LIKE = replace(SD2_LIKE, transformer_depth=2, blocks=1, attention=(8, 2), in_channels=7, vector_width=10)
 UNCONDITIONAL = replace(SD2_LIKE, context_width=0)
 SEMANTIC_LIKE = replace(SD1_LIKE, context_width=0, multipliers=(1, 2), attention=(32, 16, 8))
-ALL = [SD1_LIKE, SD2_LIKE, LAYOUT_LIKE, UNCONDITIONAL, SEMANTIC_LIKE]
-IDS = ["sd1", "sd2", "layout", "unconditional", "semantic"]
+SDXL_LIKE = replace(
+    SD2_LIKE,
+    name="sdxl-like",
+    multipliers=(1, 2, 4),
+    attention=(2, 4),
+    transformer_depth=(0, 1, 3),
+    vector_width=10 + 6 * 256,
+    vector_time_ids=6,
+)
+TINY = ModelConfig(channels=64, multipliers=(1, 2), blocks=1, attention=(1, 2), heads=4, norm_groups=8)
+ALL = [SD1_LIKE, SD2_LIKE, SDXL_LIKE, TINY, LAYOUT_LIKE, UNCONDITIONAL, SEMANTIC_LIKE]
+IDS = ["sd1", "sd2", "sdxl", "tiny", "layout", "unconditional", "semantic"]
+TIME_IDS = torch.tensor([[512, 768, 0, 16, 512, 512], [1024, 1024, 8, 0, 640, 512]])  # SDXL's sizes and crop
 SD1 = replace(SD1_LIKE, channels=320, multipliers=(1, 2, 4, 4), heads=8, context_width=768, norm_groups=32)
 
 
@@ -48,14 +61,21 @@ def inputs(config: ModelConfig) -> tuple[Tensor, Tensor, Tensor | None, Tensor |
     x = torch.randn(2, config.in_channels, 16, 8, generator=g)
     context = torch.randn(2, 5, config.context_width, generator=g) if config.context_width else None
     vector = torch.randn(2, config.vector_width, generator=g) if config.vector_width else None
+    if config.vector_time_ids and vector is not None:
+        sinusoids = timestep_features(TIME_IDS.flatten(), 256).view(2, -1)
+        vector = torch.cat([vector[:, : -sinusoids.shape[1]], sinusoids], dim=1)
     return x, torch.tensor([7, 901]), context, vector
 
 
 def run_diffusers(
-    model: nn.Module, x: Tensor, t: Tensor, context: Tensor | None, vector: Tensor | None, mask: Tensor | None = None
+    model: Any, x: Tensor, t: Tensor, context: Tensor | None, vector: Tensor | None, mask: Tensor | None = None
 ) -> Tensor:
     if context is None:
         return model(x, t).sample
+    if model.config.addition_embed_type == "text_time":
+        assert vector is not None
+        added = {"text_embeds": vector[:, : -6 * 256], "time_ids": TIME_IDS}
+        return model(x, t, context, added_cond_kwargs=added).sample
     return model(x, t, context, class_labels=vector, encoder_attention_mask=mask).sample
 
 
@@ -114,6 +134,15 @@ def test_round_trips_are_bit_equal_and_account_for_every_key(config, layout):
     assert all(torch.equal(theirs_again[key], theirs[key]) for key in theirs)
     if layout == "diffusers":
         assert theirs.keys() == diffusers_model(config).state_dict().keys()
+
+
+def test_sdxls_vector_has_the_names_that_diffusers_and_compvis_give_it():
+    ours = random_state(SDXL_LIKE)
+    for to, name in ((convert.to_diffusers, "add_embedding.linear_2"), (convert.to_compvis, "label_emb.0.2")):
+        (found,) = (value for key, value in to(ours, SDXL_LIKE).items() if key.endswith(f"{name}.weight"))
+        assert torch.equal(found, ours["embed_vector.linear2.weight"])
+    plain = convert.to_diffusers(ours, replace(SDXL_LIKE, vector_time_ids=0))
+    assert torch.equal(plain["class_embedding.linear_2.weight"], ours["embed_vector.linear2.weight"])
 
 
 def test_no_two_exported_tensors_share_memory():
