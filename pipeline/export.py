@@ -39,10 +39,21 @@ README = """Exported by latentmill {version} from {weights} weights at {n:,} sam
 
 unet, vae and scheduler are in diffusers' format{text}.
 """
+WITHOUT_INDEX = """, text_encoder and tokenizer in transformers'. There is no
+model_index.json: the run's latents are shifted, which StableDiffusionPipeline does not undo"""
 WITH_TEXT = """, text_encoder and tokenizer in transformers': load all of it with
 StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)"""
 WITHOUT_TEXT = """. There is no text encoder, since transformers' CLIPTextModel cannot
 hold this run's: encode captions as run.json of the run says, and give them as prompt_embeds"""
+
+TRIMMED = (
+    "the run attends to a caption's own tokens alone (text_storage=trimmed), and StableDiffusionPipeline to padding "
+    "too, so its pictures differ: give the UNet an encoder_attention_mask"
+)
+TRIMMED_WORDS = """
+
+The UNet was trained to attend to a caption's own tokens alone: give it an
+encoder_attention_mask, which StableDiffusionPipeline does not"""
 
 
 def main(config: ExportConfig) -> int:
@@ -80,12 +91,18 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
         first_stage.float32().model.save_pretrained(folder / "vae")
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(trained.info.config.diffusion))
         with_text = denoiser.unet.config.context_width > 0 and convert_clip.is_clip(tower)
+        words = WITHOUT_TEXT
         if with_text:
             convert_clip.save_text_model(tower, folder / "text_encoder")
             convert_clip.save_tokenizer(tower, folder / "tokenizer")
+            words = WITHOUT_INDEX if first_stage.shift else WITH_TEXT
+        if with_text and not first_stage.shift:
             _write_json(folder / "model_index.json", model_index(denoiser))
+        if with_text and trained.contract.trimmed:
+            print(f"warning: {TRIMMED}", file=sys.stderr, flush=True)
+            words += TRIMMED_WORDS
         facts = {"weights": config.weights, "n": trained.n, "version": pipeline.__version__}
-        (folder / "README.md").write_text(README.format(**facts, text=WITH_TEXT if with_text else WITHOUT_TEXT))
+        (folder / "README.md").write_text(README.format(**facts, text=words))
         _write_json(folder / MARKER, facts | {"contract": trained.info.contract})
         if config.check:
             check_unet(folder / "unet", denoiser, trained)

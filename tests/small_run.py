@@ -39,13 +39,13 @@ MODEL = ModelConfig(channels=32, multipliers=(1, 2), blocks=1, attention=(2,), h
 SAMPLER = SamplerConfig(sampler="ddim", steps=4, guidance=2.0, batch=5)
 
 
-def make_cache(folder: Path, images: int = IMAGES, **changes: Any) -> Path:
+def make_cache(folder: Path, images: int = IMAGES, encoders: EncodersConfig | None = None, **changes: Any) -> Path:
     """Captioned shapes of the held-out split in folder/shapes, and their cache in folder/cache."""
     write_shards(str(folder / "shapes"), images, 1, "val", shard_size=images // 2)
     config = EncodeConfig(
         source=str(folder / SOURCE),
         dest=str(folder / "cache"),
-        encoders=EncodersConfig(seed=1),
+        encoders=encoders or EncodersConfig(seed=1),
         batch=12,
         decode_in="threads",
         launch=LaunchConfig(threads=1),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from small_run import make_cache, make_run
 
-from pipeline import export
-from pipeline.config import ExportConfig
+from pipeline import export, sample
+from pipeline.config import ExportConfig, SampleConfig, SamplerConfig
+from pipeline.diffusion.sampler import initial_noise
 from pipeline.errors import ConfigError, DestinationExists
-from pipeline.evaluation.trained import load_encoders, load_trained
+from pipeline.evaluation.trained import Trained, load_encoders, load_trained
 from pipeline.models import convert, convert_clip
 
 
@@ -24,6 +26,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_cache(folder)
     make_run(folder)
     return folder
+
+
+def copy_of(folder: Path, where: Path, prediction: str = "epsilon") -> str:
+    """The run in a folder of its own, with another kind of prediction."""
+    run = where / "run"
+    shutil.copytree(folder / "run", run)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("prediction: epsilon", f"prediction: {prediction}"))
+    return str(run)
 
 
 @pytest.fixture
@@ -68,6 +79,60 @@ def test_exported_pipeline_encodes_captions_as_the_cache_did(config: ExportConfi
     assert image.shape == (64, 64, 3)
 
 
+def test_diffusers_folder_is_complete(config: ExportConfig) -> None:
+    export.main(config)
+    files = {path.relative_to(config.dest).as_posix() for path in Path(config.dest).rglob("*") if path.is_file()}
+    assert files >= {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".ckpt"))]
+
+
+@pytest.mark.parametrize(("guidance", "prediction"), [(3.0, "epsilon"), (1.0, "epsilon"), (3.0, "v")])
+def test_pictures_of_the_exported_pipeline_are_our_samplers(
+    folder: Path, tmp_path: Path, guidance: float, prediction: str
+) -> None:
+    """The same caption, the same noise as `latents=`, and the exported scheduler: DDIM, whose init_noise_sigma is 1."""
+    from diffusers import StableDiffusionPipeline
+
+    run = copy_of(folder, tmp_path, prediction)
+    dest = str(tmp_path / "sd")
+    export.main(ExportConfig(run=run, dest=dest))
+    sampler = SamplerConfig(sampler="ddim", steps=10, guidance=guidance)
+    caption = "a large red circle left of a small blue square"
+    ours = sample.sample_images(SampleConfig(run=run, n=3, sampler=sampler, seed=5, device="cpu"), [caption])[0]
+
+    pipeline = StableDiffusionPipeline.from_pretrained(dest, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.scheduler.init_noise_sigma == 1.0
+    theirs = pipeline(
+        caption,
+        num_images_per_prompt=3,
+        latents=initial_noise(5, torch.arange(3), (4, 8, 8)),
+        num_inference_steps=10,
+        guidance_scale=guidance,
+        output_type="np",
+    ).images
+    difference = float(np.abs(ours / 255 - theirs).max())
+    print(f"largest difference over pixels: {255 * difference:.2f}/255 ({prediction}, guidance {guidance:g})")
+    assert difference <= 2 / 255
+    levels = ours.astype(int)
+    config = SampleConfig(run=run, n=3, sampler=sampler, seed=5, device="cpu")
+    other = sample.sample_images(config, ["a small green cross"])[0].astype(int)
+    assert np.abs(levels - other).max() > 8, "pictures that no caption changes agree whatever is wrong"
+    assert levels.std() > 10, "pictures of one grey agree whatever is wrong"
+    assert all(np.abs(levels[i] - levels[j]).mean() > 2 for i, j in ((0, 1), (1, 2))), "and so do pictures of no noise"
+
+
 def test_penultimate_layer_is_exported_as_a_shorter_tower(folder: Path, tmp_path: Path) -> None:
     contract = load_trained(str(folder / "run")).contract
     facts = replace(contract.text, layer="penultimate", length=20)
@@ -94,6 +159,27 @@ def test_failed_check_leaves_the_destination_as_it_was(config: ExportConfig, mon
     assert [path.name for path in Path(config.dest).parent.iterdir()] == ["sd"]  # no temporary folder left
 
 
+def test_what_the_pipeline_cannot_do_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run = copy_of(folder, tmp_path)
+    facts = json.loads((Path(run) / "run.json").read_text())
+    facts["contract"]["text"]["storage"] = "trimmed"
+    (Path(run) / "run.json").write_text(json.dumps(facts))
+    dest = tmp_path / "sd"
+    export.main(ExportConfig(run=run, dest=str(dest)))
+    assert "encoder_attention_mask" in capsys.readouterr().err
+    assert "encoder_attention_mask" in (dest / "README.md").read_text()
+    assert (dest / "model_index.json").exists()
+
+    stage, tower = load_encoders(load_trained(run).contract)
+    stage.shift = 0.1
+    monkeypatch.setattr(Trained, "encoders", lambda *args, **kwargs: (stage, tower))
+    export.main(ExportConfig(run=run, dest=str(dest)))
+    assert not (dest / "model_index.json").exists() and (dest / "text_encoder" / "config.json").exists()
+    assert "shifted" in (dest / "README.md").read_text()
+
+
 def test_foreign_folder_is_never_written_over(config: ExportConfig) -> None:
     dest = Path(config.dest)
     dest.mkdir()
@@ -105,20 +191,10 @@ def test_foreign_folder_is_never_written_over(config: ExportConfig) -> None:
     assert (dest / "model_index.json").exists()
 
 
-def test_compvis_file_holds_the_unet(config: ExportConfig, tmp_path: Path) -> None:
-    dest = str(tmp_path / "model.safetensors")
-    assert export.main(replace(config, format="compvis", dest=dest, weights="raw")) == 0
-    state = load_file(dest)
-    unet = load_trained(config.run, which="raw").denoiser(torch.zeros(32, 128)).unet
-    assert all(name.startswith("model.diffusion_model.") for name in state)
-    back = convert.from_compvis(state, unet.config)
-    assert all(torch.equal(back[name], tensor) for name, tensor in unet.state_dict().items())
-
-
 def test_unknown_format_and_unfit_dest_are_refused(config: ExportConfig) -> None:
     with pytest.raises(ConfigError, match="diffusers, compvis"):
         export.main(replace(config, format="onnx"))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="safetensors"):
+    with pytest.raises(ConfigError, match=r"\.safetensors or \.ckpt"):
         export.main(replace(config, format="compvis"))
 
 
