@@ -204,7 +204,7 @@ def read_file(path: Path, suffix: str = "") -> tuple[dict[str, Tensor], dict[str
     try:
         whole = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's own unpickler raises what it meets
-        told = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
+        told = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it wants {told[1]}" if told else " ".join(str(error).split())[:120]
         raise WeightsError(
             f"{path} cannot be read as tensors alone ({reason}), and a pickle that is more may run code: give a "
