@@ -11,6 +11,7 @@ from pipeline.config import SampleConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.pictures import draw
 from pipeline.evaluation.trained import encode_captions, load_trained
+from pipeline.models.text import TextTower
 from pipeline.progress import Progress
 from pipeline.report.grid import captioned, png
 from pipeline.storage import open_storage, split_url
@@ -40,6 +41,7 @@ def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
     if run.task.name == "unconditional" and any(prompts):
         raise ConfigError(f"{config.run} is unconditional and takes no prompt")
     first_stage, tower = trained.encoders(device, config.encoders)
+    warn_of_long(prompts, tower)
     trimmed = trained.contract.trimmed
     states_BLD = encode_captions(tower, prompts, trimmed=trimmed).to(device)
     denoiser = trained.denoiser(encode_captions(tower, [""], trimmed=trimmed)[0].to(device), device)
@@ -67,6 +69,20 @@ def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
                 print(f"warning: {broken} of {len(numbers)} images are not finite", file=sys.stderr, flush=True)
     stacked = np.concatenate(pictures)
     return stacked.reshape(len(prompts), config.n, *stacked.shape[1:])
+
+
+def warn_of_long(prompts: list[str], tower: TextTower) -> None:
+    """Say which captions are longer than the context: their rest is not read, as in training and in diffusers."""
+    for prompt in prompts:
+        tokens = tower.ids(prompt)[1]
+        if tokens > tower.length:
+            shown = f"{prompt[:40]}..." if len(prompt) > 43 else prompt
+            print(
+                f"warning: the caption {shown!r} has {tokens} tokens with start and end, and the model reads "
+                f"{tower.length}: its last {tokens - tower.length} are left out",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -74,3 +74,19 @@ def test_unconditional_run_takes_no_prompt(folder: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="takes no prompt"):
         sample.main(replace(config, prompt=("a circle",)))
     assert sample.main(config) == 0
+
+
+def test_a_caption_longer_than_the_context_is_said_and_its_rest_not_read(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = SampleConfig(run=str(folder / "run"), n=1, sampler=SAMPLER, device="cpu")
+    short = "a large red circle left of a small blue square"
+    long = " ".join([short] * 8)
+    pictures = sample.sample_images(config, [short, long])
+    told = capsys.readouterr().err
+    assert (
+        "'a large red circle left of a small blue ...' has 82 tokens with start and end, and the model reads 32" in told
+    )
+    assert told.count("the model reads") == 1
+    longer = sample.sample_images(config, [short, long + " and a green cross"])
+    assert (longer == pictures).all()
