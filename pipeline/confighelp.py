@@ -26,7 +26,7 @@ def verb_help(verb: str) -> str:
     choices = {name: names for name, names in groups(verb).items() if names}
     if choices:
         lines += ["Groups (each sets several keys; keys given beside it win):"]
-        lines += [f"  {name}={{{','.join(names)}}}" for name, names in choices.items()] + [""]
+        lines += [line for name, names in choices.items() for line in _group(name, names)] + [""]
     lines += ["Keys:", *_keys(cls, "")]
     if verb == "train":
         lines += [
@@ -34,6 +34,13 @@ def verb_help(verb: str) -> str:
             *textwrap.wrap("-m sweeps: latentmill train -m optim.lr=1e-4,2e-4 ... runs one job per value.", WIDTH),
         ]
     return "\n".join(lines)
+
+
+def _group(name: str, names: list[str]) -> list[str]:
+    """A group's choices, on as many lines as they need."""
+    spaced = f"{name}={{{', '.join(names)}}}"
+    lines = textwrap.wrap(spaced, WIDTH, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False)
+    return [line.replace(", ", ",") for line in lines]
 
 
 def _keys(cls: type, path: str) -> list[str]:

@@ -202,6 +202,18 @@ def test_full_size_sd1_has_compvis_keys_and_shapes():
     assert "input_blocks.1.1.transformer_blocks.0.attn1.to_q.bias" not in shapes
 
 
+@pytest.mark.parametrize("config", [config for config in ALL if config.context_width], ids=lambda config: config.name)
+def test_diffusers_own_conversion_reads_what_compvis_is_given(config):
+    declare_torchvision_ops()
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    ours = random_state(config)
+    read = convert_ldm_unet_checkpoint(convert.to_compvis(ours, config), dict(diffusers_model(config).config))
+    expected = convert.to_diffusers(ours, config)
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[key], expected[key]) for key in expected)
+
+
 def test_compvis_pixel_attention_has_its_rows_by_head_first():
     config = UNCONDITIONAL
     ours = random_state(config)
