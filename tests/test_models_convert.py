@@ -41,7 +41,7 @@ TIME_IDS = torch.tensor([[512, 768, 0, 16, 512, 512], [1024, 1024, 8, 0, 640, 51
 SD1 = replace(SD1_LIKE, channels=320, multipliers=(1, 2, 4, 4), heads=8, context_width=768, norm_groups=32)
 
 
-def diffusers_model(config: ModelConfig) -> nn.Module:
+def diffusers_model(config: ModelConfig) -> Any:
     declare_torchvision_ops()
     import diffusers
 

@@ -29,7 +29,7 @@ def pair() -> tuple[UNet, Any]:
     import diffusers
 
     torch.manual_seed(0)
-    theirs = diffusers.UNet2DConditionModel(**convert.diffusers_config(MODEL))
+    theirs: Any = diffusers.UNet2DConditionModel(**convert.diffusers_config(MODEL))
     ours = UNet(MODEL)
     ours.load_state_dict(convert.from_diffusers(theirs.state_dict(), MODEL))
     return ours.eval(), theirs.eval()
