@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pipeline
-from pipeline.config import ExportConfig
-from pipeline.diffusion.schedule import scheduler_config
+from pipeline.config import DiffusionConfig, ExportConfig
+from pipeline.diffusion.interchange import pipeline_runs, scheduler_config
 from pipeline.errors import ConfigError, DestinationExists, LatentmillError
 from pipeline.evaluation.trained import Trained, load_trained
 from pipeline.models import convert, convert_clip
@@ -44,6 +44,29 @@ WITH_TEXT = """, text_encoder and tokenizer in transformers': load all of it wit
 StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)"""
 WITHOUT_TEXT = """. There is no text encoder, since transformers' CLIPTextModel cannot
 hold this run's: encode captions as run.json of the run says, and give them as prompt_embeds"""
+WITH_TEXT_ALONE = ", text_encoder and tokenizer in transformers'"
+WITHOUT_PIPELINE = """
+StableDiffusionPipeline cannot run this model, so there is no model_index.json: the model predicts rectified flow, and
+that pipeline does not take its scheduler. This samples it, from noise and the states of captions and of the empty one:
+
+```python
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+
+unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+x = noise
+scheduler.set_timesteps(steps)
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        conditional, null = unet(torch.cat([x, x]), t, torch.cat([text, empty])).sample.chunk(2)
+        x = scheduler.step(null + guidance * (conditional - null), t, x).prev_sample
+    images = vae.decode(x / vae.config.scaling_factor).sample
+```
+"""
+NO_PIPELINE = """export: note: StableDiffusionPipeline cannot run prediction=flow, since its scheduler
+has no init_noise_sigma: no model_index.json was written, and README.md of the folder shows how to sample"""
 
 
 class ExportDiffers(LatentmillError):
@@ -83,20 +106,27 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
     try:
         save_unet(folder / "unet", denoiser, trained)
         first_stage.model.save_pretrained(folder / "vae")
-        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(trained.info.config.diffusion))
+        scheduler = scheduler_config(trained.info.config.diffusion)
+        runs = pipeline_runs(trained.info.config.diffusion)
+        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         with_text = denoiser.unet.config.context_width > 0 and convert_clip.is_clip(tower)
         if with_text:
             convert_clip.save_text_model(tower, folder / "text_encoder")
             convert_clip.save_tokenizer(tower, folder / "tokenizer")
-            _write_json(folder / "model_index.json", model_index(denoiser))
+        if with_text and runs:
+            _write_json(folder / "model_index.json", model_index(denoiser, scheduler["_class_name"]))
         facts = {"weights": config.weights, "n": trained.n, "version": pipeline.__version__}
-        (folder / "README.md").write_text(README.format(**facts, text=WITH_TEXT if with_text else WITHOUT_TEXT))
+        text = (WITH_TEXT if runs else WITH_TEXT_ALONE) if with_text else WITHOUT_TEXT
+        readme = README.format(**facts, text=text) + ("" if runs else WITHOUT_PIPELINE)
+        (folder / "README.md").write_text(readme)
         _write_json(folder / MARKER, facts | {"contract": trained.info.contract})
         if config.check:
             check_unet(folder / "unet", denoiser, trained)
             if with_text:
                 check_text(folder, tower)
         _publish(folder, dest, local)
+        if not runs:
+            print(NO_PIPELINE)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -113,8 +143,8 @@ def save_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> None:
     save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 
-def model_index(denoiser: Denoiser) -> dict[str, Any]:
-    """What StableDiffusionPipeline.from_pretrained reads first."""
+def model_index(denoiser: Denoiser, scheduler: str) -> dict[str, Any]:
+    """What StableDiffusionPipeline.from_pretrained reads first. scheduler: name of diffusers' class."""
     import diffusers
 
     return {
@@ -124,7 +154,7 @@ def model_index(denoiser: Denoiser) -> dict[str, Any]:
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", convert.diffusers_class(denoiser.unet.config)],
@@ -194,6 +224,20 @@ def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -
         worst = max(float((back[name] - tensor).abs().max()) for name, tensor in unet.state_dict().items())
         _judge("weights read back", worst)
     open_storage(root).put(key, data)
+    if note := compvis_note(trained.info.config.diffusion):
+        print(note)
+
+
+def compvis_note(config: DiffusionConfig) -> str:
+    """What a file of weights alone does not say, when it is not what Stable Diffusion 1's says by itself; "" else."""
+    assumed = DiffusionConfig()
+    names = ("prediction", "schedule", "beta_start", "beta_end", "timesteps", "zero_terminal_snr", "sigma_data")
+    if config.prediction != "edm":
+        names = names[:-1]
+    if all(getattr(config, name) == getattr(assumed, name) for name in names):
+        return ""
+    facts = ", ".join(f"{name}={getattr(config, name)}" for name in names)
+    return f"export: note: the file holds weights alone; software that loads it must be told {facts}"
 
 
 FORMATS: dict[str, Callable[[ExportConfig, Trained, Denoiser], None]] = {
