@@ -21,6 +21,7 @@ from pipeline.diffusion.levels import (
     levels_for,
     trailing_levels,
 )
+from pipeline.diffusion.objective import Objective, training_randomness
 from pipeline.diffusion.prediction import make_prediction, to_eps
 from pipeline.diffusion.process import make_process
 from pipeline.diffusion.sampler import SAMPLERS, ddim, dpmpp_2m, initial_noise, sample
@@ -176,17 +177,16 @@ def exact_network(config: DiffusionConfig) -> Any:
     """The network that predicts E[x_0 | x] exactly, in the configuration's terms: what training converges to."""
     process, meaning = make_process(config), make_prediction(config)
 
-    def network(scaled: Tensor, told_B: Tensor, conditioning: Conditioning) -> Tensor:
-        time = told_B[:1].double()
+    def network(scaled: Tensor, told_B: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        time = told_B
         if config.prediction == "flow":
-            time = time / config.timesteps
+            time = told_B.double() / config.timesteps
         elif config.prediction == "edm":
-            time = (4 * time).exp()
-        else:
-            time = told_B[:1]
-        alpha, sigma = (float(value) for value in process.at(time))
-        x = scaled.double() / float(meaning.scale(torch.ones(1, dtype=torch.float64), sigma))
-        x0 = gaussian_x0(x, Level(0, alpha, sigma))
+            time = (4 * told_B.double()).exp()
+        alpha, sigma = (value.double() for value in process.at(time))
+        x = scaled.double() / meaning.scale(torch.ones_like(sigma), sigma)
+        gain = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
+        x0 = MEAN + gain * (x - alpha * MEAN)
         return meaning.target(x0, to_eps(x0, x, alpha, sigma), alpha, sigma)
 
     return network
@@ -205,6 +205,21 @@ CASES = {
     "edm": EDM,
     "edm-1": replace(EDM, sigma_data=1.0, sigma_max=160.0, sigma_min=0.004),
 }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_exact_denoiser_is_what_the_loss_asks_for(name):
+    """An error d of a conditional mean costs d^2 and no more or less: so the network that samplers are right with is
+    the one that training goes to, told the same times."""
+    config, numbers = CASES[name], torch.arange(4096)
+    draws = training_randomness(0, numbers, LATENT, config, 0.0)
+    x0 = MEAN + SPREAD * draws.posterior
+    network = exact_network(config)
+    objective = Objective(config)
+    best = objective.loss(network, x0, draws.noise, draws.timestep).double().mean().item()
+    for error in (0.2, -0.2):
+        worse = objective.loss(lambda x, t, e=error: network(x, t) + e, x0, draws.noise, draws.timestep)
+        assert worse.double().mean().item() - best == pytest.approx(error**2, rel=0.05)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
