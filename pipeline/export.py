@@ -231,9 +231,8 @@ def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -
 def compvis_note(config: DiffusionConfig) -> str:
     """What a file of weights alone does not say, when it is not what Stable Diffusion 1's says by itself; "" else."""
     assumed = DiffusionConfig()
-    names = ("prediction", "schedule", "beta_start", "beta_end", "timesteps", "zero_terminal_snr", "sigma_data")
-    if config.prediction != "edm":
-        names = names[:-1]
+    discrete = ["schedule", "beta_start", "beta_end", "timesteps", "zero_terminal_snr"]
+    names = ["prediction", *{"flow": ["timesteps"], "edm": ["sigma_data"]}.get(config.prediction, discrete)]
     if all(getattr(config, name) == getattr(assumed, name) for name in names):
         return ""
     facts = ", ".join(f"{name}={getattr(config, name)}" for name in names)

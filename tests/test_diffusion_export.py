@@ -113,7 +113,7 @@ def test_rectified_flow_is_exported_without_a_pipeline_and_says_so(
         "tokenizer": CLIPTokenizer,
     }
     loaded = {name: kind.from_pretrained(config.dest, subfolder=name) for name, kind in parts.items()}
-    pipeline = StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         **loaded, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     with pytest.raises(AttributeError, match="init_noise_sigma"):  # else write a model_index.json, and no note

@@ -100,7 +100,11 @@ def test_min_snr_is_one_weight_of_the_error_in_x0_whatever_is_predicted():
     for prediction in ("epsilon", "v", "x0"):
         objective = Objective(made(prediction, min_snr_gamma=5.0))
         output = objective.prediction.target(wrong, to_eps(wrong, x, alpha, sigma), alpha, sigma)
-        losses = objective.loss(lambda x, t, output=output: output, x0, noise, t)
+
+        def network(x: Tensor, told_B: Tensor, output: Tensor = output) -> Tensor:
+            return output
+
+        losses = objective.loss(network, x0, noise, t)
         assert torch.allclose(losses, expected, rtol=2e-3), prediction
     unweighted = Objective(made("v")).loss(lambda x, t: torch.zeros_like(x), x0, noise, t)
     weighted = Objective(made("v", min_snr_gamma=5.0)).loss(lambda x, t: torch.zeros_like(x), x0, noise, t)
@@ -134,7 +138,8 @@ def test_edm_preconditioning_equals_diffusers():
     declare_torchvision_ops()
     from diffusers import EDMEulerScheduler
 
-    theirs, ours = EDMEulerScheduler(sigma_data=0.7), make_prediction(made("edm", sigma_data=0.7))
+    theirs: Any = EDMEulerScheduler(sigma_data=0.7)
+    ours = make_prediction(made("edm", sigma_data=0.7))
     x, output = torch.randn(2, 3, *LATENT, generator=torch.Generator().manual_seed(0))
     sigma_B = torch.tensor([0.004, 1.0, 50.0])
     alpha, sigma = make_process(made("edm")).at(sigma_B)
@@ -157,7 +162,8 @@ def test_flow_noise_and_time_equal_diffusers():
     declare_torchvision_ops()
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    theirs, process = FlowMatchEulerDiscreteScheduler(), make_process(made("flow"))
+    theirs: Any = FlowMatchEulerDiscreteScheduler()
+    process = make_process(made("flow"))
     x0, noise = torch.randn(2, 4, *LATENT, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.001, 0.25, 0.5, 1.0])
     told = process.told(t)

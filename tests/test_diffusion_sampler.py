@@ -218,7 +218,11 @@ def test_the_exact_denoiser_is_what_the_loss_asks_for(name):
     objective = Objective(config)
     best = objective.loss(network, x0, draws.noise, draws.timestep).double().mean().item()
     for error in (0.2, -0.2):
-        worse = objective.loss(lambda x, t, e=error: network(x, t) + e, x0, draws.noise, draws.timestep)
+
+        def wrong(x: Tensor, told_B: Tensor, error: float = error) -> Tensor:
+            return network(x, told_B) + error
+
+        worse = objective.loss(wrong, x0, draws.noise, draws.timestep)
         assert worse.double().mean().item() - best == pytest.approx(error**2, rel=0.05)
 
 
