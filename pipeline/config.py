@@ -90,22 +90,47 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """Noise schedule and objective (Ho et al. 2020; Rombach et al. 2021, equation 3; conf/diffusion/*.yaml)."""
+    """Noise levels and objective (conf/diffusion/*.yaml; formulas and sources: docs/objective.md)."""
 
-    schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
-    """Betas: scaled_linear (Stable Diffusion) or linear (Ho et al.)."""
+    prediction: Literal["epsilon", "v", "x0", "flow", "edm"] = "epsilon"
+    """What the UNet predicts, and by that which process it undoes. epsilon, v (Salimans & Ho 2022) and x0: the discrete
+    one that `schedule` makes; flow: rectified flow (Liu et al. 2022); edm: preconditioned, of Karras et al. 2022."""
+    schedule: Literal["scaled_linear", "linear", "cosine"] = "scaled_linear"
+    """Betas of the discrete process: scaled_linear (Stable Diffusion), linear (Ho et al. 2020) or cosine (Nichol &
+    Dhariwal 2021, which has no beta_start and beta_end)."""
     timesteps: int = 1000
-    """Number of discrete noise levels T."""
+    """Number T of discrete noise levels; flow tells the network T times its time; edm does not use it."""
     beta_start: float = 0.00085
     """First beta."""
     beta_end: float = 0.012
     """Last beta."""
-    prediction: Literal["epsilon", "v"] = "epsilon"
-    """What the UNet predicts: epsilon or v (Salimans & Ho 2022)."""
+    zero_terminal_snr: bool = False
+    """Rescale any schedule so that its last level is noise alone (Lin et al. 2023); v and x0 only."""
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
-    """uniform, or stratified (low-discrepancy over consecutive samples; docs/promises.md, 1)."""
+    """How a sample's uniform number is drawn: uniform (each by itself), or stratified (low-discrepancy over consecutive
+    samples; docs/promises.md, 1)."""
+    timestep_density: Literal["uniform", "logit_normal", "log_normal"] = "uniform"
+    """What that number becomes: a timestep that is uniform; one of which logit(t / T) is normal (logit_normal: Esser et
+    al. 2024); or, for edm alone, a sigma of which the logarithm is (log_normal: Karras et al. 2022)."""
+    timestep_mean: float = 0.0
+    """Mean of that normal."""
+    timestep_std: float = 1.0
+    """Its standard deviation."""
     loss: Literal["l2", "l1"] = "l2"
     """l2 or l1."""
+    min_snr_gamma: float = 0.0
+    """Gamma of the min-SNR loss weight (Hang et al. 2023, who take 5), for epsilon, v and x0; 0 = all weights 1."""
+    offset_noise: float = 0.0
+    """Standard deviation of a constant added to each channel of a sample's noise (Guttenberg 2023, who takes 0.1);
+    0 = none."""
+    sigma_data: float = 0.5
+    """edm: standard deviation of the latents that its preconditioning assumes."""
+    sigma_min: float = 0.002
+    """edm: smallest noise level that samplers visit."""
+    sigma_max: float = 80.0
+    """edm: noise level at which samplers begin."""
+    rho: float = 7.0
+    """edm: how much closer the samplers' levels lie where there is little noise."""
 
 
 @dataclass(frozen=True, kw_only=True)

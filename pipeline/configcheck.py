@@ -31,12 +31,7 @@ def check_train(config: c.TrainConfig) -> None:
     check_model(config.model, config.task)
     check_optim(config.optim, config.launch.processes)
     _fraction("task.drop", config.task.drop)
-    _at_least(1, **{"diffusion.timesteps": config.diffusion.timesteps})
-    diffusion = config.diffusion
-    _require(
-        0 < diffusion.beta_start <= diffusion.beta_end < 1,
-        f"diffusion.beta_start={diffusion.beta_start:g}, beta_end={diffusion.beta_end:g}: 0 < start <= end < 1",
-    )
+    check_diffusion(config.diffusion)
     _require(config.ema.half_life > 0, f"ema.half_life={config.ema.half_life:g}: a number above 0 is wanted")
     _require(config.ema.warmup > 0, f"ema.warmup={config.ema.warmup:g}: a number above 0 is wanted")
     _at_least(1, **{"launch.processes": config.launch.processes, "data.workers": config.data.workers})
@@ -143,6 +138,60 @@ def check_depth(model: c.ModelConfig, factors: list[int]) -> None:
     for level, (factor, blocks) in enumerate(zip(factors, depth)):
         attends = factor in model.attention or factor == factors[-1]
         _require(blocks >= attends, f"{shown}: level {level} attends, so 1 or more is wanted for it")
+
+
+def check_diffusion(diffusion: c.DiffusionConfig) -> None:
+    """Noise levels, objective, and what cannot go together in them."""
+    prediction, density = diffusion.prediction, diffusion.timestep_density
+    _at_least(1, **{"diffusion.timesteps": diffusion.timesteps})
+    _require(
+        0 < diffusion.beta_start <= diffusion.beta_end < 1,
+        f"diffusion.beta_start={diffusion.beta_start:g}, beta_end={diffusion.beta_end:g}: 0 < start <= end < 1",
+    )
+    for name in ("min_snr_gamma", "offset_noise"):
+        value = getattr(diffusion, name)
+        _require(0 <= value < math.inf, f"diffusion.{name}={value:g}: 0 (off) or more is wanted")
+    for name in ("timestep_std", "sigma_data", "rho"):
+        value = getattr(diffusion, name)
+        _require(0 < value < math.inf, f"diffusion.{name}={value:g}: a number above 0 is wanted")
+    _require(
+        abs(diffusion.timestep_mean) + 7 * diffusion.timestep_std <= 80,
+        f"diffusion.timestep_mean={diffusion.timestep_mean:g}, timestep_std={diffusion.timestep_std:g}: seven standard "
+        "deviations from the mean must lie within +-80",
+    )
+    _require(
+        0 < diffusion.sigma_min < diffusion.sigma_max < math.inf,
+        f"diffusion.sigma_min={diffusion.sigma_min:g}, sigma_max={diffusion.sigma_max:g}: 0 < min < max",
+    )
+    _require(
+        (density == "log_normal") == (prediction == "edm"),
+        f"diffusion.timestep_density={density} with prediction={prediction}: edm draws sigmas, so it takes log_normal "
+        "(diffusion=edm sets it), and the others draw timesteps: uniform or logit_normal",
+    )
+    discrete = prediction not in ("flow", "edm")
+    if diffusion.zero_terminal_snr:
+        _require(
+            discrete,
+            f"diffusion.zero_terminal_snr=true rescales betas, and prediction={prediction} has none: leave it out",
+        )
+        _require(
+            prediction != "epsilon",
+            "diffusion.zero_terminal_snr=true with prediction=epsilon: where x_t is noise alone, its noise says "
+            "nothing of x_0; set diffusion.prediction=v (diffusion=zero_snr does), or zero_terminal_snr=false",
+        )
+        _require(diffusion.timesteps > 1, "diffusion.zero_terminal_snr=true needs diffusion.timesteps of 2 or more")
+    if diffusion.min_snr_gamma:
+        _require(
+            discrete,
+            f"diffusion.min_snr_gamma is for epsilon, v and x0; prediction={prediction} weighs noise levels by how "
+            "often they are drawn: set min_snr_gamma=0, and timestep_mean and timestep_std",
+        )
+        _require(diffusion.loss == "l2", "diffusion.min_snr_gamma weighs squared errors: set diffusion.loss=l2")
+        _require(
+            not diffusion.zero_terminal_snr,
+            "diffusion.min_snr_gamma gives a level without signal the weight 0, so the one where sampling begins would "
+            "never be learnt: set min_snr_gamma=0, or zero_terminal_snr=false",
+        )
 
 
 def check_optim(optim: c.OptimConfig, processes: int) -> None:

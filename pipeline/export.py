@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 
 import pipeline
 from pipeline.config import ExportConfig
-from pipeline.diffusion.schedule import scheduler_config
+from pipeline.diffusion.interchange import pipeline_runs, scheduler_config
 from pipeline.errors import ConfigError, DestinationExists
 from pipeline.evaluation.trained import Trained, load_trained
 from pipeline.exportcheck import ExportDiffers as ExportDiffers
 from pipeline.exportcheck import compare, judge
+from pipeline.exportcompvis import compvis_note as compvis_note
 from pipeline.exportcompvis import export_compvis
 from pipeline.models import convert, convert_clip
 from pipeline.models.compat import declare_torchvision_ops
@@ -45,6 +46,29 @@ WITH_TEXT = """, text_encoder and tokenizer in transformers': load all of it wit
 StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)"""
 WITHOUT_TEXT = """. There is no text encoder, since transformers' CLIPTextModel cannot
 hold this run's: encode captions as run.json of the run says, and give them as prompt_embeds"""
+WITH_TEXT_ALONE = ", text_encoder and tokenizer in transformers'"
+WITHOUT_PIPELINE = """
+StableDiffusionPipeline cannot run this model, so there is no model_index.json: the model predicts rectified flow, and
+that pipeline does not take its scheduler. This samples it, from noise and the states of captions and of the empty one:
+
+```python
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+
+unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+x = noise
+scheduler.set_timesteps(steps)
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        conditional, null = unet(torch.cat([x, x]), t, torch.cat([text, empty])).sample.chunk(2)
+        x = scheduler.step(null + guidance * (conditional - null), t, x).prev_sample
+    images = vae.decode(x / vae.config.scaling_factor).sample
+```
+"""
+NO_PIPELINE = """export: note: StableDiffusionPipeline cannot run prediction=flow, since its scheduler
+has no init_noise_sigma: no model_index.json was written, and README.md of the folder shows how to sample"""
 
 TRIMMED = (
     "the run attends to a caption's own tokens alone (text_storage=trimmed), and StableDiffusionPipeline to padding "
@@ -89,26 +113,32 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
     try:
         save_unet(folder / "unet", denoiser, trained)
         first_stage.float32().model.save_pretrained(folder / "vae")
-        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(trained.info.config.diffusion))
+        scheduler = scheduler_config(trained.info.config.diffusion)
+        runs = pipeline_runs(trained.info.config.diffusion)
+        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         with_text = denoiser.unet.config.context_width > 0 and convert_clip.is_clip(tower)
         words = WITHOUT_TEXT
         if with_text:
             convert_clip.save_text_model(tower, folder / "text_encoder")
             convert_clip.save_tokenizer(tower, folder / "tokenizer")
-            words = WITHOUT_INDEX if first_stage.shift else WITH_TEXT
-        if with_text and not first_stage.shift:
-            _write_json(folder / "model_index.json", model_index(denoiser))
+            words = WITH_TEXT if runs else WITH_TEXT_ALONE
+            words = WITHOUT_INDEX if first_stage.shift else words
+        if with_text and runs and not first_stage.shift:
+            _write_json(folder / "model_index.json", model_index(denoiser, scheduler["_class_name"]))
         if with_text and trained.contract.trimmed:
             print(f"warning: {TRIMMED}", file=sys.stderr, flush=True)
             words += TRIMMED_WORDS
         facts = {"weights": config.weights, "n": trained.n, "version": pipeline.__version__}
-        (folder / "README.md").write_text(README.format(**facts, text=words))
+        readme = README.format(**facts, text=words) + ("" if runs else WITHOUT_PIPELINE)
+        (folder / "README.md").write_text(readme)
         _write_json(folder / MARKER, facts | {"contract": trained.info.contract})
         if config.check:
             check_unet(folder / "unet", denoiser, trained)
             if with_text:
                 check_text(folder, tower)
         _publish(folder, dest, local)
+        if not runs:
+            print(NO_PIPELINE)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -125,8 +155,8 @@ def save_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> None:
     save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 
-def model_index(denoiser: Denoiser) -> dict[str, Any]:
-    """What StableDiffusionPipeline.from_pretrained reads first."""
+def model_index(denoiser: Denoiser, scheduler: str) -> dict[str, Any]:
+    """What StableDiffusionPipeline.from_pretrained reads first. scheduler: name of diffusers' class."""
     import diffusers
 
     return {
@@ -136,7 +166,7 @@ def model_index(denoiser: Denoiser) -> dict[str, Any]:
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", convert.diffusers_class(denoiser.unet.config)],

@@ -24,6 +24,7 @@ from torch import Tensor
 import pipeline
 from pipeline.config import DiffusionConfig, ExportConfig
 from pipeline.configload import to_dict
+from pipeline.diffusion.process import PROCESSES
 from pipeline.diffusion.schedule import Schedule
 from pipeline.errors import ConfigError
 from pipeline.evaluation.trained import Trained
@@ -33,7 +34,7 @@ from pipeline.models.conditioning import Denoiser
 from pipeline.storage import open_storage, split_url
 
 SUFFIXES = (".safetensors", ".ckpt")
-PREDICTIONS = ("epsilon", "v")  # that software which reads such files knows
+SPECIFIED = ("epsilon", "v")  # kinds of prediction that Stability's specification of metadata has words for
 STABLE_DIFFUSION_SCALE = 0.18215  # which the files do not hold
 
 
@@ -43,10 +44,6 @@ def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -
     if suffix not in SUFFIXES:
         raise ConfigError(f"dest={config.dest}: format=compvis writes one {' or '.join(SUFFIXES)} file")
     diffusion = trained.info.config.diffusion
-    if diffusion.prediction not in PREDICTIONS:
-        raise ConfigError(
-            f"diffusion.prediction={diffusion.prediction}: files in CompVis' layout predict {' or '.join(PREDICTIONS)}"
-        )
     root, key = split_url(config.dest)
     storage = open_storage(root)
     state = single_file(config, trained, denoiser)
@@ -67,12 +64,25 @@ def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -
         storage.put_file(key, staging)
     finally:
         staging.unlink(missing_ok=True)
+    if note := compvis_note(diffusion):
+        print(note)
+
+
+def compvis_note(config: DiffusionConfig) -> str:
+    """What the file's names do not say, when it is not what Stable Diffusion 1's say by themselves; "" else."""
+    assumed = DiffusionConfig()
+    discrete = ["schedule", "beta_start", "beta_end", "timesteps", "zero_terminal_snr"]
+    names = ["prediction", *{"flow": ["timesteps"], "edm": ["sigma_data"]}.get(config.prediction, discrete)]
+    if all(getattr(config, name) == getattr(assumed, name) for name in names):
+        return ""
+    facts = ", ".join(f"{name}={getattr(config, name)}" for name in names)
+    return f"export: note: software that loads the file must be told {facts}"
 
 
 def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> dict[str, Tensor]:
     """Every tensor of the file. Says which parts it cannot have."""
     contract, unet = trained.contract, denoiser.unet
-    state = process_tables(trained.info.config.diffusion) | convert.to_compvis(unet.state_dict(), unet.config)
+    state = convert.to_compvis(unet.state_dict(), unet.config) | process_tables(trained.info.config.diffusion)
     if not (contract.vae_sha256 and contract.text_sha256):
         print("export: the run's cache does not know its encoders, so the file holds the UNet alone")
         return _plain(state)
@@ -91,7 +101,10 @@ def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> d
 
 
 def process_tables(config: DiffusionConfig) -> dict[str, Tensor]:
-    """The tables (T,) that CompVis' models hold beside their weights, float32: Ho et al. 2020, equations 4, 6 and 7."""
+    """The tables (T,) that CompVis' models hold beside their weights, float32: Ho et al. 2020, equations 4, 6 and 7.
+    None for a process that is not of betas."""
+    if PROCESSES[config.prediction] != "discrete":
+        return {}
     alpha_bar = Schedule(config).alpha_bar.double()
     before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
     betas = 1 - alpha_bar / before
@@ -117,7 +130,9 @@ def write(path: Path, suffix: str, state: dict[str, Tensor], facts: dict[str, An
     """The file, in the format of its suffix."""
     told = json.dumps(facts, sort_keys=True)
     if suffix == ".safetensors":
-        words = {"format": "pt", "modelspec.prediction_type": facts["prediction"], pretrained.FACTS: told}
+        words = {"format": "pt", pretrained.FACTS: told}
+        if facts["prediction"] in SPECIFIED:
+            words["modelspec.prediction_type"] = facts["prediction"]
         save_file(state, path, metadata=words)
     else:
         torch.save({"state_dict": state, pretrained.FACTS: told}, path)

@@ -35,6 +35,7 @@ class Stream(IntEnum):
     SHUFFLE = 5  # order of records
     EVAL_NOISE = 6  # noise of held-out losses
     SAMPLER = 7  # initial noise of sampled images
+    OFFSET = 8  # offset noise: one normal per channel of a training latent
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ def normal(seed: int, stream: int, n: Tensor, shape: Sequence[int]) -> Tensor:
     lanes = _blocks(seed, stream, n, -(-count // 4))
     normals = []
     for radius_word, angle_word in (lanes[:2], lanes[2:]):
-        radius = _log_fraction(radius_word).mul_(-2.0).sqrt_()
+        radius = log_fraction(radius_word).mul_(-2.0).sqrt_()
         sine, cosine = _sine_cosine(angle_word)
         normals += [cosine.mul_(radius).float(), sine.mul_(radius).float()]
     return torch.stack(normals, dim=-1).reshape(len(n), -1)[:, :count].reshape(len(n), *shape)
@@ -121,7 +122,7 @@ def normal(seed: int, stream: int, n: Tensor, shape: Sequence[int]) -> Tensor:
 SQRT_HALF_BITS = 0x3FE6A09E667F3BCD  # float64 pattern of sqrt(1/2)
 
 
-def _log_fraction(word: Tensor) -> Tensor:
+def log_fraction(word: Tensor) -> Tensor:
     """ln((word + 1/2) / 2**32) in float64, to about 1e-11 relative."""
     bits = word.double().add_(0.5).mul_(2.0**-32).view(torch.int64)
     exponent = (bits - SQRT_HALF_BITS) >> 52
@@ -149,6 +150,45 @@ def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     for coefficient in reversed(coefficients[:-2]):
         total.mul_(x).add_(coefficient)
     return total
+
+
+# Wichura 1988 (algorithm AS 241, PPND16): numerator and denominator of each of two ranges, by rising power.
+# fmt: off
+_CENTRAL = (
+    (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
+     4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3),
+    (1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
+     2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3),
+)
+_TAIL = (
+    (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0, 3.64784832476320460504e0,
+     1.27045825245236838258e0, 2.41780725177450611770e-1, 2.27238449892691845833e-2, 7.74545014278341407640e-4),
+    (1.0, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1,
+     1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
+)
+# fmt: on
+
+
+def normal_quantile(word: Tensor) -> Tensor:
+    """z below which a share (word + 1/2) / 2**32 of a standard normal lies, in float64 to about 1e-10: |z| < 6.34.
+
+    int64 in [0, 2**32) -> float64 of that shape. z(word) = -z(2**32 - 1 - word), exactly.
+    """
+    centred = (word.double() - (2.0**31 - 0.5)).mul_(2.0**-32)
+    square = (centred * centred).neg_().add_(0.180625)
+    central = _horner(square, _CENTRAL[0]).div_(_horner(square, _CENTRAL[1])).mul_(centred)
+    r = log_fraction(torch.minimum(word, MASK - word)).neg_().sqrt_().sub_(1.6)  # at most sqrt(33 ln 2) - 1.6
+    tail = _horner(r, _TAIL[0]).div_(_horner(r, _TAIL[1]))
+    return torch.where(centred.abs() <= 0.425, central, torch.where(centred < 0, -tail, tail))
+
+
+def exponential(x: Tensor) -> Tensor:
+    """e to the power of x in float64, to 3e-14 relative where |x| < 80; x is held within +-700."""
+    x = x.clamp(-700.0, 700.0)
+    exponent = x.mul(1 / math.log(2.0)).add_(0.5).floor_()
+    rest = x - exponent * math.log(2.0)  # |rest| < 0.35
+    series = _horner(rest, [1 / math.factorial(k) for k in range(15)])
+    return series.mul_(((exponent.long() + 1023) << 52).view(torch.float64))
 
 
 def stratified_uniform(seed: int, n: Tensor) -> tuple[Tensor, Tensor]:

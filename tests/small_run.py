@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.config import (
     DataConfig,
+    DiffusionConfig,
     EncodeConfig,
     EncodersConfig,
     EvalConfig,
@@ -36,6 +37,7 @@ from preprocess.synthetic import write_shards
 IMAGES = 24
 SOURCE = "shapes/{00000..00001}.tar"
 MODEL = ModelConfig(channels=32, multipliers=(1, 2), blocks=1, attention=(2,), heads=2, context_width=128)
+DIFFUSION = DiffusionConfig()
 SAMPLER = SamplerConfig(sampler="ddim", steps=4, guidance=2.0, batch=5)
 
 
@@ -55,7 +57,12 @@ def make_cache(folder: Path, images: int = IMAGES, encoders: EncodersConfig | No
     return folder / "cache"
 
 
-def train_config(folder: Path, task: Literal["text", "unconditional"] = "text", reference: str = "") -> TrainConfig:
+def train_config(
+    folder: Path,
+    task: Literal["text", "unconditional"] = "text",
+    reference: str = "",
+    diffusion: DiffusionConfig = DIFFUSION,
+) -> TrainConfig:
     unconditional = task == "unconditional"
     model = ModelConfig(**{**vars(MODEL), "context_width": 0 if unconditional else MODEL.context_width})
     return TrainConfig(
@@ -63,6 +70,7 @@ def train_config(folder: Path, task: Literal["text", "unconditional"] = "text", 
         data=DataConfig(train=str(folder / "cache"), val=str(folder / "cache")),
         model=model,
         task=TaskConfig(name=task),
+        diffusion=diffusion,
         eval=EvalConfig(images=12, grid=4, reference=reference, sampler=SAMPLER),
         tracking=TrackingConfig(wandb="off"),
         samples=128,

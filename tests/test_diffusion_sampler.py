@@ -8,23 +8,31 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DiffusionConfig, SamplerConfig
-from pipeline.diffusion.sampler import (
+from pipeline.diffusion.interchange import scheduler_config
+from pipeline.diffusion.levels import (
     LEVELS,
-    SAMPLERS,
+    LOWEST_LOG_SNR,
     Level,
-    ddim,
-    dpmpp_2m,
+    even_flow_levels,
     even_levels,
-    initial_noise,
+    flow_levels,
+    karras_levels,
     leading_levels,
-    sample,
+    levels_for,
+    trailing_levels,
 )
-from pipeline.diffusion.schedule import Schedule, scheduler_config
+from pipeline.diffusion.objective import Objective, training_randomness
+from pipeline.diffusion.prediction import make_prediction, to_eps
+from pipeline.diffusion.process import make_process
+from pipeline.diffusion.sampler import SAMPLERS, ddim, dpmpp_2m, initial_noise, sample
 from pipeline.errors import ConfigError
 from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.conditioning import Conditioning
 
 CONFIG = DiffusionConfig()
+ZERO_SNR = replace(CONFIG, prediction="v", zero_terminal_snr=True)
+FLOW = replace(CONFIG, prediction="flow")
+EDM = replace(CONFIG, prediction="edm", timestep_density="log_normal")
 LATENT = (4, 8, 8)
 NUMBERS = torch.arange(3)
 
@@ -40,13 +48,14 @@ def network(x: Tensor, timestep_B: Tensor, conditioning: Conditioning | None = N
 
 def diffusers_sample(scheduler: Any, noise: Tensor, steps: int) -> Tensor:
     scheduler.set_timesteps(steps)
-    x = noise
+    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t.expand(len(x))), t, x).prev_sample
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(network(scaled, t.expand(len(x))), t, x).prev_sample
     return x
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 @pytest.mark.parametrize("steps", [1, 5, 20, 30, 250])
 def test_ddim_equals_diffusers_with_the_exported_config(prediction, steps):
     declare_torchvision_ops()
@@ -63,13 +72,55 @@ def test_ddim_equals_diffusers_with_the_exported_config(prediction, steps):
     assert (got - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("schedule", ["scaled_linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+@pytest.mark.parametrize("steps", [1, 5, 20, 50])
+def test_ddim_from_no_signal_equals_diffusers_with_the_exported_config(prediction, steps, schedule):
+    """Trailing timesteps; numbers of steps that divide T, since diffusers' DDIM steps by T // steps whatever it is."""
+    declare_torchvision_ops()
+    from diffusers import DDIMScheduler
+
+    config = replace(ZERO_SNR, prediction=prediction, schedule=schedule)
+    noise = initial_noise(0, NUMBERS, LATENT)
+    expected = diffusers_sample(DDIMScheduler.from_config(scheduler_config(config)), noise, steps)
+    got = sample(network, config, noise, Conditioning(), sampler="ddim", steps=steps)
+    assert (got - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("config", [FLOW, EDM, replace(EDM, sigma_data=1.0, sigma_max=20.0, rho=5.0)])
 @pytest.mark.parametrize("steps", [1, 2, 5, 20, 100])
-def test_dpm_solver_equals_diffusers(prediction, steps):
+def test_euler_of_flow_and_edm_equals_diffusers_with_the_exported_config(config, steps):
+    declare_torchvision_ops()
+    import diffusers
+
+    exported = scheduler_config(config)
+    theirs = getattr(diffusers, exported["_class_name"]).from_config(exported)
+    noise = initial_noise(0, NUMBERS, LATENT)
+    expected = diffusers_sample(theirs, noise, steps)
+    got = sample(network, config, noise, Conditioning(), sampler="ddim", steps=steps)
+    assert (got - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20, 100])
+def test_dpm_solver_of_edm_equals_diffusers(steps):
+    declare_torchvision_ops()
+    from diffusers import EDMDPMSolverMultistepScheduler
+
+    theirs = EDMDPMSolverMultistepScheduler(sigma_data=EDM.sigma_data)
+    noise = initial_noise(0, NUMBERS, LATENT)
+    expected = diffusers_sample(theirs, noise, steps)
+    got = sample(network, EDM, noise, Conditioning(), sampler="dpmpp_2m", steps=steps)
+    assert (got - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 100])
+def test_dpm_solver_equals_diffusers(prediction, steps, schedule):
     declare_torchvision_ops()
     from diffusers import DPMSolverMultistepScheduler
 
-    config = replace(CONFIG, prediction=prediction)
+    config = replace(CONFIG, prediction=prediction, schedule=schedule)
     exported = scheduler_config(config)
     theirs = DPMSolverMultistepScheduler(
         **{
@@ -81,6 +132,7 @@ def test_dpm_solver_equals_diffusers(prediction, steps):
         solver_type="midpoint",
         lower_order_final=True,
         timestep_spacing="linspace",
+        lambda_min_clipped=LOWEST_LOG_SNR if prediction == "epsilon" else -math.inf,
     )
     noise = initial_noise(0, NUMBERS, LATENT)
     expected = diffusers_sample(theirs, noise, steps)
@@ -121,23 +173,138 @@ def test_samplers_converge_on_a_gaussian_at_their_order(sampler, order):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
 
 
+def exact_network(config: DiffusionConfig) -> Any:
+    """The network that predicts E[x_0 | x] exactly, in the configuration's terms: what training converges to."""
+    process, meaning = make_process(config), make_prediction(config)
+
+    def network(scaled: Tensor, told_B: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        time = told_B
+        if config.prediction == "flow":
+            time = told_B.double() / config.timesteps
+        elif config.prediction == "edm":
+            time = (4 * told_B.double()).exp()
+        alpha, sigma = (value.double() for value in process.at(time))
+        x = scaled.double() / meaning.scale(torch.ones_like(sigma), sigma)
+        gain = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
+        x0 = MEAN + gain * (x - alpha * MEAN)
+        return meaning.target(x0, to_eps(x0, x, alpha, sigma), alpha, sigma)
+
+    return network
+
+
+CASES = {
+    "epsilon": CONFIG,
+    "v": replace(CONFIG, prediction="v"),
+    "x0": replace(CONFIG, prediction="x0"),
+    "cosine-epsilon": replace(CONFIG, schedule="cosine"),
+    "cosine-v": replace(CONFIG, schedule="cosine", prediction="v"),
+    "zero_snr-v": ZERO_SNR,
+    "zero_snr-x0": replace(ZERO_SNR, prediction="x0"),
+    "zero_snr-cosine": replace(ZERO_SNR, schedule="cosine"),
+    "flow": FLOW,
+    "edm": EDM,
+    "edm-1": replace(EDM, sigma_data=1.0, sigma_max=160.0, sigma_min=0.004),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_exact_denoiser_is_what_the_loss_asks_for(name):
+    """An error d of a conditional mean costs d^2 and no more or less: so the network that samplers are right with is
+    the one that training goes to, told the same times."""
+    config, numbers = CASES[name], torch.arange(4096)
+    draws = training_randomness(0, numbers, LATENT, config, 0.0)
+    x0 = MEAN + SPREAD * draws.posterior
+    network = exact_network(config)
+    objective = Objective(config)
+    best = objective.loss(network, x0, draws.noise, draws.timestep).double().mean().item()
+    for error in (0.2, -0.2):
+
+        def wrong(x: Tensor, told_B: Tensor, error: float = error) -> Tensor:
+            return network(x, told_B) + error
+
+        worse = objective.loss(wrong, x0, draws.noise, draws.timestep)
+        assert worse.double().mean().item() - best == pytest.approx(error**2, rel=0.05)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_sampling_with_the_exact_denoiser_gives_the_data(sampler, prediction):
-    schedule = Schedule(CONFIG)
-
-    def exact(x: Tensor, timestep_B: Tensor, conditioning: Conditioning) -> Tensor:
-        t = int(timestep_B[0])
-        alpha, sigma = schedule.alpha_bar[t].sqrt().item(), (1 - schedule.alpha_bar[t]).sqrt().item()
-        x0 = gaussian_x0(x, Level(t, alpha, sigma))
-        eps = (x - alpha * x0) / sigma
-        return eps if prediction == "epsilon" else alpha * eps - sigma * x0
-
+@pytest.mark.parametrize("name", CASES)
+def test_sampling_with_the_exact_denoiser_gives_the_data(name, sampler):
     noise = initial_noise(0, torch.arange(20), LATENT)
-    config = replace(CONFIG, prediction=prediction)
-    latents = sample(exact, config, noise, Conditioning(), sampler=sampler, steps=50)
+    latents = sample(exact_network(CASES[name]), CASES[name], noise, Conditioning(), sampler=sampler, steps=50)
     assert latents.mean().item() == pytest.approx(MEAN, abs=0.05)
     assert latents.std().item() == pytest.approx(SPREAD, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "order", "steps", "error"),
+    [
+        ("zero_snr-v", "ddim", 1, 640, 0.01),
+        ("zero_snr-v", "dpmpp_2m", 1, 640, 0.003),
+        ("zero_snr-x0", "ddim", 1, 640, 0.01),
+        ("zero_snr-x0", "dpmpp_2m", 1, 640, 0.003),
+        ("flow", "ddim", 1, 160, 0.01),
+        ("flow", "dpmpp_2m", 2, 640, 1e-4),
+        ("edm", "ddim", 1, 160, 0.02),
+        ("edm", "dpmpp_2m", 2, 160, 1e-3),
+    ],
+)
+def test_samplers_converge_over_each_process_own_levels(name, sampler, order, steps, error):
+    """To the flow's exact end, MEAN + SPREAD (x - alpha MEAN) / sqrt((alpha SPREAD)^2 + sigma^2), from pure noise or
+    from sigma_max to zero noise.
+
+    Timesteps of equal strides leave the discrete process at sigma^2 = O(1 / steps), and the step from there to no noise
+    is of first order in sigma^2, so no sampler is of second order on them. Its T is large here, against rounding.
+    """
+    config = CASES[name]
+    if name.startswith("zero"):
+        config = replace(config, timesteps=80_000, beta_start=CONFIG.beta_start / 80, beta_end=CONFIG.beta_end / 80)
+    network = exact_network(config)
+    noise = torch.linspace(-2, 2, 5, dtype=torch.float64).view(5, 1, 1, 1)
+    errors = []
+    for count in (steps // 2, steps):
+        first = levels_for(config, sampler, count)[0]
+        x = math.hypot(first.alpha, first.sigma) * noise
+        scale = SPREAD / math.hypot(first.alpha * SPREAD, first.sigma)
+        exact = MEAN + scale * (x - first.alpha * MEAN)
+        got = sample(network, config, noise, Conditioning(), sampler=sampler, steps=count)
+        errors.append((got - exact).abs().max().item())
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2)
+    assert errors[1] < error
+
+
+def test_steps_of_the_solver_from_no_signal_at_all_are_its_limits():
+    """As alpha goes to 0 the solver's first step goes to DDIM's, and the second forgets the first (r goes to infinity):
+    at alpha = 0 both are DDIM's, and tiny alphas come near that."""
+    x = torch.tensor([-1.5, 0.3, 2.0], dtype=torch.float64)
+    rest = [Level(0, 0.6, 0.8), Level(0, 0.8, 0.6)]
+    limit = dpmpp_2m(gaussian_x0, [Level(0, 0.0, 1.0), *rest], x)
+    assert torch.allclose(limit, ddim(gaussian_x0, [Level(0, 0.0, 1.0), *rest], x), rtol=1e-12)
+    gaps = [
+        (dpmpp_2m(gaussian_x0, [Level(0, alpha, (1 - alpha**2) ** 0.5), *rest], x) - limit).abs().max().item()
+        for alpha in (1e-2, 1e-20, 1e-200)
+    ]
+    assert gaps[0] > 5 * gaps[1] > 25 * gaps[2] > 0
+
+
+@pytest.mark.parametrize("config", [FLOW, EDM])
+def test_ddim_is_eulers_method_on_the_flow(config):
+    """x + (t' - t) v for rectified flow; x + (sigma' - sigma) (x - D) / sigma for EDM (Karras et al. 2022, algorithm 1
+    without its second half), on any network."""
+    levels = levels_for(config, "ddim", 7)
+    meaning = make_prediction(config)
+    x = initial_noise(0, NUMBERS, LATENT).double()
+
+    def output(x: Tensor, level: Level) -> Tensor:
+        return torch.sin(x.roll(1, dims=-1)) + level.sigma / (1 + level.sigma) * x
+
+    def predict(x: Tensor, level: Level) -> Tensor:
+        return meaning.to_x0(output(x, level), x, level.alpha, level.sigma)
+
+    expected = x
+    for now, then in itertools.pairwise(levels):
+        d = output(expected, now) if config is FLOW else (expected - predict(expected, now)) / now.sigma
+        expected = expected + (then.sigma - now.sigma) * d
+    assert torch.allclose(ddim(predict, levels, x), expected, rtol=1e-10, atol=1e-10)
 
 
 def conditionings() -> tuple[Conditioning, Conditioning]:
@@ -203,14 +370,39 @@ def test_initial_noise_is_the_seeds_and_the_image_numbers():
 
 
 def test_timesteps_are_those_documented():
-    schedule = Schedule(CONFIG)
-    assert [level.timestep for level in leading_levels(schedule, 5)] == [801, 601, 401, 201, 1, 0]
-    assert [level.timestep for level in even_levels(schedule, 5)] == [999, 799, 599, 400, 200, -1]
-    assert even_levels(schedule, 5)[-1].sigma == 0
+    assert [level.timestep for level in leading_levels(CONFIG, 5)] == [801, 601, 401, 201, 1, 0]
+    assert [level.timestep for level in even_levels(CONFIG, 5)] == [999, 799, 599, 400, 200, -1]
+    assert even_levels(CONFIG, 5)[-1].sigma == 0
+    assert [level.timestep for level in trailing_levels(ZERO_SNR, 5)] == [999, 799, 599, 399, 199, -1]
+    assert [level.timestep for level in trailing_levels(ZERO_SNR, 3)] == [999, 666, 332, -1]  # table 2 from T = 1000
+    assert levels_for(ZERO_SNR, "ddim", 5)[0].log_snr == -math.inf
+    assert [level.sigma for level in even_flow_levels(FLOW, 4)] == [1, 0.75, 0.5, 0.25, 0]
+    assert [level.sigma for level in flow_levels(FLOW, 4)] == pytest.approx([1, 0.667, 0.334, 0.001, 0])
+    assert flow_levels(FLOW, 4)[0].timestep == 1000
+    assert isinstance(flow_levels(FLOW, 4)[0].timestep, float)
+
+
+def test_levels_of_edm_are_equation_5():
+    """Karras et al. 2022: (max^(1/rho) + i / (N - 1) (min^(1/rho) - max^(1/rho)))^rho, then 0."""
+    levels = karras_levels(EDM, 18)
+    a, b = 80 ** (1 / 7), 0.002 ** (1 / 7)
+    assert [level.sigma for level in levels] == pytest.approx([*((a + i / 17 * (b - a)) ** 7 for i in range(18)), 0])
+    assert [level.timestep for level in levels[:-1]] == pytest.approx([math.log(x.sigma) / 4 for x in levels[:-1]])
+    assert [level.sigma for level in karras_levels(EDM, 1)] == pytest.approx([80, 0])
+
+
+def test_a_second_order_walk_of_epsilon_begins_where_epsilon_still_says_something():
+    cosine = replace(CONFIG, schedule="cosine")
+    begins = {config.prediction: even_levels(config, 10)[0] for config in (cosine, replace(cosine, prediction="v"))}
+    assert LOWEST_LOG_SNR <= begins["epsilon"].log_snr < LOWEST_LOG_SNR + 0.3
+    assert begins["v"].timestep == 999
+    assert even_levels(CONFIG, 10)[0].timestep == 999  # Stable Diffusion's schedule is not cut
 
 
 def test_the_samplers_in_the_configuration_are_those_that_exist():
-    assert get_args(get_type_hints(SamplerConfig)["sampler"]) == tuple(SAMPLERS) == tuple(LEVELS)
+    choices = get_args(get_type_hints(SamplerConfig)["sampler"])
+    assert choices == tuple(SAMPLERS)
+    assert all(choices == tuple(levels) for levels in LEVELS.values())
 
 
 @pytest.mark.parametrize(
@@ -220,8 +412,10 @@ def test_the_samplers_in_the_configuration_are_those_that_exist():
         ({"sampler": "ddim", "steps": 600}, "start at timestep 600 of 1000"),
         ({"sampler": "ddim", "steps": 1001}, "at most 500"),
         ({"sampler": "dpmpp_2m", "steps": 1000}, "fewer steps"),
+        ({"sampler": "ddim", "steps": 1001, "config": ZERO_SNR}, "at most as many steps"),
     ],
 )
 def test_numbers_of_steps_that_a_sampler_cannot_take_are_refused(arguments, message):
+    config = arguments.pop("config", CONFIG)
     with pytest.raises(ConfigError, match=message):
-        sample(network, CONFIG, initial_noise(0, NUMBERS, LATENT), Conditioning(), **arguments)
+        sample(network, config, initial_noise(0, NUMBERS, LATENT), Conditioning(), **arguments)

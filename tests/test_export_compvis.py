@@ -146,6 +146,12 @@ def test_tables_are_those_of_diffusers_scheduler() -> None:
         torch.testing.assert_close(tables[name][700], value, rtol=1e-4, atol=1e-6)
 
 
+def test_a_process_without_betas_has_no_tables() -> None:
+    for prediction in ("flow", "edm"):
+        assert exportcompvis.process_tables(DiffusionConfig(prediction=prediction)) == {}  # type: ignore[arg-type]
+    assert len(exportcompvis.process_tables(DiffusionConfig(prediction="x0", schedule="cosine"))) == 12
+
+
 def test_a_file_that_would_not_read_back_is_not_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

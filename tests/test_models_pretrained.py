@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.config import ModelConfig
+from pipeline.config import DiffusionConfig, ModelConfig
 from pipeline.configload import to_dict
+from pipeline.diffusion.interchange import scheduler_config
 from pipeline.errors import WeightsError
 from pipeline.models import convert, pretrained
 from pipeline.models.compat import declare_torchvision_ops
@@ -86,6 +87,15 @@ def test_what_lies_beside_the_unet_says_how_it_was_trained(tmp_path: Path) -> No
         (tmp_path / name).write_text("{}")  # as Stable Diffusion 1's own, older than these keys
     found = pretrained.load_diffusers(tmp_path, MODEL)
     assert (found.prediction, found.scale, found.shift) == ("epsilon", 0.18215, 0.0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0", "flow", "edm"])
+def test_the_exported_scheduler_says_what_is_predicted(tmp_path: Path, prediction: Any) -> None:
+    diffusers_model(MODEL).save_pretrained(tmp_path / "unet")
+    (tmp_path / "scheduler").mkdir()
+    facts = scheduler_config(DiffusionConfig(prediction=prediction))
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(facts))
+    assert pretrained.load_diffusers(tmp_path, MODEL).prediction == prediction
 
 
 @pytest.mark.parametrize(

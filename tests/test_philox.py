@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.special
 import torch
 
 from pipeline import philox
@@ -69,12 +70,36 @@ def test_normals_are_box_muller_of_the_words():
 
 def test_normals_of_the_extreme_words_are_finite_and_right():
     words = torch.tensor([0, 1, 2**31, 2**32 - 1])
-    logs = philox._log_fraction(words).numpy()
+    logs = philox.log_fraction(words).numpy()
     assert np.allclose(logs, np.log((words.numpy() + 0.5) / 2**32), rtol=1e-10, atol=0)
     sine, cosine = philox._sine_cosine(words)
     angle = 2 * np.pi * words.numpy() / 2**32 - np.pi
     assert np.abs(sine.numpy() - np.sin(angle)).max() < 1e-10
     assert np.abs(cosine.numpy() - np.cos(angle)).max() < 1e-10
+
+
+def test_normal_quantiles_are_the_inverse_of_the_normal_distribution():
+    words = torch.tensor([0, 1, 1000, 2**28, 322122547, 322122548, 2**31 - 1, 2**31, 2**31 + 7, 2**32 - 2, 2**32 - 1])
+    words = torch.cat([words, torch.arange(0, 2**32, 10_000_019)])
+    expected = scipy.special.ndtri((words.numpy() + 0.5) / 2**32)
+    z = philox.normal_quantile(words)
+    assert np.allclose(z.numpy(), expected, rtol=1e-9, atol=1e-15)
+    assert torch.equal(z, -philox.normal_quantile(2**32 - 1 - words))
+    assert z.abs().max() < 6.34
+
+
+def test_exponentials_are_those_of_the_library():
+    x = torch.linspace(-80, 80, 100_001, dtype=torch.float64)
+    assert np.allclose(philox.exponential(x).numpy(), np.exp(x.numpy()), rtol=3e-14, atol=0)
+    assert torch.equal(philox.exponential(torch.tensor([0.0, -1e9], dtype=torch.float64))[:1], torch.ones(1).double())
+
+
+def test_quantiles_and_exponentials_do_not_depend_on_their_batch():
+    words = philox.words(0, Stream.TIMESTEP, torch.arange(37), 1)[:, 0]
+    whole = philox.normal_quantile(words)
+    for i in range(37):
+        assert torch.equal(philox.normal_quantile(words[i : i + 1]), whole[i : i + 1])
+        assert torch.equal(philox.exponential(whole[i : i + 1]), philox.exponential(whole)[i : i + 1])
 
 
 def test_normals_have_the_moments_of_a_standard_normal():
@@ -93,7 +118,7 @@ def test_streams_and_seeds_are_unrelated():
 
 
 def test_values_never_change_between_releases():
-    assert [int(stream) for stream in Stream] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert [int(stream) for stream in Stream] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert philox.words(42, Stream.FLIP, torch.tensor([123456789]), 3).tolist() == WORDS
     assert philox.normal(42, Stream.NOISE, torch.tensor([7]), (3,)).tolist() == [NORMALS]
     assert philox.uniform(42, Stream.DROPOUT, torch.tensor([7])).item() == UNIFORM

@@ -273,6 +273,8 @@ def test_other_encoders_and_what_is_not_known_are_warned_of(
     assert "trained on a cache of another text tower" in capsys.readouterr().err
     begun(config, folder, vae_sha256="f" * 64)
     assert "another autoencoder" in capsys.readouterr().err
+    begun(replace(config, diffusion=DiffusionConfig(schedule="cosine")), folder)
+    assert "trained with diffusion.schedule=scaled_linear, which are other noise levels" in capsys.readouterr().err
 
     begun(replace(config, init=str(folder / "diffusers")), folder)
     assert capsys.readouterr().err == ""

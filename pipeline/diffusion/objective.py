@@ -1,4 +1,7 @@
-"""The training objective: noise a latent, predict, compare (Rombach et al. 2021, equations 2 and 3)."""
+"""The training objective: noise a latent, predict, compare (Rombach et al. 2021, equations 2 and 3).
+
+docs/objective.md lists what can be chosen, with formulas and sources.
+"""
 
 from __future__ import annotations
 
@@ -10,60 +13,35 @@ from torch import Tensor
 
 from pipeline import philox
 from pipeline.config import DiffusionConfig
-from pipeline.diffusion.schedule import Schedule
+from pipeline.diffusion.prediction import add_noise, make_prediction, min_snr_weight
+from pipeline.diffusion.process import make_process
+from pipeline.diffusion.timesteps import draw_times
 from pipeline.philox import Stream
 
-
-def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """A sample of q(x_t | x_0) (Ho et al. 2020, equation 4)."""
-    return alpha * x0 + sigma * noise
-
-
-# What the network predicts: the target that it is trained on, and the x_0 that its prediction implies. Each takes
-# tensors that broadcast together, or floats for alpha and sigma.
-
-
-def _epsilon_target(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return noise
-
-
-def _epsilon_to_x0(prediction: Tensor, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    return (x - sigma * prediction) / alpha
-
-
-def _v_target(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    return alpha * noise - sigma * x0  # Salimans & Ho 2022, appendix D
-
-
-def _v_to_x0(prediction: Tensor, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    return alpha * x - sigma * prediction
-
-
-TARGETS = {"epsilon": _epsilon_target, "v": _v_target}
-TO_X0 = {"epsilon": _epsilon_to_x0, "v": _v_to_x0}
 LOSSES = {"l2": torch.square, "l1": torch.abs}
-
-
-def to_eps(x0: Tensor, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
-    """The noise that takes x_0 to x."""
-    return (x - alpha * x0) / sigma
 
 
 class Objective:
     """The loss of a configuration, with its tables on one device."""
 
     def __init__(self, config: DiffusionConfig, device: torch.device | str = "cpu") -> None:
-        self.schedule = Schedule(config, device)
-        self.target, self.distance = TARGETS[config.prediction], LOSSES[config.loss]
+        self.config = config
+        self.process, self.prediction = make_process(config, device), make_prediction(config)
+        self.distance = LOSSES[config.loss]
 
     def loss(
-        self, denoise: Callable[[Tensor, Tensor], Tensor], x0_BCHW: Tensor, noise_BCHW: Tensor, timestep_B: Tensor
+        self, denoise: Callable[[Tensor, Tensor], Tensor], x0_BCHW: Tensor, noise_BCHW: Tensor, time_B: Tensor
     ) -> Tensor:
-        """Each sample's loss (B,) float32: E || target - denoise(x_t, t) ||, mean over the latent's elements."""
-        alpha, sigma = self.schedule.at(timestep_B)
+        """Each sample's loss (B,) float32: its weight times E || target - denoise(x_t, t) ||, mean over the latent's
+        elements. time_B: as draw_times gives them."""
+        alpha, sigma = self.process.at(time_B)
         x_t = add_noise(x0_BCHW, noise_BCHW, alpha, sigma)
-        target = self.target(x0_BCHW, noise_BCHW, alpha, sigma)
-        return self.distance(denoise(x_t, timestep_B).float() - target).mean(dim=(1, 2, 3))
+        target = self.prediction.target(x0_BCHW, noise_BCHW, alpha, sigma)
+        output = denoise(self.prediction.scale(x_t, sigma), self.process.told(time_B)).float()
+        loss = self.distance(output - target).mean(dim=(1, 2, 3))
+        if gamma := self.config.min_snr_gamma:
+            loss = loss * min_snr_weight(self.config.prediction, gamma, alpha, sigma).view(-1)
+        return loss
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -75,8 +53,8 @@ class Randomness:
     """Everything random that samples n (B,) get in training."""
 
     posterior: Tensor  # (B, C, h, w) float32 normals: which sample of the autoencoder's posterior
-    noise: Tensor  # (B, C, h, w) float32 normals: what is added
-    timestep: Tensor  # (B,) int64 in [0, T)
+    noise: Tensor  # (B, C, h, w) float32 normals: what is added, with its offset where there is one
+    timestep: Tensor  # (B,) int64 in [0, T); float32 for flow (t) and edm (sigma)
     drop: Tensor  # (B,) bool: conditioning replaced by the null one
 
 
@@ -86,21 +64,16 @@ def training_randomness(
     """What belongs to the samples numbered `numbers_B` (int64), on that tensor's device; drop: probability."""
     return Randomness(
         posterior=philox.normal(seed, Stream.POSTERIOR, numbers_B, latent_shape),
-        noise=philox.normal(seed, Stream.NOISE, numbers_B, latent_shape),
-        timestep=TIMESTEPS[config.timestep_sampling](seed, numbers_B, config.timesteps),
+        noise=training_noise(seed, numbers_B, latent_shape, config.offset_noise),
+        timestep=draw_times(seed, numbers_B, config),
         drop=philox.uniform(seed, Stream.DROPOUT, numbers_B)[:, 0] < drop,
     )
 
 
-def uniform_timesteps(seed: int, numbers_B: Tensor, timesteps: int) -> Tensor:
-    """Independent and uniform: (B,) int64 in [0, timesteps), in integer arithmetic."""
-    return (philox.words(seed, Stream.TIMESTEP, numbers_B, 1)[:, 0] * timesteps) >> 32
-
-
-def stratified_timesteps(seed: int, numbers_B: Tensor, timesteps: int) -> Tensor:
-    """Uniform over a run and almost evenly spread over any stretch of it, so that batch losses vary less."""
-    fraction, _ = philox.stratified_uniform(seed, numbers_B)
-    return (((fraction >> 32) & philox.MASK) * timesteps) >> 32
-
-
-TIMESTEPS = {"uniform": uniform_timesteps, "stratified": stratified_timesteps}
+def training_noise(seed: int, numbers_B: Tensor, latent_shape: tuple[int, int, int], offset: float) -> Tensor:
+    """Standard normals (B, C, h, w) float32, plus `offset` times one normal per sample and channel (Guttenberg 2023,
+    "Diffusion with offset noise"): covariance 1 + offset^2 of an element, offset^2 between two of one channel."""
+    noise = philox.normal(seed, Stream.NOISE, numbers_B, latent_shape)
+    if offset:
+        noise += offset * philox.normal(seed, Stream.OFFSET, numbers_B, (latent_shape[0], 1, 1))
+    return noise

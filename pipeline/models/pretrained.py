@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline.config import ModelConfig
 from pipeline.configload import from_dict
-from pipeline.diffusion.schedule import PREDICTION_TYPES
+from pipeline.diffusion.interchange import PREDICTION_TYPES
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models import convert
 from pipeline.models.compat import declare_torchvision_ops
@@ -35,6 +35,8 @@ FILES = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json", f"{WEIGH
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 FACTS = "latentmill"  # where a single file of ours says how it was trained
 PREDICTIONS = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
+PROCESSES = {"FlowMatchEulerDiscreteScheduler": "flow", "EDMEulerScheduler": "edm"}
+"""Schedulers that say by themselves what is predicted."""
 NO_MATTER = ("sample_size", "dropout", "upcast_attention")
 """Arguments of diffusers' UNets that change no number here."""
 INPUT = {"diffusers": "conv_in.weight", "compvis": f"{convert.COMPVIS_PREFIX}input_blocks.0.0.weight"}
@@ -75,6 +77,8 @@ def load_diffusers(folder: Path, config: ModelConfig) -> Pretrained:
         )
     )
     prediction = None if scheduler is None else str(scheduler.get("prediction_type", "epsilon"))
+    if scheduler is not None:
+        prediction = PROCESSES.get(str(scheduler.get("_class_name")), prediction)
     return Pretrained(
         state,
         prediction=None if prediction is None else PREDICTIONS.get(prediction, prediction),

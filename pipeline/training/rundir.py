@@ -48,7 +48,21 @@ MAY_CHANGE = (
 )
 """Keys of the configuration, or groups of them, that may change at a resume. Whatever else differs is another run."""
 
-ADDED: dict[str, Any] = {"init": "", "init_weights": "ema", "model.vector_time_ids": 0}
+ADDED: dict[str, Any] = {
+    "init": "",
+    "init_weights": "ema",
+    "model.vector_time_ids": 0,
+    "diffusion.zero_terminal_snr": False,
+    "diffusion.timestep_density": "uniform",
+    "diffusion.timestep_mean": 0.0,
+    "diffusion.timestep_std": 1.0,
+    "diffusion.min_snr_gamma": 0.0,
+    "diffusion.offset_noise": 0.0,
+    "diffusion.sigma_data": 0.5,
+    "diffusion.sigma_min": 0.002,
+    "diffusion.sigma_max": 80.0,
+    "diffusion.rho": 7.0,
+}
 """Keys that are younger than the first runs: where they say what was so before them, the digest leaves them out."""
 
 

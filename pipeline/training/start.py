@@ -28,6 +28,8 @@ from pipeline.training.checkpoint import load_run, load_weights
 from pipeline.training.distributed import World
 
 RUN = "run.json"
+PROCESS = ("schedule", "timesteps", "beta_start", "beta_end", "zero_terminal_snr", "sigma_data")
+"""What of the noise levels a network has learnt; others may be learnt from there."""
 
 
 def begin(config: TrainConfig, denoiser: Denoiser, contract: Contract) -> dict[str, Any]:
@@ -104,6 +106,10 @@ def _run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tuple[s
     ):
         if there != here:
             _warn(f"{config.init} was trained on a cache of {what} than {config.data.train}: {there[:12]}, {here[:12]}")
+    there, here = info.config.diffusion, config.diffusion
+    if differing := [name for name in PROCESS if getattr(there, name) != getattr(here, name)]:
+        told = ", ".join(f"diffusion.{name}={getattr(there, name)}" for name in differing)
+        _warn(f"{config.init} was trained with {told}, which are other noise levels than this run's")
     found = Pretrained(unet, info.config.diffusion.prediction, theirs.scale, theirs.shift, theirs.text.width)
     return "run", found, {"weights": config.init_weights, "n": n}
 

@@ -1,0 +1,132 @@
+"""The noise levels that samplers walk through, from noise to a latent, for each process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import DiffusionConfig
+from pipeline.diffusion.process import PROCESSES
+from pipeline.diffusion.schedule import Schedule
+from pipeline.errors import ConfigError
+
+LOWEST_LOG_SNR = -5.1
+"""Where a second-order walk may begin if the network predicts epsilon, whose errors x_0 gets times sigma / alpha: the
+usual bound for cosine schedules (diffusers' lambda_min_clipped). Schedules of Stable Diffusion's kind end above it."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level: x = alpha x_0 + sigma noise, and what the network is told there (-1: the end, where it is not
+    asked; an int in the discrete process)."""
+
+    timestep: float
+    alpha: float
+    sigma: float
+
+    @property
+    def log_snr(self) -> float:
+        """lambda = log(alpha / sigma) (Lu et al. 2022); infinite without noise, and minus infinity without signal."""
+        if self.sigma == 0:
+            return math.inf
+        return math.log(self.alpha / self.sigma) if self.alpha > 0 else -math.inf
+
+
+END = Level(-1, 1.0, 0.0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The discrete process
+
+
+def ddim_levels(config: DiffusionConfig, steps: int) -> list[Level]:
+    """Trailing levels where the last timestep is noise alone, else leading ones, as Stable Diffusion's DDIM walks."""
+    return (trailing_levels if config.zero_terminal_snr else leading_levels)(config, steps)
+
+
+def leading_levels(config: DiffusionConfig, steps: int) -> list[Level]:
+    """1, 1 + T/steps, 1 + 2T/steps, ... backwards, then timestep 0."""
+    stride = config.timesteps // steps
+    timesteps = [1 + i * stride for i in reversed(range(steps))] + [0]
+    if stride == 0 or not 0.75 * config.timesteps <= timesteps[0] < config.timesteps:
+        raise ConfigError(
+            f"ddim with {steps} steps would start at timestep {timesteps[0]} of {config.timesteps}, not at noise: "
+            f"choose a number of steps that divides {config.timesteps}, at most {config.timesteps // 2}"
+        )
+    schedule = Schedule(config)
+    return [_level(schedule, t) for t in timesteps]
+
+
+def trailing_levels(config: DiffusionConfig, steps: int) -> list[Level]:
+    """T - 1, T - 1 - T/steps, ..., rounded, and then no noise at all (Lin et al. 2023, section 3.3 and table 2)."""
+    if steps > config.timesteps:
+        raise ConfigError(f"ddim takes at most as many steps as there are timesteps ({config.timesteps}), not {steps}")
+    schedule = Schedule(config)
+    timesteps = np.arange(config.timesteps, 0, -config.timesteps / steps).round().astype(int)[:steps] - 1
+    return [*(_level(schedule, int(t)) for t in timesteps), END]
+
+
+def even_levels(config: DiffusionConfig, steps: int) -> list[Level]:
+    """From T - 1 down in `steps` equal strides, rounded, and then to no noise at all ("linspace" in diffusers); for
+    epsilon from the last timestep that is above LOWEST_LOG_SNR."""
+    schedule = Schedule(config)
+    last = config.timesteps - 1
+    while config.prediction == "epsilon" and last > 0 and _level(schedule, last).log_snr < LOWEST_LOG_SNR:
+        last -= 1
+    if steps > last:
+        raise ConfigError(f"dpmpp_2m takes fewer steps than there are timesteps ({last + 1}), not {steps}")
+    timesteps = np.linspace(0, last, steps + 1).round().astype(int)[:0:-1]
+    return [*(_level(schedule, int(t)) for t in timesteps), END]
+
+
+def _level(schedule: Schedule, timestep: int) -> Level:
+    alpha_bar = float(schedule.alpha_bar[timestep])
+    return Level(timestep, math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rectified flow
+
+
+def flow_levels(config: DiffusionConfig, steps: int) -> list[Level]:
+    """t from 1 to 1/T in equal strides, and then 0: as diffusers' FlowMatchEulerDiscreteScheduler walks."""
+    return _flow(np.linspace(1.0, 1 / config.timesteps, steps), config)
+
+
+def even_flow_levels(config: DiffusionConfig, steps: int) -> list[Level]:
+    """t from 1 to 0 in equal strides."""
+    return _flow(1 - np.arange(steps) / steps, config)
+
+
+def _flow(times: np.ndarray, config: DiffusionConfig) -> list[Level]:
+    return [*(Level(config.timesteps * t, 1 - t, t) for t in times.tolist()), END]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# EDM
+
+
+def karras_levels(config: DiffusionConfig, steps: int) -> list[Level]:
+    """sigma from sigma_max to sigma_min in equal strides of sigma^(1/rho), and then 0 (Karras et al. 2022, equation
+    5)."""
+    first, last = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+    sigmas = np.linspace(first, last, steps) ** config.rho
+    return [*(Level(math.log(sigma) / 4, 1.0, sigma) for sigma in sigmas.tolist()), END]
+
+
+LEVELS: dict[str, dict[str, Callable[[DiffusionConfig, int], list[Level]]]] = {
+    "discrete": {"ddim": ddim_levels, "dpmpp_2m": even_levels},
+    "flow": {"ddim": flow_levels, "dpmpp_2m": even_flow_levels},
+    "edm": {"ddim": karras_levels, "dpmpp_2m": karras_levels},
+}
+"""By process and sampler."""
+
+
+def levels_for(config: DiffusionConfig, sampler: str, steps: int) -> list[Level]:
+    """The levels of `steps` steps, one more than there are steps. Raises ConfigError for a number that cannot be."""
+    if steps < 1:
+        raise ConfigError(f"steps={steps}: at least one denoising step")
+    return LEVELS[PROCESSES[config.prediction]][sampler](config, steps)

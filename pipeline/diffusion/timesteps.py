@@ -1,0 +1,57 @@
+"""Which noise level a training sample gets: a pure function of (seed, sample number), in integers and IEEE arithmetic.
+
+A sample's 32-bit word is drawn by itself or from a low-discrepancy sequence; a density then makes a time of it, always
+through its quantile function, so that words which are evenly spread give times that are evenly spread in the density.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pipeline import philox
+from pipeline.config import DiffusionConfig
+from pipeline.diffusion.process import PROCESSES
+from pipeline.philox import Stream
+
+
+def independent_words(seed: int, numbers_B: Tensor) -> Tensor:
+    """Independent and uniform: (B,) int64 in [0, 2**32)."""
+    return philox.words(seed, Stream.TIMESTEP, numbers_B, 1)[:, 0]
+
+
+def stratified_words(seed: int, numbers_B: Tensor) -> Tensor:
+    """Uniform over a run and almost evenly spread over any stretch of it, so that batch losses vary less."""
+    fraction, _ = philox.stratified_uniform(seed, numbers_B)
+    return (fraction >> 32) & philox.MASK
+
+
+def uniform(word_B: Tensor, mean: float, std: float) -> Tensor:
+    """(word + 1/2) / 2**32: float64 in (0, 1). mean and std are not used."""
+    return (word_B.double() + 0.5) * 2.0**-32
+
+
+def logit_normal(word_B: Tensor, mean: float, std: float) -> Tensor:
+    """t in (0, 1), float64, with logit(t) normal (Esser et al. 2024, section 3.1, equation 19)."""
+    return 1 / (1 + philox.exponential(-(mean + std * philox.normal_quantile(word_B))))
+
+
+def log_normal(word_B: Tensor, mean: float, std: float) -> Tensor:
+    """sigma > 0, float64, with ln(sigma) normal (Karras et al. 2022, table 1: P_mean and P_std)."""
+    return philox.exponential(mean + std * philox.normal_quantile(word_B))
+
+
+WORDS = {"uniform": independent_words, "stratified": stratified_words}
+DENSITIES = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log_normal}
+
+
+def draw_times(seed: int, numbers_B: Tensor, config: DiffusionConfig) -> Tensor:
+    """The times of the samples numbered `numbers_B` (int64), on that tensor's device, as the configuration's process
+    takes them: int64 in [0, T) for the discrete process, else float32: t for flow, sigma for edm."""
+    word = WORDS[config.timestep_sampling](seed, numbers_B)
+    discrete = PROCESSES[config.prediction] == "discrete"
+    if discrete and config.timestep_density == "uniform":
+        return (word * config.timesteps) >> 32  # integers alone
+    time = DENSITIES[config.timestep_density](word, config.timestep_mean, config.timestep_std)
+    if discrete:
+        return (time * config.timesteps).long().clamp_(max=config.timesteps - 1)
+    return time.float()
