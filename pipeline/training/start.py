@@ -106,9 +106,9 @@ def _run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tuple[s
     ):
         if there != here:
             _warn(f"{config.init} was trained on a cache of {what} than {config.data.train}: {there[:12]}, {here[:12]}")
-    there, here = info.config.diffusion, config.diffusion
-    if differing := [name for name in PROCESS if getattr(there, name) != getattr(here, name)]:
-        told = ", ".join(f"diffusion.{name}={getattr(there, name)}" for name in differing)
+    process = info.config.diffusion
+    if differing := [name for name in PROCESS if getattr(process, name) != getattr(config.diffusion, name)]:
+        told = ", ".join(f"diffusion.{name}={getattr(process, name)}" for name in differing)
         _warn(f"{config.init} was trained with {told}, which are other noise levels than this run's")
     found = Pretrained(unet, info.config.diffusion.prediction, theirs.scale, theirs.shift, theirs.text.width)
     return "run", found, {"weights": config.init_weights, "n": n}
