@@ -149,3 +149,11 @@ def test_times_are_the_same_for_any_number_of_ranks(config, world):
     whole = draw_times(1, numbers, config)
     parts = [draw_times(1, numbers[rank * 48 // world : (rank + 1) * 48 // world], config) for rank in range(world)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, timestep_density="logit_normal"), FLOW, EDM])
+def test_times_are_bit_equal_on_a_gpu(config):
+    numbers = torch.arange(4096) + 10**9
+    assert torch.equal(draw_times(3, numbers.cuda(), config).cpu(), draw_times(3, numbers, config))
