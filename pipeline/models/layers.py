@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.fused import attend, geglu, norm_silu
+
 
 def timestep_features(timestep_B: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoids of the timestep, cosines first: (B,) any dtype -> (B, width) float32. `width` is even.
@@ -56,18 +58,10 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(in_width, width, 1) if in_width != width else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(norm_silu(self.norm1, x))
         h = h + self.embed(embedding)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv2(self.dropout(norm_silu(self.norm2, h)))
         return self.skip(x) + h
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention: (B, heads, L, width), (B, heads, M, width) twice -> (B, L, heads x width)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # PyTorch's bfloat16 attention is ten times slower than its float32 one in a CPU's backward pass.
-        return attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
@@ -119,8 +113,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        value, gate = self.up(x_BLC).chunk(2, dim=-1)
-        return self.down(value * F.gelu(gate))
+        return self.down(geglu(self.up(x_BLC)))
 
 
 class TransformerBlock(nn.Module):

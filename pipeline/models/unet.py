@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, ShapeError
+from pipeline.models.fused import norm_silu
 from pipeline.models.layers import (
     Downsample,
     Embedding,
@@ -126,7 +127,16 @@ class UNet(nn.Module):
                 h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding, context, context_mask_BL)
             if level.resample is not None:
                 h = level.resample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(norm_silu(self.norm_out, h))
+
+    def compile_blocks(self) -> None:
+        """Have torch.compile compile each block, for every shape that comes by itself. Needs a C++ compiler on a CPU.
+
+        Blocks of one shape share what was compiled. Parameter names stay as they are.
+        """
+        for part in self.modules():
+            if isinstance(part, Block):
+                part.compile(dynamic=False)
 
     def reset_parameters(self, seed: int) -> None:
         """Initial weights, the same on every machine and device for one seed.

@@ -1,0 +1,105 @@
+"""Pairs of operations that belong together, with backward passes that keep less than PyTorch would.
+
+Each computes what its plain composition does. Where PyTorch compiles (torch.compile) or casts (autocast) by itself, the
+plain composition is what it is given, and it fuses that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+SCORES = 2**17
+"""Queries x keys of a head up to which a matrix of scores is faster on a CPU than PyTorch's blocked attention."""
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """silu(norm(x)) for x (B, C, H, W). Of what lies between, nothing is kept: it is computed again."""
+    if not _ours(x):
+        return F.silu(norm(x))
+    if not torch.is_grad_enabled():
+        return F.silu(norm(x), inplace=True)
+    return _NormSilu.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+
+def geglu(up: Tensor) -> Tensor:
+    """value x gelu(gate) (Shazeer 2020) for up (..., 2C), values before gates -> (..., C). Only `up` is kept."""
+    if not _ours(up):
+        value, gate = up.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+    if not torch.is_grad_enabled():
+        value, gate = up.chunk(2, dim=-1)
+        return F.gelu(gate).mul_(value)
+    return _Geglu.apply(up)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention: (B, heads, L, width), (B, heads, M, width) twice -> (B, L, heads x width)."""
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and q.dtype == torch.bfloat16:
+        # PyTorch's bfloat16 attention is ten times slower than its float32 one in a CPU's backward pass.
+        return attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
+    if on_cpu and q.shape[2] * k.shape[2] <= SCORES:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        mixed = scores.softmax(dim=-1) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _ours(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """The memory format that x has, or comes closest to."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+class _NormSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        B, C, H, W = x.shape
+        x = x.contiguous(memory_format=_format(x))
+        normed, mean, rstd = torch.native_group_norm(x, weight, bias, B, C, H * W, groups, eps)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.groups, ctx.eps = groups, eps
+        return F.silu(normed, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        B, C, H, W = x.shape
+        normed, *_ = torch.native_group_norm(x, weight, bias, B, C, H * W, ctx.groups, ctx.eps)
+        # The backward pass of the norm reads all three in one memory format, and does not look whether they are.
+        grad = torch.ops.aten.silu_backward(grads[0].contiguous(memory_format=_format(x)), normed)
+        needed = list(ctx.needs_input_grad[:3])
+        found = torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, B, C, H * W, ctx.groups, needed)
+        return (*found, None, None)
+
+
+class _Geglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, up: Tensor) -> Tensor:
+        ctx.save_for_backward(up)
+        value, gate = up.chunk(2, dim=-1)
+        return F.gelu(gate).mul_(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (up,) = ctx.saved_tensors
+        value, gate = up.chunk(2, dim=-1)
+        grad = torch.empty_like(up)
+        of_value, of_gate = grad.chunk(2, dim=-1)
+        torch.mul(grads[0], F.gelu(gate), out=of_value)
+        of_gate.copy_(torch.ops.aten.gelu_backward(grads[0] * value, gate))
+        return grad
