@@ -5,7 +5,7 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, ShapeError
-from pipeline.models.layers import Transformer, timestep_features
+from pipeline.models.layers import CrossAttention, Transformer, timestep_features
 from pipeline.models.unet import UNet
 
 SD1 = ModelConfig(
@@ -176,3 +176,37 @@ def test_missing_or_wrong_conditioning_is_refused():
 def test_heads_that_do_not_fit_are_refused(change):
     with pytest.raises(ConfigError, match="head"):
         UNet(replace(TINY, **change))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_context_is_projected_once_for_all_passes_that_share_what_is_known(masked, monkeypatch):
+    config = ModelConfig(channels=16, multipliers=(1, 2), attention=(1, 2), heads=2, context_width=12, norm_groups=8)
+    unet = UNet(config)
+    unet.reset_parameters(0)
+    torch.nn.init.normal_(unet.conv_out.weight)
+    g = torch.Generator().manual_seed(0)
+    x, context = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 6, 12, generator=g)
+    mask = torch.arange(6)[None] < torch.tensor([[4], [2]]) if masked else None
+    projected = []
+    attentions = [part for part in unet.modules() if isinstance(part, CrossAttention)]
+    for part in attentions:
+        part.kv.register_forward_hook(lambda *_: projected.append(1))
+    known = {}
+    with torch.no_grad():
+        for timestep in (900, 20):
+            t = torch.full((2,), timestep)
+            assert torch.equal(unet(x, t, context, mask, known=known), unet(x, t, context, mask))
+    assert len(known) == len(attentions)
+    assert len(projected) == 3 * len(attentions)
+
+
+def test_tokens_that_no_row_attends_to_are_not_computed_with():
+    config = ModelConfig(channels=16, multipliers=(1, 2), attention=(1, 2), heads=2, context_width=12, norm_groups=8)
+    unet = UNet(config)
+    seen = []
+    for part in unet.modules():
+        if isinstance(part, CrossAttention):
+            part.kv.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    mask = torch.arange(6)[None] < torch.tensor([[4], [2]])
+    unet(torch.randn(2, 4, 8, 8), torch.tensor([5, 6]), torch.randn(2, 6, 12), mask)
+    assert set(seen) == {4}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -94,6 +95,7 @@ def sample(
     if guided:
         assert null is not None, "guidance needs the null conditioning"
         conditioning = conditioning.cat(null)
+    conditioning = replace(conditioning, known={})  # the context is projected once for all steps
 
     def predict(x: Tensor, level: Level) -> Tensor:
         scaled = meaning.scale(x, level.sigma)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, TaskConfig
 from pipeline.errors import ConfigError, ShapeError
+from pipeline.models.layers import Known
 from pipeline.models.unet import UNet
 
 
@@ -28,6 +29,7 @@ class Conditioning:
     context_mask: Tensor | None = None  # (B, L) bool, True where a token may be attended to; None = everywhere
     concat: Tensor | None = None  # (B, C, h, w) channels after the latent's
     vector: Tensor | None = None  # (B, V)
+    known: Known | None = None  # of sampling alone: what the UNet has computed of the context before (UNet.forward)
 
     def where(self, mask_B: Tensor, other: Conditioning) -> Conditioning:
         """The rows of `other` where mask_B (B,) bool is True, and this one's elsewhere."""
@@ -179,7 +181,7 @@ class Denoiser(nn.Module):
             given = self.task.drop(given, drop_B)
         if given.concat is not None:
             x_BCHW = torch.cat([x_BCHW, given.concat.to(x_BCHW)], dim=1)
-        return self.unet(x_BCHW, timestep_B, given.context, given.context_mask, given.vector)
+        return self.unet(x_BCHW, timestep_B, given.context, given.context_mask, given.vector, given.known)
 
     def reset_parameters(self, seed: int) -> None:
         """Initial weights of UNet and task, the same on every machine for one seed."""

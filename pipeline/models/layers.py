@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from pipeline.models.fused import attend, geglu, norm_silu
 
+Known = dict[nn.Module, tuple[Tensor, Tensor]]
+"""Keys and values of one context, (B, heads, M, width) each, by the cross-attention that projected them."""
+
 
 def timestep_features(timestep_B: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoids of the timestep, cosines first: (B,) any dtype -> (B, width) float32. `width` is even.
@@ -83,7 +86,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Tokens (B, L, C) attend to the context (B, M, context_width), where mask (B, M) is True -> (B, L, C)."""
+    """Tokens (B, L, C) attend to the context (B, M, context_width), where mask (B, M) is True -> (B, L, C).
+
+    known: keys and values of contexts that were seen, by module: read where they are there, else computed and added.
+    """
 
     FUSED: ClassVar[dict[str, int]] = {"kv": 2}
 
@@ -94,10 +100,15 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_width, 2 * width, bias=False)  # rows: k, then v
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None) -> Tensor:
+    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
         B, L, C = x_BLC.shape
         q = self.q(x_BLC).view(B, L, self.heads, C // self.heads).transpose(1, 2)
-        k, v = self.kv(context_BMD).view(B, -1, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        if known is None or self not in known:
+            k, v = self.kv(context_BMD).view(B, -1, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+            if known is not None:
+                known[self] = k, v
+        else:
+            k, v = known[self]
         mask = None if mask_BM is None else mask_BM[:, None, None, :]  # the same for every head and query
         return self.out(attend(q, k, v, mask))
 
@@ -128,9 +139,9 @@ class TransformerBlock(nn.Module):
         self.norm_feed = nn.LayerNorm(width)
         self.feed = FeedForward(width)
 
-    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None) -> Tensor:
+    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
         x_BLC = x_BLC + self.attend_self(self.norm_self(x_BLC))
-        x_BLC = x_BLC + self.attend_cross(self.norm_cross(x_BLC), context_BMD, mask_BM)
+        x_BLC = x_BLC + self.attend_cross(self.norm_cross(x_BLC), context_BMD, mask_BM, known)
         return x_BLC + self.feed(self.norm_feed(x_BLC))
 
 
@@ -147,17 +158,17 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, context_width, heads) for _ in range(depth))
         self.project_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context_BMD: Tensor, mask_BM: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
         tokens = self.project_in(self.norm(x).flatten(2).transpose(1, 2))
         for block in self.blocks:
-            tokens = block(tokens, context_BMD, mask_BM)
+            tokens = block(tokens, context_BMD, mask_BM, known)
         return x + self.project_out(tokens).transpose(1, 2).reshape(x.shape)
 
 
 class PixelAttention(nn.Module):
     """Self-attention of pixels alone, residual: what models without context have in a transformer's place.
 
-    x (B, C, H, W) -> (B, C, H, W); context and mask are not looked at.
+    x (B, C, H, W) -> (B, C, H, W); context, mask and known are not looked at.
     """
 
     def __init__(self, width: int, heads: int, groups: int) -> None:
@@ -165,7 +176,13 @@ class PixelAttention(nn.Module):
         self.norm = nn.GroupNorm(groups, width)
         self.attend = SelfAttention(width, heads, bias=True)
 
-    def forward(self, x: Tensor, context_BMD: Tensor | None = None, mask_BM: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context_BMD: Tensor | None = None,
+        mask_BM: Tensor | None = None,
+        known: Known | None = None,
+    ) -> Tensor:
         tokens = self.attend(self.norm(x).flatten(2).transpose(1, 2))
         return x + tokens.transpose(1, 2).reshape(x.shape)
 

@@ -28,6 +28,7 @@ from pipeline.models.fused import norm_silu
 from pipeline.models.layers import (
     Downsample,
     Embedding,
+    Known,
     PixelAttention,
     ResBlock,
     Transformer,
@@ -50,6 +51,7 @@ class UNet(nn.Module):
     def __init__(self, config: ModelConfig, in_channels: int | None = None) -> None:
         super().__init__()
         self.config = config = replace(config, in_channels=in_channels or config.in_channels)
+        self.compiled = False
         self.stride = 2 ** (len(config.multipliers) - 1)
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         depths = depths_of(config)
@@ -97,34 +99,41 @@ class UNet(nn.Module):
         context_BLD: Tensor | None = None,
         context_mask_BL: Tensor | None = None,
         vector_BV: Tensor | None = None,
+        known: Known | None = None,
     ) -> Tensor:
         """The network's raw prediction, in the dtype of its weights (timesteps are read in float32).
 
-        context_mask: bool, True where a token may be attended to; every row needs one. Raises ShapeError.
+        context_mask: bool, True where a token may be attended to; every row needs one. known: {} at the first of many
+        passes with one context and the same weights, and the same dict at the others, which then do not project it
+        again; without gradients. Raises ShapeError.
         """
         self._check(x_BCHW, context_BLD, vector_BV)
         dtype = self.conv_in.weight.dtype
-        context = None if context_BLD is None else context_BLD.to(dtype)
+        context, mask = context_BLD, context_mask_BL
+        if context is not None and mask is not None and mask.device.type == "cpu" and not self.compiled:
+            last = int(mask.any(dim=0).nonzero()[-1]) + 1  # no row attends to a token after it (a GPU would wait)
+            context, mask = context[:, :last], mask[:, :last]
 
         embedding = self.embed_timestep(timestep_features(timestep_B, self.config.channels).to(dtype))
         if self.embed_vector is not None:
             embedding = embedding + self.embed_vector(cast(Tensor, vector_BV).to(dtype))
         embedding = F.silu(embedding)  # every residual block reads it through SiLU
+        shared = (embedding, None if context is None else context.to(dtype), mask, known)
 
         h = self.conv_in(x_BCHW.to(dtype))
         skips = [h]
         for level in self.encoder:
             for block in level.blocks:
-                h = self._run(block, h, embedding, context, context_mask_BL)
+                h = self._run(block, h, *shared)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
         for block in self.middle:
-            h = self._run(block, h, embedding, context, context_mask_BL)
+            h = self._run(block, h, *shared)
         for level in self.decoder:
             for block in level.blocks:
-                h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding, context, context_mask_BL)
+                h = self._run(block, torch.cat([h, skips.pop()], dim=1), *shared)
             if level.resample is not None:
                 h = level.resample(h)
         return self.conv_out(norm_silu(self.norm_out, h))
@@ -134,6 +143,7 @@ class UNet(nn.Module):
 
         Blocks of one shape share what was compiled. Parameter names stay as they are.
         """
+        self.compiled = True
         for part in self.modules():
             if isinstance(part, Block):
                 part.compile(dynamic=False)
@@ -158,10 +168,18 @@ class UNet(nn.Module):
                 for parameter in module.get_submodule(last).parameters():
                     nn.init.zeros_(parameter)
 
-    def _run(self, block: Block, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _run(
+        self,
+        block: Block,
+        x: Tensor,
+        embedding: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        known: Known | None,
+    ) -> Tensor:
         if self.config.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, embedding, context, mask, use_reentrant=False)
-        return block(x, embedding, context, mask)
+        return block(x, embedding, context, mask, known)
 
     def _check(self, x: Tensor, context: Tensor | None, vector: Tensor | None) -> None:
         """Raise ShapeError for inputs that this network cannot take."""
@@ -199,9 +217,16 @@ class Block(nn.Module):
         elif depth:
             self.attention = PixelAttention(width, heads_of(config, width), config.norm_groups)
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        known: Known | None = None,
+    ) -> Tensor:
         x = self.res(x, embedding)
-        return x if self.attention is None else self.attention(x, context, mask)
+        return x if self.attention is None else self.attention(x, context, mask, known)
 
 
 class Level(nn.Module):
