@@ -133,10 +133,10 @@ def test_every_part_has_the_parameters_of_the_module_of_its_name(
 
 
 def test_sd2_at_512_pixels_costs_what_its_layers_cost() -> None:
-    """804 GFLOPs a forward pass and three times that less 10 GFLOPs in training: a figure to compare others with."""
+    """What others may compare their own figures with: GFLOPs of a forward pass, and of forward and backward pass."""
     cost = unet_cost(SD2, 1, 64, 64, 77)
     assert round(sum(cost.forward_flops().values()) / 1e9) == 804
-    assert round(sum(cost.training_flops().values()) / 1e9) == 2403
+    assert round(sum(cost.training_flops().values()) / 1e9) == 2409
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "tiny", "small"])

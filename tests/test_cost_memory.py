@@ -122,9 +122,14 @@ def modelled_rows(cost: Cost, precision: memory.Precision) -> dict[str, int]:
             row = "outside" if piece.row in ("embed", "out") else piece.row
             rows[row] += memory.KEPT[piece.row].bytes(piece, memory.BYTES[precision])
             rows[row] += memory.DROPOUT.bytes(piece, memory.BYTES[precision]) if piece.dropout else 0
-    rows["outside"] += cost.inputs * memory.BYTES[precision]
-    rows["outside"] -= sum(p.pieces[0].x for p in cost.parts if p.name == "conv_in") * memory.BYTES[precision]
-    return dict(rows)
+    # Tensors that no layer of the part keeps which the table counts them at, but the first that is given them.
+    element = memory.BYTES[precision]
+    latent, embedding = (next(p.pieces[0] for p in cost.parts if p.name == name) for name in ("conv_in", "embed"))
+    if cost.inputs > latent.x:
+        rows["cross"] += (cost.inputs - latent.x) * element
+    rows["res"] += embedding.h * element
+    rows["outside"] -= embedding.h * element
+    return {row: size for row, size in rows.items() if size}
 
 
 @CASES
@@ -264,7 +269,7 @@ def test_nothing_is_recomputed_where_everything_fits() -> None:
 def test_a_budget_that_cannot_be_kept_says_by_how_much_it_misses() -> None:
     cost = cost_of(SD, 64, 64, 64)
     least = memory.activation_bytes(cost, "fp32", blocks(cost))
-    with pytest.raises(ConfigError, match=r"0\.5 GB more than the budget .* micro_batch"):
+    with pytest.raises(ConfigError, match=r"0\.5 GB more than the budget .*micro_batch"):
         memory.recompute(SD, 64, 64, 64, TOKENS, least - 500_000_000, "fp32")
     assert memory.recompute(SD, 64, 64, 64, TOKENS, least, "fp32")
 
