@@ -5,8 +5,9 @@
 First whether bf16 is right: outputs and gradients against fp32, with diffusers' own errors beside them. Then training
 (forward, backward, clipping, fused AdamW on fp32 master weights; no EMA) at the best batch, found by doubling until
 memory is out, and sampling; diffusers' UNet2DConditionModel beside ours with the same weights, both in bf16,
-channels_last and with SDPA, as they are and compiled. Rows are printed as they come, the most important first; what the time does not allow
-is left out by name. MFU is the model's FLOPs (pipeline/models/cost.py) over the rate of a large matrix product here.
+channels_last and with SDPA, as they are and compiled. Rows are printed as they come, the most important first; what the
+time does not allow is left out by name. MFU is the model's FLOPs (pipeline/models/cost.py) over the rate of a large
+matrix product on the same GPU.
 
 The bar: 129 images/s per GPU for the SD2 UNet at 512x512 on H200s (eight of them, NVIDIA's logs of MLPerf v4.0). The
 goal is 165.
@@ -29,6 +30,7 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
     from benchmarks.gpu_parts import Side, Training
     from pipeline.config import ModelConfig
 
@@ -294,8 +296,8 @@ class Measurement:
         cost = unet_cost(training.side.config, batch, side, side, self.settings.tokens)
         mfu = sum(cost.training_flops().values()) / batch * speed.images / self.rate
         modelled = peak_bytes(cost, "bf16", stage=1, average=False) / 1e9 if training.side.kind == "ours" else None
-        row = [what, str(batch), figure(speed.images), f"{mfu:.1%}", f"{speed.gb:.1f}"]
-        row += ["" if modelled is None else f"{modelled:.1f}", f"{speed.first:.1f}"]
+        row = [what, str(batch), figure(speed.images), f"{100 * mfu:.3g}%", f"{speed.gb:.1f}"]
+        row += ["" if modelled is None else f"{modelled:.1f}", f"{speed.first:.3g}"]
         self.rows.append(row)
         self.speeds[key] = max(self.speeds.get(key, 0.0), speed.images)
         _say(" | ".join(row))

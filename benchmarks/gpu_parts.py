@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import psutil
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from pipeline import configload
 from pipeline.config import DiffusionConfig, ModelConfig, OptimConfig
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.sampler import sample
+from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.convert import diffusers_config, to_diffusers
 from pipeline.models.unet import Block, UNet
@@ -51,19 +51,22 @@ class Side:
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.kind, self.config, self.dtype = kind, config, dtype
-        module: nn.Module
+        module: Any
         if kind == "ours":
             with torch.device("meta"):
                 module = UNet(config)
             state = dict(weights)
         else:
+            declare_torchvision_ops()
+            import diffusers
+
             with torch.device("meta"):
-                module = UNet2DConditionModel(**diffusers_config(config))
+                module = diffusers.UNet2DConditionModel(**diffusers_config(config))
             state = to_diffusers(weights, config)
         # Copies, so that no side trains another's weights.
         module.load_state_dict({name: tensor.to(device, copy=True) for name, tensor in state.items()}, assign=True)
         module = module.to(dtype=dtype)
-        self.module = module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.module: nn.Module = module.to(memory_format=torch.channels_last).train()
 
     def denoise(self, x: Tensor, timestep_B: Tensor, context: Tensor) -> Tensor:
         x = x.to(self.dtype, memory_format=torch.channels_last)
@@ -77,7 +80,7 @@ class Side:
         for name in ("recompile_limit", "cache_size_limit"):  # blocks share their code, and differ in their shapes
             if hasattr(settings, name):
                 setattr(settings, name, 64)
-        compiled = [one for one in self.module.modules() if isinstance(one, Block)] or [self.module]
+        compiled: list[nn.Module] = [one for one in self.module.modules() if isinstance(one, Block)] or [self.module]
         for module in compiled:
             module.compile(backend=backend, dynamic=False)
 
@@ -90,9 +93,9 @@ class Training:
 
     def __init__(self, side: Side) -> None:
         self.side, self.objective = side, Objective(DiffusionConfig(), next(side.module.parameters()).device)
-        self.weights = [p for p in side.module.parameters() if p.requires_grad]
+        self.weights: list[Tensor] = [p for p in side.module.parameters() if p.requires_grad]
         masters = _Masters(self.weights)
-        self.masters = list(masters.parameters())
+        self.masters: list[Tensor] = list(masters.parameters())
         for master in self.masters:
             master.grad = torch.zeros_like(master)
         self.gradients = [master.grad for master in self.masters if master.grad is not None]
@@ -124,7 +127,7 @@ class Training:
 class _Masters(nn.Module):
     """fp32 copies of weights."""
 
-    def __init__(self, weights: list[nn.Parameter]) -> None:
+    def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()
         self.copies = nn.ParameterList(nn.Parameter(weight.detach().float()) for weight in weights)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -39,7 +40,9 @@ def most_resident() -> int:
 
 
 def main(settings: str, *sizes: str) -> int:
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(settings).items()}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(settings).items()
+    }
     batch, side, tokens = map(int, sizes)
     torch.set_num_threads(1)
     train(ModelConfig(channels=32, blocks=1, context_width=8), 1, 4, 2, 2)

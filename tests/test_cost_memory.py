@@ -300,7 +300,8 @@ def test_each_zero_stage_holds_what_the_model_says(held: dict[int, dict[str, Any
     layer = parameters / 6
     assert len(found) == 8 - (ranks > 1)
     for name, (stepping, resident) in found.items():
-        engine, precision = name.split()
+        engine, kind = name.split()
+        precision: memory.Precision = "bf16" if kind == "bf16" else "fp32"
         stage = 0 if engine == "torch" else int(engine[-1])
         state = memory.state_bytes(parameters, precision, stage, ranks)
         # Stages 1 and 2 hold on to the gradient that came last.

@@ -256,14 +256,21 @@ class _Walk:
                 self._attention(f"{at}.attend_cross", pixels, self.tokens, width),
                 self._linear(f"{at}.attend_cross.out", rows, width, width),
             )
-            sizes = {"x": size, "h": size, "rows": rows, "norms": 2 * width}
-            c = self.batch * self.tokens * width
-            yield Piece(row="cross", layers=cross, c=c, heads=rows * self._heads(width), **sizes)
+            yield Piece(
+                row="cross",
+                layers=cross,
+                norms=2 * width,
+                x=size,
+                h=size,
+                c=self.batch * self.tokens * width,
+                rows=rows,
+                heads=rows * self._heads(width),
+            )
             feed = (
                 self._linear(f"{at}.feed.up", rows, width, 8 * width),
                 self._linear(f"{at}.feed.down", rows, 4 * width, width),
             )
-            yield Piece(row="feed", layers=feed, **sizes)
+            yield Piece(row="feed", layers=feed, norms=2 * width, x=size, h=size, rows=rows)
         yield Piece(row="project_out", layers=(around[1],), x=size, h=size)
 
     def _pixel_attention(self, pixels: int, width: int) -> Piece:
