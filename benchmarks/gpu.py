@@ -18,7 +18,9 @@ This file has not been run on a GPU yet: tests run all of it on a CPU with tiny 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -101,13 +103,28 @@ def run(settings: Settings, command: str, *, write: bool) -> int:
             "(`python -m benchmarks.unet` measures CPUs)"
         )
     measurement = Measurement(settings, torch.device(settings.device))
-    measurement.all()
-    text = measurement.report(command)
-    print(text)
-    if write:
-        path = keep(f"unet-{device_slug(measurement.device)}", text)
-        _say(f"written to benchmarks/results/{path.name}")
-    return 0 if measurement.right else 1
+
+    def tell() -> int:
+        text = measurement.report(command)
+        print(text, flush=True)
+        if write:
+            path = keep(f"unet-{device_slug(measurement.device)}", text)
+            _say(f"written to benchmarks/results/{path.name}")
+        return 0 if measurement.right else 1
+
+    def cut_off() -> None:
+        """A compiler that takes minutes longer than expected cannot be asked to stop."""
+        measurement.left_out.append(f"{measurement.doing}, and what comes after it: the time was over")
+        os._exit(tell())
+
+    deadline = threading.Timer(max(1.0, measurement.seconds_left()), cut_off)
+    deadline.daemon = True
+    deadline.start()
+    try:
+        measurement.all()
+    finally:
+        deadline.cancel()
+    return tell()
 
 
 @dataclass
@@ -117,12 +134,14 @@ class Measurement:
     settings: Settings
     device: torch.device
     began: float = field(default_factory=time.perf_counter)
+    doing: str = "start"
     right: bool = True
     rate: float = 0.0
     checks: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     sampling_rows: list[list[str]] = field(default_factory=list)
     speeds: dict[tuple[str, str], float] = field(default_factory=dict)  # (what, who) -> images/s, the best
+    batches: dict[str, int] = field(default_factory=dict)  # the best of each row that was not compiled
     left_out: list[str] = field(default_factory=list)
 
     def all(self) -> None:
@@ -175,7 +194,7 @@ class Measurement:
             self.left_out.append(f"{what}: {max(0, self.seconds_left()):.0f} s were left")
             _say(f"left out: {self.left_out[-1]}")
             return
-        failure = None
+        failure, self.doing = None, what
         try:
             work()
         except torch.OutOfMemoryError:
@@ -235,7 +254,9 @@ class Measurement:
             best, speed = self._best_batch(training, pixels)
             self._note(what, training, best, pixels, speed, key)
             self.batches[what] = best
-        if compiled and self.settings.compile != "off" and what in self.batches:
+        if compiled and self.settings.compile != "off":
+            if what not in self.batches:
+                raise ConfigError("its best batch was not found")
             if self.seconds_left() < self.settings.compile_seconds:
                 self.left_out.append(f"{what}, compiled: {max(0, self.seconds_left()):.0f} s were left")
                 _say(f"left out: {self.left_out[-1]}")
@@ -244,8 +265,6 @@ class Measurement:
             batch = self.batches[what]
             speed = self._speed(training, batch, pixels)
             self._note(f"{what}, compiled", training, batch, pixels, speed, key)
-
-    batches: dict[str, int] = field(default_factory=dict)  # the best of each row that was not compiled
 
     def _best_batch(self, training: Training, pixels: int) -> tuple[int, Speed]:
         """The batch of most images/s, doubled until memory is out (or there is none of the first: OutOfMemoryError)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,21 @@ def test_what_the_time_does_not_allow_is_left_out_by_name(capsys: pytest.Capture
     said = capsys.readouterr().out
     assert "- left out: correctness of tiny: 0 s were left" in said
     assert set(rows(said)) <= {"what"}
+
+
+def test_a_row_that_does_not_end_is_cut_off_and_what_there_is_is_told(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from benchmarks import gpu, machine; from benchmarks.gpu_parts import Side\n"
+        f"machine.RESULTS = Path({str(tmp_path)!r}); Side.compile = lambda *_: time.sleep(1000)\n"
+        f"sys.exit(gpu.main({[*TINY, 'pixels=32', 'minutes=0.35', '--write']!r}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "- left out: tiny 32 px, ours, and what comes after it: the time was over" in ended.stdout
+    assert "tiny 32 px, ours" in rows(ended.stdout)
+    (written,) = tmp_path.iterdir()
+    assert written.read_text() == ended.stdout.removesuffix("\n")
 
 
 def test_the_batch_is_doubled_until_memory_is_out(
