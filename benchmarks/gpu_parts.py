@@ -22,7 +22,7 @@ from pipeline.diffusion.sampler import sample
 from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.conditioning import Conditioning
 from pipeline.models.convert import diffusers_config, to_diffusers
-from pipeline.models.unet import Block, UNet
+from pipeline.models.unet import UNet
 from pipeline.training.optimizer import make_optimizer
 
 Backend = Literal["inductor", "eager"]
@@ -76,13 +76,10 @@ class Side:
 
     def compile(self, backend: Backend) -> None:
         """Ours block by block, theirs as a whole; compiled at the first pass."""
-        settings = torch._dynamo.config
-        for name in ("recompile_limit", "cache_size_limit"):  # blocks share their code, and differ in their shapes
-            if hasattr(settings, name):
-                setattr(settings, name, 64)
-        compiled: list[nn.Module] = [one for one in self.module.modules() if isinstance(one, Block)] or [self.module]
-        for module in compiled:
-            module.compile(backend=backend, dynamic=False)
+        if isinstance(self.module, UNet):
+            self.module.compile_blocks(backend)
+        else:
+            self.module.compile(backend=backend, dynamic=False)
 
 
 class Training:

@@ -85,7 +85,10 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout inside residual blocks, 0 to 1."""
     checkpointing: bool = False
-    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    """Recompute each block's activations in the backward pass: least memory, about a third more time."""
+    activation_gb: float = 0.0
+    """Bound in GB on the activations that a rank keeps for the backward pass: as few blocks as that takes are computed
+    again, the ones that free most first (docs/unet-cost.md). 0 = no bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,6 +517,9 @@ class TrainConfig:
     """auto: go on if there is a commit; must: fail if there is none; never: fail if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """fp32; bf16 (fp32 master weights, ZeRO stage >= 1); auto = bf16 on GPUs that have it, else fp32."""
+    compile: bool = False
+    """torch.compile every block of the UNet, anew for each size of latents: minutes before the first step. On a CPU it
+    wants a C++ compiler. ZeRO stage 2 at most."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto, cpu or cuda."""
     deterministic: bool = False

@@ -29,6 +29,7 @@ def check_train(config: c.TrainConfig) -> None:
         f"init={config.init} is the run itself: leave init out to go on with it, or give another run=",
     )
     check_model(config.model, config.task)
+    _require(config.model.activation_gb >= 0, f"model.activation_gb={config.model.activation_gb:g}: 0 or more is wanted")
     check_optim(config.optim, config.launch.processes)
     _fraction("task.drop", config.task.drop)
     check_diffusion(config.diffusion)
@@ -47,6 +48,10 @@ def check_train(config: c.TrainConfig) -> None:
     _require(
         config.precision != "bf16" or engine.stage >= 1 or engine.engine == "torch",
         "precision=bf16 needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3): stage 0 loses fp32 master weights",
+    )
+    _require(
+        not config.compile or engine.stage <= 2 or engine.engine == "torch",
+        "compile=true goes with ZeRO stage 2 at most: stage 3 gathers weights inside of what would be compiled",
     )
     _require(
         not engine.offload or (engine.stage >= 1 and engine.engine == "deepspeed"),

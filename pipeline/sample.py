@@ -11,6 +11,7 @@ from pipeline.config import SampleConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation.pictures import draw
 from pipeline.evaluation.trained import encode_captions, load_trained
+from pipeline.malloc import keep_memory
 from pipeline.models.text import TextTower
 from pipeline.progress import Progress
 from pipeline.report.grid import captioned, png
@@ -36,6 +37,8 @@ def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
     if config.n < 1:
         raise ConfigError(f"n={config.n}: at least one image per caption")
     device = pick_device(config.device)
+    if device.type == "cpu":
+        keep_memory()
     trained = load_trained(config.run, config.at, config.weights)
     run = trained.info.config
     if run.task.name == "unconditional" and any(prompts):

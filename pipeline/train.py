@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
 from pipeline.configload import to_dict, to_yaml
-from pipeline.errors import LatentmillError
+from pipeline.errors import ConfigError, LatentmillError
 from pipeline.launch import in_world, run_ranks
 from pipeline.storage import Storage, open_storage
 from pipeline.traindata import open_data
@@ -109,6 +110,9 @@ def train(config: TrainConfig, world: World) -> None:
     world.raise_together(failure)
     if config.init:
         share(denoiser, world)
+    if config.compile:
+        require_compiler(world.device.type)
+        denoiser.unet.compile_blocks()
     engine = make_engine(denoiser, config, world)
     settings = to_dict(config)
     with (
@@ -142,6 +146,15 @@ def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Calla
         return None
     _, tower = load_encoders(contract, world.device, config.encoders)
     return partial(encode_tokens, tower)
+
+
+def require_compiler(device: str) -> None:
+    """Raise ConfigError where torch.compile would find no C++ compiler at the first step."""
+    compiler = os.environ.get("CXX", "g++")
+    if device == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"compile=true wants a C++ compiler on a CPU, and there is no {compiler}: set CXX or leave it"
+        )
 
 
 def begun_from(config: TrainConfig, run: Storage, denoiser: Denoiser, contract: Contract) -> dict[str, Any]:

@@ -247,6 +247,8 @@ def test_what_cannot_be_parsed_is_named_and_ends_with_2(override: str) -> None:
         (["optim.batch=63", "launch.processes=2"], "does not divide among 2 ranks; the nearest that does is 64"),
         (["optim.batch=64", "optim.micro_batch=48"], "does not divide the 64 samples of a rank"),
         (["deepspeed=zero0", "precision=bf16"], "precision=bf16 needs ZeRO stage >= 1"),
+        (["deepspeed=zero3", "compile=true"], "compile=true goes with ZeRO stage 2 at most"),
+        (["model.activation_gb=-1"], "model.activation_gb=-1: 0 or more is wanted"),
         (["deepspeed=zero0", "deepspeed.offload=true"], "deepspeed.offload=true needs ZeRO stage >= 1"),
         (["deepspeed=off", "launch.processes=2"], "launch.processes=1"),
         (["eval.reference=r"], "data.val is not"),

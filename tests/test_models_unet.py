@@ -6,7 +6,7 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.models.layers import CrossAttention, Transformer, timestep_features
-from pipeline.models.unet import UNet
+from pipeline.models.unet import Block, UNet
 
 SD1 = ModelConfig(
     name="sd1",
@@ -113,10 +113,12 @@ def test_every_input_changes_the_prediction():
 def test_masked_context_tokens_are_not_read():
     unet = built(TINY)
     x, t, context = inputs(TINY)
-    mask = torch.tensor([[True, True, True, False, False]]).expand(3, -1)
-    short = unet(x, t, context[:, :3])
-    assert torch.allclose(unet(x, t, context, mask), short, atol=1e-5)
-    assert not torch.allclose(unet(x, t, context), short, atol=1e-5)
+    for read in ([0, 1, 2], [0, 2], [4]):
+        mask = torch.zeros(3, 5, dtype=torch.bool)
+        mask[:, read] = True
+        short = unet(x, t, context[:, read])
+        assert torch.allclose(unet(x, t, context, mask), short, atol=1e-5)
+        assert not torch.allclose(unet(x, t, context), short, atol=1e-5)
 
 
 def test_concatenated_channels_widen_the_input_only():
@@ -210,3 +212,21 @@ def test_tokens_that_no_row_attends_to_are_not_computed_with():
     mask = torch.arange(6)[None] < torch.tensor([[4], [2]])
     unet(torch.randn(2, 4, 8, 8), torch.tensor([5, 6]), torch.randn(2, 6, 12), mask)
     assert set(seen) == {4}
+
+
+def test_compiled_blocks_compute_the_same_for_every_size_and_keep_their_names():
+    unet = built(TINY)
+    plain = [unet(*inputs(TINY, height=side, width=8)) for side in (8, 4)]
+    names, calls = list(unet.state_dict()), []
+
+    def backend(graph, example_inputs):
+        calls.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    unet.compile_blocks(backend)
+    compiled = [unet(*inputs(TINY, height=side, width=8)) for side in (8, 4)]
+    assert len(calls) >= len({tuple(p.shape for p in b.parameters()) for b in unet.modules() if isinstance(b, Block)})
+    assert list(unet.state_dict()) == names
+    for one, other in zip(compiled, plain, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)

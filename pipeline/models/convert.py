@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, WeightsError
+from pipeline.models.dimensions import heads_of
 from pipeline.models.layers import PixelAttention, Transformer
-from pipeline.models.unet import Block, UNet, heads_of
+from pipeline.models.unet import Block, UNet
 
 COMPVIS_PREFIX = "model.diffusion_model."
 

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ShapeError
+from pipeline.models.dimensions import depths_of, heads_of
 
 Kind = Literal["conv", "linear", "attention"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -165,7 +166,8 @@ class _Walk:
         config = self.config
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         pixels = [self.pixels // 4**level for level in range(len(widths))]
-        attends = [2**level in config.attention for level in range(len(widths))]
+        by_level = depths_of(config)
+        depths = [depth if 2**level in config.attention else 0 for level, depth in enumerate(by_level)]
 
         yield self._embeddings()
         rows = self.batch * self.pixels
@@ -175,7 +177,7 @@ class _Walk:
         width, skips = widths[0], [widths[0]]
         for level, level_width in enumerate(widths):
             for i in range(config.blocks):
-                yield self._block(f"encoder.{level}.blocks.{i}", pixels[level], width, level_width, attends[level])
+                yield self._block(f"encoder.{level}.blocks.{i}", pixels[level], width, level_width, depths[level])
                 width = level_width
                 skips.append(width)
             if level < len(widths) - 1:
@@ -184,12 +186,12 @@ class _Walk:
                 piece = Piece(row="down", layers=(conv,), x=4 * rows * width, h=rows * width)
                 yield Part(f"encoder.{level}.resample", (piece,))
                 skips.append(width)
-        for i, attending in enumerate((True, False)):
-            yield self._block(f"middle.{i}", pixels[-1], width, width, attending)
+        for i, depth in enumerate((by_level[-1], 0)):
+            yield self._block(f"middle.{i}", pixels[-1], width, width, depth)
         for place, (level, level_width) in enumerate(reversed(list(enumerate(widths)))):
             for i in range(config.blocks + 1):
                 in_width = width + skips.pop()
-                yield self._block(f"decoder.{place}.blocks.{i}", pixels[level], in_width, level_width, attends[level])
+                yield self._block(f"decoder.{place}.blocks.{i}", pixels[level], in_width, level_width, depths[level])
                 width = level_width
             if level > 0:
                 rows = self.batch * pixels[level - 1]
@@ -213,7 +215,7 @@ class _Walk:
         sizes = self.batch * (self.config.channels + self.config.vector_width), embedders * self.batch * width
         return Part("embed", (Piece(row="embed", layers=tuple(layers), x=sizes[0], h=sizes[1]),))
 
-    def _block(self, name: str, pixels: int, in_width: int, width: int, attends: bool) -> Part:
+    def _block(self, name: str, pixels: int, in_width: int, width: int, depth: int) -> Part:
         config, rows = self.config, self.batch * pixels
         layers = [
             self._conv("res.conv1", rows, 9, in_width, width),
@@ -230,17 +232,19 @@ class _Walk:
             h=rows * width,
             dropout=config.dropout > 0,
         )
-        if not attends:
+        if not depth:
             return Part(name, (res,), block=True)
-        after = self._transformer(pixels, width) if config.context_width else [self._pixel_attention(pixels, width)]
+        after = (
+            self._transformer(pixels, width, depth) if config.context_width else [self._pixel_attention(pixels, width)]
+        )
         return Part(name, (res, *after), block=True)
 
-    def _transformer(self, pixels: int, width: int) -> Iterable[Piece]:
+    def _transformer(self, pixels: int, width: int, depth: int) -> Iterable[Piece]:
         config, rows, size = self.config, self.batch * pixels, self.batch * pixels * width
         around = [self._linear(f"attention.project_{end}", rows, width, width) for end in ("in", "out")]
         yield Piece(row="project_in", layers=(around[0],), norms=2 * width, x=size, h=size)
-        for depth in range(config.transformer_depth):
-            at = f"attention.blocks.{depth}"
+        for i in range(depth):
+            at = f"attention.blocks.{i}"
             yield self._self_attention("self", f"{at}.attend_self", pixels, width, bias=False)
             kv = self._linear(
                 f"{at}.attend_cross.kv",
@@ -264,7 +268,7 @@ class _Walk:
                 h=size,
                 c=self.batch * self.tokens * width,
                 rows=rows,
-                heads=rows * self._heads(width),
+                heads=rows * heads_of(config, width),
             )
             feed = (
                 self._linear(f"{at}.feed.up", rows, width, 8 * width),
@@ -285,11 +289,14 @@ class _Walk:
         )
         size = rows * width
         return Piece(
-            row=row, layers=layers, norms=2 * width, x=size, h=size, rows=rows, heads=rows * self._heads(width)
+            row=row,
+            layers=layers,
+            norms=2 * width,
+            x=size,
+            h=size,
+            rows=rows,
+            heads=rows * heads_of(self.config, width),
         )
-
-    def _heads(self, width: int) -> int:
-        return self.config.heads or width // self.config.head_width
 
     def _attention(self, name: str, queries: int, keys: int, width: int) -> Layer:
         return Layer(name=name, kind="attention", flops=4 * self.batch * queries * keys * width)

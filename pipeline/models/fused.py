@@ -54,7 +54,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def _ours(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
+    device = x.device.type
+    return device in ("cpu", "cuda") and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device)
 
 
 def _format(x: Tensor) -> torch.memory_format:

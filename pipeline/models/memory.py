@@ -50,24 +50,24 @@ KEPT: dict[str, Tensors] = {
     # Two linear layers on a row a sample: features; the input and output of each SiLU.
     "embed": Tensors(x=1, h=4),
     "conv_in": Tensors(x=1),
-    # In and out alike: the norm's input, SiLU's and the convolution's.
-    "res": Tensors(x=3, h=3),
+    # In and out alike: the norm's input and the convolution's; what lies between is computed again (models/fused.py).
+    "res": Tensors(x=2, h=2),
     # The norm's input, and that of the projection.
     "project_in": Tensors(x=1, h=1),
     # The norm's input and output, q, k and v, attention's output; a norm's mean and deviation, attention's log-sum.
     "self": Tensors(h=6, rows=2, heads=1),
     # The norm's input and output, q, attention's output; the context's k and v.
     "cross": Tensors(h=4, c=2, rows=2, heads=1),
-    # The norm's input and output; values and gates (8), the gates through GELU (4), the product (4).
-    "feed": Tensors(h=18, rows=2),
+    # The norm's input and output; values and gates (8), the product (4).
+    "feed": Tensors(h=14, rows=2),
     "project_out": Tensors(x=1),
     # The norm's input and output, q, k and v, attention's output.
     "pixel": Tensors(h=6, heads=1),
     "down": Tensors(x=1),
     # The enlarged image.
     "up": Tensors(h=1),
-    # The norm's input, SiLU's and the convolution's.
-    "out": Tensors(x=3),
+    # The norm's input and the convolution's.
+    "out": Tensors(x=2),
 }
 """What each piece keeps for the backward pass; what two of them keep is counted at the first."""
 DROPOUT = Tensors(h=1)

@@ -28,7 +28,7 @@ from pipeline.diffusion.interchange import PREDICTION_TYPES
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models import convert
 from pipeline.models.compat import declare_torchvision_ops
-from pipeline.models.unet import depths_of, heads_of
+from pipeline.models.dimensions import depths_of, heads_of
 
 WEIGHTS = "diffusion_pytorch_model"
 FILES = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json", f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.bin")

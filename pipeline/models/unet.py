@@ -13,9 +13,9 @@ it is their UNet, parameter for parameter (models/convert.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError, ShapeError
+from pipeline.errors import ShapeError
+from pipeline.models.dimensions import depths_of, heads_of
 from pipeline.models.fused import norm_silu
 from pipeline.models.layers import (
     Downsample,
@@ -35,6 +36,7 @@ from pipeline.models.layers import (
     Upsample,
     timestep_features,
 )
+from pipeline.models.memory import Precision, recompute
 
 
 class UNet(nn.Module):
@@ -66,8 +68,8 @@ class UNet(nn.Module):
         for level, level_width in enumerate(widths):
             depth = depths[level] if 2**level in config.attention else 0
             blocks = []
-            for _ in range(config.blocks):
-                blocks.append(Block(config, width, level_width, depth))
+            for i in range(config.blocks):
+                blocks.append(Block(f"encoder.{level}.blocks.{i}", config, width, level_width, depth))
                 width = level_width
                 skips.append(width)
             last = level == len(widths) - 1
@@ -75,14 +77,15 @@ class UNet(nn.Module):
             if not last:
                 skips.append(width)
 
-        middle = [Block(config, width, width, depths[-1]), Block(config, width, width, 0)]
+        middle = [Block(f"middle.{i}", config, width, width, depth) for i, depth in enumerate((depths[-1], 0))]
 
         decoder = []
         for level, level_width in reversed(list(enumerate(widths))):
             depth = depths[level] if 2**level in config.attention else 0
             blocks = []
-            for _ in range(config.blocks + 1):
-                blocks.append(Block(config, width + skips.pop(), level_width, depth))
+            for i in range(config.blocks + 1):
+                name = f"decoder.{len(decoder)}.blocks.{i}"
+                blocks.append(Block(name, config, width + skips.pop(), level_width, depth))
                 width = level_width
             decoder.append(Level(blocks, None if level == 0 else Upsample(width)))
 
@@ -119,34 +122,45 @@ class UNet(nn.Module):
             embedding = embedding + self.embed_vector(cast(Tensor, vector_BV).to(dtype))
         embedding = F.silu(embedding)  # every residual block reads it through SiLU
         shared = (embedding, None if context is None else context.to(dtype), mask, known)
+        recomputed = self._recomputed(x_BCHW, context)
 
-        h = self.conv_in(x_BCHW.to(dtype))
+        def run(block: Block, x: Tensor) -> Tensor:
+            if block.name in recomputed:
+                return checkpoint(block, x, *shared, use_reentrant=False)
+            return block(x, *shared)
+
+        x = x_BCHW.to(dtype)
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x)
         skips = [h]
         for level in self.encoder:
             for block in level.blocks:
-                h = self._run(block, h, *shared)
+                h = run(block, h)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
         for block in self.middle:
-            h = self._run(block, h, *shared)
+            h = run(block, h)
         for level in self.decoder:
             for block in level.blocks:
-                h = self._run(block, torch.cat([h, skips.pop()], dim=1), *shared)
+                h = run(block, torch.cat([h, skips.pop()], dim=1))
             if level.resample is not None:
                 h = level.resample(h)
         return self.conv_out(norm_silu(self.norm_out, h))
 
-    def compile_blocks(self) -> None:
-        """Have torch.compile compile each block, for every shape that comes by itself. Needs a C++ compiler on a CPU.
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Have torch.compile compile each block at its first pass, and anew for every size of latents.
 
-        Blocks of one shape share what was compiled. Parameter names stay as they are.
+        Blocks of one shape share what was compiled. Parameter names stay as they are. Inductor needs a C++ compiler on
+        a CPU.
         """
         self.compiled = True
-        for part in self.modules():
-            if isinstance(part, Block):
-                part.compile(dynamic=False)
+        blocks = [part for part in self.modules() if isinstance(part, Block)]
+        settings = torch._dynamo.config  # beyond its limits it goes on without compiling
+        settings.recompile_limit = max(settings.recompile_limit, SIZES * len(blocks))
+        settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 4 * SIZES * len(blocks))
+        for block in blocks:
+            block.compile(backend=backend, dynamic=False)
 
     def reset_parameters(self, seed: int) -> None:
         """Initial weights, the same on every machine and device for one seed.
@@ -168,18 +182,19 @@ class UNet(nn.Module):
                 for parameter in module.get_submodule(last).parameters():
                     nn.init.zeros_(parameter)
 
-    def _run(
-        self,
-        block: Block,
-        x: Tensor,
-        embedding: Tensor,
-        context: Tensor | None,
-        mask: Tensor | None,
-        known: Known | None,
-    ) -> Tensor:
-        if self.config.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, embedding, context, mask, use_reentrant=False)
-        return block(x, embedding, context, mask, known)
+    def _recomputed(self, x: Tensor, context: Tensor | None) -> Collection[str]:
+        """The blocks that are computed again in the backward pass of this input. Raises ConfigError when even all of
+        them do not bring the activations within config.activation_gb."""
+        config = self.config
+        if not torch.is_grad_enabled():
+            return ()
+        if config.checkpointing:
+            return {part.name for part in self.modules() if isinstance(part, Block)}
+        if not config.activation_gb:
+            return ()
+        precision: Precision = "fp32" if self.conv_in.weight.dtype == torch.float32 else "bf16"
+        length = 0 if context is None else context.shape[1]
+        return recompute(config, len(x), *x.shape[2:], length, round(config.activation_gb * 1e9), precision)
 
     def _check(self, x: Tensor, context: Tensor | None, vector: Tensor | None) -> None:
         """Raise ShapeError for inputs that this network cannot take."""
@@ -203,12 +218,13 @@ class UNet(nn.Module):
 class Block(nn.Module):
     """A residual block and, where the level attends, the attention after it: one column of the paper's figure.
 
-    depth: transformer blocks of the attention; 0 for none. Without a context width pixels attend to pixels alone, in
-    one layer.
+    name: in the network. depth: transformer blocks of the attention; 0 for none. Without a context width pixels attend
+    to pixels alone, in one layer.
     """
 
-    def __init__(self, config: ModelConfig, in_width: int, width: int, depth: int) -> None:
+    def __init__(self, name: str, config: ModelConfig, in_width: int, width: int, depth: int) -> None:
         super().__init__()
+        self.name = name
         self.res = ResBlock(in_width, width, 4 * config.channels, config.norm_groups, config.dropout)
         self.attention: Transformer | PixelAttention | None = None
         if depth and config.context_width:
@@ -238,6 +254,9 @@ class Level(nn.Module):
         self.resample = resample
 
 
+SIZES = 32
+"""Of latents, with and without gradients, that blocks are compiled for at most."""
+
 LAST_LAYERS: dict[type, tuple[str, ...]] = {
     UNet: ("conv_out",),
     ResBlock: ("conv2",),
@@ -245,22 +264,3 @@ LAST_LAYERS: dict[type, tuple[str, ...]] = {
     PixelAttention: ("attend.out",),
 }
 """What ends a branch of each module, and starts at zero."""
-
-
-def depths_of(config: ModelConfig) -> list[int]:
-    """Transformer blocks of an attention layer, by level; the middle has the last level's."""
-    depth, levels = config.transformer_depth, len(config.multipliers)
-    depths = [depth] * levels if isinstance(depth, int) else list(depth)
-    if len(depths) != levels:
-        raise ConfigError(f"model.transformer_depth={depths}: one number for each of the {levels} model.multipliers")
-    return depths
-
-
-def heads_of(config: ModelConfig, width: int) -> int:
-    """Number of attention heads in a layer of `width` channels."""
-    if (config.heads > 0) == (config.head_width > 0):
-        raise ConfigError("model.heads and model.head_width: give one, and 0 for the other")
-    divisor = config.heads or config.head_width
-    if width % divisor:
-        raise ConfigError(f"attention at width {width} does not divide by {divisor} (model.heads or model.head_width)")
-    return config.heads or width // config.head_width

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from pipeline import errors
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.launch import in_world, threads_per_rank
+from pipeline.malloc import keep_memory
 
 COLLECTIVE_SECONDS = 900  # a collective that takes longer than this ends the process: a peer is gone
 
@@ -138,6 +139,8 @@ def start(device: str = "auto", threads: int = 0, group: bool = True, timeout: i
     where = pick_device(device, local_rank)
     if where.type == "cuda":
         torch.cuda.set_device(where)
+    else:
+        keep_memory()
     grouped = size > 1 or group
     if grouped and not dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed reads it

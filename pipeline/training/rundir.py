@@ -38,10 +38,12 @@ MAY_CHANGE = (
     "optim.micro_batch",
     "model.name",
     "model.checkpointing",
+    "model.activation_gb",
     "checkpoint",
     "eval",
     "tracking",
     "encoders",  # where they are; the contract holds their weights' hashes
+    "compile",
     "precision",  # of forward and backward passes: what is kept between steps is fp32 in all
     "launch",
     "deepspeed",
