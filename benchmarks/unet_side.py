@@ -24,6 +24,7 @@ from pipeline.configload import from_dict
 from pipeline.malloc import keep_memory
 from pipeline.models import convert
 from pipeline.models.compat import declare_torchvision_ops
+from pipeline.models.layers import Known
 from pipeline.models.unet import UNet
 from pipeline.training.optimizer import make_optimizer
 
@@ -62,15 +63,23 @@ class Side:
 def ours(order: Order, config: ModelConfig, compiled: bool) -> Side:
     """This project's UNet as the trainer and the sampler use it."""
     keep_memory()
-    unet = UNet(config)
-    unet.load_state_dict(convert.from_diffusers(load_file(order.weights), config))
+    with torch.device("meta"):
+        unet = UNet(config)
+    unet.load_state_dict(convert.from_diffusers(load_file(order.weights), config), assign=True)
     optimizer = make_optimizer(unet, OptimConfig()) if order.work == "train" else None
     if optimizer is not None:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE
     if compiled:
         unet.compile_blocks()
-    return Side(unet, unet, optimizer)
+    if order.work == "train":
+        return Side(unet, unet, optimizer)
+    known: Known = {}  # as the sampler does over the steps of an image
+
+    def forward(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        return unet(x, timestep, context, known=known)
+
+    return Side(unet, forward, optimizer)
 
 
 def diffusers(order: Order, config: ModelConfig, best: bool) -> Side:
@@ -78,9 +87,9 @@ def diffusers(order: Order, config: ModelConfig, best: bool) -> Side:
     declare_torchvision_ops()
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel(**convert.diffusers_config(config))
+    unet: Any = UNet2DConditionModel(**convert.diffusers_config(config))
     unet.load_state_dict(load_file(order.weights))
-    network: Any = unet
+    network = unet
     if best:
         keep_memory()
         unet = unet.to(memory_format=torch.channels_last)

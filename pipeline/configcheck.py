@@ -29,7 +29,9 @@ def check_train(config: c.TrainConfig) -> None:
         f"init={config.init} is the run itself: leave init out to go on with it, or give another run=",
     )
     check_model(config.model, config.task)
-    _require(config.model.activation_gb >= 0, f"model.activation_gb={config.model.activation_gb:g}: 0 or more is wanted")
+    _require(
+        config.model.activation_gb >= 0, f"model.activation_gb={config.model.activation_gb:g}: 0 or more is wanted"
+    )
     check_optim(config.optim, config.launch.processes)
     _fraction("task.drop", config.task.drop)
     check_diffusion(config.diffusion)

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, ShapeError
-from pipeline.models.layers import CrossAttention, Transformer, timestep_features
+from pipeline.models.layers import CrossAttention, Known, Transformer, timestep_features
 from pipeline.models.unet import Block, UNet
 
 SD1 = ModelConfig(
@@ -193,7 +193,7 @@ def test_a_context_is_projected_once_for_all_passes_that_share_what_is_known(mas
     attentions = [part for part in unet.modules() if isinstance(part, CrossAttention)]
     for part in attentions:
         part.kv.register_forward_hook(lambda *_: projected.append(1))
-    known = {}
+    known: Known = {}
     with torch.no_grad():
         for timestep in (900, 20):
             t = torch.full((2,), timestep)

@@ -79,7 +79,7 @@ class UNet(nn.Module):
 
         middle = [Block(f"middle.{i}", config, width, width, depth) for i, depth in enumerate((depths[-1], 0))]
 
-        decoder = []
+        decoder: list[Level] = []
         for level, level_width in reversed(list(enumerate(widths))):
             depth = depths[level] if 2**level in config.attention else 0
             blocks = []
@@ -130,7 +130,9 @@ class UNet(nn.Module):
             return block(x, *shared)
 
         x = x_BCHW.to(dtype)
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x)
+        if x.is_cuda or self.compiled:  # on a CPU PyTorch's own norms are slower so
+            x = x.contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(x)
         skips = [h]
         for level in self.encoder:
             for block in level.blocks:
