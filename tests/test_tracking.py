@@ -91,6 +91,8 @@ def wandb_records(path: Path) -> list:
             place += left
             continue
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if place + 7 + size > len(data):
+            break  # still being written
         whole += data[place + 7 : place + 7 + size]
         if kind in (1, 4):  # a full record, or the last part of one
             record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]

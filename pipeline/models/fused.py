@@ -81,7 +81,8 @@ class _NormSilu(torch.autograd.Function):
         B, C, H, W = x.shape
         normed, *_ = torch.native_group_norm(x, weight, bias, B, C, H * W, ctx.groups, ctx.eps)
         # The backward pass of the norm reads all three in one memory format, and does not look whether they are.
-        grad = torch.ops.aten.silu_backward(grads[0].contiguous(memory_format=_format(x)), normed)
+        grad = grads[0].contiguous(memory_format=_format(x))
+        grad = torch.ops.aten.silu_backward.grad_input(grad, normed, grad_input=normed)
         needed = list(ctx.needs_input_grad[:3])
         found = torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, B, C, H * W, ctx.groups, needed)
         return (*found, None, None)
@@ -101,6 +102,8 @@ class _Geglu(torch.autograd.Function):
         value, gate = up.chunk(2, dim=-1)
         grad = torch.empty_like(up)
         of_value, of_gate = grad.chunk(2, dim=-1)
-        torch.mul(grads[0], F.gelu(gate), out=of_value)
-        of_gate.copy_(torch.ops.aten.gelu_backward(grads[0] * value, gate))
+        torch.ops.aten.gelu.out(gate, out=of_value)  # in place all through: `up` is the largest tensor there is
+        of_value.mul_(grads[0])
+        torch.mul(grads[0], value, out=of_gate)
+        torch.ops.aten.gelu_backward.grad_input(of_gate, gate, grad_input=of_gate)
         return grad
