@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline import cli
 from pipeline.config import DeepSpeedConfig, EmaConfig, OptimConfig, TrainConfig
 from pipeline.training import distributed
 from pipeline.training.distributed import World
@@ -81,4 +82,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1])))
+    cli.leave(main(Path(sys.argv[1])))

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline import philox
+from pipeline import cli, philox
 from pipeline.config import (
     CheckpointConfig,
     DeepSpeedConfig,
@@ -271,4 +271,4 @@ def main(scenarios: list[str], folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[2:], Path(sys.argv[1])))
+    cli.leave(main(sys.argv[2:], Path(sys.argv[1])))
