@@ -13,17 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pipeline.models import groupnorm
+
 SCORES = 2**17
 """Queries x keys of a head up to which a matrix of scores is faster on a CPU than PyTorch's blocked attention."""
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """silu(norm(x)) for x (B, C, H, W). Of what lies between, nothing is kept: it is computed again."""
-    if not _ours(x):
+    if groupnorm.available(x):
+        return groupnorm.group_norm(norm, x, silu=True)
+    if not _ours(x) or x.is_cuda:  # PyTorch's CUDA kernels want channels first, and copy by themselves
         return F.silu(norm(x))
     if not torch.is_grad_enabled():
         return F.silu(norm(x), inplace=True)
     return _NormSilu.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+
+def norm_alone(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """norm(x) for x (B, C, H, W)."""
+    return groupnorm.group_norm(norm, x, silu=False) if groupnorm.available(x) else norm(x)
 
 
 def geglu(up: Tensor) -> Tensor:

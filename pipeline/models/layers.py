@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.fused import attend, geglu, norm_silu
+from pipeline.models.fused import attend, geglu, norm_alone, norm_silu
 
 Known = dict[nn.Module, tuple[Tensor, Tensor]]
 """Keys and values of one context, (B, heads, M, width) each, by the cross-attention that projected them."""
@@ -159,7 +159,7 @@ class Transformer(nn.Module):
         self.project_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
-        tokens = self.project_in(self.norm(x).flatten(2).transpose(1, 2))
+        tokens = self.project_in(norm_alone(self.norm, x).flatten(2).transpose(1, 2))
         for block in self.blocks:
             tokens = block(tokens, context_BMD, mask_BM, known)
         return x + self.project_out(tokens).transpose(1, 2).reshape(x.shape)
@@ -183,7 +183,7 @@ class PixelAttention(nn.Module):
         mask_BM: Tensor | None = None,
         known: Known | None = None,
     ) -> Tensor:
-        tokens = self.attend(self.norm(x).flatten(2).transpose(1, 2))
+        tokens = self.attend(norm_alone(self.norm, x).flatten(2).transpose(1, 2))
         return x + tokens.transpose(1, 2).reshape(x.shape)
 
 
