@@ -12,7 +12,7 @@ matrix product on the same GPU.
 The bar: 129 images/s per GPU for the SD2 UNet at 512x512 on H200s (eight of them, NVIDIA's logs of MLPerf v4.0). The
 goal is 165.
 
-This file has not been run on a GPU yet: tests run all of it on a CPU with tiny networks.
+Tests run all of it on a CPU with tiny networks.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_profile [KEY=VALUE ...]
 
-Two steps of benchmarks.gpu's training under PyTorch's profiler, as they are and compiled; then PyTorch's attention
-kernels beside each other at the sizes of the network. A table each; the longest kernels by name below it.
+Images/s of benchmarks.gpu's training at one batch, and two steps under PyTorch's profiler, as they are and compiled;
+then PyTorch's attention kernels beside each other at the sizes of the network. The longest kernels by name below each.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings) -> int:
     import torch
 
-    from benchmarks.gpu_parts import Side, Training, inputs_of, model_of, weights_of
+    from benchmarks.gpu_parts import Side, Training, inputs_of, model_of, seconds_each, weights_of
 
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda")
@@ -69,9 +69,8 @@ def run(settings: Settings) -> int:
     for compiled in (False, True) if settings.compile != "off" else (False,):
         if compiled:
             side.compile("inductor")
-        for _ in range(3):
-            training.step(inputs)
-        torch.cuda.synchronize()
+        training.step(inputs)
+        speed = settings.batch / seconds_each(lambda: training.step(inputs), device, 2.0)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             for _ in range(2):
                 training.step(inputs)
@@ -79,7 +78,10 @@ def run(settings: Settings) -> int:
         times: Counter[str] = Counter()
         for event in profile.key_averages():
             times[event.key] += event.self_device_time_total / 2e3
-        print(f"\n## {settings.model}, {settings.pixels} px, batch {settings.batch}, compiled: {compiled}")
+        print(
+            f"\n## {settings.model}, {settings.pixels} px, batch {settings.batch}, "
+            f"compiled: {compiled}: {speed:.1f} images/s"
+        )
         print("\n".join(_report(times, settings.kernels)), flush=True)
     print("\n".join(["", "## Attention, forward + backward, ms", *_attention(settings)]), flush=True)
     return 0

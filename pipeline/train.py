@@ -85,6 +85,8 @@ def train(config: TrainConfig, world: World) -> None:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    else:
+        torch.backends.cudnn.benchmark = True  # sizes of latents are few: the fastest convolutions are found once
 
     run = open_storage(config.run)
     data, failure = None, None
