@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+SamplerName = Literal["ddim", "dpmpp_2m", "euler", "heun", "unipc"]
+"""The samplers that there are (diffusion/sampler.py)."""
+
 # --------------------------------------------------------------------------------------------------------------------
 # Shared groups
 
@@ -250,14 +253,27 @@ class CheckpointConfig:
 class SamplerConfig:
     """How images are sampled."""
 
-    sampler: Literal["ddim", "dpmpp_2m"] = "dpmpp_2m"
-    """ddim or dpmpp_2m."""
+    sampler: SamplerName = "dpmpp_2m"
+    """ddim, dpmpp_2m, euler, heun (two predictions a step) or unipc (docs/sampling.md)."""
     steps: int = 20
     """Denoising steps."""
     guidance: float = 3.0
     """Classifier-free guidance scale (1 = none)."""
+    guidance_low: float = 0.0
+    """Guidance is off at noise levels sigma / alpha up to this (Kynkaanniemi et al. 2024); 0 = no bound."""
+    guidance_high: float = 0.0
+    """Guidance is off at noise levels sigma / alpha above this; 0 = no bound."""
+    rescale: float = 0.0
+    """0 to 1: how far a guided prediction is brought back to the conditional one's standard deviation (Lin et al.
+    2023, who take 0.7); 0 = not."""
     batch: int = 64
     """Images per denoising batch and rank; does not change the images."""
+
+    @property
+    def guidance_settings(self) -> dict[str, float]:
+        """What is said of guidance besides its scale."""
+        settings = {name: getattr(self, name) for name in ("guidance_low", "guidance_high", "rescale")}
+        return {name: value for name, value in settings.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -568,11 +584,17 @@ class EvalRunConfig:
     images: int = 1000
     """Images sampled."""
     guidance: tuple[float, ...] = (3.0,)
-    """Guidance scales; one evaluation each."""
-    sampler: Literal["ddim", "dpmpp_2m"] = "dpmpp_2m"
-    """ddim or dpmpp_2m."""
-    steps: int = 20
-    """Denoising steps."""
+    """Guidance scales; one evaluation each. Several draw the curve of FID against CLIP score into the run's report."""
+    sampler: tuple[SamplerName, ...] = ("dpmpp_2m",)
+    """Samplers; every one with every number of steps and every guidance scale."""
+    steps: tuple[int, ...] = (20,)
+    """Numbers of denoising steps."""
+    guidance_low: float = 0.0
+    """As sampler.guidance_low of train."""
+    guidance_high: float = 0.0
+    """As sampler.guidance_high of train."""
+    rescale: float = 0.0
+    """As sampler.rescale of train."""
     batch: int = 64
     """Images per batch; does not change the images."""
     reference: str = ""
@@ -609,6 +631,10 @@ class SampleConfig:
     """How."""
     guidance: float = 0.0
     """Shorthand for sampler.guidance; 0 = that."""
+    negative: str = ""
+    """What guidance leads away from, in place of the empty caption."""
+    size: tuple[str, ...] = ()
+    """Sizes in pixels, as [64x64,96x64] (width x height): one for all captions or one for each; [] = the cache's."""
     seed: int = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None
@@ -634,6 +660,9 @@ class ExportConfig:
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
     """ema or raw."""
+    sampler: SamplerName = "ddim"
+    """diffusers: whose scheduler, with the same levels and steps, goes into the folder; refused where diffusers has
+    none that is the same."""
     check: bool = True
     """Load what was written and compare: with diffusers and transformers, outputs to 1e-4; one file, every tensor."""
 

@@ -1,25 +1,29 @@
 """latentmill eval: a checkpoint's FID, CLIP score and attribute accuracy, each with a card that says how it was made.
 
-One evaluation per guidance scale. Results lie in RUN/evals/{n}-{sampler}-{steps}-g{guidance}-n{images}-s{seed}/, so the
-same figures asked for again are made at the same place.
+One evaluation for each sampler, number of steps and guidance scale; several draw the curve of FID against CLIP score
+into the run's report. Results lie in RUN/evals/{n}-{sampler}-{steps}-g{guidance}-n{images}-s{seed}/: figures that are
+there, and were made of the same data by the same networks, are not made again.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from pipeline.config import EvalRunConfig, SamplerConfig
 from pipeline.data.manifest import load_manifest, require_match
-from pipeline.errors import ConfigError
-from pipeline.evaluation.evaluate import EvalResult, Evaluator, write
+from pipeline.diffusion.levels import levels_for
+from pipeline.errors import ConfigError, NotFound
+from pipeline.evaluation.card import Card
+from pipeline.evaluation.evaluate import Evaluator, evaluation_folder, write
 from pipeline.evaluation.features import load_features
 from pipeline.evaluation.reference import load_reference
 from pipeline.evaluation.trained import encode_captions, load_trained
 from pipeline.evaluation.validation import load_validation
 from pipeline.models.conditioning import TASKS
-from pipeline.storage import open_storage
+from pipeline.report import page
+from pipeline.storage import Storage, open_storage
 from pipeline.training.distributed import World, pick_device
 
 GRID = 16  # images kept as a picture
@@ -27,17 +31,22 @@ GRID = 16  # images kept as a picture
 
 def main(config: EvalRunConfig) -> int:
     """The verb."""
-    results = evaluate_run(config)
-    print(table(results))
-    for result in results:
-        print(result.card.line())
+    cards = evaluate_run(config)
+    print(table(cards))
+    for card in cards:
+        print(card.line())
+    if len(cards) > 1:
+        dest = f"{config.run.rstrip('/')}/{page.DEFAULT_DEST}"
+        page.write([config.run], dest)
+        print(f"report: {dest}")
     return 0
 
 
-def evaluate_run(config: EvalRunConfig) -> list[EvalResult]:
-    """Evaluate and keep the results in the run directory; one for each guidance scale.
+def evaluate_run(config: EvalRunConfig) -> list[Card]:
+    """Evaluate and keep the results in the run directory; a card for each sampler, number of steps and guidance scale.
 
-    Raises RunError, ContractMismatch for a dataset, reference or encoders that do not fit the run.
+    Raises RunError, ContractMismatch for a dataset, reference or encoders that do not fit the run, ConfigError for
+    steps that a sampler cannot take: all before the first image.
     """
     if config.images < 2 or not config.guidance:
         raise ConfigError("images must be 2 or more, and guidance at least one scale")
@@ -67,31 +76,83 @@ def evaluate_run(config: EvalRunConfig) -> list[EvalResult]:
         seed=config.seed,
         world=World(device=device),
     )
-    sampler = SamplerConfig(sampler=config.sampler, steps=config.steps, batch=config.batch)
-    results = []
-    for guidance in config.guidance:
-        used = replace(sampler, guidance=guidance)
-        result = evaluator(denoiser, trained.n, images=config.images, sampler=used, weights=config.weights)
-        write(trained.info.storage, result, folder_name(config, guidance))
-        results.append(result)
-    return results
+    samplers = settings(config)
+    for sampler in samplers:
+        levels_for(run.diffusion, sampler.sampler, sampler.steps)
+    cards = []
+    for i, sampler in enumerate(samplers):
+        name = folder_name(config, sampler)
+        card = stored(trained.info.storage, trained.n, name, evaluator)
+        if card is None:
+            if len(samplers) > 1:
+                print(f"eval: {i + 1} of {len(samplers)}: {name}", flush=True)
+            result = evaluator(denoiser, trained.n, images=config.images, sampler=sampler, weights=config.weights)
+            write(trained.info.storage, result, name)
+            card = result.card
+        cards.append(card)
+    return cards
 
 
-def folder_name(config: EvalRunConfig, guidance: float) -> str:
+def settings(config: EvalRunConfig) -> list[SamplerConfig]:
+    """Every sampler with every number of steps and every guidance scale."""
+    return [
+        SamplerConfig(
+            sampler=sampler,
+            steps=steps,
+            guidance=guidance,
+            guidance_low=config.guidance_low,
+            guidance_high=config.guidance_high,
+            rescale=config.rescale,
+            batch=config.batch,
+        )
+        for sampler in config.sampler
+        for steps in config.steps
+        for guidance in config.guidance
+    ]
+
+
+def folder_name(config: EvalRunConfig, sampler: SamplerConfig) -> str:
     """What tells this evaluation from others of the same checkpoint."""
     raw = "-raw" if config.weights == "raw" else ""
-    return f"{config.sampler}-{config.steps}-g{guidance:g}-n{config.images}-s{config.seed}{raw}"
+    more = "".join(f"-{name}{value:g}" for name, value in sampler.guidance_settings.items())
+    guidance = f"g{sampler.guidance:g}{more}"
+    return f"{sampler.sampler}-{sampler.steps}-{guidance}-n{config.images}-s{config.seed}{raw}"
 
 
-def table(results: Sequence[EvalResult]) -> str:
-    """The figures, a row for each guidance scale."""
+def stored(run: Storage, n: int, name: str, evaluator: Evaluator) -> Card | None:
+    """The card of an evaluation that is there whole, if what it was made with is what this one would be."""
+    folder = evaluation_folder(n, name)
+    try:
+        run.stat(f"{folder}/metrics.json")  # written last
+        facts = json.loads(run.get(f"{folder}/card.json"))
+        facts.pop("line")
+        card = Card(**facts)
+    except (NotFound, ValueError, KeyError, TypeError):  # none, or of another version
+        return None
+    reference, features = evaluator.reference, evaluator.features
+    same = (
+        (card.reference or {}).get("sha256") == (reference.sha256 if reference else None),
+        (card.features or {}).get("sha256") == (features.sha256 if features and reference else None),
+        card.captions["dataset"] == evaluator.validation.digest,
+        card.vae_sha256 == evaluator.first_stage.weights_sha256,
+        card.clip["image_sha256"] == evaluator.tower.image_sha256,
+    )
+    return card if all(same) else None
+
+
+def table(cards: Sequence[Card]) -> str:
+    """The figures, a column for each evaluation."""
     names = [
         name
-        for name, value in results[0].metrics.items()
+        for name, value in cards[0].metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("n", "seconds", "guidance")
     ]
-    rows = [["guidance", *(f"{result.metrics['guidance']:g}" for result in results)]]
-    rows += [[name, *(f"{result.metrics[name]:.4g}" for result in results)] for name in names]
+    rows = [
+        ["sampler", *(card.sampler for card in cards)],
+        ["steps", *(str(card.steps) for card in cards)],
+        ["guidance", *(f"{card.guidance:g}" for card in cards)],
+    ]
+    rows += [[name, *(f"{card.metrics[name]:.4g}" for card in cards)] for name in names]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
