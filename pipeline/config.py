@@ -294,6 +294,12 @@ class EvalConfig:
     """How the evaluated images are sampled."""
     grid: int = 16
     """Captions, the same at every evaluation, whose samples are kept as a picture."""
+    where: Literal["train", "job"] = "train"
+    """train: on all ranks, which wait for it; job: in a process of its own on a snapshot of the EMA weights, which
+    training does not wait for (docs/evaluation-jobs.md)."""
+    cluster: str = ""
+    """where=job: a file of conf/cluster whose Slurm runs each evaluation; "" = processes of lower priority on this
+    machine, one at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -609,6 +615,9 @@ class EvalRunConfig:
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto, cpu or cuda."""
+    pending: bool = False
+    """Instead of all that: the evaluations that training with eval.where=job has left to be made, as it would have made
+    them (at= one of them)."""
 
 
 @dataclass(frozen=True, kw_only=True)

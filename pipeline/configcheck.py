@@ -40,6 +40,10 @@ def check_train(config: c.TrainConfig) -> None:
     _at_least(1, **{"launch.processes": config.launch.processes, "data.workers": config.data.workers})
     _at_least(0, **{"launch.threads": config.launch.threads, "data.prefetch": config.data.prefetch})
     _at_least(1, **{"checkpoint.every": config.checkpoint.every, "checkpoint.keep": config.checkpoint.keep})
+    _require(
+        config.eval.cluster == "" or config.eval.where == "job",
+        f"eval.cluster={config.eval.cluster} is for eval.where=job: add that, or leave eval.cluster out",
+    )
     _require(config.data.memory_gb > 0, f"data.memory_gb={config.data.memory_gb:g}: a number above 0 is wanted")
     _require(config.data.cache_gb > 0, f"data.cache_gb={config.data.cache_gb:g}: a number above 0 is wanted")
     engine = config.deepspeed

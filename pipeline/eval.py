@@ -8,29 +8,44 @@ there, and were made of the same data by the same networks, are not made again.
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from pipeline.config import EvalRunConfig, SamplerConfig
-from pipeline.data.manifest import load_manifest, require_match
+from pipeline.configload import to_dict
+from pipeline.data.manifest import contract_from_json, load_manifest, require_match
 from pipeline.diffusion.levels import levels_for
 from pipeline.errors import ConfigError, NotFound
+from pipeline.evaluation import jobs
 from pipeline.evaluation.card import Card
-from pipeline.evaluation.evaluate import Evaluator, evaluation_folder, write
+from pipeline.evaluation.evaluate import Evaluator, evaluation_folder, in_training, write
 from pipeline.evaluation.features import load_features
 from pipeline.evaluation.reference import load_reference
 from pipeline.evaluation.trained import encode_captions, load_trained
 from pipeline.evaluation.validation import load_validation
+from pipeline.malloc import keep_memory
 from pipeline.models.conditioning import TASKS
 from pipeline.report import page
 from pipeline.storage import Storage, open_storage
+from pipeline.tracking import Tracker
+from pipeline.traindata import empty_caption
 from pipeline.training.distributed import World, pick_device
+from pipeline.training.rundir import RunInfo, load_run
 
 GRID = 16  # images kept as a picture
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(config: EvalRunConfig) -> int:
     """The verb."""
+    if config.pending:
+        return evaluate_pending(config)
     cards = evaluate_run(config)
     print(table(cards))
     for card in cards:
@@ -91,6 +106,58 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
             card = result.card
         cards.append(card)
     return cards
+
+
+def evaluate_pending(config: EvalRunConfig) -> int:
+    """Evaluate the snapshots that training has left (evaluation/jobs.py), as training itself would have. Returns the
+    exit status; raises RunError, Interrupted when a signal asked to stop: what is left stays pending."""
+    info = load_run(config.run)
+    run, settings = info.storage, info.config
+    asked: list[int] = []
+    evaluate = None
+    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder, _remembering(asked):
+        while left := [n for n in jobs.pending(run) if config.at in (0, n)]:
+            n = left[0]
+            if evaluate is None:
+                device = pick_device(config.device)
+                if device.type == "cpu":
+                    keep_memory()
+                cache = open_storage(settings.data.train)
+                manifest = load_manifest(cache)
+                require_match(contract_from_json(info.contract), manifest.contract, f"data.train={settings.data.train}")
+                evaluate = in_training(settings, run, World(device=device), manifest, empty_caption(cache, manifest))
+            try:
+                weights = jobs.read_snapshot(run, n)
+            except NotFound:  # another job was faster
+                continue
+            device = pick_device(config.device)
+            metrics = evaluate({name: one.to(device) for name, one in weights.items()}, n, lambda: bool(asked))
+            jobs.finish(run, n, partial(_track, info, n, Path(folder)))
+            print(f"eval: {n:,} samples: {_figures(metrics)}", flush=True)
+    return 0
+
+
+def _track(info: RunInfo, n: int, folder: Path) -> None:
+    """Bring figures to the run's tracker, when training is over."""
+    with Tracker(info.storage, info.config.tracking, settings=to_dict(info.config), folder=folder) as tracker:
+        if n not in tracker.evaluations:
+            jobs.bring(info.storage, n, tracker)
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    """The numbers of an evaluation in a line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
+
+
+@contextmanager
+def _remembering(asked: list[int]) -> Iterator[None]:
+    """Inside, signals that ask to stop are appended to `asked`."""
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def settings(config: EvalRunConfig) -> list[SamplerConfig]:

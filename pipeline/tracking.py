@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +72,9 @@ class Tracker:
         self._enabled = enabled
         self._file: TextIO | None = None
         self._wandb: _Wandb | None = None
+        self._lock = threading.RLock()  # evaluations beside training log from a thread of their own
+        self.evaluations: set[int] = set()
+        """n of the evaluations that metrics.jsonl has a row of."""
         if not enabled:
             return
         local = run.local_path(METRICS_KEY)
@@ -80,6 +83,7 @@ class Tracker:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if local is None:
             self._path.write_bytes(_get(run, METRICS_KEY))
+        self.evaluations = _evaluated(read_rows(self._path))
         if config.wandb != "off":
             self._wandb = _Wandb(
                 mode=config.wandb,
@@ -98,22 +102,27 @@ class Tracker:
         """
         if not self._enabled:
             return
-        self._close_file()
-        kept = [row for row in read_rows(self._path) if row["n"] <= n]
-        partial = self._path.with_name(self._path.name + ".partial")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(_line(row) for row in kept)
-        os.replace(partial, self._path)
-        self.log(n, facts, kind="start")
+        with self._lock:
+            self._close_file()
+            kept = [row for row in read_rows(self._path) if row["n"] <= n]
+            partial = self._path.with_name(self._path.name + ".partial")
+            with open(partial, "w", encoding="utf-8") as file:
+                file.writelines(_line(row) for row in kept)
+            os.replace(partial, self._path)
+            self.evaluations = _evaluated(kept)
+            self.log(n, facts, kind="start")
 
     def log(self, n: int, metrics: Mapping[str, Any], kind: str = "train") -> None:
         """One row at n samples seen. metrics: numbers, strings, lists and dicts of them; not-a-number becomes null."""
         if not self._enabled:
             return
         row = _plain({"n": int(n), "time": round(time.time(), 3), "kind": kind, **metrics})
-        if self._file is None:
-            self._file = self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time
-        self._file.write(_line(row))
+        with self._lock:
+            if self._file is None:
+                self._file = self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time
+            self._file.write(_line(row))
+            if kind == "eval":
+                self.evaluations.add(int(n))
         if self._wandb is not None:
             self._wandb.put(
                 {f"{kind}/{key}": v for key, v in _numbers(row) if key not in ("n", "time")} | {"samples": n}
@@ -358,6 +367,10 @@ def _identity(run: Storage) -> str:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Rows
+
+
+def _evaluated(rows: Sequence[Mapping[str, Any]]) -> set[int]:
+    return {row["n"] for row in rows if row.get("kind") == "eval"}
 
 
 def _get(run: Storage, key: str) -> bytes:

@@ -272,7 +272,7 @@ class Trainer:
             return
         if self.world.first(evaluated(self.run_storage, self.n)):
             return
-        if self.n > 0 and self.saved != self.n:
+        if self.n > 0 and self.saved != self.n and self.config.eval.where == "train":
             self.save()  # an evaluation is long, and may be killed
         weights = self.engine.gather(self._ema_fragments())
         try:
