@@ -314,6 +314,12 @@ class TrackingConfig:
     """wandb group (a sweep's name)."""
     every: int = 0
     """Samples between logged training metrics; 0 = every 20 optimizer steps."""
+    spike: float = 3.0
+    """Alert when a row's loss or largest gradient norm is this many times its median of the 50 rows before; 0 = off."""
+    stall_s: float = 120.0
+    """Alert when no step has ended for so many seconds, evaluations and checkpoints aside; 0 = off."""
+    peak_tflops: float = 0.0
+    """Of one device, for model FLOPs utilization; 0 = the 16-bit peak of a GPU that is known, else none is logged."""
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ def check_train(config: c.TrainConfig) -> None:
     _at_least(1, **{"launch.processes": config.launch.processes, "data.workers": config.data.workers})
     _at_least(0, **{"launch.threads": config.launch.threads, "data.prefetch": config.data.prefetch})
     _at_least(1, **{"checkpoint.every": config.checkpoint.every, "checkpoint.keep": config.checkpoint.keep})
+    for name in ("spike", "stall_s", "peak_tflops"):
+        value = getattr(config.tracking, name)
+        _require(value >= 0, f"tracking.{name}={value:g}: 0 or more is wanted (0 = off)")
     _require(
         config.eval.cluster == "" or config.eval.where == "job",
         f"eval.cluster={config.eval.cluster} is for eval.where=job: add that, or leave eval.cluster out",

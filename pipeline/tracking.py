@@ -124,14 +124,33 @@ class Tracker:
             if kind == "eval":
                 self.evaluations.add(int(n))
         if self._wandb is not None:
-            self._wandb.put(
-                {f"{kind}/{key}": v for key, v in _numbers(row) if key not in ("n", "time")} | {"samples": n}
-            )
+            numbers = {f"{kind}/{key}": v for key, v in _numbers(row) if key not in ("n", "time")}
+            if numbers:
+                self._wandb.put(numbers | {"samples": n})
 
     def image(self, n: int, name: str, png: bytes, caption: str = "") -> None:
         """A picture at n samples seen, for wandb alone: the run directory keeps its own under evals/."""
         if self._enabled and self._wandb is not None:
             self._wandb.put({"samples": n, f"images/{name}": _Picture(png, caption)})
+
+    def alert(self, kind: str, n: int, text: str) -> None:
+        """What somebody should look at, at n samples seen: a row of kind "alert", a line on standard error, and wandb's
+        alert. kind: spike or stall."""
+        if not self._enabled:
+            return
+        self.log(n, {"alert": kind, "text": text}, kind="alert")
+        print(f"warning: {kind} at {n} samples: {text}", file=sys.stderr, flush=True)
+        if self._wandb is not None:
+            self._wandb.put({"samples": n, "alert": _Alert(kind, f"at {n} samples: {text}")})
+
+    def checkpoint(self, n: int, url: str) -> None:
+        """A commit at n samples seen lies at this URL: a row of kind "checkpoint", and of wandb's summary."""
+        if not self._enabled:
+            return
+        url = redact(url)
+        self.log(n, {"url": url}, kind="checkpoint")
+        if self._wandb is not None:
+            self._wandb.put({"summary": _Summary({"checkpoint": url, "checkpoint_samples": n})})
 
     def commit(self) -> None:
         """Bring metrics.jsonl into the run directory where that is not local; called before each checkpoint's commit,
@@ -221,6 +240,20 @@ class _Picture:
 
     def __init__(self, png: bytes, caption: str) -> None:
         self.png, self.caption = png, caption
+
+
+class _Alert:
+    """An alert on its way to wandb."""
+
+    def __init__(self, title: str, text: str) -> None:
+        self.title, self.text = title, text
+
+
+class _Summary:
+    """What wandb's summary of the run is to say."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
 
 
 class _Wandb:
@@ -318,7 +351,14 @@ class _Wandb:
 
 
 def _log(run: Any, row: dict[str, Any]) -> None:
-    """Log a row, with its pictures as wandb's own."""
+    """Log a row, with its pictures as wandb's own; or an alert, or a part of the summary."""
+    for value in row.values():
+        if isinstance(value, _Alert):
+            run.alert(title=value.title, text=value.text, level="WARN")
+            return
+        if isinstance(value, _Summary):
+            run.summary.update(value.values)
+            return
     if any(isinstance(value, _Picture) for value in row.values()):
         import wandb
         from PIL import Image

@@ -80,6 +80,7 @@ def train(config: TrainConfig, world: World) -> None:
     from pipeline.models.conditioning import Denoiser
     from pipeline.tracking import Tracker
     from pipeline.training.engine import make_engine
+    from pipeline.training.flops import image_flops
     from pipeline.training.start import share
     from pipeline.training.trainer import Identity, Latents, Trainer
 
@@ -135,6 +136,7 @@ def train(config: TrainConfig, world: World) -> None:
             stream_from=lambda n: data.stream_from(start_n=n),
             text_of=text_encoder(config, contract, world),
             evaluate=evaluate,
+            flops=image_flops(config.model),
         )
         try:
             trainer.run()

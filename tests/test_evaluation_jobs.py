@@ -108,6 +108,30 @@ def test_a_job_makes_the_figures_that_training_makes_and_training_waits_for_none
     assert "Traceback" not in (tmp_path / "run" / jobs.LOG).read_text()
 
 
+def test_wandb_has_every_figure_of_a_run_and_the_captions_of_its_pictures(inside: Path) -> None:
+    records = offline_records(inside)
+    rows = [row for row in read_rows(inside / "metrics.jsonl") if row["kind"] in ("train", "eval")]
+    logged = {row["samples"]: row for row in history(records) if "train/loss" in row}
+    assert sorted(logged) == [8, 16, 24, 32]
+    for row in (row for row in rows if row["kind"] == "train"):
+        there = {key.removeprefix("train/"): value for key, value in logged[row["n"]].items()}
+        names = ("loss", "lr", "grad_norm", "grad_norm_max", "weight_norm", "images_per_s", "step_s", "data_wait_s",
+                 "memory_gb", "tflops")  # fmt: skip
+        assert {name: there[name] for name in names} == {name: row[name] for name in names}
+        assert row["loss_by_noise"] == {
+            name.removeprefix("loss_by_noise."): value for name, value in there.items() if name.startswith("loss_by_")
+        }
+        assert row["tflops"] > 0 and row["weight_norm"] > row["lr"] and "mfu" not in row
+    figures = {row["samples"]: row["eval/clip_score"] for row in history(records) if "eval/clip_score" in row}
+    assert figures == eval_rows(inside)
+    pictures = [row for row in history(records) if any(key.startswith("images/samples") for key in row)]
+    captions = [value for row in pictures for key, value in row.items() if key.endswith("caption")]
+    given = json.loads((inside / "evals" / f"{0:012d}" / "grid.json").read_text())["captions"]
+    assert captions == [jobs.numbered(given)] * 3 and captions[0].startswith(f"1. {given[0]}\n2. {given[1]}")
+    checkpoints = [row["url"] for row in read_rows(inside / "metrics.jsonl") if row["kind"] == "checkpoint"]
+    assert checkpoints[-1] == f"{inside}/checkpoints/{32:012d}/"
+
+
 def test_a_killed_job_costs_training_nothing_and_its_figures_are_made_by_the_next(
     caches: Path, inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
