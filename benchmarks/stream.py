@@ -23,7 +23,7 @@ from benchmarks.machine import device_slug, figure, keep, machine, median, table
 from benchmarks.presets import changed
 from benchmarks.stream_side import BATCH, MEMORY, WORLD
 from pipeline import cli
-from pipeline.data.manifest import MANIFEST, load_manifest
+from pipeline.data.manifest import MANIFEST, UNCOND, Manifest, commit_manifest, load_manifest
 from pipeline.storage import Storage, open_storage
 
 EPILOG = """\
@@ -31,12 +31,13 @@ keys: presets=sd512,small places=disk,s3 rounds=3 workers=1,2 seconds=4 folder=F
 one) mosaic=PYTHON (of an environment with mosaicml-streaming; without it that side is left out)
 
 Rounds take turns: limit, stream, webdataset, mosaicml-streaming, each in a process of its own and with each number of
-workers (threads of the stream and of the limit, processes of the others). Every side is given the same samples; only
-the stream and the limit hash what they read.
+workers (threads of the stream and of the limit, processes of the others). Every side is given the same samples, in
+files of 64 MB; only the stream and the limit hash what they read. From a bucket the clock runs from the first batch on,
+over all that a side reads ahead; mosaicml-streaming gets no sample twice, which its copies on disk would serve.
 """
 TARGETS = {"webdataset": 3.0, "mosaic": 1.5, "limit": 0.85}
 FIRST_BYTES = 256_000_000  # that tell how many samples fill the time
-S3_SHARDS = {"sd512": 6, "small": 4}  # of a cache that are put into the bucket
+S3_SAMPLES = {"sd512": 16_384, "small": 98_304}  # of a cache that is put into the bucket
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
             environment, root = served(place, folder, stack)
             for name in plan.presets.split(","):
                 preset = LATENTS[name]
+                if place == "s3":
+                    preset = replace(preset, samples=S3_SAMPLES[name])
                 if plan.samples:
                     preset = replace(preset, samples=plan.samples, shard_bytes=preset.sample_bytes * plan.samples // 4)
                 sides = prepared(preset, folder, place, root, environment, plan)
@@ -126,33 +129,40 @@ def prepared(
     preset: Latents, folder: Path, place: str, root: str, environment: dict[str, str], plan: Plan
 ) -> dict[str, Callable[[int, int], list[str]]]:
     """The command of each side, for a number of workers and of samples; what they read is made where it is not yet."""
-    local = open_storage(str(folder / preset.name))
+    made = f"{preset.name}-{preset.samples}"
+    local = open_storage(str(folder / made))
     if local.exists(MANIFEST):
         manifest = load_manifest(local)
     else:
         _say(f"making {preset.samples:,} samples of {preset.name}")
         manifest = write_cache(preset, local)
     tars = [str(local.local_path(shard.name)) for shard in manifest.shards]
-    mds = folder / f"{preset.name}-mds"
+    mds = folder / f"{made}-mds"
     if plan.mosaic and not mds.exists():
         _say(f"the same in mosaicml-streaming's format: {preset.name}")
         _output([plan.mosaic, *MOSAIC, json.dumps({"do": "write", "tars": tars, "dest": str(mds)})], {})
-    url, urls, remote = str(folder / preset.name), tars, None
+    url, urls, remote = str(folder / made), tars, None
     if place == "s3":
         url, remote = f"{root}/{preset.name}", f"{root}/{preset.name}-mds"
         _say(f"uploading {preset.name}")
-        urls = _upload(preset, local, open_storage(url), S3_SHARDS[preset.name])
+        urls = _upload(manifest, local, open_storage(url))
         if plan.mosaic:
             for file in sorted(mds.iterdir()):
                 open_storage(remote).put(file.name, file.read_bytes())
 
+    def warm(count: int) -> int:
+        """Samples before the clock: from a bucket none but the first batch, for what is read ahead costs as much."""
+        return count // 2 if place == "disk" else BATCH
+
     def own(side: str, workers: int, count: int, **more: Any) -> list[str]:
-        given = {"side": side, "workers": workers, "warm": count // 2, "count": count, **more}
+        given = {"side": side, "workers": workers, "warm": warm(count), "count": count, **more}
         return [sys.executable, "-m", "benchmarks.stream_side", json.dumps(given)]
 
     def mosaic(workers: int, count: int) -> list[str]:
         at = str(mds) if place == "disk" else tempfile.mkdtemp(dir=folder)
-        given = {"do": "read", "local": at, "remote": remote, "workers": workers, "warm": count // 2, "count": count}
+        if place == "s3":  # what comes a second time would come from its copies on disk
+            count = min(count, preset.samples // BATCH * BATCH - 2 * BATCH)
+        given = {"do": "read", "local": at, "remote": remote, "workers": workers, "warm": warm(count), "count": count}
         return [plan.mosaic, *MOSAIC, json.dumps(given)]
 
     sides = {
@@ -166,12 +176,15 @@ def prepared(
 MOSAIC = (str(Path(__file__).resolve().parent / "mosaic_side.py"),)
 
 
-def _upload(preset: Latents, source: Storage, dest: Storage, shards: int) -> list[str]:
-    """Puts the first shards of a cache into a bucket, with a manifest of their own; URLs that webdataset reads."""
+def _upload(manifest: Manifest, source: Storage, dest: Storage) -> list[str]:
+    """Puts a cache into a bucket; URLs that webdataset reads."""
     from pipeline.s3 import s3_client
 
-    part = replace(preset, samples=preset.samples * shards // len(load_manifest(source).shards))
-    manifest = write_cache(part, dest)
+    for shard in manifest.shards:
+        for name in (shard.name, shard.index_name):
+            dest.put(name, source.get(name))
+    dest.put(UNCOND, source.get(UNCOND))
+    commit_manifest(dest, manifest)
     bucket, _, prefix = dest.url.removeprefix("s3://").partition("/")
     signed = [
         s3_client().generate_presigned_url("get_object", {"Bucket": bucket, "Key": f"{prefix}/{shard.name}"})
