@@ -118,8 +118,10 @@ def served(place: str, folder: Path, stack: ExitStack) -> tuple[dict[str, str], 
     """Environment and root of the URLs of a place: a folder, or a bucket of a real S3 server over loopback."""
     if place == "disk":
         return {}, str(folder)
-    # The server of the tests: a real one, that anyone who runs them has.
-    swift = importlib.import_module("tests.servers.swift")
+    # The server of the tests: a real one, that anyone who runs them has. Not as `tests.servers`: packages that are
+    # installed may bring a `tests` of their own.
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    swift = importlib.import_module("servers.swift")
     (folder / "swift").mkdir(parents=True)
     server = stack.enter_context(swift.Swift(folder / "swift"))
     os.environ.update(server.environment)
