@@ -1,6 +1,6 @@
 """The run directory: where things lie in it, and whether a configuration may go on with the run that is there.
 
-    config.yaml  run.json  metrics.jsonl  ledger/  checkpoints/{n:012d}/  evals/{n:012d}/  report.html
+    config.yaml  run.json  metrics.jsonl  ledger/  lease/  checkpoints/{n:012d}/  evals/{n:012d}/  report.html
 
 Imports no torch, so that a verb can look at a run before it starts ranks.
 """
