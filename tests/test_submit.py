@@ -34,7 +34,8 @@ def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], 2, "which verb is to be submitted? latentmill submit encode"),
         (["encoed", "source=a"], 2, "encoed: which verb"),
-        (["train", "run=r"], 1, "train cannot be submitted: submit knows encode"),
+        (["verify", "dataset=a"], 1, "verify cannot be submitted: submit knows encode, train, eval"),
+        (["train", "run=r"], 1, "data.train is missing"),
         (["encode"], 1, "source is missing"),
         (["encode", "source=a", "dest=b", "imags=3"], 1, "imags: no such key"),
         (["encode", "source=a", "dest=b", "--force"], 2, "'--force' is not KEY=VALUE"),
