@@ -46,6 +46,9 @@ FRUITLESS = 5
 State = Literal["queued", "held", "stopped", "finished", "failed"]
 """queued: submitted. held: training. stopped: with everything committed, to be gone on with. finished and failed."""
 
+_given_back: set[str] = set()
+"""Tokens of leases that this process has given back, whether or not the store could take note."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
@@ -142,6 +145,7 @@ class Lease:
 
     def release(self, state: State, message: str = "") -> None:
         """Say how it ended. An error of the store is a warning: the lease is found dead without it."""
+        _given_back.add(self.holder.token)
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -221,7 +225,7 @@ def enqueue(run: Storage, job: str) -> None:
 def claim_of(holder: Holder, me: Holder) -> str:
     """Why a run is another's than mine now, such as "being trained by Slurm job 7 ..."; "" when I may take it."""
     same_job = _is_of_same_job(holder, me)
-    if holder.state in ("finished", "failed"):
+    if holder.state in ("finished", "failed") or holder.token in _given_back:
         return ""
     if same_job and (holder.state != "held" or holder.restart < me.restart):
         return ""

@@ -58,12 +58,18 @@ InactiveLimit=0
 MinJobAge=3600
 KillWait=5
 JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 """
 """cred_expire: a requeued job waits for its former credential to expire, two minutes by default."""
 
 NODE = "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=16000 Gres=gpu:2"
 """Counts that this machine need not have: config_overrides has Slurm believe them."""
-PARTITION = "PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP"
+PARTITIONS = (
+    "PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP GraceTime=60",
+    "PartitionName=urgent Nodes=ALL MaxTime=1-00:00:00 State=UP PriorityTier=10",
+)
+"""Jobs of the second take nodes from those of the first, which have a minute to commit."""
 GPUS = "Name=gpu File=/dev/null,/dev/zero"  # two devices that exist anywhere: a count alone is refused
 
 HOLD = '"$@" & cat >/dev/null; exit'
@@ -167,7 +173,7 @@ class Slurm:
         host = socket.gethostname().partition(".")[0]
         text = SLURM_CONF.format(host=host, port=self._ports["slurmctld"], folder=self.folder)
         lines = [NODE.format(name=node, port=self._ports[node]) for node in self.nodes]
-        (self.folder / "slurm.conf").write_text("\n".join([text, *lines, PARTITION, ""]))
+        (self.folder / "slurm.conf").write_text("\n".join([text, *lines, *PARTITIONS, ""]))
         (self.folder / "gres.conf").write_text(GPUS + "\n")
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(self.nodes)}\n")
         (self.folder / "munge.key").touch(mode=0o600)

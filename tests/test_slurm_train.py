@@ -1,0 +1,180 @@
+"""`latentmill submit train` on a real Slurm of two nodes: what is told to stop comes back and reaches the end that an
+undisturbed run reaches, and nobody else trains the run meanwhile (docs/promises.md, faults 12, 18 and 24)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty_run import BATCH, make_cache, state
+from servers.slurm import Slurm
+from small_cache import WIDTH
+from test_submit import refusal
+
+from pipeline import cli
+from pipeline.storage import open_storage
+from pipeline.tracking import parse_rows
+from pipeline.training import lease
+from pipeline.training.rundir import committed
+
+TESTS = Path(__file__).resolve().parent
+END = 12 * BATCH
+SMALL = ["cluster.gpus=0", "cluster.cpus=1", "cluster.time=10"]
+TRAIN = [
+    "model.channels=8",
+    "model.multipliers=[1]",
+    "model.blocks=1",
+    "model.attention=[1]",
+    "model.heads=2",
+    "model.norm_groups=4",
+    f"model.context_width={WIDTH}",
+    f"optim.batch={BATCH}",
+    "optim.warmup=80",
+    "deepspeed=zero2",
+    f"checkpoint.every={5 * BATCH}",
+    "checkpoint.keep=20",
+    f"tracking.every={BATCH}",
+    "tracking.wandb=offline",
+    f"samples={END}",
+    "seed=3",
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_cache(tmp_path_factory.mktemp("data") / "cache")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
+    """Call it for the end of the same run on two ranks, without Slurm; it is trained beside the first test."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    words = [*TRAIN, f"data.train={cache}", f"run={run}", "device=cpu", "launch.processes=2", "launch.threads=1"]
+    words[words.index("tracking.wandb=offline")] = "tracking.wandb=off"
+    with subprocess.Popen([sys.executable, "-m", "pipeline.cli", "train", *words]) as process:
+
+        def end() -> Any:
+            assert process.wait() == 0
+            return state(str(run))
+
+        yield end
+        process.kill()
+
+
+@pytest.fixture
+def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, tuple[int, str]]], Path]:
+    """Call it with what is to happen (see paused_run.py) for the folder in which ranks say that it has."""
+
+    def plan(pauses: dict[int, tuple[int, str]]) -> Path:
+        (tmp_path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{TESTS}/paused_run.py" "$@"\n')
+        (tmp_path / "python").chmod(0o755)
+        (tmp_path / "paused").mkdir()
+        monkeypatch.setenv("PAUSES", json.dumps(pauses))
+        monkeypatch.setenv("PAUSED", str(tmp_path / "paused"))
+        monkeypatch.chdir(tmp_path)
+        return tmp_path / "paused"
+
+    return plan
+
+
+def submit(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The number of the job of a `latentmill submit train` that succeeds."""
+    assert cli.main(["submit", "train", *TRAIN, *SMALL, *words]) == 0, capsys.readouterr().err
+    found = re.search(r"^submitted: job (\d+)$", capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def until(there: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline, f"{what} has not come within {seconds:.0f} s"
+        time.sleep(0.05)
+
+
+def log(folder: Path, job: str) -> str:
+    return (folder / "slurm-logs" / f"latentmill-train-{job}.log").read_text(errors="replace")
+
+
+def words_of(run: str, cache: str) -> list[str]:
+    """A rank on each of the two nodes."""
+    return [f"data.train={cache}", f"run={run}", "nodes=2", "cluster.python=./python"]
+
+
+def lives(run: str) -> tuple[list[int], str, int]:
+    """n at which each life of a run began, how the last ended, and how often its job was back in the queue."""
+    starts = [row["n"] for row in parse_rows(open_storage(run).get("metrics.jsonl")) if row["kind"] == "start"]
+    _, holder = lease.newest(open_storage(run))
+    assert holder is not None
+    assert holder.life == len(starts)
+    return starts, holder.state, holder.restart
+
+
+def test_a_preempted_run_comes_back_to_the_end_of_an_undisturbed_one_and_is_trained_by_nobody_else(
+    slurm: Slurm,
+    cache: str,
+    undisturbed: Callable[[], Any],
+    paused: Callable[[dict[int, tuple[int, str]]], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A job of a higher partition takes the nodes, between two commits."""
+    where, run = paused({0: (3 * BATCH, "wait")}), str(tmp_path / "run")
+    words = words_of(run, cache)
+    job = submit(capsys, *words)
+    until(lambda: len(list(where.glob("0-*"))) == 2, "the pause")
+    identity = (Path(run) / "wandb.id").read_text()
+
+    before = slurm.jobs()
+    said = refusal(capsys, 1, "train", *TRAIN, *SMALL, *words)
+    assert f"{run} is being trained by Slurm job {job} (restart 0), process " in said
+    assert "Slurm says RUNNING; one run is trained once at a time, or choose another run=" in said
+    assert slurm.jobs() == before
+
+    slurm.wait(slurm.ask("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "true"))
+    assert committed(open_storage(run)) == [3 * BATCH]
+    said = refusal(capsys, 1, "train", *TRAIN, *SMALL, *words)
+    assert f"{run} is to be gone on with by Slurm job {job} (restart 0)" in said
+
+    slurm.wait(job)
+    assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
+    assert state(run) == undisturbed()
+    assert committed(open_storage(run)) == [END, 10 * BATCH, 5 * BATCH, 3 * BATCH]
+    assert f"stopped by SIGTERM with {3 * BATCH} of {END} samples committed" in log(tmp_path, job)
+    assert lives(run) == ([0, 3 * BATCH], "finished", 1)
+    assert (Path(run) / "wandb.id").read_text() == identity
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["time limit", "rank killed", "node crashed"])
+def test_a_run_outlives_its_time_limit_a_killed_rank_and_a_lost_node(
+    slurm: Slurm,
+    cache: str,
+    undisturbed: Callable[[], Any],
+    paused: Callable[[dict[int, tuple[int, str]]], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+) -> None:
+    """Slurm itself sends SIGUSR1 ahead of a limit of two minutes; SIGKILL to one of the ranks; a whole machine."""
+    where, run = paused({0: (7 * BATCH, "kill" if what == "rank killed" else "wait")}), str(tmp_path / "run")
+    limit = ["cluster.time=2", "cluster.signal=60"] if what == "time limit" else []
+    job = submit(capsys, *words_of(run, cache), *limit)
+    until(lambda: len(list(where.glob("0-*"))) == 2, "the pause")
+    if what == "node crashed":
+        slurm.crash("n2")
+        until(lambda: slurm.states()["n2"].startswith("down"), "the end of n2")
+        slurm.boot("n2")
+    slurm.wait(job, seconds=240)
+    assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
+    assert state(run) == undisturbed()
+    stopped = f"stopped by SIGUSR1 with {7 * BATCH} of {END} samples committed"
+    assert (stopped in log(tmp_path, job)) == (what == "time limit")
+    assert lives(run) == ([0, 7 * BATCH if what == "time limit" else 5 * BATCH], "finished", 1)
