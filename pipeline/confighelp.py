@@ -14,7 +14,9 @@ from pipeline import config as c
 from pipeline.configload import groups
 
 WIDTH = 110
-USAGE = {"submit": "latentmill submit encode [--dry-run] [cluster=NAME] [cluster.KEY=VALUE ...] KEY=VALUE ..."}
+USAGE = {
+    "submit": "latentmill submit VERB [--dry-run] [cluster=NAME] [nodes=N] KEY=VALUE ... [then VERB KEY=VALUE ...]"
+}
 """Verbs that are called in another way than the rest."""
 
 

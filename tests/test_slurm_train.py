@@ -19,6 +19,7 @@ from small_cache import WIDTH
 from test_submit import refusal
 
 from pipeline import cli
+from pipeline.status import status
 from pipeline.storage import open_storage
 from pipeline.tracking import parse_rows
 from pipeline.training import lease
@@ -137,11 +138,13 @@ def test_a_preempted_run_comes_back_to_the_end_of_an_undisturbed_one_and_is_trai
     assert f"{run} is being trained by Slurm job {job} (restart 0), process " in said
     assert "Slurm says RUNNING; one run is trained once at a time, or choose another run=" in said
     assert slurm.jobs() == before
+    assert re.fullmatch(rf"training \(Slurm job {job}, n[12]\)", status(run).state)
 
     slurm.wait(slurm.ask("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "true"))
     assert committed(open_storage(run)) == [3 * BATCH]
     said = refusal(capsys, 1, "train", *TRAIN, *SMALL, *words)
     assert f"{run} is to be gone on with by Slurm job {job} (restart 0)" in said
+    assert status(run).state == f"stopped, to be gone on with (Slurm job {job}: PENDING)"
 
     slurm.wait(job)
     assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
@@ -150,6 +153,8 @@ def test_a_preempted_run_comes_back_to_the_end_of_an_undisturbed_one_and_is_trai
     assert f"stopped by SIGTERM with {3 * BATCH} of {END} samples committed" in log(tmp_path, job)
     assert lives(run) == ([0, 3 * BATCH], "finished", 1)
     assert (Path(run) / "wandb.id").read_text() == identity
+    found = status(run)
+    assert (found.state, found.samples, found.end, found.committed, found.restarts) == ("finished", END, END, END, 1)
 
 
 @pytest.mark.long
