@@ -54,6 +54,16 @@ def fit(config: TrainConfig, contract: Contract, world: int, precision: Precisio
     return Fit(cost.parameters, state.stepping - elsewhere, peak - elsewhere, len(again))
 
 
+def precision_of(config: TrainConfig, gpus: bool) -> Precision:
+    """Of forward and backward passes, as training.engine.pick_precision picks it (on a GPU that has bf16).
+
+    engine=torch counts as fp32: in bf16 it is autocast around fp32 weights, of which the memory model knows nothing.
+    """
+    if config.deepspeed.engine == "torch" or config.deepspeed.stage == 0 or config.precision == "fp32":
+        return "fp32"
+    return "bf16" if config.precision == "bf16" or gpus else "fp32"
+
+
 def require_fit(found: Fit, gigabytes: float) -> None:
     """Raises ConfigError when a step needs more than a GPU of so many GB has."""
     if found.peak > gigabytes * 1e9:

@@ -16,7 +16,7 @@ from pipeline.sbatch import Script, log_path
 from pipeline.storage import open_storage
 
 if TYPE_CHECKING:
-    from pipeline.data.manifest import Contract
+    from pipeline.data.manifest import Manifest
 
 FINALIZE_CPUS, FINALIZE_MEMORY = 2, "8G"
 """Of the job that only reads indexes."""
@@ -167,9 +167,11 @@ def shape(config: TrainConfig, cluster: ClusterConfig) -> str:
 
 
 def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Sequence[str]) -> list[str]:
-    """Look for the run and its datasets, and hold a step against the GPU's memory; what was found, in lines."""
+    """Look for the run and its datasets, hold those against the model, and a step against the GPU's memory; what was
+    found, in lines."""
     from pipeline.data.manifest import load_manifest
-    from pipeline.fit import fit, require_fit
+    from pipeline.fit import fit, precision_of, require_fit
+    from pipeline.traindata import check_against_contract
     from pipeline.training.lease import require_free
     from pipeline.training.rundir import committed, dataset_urls, is_finished, last_sample, require_resumable
 
@@ -180,28 +182,26 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
     require_free(run)
     done = next(iter(committed(run)), 0)
     lines = [f"goes on at {done:,} of {last_sample(config):,} samples"] if done else []
-    contract: Contract | None = None
+    found: dict[str, Manifest] = {}
     for url in filter(None, (*dataset_urls(config.data), config.data.val)):
         try:
-            manifest = load_manifest(open_storage(url))
+            found[url] = load_manifest(open_storage(url))
         except DatasetError:
             if url not in coming:
                 raise
-        else:
-            contract = contract or manifest.contract
-    if contract is None:
+    if config.data.train not in found:
         return [*lines, "memory: not looked at, because the dataset is not there yet"]
-    precision: str = config.precision if config.precision != "auto" else ("bf16" if cluster.gpus else "fp32")
-    if config.precision == "auto" and config.deepspeed.engine == "deepspeed" and config.deepspeed.stage == 0:
-        precision = "fp32"
-    found = fit(config, contract, world, "bf16" if precision == "bf16" else "fp32")
-    lines.append(f"memory: {found.words()}")
+    manifest = found[config.data.train]
+    members = ("text",) if config.task.name == "text" else ()
+    check_against_contract(config, manifest, found.get(config.data.val), members)
+    needed = fit(config, manifest.contract, world, precision_of(config, bool(cluster.gpus)))
+    lines.append(f"memory: {needed.words()}")
     if not cluster.gpus:
         return lines
     if not cluster.gpu_memory_gb:
         return [*lines, "memory: not held against the GPU's, which cluster.gpu_memory_gb would say"]
-    require_fit(found, cluster.gpu_memory_gb)
-    part = found.peak / (cluster.gpu_memory_gb * 1e9)
+    require_fit(needed, cluster.gpu_memory_gb)
+    part = needed.peak / (cluster.gpu_memory_gb * 1e9)
     close = ", which is close" if part > ROOM else ""
     return [*lines, f"memory: that is {part:.0%} of the GPU's {cluster.gpu_memory_gb:g} GB{close}"]
 
@@ -222,14 +222,14 @@ def eval_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str
             **resources(one, 1),
             "--gres": gres(one),
             "--output": log_path(cluster.logs, "%x-%j.log"),
-            **requeueing(cluster),
+            **requeueing(cluster, ""),
             **further(cluster),
         },
         setup=cluster.setup,
         step=step(one, 1),
         program=[cluster.python or sys.executable, "-m", "pipeline.cli", "eval"],
         arguments=[*words, *([] if given else ["device=cuda" if cluster.gpus else "device=cpu"])],
-        requeue=cluster.requeue,
+        requeue=False,  # it begins anew, and beyond its time limit would do so for ever
     )
     return Job([script])
 
@@ -269,11 +269,12 @@ def gres(cluster: ClusterConfig) -> str:
 
 
 def requeueing(cluster: ClusterConfig, name: str = "TERM") -> dict[str, str | None]:
-    """Options of sbatch for a task that is told to stop before its time limit, and may come back."""
+    """Options of sbatch for a task that may come back, and is told to stop before its time limit by the signal `name`
+    ("" = not)."""
     return {
         "--open-mode": "append",
         "--requeue" if cluster.requeue else "--no-requeue": None,
-        "--signal": f"{name}@{cluster.signal}" if cluster.signal else "",
+        "--signal": f"{name}@{cluster.signal}" if cluster.signal and name else "",
     }
 
 

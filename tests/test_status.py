@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +97,13 @@ def test_a_state_in_words(holder: Holder | None, words: str) -> None:
 )
 def test_a_time_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_looking_at_runs_imports_nothing_heavy(folder: Path) -> None:
+    code = f"import sys; from pipeline import cli; cli.main(['status', '{folder}/done']);"
+    code += "print(sorted({'torch', 'boto3', 'deepspeed'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("[]\n"), done.stderr
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
