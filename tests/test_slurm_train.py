@@ -4,6 +4,7 @@ undisturbed run reaches, and nobody else trains the run meanwhile (docs/promises
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -183,3 +184,76 @@ def test_a_run_outlives_its_time_limit_a_killed_rank_and_a_lost_node(
     stopped = f"stopped by SIGUSR1 with {7 * BATCH} of {END} samples committed"
     assert (stopped in log(tmp_path, job)) == (what == "time limit")
     assert lives(run) == ([0, 7 * BATCH if what == "time limit" else 5 * BATCH], "finished", 1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What Slurm makes of chains and of the static script
+
+NOTE = f"""#!{sys.executable}
+import json, os, signal, sys, time
+verb = next(word for word in sys.argv if word in ("encode", "train", "eval"))
+part = verb if "finalize=true" not in sys.argv else "finalize"
+rank, restart = os.environ["SLURM_PROCID"], os.environ.get("SLURM_RESTART_COUNT", "0")
+with open(os.environ["NOTES"], "a") as file:
+    file.write(json.dumps([part, rank, restart, sys.argv[1:]]) + "\\n")
+if os.environ.get("KILLED") == f"{{part}}-{{rank}}-{{restart}}":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(part == os.environ.get("FAILS")) or int("KILLED" in os.environ and restart == "0"))
+"""
+"""Stands in for python or for latentmill: notes its part, rank and restart. KILLED names what a signal ends, while the
+other ranks fail with 1; FAILS a part that fails."""
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[Any]]]:
+    """Call it for what each run of NOTE noted, in their order: [part, rank, restart, arguments]."""
+    (tmp_path / "latentmill").write_text(NOTE)
+    (tmp_path / "latentmill").chmod(0o755)
+    (tmp_path / "notes").touch()
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    monkeypatch.chdir(tmp_path)
+    return lambda: [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("fails", ["", "finalize"])
+def test_each_verb_of_a_chain_waits_for_the_success_of_the_one_before(
+    slurm: Slurm,
+    notes: Callable[[], list[list[Any]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fails: str,
+) -> None:
+    monkeypatch.setenv("FAILS", fails)
+    run = f"run={tmp_path / 'run'}"
+    encode = ["encode", "source=a", "dest=b", *SMALL, "cluster.tasks=2", "cluster.python=./latentmill"]
+    chain = ["then", "train", *TRAIN, "data.train=b", run, "nodes=2", "then", "eval", run, "images=10"]
+    assert cli.main(["submit", *encode, *chain]) == 0
+    found = re.search(r"^submitted: job (\d+), then job (\d+), then job (\d+), then job (\d+)$", said(capsys), re.M)
+    assert found is not None
+    slurm.wait(*found.groups())
+    parts = [part for part, *_ in notes()]
+    assert sorted(parts[:2]) == ["encode", "encode"]
+    assert parts[2:] == (["finalize"] if fails else ["finalize", "train", "train", "eval"])
+    ended = [slurm.ends(job)[0][0] for job in found.groups()]
+    assert ended == ["COMPLETED", *(["FAILED", "CANCELLED", "CANCELLED"] if fails else ["COMPLETED"] * 3)]
+    lost = "never begun (Slurm job {}: CANCELLED)" if fails else "never begun (Slurm job {}: COMPLETED)"
+    assert status(str(tmp_path / "run")).state == lost.format(found[3])
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def test_the_script_to_submit_by_hand_comes_back_when_a_signal_has_ended_a_rank(
+    slurm: Slurm, notes: Callable[[], list[list[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KILLED", "train-1-0")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "slurm-logs").mkdir()
+    options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--gres=gpu:1"]
+    job = slurm.ask("sbatch", "--parsable", *options, str(TESTS.parent / "slurm/train.sbatch"), "run=it's", "samples=1")
+    slurm.wait(job)
+    assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
+    arguments = ["train", "launch.threads=2", "run=it's", "samples=1"]
+    assert sorted(notes()) == [["train", rank, restart, arguments] for rank in "01" for restart in "01"]
