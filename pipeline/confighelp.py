@@ -33,7 +33,11 @@ def verb_help(verb: str) -> str:
     if verb == "train":
         lines += [
             "",
-            *textwrap.wrap("-m sweeps: latentmill train -m optim.lr=1e-4,2e-4 ... runs one job per value.", WIDTH),
+            *textwrap.wrap(
+                "-m sweeps: latentmill train -m optim.lr=1e-4,2e-4 ... runs one job per value, and with cluster=NAME "
+                "on Slurm, side by side.",
+                WIDTH,
+            ),
         ]
     return "\n".join(lines)
 

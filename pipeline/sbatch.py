@@ -148,6 +148,13 @@ def cancel(*jobs: str) -> None:
     _ask(["scancel", *jobs])
 
 
+def requeue(job: str) -> None:
+    """Send a running job back to the queue, which ends it here. Raises SubmitError with Slurm's reason."""
+    done = _ask(["scontrol", "requeue", job])
+    if done.returncode:
+        raise SubmitError(f"Slurm does not take job {job} back into its queue: {' '.join(done.stderr.split())}")
+
+
 def own_job(environ: Mapping[str, str]) -> str:
     """The number of the job that this process is part of, as 7 or 7_2 of an array; "" outside of Slurm."""
     if "SLURM_ARRAY_TASK_ID" in environ and "SLURM_ARRAY_JOB_ID" in environ:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from small_cache import WIDTH
 from test_submit import refusal
 
 from pipeline import cli
-from pipeline.status import status
+from pipeline.status import runs_at, status
 from pipeline.storage import open_storage
 from pipeline.tracking import parse_rows
 from pipeline.training import lease
@@ -184,6 +185,47 @@ def test_a_run_outlives_its_time_limit_a_killed_rank_and_a_lost_node(
     stopped = f"stopped by SIGUSR1 with {7 * BATCH} of {END} samples committed"
     assert (stopped in log(tmp_path, job)) == (what == "time limit")
     assert lives(run) == ([0, 7 * BATCH if what == "time limit" else 5 * BATCH], "finished", 1)
+
+
+def sweep(root: Path, cache: str, samples: int, *words: str) -> subprocess.Popen[str]:
+    """`latentmill train -m` over two learning rates, in one process each."""
+    train = [word for word in TRAIN if word.partition("=")[0] not in ("deepspeed", "samples")]
+    train += ["deepspeed=off", f"data.train={cache}", f"run={root}", f"samples={samples}", "optim.lr=1e-3,2e-3"]
+    command = [sys.executable, "-m", "pipeline.cli", "train", "-m", *train, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root.parent)
+
+
+def test_a_sweep_that_is_told_to_stop_goes_on_with_each_of_its_jobs(cache: str, tmp_path: Path) -> None:
+    root, samples = tmp_path / "sweep", 150 * BATCH
+    with sweep(root, cache, samples, "device=cpu", "launch.threads=1") as first:
+        until(lambda: committed(open_storage(str(root / "optim.lr=0.001"))), "a commit")
+        first.send_signal(signal.SIGTERM)
+        told, _ = first.communicate()
+    assert first.returncode == 75, told
+    assert "latentmill train: optim.lr=0.001 was stopped with everything committed; the same command goes on" in told
+    assert "== optim.lr=0.002" not in told
+    with sweep(root, cache, samples, "device=cpu", "launch.threads=1") as second:
+        told, _ = second.communicate()
+    assert second.returncode == 0, told
+    assert [status(run).state for run in runs_at(str(root))] == ["finished"] * 2
+
+
+@pytest.mark.long
+def test_the_jobs_of_a_sweep_on_slurm_come_back_when_they_are_told_to_stop(
+    slurm: Slurm, cache: str, tmp_path: Path
+) -> None:
+    root, samples, before = tmp_path / "sweep", 600 * BATCH, slurm.jobs()
+    with sweep(root, cache, samples, *SMALL, "cluster.tasks=2") as process:
+        runs = [root / f"optim.lr={lr}" for lr in ("0.001", "0.002")]
+        until(lambda: committed(open_storage(str(runs[1]))), "a commit of the second")
+        (job, *_) = sorted(set(slurm.jobs()) - set(before), key=int)
+        slurm.ask("scancel", "--signal=USR1", f"{job}_1")
+        told, _ = process.communicate(timeout=240)
+    logs = {str(path): path.read_text() for path in root.rglob("*_log.out")}
+    assert process.returncode == 0, (told, logs)
+    assert [status(str(run)).state for run in runs] == ["finished"] * 2
+    assert [status(str(run)).samples for run in runs] == [samples] * 2
+    assert [lives(str(run))[2] for run in runs] == [0, 1]
 
 
 # --------------------------------------------------------------------------------------------------------------------
