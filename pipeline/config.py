@@ -707,6 +707,9 @@ class ClusterConfig:
     so up to 60 s sooner): what a commit takes, and more; 0 = not."""
     requeue: bool = True
     """Whether a task that was stopped so, was preempted or lost its node goes back to the queue."""
+    check_nodes: bool = True
+    """Whether a training job asks its nodes for GPUs, disk, clock and reach of the data before its ranks start; a bad
+    one is kept out of it (with requeue=false the job fails)."""
     finalize: bool = True
     """Whether a job without a GPU follows encode's array and writes the manifest, or says which shards are missing."""
     options: tuple[str, ...] = ()

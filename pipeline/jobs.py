@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -150,8 +151,22 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
         arguments=[*words, *added],
         requeue=cluster.requeue,
         killed=True,
+        before=node_check(cluster, config) if cluster.check_nodes else (),
     )
     return Job([script], run=config.run, makes=[config.run], notes=notes)
+
+
+def node_check(cluster: ClusterConfig, config: TrainConfig) -> list[str]:
+    """Shell lines that ask the job's nodes whether they can train, and end the script where one cannot."""
+    gpus = cluster.processes if cluster.gpus else 0
+    python = cluster.python or sys.executable
+    words = [python, "-m", "pipeline.nodecheck", "job", str(cluster.nodes), str(gpus)]
+    urls = [config.run, config.data.train, *config.data.mix, *filter(None, [config.data.val])]
+    return [
+        "# A node that cannot train is kept out, and the job goes back to the queue.",
+        f"{shlex.join([*words, *urls])} || exit $?",
+        "",
+    ]
 
 
 def shape(config: TrainConfig, cluster: ClusterConfig) -> str:

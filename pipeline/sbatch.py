@@ -155,6 +155,32 @@ def requeue(job: str) -> None:
         raise SubmitError(f"Slurm does not take job {job} back into its queue: {' '.join(done.stderr.split())}")
 
 
+def requeue_without(job: str, nodes: Sequence[str]) -> None:
+    """Send a running job back to the queue, and keep it off some nodes besides those that it is kept off already.
+
+    Raises SubmitError with Slurm's reason. Only a job that waits can be kept off nodes, so it is held meanwhile.
+    """
+    before = re.search(r"ExcNodeList=(\S+)", _ask(["scontrol", "--oneliner", "show", "job", job]).stdout)
+    excluded = [before[1]] if before and before[1] != "(null)" else []
+    excluded += nodes
+    for command in (
+        ["scontrol", "requeuehold", job],
+        ["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(excluded)}"],
+        ["scontrol", "release", job],
+    ):
+        done = _ask(command)
+        if done.returncode:
+            raise SubmitError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())}")
+
+
+def hostnames(nodes: str) -> list[str]:
+    """The nodes of a list as Slurm writes it: n[1-2] -> n1, n2. Raises SubmitError."""
+    done = _ask(["scontrol", "show", "hostnames", nodes])
+    if done.returncode:
+        raise SubmitError(f"Slurm does not name the nodes {nodes}: {' '.join(done.stderr.split())}")
+    return done.stdout.split()
+
+
 def own_job(environ: Mapping[str, str]) -> str:
     """The number of the job that this process is part of, as 7 or 7_2 of an array; "" outside of Slurm."""
     if "SLURM_ARRAY_TASK_ID" in environ and "SLURM_ARRAY_JOB_ID" in environ:

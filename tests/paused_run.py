@@ -21,7 +21,9 @@ from pipeline.training.trainer import Trainer
 
 
 def main(argv: list[str]) -> int:
-    """argv: -m pipeline.cli VERB KEY=VALUE ..."""
+    """argv: -m pipeline.cli VERB KEY=VALUE ..., or -m and another module, in which nothing befalls."""
+    if argv[1] != "pipeline.cli":
+        os.execv(sys.executable, [sys.executable, *argv])
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
     n, what = json.loads(os.environ["PAUSES"]).get(restart, [-1, ""])
     next_batch = Trainer._next_batch

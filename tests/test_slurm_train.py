@@ -189,12 +189,20 @@ def test_a_run_outlives_its_time_limit_a_killed_rank_and_a_lost_node(
 
 def sweep(root: Path, cache: str, samples: int, *words: str) -> subprocess.Popen[str]:
     """`latentmill train -m` over two learning rates, in one process each."""
-    train = [word for word in TRAIN if word.partition("=")[0] not in ("deepspeed", "samples")]
-    train += ["deepspeed=off", f"data.train={cache}", f"run={root}", f"samples={samples}", "optim.lr=1e-3,2e-3"]
+    train = [word for word in TRAIN if word.partition("=")[0] not in ("deepspeed", "samples", "tracking.wandb")]
+    train += [
+        "deepspeed=off",
+        "tracking.wandb=off",
+        f"data.train={cache}",
+        f"run={root}",
+        f"samples={samples}",
+        "optim.lr=1e-3,2e-3",
+    ]
     command = [sys.executable, "-m", "pipeline.cli", "train", "-m", *train, *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root.parent)
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_told_to_stop_goes_on_with_each_of_its_jobs(cache: str, tmp_path: Path) -> None:
     root, samples = tmp_path / "sweep", 150 * BATCH
     with sweep(root, cache, samples, "device=cpu", "launch.threads=1") as first:
@@ -233,6 +241,8 @@ def test_the_jobs_of_a_sweep_on_slurm_come_back_when_they_are_told_to_stop(
 
 NOTE = f"""#!{sys.executable}
 import json, os, signal, sys, time
+if "pipeline.nodecheck" in sys.argv:
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 verb = next(word for word in sys.argv if word in ("encode", "train", "eval"))
 part = verb if "finalize=true" not in sys.argv else "finalize"
 rank, restart = os.environ["SLURM_PROCID"], os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -269,6 +279,7 @@ def test_each_verb_of_a_chain_waits_for_the_success_of_the_one_before(
     monkeypatch.setenv("FAILS", fails)
     run = f"run={tmp_path / 'run'}"
     encode = ["encode", "source=a", "dest=b", *SMALL, "cluster.tasks=2", "cluster.python=./latentmill"]
+    encode.append("cluster.check_nodes=false")  # nobody makes b
     chain = ["then", "train", *TRAIN, "data.train=b", run, "nodes=2", "then", "eval", run, "images=10"]
     assert cli.main(["submit", *encode, *chain]) == 0
     found = re.search(r"^submitted: job (\d+), then job (\d+), then job (\d+), then job (\d+)$", said(capsys), re.M)
@@ -281,6 +292,7 @@ def test_each_verb_of_a_chain_waits_for_the_success_of_the_one_before(
     assert ended == ["COMPLETED", *(["FAILED", "CANCELLED", "CANCELLED"] if fails else ["COMPLETED"] * 3)]
     lost = "never begun (Slurm job {}: CANCELLED)" if fails else "never begun (Slurm job {}: COMPLETED)"
     assert status(str(tmp_path / "run")).state == lost.format(found[3])
+    lease.require_free(open_storage(str(tmp_path / "run")))  # the job that it was given to is dead
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -299,3 +311,26 @@ def test_the_script_to_submit_by_hand_comes_back_when_a_signal_has_ended_a_rank(
     assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
     arguments = ["train", "launch.threads=2", "run=it's", "samples=1"]
     assert sorted(notes()) == [["train", rank, restart, arguments] for rank in "01" for restart in "01"]
+
+
+def test_a_node_that_cannot_train_is_kept_out_and_the_job_runs_elsewhere(
+    slurm: Slurm,
+    cache: str,
+    notes: Callable[[], list[list[Any]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first node sees a full disk where the run is to lie."""
+    (tmp_path / "disk").mkdir()
+    slurm.on("n1", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path / "disk"))
+    try:
+        words = [f"data.train={cache}", f"run={tmp_path}/disk/run", "cluster.python=./latentmill"]
+        job = submit(capsys, *words, "deepspeed=off")
+        slurm.wait(job)
+    finally:
+        slurm.on("n1", "umount", str(tmp_path / "disk"))
+    assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
+    assert f"latentmill: node n1 is bad: {tmp_path}/disk has 0.0 GB free" in log(tmp_path, job)
+    assert "latentmill: back to the queue, without n1" in log(tmp_path, job)
+    assert [(part, restart) for part, _, restart, _ in notes()] == [("train", "1")]
+    assert "ExcNodeList=n1 " in slurm.ask("scontrol", "--oneliner", "show", "job", job)

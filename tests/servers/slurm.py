@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -127,6 +128,16 @@ class Slurm:
     def crash(self, node: str) -> None:
         """A node's machine is gone, with all that ran on it."""
         self._end(node)
+
+    def on(self, node: str, *command: str) -> None:
+        """Run a command as root among the mounts of a node."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if path.read_bytes().startswith(b"slurmd\0") and path.read_bytes().endswith(f"-N\0{node}\0".encode()):
+                    enter = ["nsenter", f"--mount=/proc/{path.parent.name}/ns/mnt"]
+                    subprocess.run([*self._sudo, *enter, *command], check=True)
+                    return
+        raise RuntimeError(f"{node} is not up")
 
     def stop(self) -> None:
         """End every daemon and all that jobs started."""
