@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -202,21 +202,21 @@ def test_former_leases_are_kept_for_a_while(run: Storage) -> None:
 @pytest.mark.parametrize(
     ("holder", "why"),
     [
-        (elsewhere(), "being trained by process 12 on n9"),
-        (elsewhere(beat=time.time() - DEAD_SECONDS - 1), ""),
-        (replace(myself(), token="x"), "being trained by process"),
-        (replace(myself(), started="1"), ""),  # the number of a process that came again
-        (in_job("8"), "being trained by Slurm job 8 (restart 0), process 12 on n9"),
-        (in_job("8", beat=time.time() - DEAD_SECONDS - 1), ""),
-        (in_job("8", state="queued"), ""),  # of a cluster that cannot be asked, and it does not run
-        (in_job("7"), ""),  # this job, before it went back to the queue
-        (in_job("7", restart=1), "being trained by Slurm job 7 (restart 1)"),  # this job, twice
-        (in_job("7", restart=1, state="stopped"), ""),
-        (in_job("7", state="queued"), ""),
+        (elsewhere, "being trained by process 12 on n9"),
+        (lambda: elsewhere(beat=time.time() - DEAD_SECONDS - 1), ""),
+        (lambda: replace(myself(), token="x"), "being trained by process"),
+        (lambda: replace(myself(), started="1"), ""),  # the number of a process that came again
+        (lambda: in_job("8"), "being trained by Slurm job 8 (restart 0), process 12 on n9"),
+        (lambda: in_job("8", beat=time.time() - DEAD_SECONDS - 1), ""),
+        (lambda: in_job("8", state="queued"), ""),  # of a cluster that cannot be asked, and it does not run
+        (lambda: in_job("7"), ""),  # this job, before it went back to the queue
+        (lambda: in_job("7", restart=1), "being trained by Slurm job 7 (restart 1)"),  # this job, twice
+        (lambda: in_job("7", restart=1, state="stopped"), ""),
+        (lambda: in_job("7", state="queued"), ""),
     ],
 )
-def test_whose_a_run_is_where_slurm_cannot_be_asked(holder: Holder, why: str) -> None:
-    found = claim_of(holder, in_job("7", restart=1, machine=myself().machine))
+def test_whose_a_run_is_where_slurm_cannot_be_asked(holder: Callable[[], Holder], why: str) -> None:
+    found = claim_of(holder(), in_job("7", restart=1, machine=myself().machine))
     assert found.startswith(why)
     assert bool(found) == bool(why)
 

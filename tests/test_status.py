@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,20 +77,23 @@ def test_a_folder_of_runs_is_as_good_as_its_runs(folder: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("holder", "words"),
     [
-        (None, "not being trained"),
-        (myself({}), f"training ({myself({}).host})"),
-        (elsewhere(), "training (n9)"),
-        (elsewhere(beat=elsewhere().beat - 300), "training (n9; silent for 5 min)"),
-        (elsewhere(beat=elsewhere().beat - DEAD_SECONDS - 1), "dead (n9)"),
-        (replace(myself({}), started="1"), f"dead ({myself({}).host})"),
-        (in_job("7"), "training (Slurm job 7, n9)"),
-        (in_job("7", state="stopped"), "stopped, to be gone on with (Slurm job 7, which cannot be asked for here)"),
-        (elsewhere(state="stopped"), "stopped; the same command goes on"),
-        (elsewhere(state="failed", message="a latent is NaN"), "failed: a latent is NaN"),
+        (lambda: None, "not being trained"),
+        (lambda: myself({}), f"training ({myself({}).host})"),
+        (elsewhere, "training (n9)"),
+        (lambda: elsewhere(beat=elsewhere().beat - 300), "training (n9; silent for 5 min)"),
+        (lambda: elsewhere(beat=elsewhere().beat - DEAD_SECONDS - 1), "dead (n9)"),
+        (lambda: replace(myself({}), started="1"), f"dead ({myself({}).host})"),
+        (lambda: in_job("7"), "training (Slurm job 7, n9)"),
+        (
+            lambda: in_job("7", state="stopped"),
+            "stopped, to be gone on with (Slurm job 7, which cannot be asked for here)",
+        ),
+        (lambda: elsewhere(state="stopped"), "stopped; the same command goes on"),
+        (lambda: elsewhere(state="failed", message="a latent is NaN"), "failed: a latent is NaN"),
     ],
 )
-def test_a_state_in_words(holder: Holder | None, words: str) -> None:
-    assert state_of(holder) == words
+def test_a_state_in_words(holder: Callable[[], Holder | None], words: str) -> None:
+    assert state_of(holder()) == words
 
 
 @pytest.mark.parametrize(
