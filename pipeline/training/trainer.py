@@ -75,7 +75,7 @@ class Trainer:
 
     stream_from: the rank's batches from sample number n on. text_of: text states of ids, where the cache holds only
     those. evaluate: None for none. folder: local folder for files
-    that grow, when the run directory is not local.
+    that grow, when the run directory is not local. fence: raises when this process may no longer commit.
     """
 
     def __init__(
@@ -92,10 +92,11 @@ class Trainer:
         stream_from: Callable[[int], Stream],
         text_of: Callable[[Tensor], Tensor] | None = None,
         evaluate: Evaluate | None = None,
+        fence: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.world, self.engine, self.latents = config, world, engine, latents
         self.run_storage, self.tracker, self.identity = run, tracker, identity
-        self.stream_from, self.text_of, self.evaluate = stream_from, text_of, evaluate
+        self.stream_from, self.text_of, self.evaluate, self.fence = stream_from, text_of, evaluate, fence
         self.objective = Objective(config.diffusion, world.device)
         self.ledger = Ledger(run, folder, world.rank, world.size)
         self.batch = config.optim.batch
@@ -257,6 +258,8 @@ class Trainer:
 
     def _before_commit(self) -> None:
         """What must not be missing where there is a commit; of both, a resume drops what lies beyond its commit."""
+        if self.fence is not None:
+            self.fence()
         self.ledger.commit(self.n)
         self.tracker.commit()
 
