@@ -2,8 +2,9 @@
 
 Hydra expands the sweep and launches the jobs; each is the same verb in a process of its own, because a training run
 initialises what a process can initialise only once. Jobs write to DEST/<swept keys>, where DEST is the run= or dest=
-that the command line gives. One after the other they run here, or with cluster=NAME as the tasks of a Slurm array, by
-hydra-submitit-launcher: a task that is told to stop, or whose process a signal has ended, goes back to the queue.
+that the command line gives; training runs are a group of that name in wandb, unless tracking.group= says otherwise.
+One after the other they run here, or with cluster=NAME as the tasks of a Slurm array, by hydra-submitit-launcher: a
+task that is told to stop, or whose process a signal has ended, goes back to the queue.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         outcomes = [json.loads(path.read_text()) for path in ended.iterdir()] if not launcher else []
         if any(status == Interrupted.exit_code for _, status in outcomes):
             return  # the job before was told to stop, and so is this one
-        command = [sys.executable, "-m", "pipeline.cli", verb, *map(_plain, task), f"{key}={root}/{name}"]
+        grouped = verb == "train" and not any(word.startswith("tracking.group=") for word in task)
+        group = [f"tracking.group={root.rsplit('/', 1)[-1]}"] if grouped else []
+        command = [sys.executable, "-m", "pipeline.cli", verb, *map(_plain, task), *group, f"{key}={root}/{name}"]
         print(f"== {name}", flush=True)
         status = run_command(command)
         if launcher and (status == Interrupted.exit_code or status >= 128):
