@@ -20,13 +20,13 @@ from benchmarks.machine import device_slug, figure, keep, machine, median, sprea
 from benchmarks.presets import changed
 from benchmarks.unet import model_of
 from pipeline import cli
-from pipeline.config import DiffusionConfig, ModelConfig, SamplerConfig
+from pipeline.config import DiffusionConfig, SamplerConfig
 from pipeline.configload import load
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.interchange import scheduler_config
 from pipeline.diffusion.levels import levels_for
 from pipeline.diffusion.sampler import initial_noise
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.pictures import draw
 from pipeline.launch import cores
 from pipeline.malloc import keep_memory
@@ -36,7 +36,7 @@ from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.conditioning import Conditioning, Denoiser, Text
 
 EPILOG = """\
-keys: cases=tiny,sd1 rounds=3 sampler=dpmpp_2m guidance=3 steps=0 (0 = as the case wants) batch=0 threads=0 (all cores)
+keys: cases=tiny,sd1 rounds=3 sampler=dpmpp_2m guidance=3 steps=0 batch=0 (0 = the case's own) threads=0 (all cores)
 
 ours: what `latentmill sample` and evaluations run on each batch, from text states to uint8 pictures. diffusers: its
 pipeline, given the same text states and noise, to float pictures. bare: the same network's passes and one decoding
@@ -82,7 +82,6 @@ class Case:
 
 CASES = {
     "tiny": Case("tiny", 64, 8, 32, 20, True),
-    "small": Case("small", 16, 16, 32, 10, True),
     "sd1": Case("sd1", 1, 32, 77, 4, False),
 }
 
@@ -99,10 +98,7 @@ class Parts:
     text_BLD: Tensor
     empty_LD: Tensor
     noise: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (4, self.case.side, self.case.side)
+    shape: tuple[int, int, int]
 
 
 @dataclass
@@ -128,19 +124,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
     given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
     command = " ".join(["python -m benchmarks.sampling", *given.overrides])
-    plan = changed(Plan(), given.overrides)
-    return cli.guarded("benchmarks.sampling", lambda: run(plan, command, write=given.write))
+    return cli.guarded("benchmarks.sampling", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
 
 
 def run(plan: Plan, command: str, *, write: bool) -> int:
-    """Measures and prints. Raises DataError when the sides do not draw the same."""
+    """Measure and print. Raises ConfigError, and DataError when the sides do not draw the same."""
     threads = plan.threads or cores()
     torch.set_num_threads(threads)
     keep_memory()
     parts = ["\n".join([f"# {command}", "", *machine(torch.device("cpu"), threads)])]
-    for name in plan.cases.split(","):
-        case = CASES[name]
-        case = replace(case, steps=plan.steps or case.steps, batch=plan.batch or case.batch)
+    for name, case in cases(plan).items():
         parts.append(report(name, case, plan, measure(build(case, plan), plan.rounds)))
         print(parts[-1], file=sys.stderr, flush=True)
     text = "\n\n".join(parts) + "\n"
@@ -152,24 +145,36 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
     return 0
 
 
+def cases(plan: Plan) -> dict[str, Case]:
+    """What is asked for, by name. Raises ConfigError."""
+    if plan.sampler == "heun":  # the bare side makes one pass a level
+        raise ConfigError("sampler=heun predicts twice a step; choose another, such as dpmpp_2m")
+    found = {}
+    for name in plan.cases.split(","):
+        if name not in CASES:
+            raise ConfigError(f"cases={plan.cases}: no case {name}; choose of {', '.join(CASES)}")
+        case = CASES[name]
+        found[name] = replace(case, steps=plan.steps or case.steps, batch=plan.batch or case.batch)
+    return found
+
+
 def build(case: Case, plan: Plan) -> Parts:
     """Seeded weights, text states and noise. What the network starts at zero is random too, so that pictures differ."""
-    config = model_of(case.model)
+    config, latent = model_of(case.model), (4, case.side, case.side)
     generator = torch.Generator().manual_seed(1)
     shape = (case.batch + 1, case.tokens, config.context_width)
     *text, empty = torch.randn(shape, generator=generator)
-    denoiser = Denoiser(config, Text((4, case.side, case.side), empty))
+    denoiser = Denoiser(config, Text(latent, empty))
     denoiser.reset_parameters(0)
     for parameter in denoiser.parameters():
         if not parameter.data.any():
             parameter.data.uniform_(-0.02, 0.02, generator=generator)
     denoiser.eval().requires_grad_(False)
-    noise = initial_noise(0, torch.arange(case.batch), (4, case.side, case.side))
+    noise = initial_noise(0, torch.arange(case.batch), latent)
     sampler = load("train", ["data.train=none", "run=none", f"eval.sampler.sampler={plan.sampler}"]).eval.sampler
     sampler = replace(sampler, steps=case.steps, guidance=plan.guidance, batch=case.batch)
-    return Parts(
-        case, DiffusionConfig(prediction="v"), sampler, denoiser, autoencoder(case), torch.stack(text), empty, noise
-    )
+    diffusion, stage = DiffusionConfig(prediction="v"), autoencoder(case)
+    return Parts(case, diffusion, sampler, denoiser, stage, torch.stack(text), empty, noise, latent)
 
 
 def autoencoder(case: Case) -> FirstStage:
@@ -180,10 +185,6 @@ def autoencoder(case: Case) -> FirstStage:
 
     torch.manual_seed(0)
     return FirstStage(AutoencoderKL(**VAE), torch.float32, torch.device("cpu"))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Sides: each draws one batch of pictures
 
 
 def ours(parts: Parts) -> Callable[[], np.ndarray]:
@@ -204,11 +205,11 @@ def diffusers_pipeline(parts: Parts) -> Callable[[], np.ndarray]:
     declare_torchvision_ops()
     import diffusers
 
-    config: ModelConfig = parts.denoiser.unet.config
+    config = parts.denoiser.unet.config
     unet: Any = diffusers.UNet2DConditionModel(**convert.diffusers_config(config, parts.case.side))
     unet.load_state_dict(convert.to_diffusers(parts.denoiser.unet.state_dict(), config), assign=True)
     exported = scheduler_config(parts.diffusion, parts.sampler.sampler)
-    pipeline = diffusers.StableDiffusionPipeline(
+    pipeline: Any = diffusers.StableDiffusionPipeline(
         vae=parts.first_stage.model,
         text_encoder=None,
         tokenizer=None,
@@ -253,11 +254,7 @@ def bare(parts: Parts) -> Callable[[], None]:
     return side
 
 
-SIDES: dict[str, Callable[[Parts], Callable[[], Any]]] = {
-    "ours": ours,
-    "diffusers": diffusers_pipeline,
-    "bare": bare,
-}
+SIDES: dict[str, Callable[[Parts], Callable[[], Any]]] = {"ours": ours, "diffusers": diffusers_pipeline, "bare": bare}
 
 
 def measure(parts: Parts, rounds: int) -> Found:
@@ -290,11 +287,10 @@ def report(name: str, case: Case, plan: Plan, found: Found) -> str:
         rates = [case.batch / one for one in seconds]
         ratio = "" if side == "ours" else f"{found.ratio(side):.2f}"
         rows.append([side, figure(median(rates)), spread(rates), f"{1e3 * median(seconds) / case.steps:.1f}", ratio])
-    pixels = case.side * (2 ** (len(VAE["block_out_channels"]) - 1))
     head = (f"{name}: {plan.sampler}", "images/s", "rounds", "ms a step", "ours is so many times this")
     lines = [
         f"## {name}: {case.steps} steps of {plan.sampler}, guidance {plan.guidance:g}, batch {case.batch}, "
-        f"latents {case.side}x{case.side} ({pixels} pixels), {plan.rounds} rounds",
+        f"latents {case.side}x{case.side} ({8 * case.side} pixels), {plan.rounds} rounds",
         "",
         table(head, rows),
         "",
