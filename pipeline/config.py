@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+SamplerName = Literal["ddim", "dpmpp_2m", "euler", "heun", "unipc"]
+"""The samplers that there are (diffusion/sampler.py)."""
+
 # --------------------------------------------------------------------------------------------------------------------
 # Shared groups
 
@@ -250,14 +253,27 @@ class CheckpointConfig:
 class SamplerConfig:
     """How images are sampled."""
 
-    sampler: Literal["ddim", "dpmpp_2m"] = "dpmpp_2m"
-    """ddim or dpmpp_2m."""
+    sampler: SamplerName = "dpmpp_2m"
+    """ddim, dpmpp_2m, euler, heun (two predictions a step) or unipc (docs/sampling.md)."""
     steps: int = 20
     """Denoising steps."""
     guidance: float = 3.0
     """Classifier-free guidance scale (1 = none)."""
+    guidance_low: float = 0.0
+    """Guidance is off at noise levels sigma / alpha up to this (Kynkaanniemi et al. 2024); 0 = no bound."""
+    guidance_high: float = 0.0
+    """Guidance is off at noise levels sigma / alpha above this; 0 = no bound."""
+    rescale: float = 0.0
+    """0 to 1: how far a guided prediction is brought back to the conditional one's standard deviation (Lin et al.
+    2023, who take 0.7); 0 = not."""
     batch: int = 64
     """Images per denoising batch and rank; does not change the images."""
+
+    @property
+    def guidance_settings(self) -> dict[str, float]:
+        """What is said of guidance besides its scale."""
+        settings = {name: getattr(self, name) for name in ("guidance_low", "guidance_high", "rescale")}
+        return {name: value for name, value in settings.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +294,12 @@ class EvalConfig:
     """How the evaluated images are sampled."""
     grid: int = 16
     """Captions, the same at every evaluation, whose samples are kept as a picture."""
+    where: Literal["train", "job"] = "train"
+    """train: on all ranks, which wait for it; job: in a process of its own on a snapshot of the EMA weights, which
+    training does not wait for (docs/evaluation-jobs.md)."""
+    cluster: str = ""
+    """where=job: a file of conf/cluster whose Slurm runs each evaluation; "" = processes of lower priority on this
+    machine, one at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +314,12 @@ class TrackingConfig:
     """wandb group (a sweep's name)."""
     every: int = 0
     """Samples between logged training metrics; 0 = every 20 optimizer steps."""
+    spike: float = 3.0
+    """Alert when a row's loss or largest gradient norm is this many times its median of the 50 rows before; 0 = off."""
+    stall_s: float = 120.0
+    """Alert when no step has ended for so many seconds, evaluations and checkpoints aside; 0 = off."""
+    peak_tflops: float = 0.0
+    """Of one device, for model FLOPs utilization; 0 = the 16-bit peak of a GPU that is known, else none is logged."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -568,11 +596,17 @@ class EvalRunConfig:
     images: int = 1000
     """Images sampled."""
     guidance: tuple[float, ...] = (3.0,)
-    """Guidance scales; one evaluation each."""
-    sampler: Literal["ddim", "dpmpp_2m"] = "dpmpp_2m"
-    """ddim or dpmpp_2m."""
-    steps: int = 20
-    """Denoising steps."""
+    """Guidance scales; one evaluation each. Several draw the curve of FID against CLIP score into the run's report."""
+    sampler: tuple[SamplerName, ...] = ("dpmpp_2m",)
+    """Samplers; every one with every number of steps and every guidance scale."""
+    steps: tuple[int, ...] = (20,)
+    """Numbers of denoising steps."""
+    guidance_low: float = 0.0
+    """As sampler.guidance_low of train."""
+    guidance_high: float = 0.0
+    """As sampler.guidance_high of train."""
+    rescale: float = 0.0
+    """As sampler.rescale of train."""
     batch: int = 64
     """Images per batch; does not change the images."""
     reference: str = ""
@@ -587,6 +621,9 @@ class EvalRunConfig:
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto, cpu or cuda."""
+    pending: bool = False
+    """Instead of all that: the evaluations that training with eval.where=job has left to be made, as it would have made
+    them (at= one of them)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -609,6 +646,10 @@ class SampleConfig:
     """How."""
     guidance: float = 0.0
     """Shorthand for sampler.guidance; 0 = that."""
+    negative: str = ""
+    """What guidance leads away from, in place of the empty caption."""
+    size: tuple[str, ...] = ()
+    """Sizes in pixels, as [64x64,96x64] (width x height): one for all captions or one for each; [] = the cache's."""
     seed: int = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None
@@ -634,6 +675,9 @@ class ExportConfig:
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
     """ema or raw."""
+    sampler: SamplerName = "ddim"
+    """diffusers: whose scheduler, with the same levels and steps, goes into the folder; refused where diffusers has
+    none that is the same."""
     check: bool = True
     """Load what was written and compare: with diffusers and transformers, outputs to 1e-4; one file, every tensor."""
 

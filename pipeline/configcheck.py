@@ -40,6 +40,13 @@ def check_train(config: c.TrainConfig) -> None:
     _at_least(1, **{"launch.processes": config.launch.processes, "data.workers": config.data.workers})
     _at_least(0, **{"launch.threads": config.launch.threads, "data.prefetch": config.data.prefetch})
     _at_least(1, **{"checkpoint.every": config.checkpoint.every, "checkpoint.keep": config.checkpoint.keep})
+    for name in ("spike", "stall_s", "peak_tflops"):
+        value = getattr(config.tracking, name)
+        _require(value >= 0, f"tracking.{name}={value:g}: 0 or more is wanted (0 = off)")
+    _require(
+        config.eval.cluster == "" or config.eval.where == "job",
+        f"eval.cluster={config.eval.cluster} is for eval.where=job: add that, or leave eval.cluster out",
+    )
     _require(config.data.memory_gb > 0, f"data.memory_gb={config.data.memory_gb:g}: a number above 0 is wanted")
     _require(config.data.cache_gb > 0, f"data.cache_gb={config.data.cache_gb:g}: a number above 0 is wanted")
     engine = config.deepspeed
@@ -234,7 +241,24 @@ def check_sampler(sampler: c.SamplerConfig, timesteps: int, prefix: str) -> None
     """Steps, guidance and batch of a sampler."""
     _at_least(1, **{f"{prefix}steps": sampler.steps, f"{prefix}batch": sampler.batch})
     _require(sampler.steps <= timesteps, f"{prefix}steps={sampler.steps}: at most diffusion.timesteps={timesteps}")
-    _require(sampler.guidance >= 0, f"{prefix}guidance={sampler.guidance:g}: 0 or more is wanted (1 = none)")
+    check_guidance((sampler.guidance,), sampler.guidance_low, sampler.guidance_high, sampler.rescale, prefix)
+
+
+def check_guidance(scales: tuple[float, ...], low: float, high: float, rescale: float, prefix: str = "") -> None:
+    """Guidance scales, and what else is said of guidance."""
+    for scale in scales:
+        _require(scale >= 0, f"{prefix}guidance={scale:g}: 0 or more is wanted (1 = none)")
+    _at_least(0, **{f"{prefix}guidance_low": low, f"{prefix}guidance_high": high})  # type: ignore[arg-type]
+    _require(
+        not high or low < high,
+        f"{prefix}guidance_low={low:g}, guidance_high={high:g}: low < high, or 0 for no bound",
+    )
+    _fraction(f"{prefix}rescale", rescale)
+    given = [name for name, value in (("guidance_low", low), ("guidance_high", high), ("rescale", rescale)) if value]
+    _require(
+        not given or any(scale != 1 for scale in scales),
+        f"{prefix}{' and '.join(given)} without guidance: {prefix}guidance=1 is none; give a scale, or leave them out",
+    )
 
 
 def check_synth(config: c.SynthConfig) -> None:
@@ -328,10 +352,14 @@ def check_data(config: c.DataVerbConfig) -> None:
 def check_eval(config: c.EvalRunConfig) -> None:
     """latentmill eval."""
     _some_text("run", config.run, "a run directory")
-    _at_least(1, images=config.images, steps=config.steps, batch=config.batch)
+    for name, example in (("guidance", "[1,2,3]"), ("sampler", "[ddim,dpmpp_2m]"), ("steps", "[10,20]")):
+        values = getattr(config, name)
+        _require(len(values) > 0, f"{name}=[]: one or more is wanted, such as {example}")
+        _require(len(set(values)) == len(values), f"{name}=[{','.join(map(str, values))}]: one is given twice")
+    _at_least(2, images=config.images)
+    _at_least(1, steps=min(config.steps), batch=config.batch)
     _at_least(0, at=config.at, seed=config.seed)
-    _require(len(config.guidance) > 0, "guidance=[]: one scale or more is wanted, such as [1,2,3]")
-    _require(min(config.guidance) >= 0, f"guidance={list(config.guidance)}: 0 or more is wanted (1 = none)")
+    check_guidance(config.guidance, config.guidance_low, config.guidance_high, config.rescale)
 
 
 def check_sample(config: c.SampleConfig) -> None:
@@ -342,6 +370,20 @@ def check_sample(config: c.SampleConfig) -> None:
     _at_least(0, at=config.at, seed=config.seed)
     _require(config.guidance >= 0, f"guidance={config.guidance:g}: 0 or more is wanted (1 = none)")
     check_sampler(config.sampler, 1000, "sampler.")
+    guidance = config.guidance or config.sampler.guidance
+    _require(
+        config.negative == "" or guidance != 1,
+        "negative is given but guidance=1 leads away from nothing: give a guidance scale, or leave negative out",
+    )
+    for size in config.size:
+        _require(
+            re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) is not None,
+            f"size={size}: width and height in pixels are wanted, as 512x768",
+        )
+    _require(
+        len(config.size) in (0, 1, max(len(config.prompt), 1)),
+        f"size: {len(config.size)} sizes for {max(len(config.prompt), 1)} captions; one, or one for each",
+    )
 
 
 def check_export(config: c.ExportConfig) -> None:
@@ -352,6 +394,10 @@ def check_export(config: c.ExportConfig) -> None:
     _require(
         config.format != "compvis" or config.dest.endswith((".safetensors", ".ckpt")),
         f"dest={config.dest}: format=compvis writes one file whose name ends in .safetensors or .ckpt",
+    )
+    _require(
+        config.format != "compvis" or config.sampler == "ddim",
+        f"sampler={config.sampler}: a file of format=compvis holds no scheduler; leave sampler out",
     )
 
 

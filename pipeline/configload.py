@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, OverrideError
 
 T = TypeVar("T")
 
-NAMES = ("data.mix", "mix")  # lists of names, not of free text
+NAMES = ("data.mix", "mix", "size")  # lists of names, not of free text
 OVERRIDE = re.compile(r"(?P<mark>~|\+\+|\+)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
 
 

@@ -1,43 +1,67 @@
 """latentmill eval: a checkpoint's FID, CLIP score and attribute accuracy, each with a card that says how it was made.
 
-One evaluation per guidance scale. Results lie in RUN/evals/{n}-{sampler}-{steps}-g{guidance}-n{images}-s{seed}/, so the
-same figures asked for again are made at the same place.
+One evaluation for each sampler, number of steps and guidance scale; several draw the curve of FID against CLIP score
+into the run's report. Results lie in RUN/evals/{n}-{sampler}-{steps}-g{guidance}-n{images}-s{seed}/: figures that are
+there, and were made of the same data by the same networks, are not made again.
 """
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from pipeline.config import EvalRunConfig, SamplerConfig
-from pipeline.data.manifest import load_manifest, require_match
-from pipeline.errors import ConfigError
-from pipeline.evaluation.evaluate import EvalResult, Evaluator, write
+from pipeline.configload import to_dict
+from pipeline.data.manifest import contract_from_json, load_manifest, require_match
+from pipeline.diffusion.levels import levels_for
+from pipeline.errors import ConfigError, NotFound
+from pipeline.evaluation import jobs
+from pipeline.evaluation.card import Card
+from pipeline.evaluation.evaluate import Evaluator, evaluation_folder, in_training, write
 from pipeline.evaluation.features import load_features
 from pipeline.evaluation.reference import load_reference
 from pipeline.evaluation.trained import encode_captions, load_trained
 from pipeline.evaluation.validation import load_validation
+from pipeline.malloc import keep_memory
 from pipeline.models.conditioning import TASKS
-from pipeline.storage import open_storage
+from pipeline.report import page
+from pipeline.storage import Storage, open_storage
+from pipeline.tracking import Tracker
+from pipeline.traindata import empty_caption
 from pipeline.training.distributed import World, pick_device
+from pipeline.training.rundir import RunInfo, load_run
 
 GRID = 16  # images kept as a picture
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(config: EvalRunConfig) -> int:
     """The verb."""
-    results = evaluate_run(config)
-    print(table(results))
-    for result in results:
-        print(result.card.line())
+    if config.pending:
+        return evaluate_pending(config)
+    cards = evaluate_run(config)
+    print(table(cards))
+    for card in cards:
+        print(card.line())
+    if len(cards) > 1:
+        dest = f"{config.run.rstrip('/')}/{page.DEFAULT_DEST}"
+        page.write([config.run], dest)
+        print(f"report: {dest}")
     return 0
 
 
-def evaluate_run(config: EvalRunConfig) -> list[EvalResult]:
-    """Evaluate and keep the results in the run directory; one for each guidance scale.
+def evaluate_run(config: EvalRunConfig) -> list[Card]:
+    """Evaluate and keep the results in the run directory; a card for each sampler, number of steps and guidance scale.
 
-    Raises RunError, ContractMismatch for a dataset, reference or encoders that do not fit the run.
+    Raises RunError, ContractMismatch for a dataset, reference or encoders that do not fit the run, ConfigError for
+    steps that a sampler cannot take: all before the first image.
     """
     if config.images < 2 or not config.guidance:
         raise ConfigError("images must be 2 or more, and guidance at least one scale")
@@ -67,31 +91,135 @@ def evaluate_run(config: EvalRunConfig) -> list[EvalResult]:
         seed=config.seed,
         world=World(device=device),
     )
-    sampler = SamplerConfig(sampler=config.sampler, steps=config.steps, batch=config.batch)
-    results = []
-    for guidance in config.guidance:
-        used = replace(sampler, guidance=guidance)
-        result = evaluator(denoiser, trained.n, images=config.images, sampler=used, weights=config.weights)
-        write(trained.info.storage, result, folder_name(config, guidance))
-        results.append(result)
-    return results
+    samplers = settings(config)
+    for sampler in samplers:
+        levels_for(run.diffusion, sampler.sampler, sampler.steps)
+    cards = []
+    for i, sampler in enumerate(samplers):
+        name = folder_name(config, sampler)
+        card = stored(trained.info.storage, trained.n, name, evaluator)
+        if card is None:
+            if len(samplers) > 1:
+                print(f"eval: {i + 1} of {len(samplers)}: {name}", flush=True)
+            result = evaluator(denoiser, trained.n, images=config.images, sampler=sampler, weights=config.weights)
+            write(trained.info.storage, result, name)
+            card = result.card
+        cards.append(card)
+    return cards
 
 
-def folder_name(config: EvalRunConfig, guidance: float) -> str:
+def evaluate_pending(config: EvalRunConfig) -> int:
+    """Evaluate the snapshots that training has left (evaluation/jobs.py), as training itself would have. Returns the
+    exit status; raises RunError, Interrupted when a signal asked to stop: what is left stays pending."""
+    info = load_run(config.run)
+    run, settings = info.storage, info.config
+    asked: list[int] = []
+    evaluate = None
+    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder, _remembering(asked):
+        while left := [n for n in jobs.pending(run) if config.at in (0, n)]:
+            n = left[0]
+            if evaluate is None:
+                device = pick_device(config.device)
+                if device.type == "cpu":
+                    keep_memory()
+                cache = open_storage(settings.data.train)
+                manifest = load_manifest(cache)
+                require_match(contract_from_json(info.contract), manifest.contract, f"data.train={settings.data.train}")
+                evaluate = in_training(settings, run, World(device=device), manifest, empty_caption(cache, manifest))
+            try:
+                weights = jobs.read_snapshot(run, n)
+            except NotFound:  # another job was faster
+                continue
+            device = pick_device(config.device)
+            metrics = evaluate({name: one.to(device) for name, one in weights.items()}, n, lambda: bool(asked))
+            jobs.finish(run, n, partial(_track, info, n, Path(folder)))
+            print(f"eval: {n:,} samples: {_figures(metrics)}", flush=True)
+    return 0
+
+
+def _track(info: RunInfo, n: int, folder: Path) -> None:
+    """Bring figures to the run's tracker, when training is over."""
+    with Tracker(info.storage, info.config.tracking, settings=to_dict(info.config), folder=folder) as tracker:
+        if n not in tracker.evaluations:
+            jobs.bring(info.storage, n, tracker)
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    """The numbers of an evaluation in a line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
+
+
+@contextmanager
+def _remembering(asked: list[int]) -> Iterator[None]:
+    """Inside, signals that ask to stop are appended to `asked`."""
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def settings(config: EvalRunConfig) -> list[SamplerConfig]:
+    """Every sampler with every number of steps and every guidance scale."""
+    return [
+        SamplerConfig(
+            sampler=sampler,
+            steps=steps,
+            guidance=guidance,
+            guidance_low=config.guidance_low,
+            guidance_high=config.guidance_high,
+            rescale=config.rescale,
+            batch=config.batch,
+        )
+        for sampler in config.sampler
+        for steps in config.steps
+        for guidance in config.guidance
+    ]
+
+
+def folder_name(config: EvalRunConfig, sampler: SamplerConfig) -> str:
     """What tells this evaluation from others of the same checkpoint."""
     raw = "-raw" if config.weights == "raw" else ""
-    return f"{config.sampler}-{config.steps}-g{guidance:g}-n{config.images}-s{config.seed}{raw}"
+    more = "".join(f"-{name}{value:g}" for name, value in sampler.guidance_settings.items())
+    guidance = f"g{sampler.guidance:g}{more}"
+    return f"{sampler.sampler}-{sampler.steps}-{guidance}-n{config.images}-s{config.seed}{raw}"
 
 
-def table(results: Sequence[EvalResult]) -> str:
-    """The figures, a row for each guidance scale."""
+def stored(run: Storage, n: int, name: str, evaluator: Evaluator) -> Card | None:
+    """The card of an evaluation that is there whole, if what it was made with is what this one would be."""
+    folder = evaluation_folder(n, name)
+    try:
+        run.stat(f"{folder}/metrics.json")  # written last
+        facts = json.loads(run.get(f"{folder}/card.json"))
+        facts.pop("line")
+        card = Card(**facts)
+    except (NotFound, ValueError, KeyError, TypeError):  # none, or of another version
+        return None
+    reference, features = evaluator.reference, evaluator.features
+    same = (
+        (card.reference or {}).get("sha256") == (reference.sha256 if reference else None),
+        (card.features or {}).get("sha256") == (features.sha256 if features and reference else None),
+        card.captions["dataset"] == evaluator.validation.digest,
+        card.vae_sha256 == evaluator.first_stage.weights_sha256,
+        card.clip["image_sha256"] == evaluator.tower.image_sha256,
+    )
+    return card if all(same) else None
+
+
+def table(cards: Sequence[Card]) -> str:
+    """The figures, a column for each evaluation."""
     names = [
         name
-        for name, value in results[0].metrics.items()
+        for name, value in cards[0].metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("n", "seconds", "guidance")
     ]
-    rows = [["guidance", *(f"{result.metrics['guidance']:g}" for result in results)]]
-    rows += [[name, *(f"{result.metrics[name]:.4g}" for result in results)] for name in names]
+    rows = [
+        ["sampler", *(card.sampler for card in cards)],
+        ["steps", *(str(card.steps) for card in cards)],
+        ["guidance", *(f"{card.guidance:g}" for card in cards)],
+    ]
+    rows += [[name, *(f"{card.metrics[name]:.4g}" for card in cards)] for name in names]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 

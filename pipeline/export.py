@@ -67,6 +67,7 @@ with torch.no_grad():
     images = vae.decode(x / vae.config.scaling_factor).sample
 ```
 """
+EULER = "FlowMatchEulerDiscreteScheduler"  # the scheduler of that example, or another with the same loop
 NO_PIPELINE = """export: note: StableDiffusionPipeline cannot run prediction=flow, since its scheduler
 has no init_noise_sigma: no model_index.json was written, and README.md of the folder shows how to sample"""
 
@@ -113,7 +114,7 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
     try:
         save_unet(folder / "unet", denoiser, trained)
         first_stage.float32().model.save_pretrained(folder / "vae")
-        scheduler = scheduler_config(trained.info.config.diffusion)
+        scheduler = scheduler_config(trained.info.config.diffusion, config.sampler)
         runs = pipeline_runs(trained.info.config.diffusion)
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         with_text = denoiser.unet.config.context_width > 0 and convert_clip.is_clip(tower)
@@ -129,7 +130,9 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
             print(f"warning: {TRIMMED}", file=sys.stderr, flush=True)
             words += TRIMMED_WORDS
         facts = {"weights": config.weights, "n": trained.n, "version": pipeline.__version__}
-        readme = README.format(**facts, text=words) + ("" if runs else WITHOUT_PIPELINE)
+        readme = README.format(**facts, text=words) + (
+            "" if runs else WITHOUT_PIPELINE.replace(EULER, scheduler["_class_name"])
+        )
         (folder / "README.md").write_text(readme)
         _write_json(folder / MARKER, facts | {"contract": trained.info.contract})
         if config.check:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from pipeline.config import SampleConfig
+from pipeline.data.manifest import Contract
 from pipeline.errors import ConfigError
 from pipeline.evaluation.pictures import draw
 from pipeline.evaluation.trained import encode_captions, load_trained
@@ -22,17 +24,23 @@ from pipeline.training.distributed import pick_device
 def main(config: SampleConfig) -> int:
     """The verb."""
     prompts = list(config.prompt) or [""]
-    images = sample_images(config, prompts)
+    rows = sample_rows(config, prompts)
     root, key = split_url(config.dest)
-    open_storage(root).put(key, png(captioned(images, prompts)))
-    print(f"sample: {config.dest}: {images.shape[1]} images for each of {len(prompts)} captions")
+    open_storage(root).put(key, png(captioned(rows, prompts)))
+    print(f"sample: {config.dest}: {config.n} images for each of {len(prompts)} captions")
     return 0
 
 
 def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
-    """config.n images for each prompt: (prompts, n, H, W, 3) uint8.
+    """config.n images of one size for each prompt: (prompts, n, H, W, 3) uint8. See sample_rows."""
+    return np.stack(sample_rows(config, prompts))
 
-    Image k of prompt r starts from the noise of (seed, r n + k). An unconditional model takes no prompt but "".
+
+def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
+    """config.n images for each prompt: (n, H, W, 3) uint8 each, in the prompt's own size.
+
+    Image k of prompt r starts from the noise of (seed, r n + k), so batches may be cut anywhere: a pixel then differs
+    by one level of 255 at most, by the rounding of sums of other sizes. An unconditional model takes no prompt but "".
     """
     if config.n < 1:
         raise ConfigError(f"n={config.n}: at least one image per caption")
@@ -40,38 +48,60 @@ def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
     if device.type == "cpu":
         keep_memory()
     trained = load_trained(config.run, config.at, config.weights)
-    run = trained.info.config
-    if run.task.name == "unconditional" and any(prompts):
+    run, contract = trained.info.config, trained.contract
+    if run.task.name == "unconditional" and (any(prompts) or config.negative):
         raise ConfigError(f"{config.run} is unconditional and takes no prompt")
+    shapes = latent_shapes(config.size, len(prompts), contract, 2 ** (len(run.model.multipliers) - 1))
     first_stage, tower = trained.encoders(device, config.encoders)
-    warn_of_long(prompts, tower)
-    trimmed = trained.contract.trimmed
-    states_BLD = encode_captions(tower, prompts, trimmed=trimmed).to(device)
-    denoiser = trained.denoiser(encode_captions(tower, [""], trimmed=trimmed)[0].to(device), device)
+    warn_of_long([*prompts, config.negative], tower)
+    states_BLD = encode_captions(tower, [*prompts, config.negative, ""], trimmed=contract.trimmed).to(device)
+    denoiser = trained.denoiser(states_BLD[-1], device)
+    task = denoiser.task
     sampler = replace(config.sampler, guidance=config.guidance) if config.guidance else config.sampler
+    pictures: dict[int, np.ndarray] = {}
     total = len(prompts) * config.n
-    pictures = []
     with Progress(total, "sample", "images") as progress:
-        for start in range(0, total, sampler.batch):
-            numbers = list(range(start, min(start + sampler.batch, total)))
-            text = states_BLD[[number // config.n for number in numbers]]
-            images, broken = draw(
-                denoiser,
-                first_stage,
-                run.diffusion,
-                sampler,
-                denoiser.task.condition({"text": text}),
-                numbers,
-                config.seed,
-                trained.contract.latent_shape,
-                device,
-            )
-            pictures.append(images)
-            progress.update(len(numbers))
-            if broken:
-                print(f"warning: {broken} of {len(numbers)} images are not finite", file=sys.stderr, flush=True)
-    stacked = np.concatenate(pictures)
-    return stacked.reshape(len(prompts), config.n, *stacked.shape[1:])
+        for shape in dict.fromkeys(shapes):
+            of_shape = [number for number in range(total) if shapes[number // config.n] == shape]
+            for start in range(0, len(of_shape), sampler.batch):
+                numbers = of_shape[start : start + sampler.batch]
+                negative = states_BLD[[len(prompts)] * len(numbers)]
+                images, broken = draw(
+                    denoiser,
+                    first_stage,
+                    run.diffusion,
+                    sampler,
+                    task.condition({"text": states_BLD[[number // config.n for number in numbers]]}),
+                    numbers,
+                    config.seed,
+                    shape,
+                    device,
+                    task.condition({"text": negative}) if config.negative else None,
+                )
+                pictures |= zip(numbers, images, strict=True)
+                progress.update(len(numbers))
+                if broken:
+                    print(f"warning: {broken} of {len(numbers)} images are not finite", file=sys.stderr, flush=True)
+    return [np.stack([pictures[r * config.n + k] for k in range(config.n)]) for r in range(len(prompts))]
+
+
+def latent_shapes(sizes: Sequence[str], count: int, contract: Contract, stride: int) -> list[tuple[int, int, int]]:
+    """The latent (C, h, w) of each of `count` prompts, from sizes such as "512x768" (width x height, in pixels).
+
+    stride: what the UNet divides latents by, along a side. Raises ConfigError for sizes that it cannot take.
+    """
+    channels, height, width = contract.latent_shape
+    if not sizes:
+        return [(channels, height, width)] * count
+    multiple = contract.downsampling * stride
+    shapes = []
+    for size in sizes:
+        sides = [int(side) for side in size.split("x")]
+        if any(side % multiple for side in sides):
+            near = "x".join(str(max(round(side / multiple), 1) * multiple) for side in sides)
+            raise ConfigError(f"size={size}: this model makes multiples of {multiple} pixels; the nearest is {near}")
+        shapes.append((channels, sides[1] // contract.downsampling, sides[0] // contract.downsampling))
+    return shapes if len(shapes) == count else shapes * count
 
 
 def warn_of_long(prompts: list[str], tower: TextTower) -> None:

@@ -2,7 +2,7 @@
 
 Hydra expands the sweep and launches the jobs; each is the same verb in a process of its own, because a training run
 initialises what a process can initialise only once. Jobs write to DEST/<swept keys>, where DEST is the run= or dest=
-that the command line gives.
+that the command line gives; training runs are a group of that name in wandb, unless tracking.group= says otherwise.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def _launch(verb: str, key: str, root: str, words: list[str]) -> list[str]:
     def job(_: Any) -> None:
         task = [word.removeprefix("++") for word in HydraConfig.get().overrides.task]
         name = ",".join(word for word in task if word.split("=")[0] in swept)
-        command = [sys.executable, "-m", "pipeline.cli", verb, *map(_plain, task), f"{key}={root}/{name}"]
+        grouped = verb == "train" and not any(word.startswith("tracking.group=") for word in task)
+        group = [f"tracking.group={root.rsplit('/', 1)[-1]}"] if grouped else []
+        command = [sys.executable, "-m", "pipeline.cli", verb, *map(_plain, task), *group, f"{key}={root}/{name}"]
         print(f"== {name}", flush=True)
         if run_command(command):
             failed.append(name)

@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +72,9 @@ class Tracker:
         self._enabled = enabled
         self._file: TextIO | None = None
         self._wandb: _Wandb | None = None
+        self._lock = threading.RLock()  # evaluations beside training log from a thread of their own
+        self.evaluations: set[int] = set()
+        """n of the evaluations that metrics.jsonl has a row of."""
         if not enabled:
             return
         local = run.local_path(METRICS_KEY)
@@ -80,6 +83,7 @@ class Tracker:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if local is None:
             self._path.write_bytes(_get(run, METRICS_KEY))
+        self.evaluations = _evaluated(read_rows(self._path))
         if config.wandb != "off":
             self._wandb = _Wandb(
                 mode=config.wandb,
@@ -98,31 +102,55 @@ class Tracker:
         """
         if not self._enabled:
             return
-        self._close_file()
-        kept = [row for row in read_rows(self._path) if row["n"] <= n]
-        partial = self._path.with_name(self._path.name + ".partial")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(_line(row) for row in kept)
-        os.replace(partial, self._path)
-        self.log(n, facts, kind="start")
+        with self._lock:
+            self._close_file()
+            kept = [row for row in read_rows(self._path) if row["n"] <= n]
+            partial = self._path.with_name(self._path.name + ".partial")
+            with open(partial, "w", encoding="utf-8") as file:
+                file.writelines(_line(row) for row in kept)
+            os.replace(partial, self._path)
+            self.evaluations = _evaluated(kept)
+            self.log(n, facts, kind="start")
 
     def log(self, n: int, metrics: Mapping[str, Any], kind: str = "train") -> None:
         """One row at n samples seen. metrics: numbers, strings, lists and dicts of them; not-a-number becomes null."""
         if not self._enabled:
             return
         row = _plain({"n": int(n), "time": round(time.time(), 3), "kind": kind, **metrics})
-        if self._file is None:
-            self._file = self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time
-        self._file.write(_line(row))
+        with self._lock:
+            if self._file is None:
+                self._file = self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time
+            self._file.write(_line(row))
+            if kind == "eval":
+                self.evaluations.add(int(n))
         if self._wandb is not None:
-            self._wandb.put(
-                {f"{kind}/{key}": v for key, v in _numbers(row) if key not in ("n", "time")} | {"samples": n}
-            )
+            numbers = {f"{kind}/{key}": v for key, v in _numbers(row) if key not in ("n", "time")}
+            if numbers:
+                self._wandb.put(numbers | {"samples": n})
 
     def image(self, n: int, name: str, png: bytes, caption: str = "") -> None:
         """A picture at n samples seen, for wandb alone: the run directory keeps its own under evals/."""
         if self._enabled and self._wandb is not None:
             self._wandb.put({"samples": n, f"images/{name}": _Picture(png, caption)})
+
+    def alert(self, kind: str, n: int, text: str) -> None:
+        """What somebody should look at, at n samples seen: a row of kind "alert", a line on standard error, and wandb's
+        alert. kind: spike or stall."""
+        if not self._enabled:
+            return
+        self.log(n, {"alert": kind, "text": text}, kind="alert")
+        print(f"warning: {kind} at {n} samples: {text}", file=sys.stderr, flush=True)
+        if self._wandb is not None:
+            self._wandb.put({"samples": n, "alert": _Alert(kind, f"at {n} samples: {text}")})
+
+    def checkpoint(self, n: int, url: str) -> None:
+        """A commit at n samples seen lies at this URL: a row of kind "checkpoint", and of wandb's summary."""
+        if not self._enabled:
+            return
+        url = redact(url)
+        self.log(n, {"url": url}, kind="checkpoint")
+        if self._wandb is not None:
+            self._wandb.put({"summary": _Summary({"checkpoint": url, "checkpoint_samples": n})})
 
     def commit(self) -> None:
         """Bring metrics.jsonl into the run directory where that is not local; called before each checkpoint's commit,
@@ -212,6 +240,20 @@ class _Picture:
 
     def __init__(self, png: bytes, caption: str) -> None:
         self.png, self.caption = png, caption
+
+
+class _Alert:
+    """An alert on its way to wandb."""
+
+    def __init__(self, title: str, text: str) -> None:
+        self.title, self.text = title, text
+
+
+class _Summary:
+    """What wandb's summary of the run is to say."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
 
 
 class _Wandb:
@@ -309,7 +351,14 @@ class _Wandb:
 
 
 def _log(run: Any, row: dict[str, Any]) -> None:
-    """Log a row, with its pictures as wandb's own."""
+    """Log a row, with its pictures as wandb's own; or an alert, or a part of the summary."""
+    for value in row.values():
+        if isinstance(value, _Alert):
+            run.alert(title=value.title, text=value.text, level="WARN")
+            return
+        if isinstance(value, _Summary):
+            run.summary.update(value.values)
+            return
     if any(isinstance(value, _Picture) for value in row.values()):
         import wandb
         from PIL import Image
@@ -358,6 +407,10 @@ def _identity(run: Storage) -> str:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Rows
+
+
+def _evaluated(rows: Sequence[Mapping[str, Any]]) -> set[int]:
+    return {row["n"] for row in rows if row.get("kind") == "eval"}
 
 
 def _get(run: Storage, key: str) -> bytes:

@@ -12,7 +12,8 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,7 @@ def train(config: TrainConfig, world: World) -> None:
     from pipeline.models.conditioning import Denoiser
     from pipeline.tracking import Tracker
     from pipeline.training.engine import make_engine
+    from pipeline.training.flops import image_flops
     from pipeline.training.start import share
     from pipeline.training.trainer import Identity, Latents, Trainer
 
@@ -120,6 +122,7 @@ def train(config: TrainConfig, world: World) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="latentmill-") as folder,
         Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
+        evaluation(config, run, world, data.manifest, data.empty, tracker) as evaluate,
     ):
         trainer = Trainer(
             config,
@@ -132,7 +135,8 @@ def train(config: TrainConfig, world: World) -> None:
             identity=Identity(config_digest(config), data.manifests, data.mixture),
             stream_from=lambda n: data.stream_from(start_n=n),
             text_of=text_encoder(config, contract, world),
-            evaluate=evaluation(config, run, world, data.manifest, data.empty, tracker) if config.data.val else None,
+            evaluate=evaluate,
+            flops=image_flops(config.model),
         )
         try:
             trainer.run()
@@ -200,11 +204,26 @@ def describe_run(
     run.put("run.json", json.dumps(facts, indent=1, sort_keys=True).encode())
 
 
+@contextmanager
 def evaluation(
     config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor, tracker: Tracker
+) -> Iterator[Evaluate | None]:
+    """The function that has weights evaluated at n for the captions of data.val: here and now, or beside training."""
+    if not config.data.val:
+        yield None
+    elif config.eval.where == "job":
+        with beside(config, run, world, tracker) as evaluate:
+            yield evaluate
+    else:
+        yield inside(config, run, world, manifest, empty, tracker)
+
+
+def inside(
+    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor, tracker: Tracker
 ) -> Evaluate:
-    """The function that samples and measures weights at n for the captions of data.val, and shows the picture."""
+    """On all ranks, which wait for it."""
     from pipeline.evaluation.evaluate import in_training
+    from pipeline.evaluation.jobs import show
 
     measure = in_training(config, run, world, manifest, empty)
 
@@ -213,13 +232,26 @@ def evaluation(
         failure = None
         try:
             if world.rank == 0:
-                tracker.image(n, "samples", run.get(f"evals/{n:012d}/grid.png"))
+                show(run, n, tracker)
         except LatentmillError as error:
             failure = error
         world.raise_together(failure)
         return metrics
 
     return evaluate
+
+
+@contextmanager
+def beside(config: TrainConfig, run: Storage, world: World, tracker: Tracker) -> Iterator[Evaluate]:
+    """In a process of its own, on a snapshot: nobody waits."""
+    from pipeline.evaluation.jobs import LOG, Jobs, Starter
+
+    if world.rank:
+        yield lambda weights, n, stopped: None
+        return
+    start = Starter(config.run, config.eval.cluster, config.device, run.local_path(LOG))
+    with Jobs(run, tracker, start) as jobs:
+        yield lambda weights, n, stopped: jobs.evaluate(n, weights)
 
 
 if __name__ == "__main__":

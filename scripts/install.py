@@ -21,12 +21,15 @@ OLDEST = (3, 11)
 NEWER_PYTHONS = ("python3.11", "python3.12", "python3.13")
 # Commands that tests use, with the Debian package of each. DeepSpeed compiles an operator with g++ when it finds one.
 # Slurm and munge: tests of `latentmill submit` start their own, with a configuration and a key of their own.
+# Chromium: tests open the pages that `latentmill report` writes.
 TEST_COMMANDS = {
     "g++": "g++",
     "sbatch": "slurm-wlm",
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
     "munged": "munge",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
 }
 DAEMONS = "/usr/sbin:/sbin"  # not on everyone's PATH
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from servers.browser import Browser
     from servers.faultproxy import FaultProxy
     from servers.slurm import Slurm
 
@@ -100,6 +101,17 @@ def slurm(slurm_cluster: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     for name, value in slurm_cluster.environment.items():
         monkeypatch.setenv(name, value)
     return slurm_cluster
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium. Where there is none the tests that need it are skipped, and in CI fail."""
+    from servers.browser import Browser
+
+    if missing := Browser.missing():
+        pytest.skip(f"PAGES ARE NOT OPENED ON THIS MACHINE: {missing}")
+    with Browser() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -173,6 +173,20 @@ def test_a_sweep_runs_each_job_in_its_own_folder(tmp_path: Path) -> None:
     assert len(list((root / "images=3").glob("*.tar"))) == 2
 
 
+def test_training_runs_of_a_sweep_are_one_group_of_wandbs(tmp_path: Path) -> None:
+    """In a process of its own: Hydra can be started once in each."""
+    script = (
+        "import sys; from pipeline import sweep; sweep.run_command = lambda words: print(words[4:]) or 0; "
+        "sys.exit(sweep.sweep('train', sys.argv[1:]))"
+    )
+    for extra, group in (([], "lrs"), (["tracking.group=mine"], "mine")):
+        words = [f"run={tmp_path}/lrs", "data.train=c", "optim.lr=1e-3,2e-3", *extra]
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+        jobs = [line for line in done.stdout.splitlines() if line.startswith("['")]
+        assert len(jobs) == 2 and all(line.count("tracking.group=") == 1 for line in jobs)
+        assert all(f"tracking.group={group}" in line for line in jobs)
+
+
 def test_a_sweep_with_a_failing_job_runs_the_others_and_names_it(tmp_path: Path) -> None:
     command = ["synth", "-m", f"dest={tmp_path / 'sweep'}", "images=0,3", "shard_size=3"]
     done = subprocess.run(

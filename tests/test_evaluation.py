@@ -207,7 +207,9 @@ def test_in_training_writes_an_evaluation_that_the_report_reads(
 def test_eval_verb_writes_one_evaluation_with_card_per_guidance_scale(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    config = EvalRunConfig(run=str(folder / "run"), images=6, guidance=(1.0, 2.5), sampler="ddim", steps=4, batch=4)
+    config = EvalRunConfig(
+        run=str(folder / "run"), images=6, guidance=(1.0, 2.5), sampler=("ddim",), steps=(4,), batch=4
+    )
     assert eval_verb.main(config) == 0
     folders = [folder / "run" / "evals" / f"000000000128-ddim-4-g{g}-n6-s0" for g in ("1", "2.5")]
     cards = [json.loads((place / "card.json").read_text()) for place in folders]
@@ -223,10 +225,48 @@ def test_eval_verb_writes_one_evaluation_with_card_per_guidance_scale(
     assert "guidance" in printed and cards[1]["line"] in printed
 
 
-def test_eval_verb_repeats_its_own_figures(folder: Path) -> None:
-    config = EvalRunConfig(run=str(folder / "run"), images=5, guidance=(2.0,), sampler="dpmpp_2m", steps=2)
-    first, second = (eval_verb.evaluate_run(config)[0].metrics for _ in range(2))
-    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+def test_eval_verb_repeats_its_own_figures_and_takes_those_that_are_there(folder: Path) -> None:
+    config = EvalRunConfig(run=str(folder / "run"), images=5, guidance=(2.0,), sampler=("dpmpp_2m",), steps=(2,))
+    first = eval_verb.evaluate_run(config)[0]
+    (path,) = (folder / "run" / "evals").glob("*-dpmpp_2m-2-g2-n5-s0/metrics.json")
+    written = path.stat().st_mtime_ns
+    again = eval_verb.evaluate_run(config)[0]
+    assert again == first and path.stat().st_mtime_ns == written
+    path.unlink()
+    anew = eval_verb.evaluate_run(config)[0]
+    assert {**first.metrics, "seconds": 0} == {**anew.metrics, "seconds": 0} and path.exists()
+
+
+def test_figures_made_of_other_data_are_made_again(folder: Path, tmp_path: Path, parts: dict[str, Any]) -> None:
+    config = EvalRunConfig(run=str(folder / "run"), images=4, guidance=(2.0,), sampler=("ddim",), steps=(5,))
+    first = eval_verb.evaluate_run(config)[0]
+    url = str(tmp_path / "other.safetensors")
+    reference = parts["reference"]
+    save_reference(url, replace(reference, facts=replace(reference.facts, images=reference.facts.images + 1)))
+    other = eval_verb.evaluate_run(replace(config, reference=url))[0]
+    assert first.reference is not None and other.reference is not None
+    assert other.reference["sha256"] != first.reference["sha256"]
+
+
+def test_several_samplers_steps_and_scales_are_a_curve_in_the_report(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = EvalRunConfig(
+        run=str(folder / "run"), images=4, guidance=(1.0, 2.0), sampler=("ddim", "euler"), steps=(4, 5), seed=7
+    )
+    assert eval_verb.main(config) == 0
+    folders = sorted(place.name for place in (folder / "run" / "evals").glob("*-n4-s7"))
+    assert folders == [
+        f"000000000128-{sampler}-{steps}-g{guidance}-n4-s7"
+        for sampler in ("ddim", "euler")
+        for steps in (4, 5)
+        for guidance in (1, 2)
+    ]
+    printed = capsys.readouterr().out
+    assert "8 of 8: euler-5-g2-n4-s7" in printed and "report: " in printed
+    with pytest.raises(ConfigError, match="start at timestep"):
+        eval_verb.main(replace(config, steps=(4, 3), seed=8))
+    assert not list((folder / "run" / "evals").glob("*-n4-s8"))  # refused before the first image
 
 
 def test_eval_verb_and_training_agree_on_the_same_weights(folder: Path, config: TrainConfig) -> None:
@@ -236,15 +276,15 @@ def test_eval_verb_and_training_agree_on_the_same_weights(folder: Path, config: 
         config, open_storage(config.run), World(), load_manifest(open_storage(config.data.train)), empty
     )
     inside = evaluate(make_denoiser(config).state_dict(), 128, lambda: False)
-    request = EvalRunConfig(run=config.run, images=12, guidance=(2.0,), sampler="ddim", steps=4, batch=5)
+    request = EvalRunConfig(run=config.run, images=12, guidance=(2.0,), sampler=("ddim",), steps=(4,), batch=5)
     outside = eval_verb.evaluate_run(request)[0].metrics
     assert {**inside, "seconds": 0} == {**outside, "seconds": 0}
 
 
 def test_raw_weights_are_others_than_the_average(folder: Path) -> None:
-    config = EvalRunConfig(run=str(folder / "run"), images=4, guidance=(2.0,), sampler="ddim", steps=4)
+    config = EvalRunConfig(run=str(folder / "run"), images=4, guidance=(2.0,), sampler=("ddim",), steps=(4,))
     ema, raw = (eval_verb.evaluate_run(replace(config, weights=which))[0] for which in ("ema", "raw"))
-    assert ema.metrics["clip_score"] != raw.metrics["clip_score"] and raw.card.weights == "raw"
+    assert ema.metrics["clip_score"] != raw.metrics["clip_score"] and raw.weights == "raw"
 
 
 def test_evaluation_refuses_what_does_not_fit(folder: Path, tmp_path: Path, parts: dict[str, Any]) -> None:

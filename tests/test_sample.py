@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from small_run import SAMPLER, make_cache, make_run
 
 from pipeline import sample
 from pipeline.config import EncodersConfig, SampleConfig
+from pipeline.configload import load
 from pipeline.errors import ConfigError, ContractMismatch
 
 
@@ -90,3 +92,65 @@ def test_a_caption_longer_than_the_context_is_said_and_its_rest_not_read(
     assert told.count("the model reads") == 1
     longer = sample.sample_images(config, [short, long + " and a green cross"])
     assert (longer == pictures).all()
+
+
+def test_sizes_may_be_mixed_and_each_image_is_what_it_is_alone(config: SampleConfig) -> None:
+    prompts = ["a red circle", "a blue box", "a green cross"]
+    mixed = sample.sample_rows(replace(config, prompt=tuple(prompts), size=("64x64", "96x32", "64x64")), prompts)
+    assert [row.shape for row in mixed] == [(2, 64, 64, 3), (2, 32, 96, 3), (2, 64, 64, 3)]
+    plain = sample.sample_rows(config, prompts)
+    wide = sample.sample_rows(replace(config, size=("96x32",)), prompts)
+    for got, alone in ((mixed[0], plain[0]), (mixed[1], wide[1]), (mixed[2], plain[2])):
+        assert np.abs(got.astype(int) - alone.astype(int)).max() <= 1
+    assert sample.main(replace(config, prompt=tuple(prompts), size=("64x64", "96x32", "64x64"))) == 0
+    with Image.open(config.dest) as picture:
+        assert picture.width == 2 * 192 + 2 + 24  # 96 pixels are shown twice as large
+
+
+def test_a_size_that_the_model_cannot_make_is_refused(config: SampleConfig) -> None:
+    with pytest.raises(ConfigError, match="size=100x64: this model makes multiples of 16 pixels; the nearest is 96x64"):
+        sample.sample_rows(replace(config, size=("100x64",)), ["a red circle"])
+
+
+def test_a_negative_prompt_takes_the_empty_captions_place(config: SampleConfig) -> None:
+    prompts = ["a red circle"]
+    plain = sample.sample_images(config, prompts)
+    away = sample.sample_images(replace(config, negative="a blue box"), prompts)
+    assert (plain != away).any()
+    same = sample.sample_images(replace(config, negative="a red circle"), prompts)
+    alone = sample.sample_images(replace(config, guidance=1.0), prompts)
+    assert np.abs(same.astype(int) - alone.astype(int)).max() <= 1  # away from itself: guidance is none
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["negative=a box", "guidance=1"], "negative is given but guidance=1"),
+        (["size=64"], "size=64: width and height"),
+        (["size=[64x64,64x64]", "prompt=a", "prompt=b", "prompt=c"], "2 sizes for 3 captions"),
+        (["sampler.guidance_low=2", "sampler.guidance_high=1"], "sampler.guidance_low=2, guidance_high=1"),
+        (["sampler.rescale=0.7", "sampler.guidance=1"], "sampler.rescale without guidance"),
+        (["sampler.rescale=1.5"], "sampler.rescale=1.5"),
+        (["sampler.sampler=magic"], "ddim, dpmpp_2m, euler, heun, unipc"),
+    ],
+)
+def test_what_cannot_go_together_is_refused_by_name(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load("sample", ["run=runs/a", *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["steps=[10,10]"], "steps=[10,10]: one is given twice"),
+        (["sampler=[]"], "sampler=[]: one or more"),
+        (["guidance=[1]", "guidance_high=4"], "guidance_high without guidance"),
+        (["guidance=[-1,2]"], "guidance=-1"),
+        (["images=1"], "images=1: 2 or more"),
+    ],
+)
+def test_evaluations_keys_are_held_against_each_other(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load("eval", ["run=runs/a", *words])
+    config = load("eval", ["run=runs/a", "guidance=[1,2,3,5,8]", "sampler=[ddim,heun]", "steps=[10,20]"])
+    assert config.guidance == (1, 2, 3, 5, 8) and config.sampler == ("ddim", "heun") and config.steps == (10, 20)

@@ -230,6 +230,29 @@ def test_wandb_offline_run_has_the_rows_the_pictures_and_no_secret(
     assert b"topsecret" not in everything and REDACTED.encode() in everything
 
 
+def test_alerts_and_checkpoints_are_rows_a_line_on_stderr_and_wandbs_own(
+    tmp_path: Path, logged_out: None, capsys: pytest.CaptureFixture
+) -> None:
+    with tracker(tmp_path, TrackingConfig(wandb="offline")) as log:
+        log.start(0)
+        log.alert("spike", 64, "loss is 9, 9.0 times its median of late")
+        log.checkpoint(128, "s3://me:secret@bucket/runs/a/checkpoints/000000000128/")
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] != "start"]
+    assert [(row["n"], row["kind"]) for row in rows] == [(64, "alert"), (128, "checkpoint")]
+    assert rows[0]["alert"] == "spike" and rows[0]["text"].startswith("loss is 9")
+    url = f"s3://{REDACTED}@bucket/runs/a/checkpoints/000000000128/"
+    assert rows[1]["url"] == url
+    assert "warning: spike at 64 samples: loss is 9" in capsys.readouterr().err
+    records = offline_records(tmp_path)
+    alerts = [record.alert for record in records if record.WhichOneof("record_type") == "alert"]
+    assert [(alert.title, alert.text) for alert in alerts] == [
+        ("spike", "at 64 samples: loss is 9, 9.0 times its median of late")
+    ]
+    summaries = [record.summary for record in records if record.WhichOneof("record_type") == "summary"]
+    values = {item.key: json.loads(item.value_json) for summary in summaries for item in summary.update}
+    assert values["checkpoint"] == url and values["checkpoint_samples"] == 128
+
+
 def test_resumed_run_keeps_its_wandb_id(tmp_path: Path, logged_out: None) -> None:
     ids = []
     for n in (0, 64):

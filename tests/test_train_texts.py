@@ -76,7 +76,7 @@ def test_a_cache_of_tokens_trains_as_a_cache_of_states(tmp_path: Path) -> None:
 def test_a_trimmed_cache_trains_evaluates_and_samples_without_what_lies_beyond_the_caption(tmp_path: Path) -> None:
     folder = made(tmp_path, "trimmed")
     assert len(losses(folder)) == 3
-    results = evaluate_run(EvalRunConfig(run=str(folder / "run"), images=4, steps=2, guidance=(2.0,)))
+    results = evaluate_run(EvalRunConfig(run=str(folder / "run"), images=4, steps=(2,), guidance=(2.0,)))
     assert results[0].n == 24
     prompts = ["a red circle"]
     assert sample_images(SampleConfig(run=str(folder / "run"), n=1, sampler=SAMPLER), prompts).shape[:2] == (1, 1)

@@ -17,11 +17,17 @@ LOWEST_LOG_SNR = -5.1
 """Where a second-order walk may begin if the network predicts epsilon, whose errors x_0 gets times sigma / alpha: the
 usual bound for cosine schedules (diffusers' lambda_min_clipped). Schedules of Stable Diffusion's kind end above it."""
 
+KARRAS_RHO = 7.0
+"""rho in the discrete process; edm has its own (diffusion.rho)."""
+
 
 @dataclass(frozen=True)
 class Level:
     """One noise level: x = alpha x_0 + sigma noise, and what the network is told there (-1: the end, where it is not
-    asked; an int in the discrete process)."""
+    asked; an int where it is a timestep of the discrete process).
+
+    In the discrete process only sigma / alpha matters: alpha^2 + sigma^2 is 1, or alpha is 1 as Karras et al. have it.
+    """
 
     timestep: float
     alpha: float
@@ -73,13 +79,36 @@ def even_levels(config: DiffusionConfig, steps: int) -> list[Level]:
     """From T - 1 down in `steps` equal strides, rounded, and then to no noise at all ("linspace" in diffusers); for
     epsilon from the last timestep that is above LOWEST_LOG_SNR."""
     schedule = Schedule(config)
-    last = config.timesteps - 1
-    while config.prediction == "epsilon" and last > 0 and _level(schedule, last).log_snr < LOWEST_LOG_SNR:
-        last -= 1
+    alpha_bar = schedule.alpha_bar.numpy()
+    with np.errstate(divide="ignore"):
+        last = _last_for(config, np.log(alpha_bar / (1 - alpha_bar)) / 2)
     if steps > last:
-        raise ConfigError(f"dpmpp_2m takes fewer steps than there are timesteps ({last + 1}), not {steps}")
+        raise ConfigError(f"dpmpp_2m and unipc take fewer steps than there are timesteps ({last + 1}), not {steps}")
     timesteps = np.linspace(0, last, steps + 1).round().astype(int)[:0:-1]
     return [*(_level(schedule, int(t)) for t in timesteps), END]
+
+
+def _last_for(config: DiffusionConfig, log_snr_T: np.ndarray) -> int:
+    """The timestep at which to begin, of falling log SNRs: the last, or for epsilon one above LOWEST_LOG_SNR."""
+    if config.prediction != "epsilon":
+        return len(log_snr_T) - 1
+    return max(int(np.count_nonzero(log_snr_T >= LOWEST_LOG_SNR)) - 1, 0)
+
+
+def karras_timesteps(config: DiffusionConfig, steps: int) -> list[Level]:
+    """sigma / alpha of the schedule's last timestep to that of its first, in equal strides of its seventh root, and
+    then 0 (Karras et al. 2022, equation 5); the network is told the timestep whose logarithm of it that is,
+    interpolated. Where the last timestep is noise alone, alpha_bar there is taken for 2^-24, as in diffusers; for
+    epsilon the first level is the last timestep above LOWEST_LOG_SNR.
+    """
+    alpha_bar = Schedule(config).alpha_bar.numpy().copy()
+    if config.zero_terminal_snr:
+        alpha_bar[-1] = 2.0**-24
+    known = np.sqrt((1 - alpha_bar) / alpha_bar)
+    known = known[: _last_for(config, -np.log(known)) + 1]
+    sigmas = np.linspace(known[-1] ** (1 / KARRAS_RHO), known[0] ** (1 / KARRAS_RHO), steps) ** KARRAS_RHO
+    timesteps = np.interp(np.log(sigmas), np.log(known), np.arange(len(known)))
+    return [*(Level(t, 1.0, sigma) for t, sigma in zip(timesteps.tolist(), sigmas.tolist(), strict=True)), END]
 
 
 def _level(schedule: Schedule, timestep: int) -> Level:
@@ -118,9 +147,21 @@ def karras_levels(config: DiffusionConfig, steps: int) -> list[Level]:
 
 
 LEVELS: dict[str, dict[str, Callable[[DiffusionConfig, int], list[Level]]]] = {
-    "discrete": {"ddim": ddim_levels, "dpmpp_2m": even_levels},
-    "flow": {"ddim": flow_levels, "dpmpp_2m": even_flow_levels},
-    "edm": {"ddim": karras_levels, "dpmpp_2m": karras_levels},
+    "discrete": {
+        "ddim": ddim_levels,
+        "dpmpp_2m": even_levels,
+        "euler": karras_timesteps,
+        "heun": karras_timesteps,
+        "unipc": even_levels,
+    },
+    "flow": {
+        "ddim": flow_levels,
+        "dpmpp_2m": even_flow_levels,
+        "euler": flow_levels,
+        "heun": flow_levels,
+        "unipc": even_flow_levels,
+    },
+    "edm": dict.fromkeys(("ddim", "dpmpp_2m", "euler", "heun", "unipc"), karras_levels),
 }
 """By process and sampler."""
 
@@ -130,3 +171,11 @@ def levels_for(config: DiffusionConfig, sampler: str, steps: int) -> list[Level]
     if steps < 1:
         raise ConfigError(f"steps={steps}: at least one denoising step")
     return LEVELS[PROCESSES[config.prediction]][sampler](config, steps)
+
+
+def first_spread(config: DiffusionConfig, level: Level) -> float:
+    """Standard deviation of x at the level where a walk begins: that of latents of variance 1 with their noise, and of
+    the noise alone in the discrete process where alpha is 1 (Karras et al. 2022, algorithm 1)."""
+    if PROCESSES[config.prediction] == "discrete" and level.alpha == 1.0:
+        return level.sigma
+    return math.hypot(level.alpha, level.sigma)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from pipeline import philox
 from pipeline.config import DiffusionConfig
-from pipeline.diffusion.levels import Level, levels_for
+from pipeline.diffusion.guidance import Guidance, guide
+from pipeline.diffusion.levels import Level, first_spread, levels_for
 from pipeline.diffusion.prediction import make_prediction, to_eps
+from pipeline.diffusion.process import PROCESSES
 from pipeline.models.conditioning import Conditioning
 from pipeline.philox import Stream
 
@@ -58,7 +60,73 @@ def dpmpp_2m(predict: Predict, levels: list[Level], x: Tensor) -> Tensor:
     return x
 
 
-SAMPLERS = {"ddim": ddim, "dpmpp_2m": dpmpp_2m}
+def heun(predict: Predict, levels: list[Level], x: Tensor) -> Tensor:
+    """Heun's method (Karras et al. 2022, algorithm 1 without noise): second order, two predictions a step and one in
+    the last, to no noise.
+
+    The slope is that of x = alpha x_0 + sigma noise along a straight line of (alpha, sigma): of sigma where alpha is 1,
+    as in the paper, and of t in rectified flow.
+    """
+    for now, then in itertools.pairwise(levels):
+        x0 = predict(x, now)
+        moved = _along(now, then, x0, to_eps(x0, x, now.alpha, now.sigma))
+        if then.sigma > 0:
+            there = x + moved
+            x0 = predict(there, then)
+            moved = (moved + _along(now, then, x0, to_eps(x0, there, then.alpha, then.sigma))) / 2
+        x = x + moved
+    return x
+
+
+def _along(now: Level, then: Level, x0: Tensor, eps: Tensor) -> Tensor:
+    return (then.alpha - now.alpha) * x0 + (then.sigma - now.sigma) * eps
+
+
+def unipc(predict: Predict, levels: list[Level], x: Tensor) -> Tensor:
+    """UniPC of order 2 (Zhao et al. 2023, algorithms 5 and 6, data prediction, B(h) = exp(h) - 1): DPM-Solver++(2M)'s
+    step, corrected when the next level's prediction is there, which costs none.
+
+    Lower order at both ends: the first step has no memory, and the last is DDIM's.
+    """
+    past: list[tuple[float, Tensor]] = []  # log SNR and x_0 of the last two levels
+    before: Level | None = None
+    start, order = x, 1  # of the step that led here
+    for now, then in itertools.pairwise(levels):
+        x0 = predict(x, now)
+        if before is not None:
+            x = _corrected(start, before, now, past, order, x0)
+        past = [*past[-1:], (now.log_snr, x0)]
+        before, start, order = now, x, len(past)
+        h = then.log_snr - now.log_snr
+        slope = x0
+        if order == 2 and then.sigma > 0:
+            slope = x0 + (x0 - past[0][1]) * (h / (2 * (now.log_snr - past[0][0])))
+        else:
+            order = 1
+        x = (then.sigma / now.sigma) * x - then.alpha * math.expm1(-h) * slope
+    return x
+
+
+def _corrected(
+    start: Tensor, before: Level, now: Level, past: list[tuple[float, Tensor]], order: int, x0: Tensor
+) -> Tensor:
+    """UniC: the step from `before` to `now` taken again, with the prediction x0 that was made at its end."""
+    h = now.log_snr - before.log_snr
+    decay = math.expm1(-h)
+    last = past[-1][1]
+    change = (x0 - last) / 2
+    if order == 2:
+        ratio = (past[0][0] - past[-1][0]) / h  # r_1 < 0
+        phi = -decay / h - 1  # h phi_2(-h)
+        first, second = phi / decay, 2 * (-phi / h - 0.5) / decay  # what the two weights' moments must be
+        weight = (first - second) / (1 - ratio)
+        change = (first - weight) * (x0 - last) + weight / ratio * (past[0][1] - last)
+    return (now.sigma / before.sigma) * start - now.alpha * decay * (last + change)
+
+
+SAMPLERS = {"ddim": ddim, "dpmpp_2m": dpmpp_2m, "euler": ddim, "heun": heun, "unipc": unipc}
+"""By name. Euler's method is DDIM's step: the two differ in their levels (levels.py), and there only in the discrete
+process."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -82,31 +150,31 @@ def sample(
     *,
     sampler: str = "dpmpp_2m",
     steps: int = 20,
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
 ) -> Tensor:
     """Latents (B, C, h, w), scaled as in training, from noise of that shape.
 
     denoise(x, timestep_B, conditioning): the network's raw prediction (a Denoiser does).
-    guidance w mixes predictions as null + w (conditional - null) (Ho & Salimans 2022), both from one pass of 2B rows;
-    1 needs no null and makes no second half. Raises ConfigError for numbers of steps that a sampler cannot take.
+    guidance: a scale w, which mixes predictions as null + w (conditional - null) (Ho & Salimans 2022), both from one
+    pass of 2B rows, or all of its settings; 1 needs no null and makes no second half. null: of a negative prompt, or
+    what says nothing. Raises ConfigError for numbers of steps that a sampler cannot take.
     """
     levels, meaning = levels_for(config, sampler, steps), make_prediction(config)
-    guided = guidance != 1.0
-    if guided:
-        assert null is not None, "guidance needs the null conditioning"
-        conditioning = conditioning.cat(null)
-    conditioning = replace(conditioning, known={})  # the context is projected once for all steps
+    settings = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    assert null is not None or settings.scale == 1.0, "guidance needs the null conditioning"
+    both = replace(conditioning.cat(null), known={}) if null is not None and settings.scale != 1.0 else None
+    alone = replace(conditioning, known={})  # the context is projected once for all steps
+    preserving = PROCESSES[config.prediction] == "discrete"
 
     def predict(x: Tensor, level: Level) -> Tensor:
-        scaled = meaning.scale(x, level.sigma)
-        rows = torch.cat([scaled, scaled]) if guided else scaled
+        size = math.hypot(level.alpha, level.sigma) if preserving else 1.0  # the network knows latents of variance 1
+        x, alpha, sigma = x / size, level.alpha / size, level.sigma / size
+        guided = both is not None and settings.applies(level)
+        rows = meaning.scale(x, sigma)
+        rows = torch.cat([rows, rows]) if guided else rows
         dtype = torch.int64 if isinstance(level.timestep, int) else torch.float32
         timestep = torch.full((len(rows),), level.timestep, dtype=dtype, device=x.device)
-        prediction = denoise(rows, timestep, conditioning).float()
-        if guided:
-            conditional, unconditional = prediction.chunk(2)
-            prediction = unconditional + guidance * (conditional - unconditional)
-        return meaning.to_x0(prediction, x, level.alpha, level.sigma)
+        prediction = denoise(rows, timestep, both if guided and both is not None else alone).float()
+        return meaning.to_x0(guide(prediction, settings) if guided else prediction, x, alpha, sigma)
 
-    spread = math.hypot(levels[0].alpha, levels[0].sigma)  # of x there, when latents have variance 1
-    return SAMPLERS[sampler](predict, levels, spread * noise_BCHW)
+    return SAMPLERS[sampler](predict, levels, first_spread(config, levels[0]) * noise_BCHW)

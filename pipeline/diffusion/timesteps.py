@@ -6,6 +6,8 @@ through its quantile function, so that words which are evenly spread give times 
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from pipeline import philox
@@ -55,3 +57,20 @@ def draw_times(seed: int, numbers_B: Tensor, config: DiffusionConfig) -> Tensor:
     if discrete:
         return (time * config.timesteps).long().clamp_(max=config.timesteps - 1)
     return time.float()
+
+
+BUCKETS = 5
+"""Parts of the noise levels that losses are told of apart."""
+
+
+def noise_bucket(time_B: Tensor, config: DiffusionConfig) -> Tensor:
+    """Which fifth of the noise levels each time (B,) of draw_times lies in, 0 being the least noise: int64 (B,). Of t
+    in the discrete process and in flow, of ln(sigma) between sigma_min and sigma_max in edm."""
+    process = PROCESSES[config.prediction]
+    share = time_B.double()
+    if process == "discrete":
+        share = share / config.timesteps
+    elif process == "edm":
+        low, high = math.log(config.sigma_min), math.log(config.sigma_max)
+        share = (share.log() - low) / (high - low)
+    return (share * BUCKETS).long().clamp_(0, BUCKETS - 1)

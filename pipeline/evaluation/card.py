@@ -29,6 +29,8 @@ class Card:
     """Denoising steps."""
     guidance: float
     """Classifier-free guidance scale."""
+    guidance_settings: dict[str, float] = field(default_factory=dict)
+    """What else was said of guidance: guidance_low, guidance_high, rescale, where they are not 0."""
     seed: int
     """Image i starts from the noise of (seed, i)."""
     task: str
@@ -71,7 +73,10 @@ class Card:
                 figures.append(f"{name} {self.metrics[name]:.{digits}f}{beside}")
         how = [
             f"{self.images:,} images, seed {self.seed}",
-            f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}",
+            ", ".join(
+                [f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}"]
+                + [f"{name} {value:g}" for name, value in self.guidance_settings.items()]
+            ),
             f"{self.weights} weights at {self.n:,} samples",
         ]
         if self.reference is not None:

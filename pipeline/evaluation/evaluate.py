@@ -206,6 +206,7 @@ class Evaluator:
             sampler=sampler.sampler,
             steps=sampler.steps,
             guidance=sampler.guidance,
+            guidance_settings=sampler.guidance_settings,
             seed=self.seed,
             task=self.task,
             captions={"dataset": self.validation.digest, "records": min(images, len(self.validation.captions))},
@@ -222,12 +223,17 @@ class Evaluator:
         )
 
 
+def evaluation_folder(n: int, name: str = "") -> str:
+    """Where an evaluation at n samples is kept in a run directory."""
+    return f"evals/{n:012d}" + (f"-{name}" if name else "")
+
+
 def write(run: Storage, result: EvalResult, name: str = "") -> str:
     """Keep a result under evals/ of the run directory; returns its folder there. metrics.json is written last.
 
     name: tells evaluations at the same n apart; "" for those inside training.
     """
-    folder = f"evals/{result.n:012d}" + (f"-{name}" if name else "")
+    folder = evaluation_folder(result.n, name)
     height, width = result.grid.shape[1:3]
     columns = min(GRID_COLUMNS, len(result.grid))
     tiles = {"captions": result.captions, "columns": columns, "width": width, "height": height, "gap": GAP}

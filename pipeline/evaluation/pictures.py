@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import DiffusionConfig, SamplerConfig
+from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.sampler import initial_noise, sample
 from pipeline.models.autoencoder import FirstStage
 from pipeline.models.conditioning import Conditioning, Denoiser
@@ -49,9 +50,11 @@ def draw(
     seed: int,
     latent_shape: tuple[int, int, int],
     device: torch.device,
+    null: Conditioning | None = None,
 ) -> tuple[np.ndarray, int]:
     """Sample the images numbered `numbers`, one for each row of the conditioning.
 
+    null: what guidance leads away from, by default what says nothing.
     Image i starts from noise that (seed, i) alone decide. Returns (B, H, W, 3) uint8 and how many were not finite.
     """
     noise = initial_noise(seed, torch.tensor(numbers, dtype=torch.int64), latent_shape, device)
@@ -61,10 +64,10 @@ def draw(
             diffusion,
             noise,
             conditioning,
-            denoiser.task.null(len(numbers), device),
+            denoiser.task.null(len(numbers), device) if null is None else null,
             sampler=sampler.sampler,
             steps=sampler.steps,
-            guidance=sampler.guidance,
+            guidance=Guidance.of(sampler),
         )
         x_BCHW = first_stage.decode(latents)
     broken = int((~torch.isfinite(latents).flatten(1).all(1)).sum())

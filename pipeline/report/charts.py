@@ -7,8 +7,8 @@ A chart is drawn in units of 1/1 pixel at its natural width and scales with the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 480, 260
@@ -19,13 +19,15 @@ SERIES_COLOURS = 6  # classes s0 to s5 of the stylesheet, reused beyond
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. colour: index of its CSS class. smooth: drawn pale, under a running mean. dots: one per point."""
+    """One curve. colour: index of its CSS class. smooth: drawn pale, under a running mean. dots: one per point.
+    bars: lower and upper end of the error bar at an x."""
 
     label: str
     points: Sequence[tuple[float, float]]
     colour: int = 0
     smooth: bool = False
     dots: bool = False
+    bars: Mapping[float, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,20 @@ def line_chart(
     levels = [level for level in levels if _drawable((0.0, level.y), log_y)]
     xs = [x for one, _ in curves for x, y in one.points if _drawable((x, y), log_y)]
     ys = [y for _, points in curves for _, y in points] + [level.y for level in levels]
-    x_axis = _Axis.around(0.0 if min(xs) >= 0 else min(xs), max(xs), LEFT, WIDTH - RIGHT)
-    low, high = y_range or _padded(min(ys), max(ys), log_y)
-    y_axis = _Axis.around(low, high, HEIGHT - BOTTOM, TOP, log_y)
+    ys += [y for one, _ in curves for bar in one.bars.values() for y in bar if _drawable((0.0, y), log_y)]
+    x_axis = Axis.around(0.0 if min(xs) >= 0 else min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    low, high = y_range or padded(min(ys), max(ys), log_y)
+    y_axis = Axis.around(low, high, HEIGHT - BOTTOM, TOP, log_y)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    parts += [_y_tick(value, y_axis) for value in y_axis.ticks(5)]
-    parts += [_x_tick(value, x_axis) for value in x_axis.ticks(6)]
+    parts += [y_tick(value, y_axis) for value in y_axis.ticks(5)]
+    parts += [x_tick(value, x_axis) for value in x_axis.ticks(6)]
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     parts += [_level(level, y_axis) for level in levels]
     parts += [_curve(one, points, x_axis, y_axis, x_label) for one, points in curves]
     parts.append("</svg>")
-    legend = _legend([one for one, _ in curves]) if len(curves) > 1 else ""
+    legend = legend_of([one for one, _ in curves]) if len(curves) > 1 else ""
     unit = f' <span class="unit">{escape(y_label)}</span>' if y_label else ""
     return f"<figure><figcaption>{escape(title)}{unit}</figcaption>{''.join(parts)}{legend}</figure>"
 
@@ -89,7 +92,9 @@ def short(value: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
+    """Values from low to high on pixels from start to end."""
+
     low: float
     high: float
     start: float
@@ -97,7 +102,7 @@ class _Axis:
     log: bool = False
 
     @classmethod
-    def around(cls, low: float, high: float, start: float, end: float, log: bool = False) -> _Axis:
+    def around(cls, low: float, high: float, start: float, end: float, log: bool = False) -> Axis:
         return cls(low, high if high > low else low + (abs(low) or 1.0), start, end, log)
 
     def at(self, value: float) -> float:
@@ -105,6 +110,10 @@ class _Axis:
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         share = ((math.log(value) if self.log else value) - low) / (high - low)
         return round(self.start + share * (self.end - self.start), 1)
+
+    def shows(self, value: float) -> bool:
+        """Whether a value has a pixel."""
+        return math.isfinite(value) and (value > 0 or not self.log)
 
     def ticks(self, count: int) -> list[float]:
         """About `count` round numbers inside the axis: 1, 2 or 5 times a power of ten."""
@@ -128,7 +137,7 @@ def _drawable(point: tuple[float, float], log_y: bool) -> bool:
     return math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)
 
 
-def _padded(low: float, high: float, log: bool) -> tuple[float, float]:
+def padded(low: float, high: float, log: bool) -> tuple[float, float]:
     """Limits with some air around the values."""
     if log:
         factor = max((high / low) ** 0.06, 1.02)
@@ -158,7 +167,7 @@ def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
     return smooth
 
 
-def _curve(one: Series, points: Sequence[tuple[float, float]], x_axis: _Axis, y_axis: _Axis, x_label: str) -> str:
+def _curve(one: Series, points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, x_label: str) -> str:
     colour = f"s{one.colour % SERIES_COLOURS}"
     parts = []
     if one.smooth and len(points) > 20:
@@ -168,15 +177,25 @@ def _curve(one: Series, points: Sequence[tuple[float, float]], x_axis: _Axis, y_
     for x, y in points:
         dot = f'<circle class="dot {colour}" r="3"' if one.dots or len(points) == 1 else '<circle class="hit" r="7"'
         title = f"{one.label}: {short(y)} at {short(x)} {x_label}"
+        if bar := one.bars.get(x):
+            title += f" ({short(bar[0])} to {short(bar[1])})"
+            if y_axis.shows(bar[0]) and y_axis.shows(bar[1]):
+                parts.append(error_bar(colour, x_axis.at(x), y_axis.at(bar[0]), y_axis.at(bar[1])))
         parts.append(f'{dot} cx="{x_axis.at(x)}" cy="{y_axis.at(y)}"><title>{escape(title)}</title></circle>')
     return "".join(parts)
 
 
-def _path(points: Sequence[tuple[float, float]], x_axis: _Axis, y_axis: _Axis) -> str:
+def error_bar(colour: str, x: float, low: float, high: float) -> str:
+    """From low to high, in pixels, with short ends."""
+    return f'<path class="bar-ends {colour}" d="M{x} {low}V{high}M{x - 3} {low}h6M{x - 3} {high}h6"/>'
+
+
+def _path(points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> str:
     return "M" + "L".join(f"{x_axis.at(x)} {y_axis.at(y)}" for x, y in points)
 
 
-def _y_tick(value: float, axis: _Axis) -> str:
+def y_tick(value: float, axis: Axis) -> str:
+    """A line across the chart, and its value beside it."""
     y = axis.at(value)
     return (
         f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
@@ -184,12 +203,13 @@ def _y_tick(value: float, axis: _Axis) -> str:
     )
 
 
-def _x_tick(value: float, axis: _Axis) -> str:
+def x_tick(value: float, axis: Axis) -> str:
+    """A value beneath the chart."""
     x, y = axis.at(value), HEIGHT - BOTTOM
     return f'<text class="tick" x="{x}" y="{y + 17}" text-anchor="middle">{short(value)}</text>'
 
 
-def _level(level: Level, axis: _Axis) -> str:
+def _level(level: Level, axis: Axis) -> str:
     y = axis.at(level.y)
     text = f"{escape(level.label)} {short(level.y)}"
     return (
@@ -198,7 +218,8 @@ def _level(level: Level, axis: _Axis) -> str:
     )
 
 
-def _legend(series: Sequence[Series]) -> str:
+def legend_of(series: Sequence[Series]) -> str:
+    """A list of the curves' labels."""
     items = (
         f'<li><span class="swatch s{one.colour % SERIES_COLOURS}"></span>{escape(one.label)}</li>' for one in series
     )

@@ -27,24 +27,24 @@ def tile(images: np.ndarray, columns: int) -> Image.Image:
     return sheet
 
 
-def captioned(images: np.ndarray, captions: Sequence[str]) -> Image.Image:
-    """Samples (R, K, H, W, 3) uint8, K for each of R captions: a row per caption, which stands beneath it.
+def captioned(images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """Samples (K, H, W, 3) uint8 for each caption, whose sizes may differ: a row per caption, which stands beneath it.
 
     Any text may be a caption: characters that the font lacks are drawn as its blank box, and long captions are wrapped
     and then cut.
     """
-    count, per_row, height, width, _ = images.shape
-    assert count == len(captions), f"{count} rows of images for {len(captions)} captions"
-    factor = max(-(-SMALLEST_TILE // width), 1)
-    height, width = height * factor, width * factor
-    inner = max(per_row * (width + GAP) - GAP, 2 * SMALLEST_TILE)
+    assert len(images) == len(captions), f"{len(images)} rows of images for {len(captions)} captions"
+    factors = [max(-(-SMALLEST_TILE // row.shape[2]), 1) for row in images]
+    sizes = [(row.shape[2] * factor, row.shape[1] * factor) for row, factor in zip(images, factors, strict=True)]
+    widths = [len(row) * (width + GAP) - GAP for row, (width, _) in zip(images, sizes, strict=True)]
+    inner = max(*widths, 2 * SMALLEST_TILE)
     font = ImageFont.load_default(FONT_SIZE)
     texts = [_wrapped(caption, font, inner) for caption in captions]
-    row_heights = [height + GAP + LINE * len(lines) + MARGIN for lines in texts]
-    sheet = Image.new("RGB", (inner + 2 * MARGIN, sum(row_heights) + MARGIN), PAPER)
+    heights = [height + GAP + LINE * len(lines) + MARGIN for (_, height), lines in zip(sizes, texts, strict=True)]
+    sheet = Image.new("RGB", (inner + 2 * MARGIN, sum(heights) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = MARGIN
-    for row, lines, row_height in zip(images, texts, row_heights, strict=True):
+    for row, lines, (width, height), row_height in zip(images, texts, sizes, heights, strict=True):
         for k, image in enumerate(row):
             picture = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (MARGIN + k * (width + GAP), top))

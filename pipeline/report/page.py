@@ -1,6 +1,6 @@
 """latentmill report RUN... dest=report.html: one self-contained page about one run or several beside each other.
 
-No network, no script; light and dark by the reader's preference; readable on a phone.
+No network; light and dark by the reader's preference; readable on a phone. Its only script sorts tables.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import pipeline
 from pipeline.errors import ConfigError
 from pipeline.report import samples, tables
 from pipeline.report.charts import Level, Series, line_chart, short
-from pipeline.report.run import Run, load
-from pipeline.report.tables import duration, fids_of
+from pipeline.report.pareto import pareto
+from pipeline.report.run import Run, load, spread
+from pipeline.report.tables import duration, fids_of, fids_of_all
 from pipeline.storage import open_storage, split_url
 
 DEFAULT_DEST = "report.html"
 STYLE = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("sort.js")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,7 +61,8 @@ def page(runs: Sequence[Run], targets: Mapping[str, float]) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)} – latentmill</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
         f"<body><main>{body}<footer>latentmill {escape(pipeline.__version__)}. Latent diffusion as in Rombach et al. "
-        "2021. Every number here is in the run's metrics.jsonl and evals/.</footer></main></body></html>"
+        "2021. Every number here is in the run's metrics.jsonl and evals/.</footer></main>"
+        f"<script>{SCRIPT.read_text(encoding='utf-8')}</script></body></html>"
     )
 
 
@@ -70,9 +73,11 @@ def _one(run: Run, targets: Mapping[str, float]) -> str:
             samples.final(run),
             samples.over_time(run),
             _section("Quality", _quality([run])),
+            _section("Guidance", _charts([pareto(run.evaluations, fid) for fid in fids_of_all(run.evaluations)])),
             _section("Evaluations", tables.evaluation_table(run.evaluations)),
             _section("Training", _training([run])),
             _section("Speed", _speed(run)),
+            _section("Alerts", tables.alerts(run)),
             _section("Steps", tables.steps(run)),
             _section("Data and run", tables.facts_and_config(run)),
         )
@@ -90,6 +95,7 @@ def _several(runs: Sequence[Run]) -> str:
         parts += [
             f"<h2>{escape(run.name)}</h2>{_subtitle(run)}",
             samples.final(run, heading=False),
+            _charts([pareto(run.evaluations, fid) for fid in fids_of_all(run.evaluations)]),
             tables.evaluation_table(run.evaluations),
         ]
         parts.append(tables.facts_and_config(run))
@@ -125,9 +131,8 @@ def _headline(run: Run, targets: Mapping[str, float]) -> str:
         cards += [_fid_card(name, metrics, targets.get("fid_ratio")) for name in fids_of(metrics)]
         if (score := metrics.get("clip_score")) is not None:
             real = metrics.get("clip_score_real")
-            cards.append(
-                _card("CLIP score", f"{score:.1f}", [f"real images {real:.1f}" if real is not None else "100 × cosine"])
-            )
+            notes = [f"real images {real:.1f}" if real is not None else "100 × cosine"]
+            cards.append(_card("CLIP score", f"{score:.1f}", [*_uncertain("clip_score", metrics), *notes]))
     rates = [rate for _, rate in run.curve("images_per_s")]
     if rates:
         cards.append(_card("training speed", f"{sorted(rates)[len(rates) // 2]:.0f}", ["images/s, median"]))
@@ -139,7 +144,7 @@ def _headline(run: Run, targets: Mapping[str, float]) -> str:
 
 
 def _accuracy_card(value: float, metrics: Mapping[str, Any], target: float | None) -> str:
-    notes = []
+    notes = _uncertain("attribute_accuracy", metrics)
     if (real := metrics.get("attribute_accuracy_real")) is not None:
         notes.append(f"real images {real:.3f}")
     return _card(
@@ -152,9 +157,17 @@ def _accuracy_card(value: float, metrics: Mapping[str, Any], target: float | Non
 
 def _fid_card(name: str, metrics: Mapping[str, Any], target: float | None) -> str:
     value, floor = metrics[name], metrics.get(f"{name}_floor_reconstruction")
-    notes = [] if not floor else [f"autoencoder floor {short(floor)}: {value / floor:.2f}×"]
+    notes = _uncertain(name, metrics) + (
+        [] if not floor else [f"autoencoder floor {short(floor)}: {value / floor:.2f}×"]
+    )
     reached = None if target is None or not floor else (f"target ≤ {target:g}× floor", value <= target * floor)
     return _card(name, short(value), notes, reached)
+
+
+def _uncertain(name: str, metrics: Mapping[str, Any]) -> list[str]:
+    """A figure's error bar in words, where it has one."""
+    bar = spread(metrics, name)
+    return [f"{short(bar[0])} to {short(bar[1])}"] if bar else []
 
 
 def _card(label: str, value: str, notes: Sequence[str], target: tuple[str, bool] | None = None) -> str:
@@ -187,7 +200,10 @@ def _quality(runs: Sequence[Run]) -> str:
 
 def _metric_chart(runs: Sequence[Run], metric: str, title: str, unit: str, last: Mapping[str, Any], **axes: Any) -> str:
     """One metric over the evaluations inside training, of each run, above its floors."""
-    series = [Series(run.name, run.evaluation_curve(metric), colour=i, dots=True) for i, run in enumerate(runs)]
+    series = [
+        Series(run.name, run.evaluation_curve(metric), colour=i, dots=True, bars=run.evaluation_bars(metric))
+        for i, run in enumerate(runs)
+    ]
     floors = {
         "real": last.get(f"{metric}_real", last.get(f"{metric}_floor_real")),
         "reconstructed": last.get(f"{metric}_reconstruction", last.get(f"{metric}_floor_reconstruction")),
@@ -232,9 +248,27 @@ def _training(runs: Sequence[Run]) -> str:
         [
             line_chart(loss, title="Loss", y_label="log scale", log_y=True),
             line_chart(norm, title="Gradient norm", y_label="before clipping, log scale", log_y=True),
+            chart("weight_norm", "Weight norm"),
             chart("lr", "Learning rate"),
+            _by_noise(runs[0]) if len(runs) == 1 else "",
         ]
     )
+
+
+def _by_noise(run: Run) -> str:
+    """The loss in each part of the noise levels, which differ by orders of magnitude."""
+    rows = [row for row in run.rows if row.get("kind") == "train" and row.get("loss_by_noise")]
+    parts = sorted({part for row in rows for part in row["loss_by_noise"]})
+    series = [
+        Series(
+            f"noise from {float(part):.0%}",
+            [(float(row["n"]), float(row["loss_by_noise"][part])) for row in rows if part in row["loss_by_noise"]],
+            colour=i,
+            smooth=True,
+        )
+        for i, part in enumerate(parts)
+    ]
+    return line_chart(series, title="Loss by noise level", y_label="log scale; 0% is the least noise", log_y=True)
 
 
 def _speed(run: Run) -> str:
@@ -252,9 +286,19 @@ def _speed(run: Run) -> str:
             ),
             line_chart([Series("step", step_times(run), smooth=True)], title="Time of each step", y_label="seconds"),
             line_chart([Series("wait", share, colour=1, smooth=True)], title="Waiting for data", y_label="% of a step"),
+            line_chart([Series("TFLOP/s", run.curve("tflops"), smooth=True)], title="Arithmetic", y_label=_unit(run)),
+            line_chart(
+                [Series("memory", run.curve("memory_gb"), colour=1)], title="Memory", y_label="GB, highest so far"
+            ),
         ]
     )
     return charts + tables.starts(run)
+
+
+def _unit(run: Run) -> str:
+    """Of the chart of arithmetic, with the last share of the peak where it is known."""
+    used = run.curve("mfu")
+    return "model TFLOP/s of a device" + (f"; {used[-1][1]:.0%} of its peak" if used else "")
 
 
 def step_times(run: Run) -> list[tuple[float, float]]:

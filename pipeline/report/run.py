@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -60,6 +60,11 @@ class Run:
             for e in self.training_evaluations
             if _is_number(e.metrics.get(metric))
         ]
+
+    def evaluation_bars(self, metric: str) -> dict[float, tuple[float, float]]:
+        """Error bars of the evaluations inside training, by samples seen."""
+        bars = {float(e.n): spread(e.metrics, metric) for e in self.training_evaluations}
+        return {n: bar for n, bar in bars.items() if bar}
 
     @property
     def training_evaluations(self) -> list[Evaluation]:
@@ -134,6 +139,16 @@ def _get(storage: Storage, key: str) -> bytes:
         return storage.get(key)
     except NotFound:
         return b""
+
+
+def spread(metrics: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """Ends of a figure's error bar, where its evaluation has one: an interval (..._low, ..._high), else one standard
+    error (..._error) to both sides."""
+    low, high, error = (metrics.get(f"{metric}_{end}") for end in ("low", "high", "error"))
+    if _is_number(low) and _is_number(high):
+        return float(low), float(high)  # type: ignore[arg-type]
+    value = metrics.get(metric)
+    return (value - error, value + error) if _is_number(error) and _is_number(value) else None  # type: ignore[operator]
 
 
 def _is_number(value: Any) -> bool:

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import yaml
+
 from pipeline.report.charts import short
-from pipeline.report.run import Evaluation, Run
+from pipeline.report.run import Evaluation, Run, spread
+
+NAMES = ("run", "tracking.group", "launch.processes", "launch.threads", "device")
+"""Keys of the configuration that tell runs apart and change nothing of them."""
+NO_FID = re.compile(r"_floor|_(low|high|error)$")
+"""What belongs to a FID and is none."""
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
     """Every evaluation's figures with their floors, and below it how each was measured."""
     if not evaluations:
         return ""
-    fids = dict.fromkeys(name for e in evaluations for name in fids_of(e.metrics))
+    fids = fids_of_all(evaluations)
     columns: list[tuple[str, Any]] = [
-        ("samples seen", lambda e: f"{e.n:,}"),
+        ("samples seen", lambda e: Sorted(f"{e.n:,}", e.n)),
         ("evaluation", lambda e: e.name or "in training"),
         ("images", lambda e: e.metrics.get("images")),
+        ("sampler", lambda e: e.card.get("sampler")),
+        ("steps", lambda e: e.card.get("steps")),
         ("guidance", lambda e: e.metrics.get("guidance")),
-        ("attribute accuracy", lambda e: _fixed(e.metrics.get("attribute_accuracy"), 3)),
-        ("CLIP score", lambda e: _fixed(e.metrics.get("clip_score"), 2)),
+        (
+            "attribute accuracy",
+            lambda e: _fixed(e.metrics.get("attribute_accuracy"), 3) + _plus(e, "attribute_accuracy", 3),
+        ),
+        ("CLIP score", lambda e: _fixed(e.metrics.get("clip_score"), 2) + _plus(e, "clip_score", 2)),
     ]
     for name in fids:
         columns += [
-            (name, lambda e, name=name: _short(e.metrics.get(name))),
+            (name, lambda e, name=name: _short(e.metrics.get(name)) + _plus(e, name, 2)),
             ("real floor", lambda e, name=name: _short(e.metrics.get(f"{name}_floor_real"))),
             ("reconstruction floor", lambda e, name=name: _short(e.metrics.get(f"{name}_floor_reconstruction"))),
         ]
@@ -39,44 +53,77 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """A row for each run."""
+    """A row for each run, with what differs between their configurations."""
+    configs = [_flat(yaml.safe_load(run.config) or {}) for run in runs]
+    differing = [
+        key
+        for key in dict.fromkeys(key for config in configs for key in config)
+        if key not in NAMES and len({json.dumps(config.get(key), sort_keys=True) for config in configs}) > 1
+    ]
+    fid = next(iter(fids_of_all([run.last for run in runs if run.last])), "")
     rows = []
-    for run in runs:
+    for run, config in zip(runs, configs, strict=True):
         metrics = run.last.metrics if run.last else {}
-        fid = next(iter(fids_of(metrics)), "")
         losses = [loss for _, loss in run.curve("loss")]
         tail = losses[-max(len(losses) // 10, 1) :]
+        rates = sorted(rate for _, rate in run.curve("images_per_s"))
         rows.append(
             [
                 run.name,
-                f"{run.samples:,}",
+                *(_setting(config.get(key)) for key in differing),
+                Sorted(f"{run.samples:,}", run.samples),
                 _fixed(sum(tail) / len(tail), 4) if tail else "",
                 _fixed(metrics.get("attribute_accuracy"), 3),
-                _short(metrics.get(fid)),
+                Sorted(_short(metrics.get(fid)), metrics.get(fid)),
                 _fixed(metrics.get("clip_score"), 2),
-                duration(run.seconds),
+                f"{rates[len(rates) // 2]:.0f}" if rates else "",
+                Sorted(duration(run.seconds), run.seconds),
                 run.restarts,
             ]
         )
     headings = [
         "run",
+        *differing,
         "samples seen",
         "loss, last tenth",
         "attribute accuracy",
-        "FID",
+        fid or "FID",
         "CLIP score",
+        "images/s",
         "time",
         "restarts",
     ]
     return f'<div style="margin-top:24px">{_table(headings, rows)}</div>'
 
 
+def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """A configuration by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return found
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def alerts(run: Run) -> str:
+    """What the run called attention to: spikes and stalls."""
+    rows = [
+        [Sorted(f"{row['n']:,}", row["n"]), row.get("alert", ""), row.get("text", "")]
+        for row in run.rows
+        if row.get("kind") == "alert"
+    ]
+    return _table(["at samples seen", "alert", "what"], rows, prose=["what"]) if rows else ""
+
+
 def starts(run: Run) -> str:
     """When the run was begun and resumed; nothing for a run without restarts."""
     if run.restarts == 0:
         return ""
-    rows = [[f"{row['n']:,}", row.get("world", ""), row.get("host", "")] for row in run.starts]
-    return f"<h3>Starts and restarts</h3>{_table(['at samples seen', 'ranks', 'host'], rows)}"
+    rows = [[Sorted(f"{row['n']:,}", row["n"]), row.get("world", ""), row.get("engine", "")] for row in run.starts]
+    return f"<h3>Starts and restarts</h3>{_table(['at samples seen', 'ranks', 'engine'], rows)}"
 
 
 def steps(run: Run) -> str:
@@ -85,7 +132,7 @@ def steps(run: Run) -> str:
     if not rows:
         return ""
     total = duration(sum(step["seconds"] for step in run.steps))
-    return _table(["step", "time", "command"], [*rows, ["all steps", total, " "]], prose=["command"])
+    return _table(["step", "time", "command"], [*rows, ["all steps", total, " "]], prose=["command"], sortable=False)
 
 
 def facts_and_config(run: Run) -> str:
@@ -98,19 +145,41 @@ def facts_and_config(run: Run) -> str:
     )
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]], prose: Sequence[str] = ()) -> str:
-    """A table that scrolls by itself when the page is too narrow. prose: headings of columns whose text may wrap."""
+@dataclass(frozen=True)
+class Sorted:
+    """A cell that shows one thing and is sorted by another."""
+
+    text: str
+    by: float | None
+
+
+def _table(
+    headings: Sequence[str], rows: Sequence[Sequence[Any]], prose: Sequence[str] = (), sortable: bool = True
+) -> str:
+    """A table that scrolls by itself when the page is too narrow. prose: headings of columns whose text may wrap.
+    sortable: by a click on a heading."""
     kinds = [' class="text"' if heading in prose else "" for heading in headings]
-    lines = [f"<th{kind}>{escape(heading)}</th>" for heading, kind in zip(headings, kinds, strict=True)]
-    body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{escape(_cell(v))}</td>' for v, kind in zip(row, kinds, strict=True))}</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{"".join(lines)}</tr>{body}</table></div>'
+    shown = [
+        f'<button type="button">{escape(heading)}</button>' if sortable else escape(heading) for heading in headings
+    ]
+    lines = [f'<th scope="col"{kind}>{heading}</th>' for heading, kind in zip(shown, kinds, strict=True)]
+    body = "".join(f"<tr>{''.join(map(_cell, row, kinds))}</tr>" for row in rows)
+    head = f"<thead><tr>{''.join(lines)}</tr></thead>"
+    kind = ' class="sortable"' if sortable else ""
+    return f'<div class="scroll"><table{kind}>{head}<tbody>{body}</tbody></table></div>'
 
 
-def _cell(value: Any) -> str:
-    return "–" if value in (None, "") else str(value)
+def _cell(value: Any, kind: str) -> str:
+    by = ""
+    if isinstance(value, Sorted):
+        by, value = "" if value.by is None else f' data-v="{value.by}"', value.text
+    return f"<td{kind}{by}>{escape('–' if value in (None, '') else str(value))}</td>"
+
+
+def _plus(evaluation: Evaluation, name: str, digits: int) -> str:
+    """Half the width of a figure's error bar, where there is one."""
+    bar = spread(evaluation.metrics, name)
+    return f" ± {(bar[1] - bar[0]) / 2:.{digits}f}" if bar else ""
 
 
 def _fixed(value: float | None, digits: int) -> str:
@@ -123,7 +192,12 @@ def _short(value: float | None) -> str:
 
 def fids_of(metrics: Mapping[str, Any]) -> list[str]:
     """Names of the FIDs among metrics: fid_democlip and its like, without their floors."""
-    return [name for name in metrics if name.startswith("fid_") and "_floor" not in name]
+    return [name for name in metrics if name.startswith("fid_") and not NO_FID.search(name)]
+
+
+def fids_of_all(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Names of the FIDs among all of them."""
+    return list(dict.fromkeys(name for e in evaluations for name in fids_of(e.metrics)))
 
 
 def duration(seconds: float) -> str:

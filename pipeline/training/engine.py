@@ -75,6 +75,12 @@ class Engine(ABC):
         total = self.world.sum([square])[0]
         return math.sqrt(total) if math.isfinite(total) else math.nan
 
+    def weight_norm(self) -> float:
+        """L2 norm of the fp32 master weights. Collective."""
+        views = [fragment.view for fragment in self.owned()]
+        square = torch.stack(torch._foreach_norm(views)).double().square().sum().item() if views else 0.0
+        return math.sqrt(self.world.sum([square])[0])
+
     def step(self, lr: float, norm: float) -> None:
         """Clip by the global norm, and step with this learning rate. Collective."""
         if 0 < self.clip < norm:

@@ -21,6 +21,8 @@ from pipeline.storage import Storage, open_storage
 
 CHECKPOINTS = "checkpoints/"
 COMMIT = "commit.json"
+SNAPSHOT = "ema.safetensors"
+"""In a folder of evals/: the weights that an evaluation outside of training is to be made of."""
 
 MAY_CHANGE = (
     "run",
@@ -80,8 +82,8 @@ def committed(run: Storage) -> list[int]:
 
 
 def evaluated(run: Storage, n: int) -> bool:
-    """Whether the evaluation that belongs to training at n samples is done."""
-    return run.exists(f"evals/{n:012d}/metrics.json")
+    """Whether the evaluation that belongs to training at n samples is done, or left to a job of its own."""
+    return run.exists(f"evals/{n:012d}/metrics.json") or run.exists(f"evals/{n:012d}/{SNAPSHOT}")
 
 
 def last_sample(config: TrainConfig) -> int:

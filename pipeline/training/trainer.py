@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,19 +25,22 @@ from pipeline.config import TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.data.stream import Stream
 from pipeline.diffusion.objective import Objective, Randomness, training_randomness
+from pipeline.diffusion.timesteps import noise_bucket
 from pipeline.errors import Interrupted, LatentmillError, NonFinite, RunError
 from pipeline.models.autoencoder import sample_posterior
 from pipeline.progress import Progress
 from pipeline.storage import Storage
 from pipeline.tracking import Tracker
 from pipeline.training import checkpoint
+from pipeline.training.alerts import Spikes, Stalls
 from pipeline.training.distributed import World, shared
 from pipeline.training.ema import Ema
 from pipeline.training.engine import Engine
+from pipeline.training.flops import Flops, peak_tflops
 from pipeline.training.ledger import Ledger, noise_digest, truncate_ledgers
 from pipeline.training.meter import Meter
 from pipeline.training.placement import Fragment
-from pipeline.training.rundir import evaluated, last_sample
+from pipeline.training.rundir import checkpoint_folder, evaluated, last_sample
 from pipeline.training.state import due, learning_rate
 from pipeline.training.watchdog import Watchdog
 
@@ -74,8 +78,8 @@ class Trainer:
     """Trains one run to its last sample, from wherever it is.
 
     stream_from: the rank's batches from sample number n on. text_of: text states of ids, where the cache holds only
-    those. evaluate: None for none. folder: local folder for files
-    that grow, when the run directory is not local.
+    those. evaluate: None for none. flops: of the network, None where they are not counted. folder: local folder for
+    files that grow, when the run directory is not local.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Trainer:
         stream_from: Callable[[int], Stream],
         text_of: Callable[[Tensor], Tensor] | None = None,
         evaluate: Evaluate | None = None,
+        flops: Flops | None = None,
     ) -> None:
         self.config, self.world, self.engine, self.latents = config, world, engine, latents
         self.run_storage, self.tracker, self.identity = run, tracker, identity
@@ -102,7 +107,10 @@ class Trainer:
         self.end = last_sample(config)
         self.ema = Ema(config.ema, [fragment.view for fragment in engine.owned()])
         self.watchdog = Watchdog(WATCHDOG_SECONDS)
-        self.meter = Meter(world)
+        self.flops = flops
+        self.meter = Meter(world, peak_tflops(world.device, config.tracking.peak_tflops))
+        self.spikes = Spikes(config.tracking.spike)
+        self.stalls = Stalls(config.tracking.stall_s if world.rank == 0 else 0.0, partial(tracker.alert, "stall"))
         self.n = 0
         self.saved = -1
         self.stopped_by: int | None = None
@@ -145,8 +153,10 @@ class Trainer:
             self._together(lambda: opened.append(stack.enter_context(self.stream_from(self.n))))
             rank0 = self.world.rank == 0
             progress = stack.enter_context(Progress(self.end, "train", start=self.n, enabled=rank0))
+            stack.enter_context(self.stalls)
             while self.n < self.end:
                 self.watchdog.beat(self.n)
+                self.stalls.beat(self.n)
                 batch = self._next_batch(*opened)
                 self._step(batch)
                 progress.update(self.batch, **self.meter.notes)
@@ -200,9 +210,16 @@ class Trainer:
         self.ema.update(self.n, self.batch)
         noise = noise_digest(numbers, [draws.posterior, draws.noise, draws.timestep, draws.drop])
         self.ledger.add(batch.numbers, batch.shards, batch.rows, noise)
-        self.meter.add(loss_B, self.batch, time.perf_counter() - began + batch.wait_s, batch.wait_s)
+        text = tensors.get("text")
+        flops = self.flops(shape, text.shape[1] if text is not None else 0) * self.batch if self.flops else 0
+        bucket_B = noise_bucket(draws.timestep, config.diffusion)
+        seconds = time.perf_counter() - began + batch.wait_s
+        self.meter.add(loss_B, self.batch, seconds, batch.wait_s, bucket_B=bucket_B, flops=flops, norm=norm)
         if due(self.n, config.tracking.every or LOG_STEPS * self.batch, self.batch) or self.n == self.end:
-            self.tracker.log(self.n, self.meter.flush() | {"lr": lr, "grad_norm": norm})
+            row = self.meter.flush() | {"lr": lr, "grad_norm": norm, "weight_norm": self.engine.weight_norm()}
+            self.tracker.log(self.n, row)
+            for sentence in self.spikes.found(row):
+                self.tracker.alert("spike", self.n, sentence)
 
     def _losses(self, latents: Tensor, draws: Randomness, rows: slice, inputs: dict[str, Tensor]) -> Tensor:
         """Each sample's loss (b,) for some rows of the batch."""
@@ -238,6 +255,7 @@ class Trainer:
 
     def save(self) -> None:
         """Commit the state at n, with the ledger and the metrics up to it. Collective."""
+        self.stalls.pause()
         with self.watchdog.paused():
             self._together(self._before_commit)
             checkpoint.save(
@@ -253,6 +271,7 @@ class Trainer:
                 shapes=self.engine.shapes,
             )
             self.saved = self.n
+            self.tracker.checkpoint(self.n, f"{self.run_storage.url.rstrip('/')}/{checkpoint_folder(self.n)}")
             self._together(self._sweep)
 
     def _before_commit(self) -> None:
@@ -272,8 +291,9 @@ class Trainer:
             return
         if self.world.first(evaluated(self.run_storage, self.n)):
             return
-        if self.n > 0 and self.saved != self.n:
+        if self.n > 0 and self.saved != self.n and self.config.eval.where == "train":
             self.save()  # an evaluation is long, and may be killed
+        self.stalls.pause()
         weights = self.engine.gather(self._ema_fragments())
         try:
             with self.watchdog.paused():
