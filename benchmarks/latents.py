@@ -38,13 +38,14 @@ WORDS = ("small", "large", "red", "green", "house", "river", "under", "beside", 
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """A cache to be made. side: of a latent; text: full states or tokens; shard_bytes: about, of a tar."""
+    """A cache to be made. side: of a latent; text: full states or tokens; shard_bytes: about, of a tar: as large as
+    mosaicml-streaming's files in its documentation, and put into a bucket in one part."""
 
     name: str
     side: int
     text: str
     samples: int
-    shard_bytes: int = 256_000_000
+    shard_bytes: int = 60_000_000
 
     @property
     def members(self) -> dict[str, tuple[tuple[int, ...], str]]:

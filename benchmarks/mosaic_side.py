@@ -83,7 +83,7 @@ class Tensors(StreamingDataset):  # type: ignore[misc]
 def read(
     local: str, remote: str | None, workers: int, warm: int, count: int, cache_limit: str | None = None
 ) -> dict[str, float]:
-    """Seconds for `count` samples after the first `warm`."""
+    """Seconds for `count` samples after the first `warm`; without any, the time to the first batch included."""
     if remote is not None:
         atexit.register(shutil.rmtree, local, ignore_errors=True)  # what it downloads
     began = time.perf_counter()
@@ -102,7 +102,9 @@ def read(
     first = time.perf_counter() - began
     while seen < warm:
         seen += next(loaded)
-    seen, cpu, began = 0, _cpu(), time.perf_counter()
+    cpu = 0.0
+    if warm:
+        seen, cpu, began = 0, _cpu(), time.perf_counter()
     while seen < count:
         seen += next(loaded)
     seconds = time.perf_counter() - began

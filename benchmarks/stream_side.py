@@ -30,13 +30,15 @@ def main() -> int:
 
 
 def timed(batches: Iterator[int], warm: int, count: int, began: float) -> dict[str, float]:
-    """Times `count` samples after the first `warm`; batches: their samples, one after the other."""
+    """Times `count` samples after the first `warm`; without any, from `began` on, the first batch included. batches:
+    their samples, one after the other."""
     seen = next(batches)
     first = time.perf_counter() - began
     while seen < warm:
         seen += next(batches)
-    resident = _resident()
-    seen, cpu, began = 0, _cpu(), time.perf_counter()
+    resident, cpu = _resident(), 0.0
+    if warm:
+        seen, cpu, began = 0, _cpu(), time.perf_counter()
     while seen < count:
         seen += next(batches)
     seconds = time.perf_counter() - began

@@ -29,16 +29,18 @@ VERBS = {
     "sample": ("pipeline.sample", "images from a checkpoint"),
     "export": ("pipeline.export", "weights that other software loads"),
     "fetch": ("pipeline.fetch", "encoders into a folder or bucket, for nodes without internet"),
+    "status": ("pipeline.status", "what runs are doing: state, samples, images/s, last commit, restarts, loss"),
     "data": ("pipeline.preview", "what ranks and nodes would read: batches, bytes, bandwidth, memory"),
     "ledger": ("pipeline.ledger", "prove that a run trained on every sample once"),
     "report": ("pipeline.report.page", "one HTML page about one run or several"),
     "demo": ("pipeline.demo", "the whole loop on captioned shapes, on this machine"),
-    "submit": ("pipeline.submit", "a verb as jobs of Slurm: latentmill submit encode KEY=VALUE ..."),
+    "submit": ("pipeline.submit", "verbs as jobs of Slurm: latentmill submit train KEY=VALUE ..."),
 }
 """verb: (module with main(config), what it does)."""
 
 TAKES_PATHS = {
     "ledger": "usage: latentmill ledger RUN [RUN ...] [dataset=URL]",
+    "status": "usage: latentmill status RUN [RUN ...], or a folder of runs",
     "report": "usage: latentmill report RUN [RUN ...] dest=report.html",
 }
 """Verbs that only read runs and take paths: main(arguments)."""

@@ -412,10 +412,12 @@ def check_demo(config: c.DemoConfig) -> None:
 def check_submit(config: c.SubmitConfig) -> None:
     """latentmill submit."""
     cluster = config.cluster
-    for name in ("tasks", "processes", "cpus"):
+    for name in ("nodes", "tasks", "processes", "cpus"):
         _at_least(1, **{f"cluster.{name}": getattr(cluster, name)})
     for name in ("concurrent", "gpus", "signal"):
         _at_least(0, **{f"cluster.{name}": getattr(cluster, name)})
+    memory = cluster.gpu_memory_gb
+    _require(memory >= 0, f"cluster.gpu_memory_gb={memory:g}: 0 (not known) or more is wanted")
     if cluster.time:
         seconds = limit_seconds(cluster.time)
         _require(

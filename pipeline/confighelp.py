@@ -14,7 +14,9 @@ from pipeline import config as c
 from pipeline.configload import groups
 
 WIDTH = 110
-USAGE = {"submit": "latentmill submit encode [--dry-run] [cluster=NAME] [cluster.KEY=VALUE ...] KEY=VALUE ..."}
+USAGE = {
+    "submit": "latentmill submit VERB [--dry-run] [cluster=NAME] [nodes=N] KEY=VALUE ... [then VERB KEY=VALUE ...]"
+}
 """Verbs that are called in another way than the rest."""
 
 
@@ -31,7 +33,11 @@ def verb_help(verb: str) -> str:
     if verb == "train":
         lines += [
             "",
-            *textwrap.wrap("-m sweeps: latentmill train -m optim.lr=1e-4,2e-4 ... runs one job per value.", WIDTH),
+            *textwrap.wrap(
+                "-m sweeps: latentmill train -m optim.lr=1e-4,2e-4 ... runs one job per value, and with cluster=NAME "
+                "on Slurm, side by side.",
+                WIDTH,
+            ),
         ]
     return "\n".join(lines)
 

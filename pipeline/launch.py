@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
 LAST_SLURM_STEP = 0xFFFFFFF0
 """Slurm's steps that srun started have numbers below; batch scripts, interactive shells and the like lie above."""
+FIRST_PORT, PORTS = 20_000, 12_000
+"""Where ranks that srun starts meet: below the ports that systems give to outgoing connections."""
 
 
 def in_world() -> bool:
@@ -62,11 +64,8 @@ def worker_place(environ: Mapping[str, str] = os.environ) -> Place:
         rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
         local_rank = int(environ.get("LOCAL_RANK") or rank)
         local_world = int(environ.get("LOCAL_WORLD_SIZE") or world)
-    elif int(environ.get("SLURM_STEP_ID") or LAST_SLURM_STEP) < LAST_SLURM_STEP:
-        # Outside of a step the same variables are there, with rank 0 and the size of the whole allocation.
-        rank, world = int(environ["SLURM_PROCID"]), int(environ["SLURM_NTASKS"])
-        local_rank = int(environ["SLURM_LOCALID"])
-        local_world = _tasks_on_node(environ["SLURM_STEP_TASKS_PER_NODE"], int(environ.get("SLURM_NODEID") or 0))
+    elif (place := step_place(environ)) is not None:
+        rank, world, local_rank, local_world = place.rank, place.world, place.local_rank, place.local_world
     else:
         rank, world, local_rank, local_world = 0, 1, 0, 1
     if "SLURM_ARRAY_TASK_ID" in environ:
@@ -75,6 +74,37 @@ def worker_place(environ: Mapping[str, str] = os.environ) -> Place:
         )
         rank, world = (number - first) // step % count * world + rank, count * world
     return Place(rank, world, local_rank, local_world)
+
+
+def step_place(environ: Mapping[str, str] = os.environ) -> Place | None:
+    """This process's place among the tasks that one srun has started; None outside of a step.
+
+    There the same variables are set, with rank 0 and the size of the whole allocation.
+    """
+    if int(environ.get("SLURM_STEP_ID") or LAST_SLURM_STEP) >= LAST_SLURM_STEP:
+        return None
+    tasks = _tasks_on_node(environ["SLURM_STEP_TASKS_PER_NODE"], int(environ.get("SLURM_NODEID") or 0))
+    return Place(int(environ["SLURM_PROCID"]), int(environ["SLURM_NTASKS"]), int(environ["SLURM_LOCALID"]), tasks)
+
+
+def adopt_step(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Where srun alone has placed this process among several tasks, say so as torchrun would: RANK and its like.
+
+    The ranks meet on the step's first node, at a port that follows from the numbers of job, step and restart.
+    """
+    place = step_place(environ)
+    if place is None or place.world == 1 or ("RANK" in environ and "WORLD_SIZE" in environ):
+        return
+    job, step, restart = (int(environ.get(f"SLURM_{name}") or 0) for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+    environ["RANK"], environ["WORLD_SIZE"] = str(place.rank), str(place.world)
+    environ["LOCAL_RANK"], environ["LOCAL_WORLD_SIZE"] = str(place.local_rank), str(place.local_world)
+    environ.setdefault("MASTER_ADDR", first_host(environ["SLURM_STEP_NODELIST"]))
+    environ.setdefault("MASTER_PORT", str(FIRST_PORT + (job + 7 * step + 1009 * restart) % PORTS))
+
+
+def first_host(nodes: str) -> str:
+    """The first of nodes as Slurm writes them: gpu[03-07,9]-a,login -> gpu03-a."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
 
 
 def _tasks_on_node(counts: str, node: int) -> int:

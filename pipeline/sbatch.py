@@ -29,6 +29,20 @@ CLIENT = ("SLURM_CONF", "SLURM_CLUSTERS")
 SELF = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 """This job in a script. The last task of an array has the array's own number as SLURM_JOB_ID, and would requeue all."""
 
+ENDED = (
+    "COMPLETED",
+    "CANCELLED",
+    "FAILED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "REVOKED",
+)
+"""States of a job that will not run again."""
+
 
 @dataclass(frozen=True)
 class Script:
@@ -37,7 +51,8 @@ class Script:
     about: lines of comment. options: long options of sbatch and their values; an empty value leaves its option out,
     None is an option that has none. setup: shell lines. step: options of srun. program: with its first arguments; each
     of the other arguments gets a line. requeue: whether exit status 75 (stopped in good order, work left) sends the
-    task back to the queue.
+    task back to the queue; killed: and that of processes which a signal ended (128 and more). before: shell lines
+    between the set-up and the step.
     """
 
     about: Sequence[str]
@@ -47,21 +62,24 @@ class Script:
     program: Sequence[str]
     arguments: Sequence[str]
     requeue: bool
+    killed: bool = False
+    before: Sequence[str] = ()
 
     def text(self) -> str:
         """The script. Raises ConfigError where a value cannot be written into it."""
         lines = ["#!/bin/bash", *(f"# {line}" for line in self.about)]
         lines += [directive(name, value) for name, value in self.options.items() if value != ""]
-        lines += ["", "set -e", *self.setup, ""]
+        lines += ["", "set -e", *self.setup, "", *self.before]
         command = [shlex.join(["srun", *self.step]), shlex.join(self.program), *map(shlex.quote, self.arguments)]
         lines += ["status=0", " \\\n    ".join(command) + " || status=$?"]
         if self.requeue:
             stopped = Interrupted.exit_code
-            lines += [
-                "",
-                f"# {stopped}: told to stop before the time limit, with all that is done stored. Back to the queue.",
-                f'if [ "$status" -eq {stopped} ]; then scontrol requeue "{SELF}"; fi',
-            ]
+            why = f"# {stopped}: told to stop before the time limit, with all that is done stored. Back to the queue."
+            when = f'[ "$status" -eq {stopped} ]'
+            if self.killed:
+                why = f"# {stopped}: told to stop, with everything committed. 128 and more: a signal has ended a rank."
+                when += ' || [ "$status" -ge 128 ]'
+            lines += ["", why, f'if {when}; then scontrol requeue "{SELF}"; fi']
         return "\n".join([*lines, 'exit "$status"', ""])
 
 
@@ -123,6 +141,73 @@ def send(text: str, *options: str) -> str:
     if done.returncode:
         raise SubmitError(f"Slurm refused the job: {' '.join(done.stderr.split())}")
     return done.stdout.strip().split(";")[0]
+
+
+def cancel(*jobs: str) -> None:
+    """End jobs, or take them out of the queue. Raises SubmitError when Slurm does not answer."""
+    _ask(["scancel", *jobs])
+
+
+def requeue(job: str) -> None:
+    """Send a running job back to the queue, which ends it here. Raises SubmitError with Slurm's reason."""
+    done = _ask(["scontrol", "requeue", job])
+    if done.returncode:
+        raise SubmitError(f"Slurm does not take job {job} back into its queue: {' '.join(done.stderr.split())}")
+
+
+def requeue_without(job: str, nodes: Sequence[str]) -> None:
+    """Send a running job back to the queue, and keep it off some nodes besides those that it is kept off already.
+
+    Raises SubmitError with Slurm's reason. Only a job that waits can be kept off nodes, so it is held meanwhile.
+    """
+    before = re.search(r"ExcNodeList=(\S+)", _ask(["scontrol", "--oneliner", "show", "job", job]).stdout)
+    excluded = [before[1]] if before and before[1] != "(null)" else []
+    excluded += nodes
+    for command in (
+        ["scontrol", "requeuehold", job],
+        ["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(excluded)}"],
+        ["scontrol", "release", job],
+    ):
+        done = _ask(command)
+        if done.returncode:
+            raise SubmitError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())}")
+
+
+def hostnames(nodes: str) -> list[str]:
+    """The nodes of a list as Slurm writes it: n[1-2] -> n1, n2. Raises SubmitError."""
+    done = _ask(["scontrol", "show", "hostnames", nodes])
+    if done.returncode:
+        raise SubmitError(f"Slurm does not name the nodes {nodes}: {' '.join(done.stderr.split())}")
+    return done.stdout.split()
+
+
+def own_job(environ: Mapping[str, str]) -> str:
+    """The number of the job that this process is part of, as 7 or 7_2 of an array; "" outside of Slurm."""
+    if "SLURM_ARRAY_TASK_ID" in environ and "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ.get("SLURM_JOB_ID", "")
+
+
+def job_state(job: str) -> str | None:
+    """Slurm's word for a job's state, such as RUNNING; "" for a job that it does not know (any longer), None when it
+    cannot be asked."""
+    try:
+        done = _ask(["scontrol", "--oneliner", "show", "job", job])
+    except SubmitError:
+        return None
+    found = re.search(r"JobState=(\w+)", done.stdout)
+    if found:
+        return found[1]
+    return "" if "Invalid job id" in done.stderr else None
+
+
+def cluster_name() -> str:
+    """The cluster's name in slurm.conf; "" when Slurm cannot be asked."""
+    try:
+        found = re.search(r"^ClusterName\s*=\s*(\S+)", _ask(["scontrol", "show", "config"]).stdout, re.MULTILINE)
+    except SubmitError:
+        return ""
+    return found[1] if found else ""
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:

@@ -9,21 +9,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.config import TrainConfig
 from pipeline.configload import to_dict, to_yaml
-from pipeline.errors import ConfigError, LatentmillError
-from pipeline.launch import in_world, run_ranks
+from pipeline.errors import ConfigError, Interrupted, LatentmillError
+from pipeline.launch import adopt_step, in_world, run_ranks
 from pipeline.storage import Storage, open_storage
-from pipeline.traindata import open_data
+from pipeline.traindata import Data, open_data
 from pipeline.training.rundir import (
     committed,
     config_digest,
@@ -40,11 +42,13 @@ if TYPE_CHECKING:
     from pipeline.models.conditioning import Denoiser
     from pipeline.tracking import Tracker
     from pipeline.training.distributed import World
+    from pipeline.training.lease import Lease
     from pipeline.training.trainer import Evaluate
 
 
 def main(config: TrainConfig) -> int:
     """The verb. Returns the exit status; raises LatentmillError."""
+    adopt_step()
     if not in_world():
         run = open_storage(config.run)
         require_resumable(config, run)
@@ -54,6 +58,12 @@ def main(config: TrainConfig) -> int:
         if config.launch.processes > 1:
             return run_ranks("train", config, config.launch.processes, config.launch.threads)
 
+    with stopping_at_once():
+        return as_rank(config)
+
+
+def as_rank(config: TrainConfig) -> int:
+    """Train as this process's place in the environment says. Returns the exit status; raises LatentmillError."""
     from pipeline.training import distributed
 
     world = distributed.start(config.device, config.launch.threads, group=config.deepspeed.engine == "deepspeed")
@@ -73,16 +83,44 @@ def main(config: TrainConfig) -> int:
     return failure.exit_code  # rank 0 says it for all
 
 
-def train(config: TrainConfig, world: World) -> None:
-    """Build everything and train, as one rank of the world."""
-    import torch
+@contextmanager
+def leased(config: TrainConfig, world: World) -> Iterator[Lease | None]:
+    """Inside, rank 0 holds the run's lease. Collective: raises RunError on every rank when another has it."""
+    from pipeline.training.lease import Lease
 
-    from pipeline.models.conditioning import Denoiser
-    from pipeline.tracking import Tracker
-    from pipeline.training.engine import make_engine
-    from pipeline.training.flops import image_flops
-    from pipeline.training.start import share
-    from pipeline.training.trainer import Identity, Latents, Trainer
+    lease, failure = None, None
+    try:
+        if world.rank == 0:
+            run = open_storage(config.run)
+            lease = Lease.take(run, first=next(iter(committed(run)), 0))
+    except LatentmillError as error:
+        failure = error
+    world.raise_together(failure)
+    with lease or nullcontext():
+        yield lease
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Inside, but where the loop takes signals itself, SIGTERM and SIGUSR1 end this process with 75: there is nothing
+    to commit yet, or any more."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        print(f"latentmill train: stopped by {signal.Signals(number).name} outside of its steps", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(Interrupted.exit_code)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(config: TrainConfig, world: World) -> None:
+    """Open the data, take the run's lease, build everything and train, as one rank of the world."""
+    import torch
 
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -101,8 +139,21 @@ def train(config: TrainConfig, world: World) -> None:
         failure = error
     world.raise_together(failure)
     assert data is not None
-    contract = data.manifest.contract
+    with leased(config, world) as lease:
+        train_on(data, config, world, lease)
 
+
+def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None) -> None:
+    """Build everything else and train. lease: rank 0's hold on the run."""
+    from pipeline.models.conditioning import Denoiser
+    from pipeline.tracking import Tracker
+    from pipeline.training.engine import make_engine
+    from pipeline.training.flops import image_flops
+    from pipeline.training.start import share
+    from pipeline.training.trainer import Identity, Latents, Trainer
+
+    run, failure = open_storage(config.run), None
+    contract = data.manifest.contract
     denoiser = Denoiser(config.model, data.task)
     denoiser.reset_parameters(config.seed)
     try:
@@ -137,7 +188,10 @@ def train(config: TrainConfig, world: World) -> None:
             text_of=text_encoder(config, contract, world),
             evaluate=evaluate,
             flops=image_flops(config.model),
+            fence=lease.require_mine if lease else None,
         )
+        if lease:
+            lease.progress = lambda: trainer.n
         try:
             trainer.run()
         finally:

@@ -53,7 +53,7 @@ PURE = (
 
 LIGHT = tuple(f"pipeline/{name}.py" for name in ("cli", "config", "configcheck", "configload", "confighelp", "errors"))
 LIGHT += tuple(f"pipeline/{name}.py" for name in ("storage", "s3", "patterns", "rules", "launch", "progress", "sweep"))
-LIGHT += ("pipeline/submit.py", "pipeline/sbatch.py")
+LIGHT += tuple(f"pipeline/{name}.py" for name in ("submit", "sbatch", "jobs"))
 """Imported before a verb is known: nothing heavy at their top."""
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.convolution import Conv3x3
 from pipeline.models.fused import attend, geglu, norm_alone, norm_silu
 
 Known = dict[nn.Module, tuple[Tensor, Tensor]]
@@ -53,11 +54,11 @@ class ResBlock(nn.Module):
     def __init__(self, in_width: int, width: int, embedding_width: int, groups: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_width)
-        self.conv1 = nn.Conv2d(in_width, width, 3, padding=1)
+        self.conv1 = Conv3x3(in_width, width)
         self.embed = nn.Linear(embedding_width, width)
         self.norm2 = nn.GroupNorm(groups, width)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = Conv3x3(width, width)
         self.skip = nn.Conv2d(in_width, width, 1) if in_width != width else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ class Downsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.conv = Conv3x3(width, width, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -203,7 +204,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Conv3x3(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,6 +1,6 @@
 """The run directory: where things lie in it, and whether a configuration may go on with the run that is there.
 
-    config.yaml  run.json  metrics.jsonl  ledger/  checkpoints/{n:012d}/  evals/{n:012d}/  report.html
+    config.yaml  run.json  metrics.jsonl  ledger/  lease/  checkpoints/{n:012d}/  evals/{n:012d}/  report.html
 
 Imports no torch, so that a verb can look at a run before it starts ranks.
 """
@@ -15,7 +15,6 @@ from typing import Any
 
 from pipeline.config import DataConfig, TrainConfig
 from pipeline.configload import from_dict, to_dict
-from pipeline.data.order import ORDER
 from pipeline.errors import NotFound, RunError
 from pipeline.storage import Storage, open_storage
 
@@ -142,6 +141,8 @@ def begun_with(run: Storage) -> list[str]:
 def require_same_datasets(config: TrainConfig, run: Storage, digests: Sequence[str], mixture: Sequence[int]) -> None:
     """Raises RunError when the run was trained on other datasets than those with these manifests, in this order, or on
     another mixture of them (weights in integers)."""
+    from pipeline.data.order import ORDER
+
     before = begun_with(run)
     if not before:
         return

@@ -78,8 +78,8 @@ class Trainer:
     """Trains one run to its last sample, from wherever it is.
 
     stream_from: the rank's batches from sample number n on. text_of: text states of ids, where the cache holds only
-    those. evaluate: None for none. flops: of the network, None where they are not counted. folder: local folder for
-    files that grow, when the run directory is not local.
+    those. evaluate: None for none. flops: of the network, None where they are not counted. fence: raises when this
+    process may no longer commit. folder: local folder for files that grow, when the run directory is not local.
     """
 
     def __init__(
@@ -96,11 +96,12 @@ class Trainer:
         stream_from: Callable[[int], Stream],
         text_of: Callable[[Tensor], Tensor] | None = None,
         evaluate: Evaluate | None = None,
+        fence: Callable[[], None] | None = None,
         flops: Flops | None = None,
     ) -> None:
         self.config, self.world, self.engine, self.latents = config, world, engine, latents
         self.run_storage, self.tracker, self.identity = run, tracker, identity
-        self.stream_from, self.text_of, self.evaluate = stream_from, text_of, evaluate
+        self.stream_from, self.text_of, self.evaluate, self.fence = stream_from, text_of, evaluate, fence
         self.objective = Objective(config.diffusion, world.device)
         self.ledger = Ledger(run, folder, world.rank, world.size)
         self.batch = config.optim.batch
@@ -276,6 +277,8 @@ class Trainer:
 
     def _before_commit(self) -> None:
         """What must not be missing where there is a commit; of both, a resume drops what lies beyond its commit."""
+        if self.fence is not None:
+            self.fence()
         self.ledger.commit(self.n)
         self.tracker.commit()
 

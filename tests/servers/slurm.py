@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -58,12 +59,18 @@ InactiveLimit=0
 MinJobAge=3600
 KillWait=5
 JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 """
 """cred_expire: a requeued job waits for its former credential to expire, two minutes by default."""
 
 NODE = "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=16000 Gres=gpu:2"
 """Counts that this machine need not have: config_overrides has Slurm believe them."""
-PARTITION = "PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP"
+PARTITIONS = (
+    "PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP GraceTime=60",
+    "PartitionName=urgent Nodes=ALL MaxTime=1-00:00:00 State=UP PriorityTier=10",
+)
+"""Jobs of the second take nodes from those of the first, which have a minute to commit."""
 GPUS = "Name=gpu File=/dev/null,/dev/zero"  # two devices that exist anywhere: a count alone is refused
 
 HOLD = '"$@" & cat >/dev/null; exit'
@@ -122,6 +129,16 @@ class Slurm:
         """A node's machine is gone, with all that ran on it."""
         self._end(node)
 
+    def on(self, node: str, *command: str) -> None:
+        """Run a command as root among the mounts of a node."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if path.read_bytes().startswith(b"slurmd\0") and path.read_bytes().endswith(f"-N\0{node}\0".encode()):
+                    enter = ["nsenter", f"--mount=/proc/{path.parent.name}/ns/mnt"]
+                    subprocess.run([*self._sudo, *enter, *command], check=True)
+                    return
+        raise RuntimeError(f"{node} is not up")
+
     def stop(self) -> None:
         """End every daemon and all that jobs started."""
         for name in reversed(list(self._pipes)):
@@ -167,7 +184,7 @@ class Slurm:
         host = socket.gethostname().partition(".")[0]
         text = SLURM_CONF.format(host=host, port=self._ports["slurmctld"], folder=self.folder)
         lines = [NODE.format(name=node, port=self._ports[node]) for node in self.nodes]
-        (self.folder / "slurm.conf").write_text("\n".join([text, *lines, PARTITION, ""]))
+        (self.folder / "slurm.conf").write_text("\n".join([text, *lines, *PARTITIONS, ""]))
         (self.folder / "gres.conf").write_text(GPUS + "\n")
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(self.nodes)}\n")
         (self.folder / "munge.key").touch(mode=0o600)
