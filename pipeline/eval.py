@@ -76,7 +76,7 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
     require_match(trained.contract, manifest.contract, f"data.val={val}")
     first_stage, tower = trained.encoders(device, config.encoders)
     empty = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
-    denoiser = trained.denoiser(empty, device)
+    denoiser = trained.denoiser(empty, device, packed=True)
     reference = config.reference or run.eval.reference
     seed = trained.contract.encoders["seed"]
     evaluator = Evaluator(
