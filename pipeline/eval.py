@@ -103,7 +103,7 @@ def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
     require_match(trained.contract, manifest.contract, f"data.val={val}")
     first_stage, tower = trained.encoders(device, config.encoders)
     empty = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
-    denoiser = trained.denoiser(empty, device)
+    denoiser = trained.denoiser(empty, device, packed=True)
     reference = config.reference or run.eval.reference
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")

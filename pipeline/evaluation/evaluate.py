@@ -31,6 +31,7 @@ from pipeline.evaluation.trained import build_denoiser, load_encoders
 from pipeline.evaluation.validation import Validation, load_validation
 from pipeline.models.autoencoder import FirstStage
 from pipeline.models.conditioning import Denoiser, make_task
+from pipeline.models.packed import pack
 from pipeline.models.text import TextTower
 from pipeline.report.grid import GAP, png, tile
 from pipeline.storage import Storage, open_storage
@@ -307,6 +308,7 @@ def in_training(
 
     def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> Mapping[str, Any]:
         denoiser = build_denoiser(config.model, task, weights, world.device)
+        pack(denoiser.unet)
         images = config.eval.final_images if n >= config.samples and config.eval.final_images else config.eval.images
         result = evaluator(denoiser, n, images=images, sampler=config.eval.sampler, stopped=stopped)
         failure = None
