@@ -25,6 +25,7 @@ from pipeline.malloc import keep_memory
 from pipeline.models import convert
 from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.layers import Known
+from pipeline.models.packed import pack
 from pipeline.models.unet import UNet
 from pipeline.training.optimizer import make_optimizer
 
@@ -74,7 +75,9 @@ def ours(order: Order, config: ModelConfig, compiled: bool) -> Side:
         unet.compile_blocks()
     if order.work == "train":
         return Side(unet, unet, optimizer)
-    known: Known = {}  # as the sampler does over the steps of an image
+    if order.dtype == "fp32" and not compiled:
+        pack(unet)  # and the rest as the sampler does over the steps of an image
+    known: Known = {}
 
     def forward(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         return unet(x, timestep, context, known=known)

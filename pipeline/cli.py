@@ -130,8 +130,14 @@ def run(verb: str, arguments: list[str]) -> int:
         return sweep(verb, [word for word in arguments if word not in ("-m", "--multirun")])
     from pipeline.configload import load
 
-    config = load(verb, arguments)
+    config = load(verb, _flags(arguments))
     return importlib.import_module(VERBS[verb][0]).main(config) or 0
+
+
+def _flags(arguments: list[str]) -> list[str]:
+    """`--from-card FILE` as from_card=FILE, which it is short for."""
+    words = iter(arguments)
+    return [f"from_card={next(words, '')}" if word == "--from-card" else word for word in words]
 
 
 def usage() -> str:

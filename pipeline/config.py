@@ -14,6 +14,19 @@ from typing import Literal
 SamplerName = Literal["ddim", "dpmpp_2m", "euler", "heun", "unipc"]
 """The samplers that there are (diffusion/sampler.py)."""
 
+FeaturesName = Literal[
+    "democlip",
+    "inception",
+    "inception_pytorch",
+    "inception_clean",
+    "clip_b32",
+    "clip_l14",
+    "clip_l14_336",
+    "dinov2_s14",
+    "dinov2_l14",
+]
+"""The feature networks that there are (evaluation/features.py)."""
+
 # --------------------------------------------------------------------------------------------------------------------
 # Shared groups
 
@@ -288,8 +301,11 @@ class EvalConfig:
     """Images of the last evaluation; 0 = as `images`."""
     reference: str = ""
     """Statistics of real images for FID, as written by `latentmill reference`; "" skips FID."""
-    features: Literal["democlip"] = "democlip"
-    """Feature network: democlip (the shipped CLIP's image tower)."""
+    features: FeaturesName = "democlip"
+    """Feature network of the reference: democlip (the shipped CLIP's image tower), inception (FID as defined),
+    inception_pytorch, inception_clean, clip_b32, clip_l14, clip_l14_336, dinov2_s14 or dinov2_l14."""
+    features_weights: str = ""
+    """Its weights: a file or URL, #sha256=... after it to hold it to a hash; "" = where they were published."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How the evaluated images are sampled."""
     grid: int = 16
@@ -496,8 +512,10 @@ class ReferenceConfig:
     """File to write (.safetensors); "" = reference-FEATURES.safetensors inside the cache."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default those of the cache's contract."""
-    features: Literal["democlip"] = "democlip"
-    """Feature network."""
+    features: FeaturesName = "democlip"
+    """Feature network, as eval.features of train."""
+    features_weights: str = ""
+    """Its weights, as eval.features_weights of train."""
     images: int = 0
     """Images used; 0 = all."""
 
@@ -589,8 +607,14 @@ class DataVerbConfig:
 class EvalRunConfig:
     """latentmill eval: a checkpoint's FID, CLIP score and attribute accuracy, each with a card."""
 
-    run: str
-    """Run directory."""
+    run: str = ""
+    """Run directory; "" with from_card = the one that the card lies in."""
+    from_card: str = ""
+    """Card of an evaluation whose figures are made again and compared (also `--from-card CARD`)."""
+    features: Literal["", FeaturesName] = ""
+    """Feature network of the reference; "" = the run's own."""
+    features_weights: str = ""
+    """Its weights; "" = the run's own."""
     data: DataConfig = field(default_factory=DataConfig)
     """data.val: captions to sample; "" = the run's own."""
     images: int = 1000

@@ -351,7 +351,8 @@ def check_data(config: c.DataVerbConfig) -> None:
 
 def check_eval(config: c.EvalRunConfig) -> None:
     """latentmill eval."""
-    _some_text("run", config.run, "a run directory")
+    if config.from_card == "":
+        _some_text("run", config.run, "a run directory")
     for name, example in (("guidance", "[1,2,3]"), ("sampler", "[ddim,dpmpp_2m]"), ("steps", "[10,20]")):
         values = getattr(config, name)
         _require(len(values) > 0, f"{name}=[]: one or more is wanted, such as {example}")

@@ -1,5 +1,6 @@
 """latentmill eval: a checkpoint's FID, CLIP score and attribute accuracy, each with a card that says how it was made.
 
+With from_card the figures of a card are made again, and compared.
 One evaluation for each sampler, number of steps and guidance scale; several draw the curve of FID against CLIP score
 into the run's report. Results lie in RUN/evals/{n}-{sampler}-{steps}-g{guidance}-n{images}-s{seed}/: figures that are
 there, and were made of the same data by the same networks, are not made again.
@@ -8,14 +9,16 @@ there, and were made of the same data by the same networks, are not made again.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from pipeline.config import EvalRunConfig, SamplerConfig
 from pipeline.configload import to_dict
@@ -27,17 +30,19 @@ from pipeline.evaluation.card import Card
 from pipeline.evaluation.evaluate import Evaluator, evaluation_folder, in_training, write
 from pipeline.evaluation.features import load_features
 from pipeline.evaluation.reference import load_reference
-from pipeline.evaluation.trained import encode_captions, load_trained
+from pipeline.evaluation.trained import Trained, encode_captions, load_trained
 from pipeline.evaluation.validation import load_validation
 from pipeline.malloc import keep_memory
-from pipeline.models.conditioning import TASKS
+from pipeline.models.conditioning import TASKS, Denoiser
 from pipeline.report import page
-from pipeline.storage import Storage, open_storage
+from pipeline.storage import Storage, open_storage, split_url
 from pipeline.tracking import Tracker
 from pipeline.traindata import empty_caption
 from pipeline.training.distributed import World, pick_device
 from pipeline.training.rundir import RunInfo, load_run
 
+TOLERANCE = 1e-3
+"""Relative difference within which a figure is the card's: that of kinds of device and versions of libraries."""
 GRID = 16  # images kept as a picture
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -46,6 +51,8 @@ def main(config: EvalRunConfig) -> int:
     """The verb."""
     if config.pending:
         return evaluate_pending(config)
+    if config.from_card:
+        return reproduce(config)
     cards = evaluate_run(config)
     print(table(cards))
     for card in cards:
@@ -65,35 +72,10 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
     """
     if config.images < 2 or not config.guidance:
         raise ConfigError("images must be 2 or more, and guidance at least one scale")
-    device = pick_device(config.device)
-    trained = load_trained(config.run, config.at, config.weights)
-    run = trained.info.config
-    val = config.data.val or run.data.val
-    if not val:
-        raise ConfigError(f"{config.run} has no data.val: give the dataset whose captions are sampled with data.val=")
-    storage = open_storage(val)
-    manifest = load_manifest(storage)
-    require_match(trained.contract, manifest.contract, f"data.val={val}")
-    first_stage, tower = trained.encoders(device, config.encoders)
-    empty = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
-    denoiser = trained.denoiser(empty, device)
-    reference = config.reference or run.eval.reference
-    seed = trained.contract.encoders["seed"]
-    evaluator = Evaluator(
-        validation=load_validation(storage, manifest, TASKS[run.task.name].members, max(config.images, GRID), tower),
-        first_stage=first_stage,
-        tower=tower,
-        diffusion=run.diffusion,
-        task=run.task.name,
-        reference=load_reference(reference) if reference else None,
-        features=load_features(run.eval.features, device, seed) if reference else None,
-        grid=GRID,
-        seed=config.seed,
-        world=World(device=device),
-    )
+    trained, evaluator, denoiser = prepare(config)
     samplers = settings(config)
     for sampler in samplers:
-        levels_for(run.diffusion, sampler.sampler, sampler.steps)
+        levels_for(evaluator.diffusion, sampler.sampler, sampler.steps)
     cards = []
     for i, sampler in enumerate(samplers):
         name = folder_name(config, sampler)
@@ -106,6 +88,104 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
             card = result.card
         cards.append(card)
     return cards
+
+
+def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
+    """What evaluations of one checkpoint share."""
+    device = pick_device(config.device)
+    trained = load_trained(config.run, config.at, config.weights)
+    run = trained.info.config
+    val = config.data.val or run.data.val
+    if not val:
+        raise ConfigError(f"{config.run} has no data.val: give the dataset whose captions are sampled with data.val=")
+    storage = open_storage(val)
+    manifest = load_manifest(storage)
+    require_match(trained.contract, manifest.contract, f"data.val={val}")
+    first_stage, tower = trained.encoders(device, config.encoders)
+    empty = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
+    denoiser = trained.denoiser(empty, device, packed=True)
+    reference = config.reference or run.eval.reference
+    features = config.features or run.eval.features
+    weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
+    seed = trained.contract.encoders["seed"]
+    evaluator = Evaluator(
+        validation=load_validation(storage, manifest, TASKS[run.task.name].members, max(config.images, GRID), tower),
+        first_stage=first_stage,
+        tower=tower,
+        diffusion=run.diffusion,
+        task=run.task.name,
+        reference=load_reference(reference) if reference else None,
+        features=load_features(features, device, seed, weights) if reference else None,
+        grid=GRID,
+        seed=config.seed,
+        thorough=True,
+        world=World(device=device),
+    )
+    return trained, evaluator, denoiser
+
+
+def reproduce(config: EvalRunConfig) -> int:
+    """Make a card's figures again and say how far they are from it. Exit status 1 beyond TOLERANCE.
+
+    Checkpoint, sampler, seeds and numbers are the card's; what it names by hash must be what is found here. Raises
+    ContractMismatch where it is not, ConfigError for a card that cannot be read.
+    """
+    card = read_card(config.from_card)
+    place = config.from_card.rsplit("/", 3)
+    inside = len(place) == 4 and place[1] == "evals"
+    if not (config.run or inside):
+        raise ConfigError(f"from_card={config.from_card} does not lie in a run's evals/: name the run with run=")
+    weights = cast(Literal["ema", "raw"], card.weights)
+    run = config.run or place[0]
+    asked = replace(config, run=run, at=card.n, weights=weights, images=card.images, seed=card.seed)
+    trained, evaluator, denoiser = prepare(asked)
+    evaluator.require(card)
+    sampler = SamplerConfig(
+        sampler=card.sampler,  # type: ignore[arg-type]
+        steps=card.steps,
+        guidance=card.guidance,
+        batch=card.batch or config.batch,
+        **card.guidance_settings,  # type: ignore[arg-type]
+    )
+    again = evaluator(denoiser, trained.n, images=card.images, sampler=sampler, weights=card.weights).card
+    print(again.line())
+    changed = {name: f"{card.versions.get(name)} then, {now} now" for name, now in again.versions.items()}
+    changed = {name: text for name, text in changed.items() if card.versions.get(name) != again.versions[name]}
+    for name, text in changed.items():
+        print(f"{name}: {text}")
+    farthest = max(differences(card.metrics, again.metrics).items(), key=lambda pair: pair[1])
+    if farthest[1] > TOLERANCE:
+        name = farthest[0]
+        print(f"not reproduced: {name} is {again.metrics.get(name)}, the card says {card.metrics.get(name)}")
+        return 1
+    print(f"reproduced: the figures are those of the card, {farthest[0]} to {farthest[1]:.1g} of its size")
+    return 0
+
+
+def read_card(url: str) -> Card:
+    """A card.json. Raises ConfigError."""
+    root, key = split_url(url)
+    try:
+        facts = json.loads(open_storage(root).get(key))
+        facts.pop("line")
+        return Card(**facts)
+    except (NotFound, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"from_card={url}: no card of this version is there ({error})") from None
+
+
+def differences(card: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, float]:
+    """Relative difference of every figure; of one that only one side has, infinity."""
+    numbers = {
+        name
+        for metrics in (card, again)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and name != "seconds"
+    }
+    found = {}
+    for name in sorted(numbers):
+        a, b = card.get(name, math.inf), again.get(name, math.inf)
+        found[name] = 0.0 if a == b else abs(a - b) / max(abs(a), 1e-12)
+    return found
 
 
 def evaluate_pending(config: EvalRunConfig) -> int:
@@ -196,15 +276,7 @@ def stored(run: Storage, n: int, name: str, evaluator: Evaluator) -> Card | None
         card = Card(**facts)
     except (NotFound, ValueError, KeyError, TypeError):  # none, or of another version
         return None
-    reference, features = evaluator.reference, evaluator.features
-    same = (
-        (card.reference or {}).get("sha256") == (reference.sha256 if reference else None),
-        (card.features or {}).get("sha256") == (features.sha256 if features and reference else None),
-        card.captions["dataset"] == evaluator.validation.digest,
-        card.vae_sha256 == evaluator.first_stage.weights_sha256,
-        card.clip["image_sha256"] == evaluator.tower.image_sha256,
-    )
-    return card if all(same) else None
+    return None if evaluator.differing(card) else card
 
 
 def table(cards: Sequence[Card]) -> str:

@@ -16,3 +16,9 @@ def keep_memory() -> bool:
     """Freed memory stays with the process from here on; False where the C library is not glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(name, MOST) == 1 for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD))
+
+
+def release_memory() -> bool:
+    """Give what is free now back to the kernel all the same; False where there was nothing, or no glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and trim(0) == 1

@@ -55,7 +55,7 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
     first_stage, tower = trained.encoders(device, config.encoders)
     warn_of_long([*prompts, config.negative], tower)
     states_BLD = encode_captions(tower, [*prompts, config.negative, ""], trimmed=contract.trimmed).to(device)
-    denoiser = trained.denoiser(states_BLD[-1], device)
+    denoiser = trained.denoiser(states_BLD[-1], device, packed=True)
     task = denoiser.task
     sampler = replace(config.sampler, guidance=config.guidance) if config.guidance else config.sampler
     pictures: dict[int, np.ndarray] = {}

@@ -48,7 +48,7 @@ def main(config: ReferenceConfig) -> int:
     manifest = load_manifest(storage)
     contract = manifest.contract
     device = pick_device("auto")
-    features = load_features(config.features, device, contract.encoders["seed"])
+    features = load_features(config.features, device, contract.encoders["seed"], config.features_weights)
     encoders = load_encoders(contract, device, config.encoders)
     dest = config.dest or storage.locate(f"reference-{config.features}.safetensors")
     if len(contract.buckets) > 1:

@@ -14,6 +14,7 @@ import torch
 from small_run import IMAGES, SAMPLER, SOURCE, make_cache, make_denoiser, make_run
 from torch import Tensor
 
+from pipeline import cli
 from pipeline import eval as eval_verb
 from pipeline.config import EncodersConfig, EvalRunConfig, ReferenceConfig, SamplerConfig, TrainConfig
 from pipeline.data.manifest import load_manifest
@@ -99,8 +100,12 @@ def test_any_world_makes_the_same_images_and_figures(parts: dict[str, Any], conf
     assert together is not None
     np.testing.assert_array_equal(together.grid, alone.grid)
     assert together.captions == alone.captions == parts["validation"].captions[:4]
-    for name in ("fid_democlip", "clip_score", "attribute_accuracy"):
-        assert together.metrics[name] == pytest.approx(alone.metrics[name], rel=1e-9)
+    assert {**together.metrics, "seconds": 0} == {**alone.metrics, "seconds": 0}
+    for name in ("fid_democlip_error", "kid_democlip", "kid_democlip_std", "precision_democlip", "cmmd_democlip"):
+        assert np.isfinite(alone.metrics[name])
+    metrics = alone.metrics
+    assert metrics["attribute_accuracy_low"] <= metrics["attribute_accuracy"] <= metrics["attribute_accuracy_high"]
+    assert metrics["clip_score_error"] > 0
 
 
 def test_batch_size_does_not_change_the_images(parts: dict[str, Any], config: TrainConfig) -> None:
@@ -333,6 +338,50 @@ def test_encoders_of_other_weights_are_refused(parts: dict[str, Any]) -> None:
     contract = parts["validation"].contract
     with pytest.raises(ContractMismatch, match="not the encoders that made the cache"):
         load_encoders(replace(contract, encoders={**contract.encoders, "seed": 2}))
+
+
+def test_a_cards_figures_are_made_again(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    config = EvalRunConfig(run=str(folder / "run"), images=6, guidance=(1.5,), sampler=("heun",), steps=(3,), seed=5)
+    card = eval_verb.evaluate_run(config)[0]
+    path = folder / "run" / "evals" / "000000000128-heun-3-g1.5-n6-s5" / "card.json"
+    capsys.readouterr()
+    assert cli.main(["eval", "--from-card", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert card.line() in said and "reproduced: the figures are those of the card" in said and "to 0 of" in said
+    facts = json.loads(path.read_text())
+    facts["metrics"]["fid_democlip"] *= 1.01
+    moved = tmp_path / "card.json"
+    moved.write_text(json.dumps(facts))
+    again = EvalRunConfig(run=config.run, from_card=str(moved))
+    assert eval_verb.main(again) == 1
+    assert "not reproduced: fid_democlip" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="name the run with run="):
+        eval_verb.main(EvalRunConfig(from_card=str(moved)))
+    for key, change in (("reference", {"sha256": "0" * 64}), ("features", {"resize": "other"})):
+        moved.write_text(json.dumps({**facts, key: {**facts[key], **change}}))
+        with pytest.raises(ContractMismatch, match=f"cannot be made again.*{'resize' if key == 'features' else key}"):
+            eval_verb.main(again)
+    moved.write_text("{}")
+    with pytest.raises(ConfigError, match="no card of this version"):
+        eval_verb.main(again)
+
+
+def test_inception_figures_have_their_own_reference_and_resize(folder: Path, tmp_path: Path) -> None:
+    """One made with another resize of the same network is refused."""
+    source, dest = str(folder / SOURCE), str(tmp_path / "inception.safetensors")
+    cache = str(folder / "cache")
+    reference_verb.main(ReferenceConfig(dataset=cache, source=source, dest=dest, features="inception", images=12))
+    config = EvalRunConfig(
+        run=str(folder / "run"), images=6, sampler=("ddim",), steps=(4,), reference=dest, features="inception"
+    )
+    card = eval_verb.evaluate_run(config)[0]
+    assert card.features is not None and card.features["resize"] == "tensorflow" and card.rank_deficient
+    for name in ("fid_inception", "fid_inception_error", "kid_inception", "inception_score", "recall_inception"):
+        assert np.isfinite(card.metrics[name])
+    assert "fid_infinity_inception" not in card.metrics  # six images are far too few
+    assert "tensorflow resize" in card.line() and "fid_inception" in card.line()
+    with pytest.raises(ContractMismatch, match="features inception, not inception_clean"):
+        eval_verb.evaluate_run(replace(config, features="inception_clean"))
 
 
 # --------------------------------------------------------------------------------------------------------------------

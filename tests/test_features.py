@@ -30,4 +30,4 @@ def test_features_of_one_image_do_not_depend_on_its_batch() -> None:
 
 def test_unknown_features_are_refused_with_those_that_exist() -> None:
     with pytest.raises(ConfigError, match="democlip"):
-        load_features("inception")
+        load_features("vgg")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FORMAT = 1
-PACKAGES = ("torch", "diffusers", "open_clip_torch", "numpy")
+PACKAGES = ("torch", "torchvision", "diffusers", "open_clip_torch", "timm", "numpy", "scipy", "pillow")
 """Packages whose arithmetic the figures depend on."""
 
 
@@ -27,6 +27,8 @@ class Card:
     """Sampler."""
     steps: int
     """Denoising steps."""
+    batch: int = 0
+    """Images per denoising batch; changes figures by rounding alone."""
     guidance: float
     """Classifier-free guidance scale."""
     guidance_settings: dict[str, float] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class Card:
     clip: dict[str, str]
     """Towers of the CLIP score: name, text_sha256, image_sha256."""
     features: dict[str, str] | None
-    """Feature network of FID: name, sha256; None without a reference."""
+    """Feature network of FID: name, sha256, resize; None without a reference."""
     reference: dict[str, Any] | None
     """Reference statistics of FID: sha256 of the file, dataset, images, resolution, crop, resize."""
     rank_deficient: bool
@@ -65,12 +67,16 @@ class Card:
                 if key in self.metrics
             )
             deficient = ", rank deficient" if self.rank_deficient else ""
-            figures.append(f"{name} {self.metrics[name]:.3g} ({floors}{deficient})")
-        for name, digits in (("clip_score", 2), ("attribute_accuracy", 3)):
+            figures.append(f"{name} {self.metrics[name]:.3g}{self._error(name)} ({floors}{deficient})")
+            for kind in ("fid_infinity", "kid", "precision", "recall", "cmmd"):
+                name = f"{kind}_{self.features['name']}"
+                if name in self.metrics:
+                    figures.append(f"{name} {self.metrics[name]:.3g}{self._error(name)}")
+        for name, digits in (("inception_score", 2), ("clip_score", 2), ("attribute_accuracy", 3)):
             if name in self.metrics:
                 real = self.metrics.get(f"{name}_real")
                 beside = f" (real {real:.{digits}f})" if real is not None else ""
-                figures.append(f"{name} {self.metrics[name]:.{digits}f}{beside}")
+                figures.append(f"{name} {self.metrics[name]:.{digits}f}{self._error(name)}{beside}")
         how = [
             f"{self.images:,} images, seed {self.seed}",
             ", ".join(
@@ -80,8 +86,18 @@ class Card:
             f"{self.weights} weights at {self.n:,} samples",
         ]
         if self.reference is not None:
+            if self.features is not None:
+                how.append(f"{self.features['name']} {self.features['sha256'][:12]}, {self.features['resize']} resize")
             how.append(f"reference {self.reference['sha256'][:12]} of {self.reference['images']:,} images")
         return f"{', '.join(figures)}; {'; '.join(how)}; latentmill {self.versions['latentmill']}"
+
+    def _error(self, name: str) -> str:
+        """+- the standard error, or else the deviation over subsets; or the 95% interval."""
+        error = self.metrics.get(f"{name}_error", self.metrics.get(f"{name}_std"))
+        low, high = (self.metrics.get(f"{name}_{end}") for end in ("low", "high"))
+        if low is not None and high is not None:
+            return f" [{low:.3f}, {high:.3f}]"
+        return "" if error is None else f" +- {error:.2g}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; "line" is the one-line form."""

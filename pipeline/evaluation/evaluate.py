@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline.config import DiffusionConfig, SamplerConfig, TrainConfig
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.errors import Interrupted, LatentmillError
+from pipeline.errors import ContractMismatch, Interrupted, LatentmillError
 from pipeline.evaluation.card import Card
+from pipeline.evaluation.errorbars import wilson
 from pipeline.evaluation.features import Features, load_features
+from pipeline.evaluation.figures import figures_of, standard_error
 from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy
-from pipeline.evaluation.metrics import RankDeficient, Statistics, fid
+from pipeline.evaluation.metrics import Statistics
 from pipeline.evaluation.pictures import draw
 from pipeline.evaluation.reference import Reference, load_reference
 from pipeline.evaluation.trained import build_denoiser, load_encoders
 from pipeline.evaluation.validation import Validation, load_validation
 from pipeline.models.autoencoder import FirstStage
 from pipeline.models.conditioning import Denoiser, make_task
+from pipeline.models.packed import pack
 from pipeline.models.text import TextTower
 from pipeline.report.grid import GAP, png, tile
 from pipeline.storage import Storage, open_storage
@@ -60,6 +63,7 @@ class _Part:
     """What one rank found in its share of the images."""
 
     statistics: Statistics | None
+    features: list[tuple[list[int], Tensor]]
     similarities: dict[int, float]
     accuracy: dict[str, Any]
     pictures: dict[int, np.ndarray]
@@ -70,6 +74,7 @@ class Evaluator:
     """Everything that evaluations of one run share, loaded once.
 
     validation: captions to sample. reference and features: for FID, or None. grid: images kept as a picture.
+    thorough: FID-infinity too, which costs as much as some 170 times FID.
     """
 
     def __init__(
@@ -84,12 +89,13 @@ class Evaluator:
         features: Features | None = None,
         grid: int = 16,
         seed: int = 0,
+        thorough: bool = False,
         world: World | None = None,
     ) -> None:
         self.validation, self.first_stage, self.tower = validation, first_stage, tower
         self.diffusion, self.task = diffusion, task
         self.reference, self.features = reference, features
-        self.grid, self.seed, self.world = grid, seed, world or World()
+        self.grid, self.seed, self.thorough, self.world = grid, seed, thorough, world or World()
         if reference is not None:
             assert features is not None, "a reference needs its feature network"
             reference.require(validation.contract, features, "the reference")
@@ -130,9 +136,31 @@ class Evaluator:
             captions=self.validation.rows(numbers)[0],
         )
 
+    def differing(self, card: Card) -> list[str]:
+        """What a card's figures were made from that is another thing here."""
+        reference, features = self.reference, self.features
+        pairs = {
+            "reference": ((card.reference or {}).get("sha256", ""), reference.sha256 if reference else ""),
+            "features": ((card.features or {}).get("sha256", ""), features.sha256 if features and reference else ""),
+            "resize": ((card.features or {}).get("resize", ""), features.resize if features and reference else ""),
+            "captions": (card.captions["dataset"], self.validation.digest),
+            "autoencoder": (card.vae_sha256, self.first_stage.weights_sha256),
+            "CLIP": (card.clip["image_sha256"], self.tower.image_sha256),
+        }
+        return [
+            f"{name}: {there[:12] or 'none'} on the card, {here[:12] or 'none'} here"
+            for name, (there, here) in pairs.items()
+            if there != here
+        ]
+
+    def require(self, card: Card) -> None:
+        """Raise ContractMismatch, naming every difference, unless the card's figures can be made here."""
+        if differing := self.differing(card):
+            raise ContractMismatch(f"the card's figures cannot be made again from these: {'; '.join(differing)}")
+
     def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig, stopped: Callable[[], bool]) -> _Part:
         """Sample and judge this rank's batches."""
-        part = _Part(None if self.features is None else Statistics.empty(self.features.width), {}, {}, {}, 0)
+        part = _Part(None if self.features is None else Statistics.empty(self.features.width), [], {}, {}, {}, 0)
         judged: list[dict[str, Any]] = []
         for numbers in self._batches(images, sampler.batch):
             if stopped():
@@ -154,7 +182,9 @@ class Evaluator:
             part.broken += broken
             part.pictures |= {i: picture for i, picture in zip(numbers, pictures, strict=True) if i < self.grid}
             if part.statistics is not None and self.features is not None:
-                part.statistics.add(self.features(pictures))
+                features = self.features(pictures)
+                part.statistics.add(features)
+                part.features.append((numbers, features))
             scores = clip_scores(self.tower, pictures, captions)
             part.similarities |= dict(zip(numbers, scores.tolist(), strict=True))
             judged.append(shapes_accuracy(pictures, captions))
@@ -171,22 +201,21 @@ class Evaluator:
         metrics: dict[str, Any] = {}
         scores = self.reference.facts.scores if self.reference is not None else {}
         if self.reference is not None and self.features is not None:
-            name = f"fid_{self.features.name}"
             statistics = Statistics.merge([part.statistics for part in parts if part.statistics is not None])
-            floors = self.reference.floors(images)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RankDeficient)  # the card says it
-                metrics[name] = fid(statistics.gaussian(), self.reference.gaussian)
-            metrics[f"{name}_floor_real"] = floors["real"]
-            metrics[f"{name}_floor_reconstruction"] = floors["reconstruction"]
-            metrics[f"{name}_floor_images"] = floors["images"]
+            batches = sorted((batch for part in parts for batch in part.features), key=lambda batch: batch[0])
+            features = torch.cat([features for _, features in batches])
+            metrics |= figures_of(features, statistics, self.features, self.reference, self.thorough)
         similarities = {i: score for part in parts for i, score in part.similarities.items()}
-        metrics["clip_score"] = sum(similarities[i] for i in sorted(similarities)) / len(similarities)
+        ordered = [similarities[i] for i in sorted(similarities)]
+        metrics["clip_score"] = sum(ordered) / len(ordered)
+        metrics["clip_score_error"] = standard_error(ordered)
         if self.reference is not None and self.reference.facts.clip_sha256 == clip_identity(self.tower):
             metrics |= {key: value for key, value in scores.items() if key.startswith("clip_score_")}
         accuracy = merge_accuracies([part.accuracy for part in parts])
         if "overall" in accuracy:
             metrics["attribute_accuracy"] = accuracy["overall"]
+            low, high = wilson(round(accuracy["overall"] * accuracy["n"]), accuracy["n"])
+            metrics |= {"attribute_accuracy_low": low, "attribute_accuracy_high": high}
             metrics["attribute_accuracy_by_objects"] = accuracy["by_objects"]
             metrics["attribute_accuracy_by_attribute"] = accuracy["by_attribute"]
             metrics |= {key: value for key, value in scores.items() if key.startswith("attribute_accuracy_")}
@@ -205,6 +234,7 @@ class Evaluator:
             weights=weights,
             sampler=sampler.sampler,
             steps=sampler.steps,
+            batch=sampler.batch,
             guidance=sampler.guidance,
             guidance_settings=sampler.guidance_settings,
             seed=self.seed,
@@ -216,7 +246,7 @@ class Evaluator:
                 "text_sha256": self.tower.weights_sha256,
                 "image_sha256": self.tower.image_sha256,
             },
-            features={"name": features.name, "sha256": features.sha256} if features and reference else None,
+            features={name: getattr(features, name) for name in ("name", "sha256", "resize")} if reference else None,
             reference={"sha256": reference.sha256} | {name: facts[name] for name in named} if reference else None,
             rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
             device=self.world.device.type,
@@ -266,7 +296,11 @@ def in_training(
         diffusion=config.diffusion,
         task=config.task.name,
         reference=load_reference(config.eval.reference) if config.eval.reference else None,
-        features=load_features(config.eval.features, world.device, seed) if config.eval.reference else None,
+        features=(
+            load_features(config.eval.features, world.device, seed, config.eval.features_weights)
+            if config.eval.reference
+            else None
+        ),
         grid=config.eval.grid,
         seed=config.seed,
         world=world,
@@ -274,6 +308,7 @@ def in_training(
 
     def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> Mapping[str, Any]:
         denoiser = build_denoiser(config.model, task, weights, world.device)
+        pack(denoiser.unet)
         images = config.eval.final_images if n >= config.samples and config.eval.final_images else config.eval.images
         result = evaluator(denoiser, n, images=images, sampler=config.eval.sampler, stopped=stopped)
         failure = None

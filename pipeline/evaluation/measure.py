@@ -10,16 +10,16 @@ from torch import Tensor
 
 from pipeline.evaluation.metrics import clip_similarity
 from pipeline.evaluation.oracle import attribute_accuracy
-from pipeline.evaluation.pictures import from_uint8
 from pipeline.models.text import TextTower
 
 SHAPES_CANVAS = 64  # side in pixels of the pictures that the oracle judges
 
 
 def clip_scores(tower: TextTower, pictures: np.ndarray, captions: Sequence[str]) -> Tensor:
-    """100 x cosine between each picture (N, H, W, 3) uint8 and its caption: (N,) float64 on the CPU."""
+    """100 x cosine between each picture (N, H, W, 3) uint8, by open_clip's own transform, and its caption: (N,) float64
+    on the CPU."""
     text = tower.pooled(tower.tokenize(list(captions)))
-    return clip_similarity(tower.encode_image(from_uint8(pictures)), text).cpu()
+    return clip_similarity(tower.encode_pictures(pictures), text).cpu()
 
 
 def clip_identity(tower: TextTower) -> str:

@@ -1,6 +1,7 @@
-"""Figures that say how good samples are: FID from mergeable feature statistics, and the CLIP score.
+"""Figures that say how good samples are: FID from mergeable feature statistics, Inception Score, and the CLIP score.
 
-Sums are kept in float64, so statistics of parts add up to those of the whole, whatever the batches and ranks were.
+Kernel distances are in kernels.py, precision and recall in manifold.py, error bars in errorbars.py. All of them compute
+in float64 on features that are ordered by image number, so they do not depend on batches or ranks.
 """
 
 from __future__ import annotations
@@ -9,8 +10,14 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pipeline.errors import NonFinite
+
+BITS, SLICES = 12, 4
+LARGEST = 2.0**BITS  # of a feature's size; 4 x 12 bits below it leave a grid of 2^-36
 
 
 class RankDeficient(UserWarning):
@@ -28,18 +35,29 @@ class Gaussian:
 
 @dataclass
 class Statistics:
-    """Sums over feature vectors, which add exactly across batches and ranks (to the rounding of float64).
+    """Sums over feature vectors, exact: bit-equal however the images were spread over batches and ranks.
 
-    n: number of images; total (E,): sum of features; outer (E, E): sum of their outer products; float64 on the CPU.
+    Features are rounded to a grid of 2^-36 (float32 from 2^-12 to 2^12 in size are on it) and cut into four integers of
+    12 bits. Products of two of those are integers below 2^25, so float64 sums a batch of them without rounding, and
+    int64 sums of batches hold 2^25 images (after Ozaki et al. 2012, "Error-free transformations of matrix
+    multiplication").
+
+    n: number of images. totals (2, E): sums of the slices, slice s in units of 2^(-12 s), two and two in one number.
+    outers (4, E, E): sums of products of slices s and t, in units of 2^(-12 (s + t)), levels s + t two and two in one.
+    int64 on the CPU: level k in units of 2^(-24 k - 12).
     """
 
     n: int
-    total: Tensor
-    outer: Tensor
+    totals: Tensor
+    outers: Tensor
 
     @classmethod
     def empty(cls, width: int) -> Statistics:
-        return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64))
+        return cls(
+            0,
+            torch.zeros(SLICES // 2, width, dtype=torch.int64),
+            torch.zeros(SLICES, width, width, dtype=torch.int64),
+        )
 
     @classmethod
     def of(cls, features: Tensor) -> Statistics:
@@ -49,28 +67,58 @@ class Statistics:
         return statistics
 
     def add(self, features: Tensor) -> None:
-        """Count the features (N, E) of N more images."""
-        x_NE = features.detach().to("cpu", torch.float64)
-        self.n += len(x_NE)
-        self.total += x_NE.sum(0)
-        self.outer += x_NE.T @ x_NE
+        """Count the features (N, E) of N more images. Raises NonFinite for one that is not below 4096 in size."""
+        rest_NE = features.detach().to("cpu", torch.float64)
+        if not bool((rest_NE.abs() < LARGEST).all()):
+            raise NonFinite(
+                "a feature of a picture is not finite, or not below 4096 in size: FID has no meaning for it"
+            )
+        self.n += len(rest_NE)
+        slices = []
+        for s in range(SLICES):
+            part = rest_NE.mul(2.0 ** (BITS * s)).round_()
+            rest_NE = rest_NE - part * 2.0 ** (-BITS * s)
+            slices.append(part)
+            _count(self.totals, s, part.sum(0))
+        for s, left in enumerate(slices):
+            for t in range(s, SLICES):
+                product = left.T @ slices[t]
+                _count(self.outers, s + t, product if s == t else product + product.T)
 
     @classmethod
     def merge(cls, parts: Iterable[Statistics]) -> Statistics:
-        """Statistics of all images of the parts together."""
+        """Statistics of all images of the parts together; the same whatever the parts and their order."""
         parts = list(parts)
         return cls(
             sum(part.n for part in parts),
-            torch.stack([part.total for part in parts]).sum(0),
-            torch.stack([part.outer for part in parts]).sum(0),
+            torch.stack([part.totals for part in parts]).sum(0),
+            torch.stack([part.outers for part in parts]).sum(0),
         )
 
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance (divisor n - 1, as numpy.cov and the published FID codes have it)."""
         assert self.n >= 2, f"a covariance needs two images, not {self.n}"
-        mean = self.total / self.n
-        cov = (self.outer - self.n * torch.outer(mean, mean)) / (self.n - 1)
+        total, outer = _scaled(self.totals), _scaled(self.outers)
+        mean = total / self.n
+        cov = (outer - self.n * torch.outer(mean, mean)) / (self.n - 1)
         return Gaussian(self.n, mean, (cov + cov.T) / 2)
+
+
+def _count(levels: Tensor, level: int, sums: Tensor) -> None:
+    """Add whole numbers in units of 2^(-12 level) to their place."""
+    levels[level // 2] += sums.long() * (1 if level % 2 else 2**BITS)
+
+
+def _scaled(levels: Tensor) -> Tensor:
+    """The sum of all levels in float64, the smallest first."""
+    total = torch.zeros_like(levels[0], dtype=torch.float64)
+    for k in reversed(range(len(levels))):
+        total += levels[k].double() * 2.0 ** (-BITS * (2 * k + 1))
+    return total
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Frechet distance
 
 
 def fid(a: Gaussian, b: Gaussian) -> float:
@@ -80,26 +128,55 @@ def fid(a: Gaussian, b: Gaussian) -> float:
     general matrix root with its imaginary residue is needed; eigenvalues below zero are rounding and count as zero.
     Depends on the number of images: fewer give more. Warns RankDeficient when either side has no more than E of them.
     """
-    width = len(a.mean)
     for side in (a, b):
-        if side.n <= width:
-            warnings.warn(
-                f"FID from {side.n} images with features of width {width}: the covariance is rank deficient; compare "
-                "only with figures of the same number of images",
-                RankDeficient,
-                stacklevel=2,
-            )
-    root_a = _symmetric_root(a.cov)
+        warn_of_rank(side.n, len(a.mean))
+    return frechet(a, b, symmetric_root(a.cov))
+
+
+def warn_of_rank(images: int, width: int) -> None:
+    """Warns RankDeficient when so few images cannot give a covariance of full rank."""
+    if images <= width:
+        warnings.warn(
+            f"FID from {images} images with features of width {width}: the covariance is rank deficient; compare only "
+            "with figures of the same number of images",
+            RankDeficient,
+            stacklevel=3,
+        )
+
+
+def frechet(a: Gaussian, b: Gaussian, root_a: Tensor) -> float:
+    """`fid`, with the root of a's covariance, which many b may share."""
     eigenvalues = torch.linalg.eigvalsh(root_a @ b.cov @ root_a)
     cross = eigenvalues.clamp(min=0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross
     return max(float(distance), 0.0)
 
 
-def _symmetric_root(matrix: Tensor) -> Tensor:
+def symmetric_root(matrix: Tensor) -> Tensor:
     """Square root of a symmetric positive semi-definite matrix (E, E)."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Figures that need no reference
+
+
+def inception_score(features: Tensor, classes: Tensor, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
+    """Mean and standard deviation over `splits` of exp E KL(p(y|x) || p(y)) (Salimans et al. 2016).
+
+    features (N, E), classes (K, E): logits are their product without a bias, as in the original and in torch-fidelity,
+    whose shuffle this is too. Depends on the number of images: more give more.
+    """
+    order = np.random.RandomState(seed).permutation(len(features))
+    logits_NK = features[order].double() @ classes.double().T
+    log_p_NK = logits_NK.log_softmax(1)
+    n, scores = len(log_p_NK), []
+    for i in range(splits):
+        log_p = log_p_NK[i * n // splits : (i + 1) * n // splits]
+        p = log_p.exp()
+        scores.append(float((p * (log_p - p.mean(0).log())).sum(1).mean().exp()))
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def clip_similarity(image: Tensor, text: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pipeline.data.manifest import Contract, contract_from_json
 from pipeline.errors import ContractMismatch, RunError
 from pipeline.models.autoencoder import FirstStage, load_autoencoder
 from pipeline.models.conditioning import Denoiser, Task, make_task
+from pipeline.models.packed import pack
 from pipeline.models.text import TextTower, load_text
 from pipeline.training.checkpoint import RunInfo, load_run, load_weights
 
@@ -32,11 +33,20 @@ class Trained:
     weights: str
     state: dict[str, Tensor]
 
-    def denoiser(self, empty_LD: Tensor | None, device: torch.device | str = "cpu") -> Denoiser:
-        """The denoiser with these weights, in evaluation mode. empty_LD: the encoded empty caption, for guidance."""
+    def denoiser(
+        self, empty_LD: Tensor | None, device: torch.device | str = "cpu", *, packed: bool = False
+    ) -> Denoiser:
+        """The denoiser with these weights, in evaluation mode. empty_LD: the encoded empty caption, for guidance.
+
+        packed: it only predicts, and `state` is empty afterwards: on a CPU its weights are put into oneDNN's order.
+        """
         config = self.info.config
         task = make_task(config.task, self.contract.latent_shape, empty_LD, trimmed=self.contract.trimmed)
-        return build_denoiser(config.model, task, self.state, device)
+        denoiser = build_denoiser(config.model, task, self.state, device)
+        if packed:
+            self.state.clear()
+            pack(denoiser.unet)
+        return denoiser
 
     def encoders(
         self, device: torch.device | str = "cpu", override: EncodersConfig | None = None

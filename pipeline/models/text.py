@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ declare_torchvision_ops()
 
 import open_clip  # noqa: E402
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model  # noqa: E402
+from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 
 WEIGHTS = "open_clip_model.safetensors"
 PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}  # unless a model says others
@@ -120,6 +123,15 @@ class TextTower:
         if tuple(x.shape[-2:]) != self._image_size:
             x = F.interpolate(x, self._image_size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
         return self.model.encode_image(((x + 1) / 2 - self._mean) / self._std).float()
+
+    @torch.no_grad()
+    def encode_pictures(self, images_BHWC: np.ndarray) -> Tensor:
+        """Pictures (B, H, W, 3) uint8 -> image embeddings (B, E), not normalised, float32, by open_clip's own transform
+        (Pillow's bicubic of the shorter side, in 8 bits, then the centre)."""
+        facts = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self._image_size})
+        transform = image_transform_v2(facts, is_train=False)
+        x = torch.stack([transform(Image.fromarray(image)) for image in images_BHWC])
+        return self.model.encode_image(x.to(self.device)).float()
 
     def _states(self, tokens_BL: Tensor, skip: int) -> Tensor:
         """Ids (B, L) -> states (B, L, D) with the last `skip` blocks left out, after the final norm."""

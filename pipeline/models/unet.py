@@ -111,7 +111,7 @@ class UNet(nn.Module):
         again; without gradients. Raises ShapeError.
         """
         self._check(x_BCHW, context_BLD, vector_BV)
-        dtype = self.conv_in.weight.dtype
+        dtype = self.norm_out.weight.dtype
         context, mask = context_BLD, context_mask_BL
         if context is not None and mask is not None and mask.device.type == "cpu" and not self.compiled:
             last = int(mask.any(dim=0).nonzero()[-1]) + 1  # no row attends to a token after it (a GPU would wait)
@@ -194,7 +194,7 @@ class UNet(nn.Module):
             return {part.name for part in self.modules() if isinstance(part, Block)}
         if not config.activation_gb:
             return ()
-        precision: Precision = "fp32" if self.conv_in.weight.dtype == torch.float32 else "bf16"
+        precision: Precision = "fp32" if self.norm_out.weight.dtype == torch.float32 else "bf16"
         length = 0 if context is None else context.shape[1]
         return recompute(config, len(x), *x.shape[2:], length, round(config.activation_gb * 1e9), precision)
 

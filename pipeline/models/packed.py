@@ -1,0 +1,86 @@
+"""Weights in the order that oneDNN reads fastest, for a network that only predicts, on a CPU in fp32.
+
+PyTorch keeps a weight row by row, and oneDNN and MKL put it into an order of their own at every call: for the few
+pixels of a latent that takes as long as the arithmetic. Here it is done once, and the rows are given back.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.malloc import release_memory
+
+LARGE = 2**18
+"""Values from which on a weight's old memory is given back at once: its successor does not fit into it."""
+
+
+def available() -> bool:
+    """Whether this PyTorch can: its build has oneDNN, and the operators that its compiler uses for the same."""
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name)
+        for name in ("_linear_pointwise", "_convolution_pointwise", "_reorder_linear_weight")
+    )
+
+
+def pack(module: nn.Module) -> None:
+    """Put every fp32 linear layer and convolution in `module` on a CPU into oneDNN's order, in place.
+
+    It then predicts (no gradients), and has no state dict any more; the memory is what it was. Does nothing where
+    oneDNN is not available.
+    """
+    if not available():
+        return
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and _fits(child.weight):
+                setattr(parent, name, PackedLinear(child))
+            elif isinstance(child, nn.Conv2d) and _fits(child.weight) and child.groups == 1:
+                setattr(parent, name, PackedConv2d(child))
+
+
+def _fits(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+class PackedLinear(nn.Module):
+    """nn.Linear: (..., in_features) -> (..., out_features) float32. Takes the weight out of `linear`."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        size, linear.weight = linear.weight.numel(), cast(nn.Parameter, None)
+        if size >= LARGE:
+            release_memory()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.float(), self._packed, self._bias, "none", [], "")
+
+
+class PackedConv2d(nn.Module):
+    """nn.Conv2d: (B, C, H, W) -> (B, C', H', W') float32. Packed at the first call, in the order that is best for the
+    size of its input; right for every other. Takes the weight out of `conv`."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self._bias = None if conv.bias is None else conv.bias.detach()
+        self._plain: Tensor | None = conv.weight.detach()
+        self._packed = torch.empty(0)
+        self._padding, self._stride, self._dilation = list(conv.padding), list(conv.stride), list(conv.dilation)
+        conv.weight = cast(nn.Parameter, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        if self._plain is not None:
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self._plain, self._padding, self._stride, self._dilation, 1, list(x.shape)
+            )
+            size, self._plain = self._plain.numel(), None
+            if size >= LARGE:
+                release_memory()
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self._packed, self._bias, self._padding, self._stride, self._dilation, 1, "none", [], ""
+        )
