@@ -34,6 +34,7 @@ from pipeline.models import convert
 from pipeline.models.autoencoder import FirstStage, load_autoencoder
 from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.conditioning import Conditioning, Denoiser, Text
+from pipeline.models.packed import pack
 
 EPILOG = """\
 keys: cases=tiny,sd1 rounds=3 sampler=dpmpp_2m guidance=3 steps=0 batch=0 (0 = the case's own) threads=0 (all cores)
@@ -260,6 +261,7 @@ SIDES: dict[str, Callable[[Parts], Callable[[], Any]]] = {"ours": ours, "diffuse
 def measure(parts: Parts, rounds: int) -> Found:
     """Rounds in which the sides take turns, after one batch of each that is not timed."""
     sides = {name: make(parts) for name, make in SIDES.items()}
+    pack(parts.denoiser.unet)  # as `sample` and `eval` do; diffusers' network has its own modules
     first = {name: side() for name, side in sides.items()}
     check_same(first["ours"], first["diffusers"])
     found = Found({name: [] for name in sides})
