@@ -43,8 +43,11 @@ def verb_help(verb: str) -> str:
 
 
 def _group(name: str, names: list[str]) -> list[str]:
-    """A group's choices, on as many lines as they need."""
-    spaced = f"{name}={{{', '.join(names)}}}"
+    return _listed(f"{name}={{{', '.join(names)}}}")
+
+
+def _listed(spaced: str) -> list[str]:
+    """A name and its choices, on as many lines as they need; they are broken at ", "."""
     lines = textwrap.wrap(spaced, WIDTH, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False)
     return [line.replace(", ", ",") for line in lines]
 
@@ -59,7 +62,7 @@ def _keys(cls: type, path: str) -> list[str]:
         if isinstance(kind, type):
             nested += ["", f"  {path}{field.name}.*: {doc}", *_keys(kind, f"{path}{field.name}.")]
         else:
-            plain.append(f"  {path}{field.name}={_default(field)}{_choices(hints[field.name])}")
+            plain += _listed(f"{path}{field.name}={_default(field)}{_choices(hints[field.name])}".replace(",", ", "))
             plain += textwrap.wrap(doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return plain + nested
 

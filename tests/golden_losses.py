@@ -1,7 +1,7 @@
 """50 training steps whose losses are held in golden_losses.json, so that no later change drifts unnoticed.
 
-    python -m tests.golden_losses            # the losses on this machine against the file, by threads and memory format
-    python -m tests.golden_losses --write    # writes the file anew: only with a reason in the commit that says why
+    PYTHONPATH=. python tests/golden_losses.py            # the losses against the file, by threads and format
+    PYTHONPATH=. python tests/golden_losses.py --write    # writes the file anew: only with a reason in the commit
 
 Everything is a function of seeds: weights, data, noise, timesteps and dropped contexts. Plain PyTorch's AdamW, fp32.
 """

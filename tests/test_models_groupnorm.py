@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,7 +55,11 @@ def compared(device: str, dtype: torch.dtype, tolerance: float) -> None:
 
 def test_the_kernels_compute_group_norm_and_its_gradients() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = "import torch; from tests.test_models_groupnorm import compared; compared('cpu', torch.float32, 2e-5)"
+    here = str(Path(__file__).parent)  # by its path: an installed package may be called `tests`
+    command = (
+        f"import sys; sys.path.insert(0, {here!r}); import torch; from test_models_groupnorm import compared; "
+        "compared('cpu', torch.float32, 2e-5)"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""What tests of training run as ranks: `python -m tests.training_job SCENARIO FOLDER`, started by pipeline.launch.
+"""What tests of training run as ranks: `python tests/training_job.py SCENARIO FOLDER`, started by pipeline.launch.
 
 A small denoiser and a stream made of arithmetic stand in for the UNet and a cache; engine, trainer, checkpoints and
 launcher are the real ones. Results go to FOLDER as JSON.
