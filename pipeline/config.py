@@ -254,12 +254,19 @@ class LaunchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When training state is committed (all in samples)."""
+    """When training state is committed, and which commits are kept."""
 
     every: int = 100_000
     """Samples between commits; one is always made at the end and on SIGTERM / SIGUSR1."""
     keep: int = 2
-    """Committed checkpoints kept; the newest good one is never removed."""
+    """Newest committed checkpoints kept; none is removed unless the newest is whole."""
+    keep_every: int = 0
+    """Also keep the first checkpoint at or after every multiple of so many samples; 0 = none."""
+    best: Literal["", "fid", "kid", "cmmd", "clip_score", "attribute_accuracy"] = ""
+    """Also keep the evaluated checkpoint that is best by this figure of its evaluation; "" = none."""
+    background: bool = True
+    """Write and upload while training goes on, from a copy in memory (16 bytes a parameter / ranks); false: training
+    waits, and nothing is copied on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -570,6 +577,9 @@ class TrainConfig:
     """auto, cpu or cuda."""
     deterministic: bool = False
     """Deterministic kernels: bit-equal runs on equal GPUs (always so on CPUs)."""
+    watchdog_s: float = 900.0
+    """A rank that finishes no step for so many seconds (evaluations and commits aside) shows where it stands and is
+    ended, so that the job can come back; 0 = never."""
 
 
 @dataclass(frozen=True, kw_only=True)

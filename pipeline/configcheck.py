@@ -39,7 +39,7 @@ def check_train(config: c.TrainConfig) -> None:
     _require(config.ema.warmup > 0, f"ema.warmup={config.ema.warmup:g}: a number above 0 is wanted")
     _at_least(1, **{"launch.processes": config.launch.processes, "data.workers": config.data.workers})
     _at_least(0, **{"launch.threads": config.launch.threads, "data.prefetch": config.data.prefetch})
-    _at_least(1, **{"checkpoint.every": config.checkpoint.every, "checkpoint.keep": config.checkpoint.keep})
+    check_checkpoint(config)
     for name in ("spike", "stall_s", "peak_tflops"):
         value = getattr(config.tracking, name)
         _require(value >= 0, f"tracking.{name}={value:g}: 0 or more is wanted (0 = off)")
@@ -67,6 +67,24 @@ def check_train(config: c.TrainConfig) -> None:
         "deepspeed.offload=true needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3)",
     )
     check_evaluation(config)
+
+
+def check_checkpoint(config: c.TrainConfig) -> None:
+    """Commits, and the watchdog that lets them be gone on with."""
+    settings = config.checkpoint
+    _at_least(1, **{"checkpoint.every": settings.every, "checkpoint.keep": settings.keep})
+    _at_least(0, **{"checkpoint.keep_every": settings.keep_every})
+    _require(
+        settings.best == "" or config.data.val != "",
+        f"checkpoint.best={settings.best} goes by evaluations, and there are none: data.val=CACHE names the captions",
+    )
+    _require(
+        settings.best in ("", "clip_score", "attribute_accuracy") or config.eval.reference != "",
+        f"checkpoint.best={settings.best} wants statistics of real images: eval.reference=FILE (latentmill reference)",
+    )
+    _require(
+        config.watchdog_s >= 0, f"watchdog_s={config.watchdog_s:g}: a number of seconds is wanted (0 = no watchdog)"
+    )
 
 
 def check_evaluation(config: c.TrainConfig) -> None:

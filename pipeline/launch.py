@@ -124,8 +124,9 @@ def run_local(module: str, argv: Sequence[str], processes: int, threads: int = 0
     """Run `python -m module argv` as `processes` ranks and wait for them all.
 
     threads: CPU threads per rank, 0 = this machine's cores / ranks. SIGTERM, SIGUSR1 and SIGINT are passed on; a second
-    SIGINT kills. When a rank fails the others are ended. Returns the first failure's status (1 for a rank that a signal
-    killed, 128 + the signal where that was passed on from here), else 75 if a rank was interrupted, else 0.
+    SIGINT kills. When a rank fails the others are ended. Returns 128 + the signal that has killed a rank, where it was
+    not for another's failure (a job then goes back to the queue), else the first failure's status, else 75 if a rank
+    was interrupted, else 0.
     """
     command = [sys.executable, "-m", module, *argv]
     received: list[int] = []
@@ -220,8 +221,9 @@ def cores() -> int:
 
 def _wait(ranks: list[subprocess.Popen[bytes]], received: list[int]) -> int:
     """Wait for every rank; on the first failure end the others. Returns the job's exit status."""
-    failure: int | None = None
+    failure, killed = 0, 0  # statuses: of the first rank that failed, and of one that a signal killed
     deadline = float("inf")
+    sent: set[int] = set()
     statuses: dict[int, int] = {}
     while len(statuses) < len(ranks):
         for rank, process in enumerate(ranks):
@@ -229,28 +231,38 @@ def _wait(ranks: list[subprocess.Popen[bytes]], received: list[int]) -> int:
             if rank in statuses or status is None:
                 continue
             statuses[rank] = status
-            if status in (0, Interrupted.exit_code) or failure is not None:
+            if status in (0, Interrupted.exit_code) or -status in sent:
                 continue
-            failure = _exit_status(rank, status, received)
-            deadline = time.monotonic() + GRACE_SECONDS
-            _signal_all(ranks, signal.SIGTERM)
+            if status < 0:
+                killed = killed or 128 - status
+                if -status not in received:
+                    _tell_killed(rank, -status)
+            if not failure:
+                failure = status if status > 0 else 128 - status
+                deadline = time.monotonic() + GRACE_SECONDS
+                sent.add(signal.SIGTERM)
+                _signal_all(ranks, signal.SIGTERM)
         if time.monotonic() > deadline:
+            sent.add(signal.SIGKILL)
             _signal_all(ranks, signal.SIGKILL)
         time.sleep(0.02)
-    if failure is not None:
-        return failure
-    return Interrupted.exit_code if Interrupted.exit_code in statuses.values() else 0
+    return killed or failure or (Interrupted.exit_code if Interrupted.exit_code in statuses.values() else 0)
 
 
-def _exit_status(rank: int, status: int, received: list[int]) -> int:
-    """A failed rank's status as the job's, with a line when a signal killed it."""
-    if status > 0:
-        return status
-    if -status in received:
-        return 128 - status
-    hint = "; out of memory?" if -status == signal.SIGKILL else ""
-    print(f"latentmill: rank {rank} was killed by {signal.Signals(-status).name}{hint}", file=sys.stderr, flush=True)
-    return 1
+HINTS = {
+    signal.SIGKILL: "; out of memory?",
+    signal.SIGALRM: ", as it had made no progress (watchdog_s); its stacks are above",
+}
+
+
+def _tell_killed(rank: int, number: int) -> None:
+    """A line for a rank that a signal of somebody else's has killed."""
+    name = signal.Signals(number).name
+    print(
+        f"latentmill: rank {rank} was killed by {name}{HINTS.get(signal.Signals(number), '')}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _signal_all(ranks: list[subprocess.Popen[bytes]], number: int) -> None:

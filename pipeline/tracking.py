@@ -143,12 +143,17 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.put({"samples": n, "alert": _Alert(kind, f"at {n} samples: {text}")})
 
-    def checkpoint(self, n: int, url: str) -> None:
-        """A commit at n samples seen lies at this URL: a row of kind "checkpoint", and of wandb's summary."""
+    def checkpoint(self, n: int, url: str, stall_s: float = 0.0, write_s: float = 0.0, bytes: int = 0) -> None:
+        """A commit at n samples seen lies at this URL: a row of kind "checkpoint", and of wandb's summary.
+
+        stall_s: how long training waited for it. write_s: from its beginning to its commit, seconds. bytes: of rank 0's
+        file.
+        """
         if not self._enabled:
             return
         url = redact(url)
-        self.log(n, {"url": url}, kind="checkpoint")
+        took = {"stall_s": round(stall_s, 4), "write_s": round(write_s, 4), "bytes": bytes}
+        self.log(n, {"url": url, **took}, kind="checkpoint")
         if self._wandb is not None:
             self._wandb.put({"summary": _Summary({"checkpoint": url, "checkpoint_samples": n})})
 

@@ -66,7 +66,10 @@ def as_rank(config: TrainConfig) -> int:
     """Train as this process's place in the environment says. Returns the exit status; raises LatentmillError."""
     from pipeline.training import distributed
 
-    world = distributed.start(config.device, config.launch.threads, group=config.deepspeed.engine == "deepspeed")
+    # A rank that waits for a stuck one is to be ended by its watchdog, whose end brings the job back, not by an error.
+    patience = max(distributed.COLLECTIVE_SECONDS, int(config.watchdog_s) + 60)
+    grouped = config.deepspeed.engine == "deepspeed"
+    world = distributed.start(config.device, config.launch.threads, group=grouped, timeout=patience)
     failure: LatentmillError | None = None
     try:
         train(config, world)

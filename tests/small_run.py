@@ -28,9 +28,9 @@ from pipeline.data.manifest import load_manifest
 from pipeline.models.conditioning import Denoiser, make_task
 from pipeline.storage import open_storage
 from pipeline.train import describe_run
-from pipeline.training import checkpoint
 from pipeline.training.distributed import World
 from pipeline.training.placement import Fragment
+from pipeline.training.saver import Stamp, save_now
 from preprocess import encode
 from preprocess.synthetic import write_shards
 
@@ -96,7 +96,8 @@ def make_run(folder: Path, n: int = 128, **changes: Any) -> TrainConfig:
     run = open_storage(config.run)
     describe_run(config, run, manifest, {"train": manifest.digest})
     state = make_denoiser(config).state_dict()
-    checkpoint.save(
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    save_now(
         run,
         World(),
         {
@@ -105,9 +106,6 @@ def make_run(folder: Path, n: int = 128, **changes: Any) -> TrainConfig:
         },
         n=n,
         steps=n // 64,
-        stage="torch",
-        config="0" * 64,
-        manifests={"train": manifest.digest},
-        shapes={name: tensor.shape for name, tensor in state.items()},
+        stamp=Stamp("torch", "0" * 64, {"train": manifest.digest}, shapes),
     )
     return config

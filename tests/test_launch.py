@@ -71,8 +71,21 @@ def test_a_killed_rank_is_named(rank_module: Path, capfd: pytest.CaptureFixture[
         "if os.environ['RANK'] == '1':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "time.sleep(120)\n"
     )
-    assert launch.run_local("ranked", [], processes=2) == 1
+    assert launch.run_local("ranked", [], processes=2) == 128 + signal.SIGKILL
     assert "rank 1 was killed by SIGKILL; out of memory?" in capfd.readouterr().err
+
+
+def test_a_killed_rank_is_the_reason_although_others_fail_of_it_first(rank_module: Path) -> None:
+    """A job goes back to the queue after a signal, and not after an error."""
+    rank_module.write_text(
+        "import os, signal, sys, time\n"
+        "if os.environ['RANK'] == '0':\n    sys.exit(1)\n"  # it has lost its connection
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "time.sleep(0.3)\n"
+        "os.kill(os.getpid(), signal.SIGALRM)\n"
+        "time.sleep(120)\n"
+    )
+    assert launch.run_local("ranked", [], processes=2) == 128 + signal.SIGALRM
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

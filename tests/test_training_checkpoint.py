@@ -1,16 +1,28 @@
-import json
-from dataclasses import dataclass
+"""Checkpoints: what any world reads of what any world wrote, and what damage and death leave (docs/promises.md, 5)."""
+
+import hashlib
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from thread_world import on_ranks
 
 from pipeline.errors import CheckpointCorrupt, RunError, StorageError
 from pipeline.storage import LocalStorage
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import Reader, load_weights, newest_good, read_commit, retain
+from pipeline.training.checkpoint import Reader, load_weights, newest_good, read_commit
 from pipeline.training.distributed import World
 from pipeline.training.placement import Fragment
+from pipeline.training.retention import Retention
 from pipeline.training.rundir import checkpoint_folder, committed
+from pipeline.training.saver import Stamp, save_now, write_safetensors
 
 SHAPES = {"conv": (3, 2, 2), "bias": (5,)}
 TOTAL = 17  # elements
@@ -34,44 +46,29 @@ def share(n, kind, rank, size):
     return found
 
 
-@dataclass(frozen=True)
-class Alone(World):
-    """One rank of a world whose other ranks have done, or do next, what they must; meeting number `dies_at` fails."""
-
-    dies_at: int = -1
-
-    def raise_together(self, error):
-        meetings.append(1)
-        if len(meetings) == self.dies_at:
-            raise ConnectionError("peer is gone")
-        if error is not None:
-            raise error
+STAMP = Stamp(stage="zero2", config="c", manifests={"train": "m"}, shapes=SHAPES)
 
 
-meetings: list[int] = []
-
-
-def save(run, n, world=None):
+def state_of(n, world=None):
     world = world or World()
-    meetings.clear()
-    checkpoint.save(
-        run,
-        world,
-        {kind: share(n, kind, world.rank, world.size) for kind in KINDS},
-        n=n,
-        steps=n // 10,
-        stage="zero2",
-        config="c",
-        manifests={"train": "m"},
-        shapes=SHAPES,
-    )
+    return {kind: share(n, kind, world.rank, world.size) for kind in KINDS}
+
+
+def save(run, n, world=None, **options):
+    world = world or World()
+    save_now(run, world, state_of(n, world), n=n, steps=n // 10, stamp=STAMP, **options)
 
 
 def save_from_ranks(run, n, size):
-    """What a world of `size` ranks leaves: rank 0 commits after the others' files are in."""
-    for rank in reversed(range(1, size)):
-        save(run, n, Alone(rank, size))
-    save(run, n, Alone(0, size))
+    """A world of `size` ranks, as threads."""
+    failures = [error for error in on_ranks(size, lambda world: save(run, n, world)) if error is not None]
+    if failures:
+        raise failures[0]
+
+
+def file_of(run, n, rank):
+    """Where the file of a rank lies that the commit at n names."""
+    return run.local_path(checkpoint_folder(n) + read_commit(run, n).files[rank]["name"])
 
 
 def newest(run):
@@ -85,30 +82,22 @@ def run(tmp_path):
     return LocalStorage(tmp_path)
 
 
-class Died(BaseException):
-    """A process is gone: nothing after it runs."""
-
-
 class Dying(LocalStorage):
-    """Dies, or fails, at its k-th operation: before it, after it, or with its write half done."""
+    """Does something at its k-th operation that changes the disk: before it, after it, or with its write half done."""
 
-    def __init__(self, root, k, when, error=Died):
+    def __init__(self, root, k, when, what):
         super().__init__(root)
-        self.k, self.when, self.error, self.count, self.dead = k, when, error, 0, False
+        self.k, self.when, self.what, self.count = k, when, what, 0
 
     def _operate(self, action, torn=None):
         self.count += 1
         if self.count == self.k:
-            self.dead = True
             if self.when == "torn" and torn is not None:
                 torn()
             if self.when == "after":
                 action()
-            raise self.error(f"operation {self.k}")
+            self.what()
         return action()
-
-    def get(self, key):
-        return self._operate(lambda: LocalStorage.get(self, key))
 
     def put(self, key, data):
         def torn():
@@ -118,57 +107,152 @@ class Dying(LocalStorage):
 
         return self._operate(lambda: LocalStorage.put(self, key, data), torn)
 
+    def put_file(self, key, path):
+        def torn():
+            path.write_bytes(path.read_bytes()[:-7])
+
+        return self._operate(lambda: LocalStorage.put_file(self, key, path), torn)
+
     def delete(self, key):
         return self._operate(lambda: LocalStorage.delete(self, key))
 
-    def list(self, prefix=""):
-        return self._operate(lambda: LocalStorage.list(self, prefix))
+    def sweep(self, seconds):
+        return self._operate(lambda: LocalStorage.sweep(self, seconds))
+
+
+def in_child(act):
+    """Run `act` in a forked process; its exit status, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+DEAD = 42
 
 
 @pytest.mark.parametrize("when", ["before", "after", "torn"])
 def test_death_at_any_operation_of_a_save_leaves_the_last_commit_or_the_new_one_whole(tmp_path, when):
-    k, outcomes = 0, []
-    while True:
+    """Fault 13, for every n until undisturbed: the process is gone by os._exit, from whichever thread it was in."""
+    k, outcomes, status = 0, [], DEAD
+    while status == DEAD:
         k += 1
         root = tmp_path / str(k)
         good = LocalStorage(root)
         save(good, 100)
-        storage = Dying(root, k, when)
-        try:
-            save(storage, 200)
-            retain(storage, 1)
-        except Died:
-            pass
+        storage = Dying(root, k, when, lambda: os._exit(DEAD))
+        status = in_child(partial(save, storage, 200, retention=Retention(1)))
+        assert status in (0, DEAD)
         commit = newest_good(good)
         assert commit is not None
-        assert commit.n in committed(good)
         assert torch.equal(load_weights(good, which="raw")[1]["bias"], values(commit.n, "weights")[12:])
         outcomes.append(commit.n)
-        if not storage.dead:
-            break
-        save(good, 200)  # and a rerun mends it
+        save(good, 200, retention=Retention(1))  # and a rerun mends it
         assert newest(good) == 200
-    assert k > 8
+        stems = {entry["name"].removesuffix(".safetensors") for entry in read_commit(good, 200).files}
+        there = {info.key.split("/")[2].partition(".")[0] for info in good.list(checkpoint_folder(200))}
+        assert there == {"commit", *stems}  # nothing of the dead process is left
+    assert k > 6
     assert outcomes == sorted(outcomes)
-    assert outcomes[0] == 100
-    assert outcomes[-1] == 200
+    assert (outcomes[0], outcomes[-1]) == (100, 200)
 
 
-def test_a_full_disk_at_any_operation_is_loud_and_leaves_the_last_commit(tmp_path):
+@pytest.mark.parametrize("k", random.Random(13).sample(range(1, 8), 3))
+def test_a_sigkill_from_outside_leaves_a_commit_whole(tmp_path, k):
+    """Fault 13 in earnest, at seeded points: SIGKILL when the k-th change of the disk has just been made."""
+    good = LocalStorage(tmp_path)
+    save(good, 100)
+    reached, tell = os.pipe()
+
+    def stop_there():
+        os.write(tell, b"x")
+        signal.pause()
+
+    child = os.fork()
+    if child == 0:
+        threading.Thread(
+            target=save, args=(Dying(tmp_path, k, "after", stop_there), 200), kwargs={"retention": Retention(1)}
+        ).start()
+        signal.pause()
+    assert os.read(reached, 1) == b"x"
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    os.close(reached)
+    os.close(tell)
+    assert newest(good) == (200 if k >= 3 else 100)  # the third is the commit
+    bias = load_weights(good, which="raw")[1]["bias"]
+    assert torch.equal(bias, values(newest(good), "weights")[12:])
+
+
+def test_an_error_of_the_store_at_any_operation_is_loud_and_leaves_a_commit(tmp_path):
     for k in range(1, 5):
         root = tmp_path / str(k)
         save(LocalStorage(root), 100)
-        with pytest.raises(StorageError, match="operation"):
-            save(Dying(root, k, "before", StorageError), 200)
-        assert newest(LocalStorage(root)) == 100
+
+        def fail():
+            raise StorageError("the store is gone")
+
+        with pytest.raises(StorageError, match="store is gone"):
+            save(Dying(root, k, "before", fail), 200, retention=Retention(1))
+        assert newest(LocalStorage(root)) == (100 if k < 4 else 200)
 
 
-def test_a_rank_that_dies_after_another_has_written_leaves_no_commit(run):
+def test_a_disk_that_is_full_is_loud_and_leaves_the_last_commit(tmp_path):
+    """Fault 21: the kernel refuses the bytes (a limit on the size of files, which any disk has)."""
+    run = LocalStorage(tmp_path)
     save(run, 100)
-    with pytest.raises(ConnectionError):
-        save(run, 200, Alone(0, 2, dies_at=2))
-    assert run.exists(checkpoint_folder(200) + "rank00000.safetensors")
+
+    def on_a_full_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+        with pytest.raises(StorageError, match=r"cannot write .*File too large"):
+            save(run, 200)
+
+    assert in_child(on_a_full_disk) == 0
     assert committed(run) == [100]
+    assert newest(run) == 100
+    assert not list(tmp_path.glob(".staging*"))
+
+
+def test_a_rank_that_fails_after_another_has_uploaded_leaves_no_commit(tmp_path):
+    """Fault 14."""
+    save_from_ranks(LocalStorage(tmp_path), 100, 2)
+
+    def fail():
+        raise StorageError("rank 1 is out of luck")
+
+    def act(world):
+        storage = Dying(tmp_path, 1, "before", fail) if world.rank else LocalStorage(tmp_path)
+        save(storage, 200, world)
+
+    errors = on_ranks(2, act)
+    assert [type(error) for error in errors] == [StorageError, StorageError]
+    assert all("out of luck" in str(error) for error in errors)
+    names = [path.name for path in (tmp_path / checkpoint_folder(200)).iterdir()]
+    assert any(name.startswith("rank00000") and name.endswith(".json") for name in names)
+    assert committed(LocalStorage(tmp_path)) == [100]
+
+
+def test_a_rank_that_dies_after_another_has_uploaded_leaves_no_commit(tmp_path):
+    """Fault 14, without a word: the others' collective breaks."""
+
+    def act(world):
+        if world.rank:
+            world.first(None)  # the name of the run's life
+            world.sum([0.0, 0.0])  # no save is on its way
+            while not list((tmp_path / checkpoint_folder(200)).glob("rank00000-*.json")):
+                time.sleep(0.01)
+            raise SystemExit
+        save(LocalStorage(tmp_path), 200, world)
+
+    errors = on_ranks(2, act)
+    assert [type(error).__name__ for error in errors] == ["BrokenBarrierError", "SystemExit"]
+    assert committed(LocalStorage(tmp_path)) == []
 
 
 @pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (2, 4), (4, 3)])
@@ -199,15 +283,13 @@ def flip(path, at=0.7):
 
 
 DAMAGE = {
-    "byte flipped": lambda base: flip(base / "rank00001.safetensors"),
-    "file missing": lambda base: (base / "rank00000.safetensors").unlink(),
-    "file empty": lambda base: (base / "rank00001.safetensors").write_bytes(b""),
-    "file cut": lambda base: (base / "rank00000.safetensors").write_bytes(
-        (base / "rank00000.safetensors").read_bytes()[:-1]
-    ),
-    "commit flipped": lambda base: flip(base / "commit.json"),
-    "commit empty": lambda base: (base / "commit.json").write_bytes(b""),
-    "commit of another format": lambda base: (base / "commit.json").write_text(json.dumps({"format": 99})),
+    "byte flipped": lambda run: flip(file_of(run, 200, 1)),
+    "file missing": lambda run: file_of(run, 200, 0).unlink(),
+    "file empty": lambda run: file_of(run, 200, 1).write_bytes(b""),
+    "file cut": lambda run: file_of(run, 200, 0).write_bytes(file_of(run, 200, 0).read_bytes()[:-1]),
+    "commit flipped": lambda run: flip(run.local_path(checkpoint_folder(200) + "commit.json")),
+    "commit empty": lambda run: run.put(checkpoint_folder(200) + "commit.json", b""),
+    "commit of another format": lambda run: run.put(checkpoint_folder(200) + "commit.json", b'{"format": 99}'),
 }
 
 
@@ -215,7 +297,7 @@ DAMAGE = {
 def test_a_damaged_newest_checkpoint_is_passed_over_aloud(run, tmp_path, damage, capsys):
     save_from_ranks(run, 100, 2)
     save_from_ranks(run, 200, 2)
-    DAMAGE[damage](tmp_path / checkpoint_folder(200))
+    DAMAGE[damage](run)
     assert newest(run) == 100
     assert "the checkpoint at 200 samples is damaged" in capsys.readouterr().err
     with pytest.raises(CheckpointCorrupt):
@@ -225,7 +307,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(run, tmp_path, damage,
 
 def test_no_good_checkpoint_left_is_an_error_and_never_a_fresh_start(run, tmp_path):
     save(run, 100)
-    flip(tmp_path / checkpoint_folder(100) / "rank00000.safetensors")
+    flip(file_of(run, 100, 0))
     with pytest.raises(CheckpointCorrupt, match="is whole"):
         newest_good(run)
 
@@ -233,18 +315,9 @@ def test_no_good_checkpoint_left_is_an_error_and_never_a_fresh_start(run, tmp_pa
 def test_a_damaged_checkpoint_is_replaced_when_training_reaches_its_n_again(run, tmp_path):
     save(run, 100)
     save(run, 200)
-    flip(tmp_path / checkpoint_folder(200) / "rank00000.safetensors")
+    flip(file_of(run, 200, 0))
     save(run, 200)
     assert newest(run) == 200
-
-
-def test_retention_keeps_the_newest_and_sweeps_what_unfinished_saves_left(run):
-    for n in (100, 200, 300, 400):
-        save(run, n)
-    run.delete(checkpoint_folder(200) + "commit.json")
-    retain(run, 2)
-    assert committed(run) == [400, 300]
-    assert {info.key.split("/")[1] for info in run.list("checkpoints/")} == {f"{n:012d}" for n in (300, 400)}
 
 
 def test_missing_values_are_an_error(run, tmp_path):
@@ -272,3 +345,14 @@ def test_checkpoints_hold_no_pickles(run, tmp_path):
 
 def test_a_run_without_commits_has_no_checkpoint(run):
     assert newest_good(run) is None
+
+
+def test_files_are_what_the_safetensors_library_reads(tmp_path):
+    """Names in any order, empty tensors, and values larger than the piece that is written at once."""
+    tensors = {"b/z@0": torch.randn(5), "a/y@3": torch.randn(0), "c/long@0": torch.randn(5_000_001)}
+    size, digest = write_safetensors(tmp_path / "x.safetensors", tensors)
+    data = (tmp_path / "x.safetensors").read_bytes()
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
+    read = load_file(tmp_path / "x.safetensors")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())

@@ -32,6 +32,7 @@ from pipeline.errors import Interrupted, ShardCorrupt
 from pipeline.storage import Storage, open_storage
 from pipeline.tracking import Tracker
 from pipeline.training import distributed
+from pipeline.training.checkpoint import read_commit
 from pipeline.training.distributed import World
 from pipeline.training.engine import Engine, make_engine
 from pipeline.training.rundir import checkpoint_folder, committed, config_digest
@@ -252,7 +253,8 @@ def damaged(world: World, folder: Path) -> None:
     """The newest of two checkpoints is damaged; the run goes on from the one before."""
     train(config_of(samples=20 * BATCH), world, folder)
     if world.rank == 0:
-        path = folder / checkpoint_folder(20 * BATCH) / "rank00001.safetensors"
+        name = read_commit(open_storage(str(folder)), 20 * BATCH).files[1]["name"]
+        path = folder / checkpoint_folder(20 * BATCH) / name
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)

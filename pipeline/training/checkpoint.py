@@ -1,12 +1,14 @@
 """Checkpoints: what is needed to go on from n samples seen, on any number of ranks and any ZeRO stage.
 
-    checkpoints/000000012800/rank00000.safetensors   fp32 fragments of weights, moments and EMA: "kind/parameter@offset"
-    checkpoints/000000012800/rank00000.json          size and SHA-256 of that file
-    checkpoints/000000012800/commit.json             last: n, world, parameters' shapes, digests, every file's hash
+    checkpoints/000000012800/rank00000-3f9a0c21.safetensors   fp32 fragments: "kind/parameter@offset", where a kind is
+                                                              weights, ema, or one of the optimizer's moments
+    checkpoints/000000012800/rank00000-3f9a0c21.json          size and SHA-256 of that file
+    checkpoints/000000012800/commit.json                      last: n, world, shapes, digests, every file's hash
 
-A checkpoint exists when its commit.json does. It is written by rank 0 after every rank's files are in, so whatever
-kills a save leaves nothing that could be taken for a checkpoint. A reader takes the intersections of the fragments with
-what it needs. Nothing is loaded from a file whose hash has not been checked, and nothing is unpickled.
+A checkpoint exists when its commit.json does. Rank 0 writes it after every rank's files are in (saver.py), so whatever
+kills a save leaves nothing that could be taken for a checkpoint. Files bear the name of the life of the run that wrote
+them, so what a lost process writes late changes no file of a commit. A reader takes the intersections of the fragments
+with what it needs. Nothing is loaded from a file whose hash has not been checked, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,19 +18,17 @@ import json
 import math
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from pipeline.errors import CheckpointCorrupt, LatentmillError, NotFound, RunError
+from pipeline.errors import CheckpointCorrupt, NotFound, RunError
 from pipeline.storage import Storage
 from pipeline.training.distributed import World
-from pipeline.training.placement import Fragment
-from pipeline.training.rundir import CHECKPOINTS, COMMIT, checkpoint_folder, committed
+from pipeline.training.rundir import COMMIT, checkpoint_folder, committed
 from pipeline.training.rundir import RunInfo as RunInfo  # what readers of a run import beside load_weights
 from pipeline.training.rundir import load_run as load_run
 
@@ -63,96 +63,13 @@ class Commit:
     """Version of this layout."""
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Writing
-
-
-def save(
-    run: Storage,
-    world: World,
-    fragments: Mapping[str, Sequence[Fragment]],
-    *,
-    n: int,
-    steps: int,
-    stage: str,
-    config: str,
-    manifests: Mapping[str, str],
-    mixture: Sequence[int] = (),
-    shapes: Mapping[str, Sequence[int]],
-) -> None:
-    """Write and commit a checkpoint. fragments: this rank's, by kind. Collective; if any rank fails, all raise."""
-    base = checkpoint_folder(n)
-    failure: LatentmillError | None = None
-    try:
-        if world.rank == 0:
-            run.delete(base + COMMIT)  # a damaged one that was passed over at resume
-    except LatentmillError as error:
-        failure = error
-    world.raise_together(failure)
-    try:
-        name = f"rank{world.rank:05d}"
-        tensors = {
-            f"{kind}/{f.name}@{f.offset}": f.view.detach().cpu().contiguous().clone()
-            for kind, many in fragments.items()
-            for f in many
-        }
-        data = to_safetensors(tensors)
-        run.put(f"{base}{name}.safetensors", data)
-        facts = {"name": f"{name}.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        run.put(f"{base}{name}.json", json.dumps(facts).encode())
-    except LatentmillError as error:
-        failure = error
-    world.raise_together(failure)
-    try:
-        if world.rank == 0:
-            files = [json.loads(run.get(f"{base}rank{rank:05d}.json")) for rank in range(world.size)]
-            commit = Commit(
-                n=n,
-                steps=steps,
-                world=world.size,
-                stage=stage,
-                config=config,
-                manifests=dict(manifests),
-                mixture=list(mixture),
-                shapes={name: list(shape) for name, shape in shapes.items()},
-                files=files,
-            )
-            run.put(base + COMMIT, _seal(commit))
-    except LatentmillError as error:
-        failure = error
-    world.raise_together(failure)
-
-
-def retain(run: Storage, keep: int) -> None:
-    """Remove all but the newest `keep` committed checkpoints, and what unfinished saves before the newest have left.
-
-    A commit goes before the files that it names, so a removal cut short leaves no checkpoint. Rank 0 only.
-    """
-    kept = committed(run)[: max(keep, 1)]
-    if not kept:
-        return
-    doomed = [
-        info.key for info in run.list(CHECKPOINTS) if _number(info.key) not in kept and _number(info.key) < kept[0]
-    ]
-    for key in sorted(doomed, key=lambda key: not key.endswith("/" + COMMIT)):
-        run.delete(key)
-
-
-def _number(key: str) -> int:
-    return int(key.split("/")[1])
-
-
-def _seal(commit: Commit) -> bytes:
-    """The commit's bytes, with a hash over themselves."""
+def seal(commit: Commit) -> bytes:
+    """commit.json: the commit, with a hash over itself."""
     facts = asdict(commit)
     if not commit.mixture:
         del facts["mixture"]
     body = json.dumps(facts, sort_keys=True)
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "commit": json.loads(body)}).encode()
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Reading
 
 
 def read_commit(run: Storage, n: int) -> Commit:
@@ -173,18 +90,23 @@ def read_commit(run: Storage, n: int) -> Commit:
 def verify(run: Storage, commit: Commit, files: Sequence[dict[str, Any]] | None = None) -> None:
     """Compare sizes and hashes of a checkpoint's files (or of some) with its commit. Raises CheckpointCorrupt."""
     for entry in commit.files if files is None else files:
-        key = checkpoint_folder(commit.n) + entry["name"]
-        try:
-            size = run.stat(key).size
-            if size != entry["bytes"]:
-                raise CheckpointCorrupt(f"{run.locate(key)} has {size} bytes instead of {entry['bytes']}")
-            digest = hashlib.sha256()
-            for offset in range(0, size, CHUNK):
-                digest.update(run.get_range(key, offset, min(CHUNK, size - offset)))
-        except NotFound as error:
-            raise CheckpointCorrupt(f"{run.locate(key)} is missing") from error
-        if digest.hexdigest() != entry["sha256"]:
-            raise CheckpointCorrupt(f"{run.locate(key)}: its SHA-256 does not match its commit")
+        verify_file(run, commit.n, entry)
+
+
+def verify_file(run: Storage, n: int, entry: dict[str, Any]) -> None:
+    """Compare a file of the checkpoint at n with what is said of it: name, bytes, sha256. Raises CheckpointCorrupt."""
+    key = checkpoint_folder(n) + entry["name"]
+    try:
+        size = run.stat(key).size
+        if size != entry["bytes"]:
+            raise CheckpointCorrupt(f"{run.locate(key)} has {size} bytes instead of {entry['bytes']}")
+        digest = hashlib.sha256()
+        for offset in range(0, size, CHUNK):
+            digest.update(run.get_range(key, offset, min(CHUNK, size - offset)))
+    except NotFound as error:
+        raise CheckpointCorrupt(f"{run.locate(key)} is missing") from error
+    if digest.hexdigest() != entry["sha256"]:
+        raise CheckpointCorrupt(f"{run.locate(key)}: its SHA-256 does not match its commit")
 
 
 def newest_good(run: Storage, world: World | None = None) -> Commit | None:

@@ -42,8 +42,8 @@ class Stretch:
 
 
 class Ledger:
-    """One rank's samples. folder: where the file grows; it is the run's own when that is local, else uploaded whole
-    with each commit."""
+    """One rank's samples. folder: where the file grows; it is the run's own when that is local, else `upload` brings
+    it there."""
 
     def __init__(self, run: Storage, folder: Path, rank: int, world: int) -> None:
         self._run, self._rank, self._world = run, rank, world
@@ -73,7 +73,7 @@ class Ledger:
         self._noise = noise + self._noise  # stays on the device until commit
 
     def commit(self, n: int) -> None:
-        """Write the stretch that ends at n, with a commit of the state at n."""
+        """Write the stretch that ends at n, to be there before a commit of the state at n."""
         if n > self._first:
             noise = int(self._noise) % MODULUS
             stretch = Stretch(self._first, n, self._rank, self._world, self._samples, self._records, noise)
@@ -82,6 +82,9 @@ class Ledger:
                 file.flush()
                 os.fsync(file.fileno())
             self._begin(n)
+
+    def upload(self) -> None:
+        """Bring the file into the run directory where that is not local. From any thread."""
         if self._uploads:
             self._run.put(self._key, self._path.read_bytes())
 

@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "precision",  # of forward and backward passes: what is kept between steps is fp32 in all
     "launch",
     "deepspeed",
+    "watchdog_s",
 )
 """Keys of the configuration, or groups of them, that may change at a resume. Whatever else differs is another run."""
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -40,13 +39,14 @@ from pipeline.training.flops import Flops, peak_tflops
 from pipeline.training.ledger import Ledger, noise_digest, truncate_ledgers
 from pipeline.training.meter import Meter
 from pipeline.training.placement import Fragment
+from pipeline.training.retention import Retention
 from pipeline.training.rundir import checkpoint_folder, evaluated, last_sample
+from pipeline.training.saver import Save, Saver, Stamp
+from pipeline.training.signals import Signals
 from pipeline.training.state import due, learning_rate
 from pipeline.training.watchdog import Watchdog
 
 LOG_STEPS = 20  # optimizer steps between rows of metrics, unless the configuration says otherwise
-WATCHDOG_SECONDS = 900  # without a finished step
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 NAMED = 8  # samples named in an error, at most
 
 Evaluate = Callable[[dict[str, Tensor], int, Callable[[], bool]], Mapping[str, Any] | None]
@@ -107,22 +107,38 @@ class Trainer:
         self.batch = config.optim.batch
         self.end = last_sample(config)
         self.ema = Ema(config.ema, [fragment.view for fragment in engine.owned()])
-        self.watchdog = Watchdog(WATCHDOG_SECONDS)
+        self.watchdog = Watchdog(config.watchdog_s)
+        self.signals = Signals()
         self.flops = flops
         self.meter = Meter(world, peak_tflops(world.device, config.tracking.peak_tflops))
         self.spikes = Spikes(config.tracking.spike)
         self.stalls = Stalls(config.tracking.stall_s if world.rank == 0 else 0.0, partial(tracker.alert, "stall"))
+        self.saver = Saver(
+            run,
+            world,
+            Stamp(self._engine_name(), identity.config, identity.manifests, engine.shapes, identity.mixture),
+            retention=Retention.of(config.checkpoint),
+            background=config.checkpoint.background,
+            fence=fence,
+            before=[self.ledger.upload, tracker.commit],
+        )
         self.n = 0
         self.saved = -1
-        self.stopped_by: int | None = None
+        """n of the newest save that was begun, or taken up."""
 
     def run(self) -> None:
         """Train until the run's last sample. Raises Interrupted, after a commit, when a signal asked to stop."""
-        with self._signals():
+        with self.signals, self.saver, self.watchdog:
             self.resume()
             self._evaluate_if_due()
             if self.n < self.end:
                 self._train()
+            self._settle()
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal that asked to stop, if one has."""
+        return self.signals.number
 
     def resume(self) -> None:
         """Take up the newest good checkpoint, if there is one. Collective."""
@@ -137,7 +153,7 @@ class Trainer:
             for fragment in self._ema_fragments():
                 stop = fragment.offset + len(fragment.view)
                 fragment.view.copy_(read("ema", fragment.name, fragment.offset, stop))
-            self.n = self.saved = commit.n
+            self.n = self.saved = self.saver.committed = commit.n
         failure = None
         try:
             if self.world.rank == 0:
@@ -167,15 +183,19 @@ class Trainer:
         self.watchdog.stop()
 
     def _next_batch(self, stream: Stream) -> Batch:
-        """This rank's next batch, when every rank has one and none was asked to stop."""
+        """This rank's next batch, when every rank has one, none was asked to stop, and no save has failed."""
         batch, failure = None, None
+        self._note(self.saver.finished())
         try:
             batch = next(stream)
         except LatentmillError as error:
             failure = error
-        stops, failures = self.world.sum([self.stopped_by is not None, failure is not None])
+        flags = [self.stopped_by is not None, failure is not None, self.saver.failed]
+        stops, failures, lost = self.world.sum([float(flag) for flag in flags])
         if failures:
             self.world.raise_together(failure)
+        if lost:
+            self._settle()
         if stops:
             self._stop()
         assert batch is not None
@@ -242,7 +262,9 @@ class Trainer:
             if not ok
         ]
         found = [line for lines in self.world.gather(mine) for line in lines]
-        last = f"last commit at {self.saved} samples" if self.saved >= 0 else "nothing committed yet"
+        self._note(self.saver.finished())
+        committed = self.saver.committed
+        last = f"last commit at {committed} samples" if committed >= 0 else "nothing committed yet"
         where = "; ".join(found[:NAMED]) or "every latent and loss is finite, so the backward pass overflowed"
         raise shared(
             NonFinite(
@@ -255,36 +277,34 @@ class Trainer:
     # Commits, evaluations, signals
 
     def save(self) -> None:
-        """Commit the state at n, with the ledger and the metrics up to it. Collective."""
+        """Begin to commit the state at n, with the ledger and the metrics up to it. Collective."""
         self.stalls.pause()
         with self.watchdog.paused():
             self._together(self._before_commit)
-            checkpoint.save(
-                self.run_storage,
-                self.world,
-                {"weights": self.engine.owned(), **self.engine.moments(), "ema": self._ema_fragments()},
-                n=self.n,
-                steps=self.n // self.batch,
-                stage=self._engine_name(),
-                config=self.identity.config,
-                manifests=self.identity.manifests,
-                mixture=self.identity.mixture,
-                shapes=self.engine.shapes,
-            )
+            state = {"weights": self.engine.owned(), **self.engine.moments(), "ema": self._ema_fragments()}
+            self._note(self.saver.begin(self.n, self.n // self.batch, state))
             self.saved = self.n
-            self.tracker.checkpoint(self.n, f"{self.run_storage.url.rstrip('/')}/{checkpoint_folder(self.n)}")
-            self._together(self._sweep)
 
     def _before_commit(self) -> None:
-        """What must not be missing where there is a commit; of both, a resume drops what lies beyond its commit."""
+        """What must not be missing where there is a commit; of it a resume drops what lies beyond its commit."""
         if self.fence is not None:
             self.fence()
         self.ledger.commit(self.n)
-        self.tracker.commit()
 
-    def _sweep(self) -> None:
-        if self.world.rank == 0:
-            checkpoint.retain(self.run_storage, self.config.checkpoint.keep)
+    def _settle(self) -> None:
+        """Wait until what was begun is committed. Collective."""
+        self.stalls.pause()
+        with self.watchdog.paused():
+            self._note(self.saver.settle())
+        self.watchdog.stop()
+
+    def _note(self, saves: Sequence[Save]) -> None:
+        """Say which commits have ended."""
+        for save in saves:
+            url = f"{self.run_storage.url.rstrip('/')}/{checkpoint_folder(save.n)}"
+            self.tracker.checkpoint(
+                save.n, url, stall_s=save.wait_s + save.copy_s, write_s=save.write_s, bytes=save.bytes
+            )
 
     def _evaluate_if_due(self) -> None:
         """Evaluate the EMA weights before, during and after training; never twice at one n, also over restarts."""
@@ -327,26 +347,10 @@ class Trainer:
         numbers = [number for number in self.world.gather(self.stopped_by) if number is not None]
         if self.saved != self.n and self.n > 0:
             self.save()
+        self._settle()
         raise shared(
             Interrupted(
                 f"stopped by {signal.Signals(numbers[0]).name} with {self.n} of {self.end} samples committed; "
                 "the same command goes on from there"
             )
         )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM, SIGUSR1 and Ctrl-C ask for a commit and an end at the next step; a second Ctrl-C ends at once."""
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGINT and self.stopped_by is not None:
-                raise KeyboardInterrupt
-            self.stopped_by = number
-
-        before = {number: signal.signal(number, remember) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            self.watchdog.stop()
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -1,0 +1,299 @@
+"""Commits that are written while training goes on.
+
+`Saver.begin` copies this rank's state at n, which is all that training waits for. A thread writes the copy beside its
+place, hashes it on the way, publishes it, reads it back, and leaves its hash in the run directory. Rank 0's thread
+waits there for the hashes of all ranks, writes commit.json, and removes the checkpoints that are not to be kept. So
+ranks meet through the storage and through no collective, and what is committed has been read back by who wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.storage import Storage, local_errors
+from pipeline.training.checkpoint import Commit, seal, verify_file
+from pipeline.training.distributed import World, is_shared
+from pipeline.training.placement import Fragment
+from pipeline.training.retention import Retention, retain
+from pipeline.training.rundir import COMMIT, checkpoint_folder
+
+LOOK_SECONDS = (0.01, 1.0)
+"""Between looks for the other ranks' files: at first, and at most."""
+MEET_SECONDS = 1.0
+"""Ranks that wait for a commit ask each other so often whether one has failed."""
+PIECE = 16 * 1024 * 1024
+"""Bytes that are written and hashed at once."""
+
+Fragments = Mapping[str, Sequence[Fragment]]
+"""This rank's share of the state, by kind."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a run's commits say of it beside n."""
+
+    stage: str
+    """Engine and ZeRO stage."""
+    config: str
+    """Digest of the configuration."""
+    manifests: Mapping[str, str]
+    """Digest of each dataset's manifest, by role."""
+    shapes: Mapping[str, Sequence[int]]
+    """Shape of every parameter."""
+    mixture: Sequence[int] = ()
+    """Weights of the datasets, in integers; () of one."""
+
+
+@dataclass
+class Save:
+    """One checkpoint on its way. over: set when this rank has nothing more to do with it."""
+
+    n: int
+    steps: int
+    tensors: dict[str, Tensor]
+    copy_s: float = 0.0
+    """What the copy took, seconds."""
+    wait_s: float = 0.0
+    """What training waited for it beside the copy."""
+    write_s: float = 0.0
+    """From its beginning until this rank has nothing more to do with it."""
+    bytes: int = 0
+    """Of this rank's file."""
+    error: BaseException | None = None
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+class Saver:
+    """Writes the commits of one life of a run, one at a time.
+
+    background: whether training goes on meanwhile; else nothing is copied that lies on the CPU. fence: raises when this
+    process may no longer commit. before: what each rank brings into the run directory ahead of a commit, in the
+    thread. life: the name of this life of the run; by default one that rank 0 draws. Collective to make. As a context
+    manager it waits, on leaving in good order or with an error that all ranks share, for the save that is on its way.
+    """
+
+    def __init__(
+        self,
+        run: Storage,
+        world: World,
+        stamp: Stamp,
+        *,
+        retention: Retention | None = None,
+        background: bool = True,
+        fence: Callable[[], None] | None = None,
+        before: Sequence[Callable[[], None]] = (),
+        life: str = "",
+    ) -> None:
+        self.run, self.world, self.stamp = run, world, stamp
+        self.retention, self.background, self.fence, self.before = retention, background, fence, before
+        self.life = life or world.first(secrets.token_hex(4))
+        self.committed = -1
+        """n of the newest commit of this run that this rank knows of."""
+        self._save: Save | None = None
+        self._buffers: dict[str, Tensor] = {}
+        self._left = threading.Event()
+
+    def begin(self, n: int, steps: int, fragments: Fragments) -> list[Save]:
+        """Start to commit the state at n, after `steps` optimizer steps; the commits that have ended since the last
+        call are returned. Collective: waits for the save before, and raises on every rank what failed there."""
+        done = self.settle()
+        began = time.perf_counter()
+        save = self._save = Save(n, steps, self._snapshot(fragments))
+        save.copy_s = time.perf_counter() - began
+        threading.Thread(target=self._work, args=(save,), name=f"save-{n}", daemon=True).start()
+        if not self.background:
+            done += self.settle()
+        return done
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save on its way has failed on this rank: `settle` then raises, on every rank."""
+        return self._save is not None and self._save.error is not None
+
+    def finished(self) -> list[Save]:
+        """The save that has ended well since the last look, on this rank (on rank 0: is committed)."""
+        save = self._save
+        if save is None or not save.over.is_set() or save.error is not None:
+            return []
+        self._save = None
+        self.committed = save.n
+        return [save]
+
+    def settle(self) -> list[Save]:
+        """Wait until what was begun is committed. Collective: any rank's failure is raised on all."""
+        began = time.perf_counter()
+        while True:
+            save = self._save
+            waits = save is not None and not save.over.wait(MEET_SECONDS)
+            error = save.error if save is not None else None
+            waiting, failures = self.world.sum([waits, error is not None])
+            if failures:
+                self._left.set()
+                self.world.raise_together(error)
+            if not waiting:
+                break
+        done = self.finished()
+        for save in done:
+            save.wait_s += time.perf_counter() - began
+        return done
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        in_order = error is None or is_shared(error)
+        if in_order and self._save is not None and not self._left.is_set():
+            self._save.over.wait()
+        self._left.set()
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _snapshot(self, fragments: Fragments) -> dict[str, Tensor]:
+        """The fragments as they are now, in memory of the CPU that is the same at every save."""
+        tensors = {}
+        for kind, many in fragments.items():
+            for fragment in many:
+                name, view = f"{kind}/{fragment.name}@{fragment.offset}", fragment.view.detach()
+                if self.background or view.device.type != "cpu":
+                    if name not in self._buffers or self._buffers[name].shape != view.shape:
+                        pinned = view.device.type == "cuda"
+                        self._buffers[name] = torch.empty(view.shape, dtype=torch.float32, pin_memory=pinned)
+                    view = self._buffers[name].copy_(view, non_blocking=True)
+                tensors[name] = view.contiguous()
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+        return tensors
+
+    def _work(self, save: Save) -> None:
+        """A thread: this rank's part of a save, and rank 0's commit of the whole."""
+        began = time.perf_counter()
+        try:
+            self._write_part(save)
+            if self.world.rank == 0:
+                self._commit(save)
+        except BaseException as error:
+            save.error = error
+        finally:
+            save.write_s = time.perf_counter() - began
+            save.over.set()
+
+    def _write_part(self, save: Save) -> None:
+        base = checkpoint_folder(save.n)
+        name = f"rank{self.world.rank:05d}-{self.life}"
+        path = self.run.staging_path()
+        try:
+            size, digest = write_safetensors(path, save.tensors)
+            self.run.put_file(f"{base}{name}.safetensors", path)
+        finally:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        save.bytes = size
+        facts = {"name": f"{name}.safetensors", "bytes": size, "sha256": digest}
+        verify_file(self.run, save.n, facts)
+        for bring in self.before:
+            bring()
+        self.run.put(f"{base}{name}.json", json.dumps(facts).encode())
+
+    def _commit(self, save: Save) -> None:
+        """Rank 0: commit when all ranks' files are in, then sweep. Without an error where the run was left before."""
+        base = checkpoint_folder(save.n)
+        if self.fence is not None:
+            self.fence()
+        if self.run.exists(base + COMMIT):
+            self.run.delete(base + COMMIT)  # a damaged one that was passed over at resume
+        files = self._await_parts(base)
+        if files is None:
+            return
+        stamp = self.stamp
+        commit = Commit(
+            n=save.n,
+            steps=save.steps,
+            world=self.world.size,
+            stage=stamp.stage,
+            config=stamp.config,
+            manifests=dict(stamp.manifests),
+            mixture=list(stamp.mixture),
+            shapes={name: list(shape) for name, shape in stamp.shapes.items()},
+            files=files,
+        )
+        if self.fence is not None:
+            self.fence()
+        self.run.put(base + COMMIT, seal(commit))
+        if self.retention is not None:
+            if self.fence is not None:
+                self.fence()
+            retain(self.run, self.retention)
+
+    def _await_parts(self, base: str) -> list[dict[str, Any]] | None:
+        """What all ranks say of their files, in their order; None when the run is left before all have come."""
+        keys = [f"{base}rank{rank:05d}-{self.life}.json" for rank in range(self.world.size)]
+        pause, most = LOOK_SECONDS
+        while not set(keys) <= {info.key for info in self.run.list(base)}:
+            if self._left.wait(pause):
+                return None
+            pause = min(1.5 * pause, most)
+        return [json.loads(self.run.get(key)) for key in keys]
+
+
+def save_now(
+    run: Storage,
+    world: World,
+    fragments: Fragments,
+    *,
+    n: int,
+    steps: int,
+    stamp: Stamp,
+    retention: Retention | None = None,
+    life: str = "",
+) -> None:
+    """Write and commit a checkpoint, and wait for it. Collective; if any rank fails, all raise."""
+    with Saver(run, world, stamp, retention=retention, background=False, life=life) as saver:
+        saver.begin(n, steps, fragments)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Write fp32 CPU tensors as a safetensors file; returns its size and SHA-256. Raises StorageError.
+
+    The file is written and hashed in pieces straight from the tensors' memory, during which other threads run. (The
+    library's own writer holds Python's lock as long as it takes, and a second copy of the state in memory.)
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous(), name
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end := end + 4 * tensor.numel()],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with local_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb", buffering=0) as file:
+            pieces = [memoryview(struct.pack("<Q", len(text)) + text)]
+            pieces += [tensor.numpy().view("u1").data for tensor in tensors.values() if tensor.numel()]
+            for whole in pieces:
+                for start in range(0, len(whole), PIECE):
+                    piece = whole[start : start + PIECE]
+                    digest.update(piece)
+                    while piece:
+                        piece = piece[file.write(piece) :]
+    return 8 + len(text) + end, digest.hexdigest()
