@@ -194,6 +194,18 @@ def test_a_kill_in_the_last_evaluation_loses_no_training_and_the_next_start_eval
     assert seen == [0, 104]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_first_step_ends_the_process_resumably(number):
+    """Fault 18, at start-up: there is nothing to commit yet."""
+    child = os.fork()
+    if child == 0:
+        with train.stopping_at_once():
+            os.kill(os.getpid(), number)
+            time.sleep(30)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+
+
 @pytest.mark.timeout(600)
 def test_two_ranks_stopped_by_sigterm_exit_75_and_end_as_one_undisturbed_process_does(config, tmp_path):
     undisturbed = replace(config, run=str(tmp_path / "undisturbed"), samples=480)

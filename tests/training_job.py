@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -158,20 +159,20 @@ def train(config: TrainConfig, world: World, folder: Path) -> None:
 
 
 def engines(world: World, folder: Path) -> None:
-    """Every stage (and the oracle, in a world of one) trains 30 steps; losses, norms, weights and shares are kept.
+    """Every stage (and the oracle, in a world of one) trains 50 steps; losses, norms, weights and shares are kept.
 
     With AdamW, and in folders named -muon with Muon.
     """
     kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in range(4)]
     if world.size == 1:
         kinds.insert(0, ("torch", {"engine": "torch"}))
-    else:
+    elif world.size == 2:
         kinds += [(f"offload{stage}", {"stage": stage, "offload": True}) for stage in (1, 2, 3)]
     optimizers: tuple[Literal["adamw", "muon"], ...] = ("adamw", "muon")
     for kind, settings, optimizer in [(*one, o) for o in optimizers for one in kinds]:
         name = kind if optimizer == "adamw" else f"{kind}-{optimizer}"
         config = config_of(
-            samples=30 * BATCH,
+            samples=50 * BATCH,
             deepspeed=DeepSpeedConfig(**settings),
             optim=replace(OPTIM, name=optimizer, micro_batch=0 if kind == "torch" else 4),
             checkpoint=CheckpointConfig(every=0),
@@ -247,6 +248,37 @@ def faults(world: World, folder: Path) -> None:
             engine.destroy()
         (folder / name / f"outcome{world.rank}.json").write_text(json.dumps([*outcome, trainer.n]))
         del engine, trainer
+
+
+def signals(world: World, folder: Path) -> None:
+    """SIGTERM to the last rank at start-up, in a step, and while a save is on its way, each followed by the same run
+    again; the saves of 40 steps are kept."""
+    for name in ("start-up", "step", "save"):
+        run = open_storage(str(folder / name))
+        trouble = {"stop_at": 7 * BATCH} if name == "step" else {}
+        engine, trainer = build(config_of(samples=40 * BATCH), world, run, **trouble)
+
+        def terminate(then: Callable[..., Any], *args: Any, name: str = name) -> Any:
+            if world.rank == world.size - 1 and not (folder / f"{name}.told").exists():
+                (folder / f"{name}.told").touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return then(*args)
+
+        if name == "start-up":
+            trainer.ledger.start = partial(terminate, trainer.ledger.start)  # type: ignore[method-assign]
+        elif name == "save":
+            trainer.saver.before = [partial(terminate, bring) for bring in trainer.saver.before]
+        try:
+            trainer.run()
+            outcome = ["finished", ""]
+        except Exception as error:
+            outcome = [type(error).__name__, str(error)]
+        finally:
+            trainer.tracker.close()
+            engine.destroy()
+        (folder / name / f"outcome{world.rank}.json").write_text(json.dumps([*outcome, trainer.n]))
+        del engine, trainer
+        train(config_of(samples=40 * BATCH), world, folder / name)
 
 
 def damaged(world: World, folder: Path) -> None:
