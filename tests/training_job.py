@@ -255,7 +255,7 @@ def signals(world: World, folder: Path) -> None:
     again; the saves of 40 steps are kept."""
     for name in ("start-up", "step", "save"):
         run = open_storage(str(folder / name))
-        trouble = {"stop_at": 7 * BATCH} if name == "step" else {}
+        trouble: dict[str, Any] = {"stop_at": 7 * BATCH} if name == "step" else {}
         engine, trainer = build(config_of(samples=40 * BATCH), world, run, **trouble)
 
         def terminate(then: Callable[..., Any], *args: Any, name: str = name) -> Any:
