@@ -31,26 +31,29 @@ from pipeline.data.records import Record, npy_bytes, record_key
 from pipeline.storage import Storage
 from preprocess.writer import ShardWriter
 
-LENGTH = 77  # tokens of a context
-WIDTH = 768  # of a text state
 WORDS = ("small", "large", "red", "green", "house", "river", "under", "beside", "the", "a", "bright", "old")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """A cache to be made. side: of a latent; text: full states or tokens; shard_bytes: about, of a tar: as large as
-    mosaicml-streaming's files in its documentation, and put into a bucket in one part."""
+    """A cache to be made. side: of a latent; text: full states or tokens, of so many tokens (length) and so wide;
+    shard_bytes: about, of a tar: as large as mosaicml-streaming's files in its documentation, and put into a bucket in
+    one part."""
 
     name: str
     side: int
     text: str
     samples: int
     shard_bytes: int = 60_000_000
+    length: int = 77
+    width: int = 768
 
     @property
     def members(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype by name, in the order in which they stand in a record."""
-        text = {"full": ("text", (LENGTH, WIDTH), "float16"), "tokens": ("tokens", (LENGTH,), "int32")}[self.text]
+        text = {"full": ("text", (self.length, self.width), "float16"), "tokens": ("tokens", (self.length,), "int32")}[
+            self.text
+        ]
         return {"moments": ((8, self.side, self.side), "float16"), text[0]: text[1:]}
 
     @property
@@ -120,7 +123,7 @@ def write_cache(preset: Latents, storage: Storage) -> Manifest:
                 rejected={},
             )
         )
-    uncond = npy_bytes(np.zeros((LENGTH, WIDTH), dtype=np.float16))
+    uncond = npy_bytes(np.zeros((preset.length, preset.width), dtype=np.float16))
     storage.put(UNCOND, uncond)
     manifest = Manifest(
         contract=_contract(preset),
@@ -153,7 +156,9 @@ def _contract(preset: Latents) -> Contract:
         scale=0.18215,
         shift=0.0,
         caption_key="txt",
-        text=TextFacts(storage=preset.text, layer="last", length=LENGTH, width=WIDTH, pad=49407, eot=49407),
+        text=TextFacts(
+            storage=preset.text, layer="last", length=preset.length, width=preset.width, pad=49407, eot=49407
+        ),
         members=tuple(Member(name=n, shape=shape, dtype=dtype) for n, (shape, dtype) in preset.members.items()),
         batch=1,
         device="cpu",

@@ -270,6 +270,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What is done about a step whose loss or gradient jumps, before the optimizer takes it (docs/training.md)."""
+
+    action: Literal["off", "skip", "stop"] = "off"
+    """off; skip: drop the gradient, the samples count as seen and are named; stop: end the run, with them named."""
+    loss: float = 2.0
+    """A jump: the global batch's loss is this many times its median of the last `window` steps; 0 = not looked at."""
+    grad_norm: float = 5.0
+    """A jump: the gradient's norm is this many times its median; 0 = not looked at."""
+    window: int = 128
+    """Accepted steps that medians are taken over; until there are as many, nothing is a jump."""
+    most: int = 8
+    """Steps skipped in a row, after which the run ends instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """How images are sampled."""
 
@@ -551,6 +567,8 @@ class TrainConfig:
     """Local processes."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Commits."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Jumps of the loss."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Evaluation while training."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -40,6 +40,7 @@ def check_train(config: c.TrainConfig) -> None:
     _at_least(1, **{"launch.processes": config.launch.processes, "data.workers": config.data.workers})
     _at_least(0, **{"launch.threads": config.launch.threads, "data.prefetch": config.data.prefetch})
     check_checkpoint(config)
+    check_guard(config.guard)
     for name in ("spike", "stall_s", "peak_tflops"):
         value = getattr(config.tracking, name)
         _require(value >= 0, f"tracking.{name}={value:g}: 0 or more is wanted (0 = off)")
@@ -85,6 +86,15 @@ def check_checkpoint(config: c.TrainConfig) -> None:
     _require(
         config.watchdog_s >= 0, f"watchdog_s={config.watchdog_s:g}: a number of seconds is wanted (0 = no watchdog)"
     )
+
+
+def check_guard(config: c.GuardConfig) -> None:
+    """The guard against jumps of the loss."""
+    _at_least(8, **{"guard.window": config.window})
+    _at_least(1, **{"guard.most": config.most})
+    for name in ("loss", "grad_norm"):
+        factor = getattr(config, name)
+        _require(factor == 0 or factor > 1, f"guard.{name}={factor:g}: a factor above 1 is wanted (0 = not looked at)")
 
 
 def check_evaluation(config: c.TrainConfig) -> None:

@@ -16,6 +16,7 @@
     │   ├── ShardCorrupt            a tar that is cut or damaged, or whose hash is not the manifest's
     │   ├── RecordRejected          one sample that cannot be used; carries its reason; counted, never fatal alone
     │   ├── NonFinite               NaN or infinity in a latent, a loss or a gradient, with the samples named
+    │   ├── LossSpike               a loss or a gradient that jumps, where guard.action says to stop, with the samples
     │   ├── CheckpointCorrupt       a committed checkpoint whose bytes do not match its hashes
     │   └── NotProved               a ledger that does not prove that each sample was trained on once
     ├── StorageError                exit 1: reading or writing failed for good (after retries)
@@ -99,6 +100,10 @@ class RecordRejected(DataError):
 
 class NonFinite(DataError):
     """NaN or infinity in a latent, a loss or a gradient."""
+
+
+class LossSpike(DataError):
+    """A loss or a gradient that jumps, where the configuration says to stop at such."""
 
 
 class CheckpointCorrupt(DataError):

@@ -135,7 +135,7 @@ class Tracker:
 
     def alert(self, kind: str, n: int, text: str) -> None:
         """What somebody should look at, at n samples seen: a row of kind "alert", a line on standard error, and wandb's
-        alert. kind: spike or stall."""
+        alert. kind: spike, stall or skipped."""
         if not self._enabled:
             return
         self.log(n, {"alert": kind, "text": text}, kind="alert")

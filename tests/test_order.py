@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,6 +94,31 @@ def test_any_subset_in_any_order_is_located_alike() -> None:
     assert (again.block == places.block[some]).all()
     assert (again.place == places.place[some]).all()
     assert (again.epoch == places.epoch[some]).all()
+
+
+def test_threads_may_locate_in_one_order_at_once() -> None:
+    """Readers far apart, so that each wants tables of epochs of its own."""
+    order, failures = Order([3, 5, 4, 6], 0, 6), []
+    expected = {first: order.locate(np.arange(first, first + 18)) for first in range(0, 1800, 18)}
+
+    def read(start: int) -> None:
+        try:
+            for first in [*range(start, 1800, 18), *range(0, start, 18)]:
+                assert np.array_equal(order.locate(np.arange(first, first + 18)).block, expected[first].block)
+        except BaseException as error:
+            failures.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=read, args=(450 * number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert failures == []
 
 
 def test_epochs_and_seeds_are_shuffled_differently() -> None:

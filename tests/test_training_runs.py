@@ -36,8 +36,8 @@ def folder(tmp_path_factory):
         for compiler in ("CC", "CXX"):
             patch.setenv(compiler, "false")
         for ranks, scenarios in (
-            (2, "engines bf16 faults damaged straight signals moves"),
-            (1, "engines straight moves"),
+            (2, "engines bf16 faults damaged straight signals guarded moves"),
+            (1, "engines straight guarded moves"),
             (4, "engines"),
             (2, "moves"),
         ):
@@ -178,6 +178,46 @@ def test_a_shard_that_is_damaged_for_one_rank_stops_all_with_its_error(folder):
     assert [kind for kind, _, _ in outcomes] == ["ShardCorrupt"] * 2
     assert [n for _, _, n in outcomes] == [3 * BATCH] * 2
     assert outcomes[0][1] == "rank 1: 000007.tar is not what the manifest promises"
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_steps_whose_loss_jumps_are_skipped_in_every_stage_as_by_the_oracle(folder, name):
+    """The wild samples are of the first rank and of the last; weights and moments do not see them."""
+    run = open_storage(str(folder / "guarded2" / name))
+    mine, oracle = rows(folder / "guarded2" / name), rows(folder / "guarded1" / "torch")
+    assert furthest(mine, oracle) < 1e-4  # of losses up to 300
+    assert [mine[n * BATCH]["steps_skipped"] for n in (12, 13, 14, 15, 16, 17, 20)] == [0, 1, 1, 1, 2, 3, 3]
+    assert read_commit(run, 20 * BATCH).steps == 17
+    (_, weights), (_, expected) = (
+        load_weights(one, 0, "raw") for one in (run, open_storage(str(folder / "guarded1" / "torch")))
+    )
+    assert all(torch.allclose(weights[key], expected[key], rtol=0, atol=2e-5) for key in expected)
+    alerts = [row for row in map(json.loads, run.get("metrics.jsonl").splitlines()) if row.get("alert") == "skipped"]
+    assert [row["n"] for row in alerts] == [13 * BATCH, 16 * BATCH, 17 * BATCH]
+    assert "samples 192 to 207: loss is " in alerts[0]["text"]
+    assert "times its median of 8 steps; largest losses: 195 (record 000095)" in alerts[0]["text"]
+    assert "largest losses: 271 (record 000071)" in alerts[2]["text"]
+    assert totals(read_ledger(run))[0] == 20 * BATCH
+
+
+def test_a_run_that_goes_on_after_a_skipped_step_remembers_what_an_undisturbed_one_does(folder):
+    whole, halves = (
+        read_commit(open_storage(str(folder / "guarded2" / name)), 20 * BATCH) for name in ("zero2", "halves")
+    )
+    assert [entry["sha256"] for entry in whole.files] == [entry["sha256"] for entry in halves.files]
+    assert whole.guard == halves.guard
+    assert (whole.guard["skipped"], len(whole.guard["loss"])) == (3, 8)
+
+
+def test_a_guard_that_stops_or_has_skipped_enough_ends_all_ranks_before_the_optimizer(folder):
+    for rank in range(2):
+        outcomes = json.loads((folder / "guarded2" / f"outcomes{rank}.json").read_text())
+        kind, message, n = outcomes["stop"]
+        assert (kind, n) == ("LossSpike", 12 * BATCH)
+        assert "The optimizer has not stepped (last commit at 160 samples)" in message
+        kind, message, n = outcomes["most"]
+        assert (kind, n) == ("LossSpike", 14 * BATCH)
+        assert "3 times in a row" in message
 
 
 def test_all_ranks_go_on_from_the_checkpoint_before_a_damaged_one(folder):

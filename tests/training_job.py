@@ -23,7 +23,9 @@ from pipeline import cli, philox
 from pipeline.config import (
     CheckpointConfig,
     DeepSpeedConfig,
+    DiffusionConfig,
     EmaConfig,
+    GuardConfig,
     OptimConfig,
     TrackingConfig,
     TrainConfig,
@@ -74,13 +76,21 @@ class TinyDenoiser(nn.Module):
 class ArithmeticStream:
     """Batches as pipeline.data.stream gives them, made from sample numbers.
 
-    bad: a sample whose latent is NaN. stop_at, lost_at: n at which the last rank gets SIGTERM, or a damaged shard.
+    bad: a sample whose latent is NaN; wild: samples whose latents are far too large.
+    stop_at, lost_at: n at which the last rank gets SIGTERM, or a damaged shard.
     """
 
     def __init__(
-        self, world: World, batch: int, start_n: int, bad: int = -1, stop_at: int = -1, lost_at: int = -1
+        self,
+        world: World,
+        batch: int,
+        start_n: int,
+        bad: int = -1,
+        stop_at: int = -1,
+        lost_at: int = -1,
+        wild: tuple[int, ...] = (),
     ) -> None:
-        self.world, self.batch, self.n = world, batch, start_n
+        self.world, self.batch, self.n, self.wild = world, batch, start_n, wild
         self.bad, self.stop_at, self.lost_at = bad, stop_at, lost_at
 
     def __enter__(self) -> ArithmeticStream:
@@ -102,6 +112,7 @@ class ArithmeticStream:
         numbers = torch.arange(share) + self.n + self.world.rank * share
         moments = philox.normal(7, 0, numbers % RECORDS, (8, 4, 4)).half()
         moments[numbers == self.bad] = torch.nan
+        moments[torch.isin(numbers, torch.tensor(self.wild, dtype=torch.int64))] *= 40
         text = philox.normal(7, 1, numbers % RECORDS, (3, 8)).half()
         keys = [f"{number % RECORDS:06d}" for number in numbers.tolist()]
         tensors = {"moments": moments, "text": text}
@@ -126,7 +137,7 @@ def config_of(**changes: Any) -> TrainConfig:
 
 
 def build(
-    config: TrainConfig, world: World, run: Storage, evaluate: Evaluate | None = None, **trouble: int
+    config: TrainConfig, world: World, run: Storage, evaluate: Evaluate | None = None, **trouble: Any
 ) -> tuple[Engine, Trainer]:
     engine = make_engine(TinyDenoiser(), config, world)
     trainer = Trainer(
@@ -279,6 +290,42 @@ def signals(world: World, folder: Path) -> None:
         (folder / name / f"outcome{world.rank}.json").write_text(json.dumps([*outcome, trainer.n]))
         del engine, trainer
         train(config_of(samples=40 * BATCH), world, folder / name)
+
+
+WILD = (12 * BATCH + 3, 15 * BATCH, 16 * BATCH + BATCH - 1)  # of the first and of the last rank's
+GUARD = GuardConfig(action="skip", window=8, loss=3.0, grad_norm=0.0)
+
+
+def guarded(world: World, folder: Path) -> None:
+    """Every stage (and the oracle) trains 20 steps, of which the guard skips those with WILD samples; stage 2 also in
+    two halves with a skipped step's memory between them, until three in a row end it, and with a guard that stops."""
+    kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in range(4)]
+    if world.size == 1:
+        kinds = [("torch", {"engine": "torch"})]
+
+    def life(name: str, config: TrainConfig, wild: tuple[int, ...] = WILD) -> list[Any]:
+        config = replace(config, diffusion=DiffusionConfig(prediction="v"))  # whose loss a large latent makes large
+        engine, trainer = build(config, world, open_storage(str(folder / name)), wild=wild)
+        try:
+            trainer.run()
+            return ["finished", "", trainer.n]
+        except Exception as error:
+            return [type(error).__name__, str(error), trainer.n]
+        finally:
+            trainer.tracker.close()
+            engine.destroy()
+
+    for name, settings in kinds:
+        life(name, config_of(samples=20 * BATCH, guard=GUARD, deepspeed=DeepSpeedConfig(**settings)))
+    if world.size > 1:
+        for steps in (13, 20):
+            life("halves", config_of(samples=steps * BATCH, guard=GUARD))
+        many = tuple(range(12 * BATCH, 20 * BATCH, BATCH))
+        outcomes = {
+            "most": life("most", config_of(guard=replace(GUARD, most=2)), many),
+            "stop": life("stop", config_of(guard=replace(GUARD, action="stop"))),
+        }
+        (folder / f"outcomes{world.rank}.json").write_text(json.dumps(outcomes))
 
 
 def damaged(world: World, folder: Path) -> None:

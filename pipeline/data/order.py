@@ -13,6 +13,7 @@ No state is needed to start at any n, and world size and worker count do not app
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,6 +101,7 @@ class Order:
         self.windows = max(1, round(len(self.sizes) / self.lanes / window))
         """Windows of each lane."""
         self._tables: dict[int, _Epoch] = {}
+        self._lock = threading.Lock()  # streams of one order, each in a thread of its own, may share it
 
     def locate(self, n: np.ndarray) -> Positions:
         """Sample numbers (N,) -> where each is, in O(log blocks) each after an O(blocks) table per epoch."""
@@ -123,10 +125,11 @@ class Order:
 
     def _table(self, epoch: int) -> _Epoch:
         """The shuffle of one epoch; the latest few are kept."""
-        table = self._tables.pop(epoch, None) or self._shuffle(epoch)
-        self._tables[epoch] = table
-        while len(self._tables) > EPOCH_TABLES:
-            del self._tables[next(iter(self._tables))]
+        with self._lock:
+            table = self._tables.pop(epoch, None) or self._shuffle(epoch)
+            self._tables[epoch] = table
+            while len(self._tables) > EPOCH_TABLES:
+                del self._tables[next(iter(self._tables))]
         return table
 
     def _shuffle(self, epoch: int) -> _Epoch:

@@ -44,7 +44,7 @@ class Commit:
     n: int
     """Samples seen."""
     steps: int
-    """Optimizer steps taken."""
+    """Optimizer steps taken: those of n samples, but for the ones that the guard has skipped."""
     world: int
     """Ranks that wrote it."""
     stage: str
@@ -57,6 +57,8 @@ class Commit:
     """Weights of the datasets, in integers; [] of one."""
     shapes: dict[str, list[int]]
     """Shape of every parameter."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guard against jumps of the loss has seen; {} where it is off."""
     files: list[dict[str, Any]]
     """name, bytes and sha256 of every fragment file."""
     format: int = FORMAT
@@ -66,8 +68,9 @@ class Commit:
 def seal(commit: Commit) -> bytes:
     """commit.json: the commit, with a hash over itself."""
     facts = asdict(commit)
-    if not commit.mixture:
-        del facts["mixture"]
+    for name in ("mixture", "guard"):
+        if not facts[name]:
+            del facts[name]  # as commits were before there was such a thing
     body = json.dumps(facts, sort_keys=True)
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "commit": json.loads(body)}).encode()
 

@@ -91,6 +91,16 @@ class Engine(ABC):
             group["lr"] = lr
         self._step()
 
+    def skip(self) -> None:
+        """Drop the gradient: weights and optimizer state stay, and the next step begins anew. Collective."""
+        optimizer = self._placement.optimizer
+        # DeepSpeed is to do all that belongs to the end of a step but this.
+        optimizer.step = _no_step  # type: ignore[method-assign,assignment]
+        try:
+            self._step()
+        finally:
+            del optimizer.step  # that of its class
+
     def owned(self) -> list[Fragment]:
         """This rank's share of the fp32 master weights."""
         return [Fragment(slot.name, slot.offset, slot.of(slot.base)) for slot in self._placement.owned]
@@ -140,6 +150,10 @@ class Engine(ABC):
     @abstractmethod
     def destroy(self) -> None:
         """Give everything back; the engine cannot be used after. Before the process group ends."""
+
+
+def _no_step(*arguments: Any, **options: Any) -> None:
+    """In place of an optimizer's step."""
 
 
 def make_engine(module: nn.Module, config: TrainConfig, world: World) -> Engine:

@@ -41,6 +41,7 @@ MAY_CHANGE = (
     "model.checkpointing",
     "model.activation_gb",
     "checkpoint",
+    "guard",
     "eval",
     "tracking",
     "encoders",  # where they are; the contract holds their weights' hashes

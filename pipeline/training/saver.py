@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
@@ -65,6 +65,7 @@ class Save:
     n: int
     steps: int
     tensors: dict[str, Tensor]
+    guard: Mapping[str, Any] = field(default_factory=dict)
     copy_s: float = 0.0
     """What the copy took, seconds."""
     wait_s: float = 0.0
@@ -103,16 +104,20 @@ class Saver:
         self.life = life or world.first(secrets.token_hex(4))
         self.committed = -1
         """n of the newest commit of this run that this rank knows of."""
+        self.last: Save | None = None
+        """The newest that was begun here and has ended well."""
         self._save: Save | None = None
         self._buffers: dict[str, Tensor] = {}
         self._left = threading.Event()
 
-    def begin(self, n: int, steps: int, fragments: Fragments) -> list[Save]:
+    def begin(
+        self, n: int, steps: int, fragments: Fragments, guard: Mapping[str, Any] = MappingProxyType({})
+    ) -> list[Save]:
         """Start to commit the state at n, after `steps` optimizer steps; the commits that have ended since the last
         call are returned. Collective: waits for the save before, and raises on every rank what failed there."""
         done = self.settle()
         began = time.perf_counter()
-        save = self._save = Save(n, steps, self._snapshot(fragments))
+        save = self._save = Save(n, steps, self._snapshot(fragments), guard)
         save.copy_s = time.perf_counter() - began
         threading.Thread(target=self._work, args=(save,), name=f"save-{n}", daemon=True).start()
         if not self.background:
@@ -129,8 +134,7 @@ class Saver:
         save = self._save
         if save is None or not save.over.is_set() or save.error is not None:
             return []
-        self._save = None
-        self.committed = save.n
+        self._save, self.last, self.committed = None, save, save.n
         return [save]
 
     def settle(self) -> list[Save]:
@@ -230,6 +234,7 @@ class Saver:
             manifests=dict(stamp.manifests),
             mixture=list(stamp.mixture),
             shapes={name: list(shape) for name, shape in stamp.shapes.items()},
+            guard=dict(save.guard),
             files=files,
         )
         if self.fence is not None:

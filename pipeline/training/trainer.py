@@ -25,7 +25,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.stream import Stream
 from pipeline.diffusion.objective import Objective, Randomness, training_randomness
 from pipeline.diffusion.timesteps import noise_bucket
-from pipeline.errors import Interrupted, LatentmillError, NonFinite, RunError
+from pipeline.errors import Interrupted, LatentmillError, LossSpike, NonFinite, RunError
 from pipeline.models.autoencoder import sample_posterior
 from pipeline.progress import Progress
 from pipeline.storage import Storage
@@ -36,6 +36,7 @@ from pipeline.training.distributed import World, shared
 from pipeline.training.ema import Ema
 from pipeline.training.engine import Engine
 from pipeline.training.flops import Flops, peak_tflops
+from pipeline.training.guard import Guard
 from pipeline.training.ledger import Ledger, noise_digest, truncate_ledgers
 from pipeline.training.meter import Meter
 from pipeline.training.placement import Fragment
@@ -111,6 +112,7 @@ class Trainer:
         self.signals = Signals()
         self.flops = flops
         self.meter = Meter(world, peak_tflops(world.device, config.tracking.peak_tflops))
+        self.guard = Guard(config.guard)
         self.spikes = Spikes(config.tracking.spike)
         self.stalls = Stalls(config.tracking.stall_s if world.rank == 0 else 0.0, partial(tracker.alert, "stall"))
         self.saver = Saver(
@@ -131,8 +133,8 @@ class Trainer:
         with self.signals, self.saver, self.watchdog:
             self.resume()
             self._evaluate_if_due()
-            if self.n < self.end:
-                self._train()
+            for _ in self.steps():
+                pass
             self._settle()
 
     @property
@@ -150,6 +152,7 @@ class Trainer:
                 raise shared(RunError(f"{self.run_storage.url} was trained on {what}; choose another run="))
             read = checkpoint.Reader(self.run_storage, commit)
             self.engine.load(read, commit.steps)
+            self.guard.load(commit.guard or {"skipped": commit.n // self.batch - commit.steps})
             for fragment in self._ema_fragments():
                 stop = fragment.offset + len(fragment.view)
                 fragment.view.copy_(read("ema", fragment.name, fragment.offset, stop))
@@ -164,7 +167,8 @@ class Trainer:
         self.ledger.start(self.n)
         self.tracker.start(self.n, world=self.world.size, engine=self._engine_name())
 
-    def _train(self) -> None:
+    def steps(self) -> Iterator[int]:
+        """Train from n to the last sample. Gives n after each step and what was due after it. Collective."""
         with ExitStack() as stack:
             opened: list[Stream] = []
             self._together(lambda: opened.append(stack.enter_context(self.stream_from(self.n))))
@@ -180,6 +184,7 @@ class Trainer:
                 if due(self.n, self.config.checkpoint.every, self.batch) or self.n == self.end:
                     self.save()
                 self._evaluate_if_due()
+                yield self.n
         self.watchdog.stop()
 
     def _next_batch(self, stream: Stream) -> Batch:
@@ -226,7 +231,10 @@ class Trainer:
         if not math.isfinite(norm):
             self._refuse(batch, latents, loss_B)
         lr = learning_rate(self.n, self.end, config.optim)
-        self.engine.step(lr, norm)
+        if self.guard.on and (jump := self.guard.jump(self._mean(loss_B), norm)):
+            self._skip(jump, batch, loss_B)
+        else:
+            self.engine.step(lr, norm)
         self.n += self.batch
         self.ema.update(self.n, self.batch)
         noise = noise_digest(numbers, [draws.posterior, draws.noise, draws.timestep, draws.drop])
@@ -238,6 +246,7 @@ class Trainer:
         self.meter.add(loss_B, self.batch, seconds, batch.wait_s, bucket_B=bucket_B, flops=flops, norm=norm)
         if due(self.n, config.tracking.every or LOG_STEPS * self.batch, self.batch) or self.n == self.end:
             row = self.meter.flush() | {"lr": lr, "grad_norm": norm, "weight_norm": self.engine.weight_norm()}
+            row |= {"steps_skipped": self.guard.skipped} if self.guard.on else {}
             self.tracker.log(self.n, row)
             for sentence in self.spikes.found(row):
                 self.tracker.alert("spike", self.n, sentence)
@@ -252,6 +261,33 @@ class Trainer:
         size = rows // self.engine.micro_batches
         return (slice(start, start + size) for start in range(0, rows, size))
 
+    def _mean(self, loss_B: Tensor) -> float:
+        """Over the global batch, the same on all ranks. Collective."""
+        return self.world.sum([float(loss_B.double().sum())])[0] / self.batch
+
+    def _skip(self, jump: str, batch: Batch, loss_B: Tensor) -> None:
+        """Drop a step that has jumped and say so, or stop: as the configuration has it, on all ranks alike."""
+        mine = sorted(zip(loss_B.tolist(), batch.numbers.tolist(), batch.keys, strict=True), reverse=True)[:NAMED]
+        worst = sorted((one for found in self.world.gather(mine) for one in found), reverse=True)[:NAMED]
+        named = ", ".join(f"{number} (record {key}) {loss:.4g}" for loss, number, key in worst)
+        what = f"samples {self.n} to {self.n + self.batch - 1}: {jump}; largest losses: {named}"
+        if self.guard.config.action == "skip" and self.guard.row <= self.guard.config.most:
+            self.engine.skip()
+            self.tracker.alert("skipped", self.n + self.batch, f"{what}. The optimizer did not step")
+            return
+        row = f"; {self.guard.row} times in a row" if self.guard.row > 1 else ""
+        raise shared(
+            LossSpike(
+                f"{what}{row}. The optimizer has not stepped ({self._last_commit()}); look at these samples and at "
+                "optim.lr, or set guard.action=skip (guard.most for more in a row)"
+            )
+        )
+
+    def _last_commit(self) -> str:
+        self._note(self.saver.finished())
+        committed = self.saver.committed
+        return f"last commit at {committed} samples" if committed >= 0 else "nothing committed yet"
+
     def _refuse(self, batch: Batch, latents: Tensor, loss_B: Tensor) -> None:
         """All ranks stop before the optimizer; the error names the samples."""
         kinds = (("latent", latents.flatten(1).isfinite().all(dim=1)), ("loss", loss_B.isfinite()))
@@ -262,14 +298,12 @@ class Trainer:
             if not ok
         ]
         found = [line for lines in self.world.gather(mine) for line in lines]
-        self._note(self.saver.finished())
-        committed = self.saver.committed
-        last = f"last commit at {committed} samples" if committed >= 0 else "nothing committed yet"
         where = "; ".join(found[:NAMED]) or "every latent and loss is finite, so the backward pass overflowed"
         raise shared(
             NonFinite(
                 f"the gradient of samples {self.n} to {self.n + self.batch - 1} is not finite: {where}. "
-                f"The optimizer has not stepped ({last}); check the cache (latentmill verify), or lower optim.lr"
+                f"The optimizer has not stepped ({self._last_commit()}); check the cache (latentmill verify), or lower "
+                "optim.lr"
             )
         )
 
@@ -282,7 +316,8 @@ class Trainer:
         with self.watchdog.paused():
             self._together(self._before_commit)
             state = {"weights": self.engine.owned(), **self.engine.moments(), "ema": self._ema_fragments()}
-            self._note(self.saver.begin(self.n, self.n // self.batch, state))
+            steps = self.n // self.batch - self.guard.skipped
+            self._note(self.saver.begin(self.n, steps, state, self.guard.state()))
             self.saved = self.n
 
     def _before_commit(self) -> None:
