@@ -38,8 +38,8 @@ SEED = int(os.environ.get("SOAK_SEED", "0"))
 SLOW = 0.1
 """Seconds that are added to each step."""
 WATCHDOG = 10.0
-MOST_SECONDS = 25.0
-"""Between one event and the next: a life takes about ten to begin, so some events come while it does."""
+MOST_SECONDS = 60.0
+"""Between one event and the next: a life takes about fifteen to begin, so some events come while it does."""
 SETTINGS = [word for word in TRAIN if word.partition("=")[0] not in ("samples", "checkpoint.keep", "tracking.wandb")]
 SETTINGS += ["checkpoint.keep=2", "tracking.wandb=off", f"watchdog_s={WATCHDOG:g}"]
 FOREVER = 10**8
