@@ -227,7 +227,14 @@ class EmaConfig:
     half_life: float = 100_000.0
     """Half-life in samples."""
     warmup: float = 0.05
-    """At sample n the half-life is at most warmup x n (Karras et al. 2022), so early averages follow quickly."""
+    """At sample n a half-life is at most warmup x n (Karras et al. 2022), so early averages follow quickly."""
+    half_lives: tuple[float, ...] = ()
+    """Further averages that are kept beside it, by their half-lives in samples: 4 bytes a parameter / ranks each."""
+    widths: tuple[float, ...] = ()
+    """Power-function averages (Karras et al. 2024) of these relative widths, such as [0.05,0.10], from whose snapshots
+    an average of any width is made when training is over: `latentmill export ema=0.07`."""
+    snapshots: int = 0
+    """Samples between snapshots of them, which stay (averages/): with the first commit at or after each multiple."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -669,6 +676,9 @@ class EvalRunConfig:
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
     """ema or raw."""
+    ema: float = 0.0
+    """Which average: 0 = the run's own; from 1 on, one of its ema.half_lives; below 1, a power-function average of this
+    relative width, made from the snapshots of ema.widths (docs/training.md)."""
     seed: int = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -694,6 +704,9 @@ class SampleConfig:
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
     """ema or raw."""
+    ema: float = 0.0
+    """Which average: 0 = the run's own; from 1 on, one of its ema.half_lives; below 1, a power-function average of this
+    relative width, made from the snapshots of ema.widths (docs/training.md)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How."""
     guidance: float = 0.0
@@ -727,6 +740,9 @@ class ExportConfig:
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
     """ema or raw."""
+    ema: float = 0.0
+    """Which average: 0 = the run's own; from 1 on, one of its ema.half_lives; below 1, a power-function average of this
+    relative width, made from the snapshots of ema.widths (docs/training.md)."""
     sampler: SamplerName = "ddim"
     """diffusers: whose scheduler, with the same levels and steps, goes into the folder; refused where diffusers has
     none that is the same."""

@@ -11,6 +11,9 @@ from pipeline.errors import ConfigError
 from pipeline.rules import parse_rules
 from pipeline.sbatch import limit_seconds
 
+WIDEST = 0.28
+"""Relative widths of power-function averages lie below: a plain mean has 1 / sqrt(12)."""
+
 
 def check(config: Any) -> None:
     """Check one verb's configuration. Raises ConfigError for the first contradiction."""
@@ -35,8 +38,7 @@ def check_train(config: c.TrainConfig) -> None:
     check_optim(config.optim, config.launch.processes)
     _fraction("task.drop", config.task.drop)
     check_diffusion(config.diffusion)
-    _require(config.ema.half_life > 0, f"ema.half_life={config.ema.half_life:g}: a number above 0 is wanted")
-    _require(config.ema.warmup > 0, f"ema.warmup={config.ema.warmup:g}: a number above 0 is wanted")
+    check_ema(config.ema)
     _at_least(1, **{"launch.processes": config.launch.processes, "data.workers": config.data.workers})
     _at_least(0, **{"launch.threads": config.launch.threads, "data.prefetch": config.data.prefetch})
     check_checkpoint(config)
@@ -85,6 +87,35 @@ def check_checkpoint(config: c.TrainConfig) -> None:
     )
     _require(
         config.watchdog_s >= 0, f"watchdog_s={config.watchdog_s:g}: a number of seconds is wanted (0 = no watchdog)"
+    )
+
+
+def check_ema(config: c.EmaConfig) -> None:
+    """The averages that a run keeps."""
+    _require(config.half_life > 0, f"ema.half_life={config.half_life:g}: a number above 0 is wanted")
+    _require(config.warmup > 0, f"ema.warmup={config.warmup:g}: a number above 0 is wanted")
+    for value in config.half_lives:
+        _require(value >= 1, f"ema.half_lives: {value:g} is no number of samples: 1 or more is wanted")
+    for value in config.widths:
+        _require(
+            0 < value < WIDEST, f"ema.widths: {value:g} is no relative width: above 0 and below {WIDEST} is wanted"
+        )
+    for name, values in (("half_lives", config.half_lives), ("widths", config.widths)):
+        labels = [f"{value:g}" for value in values]
+        _require(len(set(labels)) == len(labels), f"ema.{name} names one twice: {', '.join(labels)}")
+    _require(
+        bool(config.widths) == bool(config.snapshots > 0),
+        f"ema.widths={list(config.widths)} with ema.snapshots={config.snapshots}: give both, such as "
+        "ema.widths=[0.05,0.10] and ema.snapshots=1000000, or neither",
+    )
+
+
+def check_average(weights: str, ema: float) -> None:
+    """Which of a run's averages a verb takes."""
+    _require(weights == "ema" or ema == 0, f"weights={weights} with ema={ema:g}: leave one of them out")
+    _require(
+        ema == 0 or 0 < ema < WIDEST or ema >= 1,
+        f"ema={ema:g} is neither a relative width (above 0 and below {WIDEST}) nor a half-life in samples (1 or more)",
     )
 
 
@@ -379,6 +410,7 @@ def check_data(config: c.DataVerbConfig) -> None:
 
 def check_eval(config: c.EvalRunConfig) -> None:
     """latentmill eval."""
+    check_average(config.weights, config.ema)
     if config.from_card == "":
         _some_text("run", config.run, "a run directory")
     for name, example in (("guidance", "[1,2,3]"), ("sampler", "[ddim,dpmpp_2m]"), ("steps", "[10,20]")):
@@ -393,6 +425,7 @@ def check_eval(config: c.EvalRunConfig) -> None:
 
 def check_sample(config: c.SampleConfig) -> None:
     """latentmill sample."""
+    check_average(config.weights, config.ema)
     _some_text("run", config.run, "a run directory")
     _some_text("dest", config.dest, "the picture to write")
     _at_least(1, n=config.n)
@@ -417,6 +450,7 @@ def check_sample(config: c.SampleConfig) -> None:
 
 def check_export(config: c.ExportConfig) -> None:
     """latentmill export."""
+    check_average(config.weights, config.ema)
     _some_text("run", config.run, "a run directory")
     _some_text("dest", config.dest, "a folder, or for format=compvis a .safetensors or .ckpt file")
     _at_least(0, at=config.at)

@@ -83,7 +83,7 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
         if card is None:
             if len(samplers) > 1:
                 print(f"eval: {i + 1} of {len(samplers)}: {name}", flush=True)
-            result = evaluator(denoiser, trained.n, images=config.images, sampler=sampler, weights=config.weights)
+            result = evaluator(denoiser, trained.n, images=config.images, sampler=sampler, weights=trained.weights)
             write(trained.info.storage, result, name)
             card = result.card
         cards.append(card)
@@ -93,7 +93,7 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
 def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
     """What evaluations of one checkpoint share."""
     device = pick_device(config.device)
-    trained = load_trained(config.run, config.at, config.weights)
+    trained = load_trained(config.run, config.at, config.weights, config.ema)
     run = trained.info.config
     val = config.data.val or run.data.val
     if not val:
@@ -135,9 +135,12 @@ def reproduce(config: EvalRunConfig) -> int:
     inside = len(place) == 4 and place[1] == "evals"
     if not (config.run or inside):
         raise ConfigError(f"from_card={config.from_card} does not lie in a run's evals/: name the run with run=")
-    weights = cast(Literal["ema", "raw"], card.weights)
+    kind, _, average = card.weights.partition("=")
+    weights = cast(Literal["ema", "raw"], kind)
     run = config.run or place[0]
-    asked = replace(config, run=run, at=card.n, weights=weights, images=card.images, seed=card.seed)
+    asked = replace(
+        config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
+    )
     trained, evaluator, denoiser = prepare(asked)
     evaluator.require(card)
     sampler = SamplerConfig(
@@ -260,10 +263,10 @@ def settings(config: EvalRunConfig) -> list[SamplerConfig]:
 
 def folder_name(config: EvalRunConfig, sampler: SamplerConfig) -> str:
     """What tells this evaluation from others of the same checkpoint."""
-    raw = "-raw" if config.weights == "raw" else ""
+    which = "-raw" if config.weights == "raw" else f"-ema{config.ema:g}" if config.ema else ""
     more = "".join(f"-{name}{value:g}" for name, value in sampler.guidance_settings.items())
     guidance = f"g{sampler.guidance:g}{more}"
-    return f"{sampler.sampler}-{sampler.steps}-{guidance}-n{config.images}-s{config.seed}{raw}"
+    return f"{sampler.sampler}-{sampler.steps}-{guidance}-n{config.images}-s{config.seed}{which}"
 
 
 def stored(run: Storage, n: int, name: str, evaluator: Evaluator) -> Card | None:

@@ -85,7 +85,7 @@ def main(config: ExportConfig) -> int:
     """The verb. Raises ExportDiffers when the check fails; the destination is then as it was."""
     if config.format not in FORMATS:
         raise ConfigError(f"format={config.format}: choose one of {', '.join(FORMATS)}")
-    trained = load_trained(config.run, config.at, config.weights)
+    trained = load_trained(config.run, config.at, config.weights, config.ema)
     empty = torch.zeros(trained.contract.text.length, trained.contract.text.width)  # not exported
     denoiser = trained.denoiser(empty)
     if learned := [name for name in trained.state if name.startswith("task.")]:
@@ -93,7 +93,7 @@ def main(config: ExportConfig) -> int:
             f"task={trained.info.config.task.name} has weights of its own ({learned[0]}): no other software holds it"
         )
     FORMATS[config.format](config, trained, denoiser)
-    print(f"export: {config.dest}: {config.weights} weights at {trained.n:,} samples, format {config.format}")
+    print(f"export: {config.dest}: {trained.weights} weights at {trained.n:,} samples, format {config.format}")
     return 0
 
 
@@ -129,7 +129,7 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
         if with_text and trained.contract.trimmed:
             print(f"warning: {TRIMMED}", file=sys.stderr, flush=True)
             words += TRIMMED_WORDS
-        facts = {"weights": config.weights, "n": trained.n, "version": pipeline.__version__}
+        facts = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
         readme = README.format(**facts, text=words) + (
             "" if runs else WITHOUT_PIPELINE.replace(EULER, scheduler["_class_name"])
         )

@@ -47,7 +47,7 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_memory()
-    trained = load_trained(config.run, config.at, config.weights)
+    trained = load_trained(config.run, config.at, config.weights, config.ema)
     run, contract = trained.info.config, trained.contract
     if run.task.name == "unconditional" and (any(prompts) or config.negative):
         raise ConfigError(f"{config.run} is unconditional and takes no prompt")

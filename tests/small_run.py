@@ -89,8 +89,9 @@ def make_denoiser(config: TrainConfig, empty_LD: Tensor | None = None) -> Denois
     return denoiser
 
 
-def make_run(folder: Path, n: int = 128, **changes: Any) -> TrainConfig:
-    """A run directory at folder/run with one commit; the cache must be there. Raw weights are the EMA's doubled."""
+def make_run(folder: Path, n: int = 128, kept: dict[str, float] | None = None, **changes: Any) -> TrainConfig:
+    """A run directory at folder/run with one commit; the cache must be there. Raw weights are the EMA's doubled. kept:
+    further averages by kind, as multiples of it."""
     config = train_config(folder, **changes)
     manifest = load_manifest(open_storage(config.data.train))
     run = open_storage(config.run)
@@ -101,8 +102,8 @@ def make_run(folder: Path, n: int = 128, **changes: Any) -> TrainConfig:
         run,
         World(),
         {
-            "ema": [Fragment(name, 0, tensor.reshape(-1)) for name, tensor in state.items()],
-            "weights": [Fragment(name, 0, 2 * tensor.reshape(-1)) for name, tensor in state.items()],
+            kind: [Fragment(name, 0, factor * tensor.reshape(-1)) for name, tensor in state.items()]
+            for kind, factor in {"ema": 1.0, "weights": 2.0, **(kept or {})}.items()
         },
         n=n,
         steps=n // 64,

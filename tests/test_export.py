@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_run import make_cache, make_run
 
-from pipeline import export, sample
+from pipeline import cli, export, sample
 from pipeline.config import ExportConfig, SampleConfig, SamplerConfig
 from pipeline.diffusion.sampler import initial_noise
 from pipeline.errors import ConfigError, DestinationExists
@@ -24,7 +24,7 @@ from pipeline.models import convert, convert_clip
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     make_cache(folder)
-    make_run(folder)
+    make_run(folder, kept={"power-0.1": 3.0})
     return folder
 
 
@@ -40,6 +40,19 @@ def copy_of(folder: Path, where: Path, prediction: str = "epsilon") -> str:
 @pytest.fixture
 def config(folder: Path, tmp_path: Path) -> ExportConfig:
     return ExportConfig(run=str(folder / "run"), dest=str(tmp_path / "sd"))
+
+
+def test_another_average_of_the_run_is_exported_by_its_width(
+    config: ExportConfig, capsys: pytest.CaptureFixture
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    words = [f"run={config.run}", f"dest={config.dest}", "ema=0.10"]
+    assert cli.main(["export", *words]) == 0
+    assert "ema=0.1 weights at 128 samples" in capsys.readouterr().out
+    unet = UNet2DConditionModel.from_pretrained(config.dest, subfolder="unet")
+    own = load_trained(config.run).state["unet.conv_in.weight"]
+    assert torch.equal(unet.conv_in.weight, 3 * own)
 
 
 @torch.no_grad()

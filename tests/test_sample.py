@@ -14,14 +14,14 @@ from small_run import SAMPLER, make_cache, make_run
 from pipeline import sample
 from pipeline.config import EncodersConfig, SampleConfig
 from pipeline.configload import load
-from pipeline.errors import ConfigError, ContractMismatch
+from pipeline.errors import ConfigError, ContractMismatch, RunError
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
     make_cache(folder)
-    make_run(folder)
+    make_run(folder, kept={"power-0.1": 3.0})
     return folder
 
 
@@ -57,6 +57,13 @@ def test_guidance_shorthand_is_the_samplers(config: SampleConfig) -> None:
         )
     )
     assert (short == long).all() and (short != none).any()
+
+
+def test_another_average_of_the_run_is_taken_by_its_width(config: SampleConfig) -> None:
+    own, other = (sample.sample_images(replace(config, ema=ema), ["a red circle"]) for ema in (0.0, 0.1))
+    assert (own != other).any()
+    with pytest.raises(RunError, match=r"ema=1000: .*keeps no such average \(it has 0.1\)"):
+        sample.sample_images(replace(config, ema=1000.0), ["a red circle"])
 
 
 def test_other_encoders_are_refused(config: SampleConfig) -> None:
@@ -132,6 +139,8 @@ def test_a_negative_prompt_takes_the_empty_captions_place(config: SampleConfig) 
         (["sampler.rescale=0.7", "sampler.guidance=1"], "sampler.rescale without guidance"),
         (["sampler.rescale=1.5"], "sampler.rescale=1.5"),
         (["sampler.sampler=magic"], "ddim, dpmpp_2m, euler, heun, unipc"),
+        (["weights=raw", "ema=0.1"], "weights=raw with ema=0.1: leave one of them out"),
+        (["ema=0.5"], "ema=0.5 is neither a relative width (above 0 and below 0.28) nor a half-life"),
     ],
 )
 def test_what_cannot_go_together_is_refused_by_name(words: list[str], message: str) -> None:

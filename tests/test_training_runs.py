@@ -1,8 +1,9 @@
-"""Whole runs on one and two ranks through the real launcher, DeepSpeed, checkpoints and ledger (tests/training_job.py).
+"""Whole runs on one, two and four ranks by the real launcher, DeepSpeed, checkpoints and ledger (training_job.py).
 
-Processes are started three times for the module; every test looks at what they left.
+Processes are started four times for the module; every test looks at what they left.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import RunError
 from pipeline.storage import open_storage
+from pipeline.training.averages import load_average
 from pipeline.training.checkpoint import Reader, load_weights, read_commit
 from pipeline.training.ledger import read_ledger, totals
 from pipeline.training.rundir import committed
@@ -36,8 +39,8 @@ def folder(tmp_path_factory):
         for compiler in ("CC", "CXX"):
             patch.setenv(compiler, "false")
         for ranks, scenarios in (
-            (2, "engines bf16 faults damaged straight signals guarded moves"),
-            (1, "engines straight guarded moves"),
+            (2, "engines bf16 faults damaged straight signals guarded averages moves"),
+            (1, "engines straight guarded averages moves"),
             (4, "engines"),
             (2, "moves"),
         ):
@@ -119,6 +122,53 @@ def test_bf16_follows_fp32_within_its_precision(folder, stage, optimizer):
     mine = rows(folder / "bf162" / f"zero{stage}{optimizer}")
     assert len(mine) == 20
     assert 1e-6 < furthest(mine, {n: fp32[n] for n in mine}) < 5e-3
+
+
+KINDS = ["ema", "ema-50", "ema-1000", "power-0.05", "power-0.1"]
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_several_averages_are_the_oracles_in_every_stage_and_so_is_one_of_any_width_made_of_their_snapshots(
+    folder, name
+):
+    oracle, mine = (open_storage(str(folder / where)) for where in ("averages1/torch", f"averages2/{name}"))
+    moments = {"weights", "exp_avg", "exp_avg_sq"}
+    assert Reader(mine, read_commit(mine, 40 * BATCH)).kinds() - moments == set(KINDS)
+    found = [load_average(mine, ema=ema)[1] for ema in (0.0, 50.0, 1000.0, 0.05, 0.1, 0.07)]
+    expected = [load_average(oracle, ema=ema)[1] for ema in (0.0, 50.0, 1000.0, 0.05, 0.1, 0.07)]
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.allclose(one[key], other[key], rtol=0, atol=2e-5) for key in other)
+    flat = [torch.cat([one[key].flatten() for key in sorted(one)]) for one in found]
+    assert min((a - b).abs().max() for a, b in itertools.combinations(flat, 2)) > 1e-4
+    between = (flat[5] - (flat[3] + flat[4]) / 2).norm() / (flat[3] - flat[4]).norm()
+    assert between < 0.5  # 0.07 lies between 0.05 and 0.1
+
+
+def test_snapshots_of_averages_stay_where_checkpoints_go_and_come_with_the_first_commit_after_a_multiple(folder):
+    for name in ("zero2", "zero3", "halves"):
+        run = open_storage(str(folder / "averages2" / name))
+        assert committed(run) == [40 * BATCH]
+        kept = committed(run.child("averages"))
+        assert kept[::-1] == [n * BATCH for n in range(4, 41, 4)]
+        snapshot = read_commit(run.child("averages"), 20 * BATCH)
+        assert Reader(run.child("averages"), snapshot).kinds() == {"power-0.05", "power-0.1"}
+    whole, halves = (open_storage(str(folder / "averages2" / name)) for name in ("zero3", "halves"))
+    for at in ("", "averages"):
+        hashes = [
+            [e["sha256"] for e in read_commit(one.child(at) if at else one, 40 * BATCH).files]
+            for one in (whole, halves)
+        ]
+        assert hashes[0] == hashes[1]
+
+
+def test_an_average_that_a_run_does_not_keep_is_refused_with_those_it_keeps(folder):
+    run = open_storage(str(folder / "averages2" / "zero2"))
+    with pytest.raises(
+        RunError, match=r"ema=70: .*keeps no such average \(it has 1000, 50, 0.05, 0.1\).*half_lives=\[70"
+    ):
+        load_average(run, ema=70.0)
+    with pytest.raises(RunError, match=r"ema=0.07: .*\(it has none but its own\).*ema.widths="):
+        load_average(open_storage(str(folder / "straight2")), ema=0.07)
 
 
 def test_nothing_is_compiled(folder):

@@ -292,6 +292,27 @@ def signals(world: World, folder: Path) -> None:
         train(config_of(samples=40 * BATCH), world, folder / name)
 
 
+AVERAGES = EmaConfig(half_life=100.0, warmup=10.0, half_lives=(50.0, 1000.0), widths=(0.05, 0.1), snapshots=4 * BATCH)
+
+
+def averages(world: World, folder: Path) -> None:
+    """Several averages over 40 steps, by the oracle or by stages 0 to 3, with a snapshot at every second commit; stage
+    3 also in two halves."""
+    names = ["torch"] if world.size == 1 else ["zero0", "zero1", "zero2", "zero3"]
+    for name in names:
+        engine: dict[str, Any] = {"engine": "torch"} if name == "torch" else {"stage": int(name[-1])}
+        config = config_of(
+            samples=40 * BATCH,
+            ema=AVERAGES,
+            deepspeed=DeepSpeedConfig(**engine),
+            checkpoint=CheckpointConfig(every=2 * BATCH, keep=1),
+        )
+        train(config, world, folder / name)
+        if name == "zero3":
+            for samples in (19 * BATCH, 40 * BATCH):
+                train(replace(config, samples=samples), world, folder / "halves")
+
+
 WILD = (12 * BATCH + 3, 15 * BATCH, 16 * BATCH + BATCH - 1)  # of the first and of the last rank's
 GUARD = GuardConfig(action="skip", window=8, loss=3.0, grad_norm=0.0)
 

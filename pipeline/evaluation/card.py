@@ -22,7 +22,7 @@ class Card:
     n: int
     """Samples seen by the weights."""
     weights: str
-    """ema or raw."""
+    """ema, raw, or the average that was asked for: ema=0.1."""
     sampler: str
     """Sampler."""
     steps: int

@@ -16,15 +16,16 @@ from pipeline.models.autoencoder import FirstStage, load_autoencoder
 from pipeline.models.conditioning import Denoiser, Task, make_task
 from pipeline.models.packed import pack
 from pipeline.models.text import TextTower, load_text
-from pipeline.training.checkpoint import RunInfo, load_run, load_weights
+from pipeline.training.averages import label, load_average
+from pipeline.training.checkpoint import RunInfo, load_run
 
 
 @dataclass(frozen=True)
 class Trained:
     """A run and one of its checkpoints.
 
-    contract: of the cache that it was trained on. n: samples seen by the weights. weights: "ema" or "raw". state: full
-    fp32 weights by parameter name.
+    contract: of the cache that it was trained on. n: samples seen by the weights. weights: "ema", "raw", or an average
+    such as "ema=0.1". state: full fp32 weights by parameter name.
     """
 
     info: RunInfo
@@ -56,11 +57,12 @@ class Trained:
         return load_encoders(self.contract, device, override or self.info.config.encoders)
 
 
-def load_trained(url: str, at: int = 0, which: str = "ema") -> Trained:
-    """The run at `url` and its checkpoint at `at` samples (0: the newest good one). Raises RunError."""
+def load_trained(url: str, at: int = 0, which: str = "ema", ema: float = 0.0) -> Trained:
+    """The run at `url` and its checkpoint at `at` samples (0: the newest good one). which, ema: as load_average has
+    them. Raises RunError."""
     info = load_run(url)
-    n, state = load_weights(info.storage, at, which)
-    return Trained(info, contract_from_json(info.contract), n, which, state)
+    n, state = load_average(info.storage, at, which, ema)
+    return Trained(info, contract_from_json(info.contract), n, label(which, ema), state)
 
 
 def build_denoiser(

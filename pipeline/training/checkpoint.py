@@ -206,25 +206,31 @@ class _Span:
     begin: int
 
 
-def load_weights(run: Storage, n: int = 0, which: str = "ema") -> tuple[int, dict[str, Tensor]]:
-    """(n, full fp32 weights by parameter name) of the checkpoint at n samples, 0 = the newest good one.
-
-    which: "ema" or "raw". Every file is verified first. Raises RunError when there is no such checkpoint.
-    """
-    if which not in WEIGHTS:
-        raise RunError(f"weights={which} is none of {', '.join(WEIGHTS)}")
+def choose(run: Storage, n: int = 0) -> Commit:
+    """The commit of the checkpoint at n samples, 0 = the newest good one, verified. Raises RunError when there is none
+    such, CheckpointCorrupt."""
     there = committed(run)
     if n == 0:
         commit = newest_good(run)
         if commit is None:
             raise RunError(f"{run.url} has no checkpoint yet")
-    elif n in there:
-        commit = read_commit(run, n)
-        verify(run, commit)
-    else:
+        return commit
+    if n not in there:
         raise RunError(f"{run.url} has no checkpoint at {n} samples; there are {', '.join(map(str, there)) or 'none'}")
-    read = Reader(run, commit)
-    weights = {
-        name: read(WEIGHTS[which], name, 0, math.prod(shape)).view(shape) for name, shape in commit.shapes.items()
-    }
+    commit = read_commit(run, n)
+    verify(run, commit)
+    return commit
+
+
+def load_weights(run: Storage, n: int = 0, which: str = "ema") -> tuple[int, dict[str, Tensor]]:
+    """(n, full fp32 weights by parameter name) of the checkpoint at n samples, 0 = the newest good one.
+
+    which: raw, ema, or the kind of another average that the run keeps. Every file is verified first. Raises RunError
+    when there is no such checkpoint or none such in it, CheckpointCorrupt.
+    """
+    commit = choose(run, n)
+    read, kind = Reader(run, commit), WEIGHTS.get(which, which)
+    if kind not in read.kinds():
+        raise RunError(f"weights={which} is none of {', '.join(WEIGHTS)}")
+    weights = {name: read(kind, name, 0, math.prod(shape)).view(shape) for name, shape in commit.shapes.items()}
     return commit.n, weights

@@ -20,6 +20,8 @@ from pipeline.storage import Storage, open_storage
 
 CHECKPOINTS = "checkpoints/"
 COMMIT = "commit.json"
+AVERAGES = "averages"
+"""Folder of the kept snapshots of power-function averages."""
 SNAPSHOT = "ema.safetensors"
 """In a folder of evals/: the weights that an evaluation outside of training is to be made of."""
 
@@ -57,6 +59,9 @@ ADDED: dict[str, Any] = {
     "init": "",
     "init_weights": "ema",
     "model.vector_time_ids": 0,
+    "ema.half_lives": [],
+    "ema.widths": [],
+    "ema.snapshots": 0,
     "diffusion.zero_terminal_snr": False,
     "diffusion.timestep_density": "uniform",
     "diffusion.timestep_mean": 0.0,

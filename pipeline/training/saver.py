@@ -29,7 +29,7 @@ from pipeline.training.checkpoint import Commit, seal, verify_file
 from pipeline.training.distributed import World, is_shared
 from pipeline.training.placement import Fragment
 from pipeline.training.retention import Retention, retain
-from pipeline.training.rundir import COMMIT, checkpoint_folder
+from pipeline.training.rundir import AVERAGES, COMMIT, checkpoint_folder
 
 LOOK_SECONDS = (0.01, 1.0)
 """Between looks for the other ranks' files: at first, and at most."""
@@ -66,6 +66,8 @@ class Save:
     steps: int
     tensors: dict[str, Tensor]
     guard: Mapping[str, Any] = field(default_factory=dict)
+    kept: Sequence[str] = ()
+    """Kinds of which a snapshot goes into averages/ too."""
     copy_s: float = 0.0
     """What the copy took, seconds."""
     wait_s: float = 0.0
@@ -111,13 +113,18 @@ class Saver:
         self._left = threading.Event()
 
     def begin(
-        self, n: int, steps: int, fragments: Fragments, guard: Mapping[str, Any] = MappingProxyType({})
+        self,
+        n: int,
+        steps: int,
+        fragments: Fragments,
+        guard: Mapping[str, Any] = MappingProxyType({}),
+        kept: Sequence[str] = (),
     ) -> list[Save]:
         """Start to commit the state at n, after `steps` optimizer steps; the commits that have ended since the last
         call are returned. Collective: waits for the save before, and raises on every rank what failed there."""
         done = self.settle()
         began = time.perf_counter()
-        save = self._save = Save(n, steps, self._snapshot(fragments), guard)
+        save = self._save = Save(n, steps, self._snapshot(fragments), guard, kept)
         save.copy_s = time.perf_counter() - began
         threading.Thread(target=self._work, args=(save,), name=f"save-{n}", daemon=True).start()
         if not self.background:
@@ -198,32 +205,51 @@ class Saver:
             save.over.set()
 
     def _write_part(self, save: Save) -> None:
-        base = checkpoint_folder(save.n)
+        for bring in self.before:
+            bring()
+        for storage, tensors in self._parcels(save):
+            save.bytes = self._write_file(storage, save.n, tensors)
+
+    def _parcels(self, save: Save) -> list[tuple[Storage, dict[str, Tensor]]]:
+        """Where a save goes, and what of it: a snapshot of averages first, so that a commit has the one that is its."""
+        kept = {name: tensor for name, tensor in save.tensors.items() if name.partition("/")[0] in save.kept}
+        snapshot = [(self.run.child(AVERAGES), kept)] if save.kept else []
+        return [*snapshot, (self.run, save.tensors)]
+
+    def _write_file(self, storage: Storage, n: int, tensors: Mapping[str, Tensor]) -> int:
+        """This rank's file of a checkpoint, and then its hash; its size."""
+        base = checkpoint_folder(n)
         name = f"rank{self.world.rank:05d}-{self.life}"
-        path = self.run.staging_path()
+        path = storage.staging_path()
         try:
-            size, digest = write_safetensors(path, save.tensors)
-            self.run.put_file(f"{base}{name}.safetensors", path)
+            size, digest = write_safetensors(path, tensors)
+            storage.put_file(f"{base}{name}.safetensors", path)
         finally:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-        save.bytes = size
         facts = {"name": f"{name}.safetensors", "bytes": size, "sha256": digest}
-        verify_file(self.run, save.n, facts)
-        for bring in self.before:
-            bring()
-        self.run.put(f"{base}{name}.json", json.dumps(facts).encode())
+        verify_file(storage, n, facts)
+        storage.put(f"{base}{name}.json", json.dumps(facts).encode())
+        return size
 
     def _commit(self, save: Save) -> None:
         """Rank 0: commit when all ranks' files are in, then sweep. Without an error where the run was left before."""
         base = checkpoint_folder(save.n)
-        if self.fence is not None:
-            self.fence()
-        if self.run.exists(base + COMMIT):
-            self.run.delete(base + COMMIT)  # a damaged one that was passed over at resume
-        files = self._await_parts(base)
-        if files is None:
-            return
+        for storage, _ in self._parcels(save):
+            if self.fence is not None:
+                self.fence()
+            if storage.exists(base + COMMIT):
+                storage.delete(base + COMMIT)  # a damaged one that was passed over at resume
+            files = self._await_parts(storage, base)
+            if files is None:
+                return
+            self._put_commit(storage, save, files)
+        if self.retention is not None:
+            if self.fence is not None:
+                self.fence()
+            retain(self.run, self.retention)
+
+    def _put_commit(self, storage: Storage, save: Save, files: list[dict[str, Any]]) -> None:
         stamp = self.stamp
         commit = Commit(
             n=save.n,
@@ -239,21 +265,17 @@ class Saver:
         )
         if self.fence is not None:
             self.fence()
-        self.run.put(base + COMMIT, seal(commit))
-        if self.retention is not None:
-            if self.fence is not None:
-                self.fence()
-            retain(self.run, self.retention)
+        storage.put(checkpoint_folder(save.n) + COMMIT, seal(commit))
 
-    def _await_parts(self, base: str) -> list[dict[str, Any]] | None:
+    def _await_parts(self, storage: Storage, base: str) -> list[dict[str, Any]] | None:
         """What all ranks say of their files, in their order; None when the run is left before all have come."""
         keys = [f"{base}rank{rank:05d}-{self.life}.json" for rank in range(self.world.size)]
         pause, most = LOOK_SECONDS
-        while not set(keys) <= {info.key for info in self.run.list(base)}:
+        while not set(keys) <= {info.key for info in storage.list(base)}:
             if self._left.wait(pause):
                 return None
             pause = min(1.5 * pause, most)
-        return [json.loads(self.run.get(key)) for key in keys]
+        return [json.loads(storage.get(key)) for key in keys]
 
 
 def save_now(

@@ -33,7 +33,7 @@ from pipeline.tracking import Tracker
 from pipeline.training import checkpoint
 from pipeline.training.alerts import Spikes, Stalls
 from pipeline.training.distributed import World, shared
-from pipeline.training.ema import Ema
+from pipeline.training.ema import OWN, Ema, kind_of
 from pipeline.training.engine import Engine
 from pipeline.training.flops import Flops, peak_tflops
 from pipeline.training.guard import Guard
@@ -153,9 +153,10 @@ class Trainer:
             read = checkpoint.Reader(self.run_storage, commit)
             self.engine.load(read, commit.steps)
             self.guard.load(commit.guard or {"skipped": commit.n // self.batch - commit.steps})
-            for fragment in self._ema_fragments():
-                stop = fragment.offset + len(fragment.view)
-                fragment.view.copy_(read("ema", fragment.name, fragment.offset, stop))
+            for kind, fragments in self._averages().items():
+                for fragment in fragments:
+                    stop = fragment.offset + len(fragment.view)
+                    fragment.view.copy_(read(kind, fragment.name, fragment.offset, stop))
             self.n = self.saved = self.saver.committed = commit.n
         failure = None
         try:
@@ -315,9 +316,9 @@ class Trainer:
         self.stalls.pause()
         with self.watchdog.paused():
             self._together(self._before_commit)
-            state = {"weights": self.engine.owned(), **self.engine.moments(), "ema": self._ema_fragments()}
+            state = {"weights": self.engine.owned(), **self.engine.moments(), **self._averages()}
             steps = self.n // self.batch - self.guard.skipped
-            self._note(self.saver.begin(self.n, steps, state, self.guard.state()))
+            self._note(self.saver.begin(self.n, steps, state, self.guard.state(), self._snapshots_due()))
             self.saved = self.n
 
     def _before_commit(self) -> None:
@@ -352,7 +353,7 @@ class Trainer:
         if self.n > 0 and self.saved != self.n and self.config.eval.where == "train":
             self.save()  # an evaluation is long, and may be killed
         self.stalls.pause()
-        weights = self.engine.gather(self._ema_fragments())
+        weights = self.engine.gather(self._averages()[OWN])
         try:
             with self.watchdog.paused():
                 metrics = self.evaluate(weights, self.n, lambda: self.stopped_by is not None)
@@ -361,8 +362,20 @@ class Trainer:
         if metrics:
             self.tracker.log(self.n, metrics, kind="eval")
 
-    def _ema_fragments(self) -> list[Fragment]:
-        return [Fragment(f.name, f.offset, a) for f, a in zip(self.engine.owned(), self.ema.averages, strict=True)]
+    def _averages(self) -> dict[str, list[Fragment]]:
+        """This rank's share of every average, by kind."""
+        owned = self.engine.owned()
+        return {
+            kind: [Fragment(f.name, f.offset, average) for f, average in zip(owned, averages, strict=True)]
+            for kind, averages in self.ema.averages.items()
+        }
+
+    def _snapshots_due(self) -> list[str]:
+        """Kinds of which a snapshot is kept with the commit at n: the first at or after a multiple of ema.snapshots."""
+        every, before = self.config.ema.snapshots, max(self.saved, 0)
+        if not every or self.n // every == before // every:
+            return []
+        return [kind_of(width) for width in self.config.ema.widths]
 
     def _engine_name(self) -> str:
         settings = self.config.deepspeed
