@@ -13,7 +13,7 @@ from pipeline.models.memory import Precision, peak_bytes, recompute, state_bytes
 
 @dataclass(frozen=True)
 class Fit:
-    """Bytes of one rank. state: weights, optimizer, average, and gradients while the optimizer steps. peak: most at
+    """Bytes of one rank. state: weights, optimizer, averages, and gradients while the optimizer steps. peak: most at
     once in a step. parameters: of the network. recomputed: blocks that are computed again."""
 
     parameters: int
@@ -50,8 +50,9 @@ def fit(config: TrainConfig, contract: Contract, world: int, precision: Precisio
     stage = config.deepspeed.stage if config.deepspeed.engine == "deepspeed" else 0
     state = state_bytes(cost.parameters, precision, stage, world)
     peak = peak_bytes(cost, precision, stage=stage, ranks=world, recomputed=again, micro_batches=max(1, share // micro))
+    beside = (len(config.ema.half_lives) + len(config.ema.widths)) * state.average
     elsewhere = state.masters + state.optimizer if config.deepspeed.offload else 0
-    return Fit(cost.parameters, state.stepping - elsewhere, peak - elsewhere, len(again))
+    return Fit(cost.parameters, state.stepping + beside - elsewhere, peak + beside - elsewhere, len(again))
 
 
 def precision_of(config: TrainConfig, gpus: bool) -> Precision:

@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_cache import contract
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import ModelConfig
 from pipeline.configload import load
 from pipeline.errors import ShapeError
+from pipeline.fit import fit
 from pipeline.models.cost import Cost, unet_cost
 from pipeline.models.unet import UNet
 
@@ -155,3 +157,14 @@ def test_a_login_node_can_plan_without_torch(module: str) -> None:
     code = f"import sys, pipeline.models.{module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     command: Sequence[str] = [sys.executable, "-c", code]
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_every_further_average_is_counted_in_a_ranks_memory() -> None:
+    """4 bytes a parameter / ranks each."""
+    config = load("train", ["data.train=cache", "run=r", "optim.batch=64", "deepspeed=zero2"])
+    more = replace(config, ema=replace(config.ema, half_lives=(10.0, 20.0), widths=(0.1,), snapshots=1000))
+    facts = contract(latent_shape=(4, 8, 8))
+    for world in (1, 4):
+        one, other = (fit(each, facts, world, "fp32") for each in (config, more))
+        share = -(-one.parameters // world)
+        assert other.state - one.state == other.peak - one.peak == 3 * 4 * share
