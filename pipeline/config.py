@@ -329,6 +329,10 @@ class EvalConfig:
     """Images sampled per evaluation."""
     final_images: int = 0
     """Images of the last evaluation; 0 = as `images`."""
+    loss_images: int = 512
+    """Records of data.val whose loss is measured beside, always with the same noise; 0 = none."""
+    loss_every: int = 0
+    """Samples between measurements of that loss; 0 = with every commit."""
     reference: str = ""
     """Statistics of real images for FID, as written by `latentmill reference`; "" skips FID."""
     features: FeaturesName = "democlip"

@@ -135,6 +135,7 @@ def check_evaluation(config: c.TrainConfig) -> None:
     _at_least(
         0, **{"eval.every": settings.every, "eval.final_images": settings.final_images, "eval.grid": settings.grid}
     )
+    _at_least(0, **{"eval.loss_images": settings.loss_images, "eval.loss_every": settings.loss_every})
     check_sampler(settings.sampler, config.diffusion.timesteps, "eval.sampler.")
     _require(
         settings.reference == "" or config.data.val != "",

@@ -33,6 +33,9 @@ FREE_BYTES = 1_000_000_000
 CLOCK_SECONDS = 60.0
 """From the median of the nodes' clocks; S3 refuses requests that are off by 15 minutes."""
 ANSWER_SECONDS = 300.0
+SILENT = "it does not answer"
+ASKED, AGAIN_SECONDS = 3, 20.0
+"""How often nodes are asked where some do not answer at once, and how long after: a machine may be starting."""
 LONE = 3
 
 
@@ -52,12 +55,19 @@ def check(nodes: int, gpus: int, urls: Sequence[str]) -> int:
     names = sbatch.hostnames(os.environ["SLURM_JOB_NODELIST"])
     command = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
     command += [sys.executable, "-m", "pipeline.nodecheck", "node", str(gpus), *urls]
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=ANSWER_SECONDS)
-        text = done.stdout
-    except subprocess.TimeoutExpired as error:
-        text = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-    bad = verdicts(names, text)
+    for asked in range(1, ASKED + 1):
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=ANSWER_SECONDS)
+        except subprocess.TimeoutExpired as error:  # that was long enough
+            bad = verdicts(names, error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or "")
+            break
+        bad = verdicts(names, done.stdout)
+        silent = [name for name, why in bad.items() if why == SILENT]
+        if not silent or asked == ASKED:
+            break
+        said = f"latentmill: {', '.join(silent)} did not answer, and will be asked again in {AGAIN_SECONDS:.0f} s"
+        print(said, file=sys.stderr, flush=True)
+        time.sleep(AGAIN_SECONDS)
     for name, why in bad.items():
         print(f"latentmill: node {name} is bad: {why}", file=sys.stderr, flush=True)
     if not bad:
@@ -81,7 +91,7 @@ def verdicts(names: Sequence[str], text: str) -> dict[str, str]:
     clock = statistics.median_low([answer["time"] for answer in answers.values()] or [0.0])
     for name in names:
         if name not in answers:
-            bad[name] = "it does not answer"
+            bad[name] = SILENT
             continue
         off = answers[name]["time"] - clock
         found = [*answers[name]["bad"], *([f"its clock is off by {off:.0f} s"] if abs(off) > CLOCK_SECONDS else [])]

@@ -158,11 +158,22 @@ def requeue(job: str) -> None:
 def requeue_without(job: str, nodes: Sequence[str]) -> None:
     """Send a running job back to the queue, and keep it off some nodes besides those that it is kept off already.
 
-    Raises SubmitError with Slurm's reason. Only a job that waits can be kept off nodes, so it is held meanwhile.
+    Only a job that waits can be kept off nodes, so it is held meanwhile. Raises SubmitError with Slurm's reason, or
+    when its partition has too few other nodes: the job would wait for ever.
     """
-    before = re.search(r"ExcNodeList=(\S+)", _ask(["scontrol", "--oneliner", "show", "job", job]).stdout)
-    excluded = [before[1]] if before and before[1] != "(null)" else []
-    excluded += nodes
+    facts = dict(
+        word.partition("=")[::2] for word in _ask(["scontrol", "--oneliner", "show", "job", job]).stdout.split()
+    )
+    before = facts.get("ExcNodeList", "(null)")
+    excluded = [*(hostnames(before) if before != "(null)" else []), *nodes]
+    partition = facts.get("Partition", "")
+    there = set(_ask(["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N"]).stdout.split())
+    wanted = int(facts.get("NumNodes", "1").partition("-")[0])
+    if len(there - set(excluded)) < wanted:
+        raise SubmitError(
+            f"partition {partition} has no nodes for job {job}, which wants {wanted}, but {', '.join(excluded)}: "
+            "mend them, and submit the same again"
+        )
     for command in (
         ["scontrol", "requeuehold", job],
         ["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(excluded)}"],

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline.training.distributed import World
     from pipeline.training.lease import Lease
     from pipeline.training.trainer import Evaluate
+    from pipeline.training.validation import ValidationLoss
 
 
 def main(config: TrainConfig) -> int:
@@ -190,6 +191,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
             stream_from=lambda n: data.stream_from(start_n=n),
             text_of=text_encoder(config, contract, world),
             evaluate=evaluate,
+            validation=validation_loss(config, world, data),
             flops=image_flops(config.model),
             fence=lease.require_mine if lease else None,
         )
@@ -199,6 +201,27 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
             trainer.run()
         finally:
             engine.destroy()
+
+
+def validation_loss(config: TrainConfig, world: World, data: Data) -> ValidationLoss | None:
+    """Held-out records whose loss is looked at; None for none. Collective."""
+    from pipeline.data.manifest import load_manifest
+    from pipeline.traindata import stored_members
+    from pipeline.training.validation import ValidationLoss
+
+    if not (config.data.val and config.eval.loss_images):
+        return None
+    found, failure = None, None
+    try:
+        storage = open_storage(config.data.val)
+        manifest = load_manifest(storage)
+        members = stored_members(data.task.members, manifest.contract)
+        batch = (config.optim.micro_batch or config.optim.batch // world.size) * world.size
+        found = ValidationLoss.load(storage, manifest, members, config.eval.loss_images, batch, config.diffusion, world)
+    except LatentmillError as error:
+        failure = error
+    world.raise_together(failure)
+    return found
 
 
 def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Callable[[Tensor], Tensor] | None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +50,30 @@ def test_a_node_without_gpus_to_look_at_imports_nothing_heavy(tmp_path: Path) ->
     answer, heavy = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert json.loads(answer)["bad"] == []
     assert heavy == "[]"
+
+
+def test_a_node_that_does_not_answer_at_once_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """srun is a stand-in here: the second node is heard the second time, or never."""
+    asked: list[int] = []
+
+    def answers(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(1)
+        heard = [line("n1"), *([line("n2")] if len(asked) >= at else [])]
+        return subprocess.CompletedProcess([], 0, stdout="\n".join(heard))
+
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    monkeypatch.setattr(nodecheck.sbatch, "hostnames", lambda nodes: ["n1", "n2"])
+    monkeypatch.setattr(nodecheck.sbatch, "requeue_without", lambda job, nodes: left_out.extend(nodes))
+    monkeypatch.setattr(nodecheck, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(nodecheck.subprocess, "run", answers)
+    monkeypatch.setattr(nodecheck.signal, "signal", lambda *_: None)
+    left_out: list[str] = []
+    at = 2
+    assert nodecheck.check(2, 0, []) == 0
+    assert (len(asked), left_out) == (2, [])
+    assert "n2 did not answer, and will be asked again" in capsys.readouterr().err
+    at = 100
+    assert nodecheck.check(2, 0, []) == 75
+    assert (len(asked), left_out) == (2 + nodecheck.ASKED, ["n2"])

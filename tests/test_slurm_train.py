@@ -334,3 +334,26 @@ def test_a_node_that_cannot_train_is_kept_out_and_the_job_runs_elsewhere(
     assert "latentmill: back to the queue, without n1" in log(tmp_path, job)
     assert [(part, restart) for part, _, restart, _ in notes()] == [("train", "1")]
     assert "ExcNodeList=n1 " in slurm.ask("scontrol", "--oneliner", "show", "job", job)
+
+
+def test_a_job_whose_bad_node_no_other_can_replace_fails_and_says_so(
+    slurm: Slurm,
+    cache: str,
+    notes: Callable[[], list[list[Any]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It wants both of the nodes that there are. Kept off one of them, it would wait for ever."""
+    (tmp_path / "disk").mkdir()
+    slurm.on("n2", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path / "disk"))
+    try:
+        job = submit(
+            capsys, f"data.train={cache}", f"run={tmp_path}/disk/run", "nodes=2", "cluster.python=./latentmill"
+        )
+        slurm.wait(job)
+    finally:
+        slurm.on("n2", "umount", str(tmp_path / "disk"))
+    assert slurm.ends(job) == [("FAILED", "1")], log(tmp_path, job)
+    assert f"latentmill: node n2 is bad: {tmp_path}/disk has 0.0 GB free" in log(tmp_path, job)
+    assert f"partition main has no nodes for job {job}, which wants 2, but n2: mend them" in log(tmp_path, job)
+    assert notes() == []

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
         for compiler in ("CC", "CXX"):
             patch.setenv(compiler, "false")
         for ranks, scenarios in (
-            (2, "engines bf16 faults damaged straight signals guarded averages moves"),
+            (2, "engines bf16 faults damaged straight signals guarded averages validated moves"),
             (1, "engines straight guarded averages moves"),
             (4, "engines"),
             (2, "moves"),
@@ -169,6 +169,19 @@ def test_an_average_that_a_run_does_not_keep_is_refused_with_those_it_keeps(fold
         load_average(run, ema=70.0)
     with pytest.raises(RunError, match=r"ema=0.07: .*\(it has none but its own\).*ema.widths="):
         load_average(open_storage(str(folder / "straight2")), ema=0.07)
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_a_look_at_held_out_records_changes_no_bit_of_training(folder, name):
+    with_it, without = (open_storage(str(folder / "validated2" / f"{name}-{how}")) for how in ("with", "without"))
+    hashes = [[entry["sha256"] for entry in read_commit(run, 20 * BATCH).files] for run in (with_it, without)]
+    assert hashes[0] == hashes[1]
+    found = [row for row in map(json.loads, with_it.get("metrics.jsonl").splitlines()) if row["kind"] == "val"]
+    assert [row["n"] for row in found] == [n * BATCH for n in range(2, 21, 2)]
+    oracle = (folder / "validated2" / "zero0-with" / "metrics.jsonl").read_text().splitlines()
+    other = [row for row in map(json.loads, oracle) if row["kind"] == "val"]
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(found, other, strict=True)) < 1e-6
+    assert found[-1]["loss"] < 0.9 * found[0]["loss"]
 
 
 def test_nothing_is_compiled(folder):

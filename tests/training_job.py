@@ -25,6 +25,7 @@ from pipeline.config import (
     DeepSpeedConfig,
     DiffusionConfig,
     EmaConfig,
+    EvalConfig,
     GuardConfig,
     OptimConfig,
     TrackingConfig,
@@ -40,6 +41,7 @@ from pipeline.training.distributed import World
 from pipeline.training.engine import Engine, make_engine
 from pipeline.training.rundir import checkpoint_folder, committed, config_digest
 from pipeline.training.trainer import Evaluate, Identity, Latents, Trainer
+from pipeline.training.validation import Rows, ValidationLoss
 
 SHAPE = (4, 4, 4)
 BATCH = 16
@@ -311,6 +313,23 @@ def averages(world: World, folder: Path) -> None:
         if name == "zero3":
             for samples in (19 * BATCH, 40 * BATCH):
                 train(replace(config, samples=samples), world, folder / "halves")
+
+
+def validated(world: World, folder: Path) -> None:
+    """Every stage trains 20 steps twice: with a look at held-out records every second step, and without."""
+    for stage in range(4):
+        for name in ("with", "without"):
+            run = open_storage(str(folder / f"zero{stage}-{name}"))
+            settings = DeepSpeedConfig(stage=stage)  # type: ignore[arg-type]
+            engine, trainer = build(config_of(deepspeed=settings, eval=EvalConfig(loss_every=2 * BATCH)), world, run)
+            if name == "with":
+                held_out = next(ArithmeticStream(world, BATCH, 50 * BATCH))
+                rows = Rows(held_out.numbers, held_out.tensors, torch.ones(len(held_out.numbers)))
+                trainer.validation = ValidationLoss([rows, rows], 2 * BATCH, trainer.config.diffusion, world)
+            trainer.run()
+            trainer.tracker.close()
+            engine.destroy()
+            del engine, trainer
 
 
 WILD = (12 * BATCH + 3, 15 * BATCH, 16 * BATCH + BATCH - 1)  # of the first and of the last rank's

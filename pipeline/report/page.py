@@ -243,10 +243,14 @@ def _training(runs: Sequence[Run]) -> str:
         return line_chart(series, title=title, y_label=unit, **axes)
 
     loss = [Series(run.name, run.curve("loss"), colour=i, smooth=True) for i, run in enumerate(runs)]
+    held_out = [Series(run.name, run.curve("loss", "val"), colour=i, dots=True) for i, run in enumerate(runs)]
     norm = [Series(run.name, run.curve("grad_norm"), colour=i, smooth=True) for i, run in enumerate(runs)]
     return _charts(
         [
             line_chart(loss, title="Loss", y_label="log scale", log_y=True),
+            line_chart(held_out, title="Validation loss", y_label="held-out records, the same noise each time")
+            if any(series.points for series in held_out)
+            else "",
             line_chart(norm, title="Gradient norm", y_label="before clipping, log scale", log_y=True),
             chart("weight_norm", "Weight norm"),
             chart("lr", "Learning rate"),

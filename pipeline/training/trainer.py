@@ -45,6 +45,7 @@ from pipeline.training.rundir import checkpoint_folder, evaluated, last_sample
 from pipeline.training.saver import Save, Saver, Stamp
 from pipeline.training.signals import Signals
 from pipeline.training.state import due, learning_rate
+from pipeline.training.validation import ValidationLoss
 from pipeline.training.watchdog import Watchdog
 
 LOG_STEPS = 20  # optimizer steps between rows of metrics, unless the configuration says otherwise
@@ -79,8 +80,9 @@ class Trainer:
     """Trains one run to its last sample, from wherever it is.
 
     stream_from: the rank's batches from sample number n on. text_of: text states of ids, where the cache holds only
-    those. evaluate: None for none. flops: of the network, None where they are not counted. fence: raises when this
-    process may no longer commit. folder: local folder for files that grow, when the run directory is not local.
+    those. evaluate, validation: None for none. flops: of the network, None where they are not counted. fence: raises
+    when this process may no longer commit. folder: local folder for files that grow, when the run directory is not
+    local.
     """
 
     def __init__(
@@ -97,12 +99,14 @@ class Trainer:
         stream_from: Callable[[int], Stream],
         text_of: Callable[[Tensor], Tensor] | None = None,
         evaluate: Evaluate | None = None,
+        validation: ValidationLoss | None = None,
         fence: Callable[[], None] | None = None,
         flops: Flops | None = None,
     ) -> None:
         self.config, self.world, self.engine, self.latents = config, world, engine, latents
         self.run_storage, self.tracker, self.identity = run, tracker, identity
         self.stream_from, self.text_of, self.evaluate, self.fence = stream_from, text_of, evaluate, fence
+        self.validation = validation
         self.objective = Objective(config.diffusion, world.device)
         self.ledger = Ledger(run, folder, world.rank, world.size)
         self.batch = config.optim.batch
@@ -184,6 +188,7 @@ class Trainer:
                 progress.update(self.batch, **self.meter.notes)
                 if due(self.n, self.config.checkpoint.every, self.batch) or self.n == self.end:
                     self.save()
+                self._validate_if_due()
                 self._evaluate_if_due()
                 yield self.n
         self.watchdog.stop()
@@ -341,6 +346,20 @@ class Trainer:
             self.tracker.checkpoint(
                 save.n, url, stall_s=save.wait_s + save.copy_s, write_s=save.write_s, bytes=save.bytes
             )
+
+    def _validate_if_due(self) -> None:
+        """The loss of held-out records, of the weights themselves."""
+        every = self.config.eval.loss_every or self.config.checkpoint.every
+        if self.validation is None or not (due(self.n, every, self.batch) or self.n == self.end):
+            return
+        self.stalls.pause()
+
+        def losses(latents: Tensor, draws: Randomness, inputs: dict[str, Tensor]) -> Tensor:
+            if self.text_of is not None:
+                inputs["text"] = self.text_of(inputs.pop("tokens"))
+            return self._losses(latents, draws, slice(None), inputs)
+
+        self.tracker.log(self.n, self.validation(losses, self.latents.scale, self.latents.shift), kind="val")
 
     def _evaluate_if_due(self) -> None:
         """Evaluate the EMA weights before, during and after training; never twice at one n, also over restarts."""
