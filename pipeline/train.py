@@ -40,11 +40,8 @@ if TYPE_CHECKING:
 
     from pipeline.data.manifest import Contract, Manifest
     from pipeline.models.conditioning import Denoiser
-    from pipeline.tracking import Tracker
     from pipeline.training.distributed import World
     from pipeline.training.lease import Lease
-    from pipeline.training.trainer import Evaluate
-    from pipeline.training.validation import ValidationLoss
 
 
 def main(config: TrainConfig) -> int:
@@ -151,6 +148,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
     """Build everything else and train. lease: rank 0's hold on the run."""
     from pipeline.models.conditioning import Denoiser
     from pipeline.tracking import Tracker
+    from pipeline.trainevals import evaluation, validation_loss
     from pipeline.training.engine import make_engine
     from pipeline.training.flops import image_flops
     from pipeline.training.start import share
@@ -201,27 +199,6 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
             trainer.run()
         finally:
             engine.destroy()
-
-
-def validation_loss(config: TrainConfig, world: World, data: Data) -> ValidationLoss | None:
-    """Held-out records whose loss is looked at; None for none. Collective."""
-    from pipeline.data.manifest import load_manifest
-    from pipeline.traindata import stored_members
-    from pipeline.training.validation import ValidationLoss
-
-    if not (config.data.val and config.eval.loss_images):
-        return None
-    found, failure = None, None
-    try:
-        storage = open_storage(config.data.val)
-        manifest = load_manifest(storage)
-        members = stored_members(data.task.members, manifest.contract)
-        batch = (config.optim.micro_batch or config.optim.batch // world.size) * world.size
-        found = ValidationLoss.load(storage, manifest, members, config.eval.loss_images, batch, config.diffusion, world)
-    except LatentmillError as error:
-        failure = error
-    world.raise_together(failure)
-    return found
 
 
 def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Callable[[Tensor], Tensor] | None:
@@ -282,56 +259,6 @@ def describe_run(
         facts["init"] = dict(begun)
     run.put("config.yaml", to_yaml(config).encode())
     run.put("run.json", json.dumps(facts, indent=1, sort_keys=True).encode())
-
-
-@contextmanager
-def evaluation(
-    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor, tracker: Tracker
-) -> Iterator[Evaluate | None]:
-    """The function that has weights evaluated at n for the captions of data.val: here and now, or beside training."""
-    if not config.data.val:
-        yield None
-    elif config.eval.where == "job":
-        with beside(config, run, world, tracker) as evaluate:
-            yield evaluate
-    else:
-        yield inside(config, run, world, manifest, empty, tracker)
-
-
-def inside(
-    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor, tracker: Tracker
-) -> Evaluate:
-    """On all ranks, which wait for it."""
-    from pipeline.evaluation.evaluate import in_training
-    from pipeline.evaluation.jobs import show
-
-    measure = in_training(config, run, world, manifest, empty)
-
-    def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> Mapping[str, Any]:
-        metrics = measure(weights, n, stopped)
-        failure = None
-        try:
-            if world.rank == 0:
-                show(run, n, tracker)
-        except LatentmillError as error:
-            failure = error
-        world.raise_together(failure)
-        return metrics
-
-    return evaluate
-
-
-@contextmanager
-def beside(config: TrainConfig, run: Storage, world: World, tracker: Tracker) -> Iterator[Evaluate]:
-    """In a process of its own, on a snapshot: nobody waits."""
-    from pipeline.evaluation.jobs import LOG, Jobs, Starter
-
-    if world.rank:
-        yield lambda weights, n, stopped: None
-        return
-    start = Starter(config.run, config.eval.cluster, config.device, run.local_path(LOG))
-    with Jobs(run, tracker, start) as jobs:
-        yield lambda weights, n, stopped: jobs.evaluate(n, weights)
 
 
 if __name__ == "__main__":

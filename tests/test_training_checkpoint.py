@@ -19,10 +19,11 @@ from pipeline.errors import CheckpointCorrupt, RunError, StorageError
 from pipeline.storage import LocalStorage
 from pipeline.training.checkpoint import Reader, load_weights, newest_good, read_commit
 from pipeline.training.distributed import World
+from pipeline.training.fragmentfile import write_safetensors
 from pipeline.training.placement import Fragment
 from pipeline.training.retention import Retention
 from pipeline.training.rundir import checkpoint_folder, committed
-from pipeline.training.saver import Stamp, save_now, write_safetensors
+from pipeline.training.saver import Stamp, save_now
 
 SHAPES = {"conv": (3, 2, 2), "bias": (5,)}
 TOTAL = 17  # elements

@@ -8,25 +8,23 @@ ranks meet through the storage and through no collective, and what is committed 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.storage import Storage, local_errors
+from pipeline.storage import Storage
 from pipeline.training.checkpoint import Commit, seal, verify_file
 from pipeline.training.distributed import World, is_shared
+from pipeline.training.fragmentfile import write_safetensors
 from pipeline.training.placement import Fragment
 from pipeline.training.retention import Retention, retain
 from pipeline.training.rundir import AVERAGES, COMMIT, checkpoint_folder
@@ -35,9 +33,6 @@ LOOK_SECONDS = (0.01, 1.0)
 """Between looks for the other ranks' files: at first, and at most."""
 MEET_SECONDS = 1.0
 """Ranks that wait for a commit ask each other so often whether one has failed."""
-PIECE = 16 * 1024 * 1024
-"""Bytes that are written and hashed at once."""
-
 Fragments = Mapping[str, Sequence[Fragment]]
 """This rank's share of the state, by kind."""
 
@@ -292,35 +287,3 @@ def save_now(
     """Write and commit a checkpoint, and wait for it. Collective; if any rank fails, all raise."""
     with Saver(run, world, stamp, retention=retention, background=False, life=life) as saver:
         saver.begin(n, steps, fragments)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
-    """Write fp32 CPU tensors as a safetensors file; returns its size and SHA-256. Raises StorageError.
-
-    The file is written and hashed in pieces straight from the tensors' memory, during which other threads run. (The
-    library's own writer holds Python's lock as long as it takes, and a second copy of the state in memory.)
-    """
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        assert tensor.dtype == torch.float32 and tensor.is_contiguous(), name
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(tensor.shape),
-            "data_offsets": [end, end := end + 4 * tensor.numel()],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with local_errors("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb", buffering=0) as file:
-            pieces = [memoryview(struct.pack("<Q", len(text)) + text)]
-            pieces += [tensor.numpy().view("u1").data for tensor in tensors.values() if tensor.numel()]
-            for whole in pieces:
-                for start in range(0, len(whole), PIECE):
-                    piece = whole[start : start + PIECE]
-                    digest.update(piece)
-                    while piece:
-                        piece = piece[file.write(piece) :]
-    return 8 + len(text) + end, digest.hexdigest()

@@ -25,7 +25,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.stream import Stream
 from pipeline.diffusion.objective import Objective, Randomness, training_randomness
 from pipeline.diffusion.timesteps import noise_bucket
-from pipeline.errors import Interrupted, LatentmillError, LossSpike, NonFinite, RunError
+from pipeline.errors import Interrupted, LatentmillError, RunError
 from pipeline.models.autoencoder import sample_posterior
 from pipeline.progress import Progress
 from pipeline.storage import Storage
@@ -39,6 +39,7 @@ from pipeline.training.flops import Flops, peak_tflops
 from pipeline.training.guard import Guard
 from pipeline.training.ledger import Ledger, noise_digest, truncate_ledgers
 from pipeline.training.meter import Meter
+from pipeline.training.named import largest_losses, not_finite, not_finite_samples, spike
 from pipeline.training.placement import Fragment
 from pipeline.training.retention import Retention
 from pipeline.training.rundir import checkpoint_folder, evaluated, last_sample
@@ -49,7 +50,6 @@ from pipeline.training.validation import ValidationLoss
 from pipeline.training.watchdog import Watchdog
 
 LOG_STEPS = 20  # optimizer steps between rows of metrics, unless the configuration says otherwise
-NAMED = 8  # samples named in an error, at most
 
 Evaluate = Callable[[dict[str, Tensor], int, Callable[[], bool]], Mapping[str, Any] | None]
 """(full EMA weights by parameter name, n, whether this rank was asked to stop) -> metrics to log; called on every rank.
@@ -273,45 +273,23 @@ class Trainer:
 
     def _skip(self, jump: str, batch: Batch, loss_B: Tensor) -> None:
         """Drop a step that has jumped and say so, or stop: as the configuration has it, on all ranks alike."""
-        mine = sorted(zip(loss_B.tolist(), batch.numbers.tolist(), batch.keys, strict=True), reverse=True)[:NAMED]
-        worst = sorted((one for found in self.world.gather(mine) for one in found), reverse=True)[:NAMED]
-        named = ", ".join(f"{number} (record {key}) {loss:.4g}" for loss, number, key in worst)
-        what = f"samples {self.n} to {self.n + self.batch - 1}: {jump}; largest losses: {named}"
+        samples = f"samples {self.n} to {self.n + self.batch - 1}"
+        what = f"{samples}: {jump}; largest losses: {largest_losses(self.world, batch, loss_B)}"
         if self.guard.config.action == "skip" and self.guard.row <= self.guard.config.most:
             self.engine.skip()
             self.tracker.alert("skipped", self.n + self.batch, f"{what}. The optimizer did not step")
             return
-        row = f"; {self.guard.row} times in a row" if self.guard.row > 1 else ""
-        raise shared(
-            LossSpike(
-                f"{what}{row}. The optimizer has not stepped ({self._last_commit()}); look at these samples and at "
-                "optim.lr, or set guard.action=skip (guard.most for more in a row)"
-            )
-        )
+        raise shared(spike(what, self.guard.row, self._last_commit()))
 
     def _last_commit(self) -> str:
         self._note(self.saver.finished())
         committed = self.saver.committed
         return f"last commit at {committed} samples" if committed >= 0 else "nothing committed yet"
 
-    def _refuse(self, batch: Batch, latents: Tensor, loss_B: Tensor) -> None:
+    def _refuse(self, batch: Batch, latents: Tensor, loss_B: Tensor) -> NoReturn:
         """All ranks stop before the optimizer; the error names the samples."""
-        kinds = (("latent", latents.flatten(1).isfinite().all(dim=1)), ("loss", loss_B.isfinite()))
-        mine = [
-            f"sample {number} (record {key}, rank {self.world.rank}): {what} is not finite"
-            for what, fine in kinds
-            for number, key, ok in zip(batch.numbers.tolist(), batch.keys, fine.tolist(), strict=True)
-            if not ok
-        ]
-        found = [line for lines in self.world.gather(mine) for line in lines]
-        where = "; ".join(found[:NAMED]) or "every latent and loss is finite, so the backward pass overflowed"
-        raise shared(
-            NonFinite(
-                f"the gradient of samples {self.n} to {self.n + self.batch - 1} is not finite: {where}. "
-                f"The optimizer has not stepped ({self._last_commit()}); check the cache (latentmill verify), or lower "
-                "optim.lr"
-            )
-        )
+        found = not_finite_samples(self.world, batch, latents, loss_B)
+        raise shared(not_finite(self.n, self.n + self.batch - 1, found, self._last_commit()))
 
     # ----------------------------------------------------------------------------------------------------------------
     # Commits, evaluations, signals
