@@ -58,6 +58,7 @@ def test_every_row_is_measured_and_kept_without_naming_the_machine(
     assert written.read_text() == said.out.removesuffix("\n")
 
 
+@pytest.mark.long
 def test_what_the_time_does_not_allow_is_left_out_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([*TINY, "compile_seconds=1000", "pixels=32"]) == 0
     said = capsys.readouterr().out
@@ -69,6 +70,7 @@ def test_what_the_time_does_not_allow_is_left_out_by_name(capsys: pytest.Capture
     assert set(rows(said)) <= {"what"}
 
 
+@pytest.mark.long
 def test_a_row_that_does_not_end_is_cut_off_and_what_there_is_is_told(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
@@ -84,6 +86,7 @@ def test_a_row_that_does_not_end_is_cut_off_and_what_there_is_is_told(tmp_path: 
     assert written.read_text() == ended.stdout.removesuffix("\n")
 
 
+@pytest.mark.long
 def test_the_batch_is_doubled_until_memory_is_out(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +120,7 @@ def test_a_row_that_fails_does_not_end_the_others(
     assert "tiny 32 px, diffusers" in rows(said)
 
 
+@pytest.mark.long
 def test_bf16_that_is_off_is_told_by_the_exit_status(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

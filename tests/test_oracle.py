@@ -91,7 +91,7 @@ def test_parse_refuses_what_it_does_not_understand(caption: str) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val", "heldout", "all"])
 def test_true_pictures_are_judged_right(split: str) -> None:
-    right = [judge(render(truth), truth.caption).correct for truth in scenes(split, 2000)]
+    right = [judge(render(truth), truth.caption).correct for truth in scenes(split, 1000)]
     assert np.mean(right) >= 0.995
 
 

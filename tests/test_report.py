@@ -117,6 +117,23 @@ def test_report_of_one_run_shows_headline_samples_curves_and_configuration(tmp_p
     assert html.count("background-image:url(data:image/png;base64,") == 4  # each evaluation's sheet once
 
 
+def test_what_commits_cost_and_the_validation_loss_are_shown_where_rows_tell_them(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "a")
+    page.write([str(run)], str(run / "report.html"))
+    before = (run / "report.html").read_text()
+    assert "Validation loss" not in before and "training waited" not in before
+    with (run / "metrics.jsonl").open("a") as file:
+        for n in (20_000, 40_000):
+            commit = {"kind": "checkpoint", "stall_s": 0.25, "write_s": n / 1e4, "bytes": 25e6}
+            for facts in (commit, {"kind": "val", "loss": 0.5}):
+                file.write(json.dumps({"n": n, "time": 1100.0, **facts}) + "\n")
+    page.write([str(run)], str(run / "report.html"))
+    after = (run / "report.html").read_text()
+    assert "2 commits, 25 MB each of rank 0: training waited 0.50 s for them in all" in after
+    assert "the slowest was there 4.0 s after it began" in after
+    assert "Validation loss" in after
+
+
 def test_missed_target_is_called_missed(tmp_path: Path) -> None:
     run = load(str(fake_run(tmp_path / "a")))
     assert "target ≥ 0.95: not reached" in page.page([run], {"attribute_accuracy": 0.95})

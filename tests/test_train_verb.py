@@ -206,6 +206,7 @@ def test_a_signal_before_the_first_step_ends_the_process_resumably(number):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_two_ranks_stopped_by_sigterm_exit_75_and_end_as_one_undisturbed_process_does(config, tmp_path):
     undisturbed = replace(config, run=str(tmp_path / "undisturbed"), samples=480)

@@ -296,7 +296,7 @@ def _speed(run: Run) -> str:
             ),
         ]
     )
-    return charts + tables.starts(run)
+    return charts + tables.commits(run) + tables.starts(run)
 
 
 def _unit(run: Run) -> str:

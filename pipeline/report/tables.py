@@ -126,6 +126,20 @@ def starts(run: Run) -> str:
     return f"<h3>Starts and restarts</h3>{_table(['at samples seen', 'ranks', 'engine'], rows)}"
 
 
+def commits(run: Run) -> str:
+    """What commits cost: a line; nothing where rows do not tell."""
+    rows = [row for row in run.rows if row.get("kind") == "checkpoint" and row.get("write_s")]
+    if not rows:
+        return ""
+    stall = sum(row.get("stall_s", 0.0) for row in rows)
+    share = f" ({stall / run.seconds:.2%} of the run)" if run.seconds > 0 else ""
+    size, slowest = max(row.get("bytes", 0) for row in rows), max(row["write_s"] for row in rows)
+    return (
+        f"<p>{len(rows)} commits, {size / 1e6:,.0f} MB each of rank 0: training waited {stall:.2f} s for them in "
+        f"all{share}; the slowest was there {slowest:.1f} s after it began.</p>"
+    )
+
+
 def steps(run: Run) -> str:
     """What was done around the training, command by command with its time, where the run's folder tells (the demo)."""
     rows = [[step["heading"], duration(step["seconds"]), step["command"]] for step in run.steps]
