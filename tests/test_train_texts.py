@@ -37,7 +37,9 @@ from pipeline.models.conditioning import make_task
 from pipeline.models.text import load_text
 from pipeline.sample import sample_images
 from pipeline.storage import open_storage
+from pipeline.training.distributed import World
 from pipeline.training.rundir import load_run
+from pipeline.training.validation import ValidationLoss
 from preprocess import encode
 from preprocess.synthetic import write_shards
 
@@ -76,6 +78,7 @@ def test_a_cache_of_tokens_trains_as_a_cache_of_states(tmp_path: Path) -> None:
 def test_a_trimmed_cache_trains_evaluates_and_samples_without_what_lies_beyond_the_caption(tmp_path: Path) -> None:
     folder = made(tmp_path, "trimmed")
     assert len(losses(folder)) == 3
+    assert '"kind": "val"' in (folder / "run/metrics.jsonl").read_text()
     results = evaluate_run(EvalRunConfig(run=str(folder / "run"), images=4, steps=(2,), guidance=(2.0,)))
     assert results[0].n == 24
     prompts = ["a red circle"]
@@ -105,6 +108,23 @@ def test_the_states_beyond_a_trimmed_caption_are_masked_wherever_they_come_from(
     assert null.context_mask is not None
     assert null.context_mask.sum(dim=1).tolist() == [2, 2, 2]
     assert torch.allclose(null.context, encode_captions(tower, [""] * 3, trimmed=True), atol=5e-3)  # type: ignore[arg-type]
+
+
+def test_the_validation_loss_reads_trimmed_captions_as_the_stream_does(tmp_path: Path) -> None:
+    make_cache(tmp_path, text_storage="trimmed")
+    cache = open_storage(str(tmp_path / "cache"))
+    manifest = load_manifest(cache)
+    dataset = dataset_of(cache, manifest)
+    with Stream(dataset, dataset.order(0, 24), batch=24) as stream:
+        batch = next(stream)
+    streamed = dict(
+        zip(zip(batch.shards.tolist(), batch.rows.tolist(), strict=True), batch.tensors["text"], strict=True)
+    )
+    found = ValidationLoss.load(cache, manifest, ("text",), 24, 24, config_of(tmp_path).diffusion, World())
+    (rows,) = found.batches
+    expected = torch.stack([streamed[place] for place in sorted(streamed)])
+    assert torch.equal(rows.tensors["text"], expected)
+    assert len({int((text != 0).any(1).sum()) for text in expected}) > 1  # captions of several lengths
 
 
 def test_the_empty_caption_of_random_weights_has_no_row_of_zeros(tmp_path: Path) -> None:

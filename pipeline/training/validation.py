@@ -41,6 +41,12 @@ class Rows:
     weights: Tensor
 
 
+def filled(array: np.ndarray, length: int) -> np.ndarray:
+    """A copy of (l, ...) with rows of zeros up to `length`, as the stream fills up trimmed texts; 0 for none."""
+    missing = max(0, length - len(array))
+    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) if missing else np.array(array)
+
+
 class ValidationLoss:
     """batches: this rank's, equally many on every rank, for a forward pass may be collective. count: records in all."""
 
@@ -64,9 +70,10 @@ class ValidationLoss:
         ShardCorrupt."""
         sizes: dict[tuple[int, ...], list[tuple[int, dict[str, np.ndarray]]]] = {}
         names = ("moments", *members)
+        length = manifest.contract.text.length if manifest.contract.trimmed else 0
         total = 0
         for number, record in enumerate(first_records(storage, manifest, count, names)):
-            arrays = {name: np.array(record.members[name]) for name in names}
+            arrays = {name: filled(record.members[name], length if name == "text" else 0) for name in names}
             sizes.setdefault(arrays["moments"].shape, []).append((number, arrays))
             total += 1
         if not total:
