@@ -13,6 +13,7 @@ from pipeline.config import ClusterConfig, EncodeConfig, EvalRunConfig, TrainCon
 from pipeline.configcheck import check_world
 from pipeline.configload import load
 from pipeline.errors import ConfigError, DatasetError, RunError
+from pipeline.nodecheck import wanted
 from pipeline.sbatch import Script, log_path
 from pipeline.storage import open_storage
 
@@ -161,10 +162,9 @@ def node_check(cluster: ClusterConfig, config: TrainConfig) -> list[str]:
     gpus = cluster.processes if cluster.gpus else 0
     python = cluster.python or sys.executable
     words = [python, "-m", "pipeline.nodecheck", "job", str(cluster.nodes), str(gpus)]
-    urls = [config.run, config.data.train, *config.data.mix, *filter(None, [config.data.val])]
     return [
         "# A node that cannot train is kept out, and the job goes back to the queue.",
-        f"{shlex.join([*words, *urls])} || exit $?",
+        f"{shlex.join([*words, *wanted(config)])} || exit $?",
         "",
     ]
 

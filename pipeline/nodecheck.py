@@ -1,6 +1,8 @@
-"""Are a job's nodes fit to train, before ranks start on them? Run by the scripts of `latentmill submit train`.
+"""Are a job's nodes fit to train, before ranks start on them? Run by the scripts of `latentmill submit train`, by
+slurm/train.sbatch and by the jobs of a sweep.
 
     python -m pipeline.nodecheck job NODES GPUS RUN DATA ...      in the batch script: asks every node
+    python -m pipeline.nodecheck words NODES GPUS KEY=VALUE ...   the same, with the words of `latentmill train`
     python -m pipeline.nodecheck node GPUS RUN DATA ...           on each node, by srun: one line of JSON
 
 A node is bad when it does not see its GPUs or cannot compute on them, has no room for temporary files, cannot reach the
@@ -25,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline import cli, sbatch
+from pipeline.config import TrainConfig
 from pipeline.errors import Interrupted, LatentmillError, SubmitError
 from pipeline.storage import open_storage
 
@@ -40,21 +43,36 @@ LONE = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """`job NODES GPUS RUN DATA ...` or `node GPUS RUN DATA ...`. Returns 75 when the job goes back to the queue."""
+    """`job NODES GPUS RUN DATA ...`, `words NODES GPUS KEY=VALUE ...` or `node GPUS RUN DATA ...`. Returns 75 when the
+    job goes back to the queue."""
     part, *rest = argv
     if part == "node":
         gpus, *urls = rest
         print(json.dumps({"node": node_name(), "time": time.time(), "bad": faults(int(gpus), urls)}), flush=True)
         return 0
-    nodes, gpus, *urls = rest
-    return check(int(nodes), int(gpus), urls)
+    nodes, gpus, *told = rest
+    return check(int(nodes), int(gpus), urls_of(told) if part == "words" else told)
+
+
+def urls_of(words: Sequence[str]) -> list[str]:
+    """The run and the datasets of a training configuration. Raises ConfigError, OverrideError."""
+    from pipeline.configload import load
+
+    return wanted(load("train", words))
+
+
+def wanted(config: TrainConfig) -> list[str]:
+    """What a node must reach: the run, and its datasets."""
+    return [config.run, config.data.train, *config.data.mix, *filter(None, [config.data.val])]
 
 
 def check(nodes: int, gpus: int, urls: Sequence[str]) -> int:
-    """Ask every node of this job; when some are bad, send it back to the queue without them."""
+    """Ask every node of this job; when some are bad, send it back to the queue without them. Raises SubmitError."""
     names = sbatch.hostnames(os.environ["SLURM_JOB_NODELIST"])
-    command = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
-    command += [sys.executable, "-m", "pipeline.nodecheck", "node", str(gpus), *urls]
+    command = [sys.executable, "-m", "pipeline.nodecheck", "node", str(gpus), *urls]
+    if nodes > 1:  # a job's script runs on the first, so one alone is asked without a step of its own
+        step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+        command = [*step, *command]
     for asked in range(1, ASKED + 1):
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=ANSWER_SECONDS)
@@ -148,4 +166,4 @@ def node_name() -> str:
 
 
 if __name__ == "__main__":
-    cli.leave(cli.guarded("submit", lambda: main(sys.argv[1:])))
+    cli.leave(cli.guarded("train", lambda: main(sys.argv[1:])))

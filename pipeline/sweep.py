@@ -24,6 +24,8 @@ from pipeline.launch import run_command
 
 OUTPUT = {"train": "run", "synth": "dest", "encode": "dest", "sample": "dest", "export": "dest"}
 """The key under which each verb writes; a verb that is not here cannot be swept."""
+NODE_CHECK = (sys.executable, "-m", "pipeline.nodecheck", "words", "1")
+"""The number of GPUs and the words of latentmill train follow."""
 
 
 def sweep(verb: str, overrides: Sequence[str]) -> int:
@@ -37,8 +39,10 @@ def sweep(verb: str, overrides: Sequence[str]) -> int:
         raise ConfigError(f"{key} is missing: give {key}=..., under which each job gets a folder")
     own = [word for word in overrides if word.startswith(("cluster=", "cluster.", "nodes="))]
     words = translate(verb, [word for word in overrides if not word.startswith(f"{key}=") and word not in own])
-    launcher = _slurm(verb, own, words) if own else []
-    ended = _launch(verb, key, given[-1].rstrip("/"), words, launcher)
+    cluster = _cluster(verb, own) if own else None
+    launcher = _slurm(cluster, words) if cluster else []
+    gpus = str(cluster.processes if cluster.gpus else 0) if cluster and cluster.check_nodes else ""
+    ended = _launch(verb, key, given[-1].rstrip("/"), words, launcher, gpus)
     stopped = [name for name, status in ended.items() if status == Interrupted.exit_code]
     if stopped:
         raise Interrupted(f"{stopped[0]} was stopped with everything committed; the same command goes on from there")
@@ -48,8 +52,8 @@ def sweep(verb: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _slurm(verb: str, own: Sequence[str], words: list[str]) -> list[str]:
-    """Overrides for submitit's launcher, as a cluster's description has it; what its jobs need is added to words."""
+def _cluster(verb: str, own: Sequence[str]) -> ClusterConfig:
+    """The cluster that a sweep's jobs run on. Raises ConfigError, SubmitError."""
     from pipeline.submit import load_cluster
 
     if verb != "train":
@@ -61,6 +65,11 @@ def _slurm(verb: str, own: Sequence[str], words: list[str]) -> list[str]:
         raise ConfigError("cluster.python: the jobs of a sweep run the Python that starts it")
     if not sbatch.is_here():
         raise SubmitError("sbatch is not on this machine's PATH: sweep from the cluster's login node")
+    return cluster
+
+
+def _slurm(cluster: ClusterConfig, words: list[str]) -> list[str]:
+    """Overrides for submitit's launcher, as a cluster's description has it; what its jobs need is added to words."""
     words += [f"++launch.processes={cluster.processes}", f"++launch.threads={cluster.cpus}"]
     words += [f"++device={'cuda' if cluster.gpus else 'cpu'}"]
     settings = {f"hydra.launcher.{key}": value for key, value in launcher_settings(cluster).items()}
@@ -105,8 +114,9 @@ def _word(value: Any) -> str:
     return quote(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence[str]) -> dict[str, int]:
-    """Hand the sweep to Hydra; the exit status of each job that did not end with 0, by its name."""
+def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence[str], gpus: str) -> dict[str, int]:
+    """Hand the sweep to Hydra; the exit status of each job that did not end with 0, by its name. gpus: how many a job's
+    node must have, which is then asked first whether it can train; "" = not."""
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # SIGUSR2, its own choice, would end the verb at once
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -132,7 +142,10 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         group = [f"tracking.group={root.rsplit('/', 1)[-1]}"] if grouped else []
         command = [sys.executable, "-m", "pipeline.cli", verb, *map(_plain, task), *group, f"{key}={root}/{name}"]
         print(f"== {name}", flush=True)
-        status = run_command(command)
+        status = run_command([*NODE_CHECK, gpus, *command[4:]]) if gpus else 0
+        if gpus and status == Interrupted.exit_code:  # the job is on its way to the queue already
+            os._exit(status)
+        status = status or run_command(command)
         if launcher and (status == Interrupted.exit_code or status >= 128):
             sbatch.requeue(sbatch.own_job(os.environ))
             os._exit(status)  # without a result, for which submitit goes on waiting

@@ -236,6 +236,24 @@ def test_the_jobs_of_a_sweep_on_slurm_come_back_when_they_are_told_to_stop(
     assert [lives(str(run))[2] for run in runs] == [0, 1]
 
 
+@pytest.mark.long
+def test_a_job_of_a_sweep_goes_elsewhere_when_its_node_cannot_train(slurm: Slurm, cache: str, tmp_path: Path) -> None:
+    """The first node does not see the dataset."""
+    root, before = tmp_path / "sweep", slurm.jobs()
+    slurm.on("n1", "mount", "-t", "tmpfs", "tmpfs", cache)
+    try:
+        with sweep(root, cache, 4 * BATCH, *SMALL, "cluster.tasks=2") as process:
+            told, _ = process.communicate(timeout=240)
+    finally:
+        slurm.on("n1", "umount", cache)
+    logs = {str(path): path.read_text() for path in root.rglob("*_log.out")}
+    assert process.returncode == 0, (told, logs)
+    assert any(f"latentmill: node n1 is bad: {cache} cannot be reached" in text for text in logs.values()), logs
+    assert [status(str(root / f"optim.lr={lr}")).state for lr in ("0.001", "0.002")] == ["finished"] * 2
+    (job, *_) = sorted(set(slurm.jobs()) - set(before), key=int)
+    assert "ExcNodeList=n1 " in slurm.ask("scontrol", "--oneliner", "show", "job", job)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What Slurm makes of chains and of the static script
 
@@ -300,32 +318,44 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_script_to_submit_by_hand_comes_back_when_a_signal_has_ended_a_rank(
-    slurm: Slurm, notes: Callable[[], list[list[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: Slurm, cache: str, notes: Callable[[], list[list[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KILLED", "train-1-0")
+    (tmp_path / "python").symlink_to("latentmill")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "slurm-logs").mkdir()
-    options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--gres=gpu:1"]
-    job = slurm.ask("sbatch", "--parsable", *options, str(TESTS.parent / "slurm/train.sbatch"), "run=it's", "samples=1")
+    options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--gres=none"]
+    words = ["run=it's", f"data.train={cache}", "samples=1"]
+    job = slurm.ask("sbatch", "--parsable", *options, str(TESTS.parent / "slurm/train.sbatch"), *words)
     slurm.wait(job)
     assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
-    arguments = ["train", "launch.threads=2", "run=it's", "samples=1"]
+    arguments = ["train", "launch.threads=2", *words]
     assert sorted(notes()) == [["train", rank, restart, arguments] for rank in "01" for restart in "01"]
 
 
+@pytest.mark.parametrize("how", ["submit", "by hand"])
 def test_a_node_that_cannot_train_is_kept_out_and_the_job_runs_elsewhere(
     slurm: Slurm,
     cache: str,
     notes: Callable[[], list[list[Any]]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
     """The first node sees a full disk where the run is to lie."""
     (tmp_path / "disk").mkdir()
+    (tmp_path / "slurm-logs").mkdir()
+    (tmp_path / "python").symlink_to("latentmill")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     slurm.on("n1", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path / "disk"))
     try:
-        words = [f"data.train={cache}", f"run={tmp_path}/disk/run", "cluster.python=./latentmill"]
-        job = submit(capsys, *words, "deepspeed=off")
+        words = [f"data.train={cache}", f"run={tmp_path}/disk/run"]
+        if how == "submit":
+            job = submit(capsys, *words, "cluster.python=./latentmill", "deepspeed=off")
+        else:
+            options = ["--ntasks-per-node=1", "--cpus-per-task=2", "--gres=none"]
+            job = slurm.ask("sbatch", "--parsable", *options, str(TESTS.parent / "slurm/train.sbatch"), *words)
         slurm.wait(job)
     finally:
         slurm.on("n1", "umount", str(tmp_path / "disk"))
