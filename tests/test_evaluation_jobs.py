@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from servers.slurm import Slurm
 from small_run import MODEL, SAMPLER, make_cache
 from test_tracking import history, offline_records
 
@@ -225,6 +226,28 @@ def test_jobs_that_cannot_start_cost_one_warning(
         assert pending(run) == [0, 8]
     assert capsys.readouterr().err.count("no more processes") == 1
     assert jobs.read_snapshot(run, 8)["w"].tolist() == [1, 1, 1]
+
+
+def test_on_a_cluster_jobs_of_slurms_make_the_figures_that_training_makes(
+    caches: Path, inside: Path, slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real Slurm; `submit eval` sends a job for each snapshot, the second after training is over."""
+    (tmp_path / "conf/cluster").mkdir(parents=True)
+    (tmp_path / "conf/cluster/evals.yaml").write_text("gpus: 0\ncpus: 1\ntime: '10'\n")
+    monkeypatch.setenv("LATENTMILL_CONF", str(tmp_path / "conf"))
+    monkeypatch.chdir(tmp_path)
+    before, config = slurm.jobs(), config_of(caches, tmp_path / "run")
+    config = replace(config, eval=replace(config.eval, every=END, cluster="evals"))
+    assert train.main(config) == 0
+    run = open_storage(config.run)
+    wait_for(lambda: sorted(figures(tmp_path / "run")) == [0, END])
+    wait_for(lambda: not pending(run))
+    assert figures(tmp_path / "run") == {n: figures(inside)[n] for n in (0, END)}
+    wait_for(lambda: eval_rows(tmp_path / "run") == {n: eval_rows(inside)[n] for n in (0, END)})
+    sent = sorted(set(slurm.jobs()) - set(before), key=int)
+    slurm.wait(*sent)
+    assert [slurm.ends(job) for job in sent] == [[("COMPLETED", "0")]] * 2
+    assert "--job-name=latentmill-eval" in (tmp_path / "run" / jobs.LOG).read_text()
 
 
 def test_on_a_cluster_each_snapshot_is_a_job_of_slurms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
