@@ -148,6 +148,12 @@ def check_against_contract(
         )
     if validation is not None:
         require_match(contract, validation.contract, f"data.val={config.data.val}")
+        held = {member.name for member in validation.contract.members}
+        if missing := sorted(set(stored_members(members, validation.contract)) - held):
+            raise ContractMismatch(
+                f"data.val={config.data.val} lacks {', '.join(missing)}, which task={config.task.name} reads; encode "
+                "it with the conditions of data.train"
+            )
 
 
 def empty_caption(cache: Storage, manifest: Manifest) -> Tensor:

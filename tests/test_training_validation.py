@@ -5,13 +5,14 @@ from functools import partial
 
 import pytest
 import torch
-from small_cache import make_cache
+from small_cache import LATENT, WIDTH, make_cache
 from thread_world import on_ranks
 
-from pipeline.config import DiffusionConfig
+from pipeline.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfig
 from pipeline.data.manifest import load_manifest
-from pipeline.errors import DatasetError
+from pipeline.errors import ContractMismatch, DatasetError
 from pipeline.storage import open_storage
+from pipeline.traindata import check_against_contract
 from pipeline.training.distributed import World
 from pipeline.training.validation import ValidationLoss
 
@@ -69,3 +70,17 @@ def test_a_cache_without_records_is_refused(cache):
     manifest = load_manifest(storage)
     with pytest.raises(DatasetError, match="no records to take a validation loss of"):
         ValidationLoss.load(storage, replace(manifest, shards=()), ("text",), 10, 8, DIFFUSION, World())
+
+
+def test_held_out_records_without_the_conditions_that_the_task_reads_are_refused(cache):
+    manifest = load_manifest(open_storage(str(cache)))
+    held = tuple(member for member in manifest.contract.members if member.name != "cond.labels")
+    other = replace(manifest, contract=replace(manifest.contract, members=held))
+    config = TrainConfig(
+        run="r",
+        data=DataConfig(train="a", val="b"),
+        model=ModelConfig(in_channels=LATENT[0], out_channels=LATENT[0], context_width=WIDTH),
+    )
+    check_against_contract(config, manifest, manifest, ("text", "cond.labels"))
+    with pytest.raises(ContractMismatch, match=r"data\.val=b lacks cond\.labels, which task=text reads"):
+        check_against_contract(config, manifest, other, ("text", "cond.labels"))
