@@ -337,7 +337,9 @@ class Trainer:
                 inputs["text"] = self.text_of(inputs.pop("tokens"))
             return self._losses(latents, draws, slice(None), inputs)
 
-        self.tracker.log(self.n, self.validation(losses, self.latents.scale, self.latents.shift), kind="val")
+        with self.watchdog.paused():
+            found = self.validation(losses, self.latents.scale, self.latents.shift)
+        self.tracker.log(self.n, found, kind="val")
 
     def _evaluate_if_due(self) -> None:
         """Evaluate the EMA weights before, during and after training; never twice at one n, also over restarts."""
