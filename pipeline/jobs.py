@@ -13,7 +13,6 @@ from pipeline.config import ClusterConfig, EncodeConfig, EvalRunConfig, TrainCon
 from pipeline.configcheck import check_world
 from pipeline.configload import load
 from pipeline.errors import ConfigError, DatasetError, RunError
-from pipeline.nodecheck import wanted
 from pipeline.sbatch import Script, log_path
 from pipeline.storage import open_storage
 
@@ -159,6 +158,8 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
 
 def node_check(cluster: ClusterConfig, config: TrainConfig) -> list[str]:
     """Shell lines that ask the job's nodes whether they can train, and end the script where one cannot."""
+    from pipeline.nodecheck import wanted
+
     gpus = cluster.processes if cluster.gpus else 0
     python = cluster.python or sys.executable
     words = [python, "-m", "pipeline.nodecheck", "job", str(cluster.nodes), str(gpus)]

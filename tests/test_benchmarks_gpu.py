@@ -25,6 +25,7 @@ def rows(text: str) -> dict[str, list[str]]:
     return {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (line.split("|") for line in lines)}
 
 
+@pytest.mark.long
 def test_every_row_is_measured_and_kept_without_naming_the_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_the_benchmarks_cache_holds_the_samples_that_it_says(name: str, tmp_path
             assert np.isfinite(array.astype(np.float64)).all()
 
 
+@pytest.mark.long
 def test_the_stream_benchmark_prints_every_side_and_its_targets(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from benchmarks import trainer
 from benchmarks.traffic import THEORY
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_bytes_of_every_stage_are_counted_on_two_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     """Stage 0 sends what theory says; nothing sends less than one pass of gradients and one of weights."""

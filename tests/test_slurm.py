@@ -104,6 +104,7 @@ def test_an_array_makes_byte_for_byte_the_dataset_of_one_process(
     assert files(tmp_path / "cache") == alone
 
 
+@pytest.mark.long
 def test_what_a_cancelled_array_has_left_is_done_by_the_next(
     slurm: Slurm,
     shapes: str,
