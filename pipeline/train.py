@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.config import TrainConfig
 from pipeline.configload import to_dict, to_yaml
-from pipeline.errors import ConfigError, Interrupted, LatentmillError
+from pipeline.errors import ConfigError, Interrupted, LatentmillError, RunError
 from pipeline.launch import adopt_step, in_world, run_ranks
 from pipeline.storage import Storage, open_storage
 from pipeline.traindata import Data, open_data
@@ -62,6 +63,8 @@ def main(config: TrainConfig) -> int:
 
 def as_rank(config: TrainConfig) -> int:
     """Train as this process's place in the environment says. Returns the exit status; raises LatentmillError."""
+    import torch
+
     from pipeline.training import distributed
 
     # A rank that waits for a stuck one is to be ended by its watchdog, whose end brings the job back, not by an error.
@@ -76,12 +79,24 @@ def as_rank(config: TrainConfig) -> int:
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the engine
         failure = error
+    except torch.OutOfMemoryError as error:
+        raise RunError(out_of_memory(error, world)) from error
     distributed.stop(world)
     if failure is None:
         return 0
     if world.rank == 0:
         raise failure
     return failure.exit_code  # rank 0 says it for all
+
+
+def out_of_memory(error: Exception, world: World) -> str:
+    """What a GPU without memory for a step means, in a line."""
+    what = str(error).partition("If reserved but unallocated")[0].strip()
+    return (
+        f"rank {world.rank} on {socket.gethostname()}: {what} Lower optim.micro_batch (the batch stays), set "
+        "model.activation_gb, or raise deepspeed's stage; what a step needs says latentmill submit train --dry-run. "
+        "The last commit is whole, and the same command goes on from there"
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import small_cache
+import torch
 
 from pipeline import train
 from pipeline.config import (
@@ -30,6 +31,7 @@ from pipeline.storage import open_storage
 from pipeline.training.checkpoint import load_weights
 from pipeline.training.ledger import read_ledger, totals
 from pipeline.training.rundir import committed, load_run
+from pipeline.training.trainer import Trainer
 
 MODEL = ModelConfig(
     channels=8, multipliers=(1,), blocks=1, attention=(1,), heads=2, context_width=small_cache.WIDTH, norm_groups=4
@@ -102,6 +104,29 @@ def test_a_run_that_is_lengthened_equals_one_that_was_long_from_the_start(config
     pairs = zip(*(load_weights(open_storage(c.run), 160)[1].items() for c in (longer, config)))
     assert all(mine[0] == other[0] and bool((mine[1] == other[1]).all()) for mine, other in pairs)
     assert {n: row["loss"] for n, row in rows(longer).items()} == {n: row["loss"] for n, row in rows(config).items()}
+
+
+def test_a_gpu_without_memory_for_a_step_is_one_line_and_the_same_command_goes_on(config, tmp_path, monkeypatch):
+    """PyTorch's error is raised by hand: there is no GPU here."""
+    told = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.10 GiB free. If reserved but unallocated"
+    step, steps = Trainer._step, []
+
+    def without_memory(self, batch):
+        steps.append(batch.n)
+        if len(steps) == 8:
+            raise torch.OutOfMemoryError(told)
+        step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", without_memory)
+        with pytest.raises(RunError, match=r"rank 0 on \S+: CUDA out of memory.* free\. Lower optim\.micro_batch"):
+            train.main(config)
+    assert committed(open_storage(config.run)) == [40]
+    assert train.main(config) == 0
+    whole = replace(config, run=str(tmp_path / "whole"))
+    assert train.main(whole) == 0
+    one, other = (load_weights(open_storage(run.run), which="raw")[1] for run in (config, whole))
+    assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_a_dataset_that_changed_before_a_resume_is_refused(config, tmp_path):
