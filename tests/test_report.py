@@ -236,6 +236,14 @@ def test_short_numbers(value: float, text: str) -> None:
     assert short(value) == text
 
 
+def test_levels_that_lie_close_share_a_text_and_others_have_their_own() -> None:
+    curve = [Series("a", [(0, 0.0), (5, 100.0)])]
+    levels = [Level("real", 50.0), Level("reconstructed", 52.0), Level("target", 90.0)]
+    drawn = line_chart(curve, title="t", levels=levels)
+    assert drawn.count('<line class="level"') == 3
+    assert ">reconstructed 52, real 50</text>" in drawn and ">target 90</text>" in drawn
+
+
 def test_tiles_stand_in_reading_order() -> None:
     images = np.stack([np.full((4, 6, 3), i * 10, np.uint8) for i in range(5)])
     sheet = np.asarray(tile(images, 3))

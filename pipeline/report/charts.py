@@ -13,6 +13,7 @@ from html import escape
 
 WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 40  # margins for labels
+TEXT_HEIGHT = 14
 MOST_POINTS = 240  # more are averaged in bins before drawing
 SERIES_COLOURS = 6  # classes s0 to s5 of the stylesheet, reused beyond
 
@@ -69,7 +70,7 @@ def line_chart(
     parts += [x_tick(value, x_axis) for value in x_axis.ticks(6)]
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-    parts += [_level(level, y_axis) for level in levels]
+    parts += _levels(levels, y_axis)
     parts += [_curve(one, points, x_axis, y_axis, x_label) for one, points in curves]
     parts.append("</svg>")
     legend = legend_of([one for one, _ in curves]) if len(curves) > 1 else ""
@@ -209,13 +210,22 @@ def x_tick(value: float, axis: Axis) -> str:
     return f'<text class="tick" x="{x}" y="{y + 17}" text-anchor="middle">{short(value)}</text>'
 
 
-def _level(level: Level, axis: Axis) -> str:
-    y = axis.at(level.y)
-    text = f"{escape(level.label)} {short(level.y)}"
-    return (
-        f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
-        f'<text class="level" x="{WIDTH - RIGHT}" y="{y - 5}" text-anchor="end">{text}</text>'
-    )
+def _levels(levels: Sequence[Level], axis: Axis) -> list[str]:
+    """Their lines, and a text over each; one text for those that lie so close that theirs would overlap."""
+    found: list[str] = []
+    texts: list[tuple[float, list[str]]] = []
+    for level in sorted(levels, key=lambda level: level.y, reverse=True):  # from the top downwards
+        y, text = axis.at(level.y), f"{escape(level.label)} {short(level.y)}"
+        found.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        if texts and y - texts[-1][0] < TEXT_HEIGHT:
+            texts[-1][1].append(text)
+        else:
+            texts.append((y, [text]))
+    words = [
+        f'<text class="level" x="{WIDTH - RIGHT}" y="{y - 5}" text-anchor="end">{", ".join(some)}</text>'
+        for y, some in texts
+    ]
+    return found + words
 
 
 def legend_of(series: Sequence[Series]) -> str:
