@@ -205,8 +205,9 @@ def test_of_many_input_shards_the_worst_are_listed(tmp_path: Path) -> None:
     assert "No sample of the 60 input shards was rejected." in card(tmp_path, clean, [unit(i) for i in range(60)])
 
 
-def test_a_card_of_100_000_units_is_quick_and_small(tmp_path: Path) -> None:
-    """The largest pictures that are taken, and captions as long as sources may have them."""
+def test_a_card_of_100_000_units_is_small_and_takes_time_in_proportion(tmp_path: Path) -> None:
+    """The largest pictures that are taken, and captions as long as sources may have them. Ten seconds of a slow core;
+    held is that five times the units take far less than the 25 times of anything quadratic."""
     noise = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(noise, "JPEG", quality=95)
@@ -214,11 +215,14 @@ def test_a_card_of_100_000_units_is_quick_and_small(tmp_path: Path) -> None:
     thumbnail = {"caption": "word " * 13_000, "jpeg": base64.b64encode(largest).decode()}
     bins = {"aspects": range(-8, 9), "sides": range(10, 22), "tokens": range(30), "sizes": ()}
     census = {name: {str(bin_): 3 for bin_ in numbers} for name, numbers in bins.items()}
-    reports = [unit(i, census=census, thumbnails=[thumbnail]) for i in range(100_000)]
-    manifest = dataset(100_000)
-    started = time.process_time()
-    html = card(tmp_path, manifest, reports)
-    assert time.process_time() - started < 10
+    took = []
+    for count in (20_000, 100_000):
+        reports = [unit(i, census=census, thumbnails=[thumbnail]) for i in range(count)]
+        manifest = dataset(count)
+        started = time.process_time()
+        html = card(tmp_path, manifest, reports)
+        took.append(time.process_time() - started)
+    assert took[1] < 10 * took[0]
     assert html.count("<img") == MOST_THUMBNAILS
     assert len(html.encode()) < 2_000_000
 
