@@ -140,12 +140,12 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
             return  # the job before was told to stop, and so is this one
         grouped = verb == "train" and not any(word.startswith("tracking.group=") for word in task)
         group = [f"tracking.group={root.rsplit('/', 1)[-1]}"] if grouped else []
-        command = [sys.executable, "-m", "pipeline.cli", verb, *map(_plain, task), *group, f"{key}={root}/{name}"]
+        told = [*map(_plain, task), *group, f"{key}={root}/{name}"]
         print(f"== {name}", flush=True)
-        status = run_command([*NODE_CHECK, gpus, *command[4:]]) if gpus else 0
+        status = run_command([*NODE_CHECK, gpus, *told]) if gpus else 0
         if gpus and status == Interrupted.exit_code:  # the job is on its way to the queue already
             os._exit(status)
-        status = status or run_command(command)
+        status = status or run_command([sys.executable, "-m", "pipeline.cli", verb, *told])
         if launcher and (status == Interrupted.exit_code or status >= 128):
             sbatch.requeue(sbatch.own_job(os.environ))
             os._exit(status)  # without a result, for which submitit goes on waiting
