@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from pipeline.training.placement import Flat, Fragment, Placement, Sharded, Whol
 
 KINDS = sorted({kind for kinds in STATE.values() for kind in kinds})
 BUCKET = 50_000_000  # elements reduced or gathered at once (200 MB)
+RUN = 1 << 20  # elements whose squares are summed in float32
 
 Read = Callable[[str, str, int, int], Tensor]
 """(kind, parameter, start, stop) -> flat fp32 values; kind is "weights" or one of optimizer.STATE."""
@@ -71,15 +72,13 @@ class Engine(ABC):
     def grad_norm(self) -> float:
         """L2 norm of the global batch's gradient, the same on all ranks: each measures its share; one all-reduce."""
         grads = self._placement.own_gradients()
-        square = torch.stack(torch._foreach_norm(grads)).double().square().sum().item() if grads else 0.0
-        total = self.world.sum([square])[0]
+        total = self.world.sum([_square_sum(grads)])[0]
         return math.sqrt(total) if math.isfinite(total) else math.nan
 
     def weight_norm(self) -> float:
         """L2 norm of the fp32 master weights. Collective."""
         views = [fragment.view for fragment in self.owned()]
-        square = torch.stack(torch._foreach_norm(views)).double().square().sum().item() if views else 0.0
-        return math.sqrt(self.world.sum([square])[0])
+        return math.sqrt(self.world.sum([_square_sum(views)])[0])
 
     def step(self, lr: float, norm: float) -> None:
         """Clip by the global norm, and step with this learning rate. Collective."""
@@ -95,7 +94,7 @@ class Engine(ABC):
         """Drop the gradient: weights and optimizer state stay, and the next step begins anew. Collective."""
         optimizer = self._placement.optimizer
         # DeepSpeed is to do all that belongs to the end of a step but this.
-        optimizer.step = _no_step  # type: ignore[method-assign,assignment]
+        optimizer.step = _nothing  # type: ignore[method-assign,assignment]
         try:
             self._step()
         finally:
@@ -152,8 +151,14 @@ class Engine(ABC):
         """Give everything back; the engine cannot be used after. Before the process group ends."""
 
 
-def _no_step(*arguments: Any, **options: Any) -> None:
-    """In place of an optimizer's step."""
+def _square_sum(tensors: Sequence[Tensor]) -> float:
+    """Of all elements, in float64 beyond runs that float32 sums well."""
+    runs = [run for tensor in tensors for run in (tensor.view(-1).split(RUN) if tensor.numel() > RUN else (tensor,))]
+    return torch.stack(torch._foreach_norm(runs)).double().square().sum().item() if runs else 0.0
+
+
+def _nothing(*arguments: Any, **options: Any) -> None:
+    """In place of what is not to be done."""
 
 
 def make_engine(module: nn.Module, config: TrainConfig, world: World) -> Engine:
@@ -232,6 +237,8 @@ class DeepSpeedEngine(Engine):
         self._engine = _initialize(module, make_optimizer(module, config.optim), settings, world.device.type)
         self.module = self._engine.module
         zero = self._engine.optimizer
+        if stage in (1, 2):
+            _leave_out_idle_work(zero, world)
         if stage == 0:
             self._place(Whole(self._engine.basic_optimizer, self.module, world), dtype)
         elif stage == 3:
@@ -304,6 +311,18 @@ def _initialize(module: nn.Module, optimizer: torch.optim.Optimizer, settings: d
         deepspeed.ops.__compatible_ops__ = dict.fromkeys(ALL_OPS, False)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     return engine
+
+
+def _leave_out_idle_work(zero: Any, world: World) -> None:
+    """Spare ZeRO 1 and 2 what changes nothing and costs every step: a sentence on memory for every parameter, which is
+    dropped unread; every parameter made anew as the view that it is; and, for fp32 gradients on one rank, three passes
+    over them to pack, "average" and copy them back."""
+    idle = ["report_ipg_memory_usage", "_update_model_bit16_weights"]
+    if world.size == 1:
+        idle.append("buffered_reduce_fallback")
+    for name in idle:
+        if hasattr(zero, name):
+            setattr(zero, name, _nothing)
 
 
 ENGINES: dict[str, Callable[[nn.Module, TrainConfig, World], Engine]] = {

@@ -144,7 +144,7 @@ class Flat(Placement):
             return self._zero.fp32_groups_gradient_flat_partition
         if self._offload:
             return [base.grad for base in self._bases if base.grad is not None]
-        return [grad for grads in self._zero.averaged_gradients.values() for grad in grads]
+        return [self._flat(group) for group in range(len(self._bases))]
 
     def gradient(self, slot: Slot) -> Tensor:
         group = self._group[id(slot.base)]
@@ -153,10 +153,27 @@ class Flat(Placement):
         if self._offload:
             assert slot.base.grad is not None, slot.name
             return slot.of(slot.base.grad)
-        return piece_at(self._zero.averaged_gradients[group], slot)
+        return slot.of(self._flat(group))
+
+    def _flat(self, group: int) -> Tensor:
+        """The gradient of a partition as one tensor, as the step needs it: joined at the first call for a step, so that
+        norm and clipping go over one tensor, not over one for each parameter, and DeepSpeed finds it joined."""
+        pieces = self._zero.averaged_gradients[group]
+        if not hasattr(pieces, "flat_partition"):
+            pieces = Joined([torch.cat([piece.detach().reshape(-1) for piece in pieces])])
+            self._zero.averaged_gradients[group] = pieces
+        return pieces.flat_partition.view(-1)
 
     def refresh(self) -> None:
         self._zero.update_lp_params()
+
+
+class Joined(list[Tensor]):
+    """A partition's gradient in one piece, under the name by which DeepSpeed asks for one that is joined already."""
+
+    @property
+    def flat_partition(self) -> Tensor:
+        return self[0]
 
 
 class Sharded(Placement):
