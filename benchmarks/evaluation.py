@@ -53,6 +53,7 @@ LEAST = 0.95  # of the bare network's images/s
 MOST_SECONDS = 240.0
 BATCH = 32
 STEPS = 20  # of training in a round
+SAMPLER = ("sampler", "steps", "guidance", "guidance_low", "guidance_high", "rescale")
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def evaluation(plan: Plan, images: int) -> list[str]:
     import yaml
 
     sampler = yaml.safe_load(open_storage(plan.run).get("config.yaml"))["eval"]["sampler"]
-    words = [f"{name}={sampler[name]}" for name in ("sampler", "steps", "guidance")]
+    words = [f"{name}={sampler[name]}" for name in SAMPLER]
     return [sys.executable, "-m", "pipeline.cli", "eval", f"run={plan.run}", f"images={images}", *words]
 
 

@@ -21,7 +21,7 @@ MULTIPLY = (0xD2511F53, 0xCD9E8D57)  # of lanes 0 and 2
 WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after every round
 ROUNDS = 10
 MASK = 0xFFFFFFFF
-FEW = 1 << 14  # blocks up to which NumPy, whose calls cost less, is faster than PyTorch on a CPU (half the time of 4,096)
+FEW = 1 << 14  # blocks up to which NumPy is the faster on a CPU: its calls cost less (half the time of 4,096)
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: steps through all 64-bit fractions
 
 

@@ -24,7 +24,8 @@ def to_uint8(x_BCHW: Tensor) -> np.ndarray:
 
 def from_uint8(images_BHWC: np.ndarray) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2)
+    return x.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 @contextmanager

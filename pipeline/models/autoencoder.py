@@ -94,7 +94,8 @@ class FirstStage:
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> images (B, 3, h f, w f), float32, clamped to [-1, 1]."""
         z = z_BCHW.to(self.device).float() / self.scale + self.shift
-        return self.model.decode(z.to(self.dtype)).sample.float().clamp(-1, 1)
+        z = z.to(self.dtype, memory_format=torch.channels_last)  # for the same reason
+        return self.model.decode(z).sample.float().clamp(-1, 1)
 
 
 def sample_posterior(moments: Tensor, noise: Tensor | None, scale: float, shift: float) -> Tensor:

@@ -122,7 +122,8 @@ class TextTower:
         x = x_BCHW.to(self.device).float()
         if tuple(x.shape[-2:]) != self._image_size:
             x = F.interpolate(x, self._image_size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-        return self.model.encode_image(((x + 1) / 2 - self._mean) / self._std).float()
+        # (x + 1) / 2, less the mean, over the standard deviation, in one pass
+        return self.model.encode_image(torch.addcmul((0.5 - self._mean) / self._std, x, 0.5 / self._std)).float()
 
     @torch.no_grad()
     def encode_pictures(self, images_BHWC: np.ndarray) -> Tensor:

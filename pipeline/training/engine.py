@@ -29,6 +29,9 @@ from pipeline.training.placement import Flat, Fragment, Placement, Sharded, Whol
 
 KINDS = sorted({kind for kinds in STATE.values() for kind in kinds})
 BUCKET = 50_000_000  # elements reduced or gathered at once (200 MB)
+IDLE = ("report_ipg_memory_usage", "_update_model_bit16_weights")
+IDLE_ALONE = ("buffered_reduce_fallback",)
+"""Methods of DeepSpeed's ZeRO 1 and 2 that do nothing for us: see _leave_out_idle_work."""
 RUN = 1 << 20  # elements whose squares are summed in float32
 
 Read = Callable[[str, str, int, int], Tensor]
@@ -317,10 +320,7 @@ def _leave_out_idle_work(zero: Any, world: World) -> None:
     """Spare ZeRO 1 and 2 what changes nothing and costs every step: a sentence on memory for every parameter, which is
     dropped unread; every parameter made anew as the view that it is; and, for fp32 gradients on one rank, three passes
     over them to pack, "average" and copy them back."""
-    idle = ["report_ipg_memory_usage", "_update_model_bit16_weights"]
-    if world.size == 1:
-        idle.append("buffered_reduce_fallback")
-    for name in idle:
+    for name in IDLE + (IDLE_ALONE if world.size == 1 else ()):
         if hasattr(zero, name):
             setattr(zero, name, _nothing)
 

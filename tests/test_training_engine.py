@@ -1,0 +1,32 @@
+"""What the engine takes from DeepSpeed's insides; test_training_runs compares what it computes with plain PyTorch."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+from pipeline.training import engine
+from pipeline.training.placement import Joined
+
+
+@pytest.mark.parametrize("name", engine.IDLE + engine.IDLE_ALONE)
+def test_what_is_left_out_of_deepspeeds_steps_is_still_called_so(name):
+    """A renamed method would be called again, and nothing but the time would show it."""
+    assert callable(getattr(DeepSpeedZeroOptimizer, name))
+
+
+def test_a_partitions_gradient_in_one_piece_is_found_by_deepspeed_and_not_joined_again():
+    flat = torch.arange(6.0)
+    held = type("Zero", (), {"averaged_gradients": {0: Joined([flat])}})()
+    assert DeepSpeedZeroOptimizer._get_preflattened_grad_partition(held, 0).data_ptr() == flat.data_ptr()
+    assert "_get_preflattened_grad_partition" in inspect.getsource(DeepSpeedZeroOptimizer.step)
+
+
+def test_the_sum_of_squares_of_many_equal_values_does_not_saturate():
+    tensors = [torch.full((3 * engine.RUN + 7,), 0.1), torch.full((5, 7), -2.0), torch.tensor([3.0])]
+    expected = (3 * engine.RUN + 7) * float(torch.tensor(0.1)) ** 2 + 35 * 4 + 9
+    assert engine._square_sum(tensors) == pytest.approx(expected, rel=1e-6)
+    assert engine._square_sum([]) == 0.0
+    assert not math.isfinite(engine._square_sum([torch.tensor([1.0, math.nan])]))
