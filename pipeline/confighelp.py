@@ -1,13 +1,13 @@
-"""`latentmill VERB --help`, written from the dataclasses of config.py and their docstrings."""
+"""`latentmill VERB --help`, written from the dataclasses of config/ and their docstrings."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import textwrap
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline import config as c
@@ -87,7 +87,11 @@ def _choices(kind: Any) -> str:
 @cache
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a config dataclass, on one line. Empty where the source is not there."""
-    tree = ast.parse(Path(c.__file__).read_text(encoding="utf-8"))
+    try:
+        source = inspect.getsource(cls)
+    except OSError:
+        return {}
+    tree = ast.parse(source)
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
     docs = {}
     for statement, following in pairwise(body):

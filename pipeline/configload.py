@@ -1,6 +1,6 @@
 """From a verb and its command-line overrides to a checked, frozen configuration; and back to plain data and YAML.
 
-Hydra composes the packaged conf directory. Values are then merged into the dataclasses of config.py by `from_dict`,
+Hydra composes the packaged conf directory. Values are then merged into the dataclasses of config/ by `from_dict`,
 which takes nothing on trust: an unknown key, a wrong type or a choice that there is not is one line that says so.
 """
 

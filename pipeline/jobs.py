@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pipeline.checkgroups import check_world
 from pipeline.config import ClusterConfig, EncodeConfig, EvalRunConfig, TrainConfig
-from pipeline.configcheck import check_world
 from pipeline.configload import load
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.sbatch import Script, log_path

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.checkgroups import check_world
 from pipeline.config import DataConfig, DataVerbConfig, OptimConfig
-from pipeline.configcheck import check_world
 from pipeline.data.buckets import Buckets
 from pipeline.data.dataset import Dataset, part_of
 from pipeline.data.manifest import load_manifest

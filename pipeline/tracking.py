@@ -9,43 +9,27 @@ redacted, and the environment is never sent.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import netrc
 import os
-import queue
-import re
 import secrets
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
-from urllib.parse import urlsplit
 
 from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError, NotFound, StorageError
+from pipeline.redaction import redact
 from pipeline.storage import Storage
+from pipeline.wandbrun import Alert, Picture, Summary, WandbRun
 
 METRICS_KEY = "metrics.jsonl"
 WANDB_ID_KEY = "wandb.id"
 WANDB_MODES = ("auto", "online", "offline", "off")
-WANDB_URL = "https://api.wandb.ai"
-REACH_SECONDS = 3.0  # how long a connection to wandb's server may take before the run is tracked offline
-FINISH_SECONDS = 30.0  # how long the end of a run waits for wandb
-QUEUED_ROWS = 10_000  # rows that wait for a slow wandb; more are left to metrics.jsonl alone
-
-REDACTED = "[redacted]"
-SECRET_WORDS = frozenset(
-    ["key", "apikey", "secret", "token", "password", "passwd", "passphrase", "credential", "credentials"]
-)
-PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-SIGNED_QUERY = re.compile(r"(?i)([?&](?:x-amz-signature|x-amz-security-token|sig|signature|token)=)[^&\s]+")
 
 
 class Tracker:
@@ -71,7 +55,7 @@ class Tracker:
         self._run = run
         self._enabled = enabled
         self._file: TextIO | None = None
-        self._wandb: _Wandb | None = None
+        self._wandb: WandbRun | None = None
         self._lock = threading.RLock()  # evaluations beside training log from a thread of their own
         self.evaluations: set[int] = set()
         """n of the evaluations that metrics.jsonl has a row of."""
@@ -85,7 +69,7 @@ class Tracker:
             self._path.write_bytes(_get(run, METRICS_KEY))
         self.evaluations = _evaluated(read_rows(self._path))
         if config.wandb != "off":
-            self._wandb = _Wandb(
+            self._wandb = WandbRun(
                 mode=config.wandb,
                 project=config.project,
                 group=config.group,
@@ -131,7 +115,7 @@ class Tracker:
     def image(self, n: int, name: str, png: bytes, caption: str = "") -> None:
         """A picture at n samples seen, for wandb alone: the run directory keeps its own under evals/."""
         if self._enabled and self._wandb is not None:
-            self._wandb.put({"samples": n, f"images/{name}": _Picture(png, caption)})
+            self._wandb.put({"samples": n, f"images/{name}": Picture(png, caption)})
 
     def alert(self, kind: str, n: int, text: str) -> None:
         """What somebody should look at, at n samples seen: a row of kind "alert", a line on standard error, and wandb's
@@ -141,7 +125,7 @@ class Tracker:
         self.log(n, {"alert": kind, "text": text}, kind="alert")
         print(f"warning: {kind} at {n} samples: {text}", file=sys.stderr, flush=True)
         if self._wandb is not None:
-            self._wandb.put({"samples": n, "alert": _Alert(kind, f"at {n} samples: {text}")})
+            self._wandb.put(Alert(kind, f"at {n} samples: {text}"))
 
     def checkpoint(self, n: int, url: str, stall_s: float = 0.0, write_s: float = 0.0, bytes: int = 0) -> None:
         """A commit at n samples seen lies at this URL: a row of kind "checkpoint", and of wandb's summary.
@@ -155,7 +139,7 @@ class Tracker:
         took = {"stall_s": round(stall_s, 4), "write_s": round(write_s, 4), "bytes": bytes}
         self.log(n, {"url": url, **took}, kind="checkpoint")
         if self._wandb is not None:
-            self._wandb.put({"summary": _Summary({"checkpoint": url, "checkpoint_samples": n})})
+            self._wandb.put(Summary({"checkpoint": url, "checkpoint_samples": n}))
 
     def commit(self) -> None:
         """Bring metrics.jsonl into the run directory where that is not local; called before each checkpoint's commit,
@@ -218,189 +202,6 @@ def parse_rows(data: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def redact(value: Any, key: str = "") -> Any:
-    """A copy of plain data in which nothing secret is left.
-
-    Values whose key has a word such as key, secret, token or password are replaced whole, and so are user names and
-    passwords in URLs and signatures in their queries.
-    """
-    if isinstance(value, Mapping):
-        return {k: redact(v, str(k)) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(v, key) for v in value]
-    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower())
-    if value not in ("", None) and SECRET_WORDS.intersection(words):
-        return REDACTED
-    if isinstance(value, str):
-        return SIGNED_QUERY.sub(rf"\1{REDACTED}", PASSWORD_IN_URL.sub(REDACTED, value))
-    return value
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# wandb
-
-
-class _Picture:
-    """A PNG on its way to wandb."""
-
-    def __init__(self, png: bytes, caption: str) -> None:
-        self.png, self.caption = png, caption
-
-
-class _Alert:
-    """An alert on its way to wandb."""
-
-    def __init__(self, title: str, text: str) -> None:
-        self.title, self.text = title, text
-
-
-class _Summary:
-    """What wandb's summary of the run is to say."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.values = values
-
-
-class _Wandb:
-    """A wandb run behind a queue: the training loop puts rows, a daemon thread does all that may wait or fail."""
-
-    def __init__(
-        self,
-        *,
-        mode: str,
-        project: str,
-        group: str,
-        name: str,
-        identity: str,
-        settings: dict[str, Any],
-        folder: Path,
-    ) -> None:
-        self._arguments: dict[str, Any] = {
-            "project": project,
-            "group": group or None,
-            "name": name,
-            "id": identity,
-            "config": settings,
-            "dir": str(folder),
-        }
-        self._mode = mode
-        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=QUEUED_ROWS)
-        self._warned = False
-        self._failed = False
-        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-        self._thread.start()
-
-    def put(self, row: dict[str, Any]) -> None:
-        if self._failed:
-            return
-        try:
-            self._queue.put_nowait(row)
-        except queue.Full:
-            self._warn("wandb is too slow; some rows are in metrics.jsonl alone")
-
-    def close(self) -> None:
-        try:
-            self._queue.put(None, timeout=FINISH_SECONDS)
-        except queue.Full:
-            pass
-        self._thread.join(FINISH_SECONDS)
-        if self._thread.is_alive():
-            self._warn("wandb did not finish in time; metrics.jsonl has every row")
-
-    def _work(self) -> None:
-        run = self._guarded(self._open)
-        while (row := self._queue.get()) is not None:
-            if not self._failed:
-                self._guarded(partial(_log, run, row))
-        if run is not None:
-            self._guarded(run.finish)
-
-    def _open(self) -> Any:
-        mode: Any = self._mode
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-        if mode == "online" and not _reachable():
-            self._warn("wandb's server cannot be reached; tracking offline (`wandb sync` uploads it later)")
-            mode = "offline"
-        import wandb
-
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            disable_code=True,
-            x_disable_meta=True,  # command line, host and environment stay here
-            x_disable_machine_info=True,
-            x_save_requirements=False,
-            init_timeout=20,
-            symlink=False,
-        )
-        run = wandb.init(mode=mode, resume="allow", settings=settings, **self._arguments)
-        run.define_metric("samples")
-        run.define_metric("*", step_metric="samples")
-        return run
-
-    def _guarded(self, action: Callable[[], Any]) -> Any:
-        """Run an action of wandb's; whatever it raises ends tracking there, with one warning."""
-        try:
-            return action()
-        except Exception as error:  # wandb must never end a run, and its errors have no common base
-            self._failed = True
-            self._warn(f"wandb failed ({type(error).__name__}: {error}); metrics.jsonl goes on")
-            return None
-
-    def _warn(self, message: str) -> None:
-        if not self._warned:
-            self._warned = True
-            print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
-def _log(run: Any, row: dict[str, Any]) -> None:
-    """Log a row, with its pictures as wandb's own; or an alert, or a part of the summary."""
-    for value in row.values():
-        if isinstance(value, _Alert):
-            run.alert(title=value.title, text=value.text, level="WARN")
-            return
-        if isinstance(value, _Summary):
-            run.summary.update(value.values)
-            return
-    if any(isinstance(value, _Picture) for value in row.values()):
-        import wandb
-        from PIL import Image
-
-        row = {
-            key: wandb.Image(Image.open(io.BytesIO(value.png)), caption=value.caption)
-            if isinstance(value, _Picture)
-            else value
-            for key, value in row.items()
-        }
-    run.log(row)
-
-
-def _server() -> tuple[str, int]:
-    url = urlsplit(os.environ.get("WANDB_BASE_URL") or WANDB_URL)
-    return url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
-
-
-def _reachable() -> bool:
-    try:
-        socket.create_connection(_server(), timeout=REACH_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def _logged_in() -> bool:
-    """Whether wandb would find a key: in the environment, or in the netrc file that `wandb login` writes."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    try:
-        return netrc.netrc(path).authenticators(_server()[0]) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
 def _identity(run: Storage) -> str:
     """wandb's id of this run: made once and kept in the run directory, so that a resumed run goes on under it."""
     stored = _get(run, WANDB_ID_KEY).decode().strip()
@@ -408,10 +209,6 @@ def _identity(run: Storage) -> str:
         run.put_if_absent(WANDB_ID_KEY, secrets.token_hex(4).encode())
         stored = run.get(WANDB_ID_KEY).decode().strip()
     return stored
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Rows
 
 
 def _evaluated(rows: Sequence[Mapping[str, Any]]) -> set[int]:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config as c
-from pipeline.configcheck import CHECKS, check, check_world
+from pipeline.checkgroups import check_world
+from pipeline.configcheck import CHECKS, check
 from pipeline.configload import conf_dir, flat_types, from_dict, groups, load, quote, to_dict, to_yaml
 from pipeline.errors import ConfigError, OverrideError
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.checkgroups import check_diffusion
 from pipeline.config import DiffusionConfig, TrainConfig
-from pipeline.configcheck import check_diffusion
 from pipeline.configload import from_dict, groups, load, to_dict
 from pipeline.diffusion.objective import Objective, training_randomness
 from pipeline.errors import ConfigError

@@ -12,11 +12,12 @@ import pytest
 import torch
 from servers.faultproxy import Fault, FaultProxy
 
-from pipeline import tracking
+from pipeline import wandbrun
 from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError, LatentmillError, ShardCorrupt, StorageError
+from pipeline.redaction import REDACTED, redact
 from pipeline.storage import ObjectInfo, Storage, open_storage
-from pipeline.tracking import REDACTED, Tracker, parse_rows, read_rows, redact
+from pipeline.tracking import Tracker, parse_rows, read_rows
 
 OFF = TrackingConfig(wandb="off")
 
@@ -286,7 +287,7 @@ def test_wandb_that_raises_never_ends_a_run(
     def broken(self: object) -> None:
         raise RuntimeError("no room left")
 
-    monkeypatch.setattr(tracking._Wandb, "_open", broken)
+    monkeypatch.setattr(wandbrun.WandbRun, "_open", broken)
     with tracker(tmp_path, TrackingConfig()) as log:
         for n in range(10):
             log.log(n, {"loss": 1.0})
@@ -298,9 +299,9 @@ def test_wandb_that_raises_never_ends_a_run(
 def test_wandb_that_hangs_is_left_behind(
     tmp_path: Path, logged_out: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking._Wandb, "_open", lambda self: time.sleep(5))
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.2)
-    monkeypatch.setattr(tracking, "QUEUED_ROWS", 3)
+    monkeypatch.setattr(wandbrun.WandbRun, "_open", lambda self: time.sleep(5))
+    monkeypatch.setattr(wandbrun, "FINISH_SECONDS", 0.2)
+    monkeypatch.setattr(wandbrun, "QUEUED_ROWS", 3)
     began = time.monotonic()
     with tracker(tmp_path, TrackingConfig()) as log:
         for n in range(10):

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.checkgroups import check_world
 from pipeline.config import OptimConfig, TrainConfig
-from pipeline.configcheck import check_world
 from pipeline.errors import ConfigError
 from pipeline.training.distributed import World
 from pipeline.training.muon import Muon

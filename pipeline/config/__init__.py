@@ -1,0 +1,105 @@
+"""Every knob of every verb, as frozen dataclasses with a docstring per field.
+
+`configload.load(verb, overrides)` composes the packaged YAML with Hydra, merges it into the verb's dataclass, refuses
+unknown keys and wrong types, and then checks across fields (configcheck.py). Defaults live here; YAML holds only what
+differs. A `Literal` lists the choices there are; a plain `str` is free text. Imports no torch, so that a login node can
+submit a run.
+"""
+
+from __future__ import annotations
+
+from pipeline.config.cluster import (
+    ClusterConfig,
+    SubmitConfig,
+)
+from pipeline.config.datasets import (
+    DataVerbConfig,
+    EncodeConfig,
+    FetchConfig,
+    FiltersConfig,
+    IndexConfig,
+    LimitsConfig,
+    ReferenceConfig,
+    SynthConfig,
+    VerifyConfig,
+)
+from pipeline.config.model import (
+    DiffusionConfig,
+    EncodersConfig,
+    FeaturesName,
+    ModelConfig,
+    SamplerConfig,
+    SamplerName,
+    TaskConfig,
+)
+from pipeline.config.results import (
+    DemoConfig,
+    EvalRunConfig,
+    ExportConfig,
+    SampleConfig,
+)
+from pipeline.config.train import (
+    CheckpointConfig,
+    DataConfig,
+    DeepSpeedConfig,
+    EmaConfig,
+    EvalConfig,
+    GuardConfig,
+    LaunchConfig,
+    OptimConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+CONFIGS = {
+    "synth": SynthConfig,
+    "fetch": FetchConfig,
+    "encode": EncodeConfig,
+    "index": IndexConfig,
+    "verify": VerifyConfig,
+    "reference": ReferenceConfig,
+    "train": TrainConfig,
+    "data": DataVerbConfig,
+    "eval": EvalRunConfig,
+    "sample": SampleConfig,
+    "export": ExportConfig,
+    "demo": DemoConfig,
+    "submit": SubmitConfig,
+}
+"""The configuration of each verb that has one."""
+
+__all__ = [
+    "CONFIGS",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "DataVerbConfig",
+    "DeepSpeedConfig",
+    "DemoConfig",
+    "DiffusionConfig",
+    "EmaConfig",
+    "EncodeConfig",
+    "EncodersConfig",
+    "EvalConfig",
+    "EvalRunConfig",
+    "ExportConfig",
+    "FeaturesName",
+    "FetchConfig",
+    "FiltersConfig",
+    "GuardConfig",
+    "IndexConfig",
+    "LaunchConfig",
+    "LimitsConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ReferenceConfig",
+    "SampleConfig",
+    "SamplerConfig",
+    "SamplerName",
+    "SubmitConfig",
+    "SynthConfig",
+    "TaskConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "VerifyConfig",
+]

@@ -1,0 +1,32 @@
+"""What is secret in plain data, and a copy without it: for what leaves the machine or is kept (invariant 8)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+REDACTED = "[redacted]"
+SECRET_WORDS = frozenset(
+    ["key", "apikey", "secret", "token", "password", "passwd", "passphrase", "credential", "credentials"]
+)
+PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+SIGNED_QUERY = re.compile(r"(?i)([?&](?:x-amz-signature|x-amz-security-token|sig|signature|token)=)[^&\s]+")
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """A copy of plain data in which nothing secret is left.
+
+    Values whose key has a word such as key, secret, token or password are replaced whole, and so are user names and
+    passwords in URLs and signatures in their queries.
+    """
+    if isinstance(value, Mapping):
+        return {k: redact(v, str(k)) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(v, key) for v in value]
+    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower())
+    if value not in ("", None) and SECRET_WORDS.intersection(words):
+        return REDACTED
+    if isinstance(value, str):
+        return SIGNED_QUERY.sub(rf"\1{REDACTED}", PASSWORD_IN_URL.sub(REDACTED, value))
+    return value

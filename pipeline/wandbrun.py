@@ -1,0 +1,190 @@
+"""A run of wandb's behind a queue: whatever happens there costs training nothing but one warning.
+
+No network, a slow server, a full disk or an error of wandb's own: the rows are in metrics.jsonl all the same
+(tracking.py). The environment, the command line and the host are never sent.
+"""
+
+from __future__ import annotations
+
+import io
+import netrc
+import os
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+WANDB_URL = "https://api.wandb.ai"
+REACH_SECONDS = 3.0  # how long a connection to wandb's server may take before the run is tracked offline
+FINISH_SECONDS = 30.0  # how long the end of a run waits for wandb
+QUEUED_ROWS = 10_000  # rows that wait for a slow wandb; more are left to metrics.jsonl alone
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, as a value in a row."""
+
+    png: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Alert:
+    """What somebody should look at."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the summary of the run is to say."""
+
+    values: dict[str, Any]
+
+
+Row = dict[str, Any]
+"""Values by name, of one sample count ("samples"); a value may be a Picture."""
+
+
+class WandbRun:
+    """A wandb run behind a queue: the training loop puts rows, a daemon thread does all that may wait or fail."""
+
+    def __init__(
+        self,
+        *,
+        mode: str,
+        project: str,
+        group: str,
+        name: str,
+        identity: str,
+        settings: dict[str, Any],
+        folder: Path,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "project": project,
+            "group": group or None,
+            "name": name,
+            "id": identity,
+            "config": settings,
+            "dir": str(folder),
+        }
+        self._mode = mode
+        self._queue: queue.Queue[Row | Alert | Summary | None] = queue.Queue(maxsize=QUEUED_ROWS)
+        self._warned = False
+        self._failed = False
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    def put(self, what: Row | Alert | Summary) -> None:
+        """Send it when its turn comes; never waits, never raises."""
+        if self._failed:
+            return
+        try:
+            self._queue.put_nowait(what)
+        except queue.Full:
+            self._warn("wandb is too slow; some rows are in metrics.jsonl alone")
+
+    def close(self) -> None:
+        """Wait until all is sent, FINISH_SECONDS or so at most."""
+        try:
+            self._queue.put(None, timeout=FINISH_SECONDS)
+        except queue.Full:
+            pass
+        self._thread.join(FINISH_SECONDS)
+        if self._thread.is_alive():
+            self._warn("wandb did not finish in time; metrics.jsonl has every row")
+
+    def _work(self) -> None:
+        run = self._guarded(self._open)
+        while (what := self._queue.get()) is not None:
+            if not self._failed:
+                self._guarded(partial(_send, run, what))
+        if run is not None:
+            self._guarded(run.finish)
+
+    def _open(self) -> Any:
+        mode: Any = self._mode
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+        if mode == "online" and not _reachable():
+            self._warn("wandb's server cannot be reached; tracking offline (`wandb sync` uploads it later)")
+            mode = "offline"
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_meta=True,  # command line, host and environment stay here
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            init_timeout=20,
+            symlink=False,
+        )
+        run = wandb.init(mode=mode, resume="allow", settings=settings, **self._arguments)
+        run.define_metric("samples")
+        run.define_metric("*", step_metric="samples")
+        return run
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        """Run an action of wandb's; whatever it raises ends tracking there, with one warning."""
+        try:
+            return action()
+        except Exception as error:  # wandb must never end a run, and its errors have no common base
+            self._failed = True
+            self._warn(f"wandb failed ({type(error).__name__}: {error}); metrics.jsonl goes on")
+            return None
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def _send(run: Any, what: Row | Alert | Summary) -> None:
+    if isinstance(what, Alert):
+        run.alert(title=what.title, text=what.text, level="WARN")
+    elif isinstance(what, Summary):
+        run.summary.update(what.values)
+    else:
+        run.log({key: _picture(value) if isinstance(value, Picture) else value for key, value in what.items()})
+
+
+def _picture(picture: Picture) -> Any:
+    """It as wandb has pictures."""
+    import wandb
+    from PIL import Image
+
+    return wandb.Image(Image.open(io.BytesIO(picture.png)), caption=picture.caption)
+
+
+def _server() -> tuple[str, int]:
+    url = urlsplit(os.environ.get("WANDB_BASE_URL") or WANDB_URL)
+    return url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+
+
+def _reachable() -> bool:
+    try:
+        socket.create_connection(_server(), timeout=REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _logged_in() -> bool:
+    """Whether wandb would find a key: in the environment, or in the netrc file that `wandb login` writes."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return netrc.netrc(path).authenticators(_server()[0]) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
