@@ -30,14 +30,37 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 
     dtype: of the products; Newton-Schulz iteration stands bfloat16 well.
     """
-    a, b, c = COEFFICIENTS
     rows, columns = matrices.shape[-2:]
     wide = (matrices if rows <= columns else matrices.mT).reshape(-1, min(rows, columns), max(rows, columns))
     x = (wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-20)).to(dtype)
+    # 4 r^2 c + 34 r^3 operations against 20 r^2 c + 10 r^3. Squares want float32: they square what is small.
+    squares = dtype == torch.float32 and x.shape[2] > 2 * x.shape[1]
+    x = _iterate_squares(x) if squares else _iterate(x)
+    return (x if rows <= columns else x.mT).float().reshape(matrices.shape)
+
+
+def _iterate(x: Tensor) -> Tensor:
+    """Newton-Schulz iteration of wide matrices (N, r, c): x <- (a + b (x x^T) + c (x x^T)^2) x."""
+    a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x if rows <= columns else x.mT).float().reshape(matrices.shape)
+    return x
+
+
+def _iterate_squares(x: Tensor) -> Tensor:
+    """The same, of s = x x^T (N, r, r) and of the product of all polynomials p(s), which commute with s: each turns s
+    into p(s) s p(s). Far fewer operations where matrices are wide, as those of convolutions are."""
+    a, b, c = COEFFICIENTS
+    square, product = x @ x.mT, None
+    for left in reversed(range(ITERATIONS)):
+        step = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        step.diagonal(dim1=1, dim2=2).add_(a)
+        product = step if product is None else step @ product
+        if left:
+            square = step @ square @ step
+    assert product is not None
+    return product @ x
 
 
 def update(direction: Tensor, fused: int, dtype: torch.dtype) -> Tensor:
