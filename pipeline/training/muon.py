@@ -32,10 +32,12 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     """
     rows, columns = matrices.shape[-2:]
     wide = (matrices if rows <= columns else matrices.mT).reshape(-1, min(rows, columns), max(rows, columns))
-    x = (wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-20)).to(dtype)
+    x = (wide / torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True).clamp_(min=1e-20)).to(dtype)
     # 4 r^2 c + 34 r^3 operations against 20 r^2 c + 10 r^3. Squares want float32: they square what is small.
-    squares = dtype == torch.float32 and x.shape[2] > 2 * x.shape[1]
-    x = _iterate_squares(x) if squares else _iterate(x)
+    iterate = _iterate_squares if dtype == torch.float32 and x.shape[2] > 2 * x.shape[1] else _iterate
+    # In float32 on a CPU, PyTorch multiplies batches of matrices more slowly than one after the other.
+    alone = x.is_cpu and dtype == torch.float32 and len(x) > 1
+    x = torch.cat([iterate(one) for one in x.split(1)]) if alone else iterate(x)
     return (x if rows <= columns else x.mT).float().reshape(matrices.shape)
 
 
@@ -136,12 +138,10 @@ class Muon:
 
     def _update_alike(self, matrices: list[Tensor]) -> None:
         """Matrices of one shape, many of them at once: small ones cost more to start than to multiply."""
-        # In float32 on a CPU, PyTorch multiplies batches of matrices more slowly than one after the other.
-        alone = matrices[0].device.type == "cpu" and self._dtype == torch.float32
-        at_once = 1 if alone else max(1, BATCH // matrices[0].numel())
+        at_once = max(1, BATCH // matrices[0].numel())
         for first in range(0, len(matrices), at_once):
             some = matrices[first : first + at_once]
-            updates = orthogonalise(torch.stack(some), self._dtype) * adam_size(some[0])
+            updates = orthogonalise(torch.stack(some), self._dtype).mul_(adam_size(some[0]))
             torch._foreach_copy_(some, list(updates))
 
     def _update_cut(self, names: list[str], cut: dict[str, tuple[Slot, Tensor]]) -> None:
