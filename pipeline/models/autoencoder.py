@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError, WeightsError
 from pipeline.models import convert_vae
 from pipeline.models.compat import declare_torchvision_ops
 from pipeline.models.fetched import one_line, part_folder, unreachable
+from pipeline.models.upsampled import FoldedUpsample
 
 declare_torchvision_ops()
 
@@ -68,6 +69,9 @@ class FirstStage:
         self._float32: FirstStage | None = None
         # Module.to itself: diffusers' own warns about a cast that concerns no layer of this class.
         self.model = torch.nn.Module.to(model, device=device, dtype=dtype).eval().requires_grad_(False)
+        for block in self.model.decoder.up_blocks:
+            for i, up in enumerate(getattr(block, "upsamplers", None) or ()):
+                block.upsamplers[i] = FoldedUpsample(up.conv)
 
     def float32(self) -> FirstStage:
         """The same weights in float32 on the same device; a float32 stage is its own. A cast has lost bits, so they are

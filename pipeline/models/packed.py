@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.malloc import release_memory
+from pipeline.models.layers import Upsample
+from pipeline.models.upsampled import fold, unfold
 
 LARGE = 2**18
 """Values from which on a weight's old memory is given back at once: its successor does not fit into it."""
@@ -26,7 +28,7 @@ def available() -> bool:
 
 
 def pack(module: nn.Module) -> None:
-    """Put every fp32 linear layer and convolution in `module` on a CPU into oneDNN's order, in place.
+    """Put every fp32 linear layer and convolution below `module` on a CPU into oneDNN's order, in place.
 
     It then predicts (no gradients), and has no state dict any more; the memory is what it was. Does nothing where
     oneDNN is not available.
@@ -34,8 +36,12 @@ def pack(module: nn.Module) -> None:
     if not available():
         return
     for parent in list(module.modules()):
+        if isinstance(parent, Upsample):
+            continue
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and _fits(child.weight):
+            if isinstance(child, Upsample) and _fits(child.conv.weight):
+                setattr(parent, name, PackedUpsample(child))
+            elif isinstance(child, nn.Linear) and _fits(child.weight):
                 setattr(parent, name, PackedLinear(child))
             elif isinstance(child, nn.Conv2d) and _fits(child.weight) and child.groups == 1:
                 setattr(parent, name, PackedConv2d(child))
@@ -84,3 +90,19 @@ class PackedConv2d(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise(
             x, self._packed, self._bias, self._padding, self._stride, self._dilation, 1, "none", [], ""
         )
+
+
+class PackedUpsample(nn.Module):
+    """Upsample: (B, C, H, W) -> (B, C, 2H, 2W) float32, as a 2x2 convolution. Takes the weight out of its `conv`."""
+
+    def __init__(self, upsample: Upsample) -> None:
+        super().__init__()
+        conv = upsample.conv
+        folded = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 2, padding=1, device="meta")
+        folded.weight = nn.Parameter(fold(conv.weight.detach()), requires_grad=False)
+        folded.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().repeat(4), requires_grad=False)
+        conv.weight = cast(nn.Parameter, None)
+        self.conv = PackedConv2d(folded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unfold(self.conv(x))
