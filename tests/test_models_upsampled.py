@@ -57,8 +57,9 @@ def test_an_autoencoder_decodes_as_diffusers_does_and_keeps_the_names_of_its_wei
     kind: dict[str, Any] = {"block_out_channels": (16, 32, 32), "norm_num_groups": 8, "latent_channels": 4}
     kind |= {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
     torch.manual_seed(0)
-    plain, other = AutoencoderKL(**kind).eval(), AutoencoderKL(**kind)
-    other.load_state_dict(plain.state_dict())
+    plain: Any = AutoencoderKL(**kind)
+    other: Any = AutoencoderKL(**kind)
+    plain.eval(), other.load_state_dict(plain.state_dict())
     stage = FirstStage(other, torch.float32, torch.device("cpu"))
     assert sum(isinstance(part, FoldedUpsample) for part in stage.model.modules()) == 2
     assert list(stage.model.state_dict()) == list(plain.state_dict())
