@@ -52,9 +52,7 @@ PURE = (
 """These know neither where bytes lie nor how many ranks there are."""
 
 LIGHT = tuple(f"pipeline/{name}.py" for name in ("cli", "configcheck", "checkgroups", "checkvalues", "configload"))
-LIGHT += tuple(
-    f"pipeline/config/{name}.py" for name in ("__init__", "model", "train", "datasets", "results", "cluster")
-)
+LIGHT += tuple(f"pipeline/config/{path.name}" for path in sorted((REPOSITORY / "pipeline/config").glob("*.py")))
 LIGHT += ("pipeline/confighelp.py", "pipeline/errors.py")
 LIGHT += tuple(f"pipeline/{name}.py" for name in ("storage", "s3", "patterns", "rules", "launch", "progress", "sweep"))
 LIGHT += tuple(f"pipeline/{name}.py" for name in ("submit", "sbatch", "jobs"))

@@ -33,11 +33,14 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     rows, columns = matrices.shape[-2:]
     wide = (matrices if rows <= columns else matrices.mT).reshape(-1, min(rows, columns), max(rows, columns))
     x = (wide / torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True).clamp_(min=1e-20)).to(dtype)
-    # 4 r^2 c + 34 r^3 operations against 20 r^2 c + 10 r^3. Squares want float32: they square what is small.
-    iterate = _iterate_squares if dtype == torch.float32 and x.shape[2] > 2 * x.shape[1] else _iterate
-    # In float32 on a CPU, PyTorch multiplies batches of matrices more slowly than one after the other.
-    alone = x.is_cpu and dtype == torch.float32 and len(x) > 1
-    x = torch.cat([iterate(one) for one in x.split(1)]) if alone else iterate(x)
+    if x.is_cpu and dtype == torch.float32:
+        # 4 r^2 c + 34 r^3 operations against 20 r^2 c + 10 r^3. Squares want true float32 (a GPU may round its products
+        # to TF32): they square what is small.
+        iterate = _iterate_squares if x.shape[2] > 2 * x.shape[1] else _iterate
+        # And PyTorch multiplies batches of matrices more slowly there than one after the other.
+        x = torch.cat([iterate(one) for one in x.split(1)])
+    else:
+        x = _iterate(x)
     return (x if rows <= columns else x.mT).float().reshape(matrices.shape)
 
 
