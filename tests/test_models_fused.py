@@ -63,6 +63,28 @@ def test_norm_and_silu_have_the_gradients_of_their_numbers(channels_last: bool) 
         assert torch.equal(fused.norm_silu(norm, x), F.silu(norm(x)))
 
 
+def test_linear_and_geglu_have_the_gradients_of_their_numbers() -> None:
+    x, weight, bias = normal(2, 3, 5), normal(8, 5), normal(8)
+    assert torch.autograd.gradcheck(fused._LinearGeglu.apply, (x, weight, bias))
+    expected = plain_geglu(F.linear(x, weight, bias))
+    torch.testing.assert_close(fused._LinearGeglu.apply(x, weight, bias), expected)
+
+
+def test_a_layer_of_geglu_in_float32_computes_that_of_float64() -> None:
+    given = normal(2, 7, 32), normal(64, 32), normal(64)
+    grad = normal(2, 7, 32).detach()
+    expected = plain_geglu(F.linear(*given))
+    rounded = [tensor.detach().float().requires_grad_() for tensor in given]
+    found = fused.linear_geglu(*rounded)
+    assert type(found.grad_fn).__name__ == "_LinearGegluBackward"
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+    gradients = torch.autograd.grad(found, rounded, grad.float()), torch.autograd.grad(expected, given, grad)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(fused.linear_geglu(*rounded).double(), expected, rtol=1e-5, atol=1e-4)
+
+
 def test_geglu_has_the_gradient_of_its_numbers() -> None:
     up = normal(2, 3, 8)
     assert torch.autograd.gradcheck(fused.geglu, (up,))

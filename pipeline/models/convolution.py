@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pipeline.models.onednn import product
+
 PIXELS = 256
 """Pixels of a batch's output up to which products are faster: oneDNN puts the weight into its own order at every call,
 which for few pixels takes longer than the convolution."""
@@ -57,7 +59,7 @@ class _Products(torch.autograd.Function):
             patches = (weight.flatten(1).t() @ grad).view(weight[0].numel(), len(x), -1).transpose(0, 1)
             of_x = F.fold(patches, x.shape[2:], 3, padding=1, stride=ctx.stride)
         if ctx.needs_input_grad[1]:
-            of_weight = (grad @ _patches(x, ctx.stride).t()).view_as(weight)
+            of_weight = product(grad, _patches(x, ctx.stride)).view_as(weight)
         if ctx.needs_input_grad[2]:
             of_bias = grad.sum(1)
         return of_x, of_weight, of_bias, None

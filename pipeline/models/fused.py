@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pipeline.models import groupnorm
+from pipeline.models.onednn import product
 
 SCORES = 2**17
 """Queries x keys of a head up to which a matrix of scores is faster on a CPU than PyTorch's blocked attention."""
@@ -33,6 +34,16 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 def norm_alone(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """norm(x) for x (B, C, H, W)."""
     return groupnorm.group_norm(norm, x, silu=False) if groupnorm.available(x) else norm(x)
+
+
+def linear_geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """geglu(x weight^T + bias): (..., in_width) -> (..., C) for weight (2C, in_width), rows of values before gates.
+
+    On a CPU in float32 values and gates are tensors of their own: gelu of every other stretch of memory is slower.
+    """
+    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and _ours(x):
+        return _LinearGeglu.apply(x, weight, bias)
+    return geglu(F.linear(x, weight, bias))
 
 
 def geglu(up: Tensor) -> Tensor:
@@ -95,6 +106,29 @@ class _NormSilu(torch.autograd.Function):
         needed = list(ctx.needs_input_grad[:3])
         found = torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, B, C, H * W, ctx.groups, needed)
         return (*found, None, None)
+
+
+class _LinearGeglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        values, gates = (product(rows, w, b) for w, b in zip(weight.chunk(2), bias.chunk(2), strict=True))
+        ctx.save_for_backward(x, weight, values, gates)
+        return F.gelu(gates).mul_(values).unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        x, weight, values, gates = ctx.saved_tensors
+        rows, grad = x.flatten(0, -2), grads[0].reshape(values.shape)
+        of_values, of_gates = F.gelu(gates).mul_(grad), torch.mul(grad, values)
+        torch.ops.aten.gelu_backward.grad_input(of_gates, gates, grad_input=of_gates)
+        of_weight, halves = torch.empty_like(weight), weight.chunk(2)
+        for half, out in zip((of_values, of_gates), of_weight.chunk(2), strict=True):
+            torch.mm(half.t(), rows, out=out)
+        of_bias = torch.cat([of_values.sum(0), of_gates.sum(0)])
+        of_x = torch.mm(of_values, halves[0]).addmm_(of_gates, halves[1])
+        return of_x.view_as(x), of_weight, of_bias
 
 
 class _Geglu(torch.autograd.Function):

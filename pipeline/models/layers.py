@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models.convolution import Conv3x3
-from pipeline.models.fused import attend, geglu, norm_alone, norm_silu
+from pipeline.models.fused import attend, linear_geglu, norm_alone, norm_silu
 
 Known = dict[nn.Module, tuple[Tensor, Tensor]]
 """Keys and values of one context, (B, heads, M, width) each, by the cross-attention that projected them."""
@@ -114,18 +114,28 @@ class CrossAttention(nn.Module):
         return self.out(attend(q, k, v, mask))
 
 
+class GegluLinear(nn.Linear):
+    """A linear layer and GEGLU (Shazeer 2020): (..., in_width) -> (..., width). Rows: values, then gates."""
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__(in_width, 2 * width)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear_geglu(input, self.weight, self.bias)
+
+
 class FeedForward(nn.Module):
-    """GEGLU (Shazeer 2020) with four times the width inside: (B, L, C) -> (B, L, C)."""
+    """GEGLU with four times the width inside: (B, L, C) -> (B, L, C)."""
 
     FUSED: ClassVar[dict[str, int]] = {"up": 2}
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, 8 * width)  # rows: values, then gates
+        self.up = GegluLinear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        return self.down(geglu(self.up(x_BLC)))
+        return self.down(self.up(x_BLC))
 
 
 class TransformerBlock(nn.Module):

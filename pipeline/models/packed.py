@@ -9,22 +9,16 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.malloc import release_memory
-from pipeline.models.layers import Upsample
+from pipeline.models.layers import GegluLinear, Upsample
+from pipeline.models.onednn import available
 from pipeline.models.upsampled import fold, unfold
 
 LARGE = 2**18
 """Values from which on a weight's old memory is given back at once: its successor does not fit into it."""
-
-
-def available() -> bool:
-    """Whether this PyTorch can: its build has oneDNN, and the operators that its compiler uses for the same."""
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name)
-        for name in ("_linear_pointwise", "_convolution_pointwise", "_reorder_linear_weight")
-    )
 
 
 def pack(module: nn.Module) -> None:
@@ -41,6 +35,8 @@ def pack(module: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, Upsample) and _fits(child.conv.weight):
                 setattr(parent, name, PackedUpsample(child))
+            elif isinstance(child, GegluLinear) and _fits(child.weight):
+                setattr(parent, name, PackedGeglu(child))
             elif isinstance(child, nn.Linear) and _fits(child.weight):
                 setattr(parent, name, PackedLinear(child))
             elif isinstance(child, nn.Conv2d) and _fits(child.weight) and child.groups == 1:
@@ -49,6 +45,13 @@ def pack(module: nn.Module) -> None:
 
 def _fits(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer that predicts with these."""
+    layer = nn.Linear(weight.shape[1], len(weight), device="meta")
+    layer.weight, layer.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+    return layer
 
 
 class PackedLinear(nn.Module):
@@ -64,6 +67,19 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.float(), self._packed, self._bias, "none", [], "")
+
+
+class PackedGeglu(nn.Module):
+    """GegluLinear: (..., in_width) -> (..., width) float32, values and gates as two layers. Takes its weight."""
+
+    def __init__(self, layer: GegluLinear) -> None:
+        super().__init__()
+        weights, biases = layer.weight.detach().chunk(2), layer.bias.detach().chunk(2)
+        layer.weight = cast(nn.Parameter, None)
+        self.values, self.gates = (PackedLinear(_linear(*half)) for half in zip(weights, biases, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.gates(x)).mul_(self.values(x))
 
 
 class PackedConv2d(nn.Module):
