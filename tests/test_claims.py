@@ -61,7 +61,7 @@ def test_the_units_of_the_dead_are_taken_over_and_those_of_the_living_are_left_w
             started = time.monotonic()
             assert drain(Work([0, 1, 2], 0, 1, claims, lambda number: False)) == [2, 1]
             # Long enough for the dead claim to expire; the living one showed itself well before.
-            assert SECONDS <= time.monotonic() - started < 5 * SECONDS
+            assert SECONDS <= time.monotonic() - started < 60
 
 
 def test_a_unit_that_is_finished_between_two_looks_is_not_done_again(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_unreachable_wandb_costs_one_warning(
     log = tracker(tmp_path, TrackingConfig())
     for n in range(100):
         log.log(n, {"loss": 1.0})
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     log.close()
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1 and "cannot be reached" in warnings[0]
@@ -299,13 +299,13 @@ def test_wandb_that_raises_never_ends_a_run(
 def test_wandb_that_hangs_is_left_behind(
     tmp_path: Path, logged_out: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(wandbrun.WandbRun, "_open", lambda self: time.sleep(5))
+    monkeypatch.setattr(wandbrun.WandbRun, "_open", lambda self: time.sleep(20))
     monkeypatch.setattr(wandbrun, "FINISH_SECONDS", 0.2)
     monkeypatch.setattr(wandbrun, "QUEUED_ROWS", 3)
     began = time.monotonic()
     with tracker(tmp_path, TrackingConfig()) as log:
         for n in range(10):
             log.log(n, {"loss": 1.0})
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 10
     assert capsys.readouterr().err.count("warning") == 1

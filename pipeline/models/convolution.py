@@ -1,4 +1,5 @@
-"""3x3 convolutions, by matrix products where few pixels meet a large weight on a CPU."""
+"""3x3 convolutions, by matrix products where few pixels meet a large weight on a CPU, and by Winograd's tiles where
+networks are compiled there."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pipeline.models import winograd
 from pipeline.models.onednn import product
 
 PIXELS = 256
@@ -19,23 +21,35 @@ WEIGHTS = 2**20
 
 
 class Conv3x3(nn.Conv2d):
-    """(B, in_width, H, W) -> (B, width, ceil(H / stride), ceil(W / stride)), padded by one pixel of zeros."""
+    """(B, in_width, H, W) -> (B, width, ceil(H / stride), ceil(W / stride)), padded by one pixel of zeros.
+
+    by_tiles: in float32 on a CPU by models/winograd.py where that is faster, for channels last.
+    """
+
+    by_tiles = False
 
     def __init__(self, in_width: int, width: int, stride: int = 1) -> None:
         super().__init__(in_width, width, 3, stride=stride, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self._by_winograd(input):
+            return winograd.convolve(input, self.weight, self.bias)
         if self._by_products(input):
             return _Products.apply(input, self.weight, self.bias, self.stride[0])
         return super().forward(input)
 
+    def _by_winograd(self, x: Tensor) -> bool:
+        return self.by_tiles and self.stride[0] == 1 and self._in_float32(x) and winograd.pays(x, self.weight)
+
     def _by_products(self, x: Tensor) -> bool:
-        if x.device.type != "cpu" or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
-            return False
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return False
         pixels = x.shape[0] * x.shape[2] * x.shape[3] // self.stride[0] ** 2
-        return pixels <= PIXELS and self.in_channels * self.out_channels >= WEIGHTS
+        few = pixels <= PIXELS and self.in_channels * self.out_channels >= WEIGHTS
+        return few and self._in_float32(x) and not torch.compiler.is_compiling()
+
+    def _in_float32(self, x: Tensor) -> bool:
+        """And on a CPU, whatever casts by itself."""
+        float32 = x.dtype == self.weight.dtype == torch.float32
+        return x.device.type == "cpu" and float32 and not torch.is_autocast_enabled("cpu")
 
 
 class _Products(torch.autograd.Function):

@@ -24,6 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ShapeError
+from pipeline.models import winograd
+from pipeline.models.convolution import Conv3x3
 from pipeline.models.dimensions import depths_of, heads_of
 from pipeline.models.fused import norm_silu
 from pipeline.models.layers import (
@@ -163,6 +165,10 @@ class UNet(nn.Module):
         settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 4 * SIZES * len(blocks))
         for block in blocks:
             block.compile(backend=backend, dynamic=False)
+        by_tiles = self.norm_out.weight.device.type == "cpu" and winograd.available()
+        for part in self.modules():
+            if isinstance(part, Conv3x3):
+                part.by_tiles = by_tiles
 
     def reset_parameters(self, seed: int) -> None:
         """Initial weights, the same on every machine and device for one seed.

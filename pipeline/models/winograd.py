@@ -1,0 +1,156 @@
+"""3x3 convolutions with a quarter of the multiplications, for compiled networks on a CPU.
+
+F(4x4, 3x3) of Lavin and Gray 2016 ("Fast Algorithms for Convolutional Neural Networks", section 4):
+each tile of 4x4 results reads 6x6 pixels; pixels d and weight g are taken to 6x6 numbers each (B^T d B, G g G^T), where
+the convolution is 36 products of matrices over channels, and these, m, are taken back (A^T m A). The algebra is exact;
+in float32 results lie some 2.5e-6 (of their norm) from those of float64, where direct convolutions lie 0.5e-6.
+
+The sums are C++ (winograd.cpp), which PyTorch's own compiler of kernels builds and keeps; the products are PyTorch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SIDE = 4  # of a tile of results
+SIDE_READ = 6  # of the pixels that it reads
+LANES = 8  # channels that winograd.cpp takes at a time
+TILES = 64
+"""Tiles of a batch from which on this is used: the weight grows fourfold, which few tiles do not repay."""
+WIDTH = 32
+"""in_width x out_width / (in_width + out_width) from which on it is: pixels grow, too (docs/performance.md)."""
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`forward` with gradients, also within torch.compile."""
+    return OPERATOR(x, weight, bias, False)
+
+
+def pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether x (B, in_width, H, W) divides into tiles, and enough of them for the weight (width, in_width, 3, 3)."""
+    width, in_width = weight.shape[:2]
+    if x.shape[2] % SIDE or x.shape[3] % SIDE or width % LANES or in_width % LANES:
+        return False
+    tiles = x.shape[0] * x.shape[2] * x.shape[3] // SIDE**2
+    return tiles >= TILES and width * in_width >= WIDTH * (width + in_width)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor:
+    """x (B, in_width, H, W), weight (width, in_width, 3, 3), bias (width,), float32 -> (B, width, H, W), channels last.
+
+    Padded by one pixel of zeros, stride one. H and W are multiples of 4, widths of 8. turned: x is the gradient of such
+    a convolution's results, (B, width, H, W), and what comes is that of its input, (B, in_width, H, W).
+    """
+    weight_tiles = _weight_tiles(weight, turned)  # (36, width, in_width)
+    by = weight_tiles if turned else weight_tiles.transpose(1, 2)
+    y = _like(x, by.shape[2])
+    products = torch.bmm(_tiles("tiles_of_pixels", x), by)
+    B, C, H, W = y.shape
+    _call("results_of_products", (y, products, None if bias is None else bias.contiguous()), (B, H, W, C))
+    return y
+
+
+def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """dy (B, width, H, W), x (B, in_width, H, W) -> the gradient of the weight, (width, in_width, 3, 3)."""
+    products = torch.bmm(_tiles("tiles_of_results", dy).transpose(1, 2), _tiles("tiles_of_pixels", x))
+    weight = torch.empty(*products.shape[1:], 3, 3)
+    _call("weight_of_products", (weight, products), weight.shape[:2])
+    return weight
+
+
+def _weight_tiles(weight: Tensor, turned: bool) -> Tensor:
+    """G g G^T: (width, in_width, 3, 3) -> (36, width, in_width). turned: of g turned half around."""
+    width, in_width = weight.shape[:2]
+    tiles = torch.empty(width, SIDE_READ**2, in_width)
+    _call("tiles_of_weight", (weight.contiguous(), tiles), (width, in_width), int(turned))
+    return tiles.transpose(0, 1)
+
+
+def _tiles(function: str, pixels: Tensor) -> Tensor:
+    """(B, C, H, W) -> (36, B H/4 W/4, C), where each tile's numbers lie side by side."""
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    B, C, H, W = pixels.shape
+    tiles = torch.empty(B * H * W // SIDE**2, SIDE_READ**2, C)
+    _call(function, (pixels, tiles), (B, H, W, C))
+    return tiles.transpose(0, 1)
+
+
+def _like(x: Tensor, width: int) -> Tensor:
+    """Empty, of the size of x but for its channels, and channels last."""
+    B, _, H, W = x.shape
+    return x.new_empty(B, H, W, width).permute(0, 3, 1, 2)
+
+
+def _call(function: str, tensors: Iterable[Tensor | None], sizes: Iterable[int], *more: int) -> None:
+    """One of winograd.cpp's functions, on as many threads as PyTorch has."""
+    at = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
+    getattr(_library(), function)(*at, *map(ctypes.c_int64, sizes), torch.get_num_threads(), *more)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    from torch._inductor.codecache import CppCodeCache
+
+    return CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8"))
+
+
+@cache
+def available() -> bool:
+    """Whether winograd.cpp is built: at the first call, in some seconds, then kept where Inductor keeps its kernels."""
+    try:
+        _library()
+    except Exception as error:
+        warnings.warn(f"convolutions stay PyTorch's: winograd.cpp could not be built: {error}", stacklevel=2)
+        return False
+    return True
+
+
+def _register() -> Any:
+    """forward as an operator that torch.compile does not look into, with its gradients."""
+    op = torch.library.custom_op(
+        "latentmill::winograd",
+        forward,
+        mutates_args=(),
+        schema="(Tensor x, Tensor weight, Tensor? bias, bool turned) -> Tensor",
+    )
+    of_weight = torch.library.custom_op(
+        "latentmill::winograd_weight_gradient",
+        weight_gradient,
+        mutates_args=(),
+        schema="(Tensor dy, Tensor x) -> Tensor",
+    )
+
+    @op.register_fake
+    def _(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor:
+        return _like(x, weight.shape[1 if turned else 0])
+
+    @of_weight.register_fake
+    def _(dy: Tensor, x: Tensor) -> Tensor:
+        return x.new_empty(dy.shape[1], x.shape[1], 3, 3)
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    def differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        return (
+            op(dy, weight, None, True) if needs_x else None,
+            of_weight(dy, x) if needs_weight else None,
+            dy.sum((0, 2, 3)) if needs_bias else None,
+            None,
+        )
+
+    op.register_autograd(differentiate, setup_context=keep)
+    return op
+
+
+OPERATOR = _register()
