@@ -114,25 +114,22 @@ def available() -> bool:
 
 
 def _register() -> Any:
-    """forward as an operator that torch.compile does not look into, with its gradients."""
-    op = torch.library.custom_op(
-        "latentmill::winograd",
-        forward,
-        mutates_args=(),
-        schema="(Tensor x, Tensor weight, Tensor? bias, bool turned) -> Tensor",
-    )
-    of_weight = torch.library.custom_op(
-        "latentmill::winograd_weight_gradient",
-        weight_gradient,
-        mutates_args=(),
-        schema="(Tensor dy, Tensor x) -> Tensor",
-    )
+    """forward as an operator that torch.compile does not look into, with its gradients.
 
-    @op.register_fake
+    Defined by hand: what torch.library.custom_op wraps around each call takes 0.2 ms, a tenth of a small layer.
+    """
+    library = torch.library.Library("latentmill", "FRAGMENT")
+    library.define("winograd(Tensor x, Tensor weight, Tensor? bias, bool turned) -> Tensor")
+    library.define("winograd_weight_gradient(Tensor dy, Tensor x) -> Tensor")
+    library.impl("winograd", forward, "CPU")
+    library.impl("winograd_weight_gradient", weight_gradient, "CPU")
+    op, of_weight = torch.ops.latentmill.winograd.default, torch.ops.latentmill.winograd_weight_gradient.default
+
+    @torch.library.register_fake("latentmill::winograd", lib=library)
     def _(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor:
         return _like(x, weight.shape[1 if turned else 0])
 
-    @of_weight.register_fake
+    @torch.library.register_fake("latentmill::winograd_weight_gradient", lib=library)
     def _(dy: Tensor, x: Tensor) -> Tensor:
         return x.new_empty(dy.shape[1], x.shape[1], 3, 3)
 
@@ -149,8 +146,8 @@ def _register() -> Any:
             None,
         )
 
-    op.register_autograd(differentiate, setup_context=keep)
-    return op
+    torch.library.register_autograd("latentmill::winograd", differentiate, setup_context=keep, lib=library)
+    return op, library
 
 
-OPERATOR = _register()
+OPERATOR, _LIBRARY = _register()
