@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config import ModelConfig
+from pipeline.errors import ShapeError
 from pipeline.models import winograd
 from pipeline.models.convolution import Conv3x3
 from pipeline.models.unet import UNet
@@ -85,6 +86,15 @@ def test_only_gradients_that_are_wanted_are_computed(monkeypatch: pytest.MonkeyP
     y.sum().backward()
     assert "results_of_products" not in called
     assert "weight_of_products" in called
+
+
+@pytest.mark.parametrize("size", [(1, 8, 6, 4), (1, 8, 4, 6), (1, 6, 4, 4), (1, 16, 4, 4)])
+def test_what_is_no_whole_tiles_or_of_another_dtype_is_refused_before_it_is_read(size: tuple[int, ...]) -> None:
+    weight = normal(8, 6 if size[1] == 6 else 8, 3, 3)
+    with pytest.raises(ShapeError, match="sides in fours and channels in eights"):
+        winograd.convolve(normal(*size), weight, None)
+    with pytest.raises(ShapeError, match=r"torch.float64 \(1, 8, 4, 4\)"):
+        winograd.convolve(normal(1, 8, 4, 4).double(), normal(8, 8, 3, 3), None)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ class UNet(nn.Module):
         """Have torch.compile compile each block at its first pass, and anew for every size of latents.
 
         Blocks of one shape share what was compiled. Parameter names stay as they are. Inductor needs a C++ compiler on
-        a CPU.
+        a CPU, where 3x3 convolutions in fp32 are models/winograd.py's from now on.
         """
         self.compiled = True
         blocks = [part for part in self.modules() if isinstance(part, Block)]
