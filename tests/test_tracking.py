@@ -273,7 +273,7 @@ def test_unreachable_wandb_costs_one_warning(
     log = tracker(tmp_path, TrackingConfig())
     for n in range(100):
         log.log(n, {"loss": 1.0})
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 1
     log.close()
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1 and "cannot be reached" in warnings[0]
