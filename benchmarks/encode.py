@@ -14,8 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 
 # Decoding workers import this module when it is run: nothing heavy at its top.
-from benchmarks.presets import PRESETS, MemoryPreset, Preset, changed
-from pipeline import cli
+from benchmarks.encoding.presets import PRESETS, MemoryPreset, Preset, changed
+from pipeline.distributed.exits import guarded
 
 ABOUT = """\
 presets:
@@ -24,7 +24,7 @@ presets:
 In one run it prints, as medians over rounds of (limit, stage, script, decode):
   limit    images/s of the bare encoders over batches in memory
   stage    images/s of `latentmill encode`, into a fresh folder each time
-  script   images/s of benchmarks/encode_script.py: the same work as one writes it from the documentation of
+  script   images/s of benchmarks/encoding/encode_script.py: the same work as one writes it from the documentation of
            diffusers, open_clip and webdataset, in one process
   decode   images/s per core of the stage without encoders, and of Pillow alone
 `memory` encodes many small images, and prints the memory of the process and of its workers over time.
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(words)
     told = [word for word in given.overrides if not word.startswith("folder=")]  # a result names no folder
     command = " ".join(["python -m benchmarks.encode", given.preset, *told])
-    return cli.guarded("benchmarks.encode", lambda: run(given.preset, given.overrides, command, write=given.write))
+    return guarded("benchmarks.encode", lambda: run(given.preset, given.overrides, command, write=given.write))
 
 
 def run(name: str, overrides: Sequence[str], command: str, *, write: bool) -> int:
@@ -68,12 +68,12 @@ def run(name: str, overrides: Sequence[str], command: str, *, write: bool) -> in
 
     with tempfile.TemporaryDirectory(prefix="latentmill-benchmark-") as folder:
         if name == "memory":
-            from benchmarks.encode_memory import told, watch
+            from benchmarks.encoding.encode_memory import told, watch
 
             watched = watch(changed(MemoryPreset(), overrides), Path(folder))
             text, device = told(watched, command), watched.device
         else:
-            from benchmarks.encode_rounds import measure, report
+            from benchmarks.encoding.encode_rounds import measure, report
 
             found = measure(changed(PRESETS[name], overrides), Path(folder), _say)
             text, device = report(found, command), found.device

@@ -24,21 +24,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.latents import Latents, write_cache
+from benchmarks.encoding.presets import changed
 from benchmarks.machine import device_slug, figure, keep, machine, median, spread, table, verdict
-from benchmarks.presets import changed
-from benchmarks.trainer_peers import Ours, fitting
-from pipeline import cli
+from benchmarks.streaming.latents import Latents, write_cache
+from benchmarks.training.trainer_peers import Ours, fitting
 from pipeline.config import DeepSpeedConfig
-from pipeline.configload import load
+from pipeline.config.loading.load import load
+from pipeline.distributed.exits import guarded
+from pipeline.distributed.place import cores
+from pipeline.distributed.world import World
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.features import load_features
-from pipeline.evaluation.inception import SIDE
-from pipeline.evaluation.jobs import NICE
-from pipeline.evaluation.manifold import precision_recall
-from pipeline.launch import cores
-from pipeline.storage import open_storage
-from pipeline.training.distributed import World
+from pipeline.evaluation.beside import NICE
+from pipeline.evaluation.features.inception import SIDE
+from pipeline.evaluation.features.networks import load_features
+from pipeline.evaluation.metrics.manifold import precision_recall
+from pipeline.storage.urls import open_storage
 
 EPILOG = """\
 keys: parts=features,memory,whole,beside run=RUN (of captioned shapes, for the last two: `latentmill demo` makes one)
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
     told = [word for word in given.overrides if not word.startswith("run=")]  # paths are not for results
     command = " ".join(["python -m benchmarks.evaluation", *told])
-    return cli.guarded("benchmarks.evaluation", lambda: run(changed(Plan(), given.overrides), command, given.write))
+    return guarded("benchmarks.evaluation", lambda: run(changed(Plan(), given.overrides), command, given.write))
 
 
 def run(plan: Plan, command: str, write: bool) -> int:
@@ -131,7 +131,7 @@ def bare_network(name: str, network: Callable[[np.ndarray], Tensor]) -> Callable
     inside: Any
     if name == "democlip":
         from pipeline.config import EncodersConfig
-        from pipeline.models.text import load_text
+        from pipeline.models.encoders.text import load_text
 
         tower = load_text(EncodersConfig(seed=0), "cpu")
         inside, x = tower.model.encode_image, torch.randn(BATCH, 3, 64, 64)

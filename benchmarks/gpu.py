@@ -6,7 +6,7 @@ First whether bf16 is right: outputs and gradients against fp32, with diffusers'
 (forward, backward, clipping, fused AdamW on fp32 master weights; no EMA) at the best batch, found by doubling until
 memory is out, and sampling; diffusers' UNet2DConditionModel beside ours with the same weights, both in bf16,
 channels_last and with SDPA, as they are and compiled. Rows are printed as they come, the most important first; what the
-time does not allow is left out by name. MFU is the model's FLOPs (pipeline/models/cost.py) over the rate of a large
+time does not allow is left out by name. MFU is the model's FLOPs (pipeline/planning/cost.py) over the rate of a large
 matrix product on the same GPU.
 
 The bar: 129 images/s per GPU for the SD2 UNet at 512x512 on H200s (eight of them, NVIDIA's logs of MLPerf v4.0). The
@@ -26,14 +26,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
-from benchmarks.presets import changed
-from pipeline import cli
+from benchmarks.encoding.presets import changed
+from pipeline.distributed.exits import guarded
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from benchmarks.gpu_parts import Side, Training
+    from benchmarks.network.gpu_parts import Side, Training
     from pipeline.config import ModelConfig
 
 BAR, GOAL = 129.0, 165.0  # images/s, SD2 at 512 pixels, an H200
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
     given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
     command = " ".join(["python -m benchmarks.gpu", *given.overrides])
-    return cli.guarded("benchmarks.gpu", lambda: run(changed(Settings(), given.overrides), command, write=given.write))
+    return guarded("benchmarks.gpu", lambda: run(changed(Settings(), given.overrides), command, write=given.write))
 
 
 def run(settings: Settings, command: str, *, write: bool) -> int:
@@ -148,7 +148,7 @@ class Measurement:
         """Everything, in the order of importance."""
         import torch
 
-        from benchmarks.gpu_parts import matmul_rate
+        from benchmarks.network.gpu_parts import matmul_rate
 
         torch.backends.cudnn.benchmark = True
         settings = self.settings
@@ -174,7 +174,7 @@ class Measurement:
 
     @staticmethod
     def _model(name: str) -> ModelConfig:
-        from benchmarks.gpu_parts import model_of
+        from benchmarks.network.gpu_parts import model_of
 
         config = model_of(name)
         if not config.context_width:
@@ -188,7 +188,7 @@ class Measurement:
         """Do it if the time allows, and go on with the next row when it fails."""
         import torch
 
-        from benchmarks.gpu_parts import free
+        from benchmarks.network.gpu_parts import free
 
         if self.seconds_left() < needed:
             self.left_out.append(f"{what}: {max(0, self.seconds_left()):.0f} s were left")
@@ -210,7 +210,7 @@ class Measurement:
     # Rows
 
     def _correct(self, name: str, config: ModelConfig) -> None:
-        from benchmarks.gpu_parts import precision_errors
+        from benchmarks.network.gpu_parts import precision_errors
 
         side = int(self.settings.pixels.split(",")[-1]) // DOWNSAMPLING
         right, self.right = self.right, False  # until it is shown
@@ -242,12 +242,12 @@ class Measurement:
             self._row(what if plain else f"{what}, compiled", needed, work)
 
     def _side(self, kind: str, config: ModelConfig) -> Side:
-        from benchmarks.gpu_parts import Side, weights_of
+        from benchmarks.network.gpu_parts import Side, weights_of
 
         return Side("ours" if kind == "ours" else "diffusers", config, weights_of(config), self.device)
 
     def _train_side(self, side: Side, what: str, name: str, pixels: int, compiled: bool, plain: bool) -> None:
-        from benchmarks.gpu_parts import Training
+        from benchmarks.network.gpu_parts import Training
 
         training, key = Training(side), (f"{name} {pixels} px", side.kind)
         if plain:
@@ -270,7 +270,7 @@ class Measurement:
         """The batch of most images/s, doubled until memory is out (or there is none of the first: OutOfMemoryError)."""
         import torch
 
-        from benchmarks.gpu_parts import free
+        from benchmarks.network.gpu_parts import free
 
         found: dict[int, Speed] = {}
         for batch in _doublings(self.settings.batch, self.settings.most_batch):
@@ -294,7 +294,7 @@ class Measurement:
         return best, found[best]
 
     def _speed(self, training: Training, batch: int, pixels: int) -> Speed:
-        from benchmarks.gpu_parts import free, inputs_of, peak_gb, seconds_each, synchronize
+        from benchmarks.network.gpu_parts import free, inputs_of, peak_gb, seconds_each, synchronize
 
         free(self.device)
         inputs = inputs_of(training.side.config, batch, pixels // DOWNSAMPLING, self.settings.tokens, self.device)
@@ -308,8 +308,8 @@ class Measurement:
     def _note(self, what: str, training: Training, batch: int, pixels: int, speed: Speed, key: tuple[str, str]) -> None:
         """A row of the table. The modelled memory is ours alone: theirs keeps other tensors."""
         from benchmarks.machine import figure
-        from pipeline.models.cost import unet_cost
-        from pipeline.models.memory import peak_bytes
+        from pipeline.planning.cost import unet_cost
+        from pipeline.planning.memory import peak_bytes
 
         side = pixels // DOWNSAMPLING
         cost = unet_cost(training.side.config, batch, side, side, self.settings.tokens)
@@ -322,7 +322,7 @@ class Measurement:
         _say(" | ".join(row))
 
     def _sample(self, name: str, config: ModelConfig, pixels: int) -> None:
-        from benchmarks.gpu_parts import sampling_seconds
+        from benchmarks.network.gpu_parts import sampling_seconds
 
         settings = self.settings
         for kind in ("ours", "diffusers"):

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 # Decoding workers import this module when it is run: nothing heavy at its top.
-from benchmarks.presets import PRESETS, SD1_BF16, Preset
-from pipeline import cli
+from benchmarks.encoding.presets import PRESETS, SD1_BF16, Preset
 from pipeline.config import EncodersConfig
+from pipeline.distributed.exits import guarded
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     shares = {PRESETS["sd1-256"]: 0.5, PRESETS["sd1-512"]: 1.0}
-    return cli.guarded("benchmarks.gpu_encode", lambda: measure_all(torch.device("cuda"), SD1_BF16, SIDES, shares))
+    return guarded("benchmarks.gpu_encode", lambda: measure_all(torch.device("cuda"), SD1_BF16, SIDES, shares))
 
 
 def measure_all(
@@ -55,7 +55,7 @@ def measure_all(
 
     shares: for each preset the share of SECONDS at which it has to be done.
     """
-    from benchmarks.encode_rounds import measure, report
+    from benchmarks.encoding.encode_rounds import measure, report
     from benchmarks.machine import device_slug, keep
 
     started = time.perf_counter()
@@ -82,11 +82,11 @@ def precision(encoders: EncodersConfig, device: torch.device, sides: Sequence[in
     """Relative error (RMS over RMS) of the moments that a bfloat16 autoencoder gives for photo-like images, by side."""
     import torch
 
-    from benchmarks.photos import photo
+    from benchmarks.encoding.photos import photo
     from pipeline.config import LimitsConfig
-    from pipeline.models.autoencoder import load_autoencoder
-    from preprocess.encoder import to_unit_range
-    from preprocess.image import crop_image, decode_image, open_image, place_crop
+    from pipeline.models.encoders.autoencoder import load_autoencoder
+    from preprocess.encoding.encoder import to_unit_range
+    from preprocess.source.image import crop_image, decode_image, open_image, place_crop
 
     rough = load_autoencoder(replace(encoders, vae_dtype="bfloat16"), device)
     exact = rough.float32()

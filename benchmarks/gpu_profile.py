@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.presets import changed
-from pipeline import cli
+from benchmarks.encoding.presets import changed
+from pipeline.distributed.exits import guarded
 
 KINDS = {
     "attention": ("flash", "fmha", "cudnn_generated_fort_native_sdpa", "sdpa", "attention"),
@@ -52,13 +52,13 @@ class Settings:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints; exit status 0."""
     overrides = list(sys.argv[1:] if arguments is None else arguments)
-    return cli.guarded("benchmarks.gpu_profile", lambda: run(changed(Settings(), overrides)))
+    return guarded("benchmarks.gpu_profile", lambda: run(changed(Settings(), overrides)))
 
 
 def run(settings: Settings) -> int:
     import torch
 
-    from benchmarks.gpu_parts import Side, Training, inputs_of, model_of, seconds_each, weights_of
+    from benchmarks.network.gpu_parts import Side, Training, inputs_of, model_of, seconds_each, weights_of
 
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda")
@@ -111,7 +111,7 @@ def _attention(settings: Settings) -> Iterator[str]:
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from benchmarks.gpu_parts import seconds_each
+    from benchmarks.network.gpu_parts import seconds_each
 
     device = torch.device("cuda")
     side = settings.pixels // 8

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from pipeline.launch import cores
+from pipeline.distributed.place import cores
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TUNING = ("OMP_", "GOMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "PYTORCH_CUDA_ALLOC_CONF")  # beginnings of names

@@ -16,11 +16,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from benchmarks.encoding.presets import changed
 from benchmarks.machine import device_slug, keep, machine, table
-from benchmarks.presets import changed
-from pipeline import cli
-from pipeline.data.order import Order
-from pipeline.data.stream import PLAN_BATCHES, PLAN_SAMPLES
+from pipeline.data.order.shuffle import Order
+from pipeline.data.reading.stream import PLAN_BATCHES, PLAN_SAMPLES
+from pipeline.distributed.exits import guarded
 from pipeline.errors import ConfigError
 
 EPILOG = """\
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="also write the table to benchmarks/results/")
     given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
     command = " ".join(["python -m benchmarks.order", *given.overrides])
-    return cli.guarded("benchmarks.order", lambda: run(changed(World(), given.overrides), command, write=given.write))
+    return guarded("benchmarks.order", lambda: run(changed(World(), given.overrides), command, write=given.write))
 
 
 def run(world: World, command: str, *, write: bool) -> int:

@@ -16,25 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.encoding.presets import changed
 from benchmarks.machine import device_slug, figure, keep, machine, median, spread, table, verdict
-from benchmarks.presets import changed
 from benchmarks.unet import model_of
-from pipeline import cli
 from pipeline.config import DiffusionConfig, SamplerConfig
-from pipeline.configload import load
+from pipeline.config.loading.load import load
+from pipeline.diffusion.conditioning import Conditioning
 from pipeline.diffusion.guidance import Guidance
-from pipeline.diffusion.interchange import scheduler_config
 from pipeline.diffusion.levels import levels_for
-from pipeline.diffusion.sampler import initial_noise
+from pipeline.diffusion.sampling import initial_noise
+from pipeline.distributed.allocator import keep_memory
+from pipeline.distributed.exits import guarded
+from pipeline.distributed.place import cores
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.pictures import draw
-from pipeline.launch import cores
-from pipeline.malloc import keep_memory
-from pipeline.models import convert
-from pipeline.models.autoencoder import FirstStage, load_autoencoder
-from pipeline.models.compat import declare_torchvision_ops
-from pipeline.models.conditioning import Conditioning, Denoiser, Text
-from pipeline.models.packed import pack
+from pipeline.inference.packed import pack
+from pipeline.inference.pictures import draw
+from pipeline.interchange import unet as convert
+from pipeline.interchange.scheduler import scheduler_config
+from pipeline.models.denoiser import Denoiser
+from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+from pipeline.models.tasks.text import Text
 
 EPILOG = """\
 keys: cases=tiny,sd1 rounds=3 sampler=dpmpp_2m guidance=3 steps=0 batch=0 (0 = the case's own) threads=0 (all cores)
@@ -125,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
     given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
     command = " ".join(["python -m benchmarks.sampling", *given.overrides])
-    return cli.guarded("benchmarks.sampling", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
+    return guarded("benchmarks.sampling", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
 
 
 def run(plan: Plan, command: str, *, write: bool) -> int:

@@ -19,13 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latents import LATENTS, Latents, write_cache
+from benchmarks.encoding.presets import changed
 from benchmarks.machine import device_slug, figure, keep, machine, median, table, verdict
-from benchmarks.presets import changed
-from benchmarks.stream_side import BATCH, MEMORY, WORLD
-from pipeline import cli
-from pipeline.data.manifest import MANIFEST, UNCOND, Manifest, commit_manifest, load_manifest
-from pipeline.storage import Storage, open_storage
+from benchmarks.streaming.latents import LATENTS, Latents, write_cache
+from benchmarks.streaming.stream_side import BATCH, MEMORY, WORLD
+from pipeline.data.format.manifest import MANIFEST, UNCOND, Manifest, commit_manifest, load_manifest
+from pipeline.distributed.exits import guarded
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
 
 EPILOG = """\
 keys: presets=sd512,small places=disk,s3 rounds=3 workers=1,2 seconds=4 folder=FOLDER (for the caches; else a temporary
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
     told = [word for word in given.overrides if not word.startswith(("folder=", "mosaic="))]
     command = " ".join(["python -m benchmarks.stream", *told])
-    return cli.guarded("benchmarks.stream", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
+    return guarded("benchmarks.stream", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
 
 
 def run(plan: Plan, command: str, *, write: bool) -> int:
@@ -125,7 +126,7 @@ def served(place: str, folder: Path, stack: ExitStack) -> tuple[dict[str, str], 
     (folder / "swift").mkdir(parents=True)
     server = stack.enter_context(swift.Swift(folder / "swift"))
     os.environ.update(server.environment)
-    from pipeline.s3 import s3_client
+    from pipeline.storage.s3 import s3_client
 
     s3_client().create_bucket(Bucket="benchmark")
     return dict(server.environment), "s3://benchmark"
@@ -162,7 +163,7 @@ def prepared(
 
     def own(side: str, workers: int, count: int, **more: Any) -> list[str]:
         given = {"side": side, "workers": workers, "warm": warm(count), "count": count, **more}
-        return [sys.executable, "-m", "benchmarks.stream_side", json.dumps(given)]
+        return [sys.executable, "-m", "benchmarks.streaming.stream_side", json.dumps(given)]
 
     def mosaic(workers: int, count: int) -> list[str]:
         at = str(mds) if place == "disk" else tempfile.mkdtemp(dir=folder)
@@ -182,7 +183,7 @@ MOSAIC = (str(Path(__file__).resolve().parent / "mosaic_side.py"),)
 
 def _upload(manifest: Manifest, source: Storage, dest: Storage) -> list[str]:
     """Puts a cache into a bucket; URLs that webdataset reads."""
-    from pipeline.s3 import s3_client
+    from pipeline.storage.s3 import s3_client
 
     for shard in manifest.shards:
         for name in (shard.name, shard.index_name):

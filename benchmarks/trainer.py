@@ -16,18 +16,19 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.latents import Latents, write_cache
+from benchmarks.encoding.presets import changed
 from benchmarks.machine import device_slug, figure, keep, machine, median, spread, table
-from benchmarks.presets import changed
-from benchmarks.traffic import THEORY
-from benchmarks.trainer_peers import fitting
-from benchmarks.trainer_side import Order
-from pipeline import cli
+from benchmarks.streaming.latents import Latents, write_cache
+from benchmarks.training.traffic import THEORY
+from benchmarks.training.trainer_peers import fitting
+from benchmarks.training.trainer_side import Order
 from pipeline.config import ModelConfig
-from pipeline.configload import load
+from pipeline.config.loading.load import load
+from pipeline.distributed.exits import guarded
+from pipeline.distributed.place import cores
+from pipeline.distributed.ranks import run_local
 from pipeline.errors import ConfigError, DataError
-from pipeline.launch import cores, run_local
-from pipeline.storage import open_storage
+from pipeline.storage.urls import open_storage
 
 EPILOG = """\
 keys: model=tiny (of conf/model/) batch=64 parts=overhead,ranks,traffic rounds=5 steps=30 ranks=1,2,4 samples=4096
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
     given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
     command = " ".join(["python -m benchmarks.trainer", *given.overrides])
-    return cli.guarded("benchmarks.trainer", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
+    return guarded("benchmarks.trainer", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
 
 
 def run(plan: Plan, command: str, *, write: bool) -> int:
@@ -133,7 +134,7 @@ class Bench:
             saves=saves,
             out=str(out),
         )
-        status = run_local("benchmarks.trainer_side", [json.dumps(asdict(order))], world, threads)
+        status = run_local("benchmarks.training.trainer_side", [json.dumps(asdict(order))], world, threads)
         if status:
             raise DataError(f"{world} ranks that were to measure {work} ended with status {status}")
         return json.loads(out.read_text())

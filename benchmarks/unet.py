@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.encoding.presets import changed
 from benchmarks.machine import device_slug, figure, keep, machine, median, spread, table, verdict
-from benchmarks.presets import changed
-from benchmarks.unet_limit import Rates, counted, measure_rates
-from benchmarks.unet_side import SIDES, Order
-from pipeline import cli
+from benchmarks.network.unet_limit import Rates, counted, measure_rates
+from benchmarks.network.unet_side import SIDES, Order
 from pipeline.config import ModelConfig
-from pipeline.configload import load
+from pipeline.config.loading.load import load
+from pipeline.distributed.exits import guarded
+from pipeline.distributed.place import cores
 from pipeline.errors import DataError
-from pipeline.launch import cores
-from pipeline.models import convert
-from pipeline.models.unet import UNet
+from pipeline.interchange import unet as convert
+from pipeline.models.unet.model import UNet
 
 EPILOG = """\
 keys: cases=tiny,sd1,sd2 work=train,infer sides=all rounds=3 steps=0 (timed in a turn; 0 = as the case wants) dtype=fp32
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
     given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
     command = " ".join(["python -m benchmarks.unet", *given.overrides])
-    return cli.guarded("benchmarks.unet", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
+    return guarded("benchmarks.unet", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
 
 
 def run(plan: Plan, command: str, *, write: bool) -> int:
@@ -182,7 +182,7 @@ def measure(plan: Plan, case: Case, config: ModelConfig, work: str, weights: Pat
 
 def take_turn(order: Order) -> dict[str, Any]:
     """What a process of one side told."""
-    command = [sys.executable, "-m", "benchmarks.unet_side", json.dumps(asdict(order))]
+    command = [sys.executable, "-m", "benchmarks.network.unet_side", json.dumps(asdict(order))]
     environment = os.environ | {"OMP_NUM_THREADS": str(order.threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

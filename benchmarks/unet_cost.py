@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from benchmarks.machine import table
-from pipeline.configload import load
-from pipeline.models.cost import unet_cost
-from pipeline.models.memory import activation_bytes, recompute
+from pipeline.config.loading.load import load
+from pipeline.planning.cost import unet_cost
+from pipeline.planning.memory import activation_bytes, recompute
 
 HEAD = (
     "model, pixels",

@@ -16,13 +16,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import warm
-from pipeline.cli import VERBS
+from pipeline import cli
 from pipeline.config import DemoConfig
+from pipeline.distributed import forks
+from pipeline.distributed.ranks import run_command
 from pipeline.errors import LatentmillError
-from pipeline.launch import run_command
 from pipeline.report import page, run
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
+from pipeline.verbs import VERBS
 
 SHARD = 1000
 """Images per shard."""
@@ -153,10 +154,10 @@ def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, fresh
         return False
     del done[number:]
     began = time.monotonic()
-    if verb in warm.HEAVY:
-        status = warm.run_verb(verb, rest)
+    if verb in forks.HEAVY:
+        status = forks.run_verb(cli.main, verb, rest)
     else:
-        warm.begin()  # beside what comes first: drawing pictures takes one core
+        forks.begin()  # beside what comes first: drawing pictures takes one core
         status = run_command([sys.executable, "-m", VERBS[verb][0], *rest])
     if status:
         raise StepFailed(command, status)

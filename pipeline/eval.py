@@ -10,41 +10,42 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from pipeline.config import EvalRunConfig, SamplerConfig
-from pipeline.configload import to_dict
-from pipeline.data.manifest import contract_from_json, load_manifest, require_match
+from pipeline.config.loading.merge import to_dict
+from pipeline.data.format.contract import contract_from_json, require_match
+from pipeline.data.format.manifest import load_manifest
 from pipeline.diffusion.levels import levels_for
+from pipeline.distributed.allocator import keep_memory
+from pipeline.distributed.signals import SCHEDULER, StopRequest
+from pipeline.distributed.world import World, pick_device
 from pipeline.errors import ConfigError, NotFound
-from pipeline.evaluation import jobs
+from pipeline.evaluation import beside
+from pipeline.evaluation.captions import load_validation
 from pipeline.evaluation.card import Card
 from pipeline.evaluation.evaluate import Evaluator, evaluation_folder, in_training, write
-from pipeline.evaluation.features import load_features
+from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.reference import load_reference
-from pipeline.evaluation.trained import Trained, encode_captions, load_trained
-from pipeline.evaluation.validation import load_validation
-from pipeline.malloc import keep_memory
-from pipeline.models.conditioning import TASKS, Denoiser
+from pipeline.inference.trained import Trained, encode_captions, load_trained
+from pipeline.models.denoiser import Denoiser
+from pipeline.models.tasks.choose import TASKS
 from pipeline.report import page
-from pipeline.storage import Storage, open_storage, split_url
-from pipeline.tracking import Tracker
-from pipeline.traindata import empty_caption
-from pipeline.training.distributed import World, pick_device
-from pipeline.training.rundir import RunInfo, load_run
+from pipeline.runs.datasets import empty_caption
+from pipeline.runs.directory import RunInfo, load_run
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage, split_url
+from pipeline.tracking.tracker import Tracker
 
 TOLERANCE = 1e-3
 """Relative difference within which a figure is the card's: that of kinds of device and versions of libraries."""
 GRID = 16  # images kept as a picture
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(config: EvalRunConfig) -> int:
@@ -192,14 +193,13 @@ def differences(card: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, 
 
 
 def evaluate_pending(config: EvalRunConfig) -> int:
-    """Evaluate the snapshots that training has left (evaluation/jobs.py), as training itself would have. Returns the
+    """Evaluate the snapshots that training has left (evaluation/beside.py), as training itself would have. Returns the
     exit status; raises RunError, Interrupted when a signal asked to stop: what is left stays pending."""
     info = load_run(config.run)
     run, settings = info.storage, info.config
-    asked: list[int] = []
-    evaluate = None
-    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder, _remembering(asked):
-        while left := [n for n in jobs.pending(run) if config.at in (0, n)]:
+    stop, evaluate = StopRequest(), None
+    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder, stop.listening(SCHEDULER):
+        while left := [n for n in beside.pending(run) if config.at in (0, n)]:
             n = left[0]
             if evaluate is None:
                 device = pick_device(config.device)
@@ -210,12 +210,14 @@ def evaluate_pending(config: EvalRunConfig) -> int:
                 require_match(contract_from_json(info.contract), manifest.contract, f"data.train={settings.data.train}")
                 evaluate = in_training(settings, run, World(device=device), manifest, empty_caption(cache, manifest))
             try:
-                weights = jobs.read_snapshot(run, n)
+                weights = beside.read_snapshot(run, n)
             except NotFound:  # another job was faster
                 continue
             device = pick_device(config.device)
-            metrics = evaluate({name: one.to(device) for name, one in weights.items()}, n, lambda: bool(asked))
-            jobs.finish(run, n, partial(_track, info, n, Path(folder)))
+            metrics = evaluate(
+                {name: one.to(device) for name, one in weights.items()}, n, lambda: stop.number is not None
+            )
+            beside.finish(run, n, partial(_track, info, n, Path(folder)))
             print(f"eval: {n:,} samples: {_figures(metrics)}", flush=True)
     return 0
 
@@ -224,23 +226,12 @@ def _track(info: RunInfo, n: int, folder: Path) -> None:
     """Bring figures to the run's tracker, when training is over."""
     with Tracker(info.storage, info.config.tracking, settings=to_dict(info.config), folder=folder) as tracker:
         if n not in tracker.evaluations:
-            jobs.bring(info.storage, n, tracker)
+            beside.bring(info.storage, n, tracker)
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
     """The numbers of an evaluation in a line."""
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
-
-
-@contextmanager
-def _remembering(asked: list[int]) -> Iterator[None]:
-    """Inside, signals that ask to stop are appended to `asked`."""
-    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def settings(config: EvalRunConfig) -> list[SamplerConfig]:

@@ -7,78 +7,19 @@ What was written is loaded again and compared with our own denoiser.
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-import pipeline
 from pipeline.config import ExportConfig
-from pipeline.diffusion.interchange import pipeline_runs, scheduler_config
-from pipeline.errors import ConfigError, DestinationExists
-from pipeline.evaluation.trained import Trained, load_trained
-from pipeline.exportcheck import ExportDiffers as ExportDiffers
-from pipeline.exportcheck import compare, judge
-from pipeline.exportcompvis import compvis_note as compvis_note
-from pipeline.exportcompvis import export_compvis
-from pipeline.models import convert, convert_clip
-from pipeline.models.compat import declare_torchvision_ops
-from pipeline.models.conditioning import Denoiser
-from pipeline.models.text import TextTower
-from pipeline.storage import LocalStorage, Storage, open_storage
-
-MARKER = "latentmill.json"  # in every exported folder; one that has it may be written over
-CHECKED_CAPTIONS = ["a large red circle left of a small blue square", ""]
-
-README = """Exported by latentmill {version} from {weights} weights at {n:,} samples seen.
-
-unet, vae and scheduler are in diffusers' format{text}.
-"""
-WITHOUT_INDEX = """, text_encoder and tokenizer in transformers'. There is no
-model_index.json: the run's latents are shifted, which StableDiffusionPipeline does not undo"""
-WITH_TEXT = """, text_encoder and tokenizer in transformers': load all of it with
-StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)"""
-WITHOUT_TEXT = """. There is no text encoder, since transformers' CLIPTextModel cannot
-hold this run's: encode captions as run.json of the run says, and give them as prompt_embeds"""
-WITH_TEXT_ALONE = ", text_encoder and tokenizer in transformers'"
-WITHOUT_PIPELINE = """
-StableDiffusionPipeline cannot run this model, so there is no model_index.json: the model predicts rectified flow, and
-that pipeline does not take its scheduler. This samples it, from noise and the states of captions and of the empty one:
-
-```python
-import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
-
-unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
-x = noise
-scheduler.set_timesteps(steps)
-with torch.no_grad():
-    for t in scheduler.timesteps:
-        conditional, null = unet(torch.cat([x, x]), t, torch.cat([text, empty])).sample.chunk(2)
-        x = scheduler.step(null + guidance * (conditional - null), t, x).prev_sample
-    images = vae.decode(x / vae.config.scaling_factor).sample
-```
-"""
-EULER = "FlowMatchEulerDiscreteScheduler"  # the scheduler of that example, or another with the same loop
-NO_PIPELINE = """export: note: StableDiffusionPipeline cannot run prediction=flow, since its scheduler
-has no init_noise_sigma: no model_index.json was written, and README.md of the folder shows how to sample"""
-
-TRIMMED = (
-    "the run attends to a caption's own tokens alone (text_storage=trimmed), and StableDiffusionPipeline to padding "
-    "too, so its pictures differ: give the UNet an encoder_attention_mask"
-)
-TRIMMED_WORDS = """
-
-The UNet was trained to attend to a caption's own tokens alone: give it an
-encoder_attention_mask, which StableDiffusionPipeline does not"""
+from pipeline.errors import ConfigError
+from pipeline.inference.trained import Trained, load_trained
+from pipeline.interchange.agreement import ExportDiffers as ExportDiffers
+from pipeline.interchange.compvis import compvis_note as compvis_note
+from pipeline.interchange.compvis import export_compvis
+from pipeline.interchange.diffusers import export_diffusers
+from pipeline.models.denoiser import Denoiser
 
 
 def main(config: ExportConfig) -> int:
@@ -101,136 +42,10 @@ def main(config: ExportConfig) -> int:
 # diffusers
 
 
-def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> None:
-    """Write the folder, whole or not at all."""
-    dest = open_storage(config.dest)
-    refuse_foreign(dest)
-    first_stage, tower = trained.encoders(override=config.encoders)
-    local = Path(config.dest).expanduser() if isinstance(dest, LocalStorage) else None
-    if local is not None:
-        local.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its destination, so that a rename completes it.
-    folder = Path(tempfile.mkdtemp(prefix=".export-", dir=local.parent if local is not None else None))
-    try:
-        save_unet(folder / "unet", denoiser, trained)
-        first_stage.float32().model.save_pretrained(folder / "vae")
-        scheduler = scheduler_config(trained.info.config.diffusion, config.sampler)
-        runs = pipeline_runs(trained.info.config.diffusion)
-        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-        with_text = denoiser.unet.config.context_width > 0 and convert_clip.is_clip(tower)
-        words = WITHOUT_TEXT
-        if with_text:
-            convert_clip.save_text_model(tower, folder / "text_encoder")
-            convert_clip.save_tokenizer(tower, folder / "tokenizer")
-            words = WITH_TEXT if runs else WITH_TEXT_ALONE
-            words = WITHOUT_INDEX if first_stage.shift else words
-        if with_text and runs and not first_stage.shift:
-            _write_json(folder / "model_index.json", model_index(denoiser, scheduler["_class_name"]))
-        if with_text and trained.contract.trimmed:
-            print(f"warning: {TRIMMED}", file=sys.stderr, flush=True)
-            words += TRIMMED_WORDS
-        facts = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
-        readme = README.format(**facts, text=words) + (
-            "" if runs else WITHOUT_PIPELINE.replace(EULER, scheduler["_class_name"])
-        )
-        (folder / "README.md").write_text(readme)
-        _write_json(folder / MARKER, facts | {"contract": trained.info.contract})
-        if config.check:
-            check_unet(folder / "unet", denoiser, trained)
-            if with_text:
-                check_text(folder, tower)
-        _publish(folder, dest, local)
-        if not runs:
-            print(NO_PIPELINE)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def save_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> None:
-    """The UNet as diffusers' UNet2DConditionModel, or UNet2DModel without context."""
-    import diffusers
-
-    folder.mkdir(parents=True)
-    config = denoiser.unet.config
-    facts = {"_class_name": convert.diffusers_class(config), "_diffusers_version": diffusers.__version__}
-    _write_json(folder / "config.json", facts | convert.diffusers_config(config, trained.contract.latent_shape[-1]))
-    state = {name: t.contiguous() for name, t in convert.to_diffusers(denoiser.unet.state_dict(), config).items()}
-    save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-
-
-def model_index(denoiser: Denoiser, scheduler: str) -> dict[str, Any]:
-    """What StableDiffusionPipeline.from_pretrained reads first. scheduler: name of diffusers' class."""
-    import diffusers
-
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", convert.diffusers_class(denoiser.unet.config)],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-
-
-@torch.no_grad()
-def check_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> float:
-    """Load the UNet with diffusers and compare; returns the largest relative difference. Raises ExportDiffers."""
-    declare_torchvision_ops()
-    import diffusers
-
-    config = denoiser.unet.config
-    loaded = getattr(diffusers, convert.diffusers_class(config)).from_pretrained(folder, local_files_only=True).eval()
-    generator = torch.Generator().manual_seed(0)
-    height, width = trained.contract.latent_shape[1:]
-    x_BCHW = torch.randn(3, config.in_channels, height, width, generator=generator)
-    timestep_B = torch.tensor([0, 999, 421]) % trained.info.config.diffusion.timesteps
-    context_BLD = None
-    if config.context_width:
-        context_BLD = torch.randn(3, trained.contract.text.length, config.context_width, generator=generator)
-    ours = denoiser.unet(x_BCHW, timestep_B, context_BLD)
-    arguments = (x_BCHW, timestep_B) if context_BLD is None else (x_BCHW, timestep_B, context_BLD)
-    return compare("the denoiser's output", loaded(*arguments).sample, ours)
-
-
-def check_text(folder: Path, tower: TextTower) -> float:
-    """Load text encoder and tokenizer with transformers and compare the states of captions. Raises ExportDiffers."""
-    difference = convert_clip.largest_difference(tower, folder / "text_encoder", folder / "tokenizer", CHECKED_CAPTIONS)
-    return judge("the text states", difference)
-
-
-def refuse_foreign(dest: Storage) -> None:
-    """Raise DestinationExists unless dest is empty or an earlier export."""
-    if dest.list("") and not dest.exists(MARKER):
-        raise DestinationExists(f"{dest.url} is not empty and no earlier export: choose another dest")
-
-
-def _publish(folder: Path, dest: Storage, local: Path | None) -> None:
-    """Move a finished folder to its destination: one rename on a disk; on S3 the marker goes up last."""
-    folder.chmod(0o755)
-    if local is not None:
-        if local.exists():
-            shutil.rmtree(local)  # an earlier export, or empty
-        folder.rename(local)
-        return
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in sorted(files, key=lambda path: path.name == MARKER):
-        dest.put(path.relative_to(folder).as_posix(), path.read_bytes())
-
-
 FORMATS: dict[str, Callable[[ExportConfig, Trained, Denoiser], None]] = {
     "diffusers": export_diffusers,
     "compvis": export_compvis,
 }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     latentmill encode encoders=sd1 encoders.weights=s3://bucket/encoders/sd1 ...
 
 Whatever they were before, they become safetensors in float32 with a configuration beside them, are loaded again from
-there and compared: same hash of the weights, same output to the bit. models/fetched.py has the layout and reads it.
+there and compared: same hash of the weights, same output to the bit. models/encoders/fetched.py has the layout.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from torch import Tensor
 
 from pipeline.config import EncodersConfig, FetchConfig
 from pipeline.errors import DestinationExists, NotFound, WeightsError
-from pipeline.models.autoencoder import FirstStage, load_autoencoder, save_autoencoder
-from pipeline.models.fetched import FIELDS, FORMAT, MANIFEST, Part, chunks, names, read_manifest
-from pipeline.models.text import TextTower, load_text, save_text
-from pipeline.models.tokenizer import find_tower, merges_of
-from pipeline.storage import Storage, open_storage
+from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder, save_autoencoder
+from pipeline.models.encoders.fetched import FIELDS, FORMAT, MANIFEST, Part, chunks, names, read_manifest
+from pipeline.models.encoders.text import TextTower, load_text, save_text
+from pipeline.models.encoders.tokenizer import find_tower, merges_of
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
 
 PROBE = "a large red circle left of a small blue square"
 

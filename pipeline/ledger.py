@@ -11,17 +11,16 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 
-from pipeline.data.buckets import Buckets
-from pipeline.data.dataset import Dataset, part_of
-from pipeline.data.manifest import find_version, load_manifest
-from pipeline.data.mixture import AnyOrder, Mixture, orders_of
-from pipeline.data.order import Order
+from pipeline.data.order.buckets import Buckets
+from pipeline.data.order.mixture import AnyOrder, orders_of, share
+from pipeline.data.order.shuffle import Order
 from pipeline.errors import ConfigError, NotProved, RunError
-from pipeline.progress import Progress
-from pipeline.storage import open_storage
-from pipeline.training.ledger import Stretch, read_ledger, totals
-from pipeline.training.proof import Epoch, Proof, prove
-from pipeline.training.rundir import RunInfo, committed, dataset_digests, dataset_urls, load_run
+from pipeline.runs.datasets import ordered
+from pipeline.runs.directory import RunInfo, committed, load_run
+from pipeline.runs.ledger import Stretch, read_ledger, totals
+from pipeline.runs.proof import Epoch, Proof, prove
+from pipeline.tracking.progress import Progress
+from pipeline.tracking.terminal import table
 
 USAGE = "usage: latentmill ledger RUN [RUN ...] [dataset=URL, or URL,URL,... of a mixture]"
 SHOWN = 12  # problems listed
@@ -85,39 +84,6 @@ def examine(run: RunInfo, url: str, dataset: str = "") -> tuple[list[Stretch], P
     return lines, proof
 
 
-def ordered(run: RunInfo, dataset: str = "") -> tuple[Dataset, AnyOrder]:
-    """The dataset that a run began with, and its order. dataset: where it lies, when not in data.train; of a mixture
-    URLs with commas between. Raises RunError when it is not there."""
-    data = run.config.data
-    urls = dataset_urls(data)
-    if dataset:
-        urls = (dataset,) if not data.mix else tuple(dataset.strip("[]").split(","))
-    held = pinned(run, urls)
-    return held, held.order(run.config.seed, run.config.optim.batch, data.tail, data.weights)
-
-
-def pinned(run: RunInfo, urls: Sequence[str]) -> Dataset:
-    """The datasets at `urls` in the versions that a run is trained on. Raises ConfigError for more or fewer than the
-    run has, and RunError for others."""
-    digests = dataset_digests(run.facts)
-    if len(urls) != len(digests):
-        raise ConfigError(
-            f"{run.storage.url} is trained on {len(digests)} datasets, and {len(urls)} are named: say where each lies, "
-            "data.train's first"
-        )
-    parts = []
-    for url, digest in zip(urls, digests, strict=True):
-        cache = open_storage(url)
-        manifest = find_version(cache, digest) or load_manifest(cache)
-        if manifest.digest != digest:
-            raise RunError(
-                f"{run.storage.url} was trained on a dataset whose manifest is {digest[:12]}, which {cache.url} does "
-                f"not hold (it has {manifest.digest[:12]}); restore it, or say where it lies: dataset=URL"
-            )
-        parts.append(part_of(cache, manifest))
-    return Dataset(parts)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # In words
 
@@ -146,13 +112,6 @@ def describe(proof: Proof, order: AnyOrder, labels: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
-def share(order: AnyOrder, number: int) -> str:
-    """The part of a mixture's samples that is of a dataset; "" where there is but one."""
-    if not isinstance(order, Mixture):
-        return ""
-    return f"; {order.weights[number]} of {sum(order.weights)} samples are of it"
-
-
 def _counts(epoch: Epoch, order: Order | Buckets) -> list[str]:
     left_out = f"{order.records - epoch.used:,}" if epoch.whole else "-"
     return [f"{epoch.samples:,}", f"{epoch.used:,}", left_out, f"{epoch.samples - epoch.used:,}"]
@@ -168,17 +127,6 @@ def _epochs(epochs: Sequence[Epoch]) -> str:
 
 def _range(first: int, last: int) -> str:
     return f"{first:,} to {last - 1:,}"
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """Columns for a terminal, two spaces in; `left`: those that begin at the left."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))]
-        return ("  " + "   ".join(padded)).rstrip()
-
-    return "\n".join(map(line, [headings, *rows])) + "\n"
 
 
 if __name__ == "__main__":

@@ -13,17 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.checkgroups import check_world
 from pipeline.config import DataConfig, DataVerbConfig, OptimConfig
-from pipeline.data.buckets import Buckets
-from pipeline.data.dataset import Dataset, part_of
-from pipeline.data.manifest import load_manifest
-from pipeline.data.mixture import AnyOrder, Mixture, orders_of
-from pipeline.data.order import Order, Positions
+from pipeline.config.check.groups import check_world
+from pipeline.data.format.manifest import load_manifest
+from pipeline.data.order.buckets import Buckets
+from pipeline.data.order.dataset import Dataset, part_of
+from pipeline.data.order.mixture import AnyOrder, Mixture, orders_of, share
+from pipeline.data.order.shuffle import Order, Positions
 from pipeline.errors import ConfigError, NotFound
-from pipeline.ledger import pinned, share, table
-from pipeline.storage import open_storage
-from pipeline.training.rundir import RunInfo, committed, load_run
+from pipeline.runs.datasets import pinned
+from pipeline.runs.directory import RunInfo, committed, load_run
+from pipeline.storage.urls import open_storage
+from pipeline.tracking.terminal import table
 
 CHUNK = 1 << 16  # samples located together
 EPOCH_SAMPLES = 20_000_000  # of an epoch, at most, over which reads are counted

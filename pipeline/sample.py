@@ -9,16 +9,16 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config import SampleConfig
-from pipeline.data.manifest import Contract
+from pipeline.data.format.contract import Contract
+from pipeline.distributed.allocator import keep_memory
+from pipeline.distributed.world import pick_device
 from pipeline.errors import ConfigError
-from pipeline.evaluation.pictures import draw
-from pipeline.evaluation.trained import encode_captions, load_trained
-from pipeline.malloc import keep_memory
-from pipeline.models.text import TextTower
-from pipeline.progress import Progress
+from pipeline.inference.pictures import draw
+from pipeline.inference.trained import encode_captions, load_trained
+from pipeline.models.encoders.text import TextTower
 from pipeline.report.grid import captioned, png
-from pipeline.storage import open_storage, split_url
-from pipeline.training.distributed import pick_device
+from pipeline.storage.urls import open_storage, split_url
+from pipeline.tracking.progress import Progress
 
 
 def main(config: SampleConfig) -> int:

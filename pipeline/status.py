@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import sbatch
 from pipeline.errors import ConfigError, NotFound, RunError
-from pipeline.storage import Storage, open_storage
-from pipeline.tracking import METRICS_KEY, parse_rows
-from pipeline.training.lease import Holder, claim_of, job_state, myself, newest
-from pipeline.training.rundir import RunInfo, committed, is_finished, last_sample, load_run
+from pipeline.runs.directory import RunInfo, committed, is_finished, last_sample, load_run
+from pipeline.runs.lease import Holder, claim_of, job_state, myself, newest
+from pipeline.scheduler import slurm as sbatch
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
+from pipeline.tracking.tracker import METRICS_KEY, parse_rows
 
 USAGE = "usage: latentmill status RUN [RUN ...]"
 TAIL_BYTES = 256 * 1024

@@ -9,19 +9,30 @@ checked here as the verb will check it, and reaches the verb as it was typed. Im
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pipeline import cli, sbatch
-from pipeline.config import ClusterConfig, SubmitConfig
-from pipeline.configload import load
-from pipeline.errors import ConfigError, LatentmillError, OverrideError, SubmitError
-from pipeline.jobs import JOBS, Job
+from pipeline.config import ClusterConfig
+from pipeline.errors import ConfigError
+from pipeline.storage.urls import open_storage
+
+if TYPE_CHECKING:
+    pass
+import difflib
+from contextlib import suppress
+
+from pipeline.errors import LatentmillError, OverrideError, SubmitError
+from pipeline.jobs.cluster import load_cluster
+from pipeline.jobs.encode import encode_jobs
+from pipeline.jobs.eval import eval_jobs
+from pipeline.jobs.options import Job
+from pipeline.jobs.train import train_jobs
+from pipeline.scheduler import slurm
+from pipeline.verbs import VERBS
 
 DRY_RUN, THEN = "--dry-run", "then"
 AFTER_ALL = "# Then, when every task of the job above has ended:"
@@ -47,11 +58,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"\n{AFTER_ALL}\n".join(part.texts), flush=True)
     for note in [note for part in parts for note in part.job.notes]:
         _note(note)
-    if not sbatch.is_here():
+    if not slurm.is_here():
         if DRY_RUN in arguments:
             return _note("not checked by Slurm: sbatch is not on this machine's PATH")
         raise SubmitError(f"sbatch is not on this machine's PATH: submit from the cluster's login node, or {DRY_RUN}")
-    said = [sbatch.check(text, part.cluster.partition, part.cluster.time) for part in parts for text in part.texts]
+    said = [slurm.check(text, part.cluster.partition, part.cluster.time) for part in parts for text in part.texts]
     if DRY_RUN in arguments:
         return _note(f"checked, not submitted. {said[0]}")
     submit(parts)
@@ -88,7 +99,7 @@ def divide(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
     """(verb, overrides of the cluster, overrides of the verb). Raises OverrideError, ConfigError."""
     if not words or words[0] not in JOBS:
         named = words[0] if words else "no verb"
-        if named in cli.VERBS:
+        if named in VERBS:
             raise ConfigError(f"{named} cannot be submitted: submit knows {', '.join(JOBS)}")
         near = difflib.get_close_matches(named, JOBS, n=1) or list(JOBS)
         raise OverrideError(f"{named}: which verb is to be submitted? latentmill submit {near[0]} KEY=VALUE ...")
@@ -97,12 +108,6 @@ def divide(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
     own = [word for word in words[1:] if word.startswith(("cluster=", "cluster.", "nodes="))]
     cluster = [f"cluster.{word}" if word.startswith("nodes=") else word for word in own]
     return words[0], cluster, [word for word in words[1:] if word not in own]
-
-
-def load_cluster(words: Sequence[str]) -> ClusterConfig:
-    """The cluster that cluster=NAME and cluster.KEY=VALUE describe."""
-    config: SubmitConfig = load("submit", words)
-    return config.cluster
 
 
 def submit(parts: Sequence[Part]) -> None:
@@ -117,12 +122,12 @@ def submit(parts: Sequence[Part]) -> None:
         first = len(jobs)
         try:
             for text in part.texts:
-                jobs.append(sbatch.send(text, *dependency(jobs, first)))
+                jobs.append(slurm.send(text, *dependency(jobs, first)))
             _enqueue(part.job, jobs[first])
         except LatentmillError as error:
             if part.job.run and len(jobs) > first:  # it was sent, and the run is another's
                 with suppress(SubmitError):
-                    sbatch.cancel(*jobs[first:])
+                    slurm.cancel(*jobs[first:])
                 del jobs[first:]
             if jobs:
                 raise SubmitError(f"{error} (job {jobs[-1]}, which it was to follow, is in the queue)") from error
@@ -143,8 +148,7 @@ def _enqueue(job: Job, number: str) -> None:
     """Give the run's lease to the job. Raises RunError when another has taken it since."""
     if not job.run:
         return
-    from pipeline.storage import open_storage
-    from pipeline.training.lease import enqueue
+    from pipeline.runs.lease import enqueue
 
     enqueue(open_storage(job.run), number)
 
@@ -172,3 +176,11 @@ def _note(text: str) -> int:
     """A line beside the scripts, which may go to a file."""
     print(f"latentmill submit: {text}", file=sys.stderr)
     return 0
+
+
+JOBS: dict[str, Callable[[ClusterConfig, Sequence[str], Sequence[str]], Job]] = {
+    "encode": encode_jobs,
+    "train": train_jobs,
+    "eval": eval_jobs,
+}
+"""The verbs that can be submitted."""

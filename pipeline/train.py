@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -18,16 +17,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
-from pipeline.configload import to_dict, to_yaml
-from pipeline.errors import ConfigError, Interrupted, LatentmillError, RunError
-from pipeline.launch import adopt_step, in_world, run_ranks
-from pipeline.storage import Storage, open_storage
-from pipeline.traindata import Data, open_data
-from pipeline.training.rundir import (
+from pipeline.config.loading.merge import to_dict, to_yaml
+from pipeline.distributed.exits import leave
+from pipeline.distributed.place import adopt_step, in_world
+from pipeline.distributed.ranks import run_ranks
+from pipeline.distributed.signals import stopping_at_once
+from pipeline.errors import ConfigError, LatentmillError, RunError
+from pipeline.runs.directory import (
     committed,
     config_digest,
     is_finished,
@@ -35,14 +34,18 @@ from pipeline.training.rundir import (
     require_resumable,
     require_same_datasets,
 )
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
+from pipeline.training.inputs import Data, open_data
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.data.manifest import Contract, Manifest
-    from pipeline.models.conditioning import Denoiser
-    from pipeline.training.distributed import World
-    from pipeline.training.lease import Lease
+    from pipeline.data.format.contract import Contract
+    from pipeline.data.format.manifest import Manifest
+    from pipeline.distributed.world import World
+    from pipeline.models.denoiser import Denoiser
+    from pipeline.runs.lease import Lease
 
 
 def main(config: TrainConfig) -> int:
@@ -65,7 +68,7 @@ def as_rank(config: TrainConfig) -> int:
     """Train as this process's place in the environment says. Returns the exit status; raises LatentmillError."""
     import torch
 
-    from pipeline.training import distributed
+    from pipeline.distributed import world as distributed
 
     # A rank that waits for a stuck one is to be ended by its watchdog, whose end brings the job back, not by an error.
     patience = max(distributed.COLLECTIVE_SECONDS, int(config.watchdog_s) + 60)
@@ -102,7 +105,7 @@ def out_of_memory(error: Exception, world: World) -> str:
 @contextmanager
 def leased(config: TrainConfig, world: World) -> Iterator[Lease | None]:
     """Inside, rank 0 holds the run's lease. Collective: raises RunError on every rank when another has it."""
-    from pipeline.training.lease import Lease
+    from pipeline.runs.lease import Lease
 
     lease, failure = None, None
     try:
@@ -114,24 +117,6 @@ def leased(config: TrainConfig, world: World) -> Iterator[Lease | None]:
     world.raise_together(failure)
     with lease or nullcontext():
         yield lease
-
-
-@contextmanager
-def stopping_at_once() -> Iterator[None]:
-    """Inside, but where the loop takes signals itself, SIGTERM and SIGUSR1 end this process with 75: there is nothing
-    to commit yet, or any more."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        print(f"latentmill train: stopped by {signal.Signals(number).name} outside of its steps", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(Interrupted.exit_code)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def train(config: TrainConfig, world: World) -> None:
@@ -161,11 +146,11 @@ def train(config: TrainConfig, world: World) -> None:
 
 def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None) -> None:
     """Build everything else and train. lease: rank 0's hold on the run."""
-    from pipeline.models.conditioning import Denoiser
-    from pipeline.tracking import Tracker
-    from pipeline.trainevals import evaluation, validation_loss
-    from pipeline.training.engine import make_engine
-    from pipeline.training.flops import image_flops
+    from pipeline.models.denoiser import Denoiser
+    from pipeline.planning.flops import image_flops
+    from pipeline.tracking.tracker import Tracker
+    from pipeline.training.engines.choose import make_engine
+    from pipeline.training.evaluations import evaluation, validation_loss
     from pipeline.training.start import share
     from pipeline.training.trainer import Identity, Latents, Trainer
 
@@ -218,7 +203,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
 
 def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Callable[[Tensor], Tensor] | None:
     """Ids (B, L) -> text states (B, L, D) as a cache with text_storage=full holds them; None when the cache does."""
-    from pipeline.evaluation.trained import encode_tokens, load_encoders
+    from pipeline.inference.trained import encode_tokens, load_encoders
 
     if contract.text.storage != "tokens" or config.task.name != "text":
         return None
@@ -259,7 +244,7 @@ def describe_run(
     import dataclasses
     from importlib.metadata import version
 
-    from pipeline.data.order import ORDER
+    from pipeline.data.order.shuffle import ORDER
 
     facts: dict[str, Any] = {
         "manifests": dict(manifests),
@@ -279,4 +264,4 @@ def describe_run(
 if __name__ == "__main__":
     from pipeline import cli
 
-    cli.leave(cli.main(["train", *sys.argv[1:]]))
+    leave(cli.main(["train", *sys.argv[1:]]))

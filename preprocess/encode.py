@@ -7,41 +7,38 @@ there. Whoever finds every unit done writes the manifest, last.
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Sequence
 
 import torch
 
 from pipeline import cli
 from pipeline.config import EncodeConfig
-from pipeline.data.manifest import MANIFEST, UNCOND, load_manifest
-from pipeline.data.records import npy_bytes
-from pipeline.errors import DestinationExists, Interrupted, SourceError
-from pipeline.launch import cores, in_world, run_ranks, threads_per_rank, worker_place
-from pipeline.malloc import keep_memory
-from pipeline.models.autoencoder import load_autoencoder
-from pipeline.models.text import load_text
-from pipeline.patterns import expand, sizes
-from pipeline.storage import Storage, open_storage
-from pipeline.training.distributed import pick_device
-from preprocess.card import write_card
-from preprocess.claims import Claims, Work
-from preprocess.contract import build_contract, contract_digest
-from preprocess.decoders import Decoders
-from preprocess.encoder import Encoder
-from preprocess.estimate import estimate
-from preprocess.finalize import finalize, missing_units, summary, survey, tidy
-from preprocess.output import Destination
-from preprocess.plan import Plan, Unit, agree, name_units, read_plan
-from preprocess.recipe import Recipe, recipe_of
-from preprocess.unit import Stage
+from pipeline.data.format.manifest import MANIFEST, UNCOND, load_manifest
+from pipeline.data.format.records import npy_bytes
+from pipeline.distributed.allocator import keep_memory
+from pipeline.distributed.place import cores, in_world, threads_per_rank, worker_place
+from pipeline.distributed.ranks import run_ranks
+from pipeline.distributed.signals import interruptible
+from pipeline.distributed.world import pick_device
+from pipeline.errors import DestinationExists, SourceError
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.text import load_text
+from pipeline.storage.base import Storage
+from pipeline.storage.patterns import expand, sizes
+from pipeline.storage.urls import open_storage
+from preprocess.encoding.card import write_card
+from preprocess.encoding.claims import Claims, Work
+from preprocess.encoding.contract import build_contract, contract_digest
+from preprocess.encoding.encoder import Encoder
+from preprocess.encoding.estimate import estimate
+from preprocess.encoding.finalize import finalize, missing_units, summary, survey, tidy
+from preprocess.encoding.output import Destination
+from preprocess.encoding.plan import Plan, Unit, agree, name_units, read_plan
+from preprocess.encoding.stage import Stage
+from preprocess.source.decoders import Decoders
+from preprocess.source.recipe import Recipe, recipe_of
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 ABANDONED_SECONDS = 24 * 3600.0  # without a write, until a half-written tar is thrown away
 
 
@@ -100,28 +97,6 @@ def run(config: EncodeConfig) -> int:
     for number, storage in enumerate(storages):
         finish(storage, plans[number], config, place.rank)
     return 0
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM and SIGUSR1 raise Interrupted: claims are given up, and a scheduler may start this again."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        for other in STOPPING:
-            signal.signal(other, signal.SIG_IGN)  # once is enough
-        raise Interrupted(
-            f"stopped by {signal.Signals(number).name}; the shards that are finished stay, and the same command goes on"
-        )
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -18,31 +18,31 @@ from pathlib import Path
 
 from pipeline import cli
 from pipeline.config import IndexConfig
-from pipeline.data.dataset import dataset_of
-from pipeline.data.manifest import (
+from pipeline.data.format.contract import Contract, canonical_json
+from pipeline.data.format.manifest import (
     MANIFEST,
     UNCOND,
     VERSIONS,
-    Contract,
     Manifest,
     ShardEntry,
     Statistics,
     UnitEntry,
-    canonical_json,
     commit_manifest,
     load_manifest,
     parse_manifest,
 )
-from pipeline.data.reader import Reader
+from pipeline.data.order.dataset import dataset_of
+from pipeline.data.reading.reader import Reader
+from pipeline.distributed.place import cores
 from pipeline.errors import ConfigError, DatasetError, DestinationExists, ShardCorrupt, SourceError
-from pipeline.launch import cores
-from pipeline.patterns import expand
-from pipeline.progress import Progress
-from pipeline.storage import Storage, open_storage
-from preprocess.foreign import UNKNOWN, Facts, empty_caption, facts_of
-from preprocess.plan import PLAN, read_plan, without_folders
-from preprocess.scan import Scan, scan
-from preprocess.writer import Moments
+from pipeline.storage.base import Storage
+from pipeline.storage.patterns import expand
+from pipeline.storage.urls import open_storage
+from pipeline.tracking.progress import Progress
+from preprocess.adopting.foreign import UNKNOWN, Facts, empty_caption, facts_of
+from preprocess.adopting.scan import Scan, scan
+from preprocess.encoding.plan import PLAN, read_plan, without_folders
+from preprocess.encoding.writer import Moments
 
 
 def main(config: IndexConfig) -> int:

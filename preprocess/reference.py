@@ -17,25 +17,28 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ReferenceConfig
-from pipeline.data.manifest import Contract, Manifest, load_excluded, load_manifest
-from pipeline.data.records import Record
-from pipeline.data.shards import read
+from pipeline.data.format.contract import Contract
+from pipeline.data.format.manifest import Manifest, load_excluded, load_manifest
+from pipeline.data.format.records import Record
+from pipeline.data.reading.shards import read
+from pipeline.diffusion.posterior import sample_posterior
+from pipeline.distributed.world import pick_device
 from pipeline.errors import ContractMismatch, UserError
-from pipeline.evaluation.features import Features, load_features
+from pipeline.evaluation.features.networks import Features, load_features
 from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy
-from pipeline.evaluation.metrics import Statistics
-from pipeline.evaluation.pictures import to_uint8
+from pipeline.evaluation.metrics.fid import Statistics
 from pipeline.evaluation.reference import FLOOR_SIZES, Reference, ReferenceFacts, save_reference
-from pipeline.evaluation.trained import load_encoders
-from pipeline.models.autoencoder import FirstStage, sample_posterior
-from pipeline.models.text import TextTower
-from pipeline.progress import Progress
-from pipeline.storage import Storage, open_storage
-from pipeline.training.distributed import pick_device
-from preprocess.image import Crop, crop_image, decode_image, open_image
-from preprocess.plan import find_inputs
-from preprocess.recipe import Recipe, recipe_of_contract
-from preprocess.source import Sample, SourceShard
+from pipeline.inference.pictures import to_uint8
+from pipeline.inference.trained import load_encoders
+from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.text import TextTower
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
+from pipeline.tracking.progress import Progress
+from preprocess.encoding.plan import find_inputs
+from preprocess.source.image import Crop, crop_image, decode_image, open_image
+from preprocess.source.recipe import Recipe, recipe_of_contract
+from preprocess.source.shard import Sample, SourceShard
 
 MOST_HELD = 5000  # images held out for floors
 BATCH = 64

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # a checkout, whether or not it is installed
 
 import torch  # noqa: E402
 
-from pipeline.models.compat import declare_torchvision_ops  # noqa: E402
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops  # noqa: E402
 
 declare_torchvision_ops()
 

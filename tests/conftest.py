@@ -13,7 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from servers.browser import Browser
-    from servers.faultproxy import FaultProxy
+    from servers.fault_proxy import FaultProxy
     from servers.slurm import Slurm
 
 # Before torch and OpenMP are imported anywhere. Tests run beside each other's subprocesses on few cores.
@@ -22,6 +22,9 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("LATENTMILL_DEBUG", None)
+# What tests start finds `made`, `ranks` and `servers`, and the checkout before what is installed.
+TESTS = Path(__file__).resolve().parent
+os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
 
 _numbers = itertools.count()
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -46,7 +49,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture
 def _aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """An AWS environment of this test's own, and a fresh S3 client in it."""
-    from pipeline import s3 as module
+    from pipeline.storage import s3 as module
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -74,8 +77,8 @@ def swift_client(swift_server: dict[str, str]) -> Any:
 
 
 def _make_client(environment: dict[str, str]) -> Any:
-    """An S3 client for a server, with the time limits that `pipeline.s3` has now."""
-    from pipeline import s3 as module
+    """An S3 client for a server, with the time limits that `pipeline.storage.s3` has now."""
+    from pipeline.storage import s3 as module
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
@@ -119,7 +122,7 @@ def s3(
     swift_server: dict[str, str], swift_client: Any, _aws: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> str:
     """The URL of an empty bucket of this test's own on a real S3 server (OpenStack Swift over loopback)."""
-    from pipeline import s3 as module
+    from pipeline.storage import s3 as module
 
     for name, value in swift_server.items():
         _aws.setenv(name, value)
@@ -132,7 +135,7 @@ def s3(
 @pytest.fixture(scope="session")
 def fault_proxy(swift_server: dict[str, str]) -> Iterator[FaultProxy]:
     """What `faults` clears and lends to each test."""
-    from servers.faultproxy import FaultProxy
+    from servers.fault_proxy import FaultProxy
 
     with FaultProxy(swift_server["AWS_ENDPOINT_URL_S3"]) as proxy:
         yield proxy
@@ -153,7 +156,7 @@ def fault_client(new_fault_client: Callable[[], Any]) -> Any:
 @pytest.fixture
 def faults(s3: str, fault_proxy: FaultProxy, fault_client: Any, _aws: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """The server of `s3`, from here on behind a proxy that injects the faults that the test adds."""
-    from pipeline import s3 as module
+    from pipeline.storage import s3 as module
 
     _aws.setenv("AWS_ENDPOINT_URL_S3", fault_proxy.url)
     module._clients[os.getpid()] = fault_client

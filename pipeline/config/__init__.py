@@ -8,10 +8,7 @@ submit a run.
 
 from __future__ import annotations
 
-from pipeline.config.cluster import (
-    ClusterConfig,
-    SubmitConfig,
-)
+from pipeline.config.cluster import ClusterConfig, SubmitConfig
 from pipeline.config.datasets import (
     DataVerbConfig,
     EncodeConfig,
@@ -32,12 +29,7 @@ from pipeline.config.model import (
     SamplerName,
     TaskConfig,
 )
-from pipeline.config.results import (
-    DemoConfig,
-    EvalRunConfig,
-    ExportConfig,
-    SampleConfig,
-)
+from pipeline.config.results import DemoConfig, EvalRunConfig, ExportConfig, SampleConfig
 from pipeline.config.train import (
     CheckpointConfig,
     DataConfig,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SamplerName = Literal["ddim", "dpmpp_2m", "euler", "heun", "unipc"]
-"""The samplers that there are (diffusion/sampler.py)."""
+"""The samplers that there are (diffusion/sampling.py)."""
 
 
 FeaturesName = Literal[
@@ -20,7 +20,7 @@ FeaturesName = Literal[
     "dinov2_s14",
     "dinov2_l14",
 ]
-"""The feature networks that there are (evaluation/features.py)."""
+"""The feature networks that there are (evaluation/features/networks.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,7 +238,7 @@ class TrainConfig:
     """fp32; bf16 (fp32 master weights, ZeRO stage >= 1); auto = bf16 on GPUs that have it, else fp32."""
     compile: bool = False
     """torch.compile every block of the UNet, anew for each size of latents: minutes before the first step. On a CPU it
-    wants a C++ compiler, and in fp32 convolutions round more (models/winograd.py). ZeRO stage 2 at most."""
+    wants a C++ compiler, and in fp32 convolutions round more (models/kernels/winograd.py). ZeRO stage 2 at most."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto, cpu or cuda."""
     deterministic: bool = False

@@ -17,25 +17,27 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DiffusionConfig, SamplerConfig, TrainConfig
-from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.format.manifest import Manifest, load_manifest
+from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted, LatentmillError
+from pipeline.evaluation.captions import Validation, load_validation
 from pipeline.evaluation.card import Card
-from pipeline.evaluation.errorbars import wilson
-from pipeline.evaluation.features import Features, load_features
+from pipeline.evaluation.features.networks import Features, load_features
 from pipeline.evaluation.figures import figures_of, standard_error
 from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy
-from pipeline.evaluation.metrics import Statistics
-from pipeline.evaluation.pictures import draw
+from pipeline.evaluation.metrics.error_bars import wilson
+from pipeline.evaluation.metrics.fid import Statistics
 from pipeline.evaluation.reference import Reference, load_reference
-from pipeline.evaluation.trained import build_denoiser, load_encoders
-from pipeline.evaluation.validation import Validation, load_validation
-from pipeline.models.autoencoder import FirstStage
-from pipeline.models.conditioning import Denoiser, make_task
-from pipeline.models.packed import pack
-from pipeline.models.text import TextTower
+from pipeline.inference.packed import pack
+from pipeline.inference.pictures import draw
+from pipeline.inference.trained import build_denoiser, load_encoders
+from pipeline.models.denoiser import Denoiser
+from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.text import TextTower
+from pipeline.models.tasks.choose import make_task
 from pipeline.report.grid import GAP, png, tile
-from pipeline.storage import Storage, open_storage
-from pipeline.training.distributed import World
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
 
 GRID_COLUMNS = 8
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.evaluation.errorbars import FrechetTo, fid_infinity, half_sample_error
-from pipeline.evaluation.features import Features
-from pipeline.evaluation.kernels import cmmd, kid
-from pipeline.evaluation.manifold import NEIGHBOURS, precision_recall
-from pipeline.evaluation.metrics import RankDeficient, Statistics, fid, inception_score
+from pipeline.evaluation.features.networks import Features
+from pipeline.evaluation.metrics.error_bars import FrechetTo, fid_infinity, half_sample_error
+from pipeline.evaluation.metrics.fid import RankDeficient, Statistics, fid, inception_score
+from pipeline.evaluation.metrics.kernels import cmmd, kid
+from pipeline.evaluation.metrics.manifold import NEIGHBOURS, precision_recall
 from pipeline.evaluation.reference import Reference
 
 FEWEST = 4  # images of which a half has a covariance

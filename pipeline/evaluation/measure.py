@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pipeline.evaluation.metrics import clip_similarity
-from pipeline.evaluation.oracle import attribute_accuracy
-from pipeline.models.text import TextTower
+from pipeline.evaluation.metrics.fid import clip_similarity
+from pipeline.evaluation.shapes.oracle import attribute_accuracy
+from pipeline.models.encoders.text import TextTower
 
 SHAPES_CANVAS = 64  # side in pixels of the pictures that the oracle judges
 

@@ -21,11 +21,11 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from pipeline.data.manifest import Contract
+from pipeline.data.format.contract import Contract
 from pipeline.errors import ContractMismatch, DatasetError, NotFound
-from pipeline.evaluation.features import Features
-from pipeline.evaluation.metrics import Gaussian, RankDeficient, Statistics, fid
-from pipeline.storage import open_storage, split_url
+from pipeline.evaluation.features.networks import Features
+from pipeline.evaluation.metrics.fid import Gaussian, RankDeficient, Statistics, fid
+from pipeline.storage.urls import open_storage, split_url
 
 FORMAT = 1
 FLOOR_SIZES = (256, 512, 1000, 2000, 5000)

@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.data.manifest import Manifest
+from pipeline.data.format.manifest import Manifest
 from pipeline.report import stored
 from pipeline.report.bars import Histogram, bar_chart
 from pipeline.report.charts import short

@@ -8,8 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
-
-from pipeline.report.page import STYLE
+from pathlib import Path
 
 LONGEST = 300  # characters of a caption or a name; the rest is cut
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
@@ -88,3 +87,6 @@ def amount(size: float) -> str:
 def counted(number: int, noun: str) -> str:
     """3 shards, 1 shard."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+STYLE = Path(__file__).with_name("style.css")

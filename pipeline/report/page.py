@@ -15,13 +15,13 @@ import pipeline
 from pipeline.errors import ConfigError
 from pipeline.report import samples, tables
 from pipeline.report.charts import Level, Series, line_chart, short
+from pipeline.report.elements import STYLE
 from pipeline.report.pareto import pareto
 from pipeline.report.run import Run, load, spread
 from pipeline.report.tables import duration, fids_of, fids_of_all
-from pipeline.storage import open_storage, split_url
+from pipeline.storage.urls import open_storage, split_url
 
 DEFAULT_DEST = "report.html"
-STYLE = Path(__file__).with_name("style.css")
 SCRIPT = Path(__file__).with_name("sort.js")
 
 

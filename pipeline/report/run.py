@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.errors import NotFound, RunError
-from pipeline.storage import Storage, open_storage
-from pipeline.tracking import METRICS_KEY, parse_rows
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
+from pipeline.tracking.tracker import METRICS_KEY, parse_rows
 
 
 @dataclass(frozen=True)

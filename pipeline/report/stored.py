@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from pipeline.config import FiltersConfig
-from pipeline.data.manifest import Contract, Manifest
+from pipeline.data.format.contract import Contract
+from pipeline.data.format.manifest import Manifest
 from pipeline.report.elements import LONGEST, amount, cell, counted, folded, meter, prose, table, text
 
 MOST_SOURCES = 20  # patterns listed

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from pipeline.config import EmaConfig
-from pipeline.training.posthoc import gamma_of
+from pipeline.runs.profiles import OWN, gamma_of, kind_of
 
 Decay = Callable[[int, int], float]
 """(n, batch) -> weight that an average keeps in the step that ends at n samples seen and saw `batch` of them."""
-OWN = "ema"
-"""Kind of the average that evaluations and everything else take by themselves."""
 
 
 def ema_decay(n: int, batch: int, config: EmaConfig, half_life: float = 0.0) -> float:
@@ -34,12 +32,6 @@ def power_decay(n: int, batch: int, gamma: float) -> float:
     """The same of the power-function average of exponent gamma: (1 - batch / n) ^ (gamma + 1) (Karras et al. 2024,
     section 3.1). In the first step nothing is kept."""
     return (1.0 - batch / n) ** (gamma + 1.0)
-
-
-def kind_of(average: float) -> str:
-    """What checkpoints call an average beside the run's own: of a half-life in samples (1 or more) or a relative width
-    (below 1)."""
-    return f"ema-{average:g}" if average >= 1 else f"power-{average:g}"
 
 
 def decays(config: EmaConfig) -> dict[str, Decay]:

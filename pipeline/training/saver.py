@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.storage import Storage
-from pipeline.training.checkpoint import Commit, seal, verify_file
-from pipeline.training.distributed import World, is_shared
-from pipeline.training.fragmentfile import write_safetensors
-from pipeline.training.placement import Fragment
-from pipeline.training.retention import Retention, retain
-from pipeline.training.rundir import AVERAGES, COMMIT, checkpoint_folder
+from pipeline.distributed.world import World, is_shared
+from pipeline.runs.checkpoint import Commit, seal, verify_file
+from pipeline.runs.directory import AVERAGES, COMMIT, checkpoint_folder
+from pipeline.runs.fragments import Fragment, write_safetensors
+from pipeline.runs.retention import Retention, retain
+from pipeline.storage.base import Storage
 
 LOOK_SECONDS = (0.01, 1.0)
 """Between looks for the other ranks' files: at first, and at most."""

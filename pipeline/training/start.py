@@ -17,15 +17,15 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.data.manifest import Contract, contract_from_json
+from pipeline.data.format.contract import Contract, contract_from_json
+from pipeline.distributed.world import World
 from pipeline.errors import WeightsError
-from pipeline.models import pretrained
-from pipeline.models.autoencoder import weights_hash
-from pipeline.models.conditioning import Denoiser
-from pipeline.models.pretrained import Pretrained
-from pipeline.storage import open_storage
-from pipeline.training.checkpoint import load_run, load_weights
-from pipeline.training.distributed import World
+from pipeline.interchange import pretrained
+from pipeline.interchange.pretrained import Pretrained
+from pipeline.models.denoiser import Denoiser
+from pipeline.models.weights import weights_hash
+from pipeline.runs.checkpoint import load_run, load_weights
+from pipeline.storage.urls import open_storage
 
 RUN = "run.json"
 PROCESS = ("schedule", "timesteps", "beta_start", "beta_end", "zero_terminal_snr", "sigma_data")

@@ -21,33 +21,34 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TrainConfig
-from pipeline.data.batch import Batch
-from pipeline.data.stream import Stream
+from pipeline.data.reading.batch import Batch
+from pipeline.data.reading.stream import Stream
 from pipeline.diffusion.objective import Objective, Randomness, training_randomness
+from pipeline.diffusion.posterior import sample_posterior
 from pipeline.diffusion.timesteps import noise_bucket
+from pipeline.distributed.signals import StopRequest
+from pipeline.distributed.world import World, shared
 from pipeline.errors import Interrupted, LatentmillError, RunError
-from pipeline.models.autoencoder import sample_posterior
-from pipeline.progress import Progress
-from pipeline.storage import Storage
-from pipeline.tracking import Tracker
-from pipeline.training import checkpoint
-from pipeline.training.alerts import Spikes, Stalls
-from pipeline.training.distributed import World, shared
-from pipeline.training.ema import OWN, Ema, kind_of
-from pipeline.training.engine import Engine
-from pipeline.training.flops import Flops, peak_tflops
-from pipeline.training.guard import Guard
-from pipeline.training.ledger import Ledger, noise_digest, truncate_ledgers
-from pipeline.training.meter import Meter
-from pipeline.training.named import largest_losses, not_finite, not_finite_samples, spike
-from pipeline.training.placement import Fragment
-from pipeline.training.retention import Retention
-from pipeline.training.rundir import checkpoint_folder, evaluated, last_sample
+from pipeline.planning.flops import Flops, peak_tflops
+from pipeline.runs import checkpoint
+from pipeline.runs.directory import checkpoint_folder, evaluated, last_sample
+from pipeline.runs.fragments import Fragment
+from pipeline.runs.ledger import Ledger, noise_digest, truncate_ledgers
+from pipeline.runs.profiles import OWN, kind_of
+from pipeline.runs.retention import Retention
+from pipeline.storage.base import Storage
+from pipeline.tracking.progress import Progress
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.ema import Ema
+from pipeline.training.engines.base import Engine
 from pipeline.training.saver import Save, Saver, Stamp
-from pipeline.training.signals import Signals
-from pipeline.training.state import due, learning_rate
+from pipeline.training.schedule import due, learning_rate
 from pipeline.training.validation import ValidationLoss
-from pipeline.training.watchdog import Watchdog
+from pipeline.training.watch.alerts import Spikes, Stalls
+from pipeline.training.watch.guard import Guard
+from pipeline.training.watch.meter import Meter
+from pipeline.training.watch.named import largest_losses, not_finite, not_finite_samples, spike
+from pipeline.training.watch.watchdog import Watchdog
 
 LOG_STEPS = 20  # optimizer steps between rows of metrics, unless the configuration says otherwise
 
@@ -113,7 +114,7 @@ class Trainer:
         self.end = last_sample(config)
         self.ema = Ema(config.ema, [fragment.view for fragment in engine.owned()])
         self.watchdog = Watchdog(config.watchdog_s)
-        self.signals = Signals()
+        self.signals = StopRequest()
         self.flops = flops
         self.meter = Meter(world, peak_tflops(world.device, config.tracking.peak_tflops))
         self.guard = Guard(config.guard)
@@ -134,7 +135,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the run's last sample. Raises Interrupted, after a commit, when a signal asked to stop."""
-        with self.signals, self.saver, self.watchdog:
+        with self.signals.listening(), self.saver, self.watchdog:
             self.resume()
             self._evaluate_if_due()
             for _ in self.steps():

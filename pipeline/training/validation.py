@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DiffusionConfig
-from pipeline.data.manifest import Manifest
-from pipeline.data.shards import first_records
+from pipeline.data.format.manifest import Manifest
+from pipeline.data.reading.shards import first_records
 from pipeline.diffusion.objective import Randomness, training_randomness
+from pipeline.diffusion.posterior import sample_posterior
 from pipeline.diffusion.timesteps import BUCKETS, noise_bucket
+from pipeline.distributed.world import World
 from pipeline.errors import DatasetError
-from pipeline.models.autoencoder import sample_posterior
-from pipeline.storage import Storage
-from pipeline.training.distributed import World
-from pipeline.training.meter import by_noise
+from pipeline.storage.base import Storage
+from pipeline.training.watch.meter import by_noise
 
 SEED = 0x76616C
 """Of the noise: no seed of a run, so that no record meets here what it met in training."""

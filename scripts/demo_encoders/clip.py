@@ -38,7 +38,7 @@ from demo_encoders.data import (
     save_half,
     save_json,
 )
-from preprocess.captions import (
+from preprocess.shapes.captions import (
     COLOURS,
     PLACE_WORDS,
     RELATION_WORDS,
@@ -50,7 +50,7 @@ from preprocess.captions import (
     holds,
     wording,
 )
-from preprocess.synthetic import Scene
+from preprocess.shapes.drawing import Scene
 
 EMBED = 64
 TEXT_WIDTH = 128

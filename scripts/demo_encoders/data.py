@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from preprocess.synthetic import Scene, render, scene
+from preprocess.shapes.drawing import Scene, render, scene
 
 TRAIN_SEED = 1_000_000  # a seed of the world that no user's default and no test shares
 EVAL_SEED = 2_000_000

@@ -16,7 +16,7 @@ import regex
 from open_clip.tokenizer import SimpleTokenizer, bytes_to_unicode
 
 from demo_encoders.data import TRAIN_SEED
-from preprocess.synthetic import scene
+from preprocess.shapes.drawing import scene
 
 CAPTIONS = 20_000
 CONTEXT_LENGTH = 32

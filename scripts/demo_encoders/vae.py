@@ -22,8 +22,8 @@ from demo_encoders.data import (
     save_half,
     save_json,
 )
-from preprocess.captions import COLOURS, SHAPES
-from preprocess.synthetic import label_map
+from preprocess.shapes.captions import COLOURS, SHAPES
+from preprocess.shapes.drawing import label_map
 
 ARCHITECTURE = {
     "in_channels": 3,

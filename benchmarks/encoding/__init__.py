@@ -1,0 +1,1 @@
+"""Sides, parts and inputs of benchmarks.encode."""

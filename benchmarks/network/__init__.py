@@ -1,0 +1,1 @@
+"""Sides and parts of benchmarks.unet and benchmarks.gpu."""

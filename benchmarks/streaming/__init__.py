@@ -1,0 +1,1 @@
+"""Sides and data of benchmarks.stream."""

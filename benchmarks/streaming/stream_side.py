@@ -1,0 +1,200 @@
+"""One side of the benchmark of the stream, in a process of its own: `python -m benchmarks.streaming.stream_side JSON`.
+
+Each side makes batches of tensors of the same samples and prints one line of JSON: samples, seconds, CPU seconds (of
+its children too), seconds to the first batch, the memory that it took at most, and how that grew while it was timed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+BATCH = 64  # samples of a rank
+WORLD = 8  # ranks that share a dataset
+MEMORY = 1.5  # windows that the rank may hold
+
+
+def main() -> int:
+    """Runs the side that the argument names."""
+    given = json.loads(sys.argv[1])
+    print(json.dumps(SIDES[given.pop("side")](**given)))
+    return 0
+
+
+def timed(batches: Iterator[int], warm: int, count: int, began: float) -> dict[str, float]:
+    """Times `count` samples after the first `warm`; without any, from `began` on, the first batch included. batches:
+    their samples, one after the other."""
+    seen = next(batches)
+    first = time.perf_counter() - began
+    while seen < warm:
+        seen += next(batches)
+    resident, cpu = _resident(), 0.0
+    if warm:
+        seen, cpu, began = 0, _cpu(), time.perf_counter()
+    while seen < count:
+        seen += next(batches)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    told = {"samples": seen, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
+    return told | {"grown_bytes": _resident() - resident}
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of what runs below it."""
+    import psutil
+
+    own = psutil.Process()
+    total = own.cpu_times().children_user + own.cpu_times().children_system
+    for process in (own, *own.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def stream(url: str, workers: int, warm: int, count: int, start: float = 0.0) -> dict[str, float]:
+    """latentmill's, as the first of WORLD ranks. start: where to begin, in epochs."""
+    from pipeline.data.format.manifest import load_manifest
+    from pipeline.data.order.dataset import dataset_of
+    from pipeline.data.reading.reader import Block, Reader
+    from pipeline.data.reading.stream import Stream
+    from pipeline.storage.urls import open_storage
+
+    began = time.perf_counter()
+    storage = open_storage(url)
+    dataset = dataset_of(storage, load_manifest(storage))
+    members = [member.name for member in dataset.contract.members]
+    batch = BATCH * WORLD
+    order = dataset.order(0, batch)
+    fetched: list[int] = []
+    read = Reader.read
+
+    def counting(self: Reader, number: int) -> Block:
+        block = read(self, number)
+        fetched.append(len(block.rows))
+        return block
+
+    Reader.read = counting  # type: ignore[method-assign]
+    with Stream(
+        dataset,
+        order,
+        batch=batch,
+        world=WORLD,
+        members=members,
+        workers=workers,
+        memory_bytes=int(MEMORY * order.window_bytes(dataset.bytes, 0, BATCH)),
+        start_n=int(start * dataset.parts[0].records) // batch * batch,
+    ) as batches:
+
+        def sizes() -> Iterator[int]:
+            for batch in batches:
+                if len(before) == 0 and seen[0] >= warm:
+                    before.append(sum(fetched))
+                seen[0] += len(batch.numbers)
+                yield len(batch.numbers)
+
+        seen, before = [0], list[int]()
+        told = timed(sizes(), warm, count, began)
+    return told | {"fetched": (sum(fetched) - before[0]) / told["samples"] if before else 0.0}
+
+
+def webdataset(urls: list[str], workers: int, warm: int, count: int) -> dict[str, float]:
+    """webdataset's, as its documentation writes a training loader; npy and json decoded, arrays collated."""
+    import webdataset as wds
+
+    began = time.perf_counter()
+    text = "tokens.npy" if "small" in urls[0] else "text.npy"
+    samples = wds.WebDataset(urls, shardshuffle=100, seed=0, empty_check=False).shuffle(1000).decode()
+    samples = samples.to_tuple("moments.npy", text, "json").batched(BATCH)
+    loader = wds.WebLoader(samples, batch_size=None, num_workers=workers)
+
+    def batches() -> Iterator[int]:
+        while True:
+            for moments, _, _ in loader:
+                yield len(moments)
+
+    return timed(batches(), warm, count, began)
+
+
+def limit(url: str, workers: int, warm: int, count: int) -> dict[str, float]:
+    """Reads the bytes of whole blocks and hashes each record, and no more: local files into memory that is used again,
+    objects as `workers` concurrent GETs."""
+    from pipeline.data.format.manifest import load_manifest
+    from pipeline.data.order.dataset import dataset_of
+    from pipeline.storage.urls import open_storage
+
+    began = time.perf_counter()
+    storage = open_storage(url)
+    dataset = dataset_of(storage, load_manifest(storage))
+    entries = dataset.parts[0].manifest.shards
+    records = [json.loads(storage.get(entry.index_name))["records"] for entry in entries]
+    own = threading.local()
+    raw = _raw(url)
+
+    def read(number: int) -> int:
+        stretch = dataset[number]
+        chosen = records[stretch.shard][stretch.first : stretch.first + stretch.count]
+        start, end = chosen[0][0], chosen[-1][0] + chosen[-1][1]
+        if not hasattr(own, "memory"):
+            own.memory = memoryview(bytearray(64 << 20))
+        view = raw(entries[stretch.shard].name, start, own.memory[: end - start])
+        for offset, size, digest in chosen:
+            if hashlib.sha256(view[offset - start : offset - start + size]).hexdigest() != digest:
+                raise SystemExit(f"{url}: a record is not what its index says")
+        return len(chosen)
+
+    def batches() -> Iterator[int]:
+        while True:
+            with ThreadPoolExecutor(workers) as pool:
+                yield from pool.map(read, range(len(dataset)))
+
+    return timed(batches(), warm, count, began)
+
+
+def _raw(url: str) -> Callable[[str, int, memoryview], memoryview]:
+    """(name, offset, memory to fill) -> the bytes, by the shortest way there is."""
+    if not url.startswith("s3://"):
+        files: dict[str, int] = {}
+
+        def from_file(name: str, offset: int, view: memoryview) -> memoryview:
+            if name not in files:
+                files[name] = os.open(os.path.join(url, name), os.O_RDONLY)
+            done = 0
+            while done < len(view):
+                done += os.preadv(files[name], [view[done:]], offset + done)
+            return view
+
+        return from_file
+    from pipeline.storage.s3 import s3_client
+
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+
+    def from_bucket(name: str, offset: int, view: memoryview) -> memoryview:
+        span = f"bytes={offset}-{offset + len(view) - 1}"
+        return memoryview(s3_client().get_object(Bucket=bucket, Key=f"{prefix}/{name}", Range=span)["Body"].read())
+
+    return from_bucket
+
+
+SIDES: dict[str, Callable[..., dict[str, Any]]] = {"stream": stream, "webdataset": webdataset, "limit": limit}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Contradictions between fields, by group and by verb."""

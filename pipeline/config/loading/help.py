@@ -1,0 +1,105 @@
+"""`latentmill VERB --help`, written from the dataclasses of config/ and their docstrings."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pipeline import config as c
+from pipeline.config.loading.folders import groups
+
+WIDTH = 110
+USAGE = {
+    "submit": "latentmill submit VERB [--dry-run] [cluster=NAME] [nodes=N] KEY=VALUE ... [then VERB KEY=VALUE ...]"
+}
+"""Verbs that are called in another way than the rest."""
+
+
+def verb_help(verb: str) -> str:
+    """Every key of a verb: type or choices, default, and what it is for."""
+    cls = c.CONFIGS[verb]
+    usage = USAGE.get(verb, f"latentmill {verb} KEY=VALUE ...")
+    lines = [*textwrap.wrap(" ".join((cls.__doc__ or "").split()), WIDTH), "", f"usage: {usage}", ""]
+    choices = {name: names for name, names in groups(verb).items() if names}
+    if choices:
+        lines += ["Groups (each sets several keys; keys given beside it win):"]
+        lines += [line for name, names in choices.items() for line in _group(name, names)] + [""]
+    lines += ["Keys:", *_keys(cls, "")]
+    if verb == "train":
+        lines += [
+            "",
+            *textwrap.wrap(
+                "-m sweeps: latentmill train -m optim.lr=1e-4,2e-4 ... runs one job per value, and with cluster=NAME "
+                "on Slurm, side by side.",
+                WIDTH,
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def _group(name: str, names: list[str]) -> list[str]:
+    return _listed(f"{name}={{{', '.join(names)}}}")
+
+
+def _listed(spaced: str) -> list[str]:
+    """A name and its choices, on as many lines as they need; they are broken at ", "."""
+    lines = textwrap.wrap(spaced, WIDTH, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False)
+    return [line.replace(", ", ",") for line in lines]
+
+
+def _keys(cls: type, path: str) -> list[str]:
+    """Two lines or more per field, groups after the verb's own fields."""
+    docs, hints = field_docs(cls), get_type_hints(cls)
+    plain, nested = [], []
+    for field in dataclasses.fields(cls):
+        kind = next((k for k in (hints[field.name], *get_args(hints[field.name])) if dataclasses.is_dataclass(k)), None)
+        doc = docs.get(field.name, "")
+        if isinstance(kind, type):
+            nested += ["", f"  {path}{field.name}.*: {doc}", *_keys(kind, f"{path}{field.name}.")]
+        else:
+            plain += _listed(f"{path}{field.name}={_default(field)}{_choices(hints[field.name])}".replace(",", ", "))
+            plain += textwrap.wrap(doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return plain + nested
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING:
+        return "...  (must be given)"
+    value = field.default
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(str, value)) + "]"
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def _choices(kind: Any) -> str:
+    """The choices of a Literal, alone or as the elements of a list."""
+    literal = next((k for k in (kind, *get_args(kind)) if get_origin(k) is Literal), None)
+    return (
+        f"  {{{','.join(map(str, get_args(literal)))}}}" if literal is not None and len(get_args(literal)) > 1 else ""
+    )
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a config dataclass, on one line. Empty where the source is not there."""
+    try:
+        source = inspect.getsource(cls)
+    except OSError:
+        return {}
+    tree = ast.parse(source)
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+    docs = {}
+    for statement, following in pairwise(body):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs

@@ -1,0 +1,87 @@
+"""KEY=VALUE as Hydra's grammar wants it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipeline.config import CONFIGS
+from pipeline.config.loading.folders import groups, own_conf_dir
+from pipeline.config.loading.merge import flat_types, unknown_key
+from pipeline.errors import ConfigError, OverrideError
+
+NAMES = ("data.mix", "mix", "size")  # lists of names, not of free text
+
+
+OVERRIDE = re.compile(r"(?P<mark>~|\+\+|\+)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
+
+
+def _check_grammar(word: str) -> None:
+    """Raises OverrideError naming a word that Hydra cannot parse, or one that is a sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    shown = word.removeprefix("++")
+    try:
+        (override,) = OverridesParser.create().parse_overrides([word])
+    except OverrideParseException as error:
+        reason = " ".join(str(error).split(" See https")[0].split("\n")[0].split())
+        raise OverrideError(f"{shown}: cannot be parsed: {reason}") from error
+    if override.is_sweep_override():
+        raise OverrideError(f"{shown}: several values are a sweep, which wants -m; a list is written [a,b]")
+
+
+def search_path() -> list[str]:
+    """The override that makes Hydra look into the user's own folder too."""
+    own = own_conf_dir()
+    return [f"hydra.searchpath=[{quote(f'file://{own}')}]"] if own else []
+
+
+def translate(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra's grammar wants them.
+
+    Text and paths are quoted, so that braces, commas, apostrophes and `${` in them mean themselves. Values get Hydra's
+    `++`, because YAML holds only what differs from the dataclasses; from_dict refuses keys that are not there. A
+    repeated text list (`prompt=a prompt=b`) holds each value; lists of names may be written [a,b] too.
+    """
+    choices, kinds = groups(verb), dict(flat_types(CONFIGS[verb]))
+    words: list[str] = []
+    lists: dict[str, list[str]] = {}
+    for override in overrides:
+        match = OVERRIDE.fullmatch(override)
+        if not match:
+            raise OverrideError(f"{override!r} is not KEY=VALUE")
+        mark, key, value = match["mark"] or "", match["key"], match["value"]
+        if mark == "~" or key.startswith("hydra."):
+            words.append(override)
+        elif key in choices:
+            if value not in [*choices[key], "null"] and not re.search(r"[,(]", value):  # [,(]: a sweep, for -m
+                raise ConfigError(f"{key}={value}: no such {key}; there are {', '.join(choices[key])}")
+            words.append(f"{key}={value}")
+        elif kinds.get(key) is str:
+            words.append(f"++{key}={quote(value)}")
+        elif kinds.get(key) == tuple[str, ...]:
+            lists.setdefault(key, []).extend(listed(value) if key in NAMES else [value])
+        elif key in kinds:
+            words.append(f"++{key}={value}")
+        else:
+            raise ConfigError(unknown_key(key, [*kinds, *choices]))
+    words += [f"++{key}=[{','.join(map(quote, values))}]" for key, values in lists.items()]
+    return words
+
+
+def listed(text: str) -> list[str]:
+    """The names in [a,b], or the one name that a text is."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return [text]
+    return [name.strip().strip("'\"") for name in text[1:-1].split(",")] if text[1:-1].strip() else []
+
+
+def quote(text: str) -> str:
+    """`text` as a quoted string of Hydra's grammar that comes out of OmegaConf as it went in."""
+    text = re.sub(
+        r"(\\*)\$\{", r"\1\1\\${", text
+    )  # OmegaConf: an odd number of backslashes before ${ takes it literally
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    trailing = len(text) - len(text.rstrip("\\"))
+    return f"'{text}{chr(92) * trailing}'"

@@ -1,0 +1,1 @@
+"""What a single value may be: bounds, conditions on columns, times."""

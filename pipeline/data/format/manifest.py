@@ -1,0 +1,229 @@
+"""The manifest: what a cache promises (its contract) and what proves it (hashes and counts of every shard).
+
+It is `manifest.json`, written last: without it there is no dataset. Its bytes are canonical, so equal caches have equal
+manifests, and no time, host or absolute path enters it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.data.format.contract import Contract, _build, canonical_json, contract_from_json
+from pipeline.data.format.records import parse_npy
+from pipeline.errors import DatasetError, DestinationExists, NotFound
+from pipeline.storage.base import Storage
+
+MANIFEST = "manifest.json"
+UNCOND = "uncond.npy"
+VERSIONS = "manifests"
+FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitEntry:
+    """One input shard, and what became of its samples."""
+
+    source: str
+    """Its name; with as many folders before it as tell it from the others."""
+    source_sha256: str
+    """Of its bytes."""
+    source_bytes: int
+    """Its size."""
+    read: int
+    """Samples found in it."""
+    accepted: int
+    """Samples cached."""
+    rejected: dict[str, int]
+    """Samples rejected, by reason; `filter:...` are those that are whole but not wanted. With accepted they make up
+    read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One cached tar."""
+
+    name: str
+    """Key of the tar, relative to the manifest."""
+    unit: int
+    """Number of the input shard that it was made from, in the manifest's `units`."""
+    size: tuple[int, int]
+    """(width, height) in pixels of the crops that it holds: one bucket."""
+    samples: int
+    """Records in it."""
+    bytes: int
+    """Size of the tar."""
+    sha256: str
+    """Of the tar."""
+    index_sha256: str
+    """Of the index."""
+
+    @property
+    def index_name(self) -> str:
+        """Its index, relative to the manifest."""
+        return self.name.removesuffix(".tar") + ".index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Per-channel statistics of the scaled posterior means, (C,) each."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A finished cache."""
+
+    contract: Contract
+    units: tuple[UnitEntry, ...]
+    shards: tuple[ShardEntry, ...]
+    uncond_sha256: str
+    """Of uncond.npy, the encoded empty caption (L, D) float16."""
+    statistics: Statistics
+    sources: tuple[str, ...]
+    """The source patterns as they were given, one for each time that shards were appended; only the last part of an
+    absolute path."""
+    excluded: int = 0
+    """Records that are never read: duplicates of records in other shards (Manifest.excluded_name lists them)."""
+    excluded_sha256: str = ""
+    """Of that list; "" when there are none."""
+    version: int = 1
+    """Version of this dataset; each `encode` that appends input shards makes another."""
+    format: int = FORMAT
+    """Version of the layout."""
+
+    @property
+    def samples(self) -> int:
+        """Records that are read: those of the shards without the excluded ones."""
+        return sum(shard.samples for shard in self.shards) - self.excluded
+
+    @property
+    def name(self) -> str:
+        """Where this version stays when the dataset grows."""
+        return f"{VERSIONS}/{self.version:06d}.json"
+
+    @property
+    def excluded_name(self) -> str:
+        """The list of excluded records: int32 (N, 2) .npy of shard number and row, sorted."""
+        return f"{VERSIONS}/{self.version:06d}.excluded.npy"
+
+    @property
+    def adopted(self) -> bool:
+        """Whether `latentmill index` made it of tars that were there: each is its own source, and its images are
+        unknown."""
+        same = [self.units[shard.unit].source_sha256 == shard.sha256 for shard in self.shards]
+        return bool(same) and all(same)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Rejects of all input shards by reason."""
+        total: dict[str, int] = {}
+        for unit in self.units:
+            for reason, count in unit.rejected.items():
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical bytes: the dataset's identity."""
+        return hashlib.sha256(manifest_bytes(self)).hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Bytes
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The canonical bytes of a manifest."""
+    return canonical_json(dataclasses.asdict(manifest))
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Reads a manifest. Raises DatasetError when it is damaged or of a format that this version does not know."""
+    try:
+        value = json.loads(data)
+        if value.get("format") != FORMAT:
+            hint = "encode the cache again" if value.get("format") in range(FORMAT) else "use a newer latentmill"
+            raise DatasetError(f"its format is {value.get('format')}, this version reads {FORMAT}: {hint}")
+        contract = contract_from_json(value["contract"])
+        units = tuple(_build(UnitEntry, unit) for unit in value["units"])
+        shards = tuple(_build(ShardEntry, {**shard, "size": tuple(shard["size"])}) for shard in value["shards"])
+        statistics = Statistics(mean=tuple(value["statistics"]["mean"]), std=tuple(value["statistics"]["std"]))
+        parts = {"contract": contract, "units": units, "shards": shards, "statistics": statistics}
+        parts["sources"] = tuple(value["sources"])
+        return _build(Manifest, {**value, **parts})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"it is damaged ({type(error).__name__}: {error}): encode the cache again") from None
+
+
+def load_manifest(storage: Storage) -> Manifest:
+    """The manifest of the cache at `storage`. Raises DatasetError, saying what to do, when there is none to be read."""
+    try:
+        data = storage.get(MANIFEST)
+    except NotFound:
+        begun = any(storage.list(""))
+        hint = (
+            "its encode was not finished: run the same `latentmill encode` again"
+            if begun
+            else "nothing is there: encode it first, or mend the path"
+        )
+        raise DatasetError(f"{storage.url} holds no {MANIFEST}, so it is not a dataset; {hint}") from None
+    try:
+        return parse_manifest(data)
+    except DatasetError as error:
+        raise DatasetError(f"{storage.url}/{MANIFEST} cannot be read: {error}") from None
+
+
+def find_version(storage: Storage, digest: str) -> Manifest | None:
+    """The version of the dataset at `storage` whose digest this is, or None: what a run began with stays readable when
+    the dataset grows."""
+    for info in reversed(storage.list(f"{VERSIONS}/")):
+        if info.key.endswith(".json"):
+            data = storage.get(info.key)
+            if hashlib.sha256(data).hexdigest() == digest:
+                return parse_manifest(data)
+    return None
+
+
+def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
+    """Publishes the manifest; False when an identical one is there already.
+
+    The version's own copy is written first, then manifest.json, only over nothing or over the version before. Raises
+    DestinationExists when another dataset is there.
+    """
+    data = manifest_bytes(manifest)
+    other = DestinationExists(f"{storage.url} holds a finished cache with another {MANIFEST}: choose another dest")
+    if not storage.put_if_absent(manifest.name, data) and storage.get(manifest.name) != data:
+        raise other
+    if storage.put_if_absent(MANIFEST, data):
+        return True
+    found = storage.get(MANIFEST)
+    if found == data:
+        return False
+    if manifest.version == 1 or parse_manifest(found).version != manifest.version - 1:
+        raise other
+    storage.put(MANIFEST, data)
+    return True
+
+
+def load_excluded(storage: Storage, manifest: Manifest) -> np.ndarray:
+    """(N, 2) int32: shard number and row of each record that is never read, sorted. Raises DatasetError."""
+    if not manifest.excluded:
+        return np.empty((0, 2), dtype=np.int32)
+    try:
+        data = storage.get(manifest.excluded_name)
+    except NotFound:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != manifest.excluded_sha256:
+        raise DatasetError(
+            f"{storage.locate(manifest.excluded_name)} is missing or not what the manifest promises: restore it, or "
+            "delete the manifest and run `latentmill encode finalize=true` again"
+        )
+    return parse_npy(memoryview(data))

@@ -1,0 +1,1 @@
+"""Sample number to record, in arithmetic: blocks, shuffle, buckets, mixture."""

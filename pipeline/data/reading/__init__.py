@@ -1,0 +1,1 @@
+"""Verified bytes of a cache to batches on a device."""

@@ -1,0 +1,208 @@
+"""Reads blocks, each verified by the hashes of its records.
+
+A shard's index is read once, compared with the manifest, and kept in a compact form; a block is then one ranged read
+into memory that is used again.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.data.format.manifest import ShardEntry
+from pipeline.data.format.records import Record, unpack
+from pipeline.data.order.dataset import Dataset
+from pipeline.data.reading.columns import Column, find_columns
+from pipeline.data.reading.disk_cache import DiskCache
+from pipeline.data.reading.memory import Pool
+from pipeline.errors import ShardCorrupt, StorageError
+from pipeline.storage.base import Storage
+
+INDEX_BYTES = 256_000_000  # of indexes kept in memory
+DIGEST = 32  # bytes of a SHA-256
+
+
+class Block:
+    """A verified block in memory.
+
+    data: (m,) uint8, its bytes. shard, rows: which records of the dataset it holds. columns: where the arrays that the
+    reader was asked for lie in `data`.
+    """
+
+    def __init__(
+        self,
+        data: np.ndarray,
+        offsets: np.ndarray,
+        sizes: np.ndarray,
+        *,
+        shard: int,
+        rows: np.ndarray,
+        columns: dict[str, Column],
+        layout: dict[str, str] | None = None,
+    ) -> None:
+        self.data, self.shard, self.rows, self.columns = data, shard, rows, columns
+        self._offsets, self._sizes, self._layout = offsets, sizes, layout
+
+    def record(self, place: int, members: Sequence[str] | None = None) -> Record:
+        """Record number `place` of the block; its arrays are views of the block's bytes."""
+        offset = int(self._offsets[place])
+        view = self.data.data[offset : offset + int(self._sizes[place])]
+        return unpack(view, members, layout=self._layout)
+
+
+@dataclass(frozen=True)
+class Index:
+    """A shard's index: (n,) int64 offsets and sizes of its records, (n, 32) uint8 SHA-256, and their layout."""
+
+    offsets: np.ndarray
+    sizes: np.ndarray
+    digests: np.ndarray
+    layout: dict[str, str] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.offsets.nbytes + self.sizes.nbytes + self.digests.nbytes
+
+
+class Reader:
+    """Reads blocks of one dataset; indexes up to INDEX_BYTES are kept in memory, and blocks in `cache`. Safe to call
+    from several threads.
+
+    members: arrays whose columns a block has. pool: where its memory is from.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        cache: DiskCache | None = None,
+        *,
+        members: Sequence[str] = (),
+        pool: Pool | None = None,
+    ) -> None:
+        self._dataset, self._cache = dataset, cache
+        self._members, self._pool = tuple(members), pool or Pool()
+        self._indexes: collections.OrderedDict[int, Future[Index]] = collections.OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def read(self, number: int) -> Block:
+        """A block whose every record is what the index says; read once more if it is not (a read can go wrong).
+
+        Raises ShardCorrupt when it still is not, and StorageError or NotFound when it cannot be read.
+        """
+        stretch, rows = self._dataset[number], self._dataset.rows(number)
+        (storage, entry), index = self._dataset.shard(stretch.shard), self._index(stretch.shard)
+        offsets, sizes = index.offsets[rows], index.sizes[rows]
+        start, end = int(offsets[0]), int(offsets[-1] + sizes[-1])
+        offsets = offsets - start
+        data = self._pool.take(end - start)
+        name = f"{entry.sha256[:24]}-{stretch.first}-{stretch.count}"
+        cached = self._cache is not None and self._cache.read_into(name, data.data)
+        if not cached or _wrong(data, offsets, sizes, index.digests[rows]) is not None:
+            _fetch(storage, entry, start, data, rows, (offsets, sizes, index.digests[rows]))
+            if self._cache is not None:
+                self._cache.put(name, data.data)
+        try:
+            columns = find_columns(data, offsets, sizes, self._members, index.layout)
+        except ShardCorrupt as error:
+            raise ShardCorrupt(f"{storage.locate(entry.name)}: {error}") from None
+        return Block(data, offsets, sizes, shard=stretch.shard, rows=rows, columns=columns, layout=index.layout)
+
+    def _index(self, shard: int) -> Index:
+        """A shard's index, read and verified once while it is kept."""
+        with self._lock:
+            future = self._indexes.get(shard)
+            mine = future is None
+            if future is None:
+                future = self._indexes[shard] = Future()
+            self._indexes.move_to_end(shard)
+        if mine:
+            try:
+                index = read_index(*self._dataset.shard(shard))
+            except BaseException as error:
+                with self._lock:
+                    del self._indexes[shard]
+                future.set_exception(error)
+                raise
+            future.set_result(index)
+            with self._lock:
+                self._held += index.nbytes
+                while self._held > INDEX_BYTES and len(self._indexes) > 1:
+                    oldest = next(iter(self._indexes))
+                    if not self._indexes[oldest].done():
+                        break
+                    self._held -= self._indexes.pop(oldest).result().nbytes
+        return future.result()
+
+
+def _fetch(
+    storage: Storage,
+    entry: ShardEntry,
+    start: int,
+    data: np.ndarray,
+    rows: np.ndarray,
+    facts: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Fills `data` with the shard's bytes from `start` on. facts: offsets in them, sizes and digests of `rows`."""
+    problem = ""
+    for _ in range(2):
+        try:
+            storage.read_into(entry.name, start, data.data)
+        except StorageError as error:
+            if storage.stat(entry.name).size >= start + len(data):
+                raise
+            problem = str(error)
+            continue
+        wrong = _wrong(data, *facts)
+        if wrong is None:
+            return
+        problem = f"the SHA-256 of row {rows[wrong]} is another"
+    raise ShardCorrupt(
+        f"{storage.locate(entry.name)} was read twice and is not what the manifest promises ({problem}): "
+        "restore it, or delete it and run the same `latentmill encode` again"
+    )
+
+
+def _wrong(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, digests: np.ndarray) -> int | None:
+    """The first of the records at `offsets` whose SHA-256 is not that of `digests` (n, 32) uint8; None if none."""
+    view, sha256 = data.data, hashlib.sha256
+    found = b"".join(
+        [sha256(view[at:end]).digest() for at, end in zip(offsets.tolist(), (offsets + sizes).tolist(), strict=True)]
+    )
+    if found == digests.tobytes():
+        return None
+    differ = (np.frombuffer(found, dtype=np.uint8).reshape(-1, DIGEST) != digests).any(axis=1)
+    return int(np.flatnonzero(differ)[0])
+
+
+def read_index(storage: Storage, entry: ShardEntry) -> Index:
+    """A shard's index, compared with the manifest. Raises ShardCorrupt."""
+    facts = json.loads(read_verified(storage, entry.index_name, entry.index_sha256))
+    records = facts["records"]
+    digests = np.frombuffer(bytes.fromhex("".join(record[2] for record in records)), dtype=np.uint8)
+    return Index(
+        np.array([record[0] for record in records], dtype=np.int64),
+        np.array([record[1] for record in records], dtype=np.int64),
+        digests.reshape(-1, DIGEST),
+        facts.get("layout"),
+    )
+
+
+def read_verified(storage: Storage, key: str, sha256: str) -> bytes:
+    """A whole object whose hash is the manifest's; read once more if it is not. Raises ShardCorrupt."""
+    for _ in range(2):
+        data = storage.get(key)
+        found = hashlib.sha256(data).hexdigest()
+        if found == sha256:
+            return data
+    raise ShardCorrupt(
+        f"{storage.url}/{key} was read twice and is not what the manifest promises (SHA-256 {found[:12]}, not "
+        f"{sha256[:12]}): restore it, or delete it and run the same `latentmill encode` again"
+    )

@@ -1,0 +1,1 @@
+"""Processes: which rank this is, how ranks start, meet, agree, are signalled and end."""

@@ -1,0 +1,168 @@
+"""Ranks of one job on this machine: started together, signalled together, ended together.
+
+A verb that wants several processes calls `run_ranks`, which starts rank.py once per rank with the resolved
+configuration; inside, the environment says which rank it is, as under torchrun, srun or accelerate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from pipeline.config.loading.merge import to_dict
+from pipeline.distributed.place import cores, threads_per_rank
+from pipeline.distributed.signals import STOP, forwarding, handled
+from pipeline.errors import Interrupted
+
+GRACE_SECONDS = 10.0
+"""What the other ranks get to end by themselves when one has failed."""
+
+
+def run_ranks(verb: str, config: Any, processes: int, threads: int) -> int:
+    """Run a verb's main(config) as `processes` ranks of this machine; the job's exit status."""
+    return run_local("pipeline.distributed.rank", [verb, json.dumps(to_dict(config))], processes, threads)
+
+
+def run_local(module: str, argv: Sequence[str], processes: int, threads: int = 0) -> int:
+    """Run `python -m module argv` as `processes` ranks and wait for them all.
+
+    threads: CPU threads per rank, 0 = this machine's cores / ranks. SIGTERM, SIGUSR1 and SIGINT are passed on; a second
+    SIGINT kills. When a rank fails the others are ended. Returns 128 + the signal that has killed a rank, where it was
+    not for another's failure (a job then goes back to the queue), else the first failure's status, else 75 if a rank
+    was interrupted, else 0.
+    """
+    command = [sys.executable, "-m", module, *argv]
+    received: list[int] = []
+    ranks: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, _: FrameType | None) -> None:
+        again = number == signal.SIGINT and number in received
+        received.append(number)
+        _signal_all(ranks, signal.SIGKILL if again else number)
+
+    with handled(STOP, forward):
+        try:
+            with reserved_port() as port:
+                for rank in range(processes):
+                    environment = os.environ | rank_environment(rank, processes, port, threads)
+                    ranks.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0))
+                return _wait(ranks, received)
+        finally:
+            _signal_all(ranks, signal.SIGKILL)
+            for process in ranks:
+                process.wait()
+
+
+def run_command(command: Sequence[str]) -> int:
+    """Run a command of ours that shares this terminal, and return its exit status (128 + the signal that ended it).
+
+    Ctrl-C reaches it as it reaches this process, and is left to it: it may have a checkpoint to write. Other signals
+    are passed on.
+    """
+    children: list[subprocess.Popen[bytes]] = []
+
+    def send(number: int) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    with forwarding(send):
+        children.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+        status = children[0].wait()
+    return status if status >= 0 else 128 - status
+
+
+def rank_environment(rank: int, world: int, port: int, threads: int) -> dict[str, str]:
+    """What torch.distributed and OpenMP read."""
+    per_rank = threads_per_rank(threads, world)
+    environment = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(per_rank),
+    }
+    if per_rank * world > cores():
+        # OpenMP's threads spin while they wait. With more of them than cores that cost 40 times a step's own time.
+        environment["OMP_WAIT_POLICY"] = "passive"
+    return environment
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]], received: list[int]) -> int:
+    """Wait for every rank; on the first failure end the others. Returns the job's exit status."""
+    failure, killed = 0, 0  # statuses: of the first rank that failed, and of one that a signal killed
+    deadline = float("inf")
+    sent: set[int] = set()
+    statuses: dict[int, int] = {}
+    while len(statuses) < len(ranks):
+        for rank, process in enumerate(ranks):
+            status = process.poll()
+            if rank in statuses or status is None:
+                continue
+            statuses[rank] = status
+            if status in (0, Interrupted.exit_code) or -status in sent:
+                continue
+            if status < 0:
+                killed = killed or 128 - status
+                if -status not in received:
+                    _tell_killed(rank, -status)
+            if not failure:
+                failure = status if status > 0 else 128 - status
+                deadline = time.monotonic() + GRACE_SECONDS
+                sent.add(signal.SIGTERM)
+                _signal_all(ranks, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            sent.add(signal.SIGKILL)
+            _signal_all(ranks, signal.SIGKILL)
+        time.sleep(0.02)
+    return killed or failure or (Interrupted.exit_code if Interrupted.exit_code in statuses.values() else 0)
+
+
+HINTS = {
+    signal.SIGKILL: "; out of memory?",
+    signal.SIGALRM: ", as it had made no progress (watchdog_s); its stacks are above",
+}
+
+
+def _tell_killed(rank: int, number: int) -> None:
+    """A line for a rank that a signal of somebody else's has killed."""
+    name = signal.Signals(number).name
+    print(
+        f"latentmill: rank {rank} was killed by {name}{HINTS.get(signal.Signals(number), '')}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _signal_all(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
+    """Signal every rank that still runs, and what it started."""
+    for process in ranks:
+        if process.poll() is None:
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                pass
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A TCP port of the loopback interface that is kept from everyone but the rank that will listen on it.
+
+    Ranks import PyTorch for seconds before one of them listens; a port that was only found to be free can by then be
+    the source of somebody's connection. A socket that is bound and does not listen holds it, and lets a listener in
+    that sets SO_REUSEADDR as this one does, which torch.distributed's store is.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]

@@ -1,0 +1,207 @@
+"""Evaluations beside training (eval.where=job): training leaves a snapshot of the EMA weights and goes on.
+
+    evals/{n:012d}/ema.safetensors   what is to be evaluated; gone when it is
+    evals/{n:012d}/metrics.json      the figures, as an evaluation inside training writes them
+    evals/{n:012d}/tracked           a job has brought them to the tracker itself
+    evals/training                   there while a training process brings in figures as they appear
+
+A snapshot without figures is work left to do, whoever was killed: `latentmill eval run=RUN pending=true` makes it, as
+often as it is started, and the same figures come out. So a job that dies costs training nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pipeline.errors import LatentmillError, NotFound
+from pipeline.runs.directory import SNAPSHOT
+from pipeline.scheduler.slurm import inherited
+from pipeline.storage.base import Storage
+from pipeline.tracking.tracker import Tracker
+
+POLL_SECONDS = 5.0
+"""Between two looks for figures that jobs have written."""
+LAST_SECONDS = 600.0
+"""How long the end of training waits for a snapshot that is still on its way to the store."""
+OPEN = "evals/training"
+NICE = 10
+LOG = "evals/jobs.log"
+
+
+def figures(run: Storage, n: int) -> str:
+    """Where the figures at n samples are."""
+    return f"evals/{n:012d}/metrics.json"
+
+
+def pending(run: Storage) -> list[int]:
+    """n of every snapshot that was not evaluated, in order."""
+    keys = {info.key for info in run.list("evals/")}
+    numbers = (key.split("/")[1] for key in keys if key.endswith(f"/{SNAPSHOT}"))
+    return sorted(int(n) for n in numbers if n.isdecimal() and figures(run, int(n)) not in keys)
+
+
+def read_snapshot(run: Storage, n: int) -> dict[str, Tensor]:
+    """Whole fp32 EMA weights by parameter name. Raises NotFound where another process has finished with it."""
+    return load(run.get(f"evals/{n:012d}/{SNAPSHOT}"))
+
+
+def finish(run: Storage, n: int, track: Callable[[], None]) -> None:
+    """The figures at n are written: the snapshot goes, and unless a training process will, `track` brings them to the
+    tracker."""
+    run.delete(f"evals/{n:012d}/{SNAPSHOT}")
+    if not run.exists(OPEN) and run.put_if_absent(f"evals/{n:012d}/tracked", b""):
+        track()
+
+
+class Jobs:
+    """Rank 0's side of evaluations beside training: a thread of its own writes snapshots, starts jobs, and brings what
+    they found to the tracker. Whatever fails there is said once on standard error, and training goes on.
+
+    start: begins the job that evaluates the snapshot at n.
+    """
+
+    def __init__(self, run: Storage, tracker: Tracker, start: Starter) -> None:
+        self._run, self._tracker, self._start = run, tracker, start
+        self._queue: queue.Queue[tuple[int, dict[str, Tensor]] | None] = queue.Queue()
+        self._warned: set[str] = set()
+        self._thread = threading.Thread(target=self._work, name="evaluations", daemon=True)
+
+    def __enter__(self) -> Jobs:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Bring in what is there, and leave the rest to the jobs."""
+        self._queue.put(None)
+        self._thread.join(LAST_SECONDS)
+
+    def evaluate(self, n: int, weights: dict[str, Tensor]) -> None:
+        """Have weights evaluated at n samples. Returns at once."""
+        self._queue.put((n, weights))
+
+    def _work(self) -> None:
+        self._guarded(lambda: self._run.put(OPEN, b""))
+        if left := self._guarded(lambda: pending(self._run)):
+            for n in left:
+                self._guarded(partial(self._start, n))
+        while True:
+            self._guarded(self._bring)
+            self._guarded(self._revive)
+            try:
+                item = self._queue.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if item is None:
+                break
+            self._guarded(partial(self._begin, *item))
+        self._guarded(lambda: self._run.delete(OPEN))
+        self._guarded(lambda: self._bring(last=True))  # a job that found OPEN has written its figures before now
+
+    def _begin(self, n: int, weights: dict[str, Tensor]) -> None:
+        data = save({name: tensor.cpu().contiguous() for name, tensor in weights.items()})
+        self._run.put(f"evals/{n:012d}/{SNAPSHOT}", data)
+        self._start(n)
+
+    def _revive(self) -> None:
+        """A process of this machine that ended just before a snapshot came is followed by another."""
+        if self._start.ended_well() and (left := pending(self._run)):
+            self._start(left[0])
+
+    def _bring(self, last: bool = False) -> None:
+        """Rows of the tracker for figures that it does not have."""
+        for info in self._run.list("evals/"):
+            folder, _, name = info.key.removeprefix("evals/").partition("/")
+            if name != "metrics.json" or not folder.isdecimal() or int(folder) in self._tracker.evaluations:
+                continue
+            if self._run.put_if_absent(f"evals/{folder}/tracked", b"") or not last:
+                bring(self._run, int(folder), self._tracker)
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (LatentmillError, OSError) as error:
+            text = str(error)
+            if text not in self._warned:
+                self._warned.add(text)
+                print(f"warning: an evaluation beside training: {text}", file=sys.stderr, flush=True)
+            return None
+
+
+def bring(run: Storage, n: int, tracker: Tracker) -> None:
+    """The figures and the picture at n to the tracker, at n."""
+    tracker.log(n, json.loads(run.get(figures(run, n))), kind="eval")
+    show(run, n, tracker)
+
+
+def show(run: Storage, n: int, tracker: Tracker) -> None:
+    """The picture of the evaluation at n to the tracker, with its captions."""
+    folder = f"evals/{n:012d}"
+    try:
+        captions = json.loads(run.get(f"{folder}/grid.json"))["captions"]
+        tracker.image(n, "samples", run.get(f"{folder}/grid.png"), numbered(captions))
+    except NotFound:  # evaluations may keep none
+        return
+
+
+def numbered(captions: Sequence[str]) -> str:
+    """The captions of a grid, in reading order."""
+    return "\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, start=1))
+
+
+class Starter:
+    """Starts jobs: on a Slurm cluster one for each snapshot, else one process after the other on this machine, which
+    evaluates all snapshots that it finds. They outlive this process. cluster: of conf/cluster, or ""."""
+
+    def __init__(self, url: str, cluster: str, device: str, log: Path | None) -> None:
+        self._url, self._cluster, self._device, self._log = url, cluster, device, log
+        self._pid, self._status = 0, -1
+
+    def __call__(self, n: int) -> None:
+        if not self._cluster and self._runs():
+            return  # it looks again before it ends
+        verb = ["submit", "eval", f"cluster={self._cluster}", f"at={n}"]
+        if not self._cluster:
+            verb = ["eval", f"device={self._device}"]
+        command = [sys.executable, "-m", "pipeline.cli", *verb, f"run={self._url}", "pending=true"]
+        if not self._cluster and (nice := shutil.which("nice")):
+            command = [nice, "-n", str(NICE), *command]
+        if self._log is not None:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._pid = os.posix_spawn(
+            command[0],
+            command,
+            inherited(os.environ) | {"OMP_WAIT_POLICY": "passive"},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(self._log or os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,  # what ends training does not end it
+        )
+
+    def ended_well(self) -> bool:
+        """Whether the last process on this machine has ended, and well."""
+        return not self._cluster and not self._runs() and self._status == 0
+
+    def _runs(self) -> bool:
+        """Whether the last process is still there."""
+        if self._pid:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._pid, self._status = 0, os.waitstatus_to_exitcode(status)
+        return self._pid != 0

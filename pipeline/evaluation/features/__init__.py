@@ -1,0 +1,1 @@
+"""Networks that turn pictures into features, each with its own resize and weights."""

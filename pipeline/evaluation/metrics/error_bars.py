@@ -1,0 +1,91 @@
+"""How far figures would move if other images were drawn: standard errors, intervals, and FID without its bias."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.metrics.fid import Gaussian, frechet, symmetric_root
+
+DRAWS = 16
+"""Half-samples that an error bar is from; it is itself uncertain by about 1 / sqrt(2 x 15) = 18%."""
+POINTS = 10
+"""Numbers of images that FID-infinity's line goes through."""
+Z95 = 1.959963984540054
+"""Half the width of a normal's central 95%, in standard deviations."""
+
+
+def wilson(right: int, of: int) -> tuple[float, float]:
+    """95% interval of a share that was `right` out of `of` (Wilson 1927): honest near 0 and 1, where right +- error is
+    not."""
+    if of == 0:
+        return 0.0, 1.0
+    share, z2 = right / of, Z95**2
+    middle = (share + z2 / (2 * of)) / (1 + z2 / of)
+    half = Z95 / (1 + z2 / of) * math.sqrt(share * (1 - share) / of + z2 / (4 * of**2))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def half_sample_error(n: int, figure: Callable[[Tensor], float], seed: int = 0, draws: int = DRAWS) -> float:
+    """Standard error of a figure of n images: its standard deviation over random halves of them.
+
+    figure: of the images with these numbers. Halves are drawn without replacement: a statistic of m out of n images
+    scatters about that of all n with variance s^2 (1/m - 1/n), which is s^2 / n for a half (Politis & Romano 1994). A
+    bootstrap with replacement repeats images, which narrows covariances and so pushes FID up.
+    """
+    draw = np.random.RandomState(seed)
+    values = [figure(torch.from_numpy(draw.permutation(n)[: n // 2])) for _ in range(draws)]
+    return float(np.std(values, ddof=1))
+
+
+class FrechetTo:
+    """FID of sets of features against one reference, whose matrix root is taken once."""
+
+    def __init__(self, reference: Gaussian) -> None:
+        self.reference, self.root = reference, symmetric_root(reference.cov)
+
+    def __call__(self, features: Tensor) -> float:
+        """FID of features (N, E). Fewer than E images have their product's eigenvalues from an (N, N) matrix."""
+        x_NE = features.double()
+        mean = x_NE.mean(0)
+        centred = (x_NE - mean) / math.sqrt(len(x_NE) - 1)
+        if len(x_NE) > x_NE.shape[1]:
+            return frechet(self.reference, Gaussian(len(x_NE), mean, centred.T @ centred), self.root)
+        values = torch.linalg.eigvalsh(centred @ self.reference.cov @ centred.T).clamp(min=0)
+        traces = self.reference.cov.trace() + centred.square().sum()
+        return max(float((mean - self.reference.mean).square().sum() + traces - 2 * values.sqrt().sum()), 0.0)
+
+
+@dataclass(frozen=True)
+class Extrapolated:
+    """FID-infinity, its standard error, and the line's slope: FID(N) is about value + slope / N."""
+
+    value: float
+    error: float
+    slope: float
+
+
+def fid_infinity(features: Tensor, reference: Gaussian, seed: int = 0, points: int = POINTS) -> Extrapolated:
+    """FID for infinitely many images (Chong & Forsyth 2020): FID's bias falls as 1 / N, so a line through FID at
+    `points` numbers of images from N / 2 to N meets 1 / N = 0 without it.
+
+    features: (N, E). Each point is of a random subset; the error bar is that of half_sample_error, of the whole
+    extrapolation. Trustworthy where N / 2 is beyond E, the regime of full rank; the bias of the reference stays.
+    """
+    distance = FrechetTo(reference)
+
+    def extrapolate(numbers: Tensor, draw: np.random.RandomState) -> tuple[float, float]:
+        sizes = np.linspace(len(numbers) / 2, len(numbers), points).astype(int)
+        subsets = (numbers[torch.from_numpy(draw.permutation(len(numbers))[:size])] for size in sizes)
+        slope, value = np.polyfit(1 / sizes, [distance(features[subset]) for subset in subsets], 1)
+        return float(value), float(slope)
+
+    draw = np.random.RandomState(seed)
+    value, slope = extrapolate(torch.arange(len(features)), draw)
+    error = half_sample_error(len(features), lambda numbers: extrapolate(numbers, draw)[0], seed + 1)
+    return Extrapolated(value, error, slope)

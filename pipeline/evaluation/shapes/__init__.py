@@ -1,0 +1,1 @@
+"""The judge of captioned shapes: it shares no code with the models."""

@@ -1,0 +1,76 @@
+"""From noise to 8-bit pictures, and between pixels (uint8) and the networks' range (-1 to 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import DiffusionConfig, SamplerConfig
+from pipeline.diffusion.conditioning import Conditioning
+from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.sampling import initial_noise, sample
+from pipeline.models.denoiser import Denoiser
+from pipeline.models.encoders.autoencoder import FirstStage
+
+
+def to_uint8(x_BCHW: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded to the nearest level; not-a-number becomes black."""
+    levels = ((x_BCHW.float().nan_to_num(nan=-1.0) + 1) * 127.5).round().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def from_uint8(images_BHWC: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
+    x = torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2)
+    return x.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; afterwards each submodule is in the mode that it was in."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def draw(
+    denoiser: Denoiser,
+    first_stage: FirstStage,
+    diffusion: DiffusionConfig,
+    sampler: SamplerConfig,
+    conditioning: Conditioning,
+    numbers: list[int],
+    seed: int,
+    latent_shape: tuple[int, int, int],
+    device: torch.device,
+    null: Conditioning | None = None,
+) -> tuple[np.ndarray, int]:
+    """Sample the images numbered `numbers`, one for each row of the conditioning.
+
+    null: what guidance leads away from, by default what says nothing.
+    Image i starts from noise that (seed, i) alone decide. Returns (B, H, W, 3) uint8 and how many were not finite.
+    """
+    noise = initial_noise(seed, torch.tensor(numbers, dtype=torch.int64), latent_shape, device)
+    with frozen(denoiser):
+        latents = sample(
+            denoiser,
+            diffusion,
+            noise,
+            conditioning,
+            denoiser.task.null(len(numbers), device) if null is None else null,
+            sampler=sampler.sampler,
+            steps=sampler.steps,
+            guidance=Guidance.of(sampler),
+        )
+        x_BCHW = first_stage.decode(latents)
+    broken = int((~torch.isfinite(latents).flatten(1).all(1)).sum())
+    return to_uint8(x_BCHW), broken

@@ -1,0 +1,155 @@
+"""`latentmill export format=compvis`: one file under the names of Stable Diffusion's own releases.
+
+    model.diffusion_model.*                       the UNet
+    first_stage_model.*                           the autoencoder
+    cond_stage_model.transformer.text_model.*     the text tower in transformers' names, as Stable Diffusion 1's; or
+    cond_stage_model.model.*                      in open_clip's, as Stable Diffusion 2's, whose last block is not read
+    betas, alphas_cumprod, ...                    the forward process's tables
+
+.safetensors holds in its metadata, and .ckpt beside its state_dict, what these names cannot say (`latentmill`): the
+kind of prediction, the latent scale and the UNet's configuration. A .ckpt is tensors and text alone, so that PyTorch
+opens it with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import pipeline
+from pipeline.config import DiffusionConfig, ExportConfig
+from pipeline.config.loading.merge import to_dict
+from pipeline.diffusion.process import PROCESSES
+from pipeline.diffusion.schedule import Schedule
+from pipeline.errors import ConfigError
+from pipeline.inference.trained import Trained
+from pipeline.interchange import clip
+from pipeline.interchange import unet as convert
+from pipeline.interchange.agreement import ExportDiffers
+from pipeline.models.denoiser import Denoiser
+from pipeline.models.encoders import compvis_vae
+from pipeline.models.weights import FACTS, read_file
+from pipeline.storage.urls import open_storage, split_url
+
+SUFFIXES = (".safetensors", ".ckpt")
+SPECIFIED = ("epsilon", "v")  # kinds of prediction that Stability's specification of metadata has words for
+STABLE_DIFFUSION_SCALE = 0.18215  # which the files do not hold
+
+
+def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> None:
+    """Write the file, whole or not at all."""
+    suffix = Path(config.dest).suffix
+    if suffix not in SUFFIXES:
+        raise ConfigError(f"dest={config.dest}: format=compvis writes one {' or '.join(SUFFIXES)} file")
+    diffusion = trained.info.config.diffusion
+    root, key = split_url(config.dest)
+    storage = open_storage(root)
+    state = single_file(config, trained, denoiser)
+    facts = {
+        "version": pipeline.__version__,
+        "n": trained.n,
+        "weights": config.weights,
+        "prediction": diffusion.prediction,
+        "scale": trained.contract.scale,
+        "shift": trained.contract.shift,
+        "model": to_dict(denoiser.unet.config),
+    }
+    staging = storage.staging_path()
+    try:
+        write(staging, suffix, state, facts)
+        if config.check:
+            check(staging, suffix, state)
+        storage.put_file(key, staging)
+    finally:
+        staging.unlink(missing_ok=True)
+    if note := compvis_note(diffusion):
+        print(note)
+
+
+def compvis_note(config: DiffusionConfig) -> str:
+    """What the file's names do not say, when it is not what Stable Diffusion 1's say by themselves; "" else."""
+    assumed = DiffusionConfig()
+    discrete = ["schedule", "beta_start", "beta_end", "timesteps", "zero_terminal_snr"]
+    names = ["prediction", *{"flow": ["timesteps"], "edm": ["sigma_data"]}.get(config.prediction, discrete)]
+    if all(getattr(config, name) == getattr(assumed, name) for name in names):
+        return ""
+    facts = ", ".join(f"{name}={getattr(config, name)}" for name in names)
+    return f"export: note: software that loads the file must be told {facts}"
+
+
+def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> dict[str, Tensor]:
+    """Every tensor of the file. Says which parts it cannot have."""
+    contract, unet = trained.contract, denoiser.unet
+    state = convert.to_compvis(unet.state_dict(), unet.config) | process_tables(trained.info.config.diffusion)
+    if not (contract.vae_sha256 and contract.text_sha256):
+        print("export: the run's cache does not know its encoders, so the file holds the UNet alone")
+        return _plain(state)
+    if contract.shift:
+        raise ConfigError(f"latents are shifted by {contract.shift:g}, and CompVis' layout knows a scale alone")
+    if contract.scale != STABLE_DIFFUSION_SCALE:
+        state["scale_factor"] = torch.tensor(contract.scale)
+    first_stage, tower = trained.encoders(override=config.encoders)
+    vae = compvis_vae.to_compvis(first_stage.float32().model.state_dict())
+    state |= {f"{compvis_vae.PREFIX}{name}": tensor for name, tensor in vae.items()}
+    if unet.config.context_width and clip.is_clip(tower):
+        state |= clip.compvis_state(tower)
+    elif unet.config.context_width:
+        print("export: CompVis' layout cannot hold this run's text tower, so the file is without one")
+    return _plain(state)
+
+
+def process_tables(config: DiffusionConfig) -> dict[str, Tensor]:
+    """The tables (T,) that CompVis' models hold beside their weights, float32: Ho et al. 2020, equations 4, 6 and 7.
+    None for a process that is not of betas."""
+    if PROCESSES[config.prediction] != "discrete":
+        return {}
+    alpha_bar = Schedule(config).alpha_bar.double()
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    betas = 1 - alpha_bar / before
+    variance = betas * (1 - before) / (1 - alpha_bar)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": alpha_bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": alpha_bar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alpha_bar).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - alpha_bar).log(),
+        "sqrt_recip_alphas_cumprod": alpha_bar.rsqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / alpha_bar - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * before.sqrt() / (1 - alpha_bar),
+        "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - alpha_bar),
+    }
+    return {name: table.float() for name, table in tables.items()}
+
+
+def write(path: Path, suffix: str, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """The file, in the format of its suffix."""
+    told = json.dumps(facts, sort_keys=True)
+    if suffix == ".safetensors":
+        words = {"format": "pt", FACTS: told}
+        if facts["prediction"] in SPECIFIED:
+            words["modelspec.prediction_type"] = facts["prediction"]
+        save_file(state, path, metadata=words)
+    else:
+        torch.save({"state_dict": state, FACTS: told}, path)
+
+
+def check(path: Path, suffix: str, state: dict[str, Tensor]) -> None:
+    """Read the file as `init=` would, and compare every tensor. Raises ExportDiffers."""
+    back = read_file(path, suffix)[0]
+    differing = [name for name in state if name not in back or not torch.equal(back[name], state[name])]
+    if differing or len(back) != len(state):
+        raise ExportDiffers(f"tensors read back differ: {', '.join(differing[:5])}; nothing was written")
+    print(f"check: all {len(state):,} tensors read back as they were written")
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 on the CPU, each in memory of its own, as both formats want them."""
+    return {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in state.items()}

@@ -1,0 +1,239 @@
+"""The text tower: captions to token ids to per-token hidden states, with open_clip (and its image tower, for scores).
+
+Stable Diffusion 1 reads the last layer of CLIP ViT-L-14 and pads with the end token (49407); Stable Diffusion 2 reads
+the last but one of OpenCLIP ViT-H-14 and pads with 0. In both the tower's final norm follows. Attention is causal
+(but in some MobileCLIP), so padding never changes the states up to the end token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.config import EncodersConfig
+from pipeline.errors import ConfigError, WeightsError
+from pipeline.models.encoders.fetched import one_line, unreachable
+from pipeline.models.encoders.tokenizer import CONFIG, MERGES, Tokenizer, find_tower, read_folder, tokenizer_of
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+from pipeline.models.weights import weights_hash
+
+declare_torchvision_ops()
+
+import open_clip  # noqa: E402
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model  # noqa: E402
+from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
+
+WEIGHTS = "open_clip_model.safetensors"
+PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}  # unless a model says others
+LAYERS = {"last": 0, "penultimate": 1}  # blocks at the end that are left out
+
+
+class TextTower:
+    """An open_clip model.
+
+    tokenizer: makes its ids, without the weights. length, width: L and D of the states. pad, eot: token ids. embed_dim:
+    E of the shared embedding. architecture: open_clip's `model_cfg`, as far as it is known.
+    quick_gelu: whether its activation is the approximate GELU of OpenAI's CLIP.
+    weights_sha256: hash of the text tower's weights; image_sha256: of the image tower's.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        config: EncodersConfig,
+        device: torch.device,
+        architecture: dict[str, Any] | None = None,
+    ) -> None:
+        self.architecture = architecture or {}
+        self.quick_gelu = bool(self.architecture.get("quick_gelu", False))
+        state = model.state_dict()
+        self.model = model.to(device).eval().requires_grad_(False)
+        self._tower = getattr(model, "text", model)
+        self.tokenizer = tokenizer
+        self.layer = config.text_layer
+        self.pad, self.eot, self.length = tokenizer.pad, tokenizer.eot, tokenizer.length
+        most = int(self._tower.positional_embedding.shape[0])
+        if self.length > most:
+            raise ConfigError(f"encoders.text_length={self.length}: {config.text} reads at most {most} tokens")
+        known = int(self._tower.token_embedding.num_embeddings)
+        if max(self.pad, self.eot) >= known:
+            raise ConfigError(
+                f"encoders.text_pad={self.pad}, end token {self.eot}: {config.text} knows {known} tokens, from 0"
+            )
+        self.width = int(self._tower.ln_final.weight.shape[0])
+        self.embed_dim = int(self.model.visual.output_dim)
+        self.image_sha256 = weights_hash(item for item in state.items() if item[0].startswith("visual."))
+        self.weights_sha256 = weights_hash(
+            (name.removeprefix("text."), tensor)
+            for name, tensor in state.items()
+            if not name.startswith(("visual.", "logit_"))
+        )
+        self.device = device
+        visual = self.model.visual
+        size = visual.image_size
+        self._image_size = (size, size) if isinstance(size, int) else tuple(size)
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(1, 3, 1, 1)
+            for values in (visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
+        )
+
+    def ids(self, caption: str) -> tuple[list[int], int]:
+        """As Tokenizer.ids."""
+        return self.tokenizer.ids(caption)
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Captions -> ids (B, L) int64."""
+        ids = [self.tokenizer.ids(caption)[0] for caption in captions]
+        return torch.tensor(ids, dtype=torch.int64).view(-1, self.length)
+
+    @torch.no_grad()
+    def encode(self, tokens_BL: Tensor) -> Tensor:
+        """Ids (B, L) -> hidden states (B, L, D) of the configured layer after the final norm, float32."""
+        return self._states(tokens_BL.to(self.device), LAYERS[self.layer])
+
+    @torch.no_grad()
+    def pooled(self, tokens_BL: Tensor) -> Tensor:
+        """Ids (B, L) -> text embeddings (B, E), not normalised, float32: the end token's state, projected."""
+        tokens = tokens_BL.to(self.device)
+        ends = (tokens == self.eot).int().argmax(dim=1)  # the first
+        x = self._states(tokens, 0)[torch.arange(len(tokens), device=self.device), ends]
+        projection = self._tower.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+    @torch.no_grad()
+    def encode_image(self, x_BCHW: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> image embeddings (B, E), not normalised, float32.
+
+        Other sizes than the tower's are resized with antialiasing.
+        """
+        x = x_BCHW.to(self.device).float()
+        if tuple(x.shape[-2:]) != self._image_size:
+            x = F.interpolate(x, self._image_size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+        # (x + 1) / 2, less the mean, over the standard deviation, in one pass
+        return self.model.encode_image(torch.addcmul((0.5 - self._mean) / self._std, x, 0.5 / self._std)).float()
+
+    @torch.no_grad()
+    def encode_pictures(self, images_BHWC: np.ndarray) -> Tensor:
+        """Pictures (B, H, W, 3) uint8 -> image embeddings (B, E), not normalised, float32, by open_clip's own transform
+        (Pillow's bicubic of the shorter side, in 8 bits, then the centre)."""
+        facts = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self._image_size})
+        transform = image_transform_v2(facts, is_train=False)
+        x = torch.stack([transform(Image.fromarray(image)) for image in images_BHWC])
+        return self.model.encode_image(x.to(self.device)).float()
+
+    def _states(self, tokens_BL: Tensor, skip: int) -> Tensor:
+        """Ids (B, L) -> states (B, L, D) with the last `skip` blocks left out, after the final norm."""
+        tower, length = self._tower, tokens_BL.shape[1]
+        x = tower.token_embedding(tokens_BL) + tower.positional_embedding[:length]
+        mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+        blocks = tower.transformer.resblocks
+        batch_first = tower.transformer.batch_first
+        x = x if batch_first else x.transpose(0, 1)
+        for block in blocks[: len(blocks) - skip]:
+            x = block(x, attn_mask=mask)
+        return tower.ln_final(x if batch_first else x.transpose(0, 1)).float()
+
+
+def load_text(config: EncodersConfig, device: torch.device | str = "cpu") -> TextTower:
+    """The tower that `config` names: what was fetched into `config.weights`, "demo", a folder with
+    open_clip_config.json, or a name and pretrained tag (or safetensors file) of open_clip.
+
+    Raises WeightsError when its weights cannot be had as they must be."""
+    if config.text_layer not in LAYERS:
+        raise ConfigError(f"encoders.text_layer={config.text_layer}: choose one of {', '.join(LAYERS)}")
+    architecture, folder = find_tower(config)
+    tokenizer = tokenizer_of(architecture, folder, config)
+    if folder is None:
+        tag_wants = bool(get_pretrained_cfg(config.text, config.text_pretrained).get("quick_gelu", False))
+        architecture["quick_gelu"] = tag_wants or architecture.get("quick_gelu", False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(max(config.seed, 0))
+        model = _load_folder(folder, config.seed < 0) if folder else _load_named(architecture, config)
+    return TextTower(model, tokenizer, config, torch.device(device), architecture)
+
+
+def save_text(tower: TextTower, folder: Path, merges: Path) -> None:
+    """Write the tower, its image tower and its merges as a folder that `load_text` reads."""
+    preprocess = dict(tower.model.visual.preprocess_cfg)
+    config = {"model_cfg": tower.architecture, "preprocess_cfg": preprocess}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tower.model.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / MERGES).write_bytes(merges.read_bytes())
+
+
+def _load_folder(folder: Path, weights: bool) -> nn.Module:
+    """A folder in open_clip's layout."""
+    config = read_folder(folder)
+    model = _build(config["model_cfg"], folder)
+    model.visual.preprocess_cfg = {**PREPROCESS, **config.get("preprocess_cfg", {})}
+    if weights:
+        _load_weights(model, folder / WEIGHTS)
+    return model
+
+
+def _load_named(architecture: dict[str, Any], config: EncodersConfig) -> nn.Module:
+    """An architecture of open_clip's list with a pretrained tag, a safetensors file, or random weights."""
+    name, tag = config.text, config.text_pretrained
+    path = Path(tag).expanduser()
+    if config.seed >= 0 or (tag and path.is_file()):
+        model = _build(architecture, name)
+        model.visual.preprocess_cfg = PREPROCESS
+        if config.seed < 0:
+            _load_weights(model, path)
+        return model
+    listed = get_pretrained_cfg(name, tag)
+    if not listed:
+        tags = ", ".join(list_pretrained_tags_by_model(name))
+        raise WeightsError(f"encoders.text_pretrained={tag!r} is neither a file nor a tag of {name}, which has: {tags}")
+    try:  # open_clip itself only warns when weights want the approximate GELU
+        with one_line():
+            return open_clip.create_model(
+                name, pretrained=tag, require_pretrained=True, force_quick_gelu=architecture["quick_gelu"]
+            )
+    except (RuntimeError, OSError, ValueError) as error:
+        hub = listed.get("hf_hub", "").rstrip("/")
+        source = f"the Hugging Face hub's {hub}" if hub else listed.get("url", "")
+        raise WeightsError(
+            f"encoders.text={name} {tag} cannot be fetched from {source} ({unreachable(error)}). By hand: put its "
+            f"{CONFIG} and {WEIGHTS} into a folder and give encoders.text=FOLDER; or run `latentmill fetch` where "
+            "there is internet, and give encoders.weights="
+        ) from error
+
+
+def _build(architecture: dict[str, Any], name: object) -> Any:
+    """A model of open_clip's `model_cfg` with random weights; `name` is for the message of WeightsError."""
+    fields = dict(architecture)
+    custom = fields.pop("custom_text", False)
+    if "multimodal_cfg" in fields:
+        raise WeightsError(f"encoders.text={name} is a CoCa model, which is not supported: choose a CLIP")
+    if "timm_model_name" in fields["vision_cfg"]:
+        fields["vision_cfg"] = {**fields["vision_cfg"], "timm_model_pretrained": False}
+    try:
+        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**fields)
+    except (TypeError, KeyError, ValueError) as error:
+        raise WeightsError(f"encoders.text={name} is not an architecture of open_clip: {error!r}") from None
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: only .safetensors files are read (a pickle could run code)")
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is missing or damaged: {error}") from None
+    except RuntimeError as error:
+        raise WeightsError(f"{path} holds another architecture: {error}") from None

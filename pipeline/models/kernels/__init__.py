@@ -1,0 +1,1 @@
+"""Operations with backward passes or layouts of our own."""

@@ -1,0 +1,1 @@
+"""What conditions the network: a file per task."""

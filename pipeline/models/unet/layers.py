@@ -1,0 +1,218 @@
+"""Building blocks of the UNet: residual blocks, transformers and resampling.
+
+Images are `x_BCHW`, the same as tokens `x_BLC` with L = H W. Projections that Stable Diffusion 1 keeps as 1x1
+convolutions are linear layers here (the same numbers), and projections of one input are fused (q, k and v of
+self-attention, k and v of cross-attention); interchange/unet.py splits and joins them without loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.diffusion.conditioning import Known
+from pipeline.models.kernels.convolution import Conv3x3
+from pipeline.models.kernels.fused import attend, linear_geglu, norm_alone, norm_silu
+
+
+def timestep_features(timestep_B: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoids of the timestep, cosines first: (B,) any dtype -> (B, width) float32. `width` is even.
+
+    Frequencies fall geometrically from 1 to 1/max_period (Vaswani et al. 2017, section 3.5). Computed in float32 at
+    every call: bfloat16 knows no odd timestep above 256.
+    """
+    half = width // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timestep_B.device) * (-math.log(max_period) / half)
+    angle = timestep_B.float()[:, None] * exponent.exp()[None]
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class Embedding(nn.Module):
+    """A vector (B, in_width) -> two linear layers with SiLU between -> (B, width)."""
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(in_width, width)
+        self.linear2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.silu(self.linear1(x)))
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with the timestep added between them, and a residual path.
+
+    x (B, in_width, H, W), embedding (B, embedding_width) already through SiLU -> (B, width, H, W).
+    """
+
+    def __init__(self, in_width: int, width: int, embedding_width: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_width)
+        self.conv1 = Conv3x3(in_width, width)
+        self.embed = nn.Linear(embedding_width, width)
+        self.norm2 = nn.GroupNorm(groups, width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = Conv3x3(width, width)
+        self.skip = nn.Conv2d(in_width, width, 1) if in_width != width else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = h + self.embed(embedding)[:, :, None, None]
+        h = self.conv2(self.dropout(norm_silu(self.norm2, h)))
+        return self.skip(x) + h
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention of tokens: (B, L, C) -> (B, L, C)."""
+
+    FUSED: ClassVar[dict[str, int]] = {"qkv": 3}
+    """Projections that lie in the rows of one weight, for optimizers that step each matrix as a whole."""
+
+    def __init__(self, width: int, heads: int, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)  # rows: q, then k, then v; heads in order within each
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        B, L, C = x_BLC.shape
+        q, k, v = self.qkv(x_BLC).view(B, L, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        return self.out(attend(q, k, v))
+
+
+class CrossAttention(nn.Module):
+    """Tokens (B, L, C) attend to the context (B, M, context_width), where mask (B, M) is True -> (B, L, C).
+
+    known: keys and values of contexts that were seen, by module: read where they are there, else computed and added.
+    """
+
+    FUSED: ClassVar[dict[str, int]] = {"kv": 2}
+
+    def __init__(self, width: int, context_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(context_width, 2 * width, bias=False)  # rows: k, then v
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
+        B, L, C = x_BLC.shape
+        q = self.q(x_BLC).view(B, L, self.heads, C // self.heads).transpose(1, 2)
+        if known is None or self not in known:
+            k, v = self.kv(context_BMD).view(B, -1, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+            if known is not None:
+                known[self] = k, v
+        else:
+            k, v = known[self]
+        mask = None if mask_BM is None else mask_BM[:, None, None, :]  # the same for every head and query
+        return self.out(attend(q, k, v, mask))
+
+
+class GegluLinear(nn.Linear):
+    """A linear layer and GEGLU (Shazeer 2020): (..., in_width) -> (..., width). Rows: values, then gates."""
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__(in_width, 2 * width)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear_geglu(input, self.weight, self.bias)
+
+
+class FeedForward(nn.Module):
+    """GEGLU with four times the width inside: (B, L, C) -> (B, L, C)."""
+
+    FUSED: ClassVar[dict[str, int]] = {"up": 2}
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = GegluLinear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        return self.down(self.up(x_BLC))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each pre-normed and residual: (B, L, C) -> (B, L, C)."""
+
+    def __init__(self, width: int, context_width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_self = nn.LayerNorm(width)
+        self.attend_self = SelfAttention(width, heads)
+        self.norm_cross = nn.LayerNorm(width)
+        self.attend_cross = CrossAttention(width, context_width, heads)
+        self.norm_feed = nn.LayerNorm(width)
+        self.feed = FeedForward(width)
+
+    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
+        x_BLC = x_BLC + self.attend_self(self.norm_self(x_BLC))
+        x_BLC = x_BLC + self.attend_cross(self.norm_cross(x_BLC), context_BMD, mask_BM, known)
+        return x_BLC + self.feed(self.norm_feed(x_BLC))
+
+
+class Transformer(nn.Module):
+    """Pixels as tokens through `depth` transformer blocks between two projections, residual (Rombach et al., 3.3).
+
+    x (B, C, H, W), context (B, M, D), mask (B, M) bool or None -> (B, C, H, W).
+    """
+
+    def __init__(self, width: int, context_width: int, heads: int, depth: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.project_in = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(TransformerBlock(width, context_width, heads) for _ in range(depth))
+        self.project_out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
+        tokens = self.project_in(norm_alone(self.norm, x).flatten(2).transpose(1, 2))
+        for block in self.blocks:
+            tokens = block(tokens, context_BMD, mask_BM, known)
+        return x + self.project_out(tokens).transpose(1, 2).reshape(x.shape)
+
+
+class PixelAttention(nn.Module):
+    """Self-attention of pixels alone, residual: what models without context have in a transformer's place.
+
+    x (B, C, H, W) -> (B, C, H, W); context, mask and known are not looked at.
+    """
+
+    def __init__(self, width: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width)
+        self.attend = SelfAttention(width, heads, bias=True)
+
+    def forward(
+        self,
+        x: Tensor,
+        context_BMD: Tensor | None = None,
+        mask_BM: Tensor | None = None,
+        known: Known | None = None,
+    ) -> Tensor:
+        tokens = self.attend(norm_alone(self.norm, x).flatten(2).transpose(1, 2))
+        return x + tokens.transpose(1, 2).reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) -> (B, C, H/2, W/2) by a strided 3x3 convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = Conv3x3(width, width, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """(B, C, H, W) -> (B, C, 2H, 2W): nearest neighbours, then a 3x3 convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = Conv3x3(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,274 @@
+"""The denoiser of Rombach et al. 2021 (section 3.3, figure 3): a UNet whose levels attend to the conditioning.
+
+                 timestep (+ vector) ---> embedding, added in every residual block
+                 context ---------------> keys and values of every cross-attention
+    x -> conv_in -> encoder -> middle -> decoder -> conv_out -> prediction
+                       |________________^
+                        skips, concatenated
+
+Levels halve the resolution on the way down and double it on the way up. With the settings of Stable Diffusion 1 and 2
+it is their UNet, parameter for parameter (interchange/unet.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.config import ModelConfig
+from pipeline.diffusion.conditioning import Known
+from pipeline.errors import ShapeError
+from pipeline.models.kernels import winograd
+from pipeline.models.kernels.convolution import Conv3x3
+from pipeline.models.kernels.fused import norm_silu
+from pipeline.models.unet.layers import (
+    Downsample,
+    Embedding,
+    PixelAttention,
+    ResBlock,
+    Transformer,
+    Upsample,
+    timestep_features,
+)
+from pipeline.planning.dimensions import depths_of, heads_of
+from pipeline.planning.memory import Precision, recompute
+
+
+class UNet(nn.Module):
+    """x (B, in_channels, H, W), timestep (B,) in [0, T), context (B, L, D), vector (B, V) -> (B, out_channels, H, W).
+
+    H and W are multiples of `stride`. `in_channels` replaces config.in_channels where the task concatenates its
+    own; `self.config` holds what was built.
+    Raises ConfigError when the widths of `config` do not divide into heads or groups.
+    """
+
+    ADAM_ONLY = ("conv_in", "conv_out", "embed_timestep", "embed_vector")
+    """What is no hidden layer, and not Muon's (training/engines/optimizer.py)."""
+
+    def __init__(self, config: ModelConfig, in_channels: int | None = None) -> None:
+        super().__init__()
+        self.config = config = replace(config, in_channels=in_channels or config.in_channels)
+        self.compiled = False
+        self.stride = 2 ** (len(config.multipliers) - 1)
+        widths = [config.channels * multiplier for multiplier in config.multipliers]
+        depths = depths_of(config)
+        embedding_width = 4 * config.channels
+
+        self.embed_timestep = Embedding(config.channels, embedding_width)
+        self.embed_vector = Embedding(config.vector_width, embedding_width) if config.vector_width else None
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+
+        encoder = []
+        width, skips = widths[0], [widths[0]]
+        for level, level_width in enumerate(widths):
+            depth = depths[level] if 2**level in config.attention else 0
+            blocks = []
+            for i in range(config.blocks):
+                blocks.append(Block(f"encoder.{level}.blocks.{i}", config, width, level_width, depth))
+                width = level_width
+                skips.append(width)
+            last = level == len(widths) - 1
+            encoder.append(Level(blocks, None if last else Downsample(width)))
+            if not last:
+                skips.append(width)
+
+        middle = [Block(f"middle.{i}", config, width, width, depth) for i, depth in enumerate((depths[-1], 0))]
+
+        decoder: list[Level] = []
+        for level, level_width in reversed(list(enumerate(widths))):
+            depth = depths[level] if 2**level in config.attention else 0
+            blocks = []
+            for i in range(config.blocks + 1):
+                name = f"decoder.{len(decoder)}.blocks.{i}"
+                blocks.append(Block(name, config, width + skips.pop(), level_width, depth))
+                width = level_width
+            decoder.append(Level(blocks, None if level == 0 else Upsample(width)))
+
+        self.encoder = cast("Sequence[Level]", nn.ModuleList(encoder))
+        self.middle = cast("Sequence[Block]", nn.ModuleList(middle))
+        self.decoder = cast("Sequence[Level]", nn.ModuleList(decoder))
+        self.norm_out = nn.GroupNorm(config.norm_groups, width)
+        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x_BCHW: Tensor,
+        timestep_B: Tensor,
+        context_BLD: Tensor | None = None,
+        context_mask_BL: Tensor | None = None,
+        vector_BV: Tensor | None = None,
+        known: Known | None = None,
+    ) -> Tensor:
+        """The network's raw prediction, in the dtype of its weights (timesteps are read in float32).
+
+        context_mask: bool, True where a token may be attended to; every row needs one. known: {} at the first of many
+        passes with one context and the same weights, and the same dict at the others, which then do not project it
+        again; without gradients. Raises ShapeError.
+        """
+        self._check(x_BCHW, context_BLD, vector_BV)
+        dtype = self.norm_out.weight.dtype
+        context, mask = context_BLD, context_mask_BL
+        if context is not None and mask is not None and mask.device.type == "cpu" and not self.compiled:
+            last = int(mask.any(dim=0).nonzero()[-1]) + 1  # no row attends to a token after it (a GPU would wait)
+            context, mask = context[:, :last], mask[:, :last]
+
+        embedding = self.embed_timestep(timestep_features(timestep_B, self.config.channels).to(dtype))
+        if self.embed_vector is not None:
+            embedding = embedding + self.embed_vector(cast(Tensor, vector_BV).to(dtype))
+        embedding = F.silu(embedding)  # every residual block reads it through SiLU
+        shared = (embedding, None if context is None else context.to(dtype), mask, known)
+        recomputed = self._recomputed(x_BCHW, context)
+
+        def run(block: Block, x: Tensor) -> Tensor:
+            if block.name in recomputed:
+                return checkpoint(block, x, *shared, use_reentrant=False)
+            return block(x, *shared)
+
+        x = x_BCHW.to(dtype)
+        if x.is_cuda or self.compiled:  # on a CPU PyTorch's own norms are slower so
+            x = x.contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(x)
+        skips = [h]
+        for level in self.encoder:
+            for block in level.blocks:
+                h = run(block, h)
+                skips.append(h)
+            if level.resample is not None:
+                h = level.resample(h)
+                skips.append(h)
+        for block in self.middle:
+            h = run(block, h)
+        for level in self.decoder:
+            for block in level.blocks:
+                h = run(block, torch.cat([h, skips.pop()], dim=1))
+            if level.resample is not None:
+                h = level.resample(h)
+        return self.conv_out(norm_silu(self.norm_out, h))
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Have torch.compile compile each block at its first pass, and anew for every size of latents.
+
+        Blocks of one shape share what was compiled. Parameter names stay as they are. Inductor needs a C++ compiler on
+        a CPU, where 3x3 convolutions in fp32 are models/kernels/winograd.py's from now on.
+        """
+        self.compiled = True
+        blocks = [part for part in self.modules() if isinstance(part, Block)]
+        settings = torch._dynamo.config  # beyond its limits it goes on without compiling
+        settings.recompile_limit = max(settings.recompile_limit, SIZES * len(blocks))
+        settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 4 * SIZES * len(blocks))
+        for block in blocks:
+            block.compile(backend=backend, dynamic=False)
+        by_tiles = self.norm_out.weight.device.type == "cpu" and winograd.available()
+        for part in self.modules():
+            if isinstance(part, Conv3x3):
+                part.by_tiles = by_tiles
+
+    def reset_parameters(self, seed: int) -> None:
+        """Initial weights, the same on every machine and device for one seed.
+
+        Uniform in +-1/sqrt(fan in) for weights and biases, norms at identity, and zero for what ends a residual branch
+        or the network, so that every branch starts as the identity and the first prediction is 0.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                for parameter in module.parameters(recurse=False):
+                    values = torch.rand(parameter.shape, generator=generator).mul_(2 * bound).sub_(bound)
+                    parameter.data.copy_(values)
+            elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+                module.reset_parameters()
+        for module in self.modules():
+            for last in LAST_LAYERS.get(type(module), ()):
+                for parameter in module.get_submodule(last).parameters():
+                    nn.init.zeros_(parameter)
+
+    def _recomputed(self, x: Tensor, context: Tensor | None) -> Collection[str]:
+        """The blocks that are computed again in the backward pass of this input. Raises ConfigError when even all of
+        them do not bring the activations within config.activation_gb."""
+        config = self.config
+        if not torch.is_grad_enabled():
+            return ()
+        if config.checkpointing:
+            return {part.name for part in self.modules() if isinstance(part, Block)}
+        if not config.activation_gb:
+            return ()
+        precision: Precision = "fp32" if self.norm_out.weight.dtype == torch.float32 else "bf16"
+        length = 0 if context is None else context.shape[1]
+        return recompute(config, len(x), *x.shape[2:], length, round(config.activation_gb * 1e9), precision)
+
+    def _check(self, x: Tensor, context: Tensor | None, vector: Tensor | None) -> None:
+        """Raise ShapeError for inputs that this network cannot take."""
+        config = self.config
+        if x.ndim != 4 or x.shape[1] != config.in_channels:
+            raise ShapeError(f"the UNet takes (B, {config.in_channels}, H, W), not {tuple(x.shape)}")
+        if x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise ShapeError(
+                f"latents of {x.shape[2]}x{x.shape[3]} do not halve {len(config.multipliers) - 1} times: "
+                f"height and width must be multiples of {self.stride}"
+            )
+        for what, tensor, width in (
+            ("context", context, config.context_width),
+            ("vector", vector, config.vector_width),
+        ):
+            if (tensor is not None) != (width > 0) or (tensor is not None and tensor.shape[-1] != width):
+                got = "none" if tensor is None else f"width {tensor.shape[-1]}"
+                raise ShapeError(f"the UNet takes a {what} of width {width} (0 = none), but was given {got}")
+
+
+class Block(nn.Module):
+    """A residual block and, where the level attends, the attention after it: one column of the paper's figure.
+
+    name: in the network. depth: transformer blocks of the attention; 0 for none. Without a context width pixels attend
+    to pixels alone, in one layer.
+    """
+
+    def __init__(self, name: str, config: ModelConfig, in_width: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.name = name
+        self.res = ResBlock(in_width, width, 4 * config.channels, config.norm_groups, config.dropout)
+        self.attention: Transformer | PixelAttention | None = None
+        if depth and config.context_width:
+            heads = heads_of(config, width)
+            self.attention = Transformer(width, config.context_width, heads, depth, config.norm_groups)
+        elif depth:
+            self.attention = PixelAttention(width, heads_of(config, width), config.norm_groups)
+
+    def forward(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        known: Known | None = None,
+    ) -> Tensor:
+        x = self.res(x, embedding)
+        return x if self.attention is None else self.attention(x, context, mask, known)
+
+
+class Level(nn.Module):
+    """The blocks of one resolution and the way to the next."""
+
+    def __init__(self, blocks: list[Block], resample: Downsample | Upsample | None) -> None:
+        super().__init__()
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
+        self.resample = resample
+
+
+SIZES = 32
+"""Of latents, with and without gradients, that blocks are compiled for at most."""
+
+LAST_LAYERS: dict[type, tuple[str, ...]] = {
+    UNet: ("conv_out",),
+    ResBlock: ("conv2",),
+    Transformer: ("project_out",),
+    PixelAttention: ("attend.out",),
+}
+"""What ends a branch of each module, and starts at zero."""

@@ -1,0 +1,333 @@
+"""What the UNet computes: every layer with its FLOPs and parameters, from the configuration and the shapes alone.
+
+FLOPs are two for each multiply-add of a convolution, a linear layer or one of attention's two products, as
+torch.utils.flop_counter counts them; norms, activations and additions are left out (they move bytes, and compute
+little). The backward pass costs a product for the gradient of the weights and one for that of the input; where the
+input is data (the latent, the timestep, the context) nothing asks for the second. Attention's backward pass has four
+products; kernels that recompute the scores compute a fifth, which is not counted.
+
+What the layers keep for the backward pass, and a step's peak memory, are in memory.py. Imports no torch, so that
+a login node can plan a run; `parts` repeats in arithmetic what models/unet/model.py builds, and tests compare the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+from pipeline.config import ModelConfig
+from pipeline.errors import ShapeError
+from pipeline.planning.dimensions import depths_of, heads_of
+
+Kind = Literal["conv", "linear", "attention"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer with weights, or attention's two products (which have none)."""
+
+    name: str
+    """Of the module inside its block: res.conv1, attention.blocks.0.attend_self.qkv."""
+    kind: Kind
+    """What computes it."""
+    flops: int
+    """Of the forward pass."""
+    input_gradient: bool = True
+    """Whether the backward pass computes the gradient of its input."""
+    parameters: int = 0
+    """Weights and biases."""
+
+    @property
+    def backward_flops(self) -> int:
+        """Of the backward pass: the weights' gradient and the input's, or those of attention's two factors, twice."""
+        return self.flops * (1 + self.input_gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A row of the memory tables (memory.py) at one place in the network, with the sizes that they count in."""
+
+    row: str
+    """embed, conv_in, res, project_in, self, cross, feed, project_out, pixel, down, up or out."""
+    layers: tuple[Layer, ...]
+    """In the order in which they run."""
+    norms: int = 0
+    """Parameters of its norms."""
+    x: int = 0
+    """Elements of its input: B H W in_width."""
+    h: int = 0
+    """Elements of its output: B H W width."""
+    c: int = 0
+    """Elements of the context at the piece's width: B L width."""
+    rows: int = 0
+    """Tokens: B H W."""
+    heads: int = 0
+    """Attention's heads times tokens."""
+    dropout: bool = False
+    """Whether activations are dropped in it."""
+
+    @property
+    def parameters(self) -> int:
+        return self.norms + sum(layer.parameters for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of the network that runs as a whole: a block, which can be recomputed, or what lies between blocks."""
+
+    name: str  # as in UNet.named_modules(): encoder.0.blocks.1
+    pieces: tuple[Piece, ...]
+    block: bool = False
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [layer for piece in self.pieces for layer in piece.layers]
+
+    @property
+    def parameters(self) -> int:
+        return sum(piece.parameters for piece in self.pieces)
+
+    @property
+    def recompute_flops(self) -> int:
+        """Of bringing back what the block keeps: its forward pass without its last layer, whose output is not kept."""
+        return sum(layer.flops for layer in self.layers[:-1])
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A UNet at one batch and latent size."""
+
+    parts: tuple[Part, ...]  # in the order in which they run
+    inputs: int = 0
+    """Elements of what the network is given: the noisy latent and the context."""
+
+    @cached_property
+    def parameters(self) -> int:
+        """Weights, biases and norms."""
+        return sum(part.parameters for part in self.parts)
+
+    def forward_flops(self) -> dict[Kind, int]:
+        """Of one forward pass, by what computes them."""
+        return _by_kind((layer.kind, layer.flops) for part in self.parts for layer in part.layers)
+
+    def training_flops(self, recomputed: Collection[str] = ()) -> dict[Kind, int]:
+        """Of forward and backward pass, with some blocks (by name) computed again in the backward pass."""
+        again = [(layer.kind, layer.flops) for part in self.named(recomputed) for layer in part.layers[:-1]]
+        once = [
+            (layer.kind, layer.flops + layer.backward_flops) for part in self.parts for layer in part.layers
+        ]  # the optimizer's few FLOPs per parameter are left out
+        return _by_kind(once + again)
+
+    def named(self, names: Collection[str]) -> list[Part]:
+        """The blocks of these names, in order."""
+        found = [part for part in self.parts if part.block and part.name in names]
+        assert len(found) == len(set(names)), f"blocks that the network does not have are among {sorted(names)}"
+        return found
+
+
+def unet_cost(
+    config: ModelConfig,
+    batch: int,
+    height: int,
+    width: int,
+    context_length: int = 0,
+    *,
+    in_channels: int | None = None,
+    context_gradient: bool = False,
+) -> Cost:
+    """The UNet of `config` on latents (batch, in_channels, height, width) and contexts of `context_length` tokens.
+
+    in_channels: what the task concatenates included; None = config.in_channels. context_gradient: whether the context
+    is learned. Raises ShapeError when height or width do not halve at every level.
+    """
+    stride = 2 ** (len(config.multipliers) - 1)
+    if height % stride or width % stride:
+        raise ShapeError(f"latents of {height}x{width}: height and width must be multiples of {stride}")
+    walk = _Walk(config, batch, height * width, context_length, context_gradient)
+    channels = in_channels or config.in_channels
+    inputs = batch * (height * width * channels + context_length * config.context_width)
+    return Cost(tuple(walk.network(channels)), inputs)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Through the network in the order in which it runs, with the sizes of one batch."""
+
+    config: ModelConfig
+    batch: int
+    pixels: int  # of the latent
+    tokens: int  # of a context
+    context_gradient: bool
+
+    def network(self, in_channels: int) -> Iterable[Part]:
+        config = self.config
+        widths = [config.channels * multiplier for multiplier in config.multipliers]
+        pixels = [self.pixels // 4**level for level in range(len(widths))]
+        by_level = depths_of(config)
+        depths = [depth if 2**level in config.attention else 0 for level, depth in enumerate(by_level)]
+
+        yield self._embeddings()
+        rows = self.batch * self.pixels
+        conv = self._conv("conv_in", rows, 9, in_channels, widths[0], input_gradient=False)
+        yield Part("conv_in", (Piece(row="conv_in", layers=(conv,), x=rows * in_channels, h=rows * widths[0]),))
+
+        width, skips = widths[0], [widths[0]]
+        for level, level_width in enumerate(widths):
+            for i in range(config.blocks):
+                yield self._block(f"encoder.{level}.blocks.{i}", pixels[level], width, level_width, depths[level])
+                width = level_width
+                skips.append(width)
+            if level < len(widths) - 1:
+                rows = self.batch * pixels[level + 1]
+                conv = self._conv("conv", rows, 9, width, width)
+                piece = Piece(row="down", layers=(conv,), x=4 * rows * width, h=rows * width)
+                yield Part(f"encoder.{level}.resample", (piece,))
+                skips.append(width)
+        for i, depth in enumerate((by_level[-1], 0)):
+            yield self._block(f"middle.{i}", pixels[-1], width, width, depth)
+        for place, (level, level_width) in enumerate(reversed(list(enumerate(widths)))):
+            for i in range(config.blocks + 1):
+                in_width = width + skips.pop()
+                yield self._block(f"decoder.{place}.blocks.{i}", pixels[level], in_width, level_width, depths[level])
+                width = level_width
+            if level > 0:
+                rows = self.batch * pixels[level - 1]
+                conv = self._conv("conv", rows, 9, width, width)
+                piece = Piece(row="up", layers=(conv,), x=rows * width // 4, h=rows * width)
+                yield Part(f"decoder.{place}.resample", (piece,))
+
+        rows = self.batch * self.pixels
+        conv = self._conv("conv_out", rows, 9, width, config.out_channels)
+        piece = Piece(row="out", layers=(conv,), norms=2 * width, x=rows * width, h=rows * config.out_channels)
+        yield Part("conv_out", (piece,))
+
+    def _embeddings(self) -> Part:
+        """Timestep and vector, a row a sample."""
+        width, layers = 4 * self.config.channels, []
+        for name, in_width in (("embed_timestep", self.config.channels), ("embed_vector", self.config.vector_width)):
+            if in_width:
+                layers.append(self._linear(f"{name}.linear1", self.batch, in_width, width, input_gradient=False))
+                layers.append(self._linear(f"{name}.linear2", self.batch, width, width))
+        embedders = len(layers) // 2
+        sizes = self.batch * (self.config.channels + self.config.vector_width), embedders * self.batch * width
+        return Part("embed", (Piece(row="embed", layers=tuple(layers), x=sizes[0], h=sizes[1]),))
+
+    def _block(self, name: str, pixels: int, in_width: int, width: int, depth: int) -> Part:
+        config, rows = self.config, self.batch * pixels
+        layers = [
+            self._conv("res.conv1", rows, 9, in_width, width),
+            self._linear("res.embed", self.batch, 4 * config.channels, width),
+            self._conv("res.conv2", rows, 9, width, width),
+        ]
+        if in_width != width:
+            layers.append(self._conv("res.skip", rows, 1, in_width, width))
+        res = Piece(
+            row="res",
+            layers=tuple(layers),
+            norms=2 * (in_width + width),
+            x=rows * in_width,
+            h=rows * width,
+            dropout=config.dropout > 0,
+        )
+        if not depth:
+            return Part(name, (res,), block=True)
+        after = (
+            self._transformer(pixels, width, depth) if config.context_width else [self._pixel_attention(pixels, width)]
+        )
+        return Part(name, (res, *after), block=True)
+
+    def _transformer(self, pixels: int, width: int, depth: int) -> Iterable[Piece]:
+        config, rows, size = self.config, self.batch * pixels, self.batch * pixels * width
+        around = [self._linear(f"attention.project_{end}", rows, width, width) for end in ("in", "out")]
+        yield Piece(row="project_in", layers=(around[0],), norms=2 * width, x=size, h=size)
+        for i in range(depth):
+            at = f"attention.blocks.{i}"
+            yield self._self_attention("self", f"{at}.attend_self", pixels, width, bias=False)
+            kv = self._linear(
+                f"{at}.attend_cross.kv",
+                self.batch * self.tokens,
+                config.context_width,
+                2 * width,
+                bias=False,
+                input_gradient=self.context_gradient,
+            )
+            cross = (
+                self._linear(f"{at}.attend_cross.q", rows, width, width, bias=False),
+                kv,
+                self._attention(f"{at}.attend_cross", pixels, self.tokens, width),
+                self._linear(f"{at}.attend_cross.out", rows, width, width),
+            )
+            yield Piece(
+                row="cross",
+                layers=cross,
+                norms=2 * width,
+                x=size,
+                h=size,
+                c=self.batch * self.tokens * width,
+                rows=rows,
+                heads=rows * heads_of(config, width),
+            )
+            feed = (
+                self._linear(f"{at}.feed.up", rows, width, 8 * width),
+                self._linear(f"{at}.feed.down", rows, 4 * width, width),
+            )
+            yield Piece(row="feed", layers=feed, norms=2 * width, x=size, h=size, rows=rows)
+        yield Piece(row="project_out", layers=(around[1],), x=size, h=size)
+
+    def _pixel_attention(self, pixels: int, width: int) -> Piece:
+        return self._self_attention("pixel", "attention.attend", pixels, width, bias=True)
+
+    def _self_attention(self, row: str, name: str, pixels: int, width: int, bias: bool) -> Piece:
+        rows = self.batch * pixels
+        layers = (
+            self._linear(f"{name}.qkv", rows, width, 3 * width, bias=bias),
+            self._attention(name, pixels, pixels, width),
+            self._linear(f"{name}.out", rows, width, width),
+        )
+        size = rows * width
+        return Piece(
+            row=row,
+            layers=layers,
+            norms=2 * width,
+            x=size,
+            h=size,
+            rows=rows,
+            heads=rows * heads_of(self.config, width),
+        )
+
+    def _attention(self, name: str, queries: int, keys: int, width: int) -> Layer:
+        return Layer(name=name, kind="attention", flops=4 * self.batch * queries * keys * width)
+
+    @staticmethod
+    def _conv(name: str, rows: int, taps: int, in_width: int, out_width: int, *, input_gradient: bool = True) -> Layer:
+        weights = taps * in_width * out_width
+        return Layer(
+            name=name,
+            kind="conv",
+            flops=2 * rows * weights,
+            parameters=weights + out_width,
+            input_gradient=input_gradient,
+        )
+
+    @staticmethod
+    def _linear(
+        name: str, rows: int, in_width: int, out_width: int, *, bias: bool = True, input_gradient: bool = True
+    ) -> Layer:
+        weights = in_width * out_width
+        return Layer(
+            name=name,
+            kind="linear",
+            flops=2 * rows * weights,
+            parameters=weights + bias * out_width,
+            input_gradient=input_gradient,
+        )
+
+
+def _by_kind(found: Iterable[tuple[Kind, int]]) -> dict[Kind, int]:
+    totals: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    for kind, flops in found:
+        totals[kind] += flops
+    return totals

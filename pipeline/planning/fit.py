@@ -1,0 +1,75 @@
+"""Whether a run fits the GPUs it is to be given, by the memory model of planning/memory.py. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config import TrainConfig
+from pipeline.errors import ConfigError
+from pipeline.planning.cost import unet_cost
+from pipeline.planning.memory import Precision, peak_bytes, recompute, state_bytes
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Bytes of one rank. state: weights, optimizer, averages, and gradients while the optimizer steps. peak: most at
+    once in a step. parameters: of the network. recomputed: blocks that are computed again."""
+
+    parameters: int
+    state: int
+    peak: int
+    recomputed: int
+
+    def words(self) -> str:
+        """In a line."""
+        again = f", {self.recomputed} blocks computed again" if self.recomputed else ""
+        return (
+            f"{self.parameters / 1e6:,.0f} million parameters; a GPU holds {self.state / 1e9:.3g} GB of weights, "
+            f"gradients, optimizer and average, and {self.peak / 1e9:.3g} GB at a step's peak{again} "
+            "(docs/unet-cost.md; NCCL's and the driver's own memory comes on top)"
+        )
+
+
+def fit(
+    config: TrainConfig, latent_shape: tuple[int, int, int], text_length: int, world: int, precision: Precision
+) -> Fit:
+    """What a rank of `world` needs for a step on latents of a cache with this contract.
+
+    Raises ConfigError where model.activation_gb cannot be held.
+    """
+    _, height, width = latent_shape
+    length = text_length if config.model.context_width else 0
+    share = config.optim.batch // world
+    micro = config.optim.micro_batch or share
+    cost = unet_cost(config.model, micro, height, width, length)
+    again: tuple[str, ...] = ()
+    if config.model.checkpointing:
+        again = tuple(part.name for part in cost.parts if part.block)
+    elif config.model.activation_gb:
+        budget = round(config.model.activation_gb * 1e9)
+        again = recompute(config.model, micro, height, width, length, budget, precision)
+    stage = config.deepspeed.stage if config.deepspeed.engine == "deepspeed" else 0
+    state = state_bytes(cost.parameters, precision, stage, world)
+    peak = peak_bytes(cost, precision, stage=stage, ranks=world, recomputed=again, micro_batches=max(1, share // micro))
+    beside = (len(config.ema.half_lives) + len(config.ema.widths)) * state.average
+    elsewhere = state.masters + state.optimizer if config.deepspeed.offload else 0
+    return Fit(cost.parameters, state.stepping + beside - elsewhere, peak + beside - elsewhere, len(again))
+
+
+def precision_of(config: TrainConfig, gpus: bool) -> Precision:
+    """Of forward and backward passes, as training.engine.pick_precision picks it (on a GPU that has bf16).
+
+    engine=torch counts as fp32: in bf16 it is autocast around fp32 weights, of which the memory model knows nothing.
+    """
+    if config.deepspeed.engine == "torch" or config.deepspeed.stage == 0 or config.precision == "fp32":
+        return "fp32"
+    return "bf16" if config.precision == "bf16" or gpus else "fp32"
+
+
+def require_fit(found: Fit, gigabytes: float) -> None:
+    """Raises ConfigError when a step needs more than a GPU of so many GB has."""
+    if found.peak > gigabytes * 1e9:
+        raise ConfigError(
+            f"a step needs {found.peak / 1e9:.3g} GB of a GPU, and cluster.gpu_memory_gb={gigabytes:g}: lower "
+            "optim.micro_batch, bound model.activation_gb, raise deepspeed.stage, or ask for more nodes"
+        )

@@ -1,0 +1,45 @@
+"""How much of a device's arithmetic training uses: model FLOP/s over the device's peak (Chowdhery et al. 2022, MFU)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+
+from pipeline.config import ModelConfig
+from pipeline.planning.cost import unet_cost
+
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100": 989.4,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "A10G": 125.0,
+    "V100": 125.0,
+}
+"""Dense 16-bit tensor-core peaks by the maker's data sheets, by a part of the device's name; the first that fits."""
+
+Flops = Callable[[tuple[int, ...], int], int]
+"""(latent shape (C, h, w), context length) -> FLOPs of forward and backward pass of one image."""
+
+
+def image_flops(config: ModelConfig) -> Flops:
+    """Of a UNet, without what activation checkpointing computes again: that is no progress."""
+
+    @lru_cache
+    def flops(shape: tuple[int, ...], context: int) -> int:
+        length = context if config.context_width else 0
+        return sum(unet_cost(config, 1, shape[1], shape[2], length).training_flops().values())
+
+    return flops
+
+
+def peak_tflops(device: torch.device, given: float) -> float:
+    """Of one device, in TFLOP/s: what was given, else that of a GPU that is known here, else 0."""
+    if given or device.type != "cuda":
+        return given
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), 0.0)

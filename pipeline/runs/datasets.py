@@ -1,0 +1,148 @@
+"""Which datasets a run reads, in which versions, and whether they fit it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.config import TrainConfig
+from pipeline.data.format.contract import ENCODER_FACTS, require_match
+from pipeline.data.format.manifest import UNCOND, find_version, load_manifest
+from pipeline.errors import ConfigError, ContractMismatch, RunError, ShardCorrupt
+from pipeline.runs.directory import RunInfo, begun_with, dataset_digests, dataset_urls
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.data.format.contract import Contract
+    from pipeline.data.format.manifest import Manifest
+    from pipeline.data.order.dataset import Dataset
+    from pipeline.data.order.mixture import AnyOrder
+    from pipeline.distributed.world import World
+
+
+def ordered(run: RunInfo, dataset: str = "") -> tuple[Dataset, AnyOrder]:
+    """The dataset that a run began with, and its order. dataset: where it lies, when not in data.train; of a mixture
+    URLs with commas between. Raises RunError when it is not there."""
+    data = run.config.data
+    urls = dataset_urls(data)
+    if dataset:
+        urls = (dataset,) if not data.mix else tuple(dataset.strip("[]").split(","))
+    held = pinned(run, urls)
+    return held, held.order(run.config.seed, run.config.optim.batch, data.tail, data.weights)
+
+
+def pinned(run: RunInfo, urls: Sequence[str]) -> Dataset:
+    """The datasets at `urls` in the versions that a run is trained on. Raises ConfigError for more or fewer than the
+    run has, and RunError for others."""
+    from pipeline.data.order.dataset import Dataset, part_of
+
+    digests = dataset_digests(run.facts)
+    if len(urls) != len(digests):
+        raise ConfigError(
+            f"{run.storage.url} is trained on {len(digests)} datasets, and {len(urls)} are named: say where each lies, "
+            "data.train's first"
+        )
+    parts = []
+    for url, digest in zip(urls, digests, strict=True):
+        cache = open_storage(url)
+        manifest = find_version(cache, digest) or load_manifest(cache)
+        if manifest.digest != digest:
+            raise RunError(
+                f"{run.storage.url} was trained on a dataset whose manifest is {digest[:12]}, which {cache.url} does "
+                f"not hold (it has {manifest.digest[:12]}); restore it, or say where it lies: dataset=URL"
+            )
+        parts.append(part_of(cache, manifest))
+    return Dataset(parts)
+
+
+EMPTY_TOKENS = 2  # start and end
+
+
+def trained_on(config: TrainConfig, run: Storage, world: World) -> Dataset:
+    """data.train and data.mix, each in the version that the run began with, though shards were appended."""
+    from pipeline.data.order.dataset import Dataset, part_of
+
+    before, parts = begun_with(run), []
+    for number, url in enumerate(dataset_urls(config.data)):
+        cache = open_storage(url)
+        manifest = newest = load_manifest(cache)
+        if number < len(before) and before[number] != newest.digest:
+            manifest = find_version(cache, before[number]) or newest
+        if manifest is not newest and world.rank == 0:
+            print(
+                f"train: {cache.url} has grown to version {newest.version}; this run goes on with version "
+                f"{manifest.version}, which it began with",
+                file=sys.stderr,
+            )
+        parts.append(part_of(cache, manifest))
+    return Dataset(parts)
+
+
+def check_mixture(config: TrainConfig, manifests: Sequence[Manifest], members: Sequence[str]) -> None:
+    """Raises ContractMismatch when the caches of data.mix do not fit data.train; sizes of latents may differ. members:
+    arrays that are read besides moments."""
+    facts = tuple(name for name in ENCODER_FACTS if name != "latent_shape")
+    dtypes = [{m.name: m.dtype for m in manifest.contract.members} for manifest in manifests]
+    for url, manifest, mine in zip(config.data.mix, manifests[1:], dtypes[1:], strict=True):
+        require_match(manifests[0].contract, manifest.contract, f"data.mix={url}", facts)
+        for name in ("moments", *members):
+            if mine.get(name) != dtypes[0].get(name):
+                raise ContractMismatch(
+                    f"data.mix={url} holds {name} as {mine.get(name, 'nothing')}, not {dtypes[0].get(name)} as "
+                    f"data.train={config.data.train} does. Encode it with the same encoders and conditions"
+                )
+
+
+def check_against_contract(
+    config: TrainConfig, manifest: Manifest, validation: Manifest | None, members: tuple[str, ...]
+) -> None:
+    """Raises ContractMismatch when the caches do not fit the model, the task or each other."""
+    contract, cache = manifest.contract, f"data.train={config.data.train}"
+    channels = contract.latent_shape[0]
+    if (config.model.in_channels, config.model.out_channels) != (channels, channels):
+        raise ContractMismatch(
+            f"{cache} holds latents of {channels} channels, but model.in_channels={config.model.in_channels} and "
+            f"model.out_channels={config.model.out_channels}; set both to {channels}, or encode anew"
+        )
+    if missing := sorted(set(stored_members(members, contract)) - {member.name for member in contract.members}):
+        raise ContractMismatch(
+            f"{cache} lacks {', '.join(missing)}, which task={config.task.name} reads; encode it with those conditions"
+        )
+    if "text" in members and config.model.context_width != contract.text.width:
+        raise ContractMismatch(
+            f"{cache} holds text states of width {contract.text.width}, but model.context_width="
+            f"{config.model.context_width}; set it to {contract.text.width}, or encode with another text tower"
+        )
+    if validation is not None:
+        require_match(contract, validation.contract, f"data.val={config.data.val}")
+        held = {member.name for member in validation.contract.members}
+        if missing := sorted(set(stored_members(members, validation.contract)) - held):
+            raise ContractMismatch(
+                f"data.val={config.data.val} lacks {', '.join(missing)}, which task={config.task.name} reads; encode "
+                "it with the conditions of data.train"
+            )
+
+
+def empty_caption(cache: Storage, manifest: Manifest) -> Tensor:
+    """The cache's encoded empty caption (L, D) float32, its hash checked; of trimmed texts, zeros after its end."""
+    import numpy as np
+    import torch
+
+    data = cache.get(UNCOND)
+    if hashlib.sha256(data).hexdigest() != manifest.uncond_sha256:
+        raise ShardCorrupt(f"{cache.locate(UNCOND)} is not what the manifest promises; restore it or encode again")
+    empty = torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
+    if manifest.contract.trimmed:
+        empty[EMPTY_TOKENS:] = 0
+    return empty
+
+
+def stored_members(members: tuple[str, ...], contract: Contract) -> tuple[str, ...]:
+    """What is read of a record for what a task wants: ids in place of text states where a cache holds those."""
+    return tuple("tokens" if name == "text" and contract.text.storage == "tokens" else name for name in members)

@@ -1,0 +1,63 @@
+"""Files of fragments: safetensors, written and hashed in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.storage.base import local_errors
+
+PIECE = 16 * 1024 * 1024
+"""Bytes that are written and hashed at once."""
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Write fp32 CPU tensors as a safetensors file; returns its size and SHA-256. Raises StorageError.
+
+    The file is written and hashed in pieces straight from the tensors' memory, during which other threads run. (The
+    library's own writer holds Python's lock as long as it takes, and a second copy of the state in memory.)
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous(), name
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end := end + 4 * tensor.numel()],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with local_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb", buffering=0) as file:
+            pieces = [memoryview(struct.pack("<Q", len(text)) + text)]
+            pieces += [tensor.numpy().view("u1").data for tensor in tensors.values() if tensor.numel()]
+            for whole in pieces:
+                for start in range(0, len(whole), PIECE):
+                    piece = whole[start : start + PIECE]
+                    digest.update(piece)
+                    while piece:
+                        piece = piece[file.write(piece) :]
+    return 8 + len(text) + end, digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of one parameter's elements, in the order of its flattened values.
+
+    name: the parameter. offset: of the first element. view: (length,) fp32, a view of where the values live.
+    """
+
+    name: str
+    offset: int
+    view: Tensor

@@ -1,0 +1,1 @@
+"""Slurm: batch scripts as text, and its commands."""

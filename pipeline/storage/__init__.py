@@ -1,0 +1,1 @@
+"""Objects by URL: a local path or s3://."""

@@ -1,0 +1,185 @@
+"""Objects by URL, on a local disk or on S3, behind one small interface.
+
+A `Storage` is a root (a folder, or s3://bucket/prefix) and keys are relative posix paths under it. An object is there
+whole or not at all: a local write goes to a temporary file beside its destination, is synced and then renamed, and S3
+makes an object visible when its upload is complete. Nothing here trusts a store to keep bytes: readers compare hashes.
+Two writers that race may both win on some stores, so what is written under one key must not depend on the writer.
+
+pipeline/storage/s3.py talks to S3; pipeline/storage/patterns.py finds the objects that a user's pattern names.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import NotFound, StorageError
+from pipeline.storage.base import TEMPORARY, ObjectInfo, Storage, check_key, local_errors, temporary_path
+
+COPY_BYTES = 16 * 1024 * 1024
+"""A file that is copied between disks is held in pieces of this size."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Local folders
+
+
+class LocalStorage(Storage):
+    """A folder. It need not exist before something is written."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        self.url = str(self.root)
+
+    def local_path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def child(self, prefix: str) -> LocalStorage:
+        return LocalStorage(self.local_path(prefix.rstrip("/")))
+
+    def get(self, key: str) -> bytes:
+        path = self.local_path(key)
+        with local_errors("read", path):
+            return path.read_bytes()
+
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
+        path, done = self.local_path(key), 0
+        with local_errors("read", path), path.open("rb", buffering=0) as file:
+            while done < len(view) and (got := os.preadv(file.fileno(), [view[done:]], offset + done)):
+                done += got
+        if done != len(view):
+            raise StorageError(f"{path} ends at byte {offset + done}; {offset + len(view)} were expected")
+
+    def put(self, key: str, data: bytes) -> None:
+        path = self.local_path(key)
+        with local_errors("write", path):
+            _rename(_write_temporary(path, lambda file: file.write(data)), path)
+
+    def put_file(self, key: str, path: Path) -> None:
+        destination = self.local_path(key)
+        with local_errors("read", path), path.open("rb") as file:
+            with local_errors("write", path):
+                os.fsync(file.fileno())
+            with local_errors("write", destination):
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    path.replace(destination)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    copy = partial(shutil.copyfileobj, file, length=COPY_BYTES)
+                    _rename(_write_temporary(destination, copy), destination)
+                    path.unlink()
+                else:
+                    _sync_folder(destination.parent)
+
+    def staging_path(self) -> Path:
+        with local_errors("write", self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        return temporary_path(self.root / "staging")
+
+    def sweep(self, seconds: float) -> None:
+        for parent, _, names in os.walk(self.root):
+            for path in (Path(parent, name) for name in names if TEMPORARY.fullmatch(name)):
+                with suppress(OSError):  # published or removed by its owner since
+                    if time.time() - path.stat().st_mtime >= seconds:
+                        path.unlink()
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        path = self.local_path(key)
+        if path.exists():
+            return False
+        with local_errors("write", path):
+            temporary = _write_temporary(path, lambda file: file.write(data))
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        return True
+
+    def stat(self, key: str) -> ObjectInfo:
+        path = self.local_path(key)
+        with local_errors("read", path):
+            found = path.stat()
+        if not path.is_file():
+            raise NotFound(f"{path} is a folder")
+        return _local_info(key, found)
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        folder = prefix.rpartition("/")[0]
+        top = self.local_path(folder) if folder else self.root
+        found = []
+        for parent, folders, names in os.walk(top, onerror=_raise_unless_absent):
+            folders.sort()
+            for name in names:
+                path = Path(parent, name)
+                key = path.relative_to(self.root).as_posix()
+                if not key.startswith(prefix) or TEMPORARY.fullmatch(name):
+                    continue
+                try:
+                    found.append(_local_info(key, path.stat()))
+                except FileNotFoundError:
+                    continue  # removed since the folder was read
+        return sorted(found, key=lambda info: info.key)
+
+    def delete(self, key: str) -> None:
+        path = self.local_path(key)
+        with local_errors("delete", path):
+            path.unlink(missing_ok=True)
+
+
+def _write_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> Path:
+    """What `fill` writes, in a synced temporary file beside `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("xb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Give a synced temporary file its name, so that it survives a power cut."""
+    try:
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _local_info(key: str, found: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key=key, size=found.st_size, etag=f"{found.st_mtime_ns:x}-{found.st_size:x}")
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise StorageError(f"cannot list {error.filename}: {error.strerror}") from error
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# URLs

@@ -1,0 +1,316 @@
+"""Objects in a bucket on S3, or on anything that speaks it. The only importer of boto3, which it imports late.
+
+What fails is tried again with growing random waits until PATIENCE_SECONDS pass without anything gained; boto3's own
+retries are off, because they are few, share a budget among threads and end at the headers of an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, LatentmillError, NotFound, StorageError
+from pipeline.storage.base import ObjectInfo, Storage, check_key, local_errors, temporary_path
+from pipeline.storage.patience import Patience, answered
+
+MULTIPART_BYTES = 64 * 1024 * 1024
+"""S3 objects larger than this are uploaded in parts."""
+PART_BYTES = 16 * 1024 * 1024
+"""Size of a part; more where the object would have over 10,000. S3 wants 5 MiB or more."""
+CHUNK_BYTES = 1024 * 1024
+"""Of a body, read at once."""
+PART_THREADS = 4
+"""Parts of one object that are on their way at once; each is held in memory."""
+CONNECT_SECONDS = 10.0
+"""How long a connection to S3 may take."""
+READ_SECONDS = 30.0
+"""How long S3 may be silent in the middle of an answer."""
+PASSING_STATUS = (408, 429, 500, 502, 503, 504)
+"""HTTP statuses after which the same request may succeed."""
+PASSING_CODES = (
+    "SlowDown",
+    "InternalError",
+    "RequestTimeout",  # comes with status 400
+    "OperationAborted",  # 409: somebody else works on the same key
+    "ConditionalRequestConflict",  # the same for conditional puts
+    "BadDigest",  # bytes were damaged on their way to the store
+    "XAmzContentSHA256Mismatch",
+)
+"""S3's error codes after which it may, whatever their status."""
+
+
+class S3Storage(Storage):
+    """A bucket and prefix on S3 or on anything that speaks it (AWS_ENDPOINT_URL_S3). Credentials come from boto3's own
+    chain: the environment, a profile, an instance's role."""
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        self.bucket, self.prefix = bucket, prefix.strip("/")
+        self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
+
+    def local_path(self, key: str) -> None:
+        return None
+
+    def child(self, prefix: str) -> S3Storage:
+        return S3Storage(self.bucket, self._name(prefix.rstrip("/")))
+
+    def get(self, key: str) -> bytes:
+        return bytes(self._read(key, 0, None))
+
+    def read_into(self, key: str, offset: int, view: memoryview) -> None:
+        if len(view):
+            self._read(key, offset, view)
+
+    def put(self, key: str, data: bytes) -> None:
+        if len(data) <= MULTIPART_BYTES:
+            self._call("put_object", key, {"Body": data})
+        else:
+            self._put_parts(key, len(data), lambda start, end: data[start:end])
+
+    def put_file(self, key: str, path: Path) -> None:
+        def read(start: int, end: int) -> bytes:
+            with local_errors("read", path), path.open("rb") as file:
+                file.seek(start)
+                return file.read(end - start)
+
+        with local_errors("read", path):
+            size = path.stat().st_size
+        if size <= MULTIPART_BYTES:
+            self._call("put_object", key, {"Body": read(0, size)})
+        else:
+            self._put_parts(key, size, read)
+        with local_errors("delete", path):
+            path.unlink(missing_ok=True)
+
+    def staging_path(self) -> Path:
+        return temporary_path(Path(tempfile.gettempdir(), "latentmill"))
+
+    def sweep(self, seconds: float) -> None:
+        return None
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        request = {"Body": data, "IfNoneMatch": "*"}
+        return self._call("put_object", key, request, when={"PreconditionFailed": None, "412": None}) is not None
+
+    def stat(self, key: str) -> ObjectInfo:
+        found = self._call("head_object", key)
+        return ObjectInfo(key=key, size=found["ContentLength"], etag=found["ETag"].strip('"'))
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        root = f"{self.prefix}/" if self.prefix else ""
+        request, found = {"Prefix": root + prefix}, []
+        while True:
+            page = self._call("list_objects_v2", prefix, request)
+            for item in page.get("Contents", ()):
+                found.append(ObjectInfo(item["Key"][len(root) :], item["Size"], item["ETag"].strip('"')))
+            if not page.get("IsTruncated"):
+                return sorted(found, key=lambda info: info.key)
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def delete(self, key: str) -> None:
+        self._call("delete_object", key)
+
+    def _name(self, key: str) -> str:
+        """The key inside the bucket."""
+        return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
+
+    def _put_parts(self, key: str, size: int, read: Callable[[int, int], bytes]) -> None:
+        """Upload `size` bytes, of which `read(start, end)` gives any piece, in parts that are each tried again by
+        themselves. The object appears when all are in; parts that no abort could remove are the bucket's lifecycle
+        rule's to expire."""
+        step = max(PART_BYTES, -(-size // 10_000))
+        # boto3 sends Amazon a checksum with every part, which the upload must have announced.
+        sums = {} if _own_endpoint() else {"ChecksumAlgorithm": "CRC32"}
+        upload = {"UploadId": self._call("create_multipart_upload", key, sums)["UploadId"]}
+
+        def send(number: int) -> dict[str, Any]:
+            data = read((number - 1) * step, min(number * step, size))
+            answer = self._call("upload_part", key, {**upload, **sums, "PartNumber": number, "Body": data})
+            return {"PartNumber": number} | {name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer}
+
+        try:
+            with ThreadPoolExecutor(PART_THREADS) as pool:
+                sending = [pool.submit(send, number) for number in range(1, -(-size // step) + 1)]
+                try:
+                    parts = [future.result() for future in sending]
+                finally:
+                    pool.shutdown(wait=False, cancel_futures=True)
+            self._call("complete_multipart_upload", key, {**upload, "MultipartUpload": {"Parts": parts}})
+        except BaseException:
+            try:
+                self._call("abort_multipart_upload", key, upload, patience=Patience(0.0))
+            except LatentmillError:
+                pass  # what failed first is raised
+            raise
+
+    def _call(
+        self,
+        operation: str,
+        key: str,
+        request: Mapping[str, Any] | None = None,
+        *,
+        when: Mapping[str, Any] | None = None,
+        patience: Patience | None = None,
+    ) -> Any:
+        """What S3 answers to an operation on the object `key` (of a listing: the prefix). `when` gives answers for
+        some of S3's error codes; other failures are tried again if that may help, then raised as StorageError."""
+        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
+
+        where = f"{self.url}/{key}" if key else self.url
+        place = {"Bucket": self.bucket} | ({} if operation == "list_objects_v2" else {"Key": self._name(key)})
+        patience = patience or Patience()
+        while True:
+            try:
+                answer = getattr(s3_client(), operation)(**place, **(request or {}))
+                answered.add(os.getpid())
+                return answer
+            except (BotoCoreError, ClientError, ResponseParserError) as error:
+                if isinstance(error, ClientError):
+                    answered.add(os.getpid())
+                    code = error.response.get("Error", {}).get("Code", "")
+                    if when and code in when:
+                        return when[code]
+                if not (_may_pass(error) and patience.wait()):
+                    raise _s3_error(error, where, self.bucket, patience) from error
+
+    def _read(self, key: str, start: int, view: memoryview | None) -> memoryview:
+        """The object's bytes from `start` on: as many as `view` holds, which is filled, or all that there are. A body
+        that is cut short on its way is resumed from where it broke off, and only while the object is the same."""
+        from botocore.exceptions import BotoCoreError, FlexibleChecksumError
+        from urllib3.exceptions import HTTPError
+
+        bounded, data = view is not None, view if view is not None else memoryview(b"")
+        held = 0
+        etag: str | None = None
+        patience = Patience()
+        while etag is None or held < len(data):
+            request: dict[str, Any] = {}
+            if start or held or bounded:
+                request["Range"] = f"bytes={start + held}-{start + len(data) - 1 if bounded else ''}"
+            if etag is not None:
+                request["IfMatch"] = etag
+            response = self._call("get_object", key, request, patience=patience)
+            left = response["ContentLength"]
+            if etag is None and not bounded:
+                data = memoryview(bytearray(left))
+            if left != len(data) - held:
+                if etag is None:
+                    raise StorageError(
+                        f"{self.locate(key)} ends at byte {start + left}; {start + len(data)} were expected"
+                    )
+                raise StorageError(f"{self.locate(key)}: {len(data) - held} bytes were left, and {left} came")
+            etag, before = response["ETag"], held
+            failure: Exception = EOFError("it ended early")
+            try:
+                for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
+                    data[held : held + len(chunk)] = chunk
+                    held += len(chunk)
+            except FlexibleChecksumError as error:
+                failure, held = error, 0
+            except (BotoCoreError, HTTPError, OSError) as error:
+                failure = error
+            if held > before:
+                patience.gained()
+            if held < len(data) and not patience.wait():
+                raise StorageError(f"{self.locate(key)}: the body broke off, {patience}: {failure}") from failure
+        return data
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed later: no connection, no or half an answer, a server that says so."""
+    from botocore.exceptions import (
+        ClientError,
+        ConnectionError,
+        FlexibleChecksumError,
+        HTTPClientError,
+        IncompleteReadError,
+    )
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(error, ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return code in PASSING_CODES or status in PASSING_STATUS
+    passing = (ConnectionError, FlexibleChecksumError, HTTPClientError, IncompleteReadError, ResponseParserError)
+    return isinstance(error, passing)
+
+
+def _s3_error(error: Exception, where: str, bucket: str, patience: Patience) -> StorageError:
+    """The error class and line for what boto3 raised."""
+    from botocore.exceptions import ClientError, NoCredentialsError
+
+    if isinstance(error, NoCredentialsError):
+        return StorageError(
+            f"no S3 credentials for {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, ClientError):
+        code, text = error.response.get("Error", {}).get("Code", ""), error.response.get("Error", {}).get("Message", "")
+        if code in ("NoSuchKey", "404", "NotFound"):
+            return NotFound(f"{where} does not exist")
+        if code == "NoSuchBucket":
+            return NotFound(f"{where}: there is no bucket {bucket}")
+        if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
+            return StorageError(f"{where}: access refused ({code}); check the AWS credentials in the environment")
+        if code == "InvalidRange":
+            return StorageError(f"{where} ends before the bytes that were asked for")
+        if code in ("PreconditionFailed", "412"):
+            return StorageError(f"{where} changed while it was being read")
+        text = f"{code}: {text}"
+    return StorageError(f"{where}, {patience}: {text}" if _may_pass(error) else f"{where}: {text}")
+
+
+_clients: dict[int, Any] = {}
+_clients_lock = threading.Lock()
+
+
+def s3_client() -> Any:
+    """This process's S3 client (boto3 clients are safe among threads, not across a fork). Raises ConfigError when the
+    environment names an endpoint that is no URL."""
+    with _clients_lock:
+        client = _clients.get(os.getpid())
+        if client is None:
+            import boto3
+            from botocore.config import Config
+
+            # Stores other than Amazon's rarely serve a bucket as a host name or know its newer checksum trailers.
+            checksums = "when_required" if _own_endpoint() else "when_supported"
+            config = Config(
+                retries={"mode": "standard", "total_max_attempts": 1},
+                connect_timeout=CONNECT_SECONDS,
+                read_timeout=READ_SECONDS,
+                max_pool_connections=64,
+                s3={"addressing_style": "path"} if _own_endpoint() else {},
+                request_checksum_calculation=checksums,
+                response_checksum_validation=checksums,
+            )
+            session = boto3.session.Session()
+            try:
+                client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+            except ValueError as error:
+                raise ConfigError(f"S3: {error}; write AWS_ENDPOINT_URL_S3 as https://host:port") from error
+            client.meta.events.register("before-parse.s3", _refuse_half_an_answer)
+            _clients.clear()
+            _clients[os.getpid()] = client
+        return client
+
+
+def _own_endpoint() -> bool:
+    """Whether the store is another than Amazon's."""
+    return bool(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+
+
+def _refuse_half_an_answer(response_dict: Mapping[str, Any], operation_model: Any, **_: Any) -> None:
+    """botocore parses what came without counting it: a listing cut to nothing would be an empty folder."""
+    from botocore.exceptions import IncompleteReadError
+
+    body, announced = response_dict["body"], response_dict["headers"].get("content-length")
+    if announced is None or not isinstance(body, bytes) or operation_model.http["method"] == "HEAD":
+        return
+    if len(body) != int(announced):
+        raise IncompleteReadError(actual_bytes=len(body), expected_bytes=int(announced))

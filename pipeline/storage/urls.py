@@ -1,0 +1,34 @@
+"""A path or a URL -> its store."""
+
+from __future__ import annotations
+
+from pipeline.errors import ConfigError
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+
+
+def open_storage(url: str) -> Storage:
+    """The storage rooted at a folder or at s3://bucket/prefix. Raises ConfigError for anything else."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        if not url:
+            raise ConfigError("an empty path: give a folder or s3://bucket/prefix")
+        return LocalStorage(url)
+    if scheme != "s3":
+        raise ConfigError(f"{url}: {scheme}:// is not supported; give a local path or s3://bucket/prefix")
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise ConfigError(f"{url}: no bucket; write s3://bucket/prefix")
+    from pipeline.storage.s3 import S3Storage
+
+    return S3Storage(bucket, prefix)
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """(root, key) of one object: "s3://b/a/x.tar" -> ("s3://b/a", "x.tar"); "b.tar" -> (".", "b.tar")."""
+    root, _, key = url.rpartition("/")
+    if not key or (root.endswith("/") and "://" in url and root.count("/") < 3):
+        raise ConfigError(f"{url!r} names no object")
+    if not root:
+        return ("/" if url.startswith("/") else "."), key
+    return root, key

@@ -1,0 +1,1 @@
+"""Where metrics go: a JSONL file first, the terminal, wandb."""

@@ -1,0 +1,1 @@
+"""Who takes the optimizer's step: DeepSpeed ZeRO or plain PyTorch."""

@@ -1,0 +1,82 @@
+"""What a training run reads: its datasets, in the versions that it began with, found to fit model and task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipeline.config import TrainConfig
+from pipeline.runs.datasets import check_against_contract, check_mixture, empty_caption, stored_members, trained_on
+from pipeline.runs.directory import roles
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.data.format.manifest import Manifest
+    from pipeline.data.order.dataset import Dataset
+    from pipeline.data.reading.stream import Stream
+    from pipeline.distributed.world import World
+    from pipeline.models.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on, found to fit it. manifests: digest of each dataset's manifest, by role. mixture: whole
+    weights, () of one cache. empty: the encoded empty caption (L, D). stream_from: this rank's batches from sample
+    number start_n on."""
+
+    dataset: Dataset
+    manifests: dict[str, str]
+    mixture: tuple[int, ...]
+    task: Task
+    empty: Tensor
+    stream_from: Callable[..., Stream]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of data.train."""
+        return self.dataset.parts[0].manifest
+
+    @property
+    def digests(self) -> list[str]:
+        """Of the manifests of data.train and data.mix."""
+        return [part.manifest.digest for part in self.dataset.parts]
+
+
+def open_data(config: TrainConfig, run: Storage, world: World) -> Data:
+    """Open the datasets, as one rank. Raises LatentmillError where they do not fit, or are not there."""
+    from pipeline.data.format.manifest import load_manifest
+    from pipeline.data.reading.disk_cache import DiskCache
+    from pipeline.data.reading.stream import Stream
+    from pipeline.models.tasks.choose import make_task
+
+    dataset = trained_on(config, run, world)
+    cache, manifest = dataset.parts[0].storage, dataset.parts[0].manifest
+    validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
+    contract = manifest.contract
+    empty = empty_caption(cache, manifest)
+    task = make_task(config.task, contract.latent_shape, empty, trimmed=contract.trimmed)
+    check_against_contract(config, manifest, validation, task.members)
+    check_mixture(config, [part.manifest for part in dataset.parts], stored_members(task.members, contract))
+    stream_from = partial(
+        Stream,
+        dataset,
+        dataset.order(config.seed, config.optim.batch, config.data.tail, config.data.weights),
+        rank=world.rank,
+        world=world.size,
+        batch=config.optim.batch,
+        members=("moments", *stored_members(task.members, contract)),
+        memory_bytes=int(config.data.memory_gb * 1e9),
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        cache=DiskCache(config.data.cache, int(config.data.cache_gb * 1e9)) if config.data.cache else None,
+        device=world.device,
+    )
+    names = roles(len(dataset.parts))
+    manifests = {name: part.manifest.digest for name, part in zip(names, dataset.parts, strict=True)}
+    manifests |= {"val": validation.digest} if validation else {}
+    return Data(dataset, manifests, dataset.whole_weights(config.data.weights), task, empty, stream_from)

@@ -1,0 +1,40 @@
+"""The table of verbs: name -> module, and what each does."""
+
+from __future__ import annotations
+
+VERBS = {
+    "synth": ("preprocess.synthetic", "write captioned-shapes shards in img2dataset's layout"),
+    "encode": ("preprocess.encode", "image-text shards to a cached latent dataset"),
+    "index": ("preprocess.index", "tars of latents made elsewhere to a dataset, where they lie"),
+    "verify": ("preprocess.verify", "prove a cache: hashes, counts, statistics, decode and compare"),
+    "reference": ("preprocess.reference", "feature statistics of real images, for FID"),
+    "train": ("pipeline.train", "train a latent diffusion model on a cache"),
+    "eval": ("pipeline.eval", "a checkpoint's FID, CLIP score and attribute accuracy"),
+    "sample": ("pipeline.sample", "images from a checkpoint"),
+    "export": ("pipeline.export", "weights that other software loads"),
+    "fetch": ("pipeline.fetch", "encoders into a folder or bucket, for nodes without internet"),
+    "status": ("pipeline.status", "what runs are doing: state, samples, images/s, last commit, restarts, loss"),
+    "data": ("pipeline.preview", "what ranks and nodes would read: batches, bytes, bandwidth, memory"),
+    "ledger": ("pipeline.ledger", "prove that a run trained on every sample once"),
+    "report": ("pipeline.report.page", "one HTML page about one run or several"),
+    "demo": ("pipeline.demo", "the whole loop on captioned shapes, on this machine"),
+    "submit": ("pipeline.submit", "verbs as jobs of Slurm: latentmill submit train KEY=VALUE ..."),
+}
+"""verb: (module with main(config), what it does)."""
+
+
+TAKES_PATHS = {
+    "ledger": "usage: latentmill ledger RUN [RUN ...] [dataset=URL]",
+    "status": "usage: latentmill status RUN [RUN ...], or a folder of runs",
+    "report": "usage: latentmill report RUN [RUN ...] dest=report.html",
+}
+"""Verbs that only read runs and take paths: main(arguments)."""
+
+
+TAKES_A_VERB = ("submit",)
+"""Verbs whose first argument is another verb: main(arguments)."""
+
+
+ENVIRONMENT = {"encode": {"OMP_WAIT_POLICY": "passive"}}
+"""What a verb wants set before PyTorch is imported, unless the user has set it. encode: its decoding workers need the
+cores for which OpenMP's threads would wait spinning."""

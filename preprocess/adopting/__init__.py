@@ -1,0 +1,1 @@
+"""Tars of latents that others wrote."""

@@ -1,0 +1,181 @@
+"""What holds for tars of latents that others wrote, which tars cannot say: a contract from the configuration, the
+encoders if they are given, and the first records."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import EncodersConfig, FiltersConfig, IndexConfig
+from pipeline.data.format.contract import Contract, Member, TextFacts, plain
+from pipeline.data.format.manifest import UNCOND
+from pipeline.data.format.records import Record, npy_bytes, parse_npy
+from pipeline.errors import ContractMismatch, DatasetError, NotFound, ShardCorrupt, SourceError
+from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.text import TextTower, load_text
+from pipeline.storage.base import Storage
+from preprocess.adopting.scan import LatentShard, read_records, wanted_files
+from preprocess.encoding.contract import portable
+from preprocess.encoding.plan import read_plan
+from preprocess.proving.against_source import STATE_TOLERANCE
+
+UNKNOWN = "unknown"
+MEMBERS = ("moments", "text")
+OWN = {"moments": "moments.npy", "text": "text.npy", "caption": "json:caption"}
+CAPTIONS_PROVED = 16  # encoded again and compared with the text states that are stored
+DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What holds for all tars. layout: None where members have the names that `encode` gives them. made: whether
+    `encode` began this dataset, whose contract stays. towers: the encoders, when they were given."""
+
+    contract: Contract
+    layout: dict[str, str] | None
+    made: bool
+    towers: tuple[FirstStage, TextTower] | None = None
+
+
+def facts_of(storage: Storage, names: list[str], config: IndexConfig) -> Facts:
+    """Contract and layout: of the `encode` that began this dataset, or from the configuration and the first record."""
+    plan = read_plan(storage)
+    if plan is not None and plan.contract.device != UNKNOWN:
+        return Facts(plan.contract, None, made=True)
+    given = {"moments": config.moments_member, "text": config.text_member, "caption": config.caption_key}
+    layout = None if given == OWN else given
+    towers = (load_autoencoder(config.encoders), load_text(config.encoders)) if config.encoders else None
+    records = first_records(storage, names, layout, config)
+    contract = contract_of(records[0], towers, layout, config)
+    if towers is not None:
+        prove_texts(records, towers[1], config)
+    return Facts(contract, layout, made=False, towers=towers)
+
+
+def first_records(
+    storage: Storage, names: list[str], layout: dict[str, str] | None, config: IndexConfig
+) -> list[Record]:
+    """Records that can be read, the first few of the first tar that has any: all others must have the first one's
+    shapes. Raises SourceError when there is none."""
+    problem = ""
+    for name in names:
+        found = list[Record]()
+        with LatentShard(storage, name, config.limits) as shard:
+            for one in read_records(shard, MEMBERS, layout):
+                if one.record is not None:
+                    found.append(one.record)
+                elif not problem:
+                    problem = f"{storage.locate(name)}, byte {one.offset}: {one.detail}"
+                if len(found) == CAPTIONS_PROVED or (one.record is None and not config.max_rejects):
+                    break
+        if found or (problem and not config.max_rejects):
+            break
+    if not found:
+        raise SourceError(
+            f"{problem or config.source + ' holds no record'}. Records of {', '.join(wanted_files(MEMBERS, layout))} "
+            "are looked for: say what yours are called with moments_member=, text_member= and caption_key="
+        )
+    return found
+
+
+def prove_texts(records: list[Record], tower: TextTower, config: IndexConfig) -> None:
+    """Raises ContractMismatch unless the tower gives the text states that are stored for these captions."""
+    fresh = tower.encode(tower.tokenize([record.meta["caption"] for record in records])).cpu().numpy()
+    for record, states in zip(records, fresh, strict=True):
+        stored = record.members["text"].astype(np.float32)
+        far = float(np.abs(states - stored).max()) if states.shape == stored.shape else math.inf
+        if not far <= STATE_TOLERANCE:
+            raise ContractMismatch(
+                f"record {record.key}: the text tower of encoders= gives states that differ by {far:.3g} from those "
+                f"stored for its caption (caption_key={config.caption_key}): give the encoders that made them, or the "
+                "captions that they are of"
+            )
+
+
+def contract_of(
+    record: Record, towers: tuple[FirstStage, TextTower] | None, layout: dict[str, str] | None, config: IndexConfig
+) -> Contract:
+    """The contract of tars whose records are as this one. Raises SourceError, ContractMismatch when it cannot be."""
+    stage, tower = towers or (None, None)
+    moments, text = (record.members[name] for name in MEMBERS)
+    files = layout or OWN
+    channels = stage.latent_channels if stage else config.channels
+    factor = stage.downsampling if stage else config.downsampling
+    if moments.ndim != 3 or moments.shape[0] != 2 * channels:
+        plain_latent = moments.ndim == 3 and moments.shape[0] == channels
+        why = "a latent without its log-variance, on which training is not written yet" if plain_latent else "neither"
+        raise SourceError(
+            f"record {record.key}: {files['moments']} has shape {moments.shape}, and moments are ({2 * channels}, h, w)"
+            f", mean and log-variance of {channels} channels: it is {why}"
+        )
+    if text.ndim != 2 or (tower is not None and text.shape != (tower.length, tower.width)):
+        wanted = f"({tower.length}, {tower.width})" if tower else "(L, D)"
+        raise SourceError(f"record {record.key}: {files['text']} has shape {text.shape}, text states are {wanted}")
+    for name in MEMBERS:
+        if record.members[name].dtype.name not in DTYPES:
+            raise SourceError(f"record {record.key}: {files[name]} is {record.members[name].dtype}, not float16 or 32")
+    height, width = moments.shape[1] * factor, moments.shape[2] * factor
+    return Contract(
+        encoders=portable(config.encoders or EncodersConfig(name=UNKNOWN, vae=UNKNOWN, text=UNKNOWN)),
+        vae_sha256=stage.weights_sha256 if stage else "",
+        text_sha256=tower.weights_sha256 if tower else "",
+        resolution=round(math.sqrt(width * height)),
+        buckets=((width, height),),
+        crop=UNKNOWN,
+        seed=0,
+        flip=False,
+        filters=plain(FiltersConfig()),
+        limits=plain(config.limits),
+        resize=UNKNOWN,
+        latent_shape=(channels, *moments.shape[1:]),
+        downsampling=factor,
+        scale=stage.scale if stage else config.scale,
+        shift=stage.shift if stage else config.shift,
+        caption_key=config.caption_key,
+        text=TextFacts(
+            layer=tower.layer if tower else UNKNOWN,
+            length=text.shape[0],
+            width=text.shape[1],
+            pad=tower.pad if tower else -1,
+            eot=tower.eot if tower else -1,
+            quick_gelu=tower.quick_gelu if tower else False,
+        ),
+        members=tuple(
+            Member(name=name, shape=record.members[name].shape, dtype=record.members[name].dtype.name)
+            for name in MEMBERS
+        ),
+        batch=0,
+        device=UNKNOWN,
+        threads=0,
+        versions={},
+    )
+
+
+def empty_caption(storage: Storage, facts: Facts) -> bytes:
+    """The bytes of uncond.npy: what is there, else the tower's (L, D) float16. Raises DatasetError when it is neither
+    there nor to be made, or not the tower's."""
+    text = facts.contract.text
+    tower = facts.towers[1] if facts.towers else None
+    made = tower.encode(tower.tokenize([""]))[0].half().cpu().numpy() if tower else None
+    try:
+        data = storage.get(UNCOND)
+    except NotFound:
+        if made is None:
+            raise DatasetError(
+                f"{storage.url} has no {UNCOND}, the encoded empty caption ({text.length}, {text.width}): put it "
+                "there, or give the encoders (encoders=sd1), which make it"
+            ) from None
+        return npy_bytes(made)
+    try:
+        found = parse_npy(memoryview(data))
+    except ShardCorrupt as error:
+        raise DatasetError(f"{storage.locate(UNCOND)}: {error}") from None
+    if found.shape != (text.length, text.width) or found.dtype.name not in DTYPES or not np.isfinite(found).all():
+        raise DatasetError(
+            f"{storage.locate(UNCOND)} is {found.dtype} {found.shape}, not finite states ({text.length}, {text.width})"
+        )
+    if made is not None and np.abs(found.astype(np.float32) - made).max() > STATE_TOLERANCE:
+        raise ContractMismatch(f"{storage.locate(UNCOND)} is not what encoders= give for the empty caption")
+    return data

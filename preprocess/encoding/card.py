@@ -1,0 +1,198 @@
+"""The dataset card: what `latentmill encode` found out about its source, on one page beside the manifest."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.data.format.manifest import Manifest, UnitEntry
+from pipeline.errors import NotFound
+from pipeline.report.bars import Bar, Histogram
+from pipeline.report.dataset import DatasetFacts, InputShard, Thumbnail, page
+from pipeline.storage.base import Storage
+from preprocess.encoding.census import ASPECT_STEP, SIDE_STEP, TOKEN_STEP, Census, census_from_json
+from preprocess.encoding.finalize import Report
+from preprocess.source.recipe import recipe_of_contract
+from preprocess.source.sample import FILTERED
+
+CARD = "card.html"
+MOST_SHARDS = 50
+MOST_THUMBNAILS = 48
+THUMBNAIL_BYTES = 24_000  # of a JPEG; 48 of them leave room on a page of 2 MB
+JPEG = b"\xff\xd8\xff"  # begins every JPEG
+WIDEST = 12  # bins of aspect ratios from the square: beyond 8:1 they are counted together
+MOST_TICKS = 9
+
+
+def write_card(storage: Storage, manifest: Manifest, reports: list[Report]) -> None:
+    """Writes card.html beside the manifest, unless it is there. reports: of all units, in their order."""
+    html = page(manifest, gather(manifest, reports)).encode()
+    try:
+        if storage.get(CARD) == html:
+            return
+    except NotFound:
+        pass
+    storage.put(CARD, html)
+
+
+def gather(manifest: Manifest, reports: Sequence[Report]) -> DatasetFacts:
+    """What the page shows of all units together."""
+    totals = collections.Counter[str]()
+    member_bytes = collections.Counter[str]()
+    counts = {name: collections.Counter[str]() for name in ("aspects", "sides", "tokens", "sizes")}
+    for report in reports:
+        facts = report.facts
+        for name in ("truncated", "passed_over", "retried"):
+            totals[name] += facts[name]
+        for total, part in [(member_bytes, facts["member_bytes"]), *((counts[n], facts["census"][n]) for n in counts)]:
+            for bin_, count in part.items():
+                total[bin_] += count
+    rejected = manifest.rejected
+    return DatasetFacts(
+        variants=recipe_of_contract(manifest.contract).variants,
+        filtered={reason.removeprefix(FILTERED): n for reason, n in rejected.items() if _is_filter(reason)},
+        defective={reason: n for reason, n in rejected.items() if not _is_filter(reason)},
+        truncated=totals["truncated"],
+        passed_over=totals["passed_over"],
+        retried=totals["retried"],
+        member_bytes=member_bytes,
+        histograms=histograms(manifest, census_from_json(counts)),
+        shards=input_shards(manifest),
+        thumbnails=thumbnails(reports),
+    )
+
+
+def _is_filter(reason: str) -> bool:
+    return reason.startswith(FILTERED)
+
+
+def input_shards(manifest: Manifest) -> list[InputShard]:
+    """All input shards in order; of more than MOST_SHARDS, those with rejects that have the most defects."""
+    records = collections.Counter[int]()
+    for shard in manifest.shards:
+        records[shard.unit] += shard.samples
+
+    def rejects(number: int) -> tuple[int, int]:
+        """Defective and filtered samples of a unit."""
+        rejected = manifest.units[number].rejected
+        filtered = sum(count for reason, count in rejected.items() if _is_filter(reason))
+        return sum(rejected.values()) - filtered, filtered
+
+    def row(number: int, unit: UnitEntry) -> InputShard:
+        defective, filtered = rejects(number)
+        counts = unit.read, unit.accepted, filtered, defective, records[number]
+        return InputShard(unit.source, unit.source_bytes, *counts)
+
+    numbers: Sequence[int] = range(len(manifest.units))
+    if len(numbers) > MOST_SHARDS:
+        numbers = heapq.nlargest(MOST_SHARDS, (n for n in numbers if manifest.units[n].rejected), key=rejects)
+    return [row(number, manifest.units[number]) for number in numbers]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Thumbnails
+
+
+def thumbnails(reports: Sequence[Report]) -> list[Thumbnail]:
+    """Up to MOST_THUMBNAILS, evenly over those that there are; what is no small JPEG is left out."""
+    there = [one for report in reports for one in report.facts["thumbnails"]]
+    count = min(len(there), MOST_THUMBNAILS)
+    picked = [there[i * (len(there) - 1) // max(count - 1, 1)] for i in range(count)]
+    found = ((str(one.get("caption", "")), _jpeg(one.get("jpeg"))) for one in picked)
+    return [Thumbnail(caption, jpeg) for caption, jpeg in found if jpeg]
+
+
+def _jpeg(encoded: Any) -> bytes:
+    """The bytes of a thumbnail; b"" unless it is base64 of a JPEG, and nothing else, of a size that a page can bear."""
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except (ValueError, TypeError):
+        return b""
+    return data if data.startswith(JPEG) and len(data) <= THUMBNAIL_BYTES else b""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Histograms
+
+
+def histograms(manifest: Manifest, census: Census) -> list[Histogram]:
+    """Of the accepted samples; records by bucket too when there are several."""
+    found = [_aspects(census.aspects), _sides(census.sides), _tokens(census.tokens, manifest.contract.text.length)]
+    return found + ([_buckets(manifest)] if len(manifest.contract.buckets) > 1 else [])
+
+
+def _aspects(counts: Mapping[int, int]) -> Histogram:
+    first, last, bins = _within(counts, -WIDEST, WIDEST, (-4, 4))
+    bars = []
+    for bin_, count in bins:
+        low, high = (_ratio((bin_ + half) * ASPECT_STEP) for half in (-0.5, 0.5))
+        label = (
+            f"{high} and narrower" if bin_ == -WIDEST else f"{low} and wider" if bin_ == WIDEST else f"{low} to {high}"
+        )
+        bars.append(Bar(label, count))
+    step = _step(len(bins), (1, 2, 4))
+    ticks = [(bin_ - first + 0.5, _ratio(bin_ * ASPECT_STEP)) for bin_ in range(first, last + 1) if bin_ % step == 0]
+    return Histogram("Aspect ratio", "samples", "width : height of the original", bars, ticks)
+
+
+def _ratio(octaves: float) -> str:
+    """2 to this power, as width : height."""
+    wide, high = max(2**octaves, 1), max(2**-octaves, 1)
+    return f"{wide:.3g}:{high:.3g}"
+
+
+def _sides(counts: Mapping[int, int]) -> Histogram:
+    middle = sorted(counts)[len(counts) // 2] if counts else 0
+    first, last, bins = _within(counts, 0, 64, (max(middle - 3, 0), middle + 3))
+    edges = {bin_: f"{2 ** (bin_ * SIDE_STEP):.0f}" for bin_ in range(first, last + 2)}
+    bars = [Bar(f"{edges[bin_]} to {edges[bin_ + 1]} pixels", count) for bin_, count in bins]
+    step = _step(len(edges), (1, 2, 4, 8))
+    ticks = [(bin_ - first, edge) for bin_, edge in edges.items() if bin_ % step == 0]
+    return Histogram("Shorter side", "samples", "pixels of the original", bars, ticks)
+
+
+def _tokens(counts: Mapping[int, int], length: int) -> Histogram:
+    """length: of the context, which is marked; captions of more than twice that are counted together."""
+    most = 2 * length // TOKEN_STEP
+    _, last, bins = _within(counts, 0, most, (0, length // TOKEN_STEP + 1))
+    bars = []
+    for bin_, count in bins:
+        low = bin_ * TOKEN_STEP
+        bars.append(Bar(f"{low} and more" if bin_ == most else f"{low} to {low + TOKEN_STEP - 1} tokens", count))
+    step = _step(last + 1, (1, 2, 5, 10, 20, 50, 100, 200, 500))
+    ticks = [(bin_, str(bin_ * TOKEN_STEP)) for bin_ in range(0, last + 2, step)]
+    marks = [((length + 1) / TOKEN_STEP, f"context of {length}")]
+    return Histogram("Caption length", "samples", "tokens, start and end with them", bars, ticks, marks)
+
+
+def _buckets(manifest: Manifest) -> Histogram:
+    counts = collections.Counter[tuple[int, int]]()
+    for shard in manifest.shards:
+        counts[shard.size] += shard.samples
+    sizes = manifest.contract.buckets
+    bars = [Bar(f"{width} × {height}", counts[width, height]) for width, height in sizes]
+    step = -(-len(bars) // 5)
+    ticks = [(i + 0.5, f"{sizes[i][0]}×{sizes[i][1]}") for i in range(step // 2, len(bars), step)]
+    return Histogram("Buckets", "records", "width × height of the crop, excluded duplicates with them", bars, ticks)
+
+
+def _within(
+    counts: Mapping[int, int], lowest: int, highest: int, shown: tuple[int, int]
+) -> tuple[int, int, list[tuple[int, int]]]:
+    """First bin, last bin, and (bin, count) of each between them: those that are counted, and `shown` whatever counts.
+
+    Nothing lies outside lowest to highest: what would is counted in the first or the last.
+    """
+    clamped = collections.Counter[int]()
+    for bin_, count in counts.items():
+        clamped[min(max(bin_, lowest), highest)] += count
+    first, last = min((shown[0], *clamped)), max((shown[1], *clamped))
+    return first, last, [(bin_, clamped[bin_]) for bin_ in range(first, last + 1)]
+
+
+def _step(count: int, steps: Sequence[int]) -> int:
+    """The smallest of `steps` that leaves MOST_TICKS of `count`."""
+    return next((step for step in steps if count <= MOST_TICKS * step), steps[-1])

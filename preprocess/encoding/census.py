@@ -1,0 +1,66 @@
+"""What a source is like: counts over accepted samples of one unit."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import io
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from PIL import Image
+
+from preprocess.source.sample import Prepared
+
+ASPECT_STEP = 0.25  # of log2(width / height)
+SIDE_STEP = 0.5  # of log2(shorter side)
+TOKEN_STEP = 4
+THUMBNAIL = 96  # pixels, longer side
+THUMBNAILS = 4  # of each input shard
+
+
+@dataclass
+class Census:
+    """Histograms over accepted samples: bin number -> count; a bin begins at its number times its step (of aspects, its
+    middle is there).
+
+    aspects: of log2(width / height) of the originals. sides: of log2 of their shorter side in pixels. tokens: of the
+    captions' tokens, before truncation. sizes: samples by "WIDTHxHEIGHT" of their crop (of the first target).
+    """
+
+    aspects: collections.Counter[int] = field(default_factory=collections.Counter)
+    sides: collections.Counter[int] = field(default_factory=collections.Counter)
+    tokens: collections.Counter[int] = field(default_factory=collections.Counter)
+    sizes: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def add(self, sample: Prepared, target: int) -> None:
+        """Counts one accepted sample as dataset number `target` holds it."""
+        width, height = sample.size
+        self.aspects[math.floor(math.log2(width / height) / ASPECT_STEP + 0.5)] += 1
+        self.sides[math.floor(math.log2(min(sample.size)) / SIDE_STEP)] += 1
+        self.tokens[sample.tokens // TOKEN_STEP] += 1
+        across, down = sample.pictures[target].crop.size
+        self.sizes[f"{across}x{down}"] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """What from_json takes."""
+        return {f.name: {str(key): count for key, count in getattr(self, f.name).items()} for f in fields(self)}
+
+
+def census_from_json(value: dict[str, Any]) -> Census:
+    """The census that to_json gave. Raises ValueError, KeyError, TypeError."""
+    numbers = {
+        name: collections.Counter({int(bin_): count for bin_, count in value[name].items()})
+        for name in ("aspects", "sides", "tokens")
+    }
+    return Census(**numbers, sizes=collections.Counter(value["sizes"]))
+
+
+def thumbnail(sample: Prepared, target: int) -> str:
+    """A small JPEG of the crop, THUMBNAIL pixels at most, in base64."""
+    image = Image.fromarray(sample.pictures[target].pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=80)
+    return base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,158 @@
+"""Batches through the autoencoder and the text tower."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.format.records import Record, record_key
+from pipeline.errors import NonFinite
+from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.text import TextTower
+from preprocess.encoding.plan import Unit
+from preprocess.source.sample import Picture, Prepared, hole
+
+TEXT_STEP = 8  # captions of a batch that differ are encoded in multiples of this many, or of a smaller batch
+
+
+@dataclass
+class Item:
+    """What becomes one record: a picture of a sample, of one target. row: number in its key."""
+
+    row: int
+    sample: Prepared
+    target: int
+    picture: Picture
+    flipped: bool = False
+
+
+@dataclass
+class Batch:
+    """Items of one unit, target and bucket. position: bytes of the unit's input shard read so far."""
+
+    unit: Unit
+    target: int
+    bucket: int
+    items: list[Item]
+    position: int
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of its records."""
+        return [record_key(self.unit.number, item.row) for item in self.items]
+
+
+@dataclass
+class Encoded:
+    """A batch and what the encoders made of it: float16 moments (n, 2C, h, w), text states (n, L, D) unless only tokens
+    are stored, posterior means of the masked images (n, C, h, w) and masks (n, H, W) uint8 when they are wanted.
+
+    retried: whether the autoencoder had to be asked again in float32. eot: the id that ends a caption. seconds: of
+    autoencoder and text tower.
+    """
+
+    batch: Batch
+    moments: np.ndarray
+    text: np.ndarray | None
+    masked: np.ndarray | None
+    masks: np.ndarray | None
+    retried: bool
+    eot: int
+    seconds: tuple[float, float]
+
+    def records(self, text_storage: str) -> list[Record]:
+        """Its records. text_storage: full, trimmed or tokens. Raises NonFinite, naming the sample."""
+        records = []
+        for i, (key, item) in enumerate(zip(self.batch.keys, self.batch.items, strict=True)):
+            members = {"moments": self.moments[i]}
+            if self.text is None:
+                members["tokens"] = np.array(item.sample.ids, dtype=np.int32)
+            else:
+                end = item.sample.ids.index(self.eot) + 1
+                members["text"] = self.text[i] if text_storage == "full" else self.text[i, :end]
+            members |= {f"cond.{name}": array for name, array in item.picture.conditions.items()}
+            if self.masked is not None and self.masks is not None:
+                members |= {"cond.mask": self.masks[i], "cond.masked": self.masked[i]}
+            for name, array in members.items():
+                if array.dtype == np.float16 and not np.isfinite(array).all():
+                    unit = self.batch.unit
+                    raise NonFinite(
+                        f"{name} of sample {item.sample.key} in {unit.storage.locate(unit.key)} holds NaN or infinity, "
+                        "in float32 too: check the encoders' weights, or leave the sample out of the source"
+                    )
+            records.append(Record(key, members, item.sample.meta(item.target, flipped=item.flipped)))
+        return records
+
+
+class Encoder:
+    """Both encoders. batch: rows of every autoencoder batch, to which fewer are padded. text_storage: full, trimmed or
+    tokens. masks: whether cond.mask and cond.masked are wanted."""
+
+    def __init__(
+        self, first_stage: FirstStage, text: TextTower, batch: int, *, text_storage: str = "full", masks: bool = False
+    ) -> None:
+        self.first_stage, self.text, self.batch = first_stage, text, batch
+        self.text_storage, self.masks = text_storage, masks
+
+    def encode(self, batch: Batch) -> Encoded:
+        """One batch of up to `batch` items."""
+        started = time.perf_counter()
+        pixels = [item.picture.pixels for item in batch.items]
+        images = self._images(pixels)
+        count = len(pixels)
+        moments, retried = self._moments(images, count)
+        masks = masked = None
+        if self.masks:
+            size = batch.items[0].picture.crop.size
+            masks = np.stack([hole(key, size) for key in batch.keys])
+            masked, again = self._masked(images, masks)
+            retried |= again
+        encoded = time.perf_counter()
+        text = None
+        if self.text_storage != "tokens":
+            text = self.text_states([item.sample.ids for item in batch.items])
+        seconds = (encoded - started, time.perf_counter() - encoded)
+        return Encoded(batch, moments, text, masked, masks, retried, self.text.eot, seconds)
+
+    def text_states(self, ids: list[list[int]]) -> np.ndarray:
+        """Rows of L ids -> (n, L, D) float16. Equal rows are encoded once."""
+        unique: dict[tuple[int, ...], int] = {}
+        places = [unique.setdefault(tuple(row), len(unique)) for row in ids]
+        rows = list(unique)
+        rows += rows[-1:] * (-len(rows) % min(TEXT_STEP, self.batch))
+        states = self.text.encode(torch.tensor(rows, dtype=torch.int64)).half().cpu().numpy()
+        return states[places]
+
+    def _images(self, pixels: list[np.ndarray]) -> Tensor:
+        """n crops (H, W, 3) uint8 -> (batch, 3, H, W) float32 in [-1, 1] on the device; grey beyond the n."""
+        stacked = np.zeros((self.batch, *pixels[0].shape), dtype=np.uint8)
+        for i, one in enumerate(pixels):
+            stacked[i] = one
+        there = torch.from_numpy(stacked)
+        if self.first_stage.device.type == "cuda":
+            there = there.pin_memory()
+        return to_unit_range(there.to(self.first_stage.device, non_blocking=True))
+
+    def _moments(self, images_BCHW: Tensor, count: int) -> tuple[np.ndarray, bool]:
+        """float16 moments of the first `count` images, and whether they had to be made in float32."""
+        moments = self.first_stage.encode_moments(images_BCHW)[:count].half()
+        retried = self.first_stage.dtype != torch.float32 and not bool(torch.isfinite(moments).all())
+        if retried:
+            moments = self.first_stage.float32().encode_moments(images_BCHW)[:count].half()
+        return moments.cpu().numpy(), retried
+
+    def _masked(self, images_BCHW: Tensor, masks_NHW: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Posterior means of the images with mid grey where a mask is 1."""
+        hidden = torch.zeros((len(images_BCHW), 1, *masks_NHW.shape[1:]), device=images_BCHW.device)
+        hidden[: len(masks_NHW), 0] = torch.from_numpy(masks_NHW).to(hidden)
+        moments, retried = self._moments(images_BCHW * (1 - hidden), len(masks_NHW))
+        return moments[:, : self.first_stage.latent_channels], retried
+
+
+def to_unit_range(pixels_BHWC: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
+    return pixels_BHWC.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()

@@ -1,0 +1,205 @@
+"""`latentmill encode dry_run=true`: what a whole source would take, from a few of its samples."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pipeline.config import EncodeConfig
+from pipeline.data.format.records import BLOCK, pack
+from pipeline.distributed.place import cores, threads_per_rank, worker_place
+from pipeline.distributed.world import pick_device
+from pipeline.errors import SourceError
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.text import load_text
+from pipeline.models.encoders.tokenizer import Tokenizer
+from pipeline.storage.patterns import expand, sizes
+from preprocess.encoding.encoder import Batch, Encoder, Item
+from preprocess.encoding.plan import Unit
+from preprocess.source.decoders import prepare_all
+from preprocess.source.recipe import Recipe, recipe_of
+from preprocess.source.sample import Prepared
+from preprocess.source.shard import SourceShard
+
+TRIED = 256  # samples of the first shards, at most
+SHARDS = 4
+TEXT = ("full", "trimmed", "tokens")
+
+
+@dataclass
+class Trial:
+    """A few samples, read and prepared. rejected: by reason. decode_s: seconds of one core. source_bytes: read for
+    them."""
+
+    samples: list[Prepared]
+    rejected: collections.Counter[str]
+    decode_s: float
+    source_bytes: int
+
+    @property
+    def read(self) -> int:
+        """Samples tried."""
+        return len(self.samples) + self.rejected.total()
+
+
+@dataclass
+class Estimate:
+    """What a source is thought to hold and to take.
+
+    samples, accepted: in all of it. record_bytes: of an accepted sample in the tars, by text storage. rate: images/s of
+    one process. tars: cached tars.
+    """
+
+    config: EncodeConfig
+    recipe: Recipe
+    shards: int
+    total_bytes: int
+    trial: Trial
+    record_bytes: dict[str, float]
+    rate: float
+    processes: int
+
+    @property
+    def samples(self) -> float:
+        return self.total_bytes * self.trial.read / self.trial.source_bytes
+
+    @property
+    def accepted(self) -> float:
+        return self.samples * len(self.trial.samples) / self.trial.read
+
+    @property
+    def tars(self) -> int:
+        each = max(1, round(self.accepted / self.shards))
+        return sum(min(len(target.sizes), each) for target in self.recipe.targets) * self.shards
+
+    def told(self) -> str:
+        """A page of text."""
+        variants, datasets = self.recipe.variants, len(self.recipe.targets)
+        rejects = ", ".join(f"{count} {reason}" for reason, count in self.trial.rejected.most_common()) or "none"
+        seconds = self.accepted / self.rate
+        objects = 2 * self.tars + (self.shards + 4) * datasets
+        return "\n".join(
+            [
+                f"{self.config.source}: {self.shards:,} shards, {_bytes(self.total_bytes)}, about "
+                f"{self.samples:,.0f} samples",
+                f"tried {self.trial.read} samples of {min(self.shards, SHARDS)} shards: {len(self.trial.samples)} "
+                f"accepted; rejected: {rejects}",
+                "",
+                "  text_storage   bytes a sample   in all",
+                *(
+                    f"{'*' if kind == self.config.text_storage else ' '} {kind:<12} {size * variants:>16,.0f}   "
+                    f"{_bytes(size * variants * self.accepted)}"
+                    for kind, size in self.record_bytes.items()
+                ),
+                "",
+                f"about {self.accepted * variants * datasets:,.0f} records in {self.tars:,} tars; with indexes and "
+                f"reports {objects:,} objects",
+                f"about {self.rate:,.1f} images/s a process here: {_duration(seconds / self.processes)} with "
+                f"{self.processes}, {_duration(seconds)} of process time",
+                "nothing was written",
+            ]
+        )
+
+
+def estimate(config: EncodeConfig) -> str:
+    """A page of text. Raises SourceError when none of the samples that were tried is usable."""
+    inputs = expand(config.source)
+    recipe, place = recipe_of(config), worker_place()
+    device = pick_device(config.device, place.local_rank)
+    here = max(config.launch.processes, place.local_world)
+    threads = threads_per_rank(config.launch.threads, here)
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    stage, text = load_autoencoder(config.encoders, device), load_text(config.encoders, device)
+    spaced = np.linspace(0, len(inputs) - 1, min(SHARDS, len(inputs))).round().astype(int).tolist()
+    units = [Unit(i, inputs[i][0], inputs[i][1], inputs[i][1], 0) for i in spaced]
+    trial = try_samples(units, recipe, text.tokenizer)
+    if not trial.samples:
+        raise SourceError(f"{config.source}: none of the first {trial.read} samples is usable: {dict(trial.rejected)}")
+    masks = "mask" in config.conditions
+    sizes_by_kind = {
+        kind: record_bytes(Encoder(stage, text, 1, text_storage=kind, masks=masks), units[0], trial) for kind in TEXT
+    }
+    encoder = Encoder(stage, text, config.batch, text_storage=config.text_storage, masks=masks)
+    encode_s, decode_s = seconds_per_image(encoder, units[0], trial) * recipe.variants, trial.decode_s / trial.read
+    workers = config.workers or max(1, cores() // here)
+    if device.type == "cpu":  # decoding takes from the cores that encode
+        rate = 1 / (encode_s + decode_s / threads)
+    else:
+        rate = min(workers / decode_s, 1 / encode_s)
+    processes = max(config.launch.processes, place.world)
+    return Estimate(config, recipe, len(inputs), sum(sizes(inputs)), trial, sizes_by_kind, rate, processes).told()
+
+
+def try_samples(units: list[Unit], recipe: Recipe, tokenizer: Tokenizer) -> Trial:
+    """The first samples of each unit, TRIED in all at most."""
+    trial = Trial([], collections.Counter(), 0.0, 0)
+    for unit in units:
+        with SourceShard(unit.storage, unit.key, recipe.limits) as shard:
+            raw = list(itertools.islice(shard.samples(), TRIED // len(units)))
+            trial.source_bytes += shard.position
+        found, seconds = prepare_all(raw, recipe, tokenizer)
+        trial.decode_s += seconds
+        for one in found:
+            if isinstance(one, str):
+                trial.rejected[one] += 1
+            else:
+                trial.samples.append(one)
+    return trial
+
+
+def items(unit: Unit, trial: Trial, target: int) -> dict[int, list[Item]]:
+    """The samples as items of one target, by bucket."""
+    found = collections.defaultdict(list)
+    for row, sample in enumerate(trial.samples):
+        picture = sample.pictures[target]
+        found[picture.bucket].append(Item(row, sample, target, picture))
+    return found
+
+
+def record_bytes(encoder: Encoder, unit: Unit, trial: Trial) -> float:
+    """Mean bytes in the tars of one sample, over all targets."""
+    states = encoder.text_states([trial.samples[0].ids])
+    total = 0
+    for target in range(len(trial.samples[0].pictures)):
+        for bucket, some in items(unit, trial, target).items():
+            made = encoder.encode(Batch(unit, target, bucket, some[:1], 0))
+            for item in some:
+                batch = Batch(unit, target, bucket, [item], 0)
+                text = None if made.text is None else states
+                record = replace(made, batch=batch, text=text).records(encoder.text_storage)[0]
+                total += sum(BLOCK + len(data) + -len(data) % BLOCK for _, data in pack(record))
+    return total / len(trial.samples)
+
+
+def seconds_per_image(encoder: Encoder, unit: Unit, trial: Trial) -> float:
+    """Seconds that both encoders take for one sample, over all targets, in full batches."""
+    seconds = 0.0
+    for target in range(len(trial.samples[0].pictures)):
+        bucket, some = max(items(unit, trial, target).items(), key=lambda place: len(place[1]))
+        full = list(itertools.islice(itertools.cycle(some), encoder.batch))
+        batch = Batch(unit, target, bucket, full, 0)
+        encoder.encode(batch)  # the first also warms up
+        started = time.perf_counter()
+        encoder.encode(batch)
+        seconds += (time.perf_counter() - started) / encoder.batch
+    return seconds
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

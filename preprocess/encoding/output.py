@@ -1,0 +1,181 @@
+"""What a unit becomes: tars and indexes per dataset and bucket, and the report that makes it done.
+
+A unit's tars grow in files of their own, are published when the unit is complete, and the report comes last.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.data.format.contract import Contract, canonical_json
+from pipeline.data.format.records import npy_bytes
+from pipeline.errors import StorageError
+from pipeline.storage.base import Storage
+from preprocess.encoding.census import Census
+from preprocess.encoding.encoder import Encoded
+from preprocess.encoding.plan import Unit
+from preprocess.encoding.writer import Moments, ShardWriter
+from preprocess.source.shard import SourceShard
+
+REPORT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One dataset that is being made. digest: identity of its contract."""
+
+    storage: Storage
+    contract: Contract
+    digest: str
+
+
+@dataclass
+class UnitFacts:
+    """All of an input shard has been read and handed over: what is to be said of it.
+
+    censuses, thumbnails: per dataset. digests: what duplicates share, of each accepted sample, b"" each when they are
+    kept. buckets: per dataset, the bucket of each accepted sample.
+    """
+
+    unit: Unit
+    shard: SourceShard
+    read: int = 0
+    accepted: int = 0
+    truncated: int = 0
+    rejected: collections.Counter[str] = field(default_factory=collections.Counter)
+    censuses: list[Census] = field(default_factory=list)
+    thumbnails: list[list[dict[str, str]]] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    buckets: list[list[int]] = field(default_factory=list)
+
+    def hashes(self, dataset: int) -> bytes | None:
+        """uint8 (N, 18) .npy: each accepted sample's digest and bucket number (little-endian); None without digests."""
+        if not any(self.digests):
+            return None
+        digests = np.frombuffer(b"".join(self.digests), dtype=np.uint8).reshape(self.accepted, -1)
+        buckets = np.array(self.buckets[dataset], dtype="<u2").view(np.uint8).reshape(-1, 2)
+        return npy_bytes(np.concatenate([digests, buckets], axis=1))
+
+
+class _Tar:
+    """One tar that grows in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: BinaryIO = path.open("xb")
+        self.writer = ShardWriter(self.file)
+
+
+class UnitOutput:
+    """The tars of one unit, in the writer's thread: `add` batches, then `publish`, or `discard`."""
+
+    def __init__(self, destinations: list[Destination]) -> None:
+        self.destinations = destinations
+        self._tars: dict[tuple[int, int], _Tar] = {}  # by (dataset, bucket)
+        self._finished: dict[tuple[int, int], tuple[dict[str, Any], bytes]] = {}
+        self._moments = [Moments() for _ in destinations]
+        self._retried = [0 for _ in destinations]
+
+    def add(self, encoded: Encoded) -> None:
+        """Appends a batch. Raises NonFinite, StorageError."""
+        batch = encoded.batch
+        contract = self.destinations[batch.target].contract
+        self._retried[batch.target] += encoded.retried
+        with disk_errors():
+            place = batch.target, batch.bucket
+            tar = self._tars.get(place)
+            if tar is None:
+                tar = self._tars[place] = _Tar(self.destinations[batch.target].storage.staging_path())
+            for record in encoded.records(contract.text.storage):
+                tar.writer.add(record)
+                mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
+                self._moments[batch.target].add((mean - contract.shift) * contract.scale)
+
+    def publish(self, facts: UnitFacts, variants: int) -> None:
+        """Puts the tars, then their indexes, then the report of each dataset. Raises StorageError."""
+        assert facts.accepted + facts.rejected.total() == facts.read, "every sample read is accepted or rejected"
+        for number, destination in enumerate(self.destinations):
+            report = self._finish(number, destination, facts, variants)
+            key, data = facts.unit.report_name, canonical_json(report)
+            if destination.storage.exists(key) and destination.storage.get(key) == data:
+                continue  # another worker made the same
+            for bucket, (shard, index) in self._shards(number).items():
+                destination.storage.put_file(shard["name"], self._tars[number, bucket].path)
+                destination.storage.put(shard["name"].removesuffix(".tar") + ".index.json", index)
+            hashes = facts.hashes(number)
+            if hashes is not None:
+                destination.storage.put(facts.unit.hashes_name, hashes)
+            destination.storage.put(key, data)
+        self.discard()
+
+    def discard(self) -> None:
+        """Removes what was not published."""
+        for tar in self._tars.values():
+            tar.file.close()
+            tar.path.unlink(missing_ok=True)
+
+    def _finish(self, number: int, destination: Destination, facts: UnitFacts, variants: int) -> dict[str, Any]:
+        """Ends the tars of one dataset; its report."""
+        contract, unit = destination.contract, facts.unit
+        members: collections.Counter[str] = collections.Counter()
+        for (target, bucket), tar in sorted(self._tars.items()):
+            if target != number:
+                continue
+            with disk_errors():
+                said = tar.writer.finish()
+                tar.file.close()
+            index = canonical_json(said)
+            size = contract.buckets[bucket]
+            shard = {
+                "name": unit.tar_name(size, len(contract.buckets)),
+                "size": size,
+                "index_sha256": hashlib.sha256(index).hexdigest(),
+                **{name: said[name] for name in ("samples", "bytes", "sha256")},
+            }
+            self._finished[number, bucket] = shard, index
+            members += tar.writer.member_bytes
+        shards = [shard for shard, _ in self._shards(number).values()]
+        assert sum(shard["samples"] for shard in shards) == facts.accepted * variants
+        hashes = facts.hashes(number)
+        return {
+            "format": REPORT_FORMAT,
+            "unit": unit.number,
+            "contract": destination.digest,
+            "source": {"name": unit.name, "sha256": facts.shard.sha256, "bytes": facts.shard.bytes},
+            "read": facts.read,
+            "accepted": facts.accepted,
+            "rejected": dict(facts.rejected),
+            "passed_over": facts.shard.passed_over,
+            "truncated": facts.truncated,
+            "retried": self._retried[number],
+            "shards": shards,
+            "hashes_sha256": hashlib.sha256(hashes).hexdigest() if hashes is not None else "",
+            "statistics": self._moments[number].to_json(),
+            "census": facts.censuses[number].to_json(),
+            "member_bytes": dict(members),
+            "thumbnails": facts.thumbnails[number],
+        }
+
+    def _shards(self, number: int) -> dict[int, tuple[dict[str, Any], bytes]]:
+        """What was said of each finished tar of a dataset, and its index, by bucket."""
+        return {bucket: said for (target, bucket), said in self._finished.items() if target == number}
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turns what a full or broken disk says into a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some space, or set TMPDIR to a disk that has it" if full else "mend it"
+        raise StorageError(f"cannot write the tar that is being made: {error.strerror or error}; {hint}") from error

@@ -1,0 +1,229 @@
+"""Units of work through the encoders; reading, decoding, encoding, writing and uploading go on side by side.
+
+    reader thread -> decoding workers -> (batches) -> the calling thread: autoencoder, text -> publisher's threads
+
+Batches never cross units, and the last of each dataset and bucket is padded to the full size, so a unit's bytes do not
+depend on what was encoded before it.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import sys
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.errors import ShardCorrupt, SourceError
+from pipeline.tracking.progress import Progress
+from preprocess.encoding.census import THUMBNAILS, Census, thumbnail
+from preprocess.encoding.encoder import Batch, Encoded, Encoder, Item
+from preprocess.encoding.output import Destination, UnitFacts
+from preprocess.encoding.plan import Unit
+from preprocess.encoding.publisher import Publisher
+from preprocess.encoding.tally import Tally
+from preprocess.source.decoders import CHUNK, Decoders, Prepares
+from preprocess.source.recipe import Recipe
+from preprocess.source.sample import FILTERED, Prepared
+from preprocess.source.shard import SourceShard
+
+QUEUED = 3  # batches kept ready for the encoders
+
+
+@dataclass
+class _Finished:
+    """A unit whose last batch has been handed over."""
+
+    facts: UnitFacts
+
+
+@dataclass
+class _Damaged:
+    """A unit that turned out to be damaged before its end."""
+
+    error: ShardCorrupt
+    bytes: int
+
+
+class Stage:
+    """Encodes units, in the order in which they are given.
+
+    max_rejects: share of defective samples beyond which it stops before everything has been read; total_bytes: of the
+    input shards that it will read, as far as that is known.
+    """
+
+    def __init__(
+        self,
+        destinations: list[Destination],
+        recipe: Recipe,
+        encoder: Encoder,
+        decoders: Decoders,
+        *,
+        max_rejects: float = 1.0,
+        total_bytes: int = 0,
+        label: str = "",
+    ) -> None:
+        self.destinations, self.recipe, self.encoder, self.decoders = destinations, recipe, encoder, decoders
+        self.max_rejects, self.total_bytes, self.label = max_rejects, total_bytes, label
+        self.tally = Tally()
+
+    def run(
+        self,
+        next_unit: Callable[[], Unit | None],
+        done: Callable[[Unit], None] = lambda unit: None,
+        stop: Callable[[], None] = lambda: None,
+    ) -> str:
+        """Encodes what `next_unit` gives, until it gives None; calls `done` with each unit that is published.
+
+        stop: called when it ends for another reason, so that `next_unit` returns if it waits. Returns a line that says
+        where the time went. A damaged input shard leaves nothing, and is raised as ShardCorrupt when all others are
+        done. Raises at once what else goes wrong in any thread; units that were finished stay, and nothing is left of
+        the others.
+        """
+        self.tally = Tally()
+        feed, before = self._feed(next_unit), 0
+        damaged: list[ShardCorrupt] = []
+        with (
+            ThreadPoolExecutor(1, "latentmill-read") as reader,
+            Publisher(self.destinations, self.recipe.variants, self.tally, done) as publisher,
+            Progress(max(1, self.total_bytes // 1_000_000), self.label, "MB", enabled=bool(self.label)) as progress,
+        ):
+            ready = collections.deque(reader.submit(next, feed, None) for _ in range(QUEUED))
+            try:
+                while True:
+                    with self.tally.timed("wait"):
+                        item = ready.popleft().result()
+                    if item is None:
+                        break
+                    ready.append(reader.submit(next, feed, None))
+                    position = before
+                    if isinstance(item, Batch):
+                        publisher.add(self._encode(item))
+                        position += item.position
+                    elif isinstance(item, _Damaged):
+                        publisher.drop()
+                        damaged.append(item.error)
+                        self.tally.bytes += item.bytes
+                        print(f"encode: {item.error}; going on with the others", file=sys.stderr, flush=True)
+                    else:
+                        publisher.end(item.facts)
+                        self._count(item.facts)
+                        self._refuse_early()
+                    before = self.tally.bytes
+                    progress.update(
+                        max(position, before) // 1_000_000 - progress.done,
+                        images_s=f"{self.tally.rate:.0f}",
+                        rejects=self.tally.rejected.total(),
+                    )
+                publisher.finish()
+            finally:
+                stop()
+                reader.shutdown(cancel_futures=True)
+                feed.close()
+        if len(damaged) > 1:
+            raise ShardCorrupt(f"{len(damaged)} input shards are damaged, the others are done. The first: {damaged[0]}")
+        if damaged:
+            raise damaged[0]
+        return self.tally.told(self.decoders.count)
+
+    def _encode(self, batch: Batch) -> Encoded:
+        encoded = self.encoder.encode(batch)
+        self.tally.seconds["autoencoder"] += encoded.seconds[0]
+        self.tally.seconds["text"] += encoded.seconds[1]
+        self.tally.images += len(batch.items)
+        return encoded
+
+    def _count(self, facts: UnitFacts) -> None:
+        tally = self.tally
+        tally.rejected.update(facts.rejected)
+        tally.read += facts.read
+        tally.accepted += facts.accepted
+        tally.bytes += facts.shard.bytes
+
+    def _refuse_early(self) -> None:
+        """Raises SourceError once the defects found exceed what all of the source may hold."""
+        tally = self.tally
+        if tally.bytes >= self.total_bytes:
+            return  # everything has been read: the manifest's own check says it better
+        whole = tally.read * max(1.0, self.total_bytes / max(tally.bytes, 1))  # samples, estimated
+        if tally.defects > self.max_rejects * whole:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in tally.rejected.most_common())
+            raise SourceError(
+                f"{tally.defects} of the first {tally.read} samples were rejected ({reasons}): that is already more "
+                f"than max_rejects={self.max_rejects:g} of the whole source. Mend the source, or run again with a "
+                "higher max_rejects to accept that"
+            )
+
+    # The reader's thread ---------------------------------------------------------------------------------------------
+
+    def _feed(self, next_unit: Callable[[], Unit | None]) -> Generator[Batch | _Finished | _Damaged]:
+        """Batches of decoded samples, and a _Finished after each unit."""
+        while (unit := next_unit()) is not None:
+            try:
+                yield from self._unit(unit)
+            except ShardCorrupt as error:
+                yield _Damaged(error, unit.bytes)
+
+    def _unit(self, unit: Unit) -> Iterator[Batch | _Finished]:
+        targets = range(len(self.recipe.targets))
+        with SourceShard(unit.storage, unit.key, self.recipe.limits) as shard:
+            facts = UnitFacts(
+                unit,
+                shard,
+                censuses=[Census() for _ in targets],
+                thumbnails=[[] for _ in targets],
+                buckets=[[] for _ in targets],
+            )
+            seen: set[bytes] = set()
+            pending: dict[tuple[int, int], list[Item]] = {}
+            for result in self._decoded(shard):
+                facts.read += 1
+                if isinstance(result, Prepared) and result.digest and result.digest in seen:
+                    result = f"{FILTERED}duplicate"
+                if isinstance(result, str):
+                    facts.rejected[result] += 1
+                    continue
+                seen.add(result.digest)
+                for item in self._accept(result, facts):
+                    place = item.target, item.picture.bucket
+                    batch = pending.setdefault(place, [])
+                    batch.append(item)
+                    if len(batch) == self.encoder.batch:
+                        yield Batch(unit, *place, batch, shard.position)
+                        del pending[place]
+            for place, batch in sorted(pending.items()):
+                yield Batch(unit, *place, batch, shard.position)
+            yield _Finished(facts)
+
+    def _accept(self, sample: Prepared, facts: UnitFacts) -> Iterator[Item]:
+        """The records that a sample becomes; counts it."""
+        first = facts.accepted * self.recipe.variants
+        facts.accepted += 1
+        facts.truncated += sample.tokens > len(sample.ids)
+        facts.digests.append(sample.digest)
+        for target, picture in enumerate(sample.pictures):
+            facts.censuses[target].add(sample, target)
+            facts.buckets[target].append(picture.bucket)
+            if facts.accepted <= THUMBNAILS:
+                facts.thumbnails[target].append({"caption": sample.caption, "jpeg": thumbnail(sample, target)})
+            yield Item(first, sample, target, picture)
+            if self.recipe.flip:
+                yield Item(first + 1, sample, target, picture.flipped(), flipped=True)
+
+    def _decoded(self, shard: SourceShard) -> Iterator[Prepared | str]:
+        """Each sample of the shard in order: ready for the encoders, or the reason of its rejection."""
+        pending: collections.deque[Future[Prepares]] = collections.deque()
+        samples = shard.samples()
+        more = True
+        while more or pending:
+            if more and len(pending) < self.decoders.count + 1:
+                with self.tally.timed("read"):
+                    chunk = list(itertools.islice(samples, CHUNK))
+                more = bool(chunk)
+                if chunk:
+                    pending.append(self.decoders.submit(chunk))
+                continue
+            results, seconds = pending.popleft().result()
+            self.tally.seconds["decode"] += seconds
+            yield from results

@@ -1,0 +1,1 @@
+"""Whether a cache is what its manifest says."""

@@ -1,0 +1,1 @@
+"""Captioned shapes: scenes, pictures, wording, shards."""

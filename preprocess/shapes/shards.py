@@ -1,0 +1,147 @@
+"""Shards of captioned shapes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.errors import ConfigError, DestinationExists, NotFound
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
+from preprocess.shapes.captions import CANVAS
+from preprocess.shapes.drawing import SPLITS, WORLD, _png, label_map, render, scene
+
+
+def _sample_members(seed: int, index: int, split: str, key: str) -> list[tuple[str, bytes]]:
+    """The tar members of one sample: picture, caption, img2dataset's metadata with our truth, label map."""
+    truth = scene(seed, index, split)
+    picture = _png(render(truth))
+    metadata = {
+        "caption": truth.caption,
+        "url": f"synthetic://{WORLD}/{split}/{seed}/{index}",
+        "key": key,
+        "status": "success",
+        "error_message": None,
+        "width": CANVAS,
+        "height": CANVAS,
+        "original_width": CANVAS,
+        "original_height": CANVAS,
+        "exif": "{}",
+        "sha256": hashlib.sha256(picture).hexdigest(),
+        "background": truth.background,
+        "objects": [
+            {"shape": o.shape, "colour": o.colour, "size": o.size, "rgb": o.rgb, "centre": o.centre, "radius": o.radius}
+            for o in truth.objects
+        ],
+        "boxes": [[o.label, *(edge / CANVAS for edge in o.box)] for o in truth.objects],
+    }
+    return [
+        (f"{key}.json", json.dumps(metadata).encode()),
+        (f"{key}.labels.png", _png(label_map(truth))),
+        (f"{key}.png", picture),
+        (f"{key}.txt", truth.caption.encode()),
+    ]
+
+
+def build_shard(shard: int, rows: range, seed: int, split: str, advance: Callable[[int], Any]) -> bytes:
+    """The bytes of one tar: `rows` are the scene indices it holds. The same arguments always give the same bytes."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for row, index in enumerate(rows):
+            for name, payload in _sample_members(seed, index, split, f"{shard:05d}{row:04d}"):
+                member = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644: nothing of this machine
+                member.size = len(payload)
+                tar.addfile(member, io.BytesIO(payload))
+            advance(1)
+    return out.getvalue()
+
+
+def _nothing(count: int) -> None:
+    """Takes a progress report and shows none."""
+
+
+def _read_summary(storage: Storage) -> dict[str, Any] | None:
+    """synth.json, or None where there is none; {} when it is not one of ours."""
+    try:
+        summary = json.loads(storage.get("synth.json"))
+    except NotFound:
+        return None
+    except ValueError:
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _is_whole(storage: Storage, name: str, entry: dict[str, Any]) -> bool:
+    """Whether a shard of synth.json is still there with its size."""
+    try:
+        return storage.stat(name).size == entry["bytes"]
+    except NotFound:
+        return False
+
+
+def write_shards(
+    dest: str,
+    images: int,
+    seed: int,
+    split: str,
+    shard_size: int = 1000,
+    progress: Callable[[int], Any] = _nothing,
+) -> tuple[dict[str, Any], int]:
+    """Writes `images` scenes to `dest` (path or URL) as img2dataset shards.
+
+    `00000.tar`, `00000_stats.json`, ...; synth.json (parameters, and the size and SHA-256 of every shard) comes last. A
+    rerun with the same parameters finds it and writes nothing; after an interruption it goes on. `progress` is called
+    with the number of images done since its last call. Returns what synth.json holds, and how many shards were new.
+    Raises ConfigError, and DestinationExists where `dest` holds other shards.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split={split} does not exist: choose one of {', '.join(SPLITS)}")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed} must be at least 0 and less than 2**63")
+    if images < 1 or not 1 <= shard_size <= 10_000:
+        raise ConfigError(f"images={images} must be at least 1 and shard_size={shard_size} between 1 and 10000")
+    storage = open_storage(dest)
+    parameters = {"world": WORLD, "images": images, "seed": seed, "split": split, "shard_size": shard_size}
+    found = _read_summary(storage)
+    if found is not None and found.get("parameters") != parameters:
+        raise DestinationExists(
+            f"{dest} already holds shards of other parameters ({found.get('parameters')}): choose another dest, "
+            "or delete that one"
+        )
+    if found is not None and all(_is_whole(storage, name, entry) for name, entry in found["shards"].items()):
+        progress(images)
+        return found, 0
+    starts = range(0, images, shard_size)
+    ours = {f"{shard:05d}.tar" for shard in range(len(starts))}
+    there = [info.key for info in storage.list()]
+    strangers = [key for key in there if key.endswith(".tar") and key not in ours]
+    if strangers:
+        raise DestinationExists(f"{dest} already holds other shards ({strangers[0]}, ...): choose another dest")
+
+    shards: dict[str, dict[str, Any]] = {}
+    new = 0
+    for shard, start in enumerate(starts):
+        rows = range(start, min(start + shard_size, images))
+        payload = build_shard(shard, rows, seed, split, progress)
+        name = f"{shard:05d}.tar"
+        # An interrupted run of the same parameters left exactly these bytes; anything else is someone's data.
+        written = storage.put_if_absent(name, payload)
+        new += written
+        if not written and storage.get(name) != payload:
+            raise DestinationExists(f"{dest}/{name} exists and holds something else: choose another dest")
+        stats = {
+            "count": len(rows),
+            "successes": len(rows),
+            "failed_to_download": 0,
+            "failed_to_resize": 0,
+            "status_dict": {"success": len(rows)},
+        }
+        storage.put(f"{shard:05d}_stats.json", json.dumps(stats, indent=1).encode())
+        shards[name] = {"images": len(rows), "bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+    summary = {"parameters": parameters, "shards": shards}
+    storage.put("synth.json", json.dumps(summary, indent=1).encode())
+    return summary, new

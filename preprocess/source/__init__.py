@@ -1,0 +1,1 @@
+"""Untrusted shards of images and captions, read strictly."""

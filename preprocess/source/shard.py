@@ -1,0 +1,230 @@
+"""Input shards: untrusted tars, read strictly and as a stream, into samples.
+
+Everything that a cut or damaged tar can do ends in ShardCorrupt: headers must match their checksums, members must be
+whole, two zero blocks must end the archive and nothing but zeros may follow. Links, devices and names that lead
+elsewhere are refused. Sizes and counts are bounded before anything is read. Nothing is unpickled or written to disk.
+
+Members belong to one sample when they stand next to each other and share a key, as WebDataset has it. The key is the
+name without one of SUFFIXES, and keeps its dots ("a.b.jpg" has key "a.b"). A key that comes back later in the shard is
+a sample of its own, which is rejected, so that it is counted.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from pipeline.config import LimitsConfig
+from pipeline.data.format.records import BLOCK, parse_header, pax_fields
+from pipeline.errors import RecordRejected, ShardCorrupt
+from pipeline.storage.base import Storage
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+SUFFIXES = ("labels.png", *IMAGES, "txt", "json")  # the first that fits; whatever has none of them is passed over
+CHUNK = 8 * 1024 * 1024  # bytes per read
+AHEAD = 3  # chunks fetched ahead from a bucket
+EXTENSION_BYTES = 64 * 1024  # largest pax header or long name
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd", b"PK": "zip"}
+
+
+@dataclass
+class Sample:
+    """One sample as it stands in the tar: members by suffix. problem: why it cannot be used, whatever it holds."""
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    problem: str = ""
+
+    def image(self) -> bytes:
+        """The bytes of its one image. Raises RecordRejected."""
+        found = [self.members[suffix] for suffix in IMAGES if suffix in self.members]
+        if len(found) != 1:
+            raise RecordRejected("image_repeated" if found else "image_missing")
+        return found[0]
+
+
+class SourceShard:
+    """One input shard. Iterate over `samples()` once; then `sha256`, `bytes` and `passed_over` hold.
+
+    Of an object in a bucket, AHEAD chunks are fetched before they are asked for; close it, or use it as a context
+    manager.
+    """
+
+    def __init__(self, storage: Storage, key: str, limits: LimitsConfig) -> None:
+        self.name = key.rpartition("/")[2]
+        self.bytes = storage.stat(key).size
+        self.passed_over = 0
+        """Files that are no part of a sample, such as img2dataset's parquet."""
+        self._storage, self._key, self._limits = storage, key, limits
+        self._digest = hashlib.sha256()
+        self._offset = 0
+        self._held = memoryview(b"")
+        self._ahead: collections.deque[Future[bytes]] = collections.deque()
+        self._asked = 0  # bytes asked for
+        remote = storage.local_path(key) is None and self.bytes > CHUNK
+        self._fetchers = ThreadPoolExecutor(AHEAD, "latentmill-fetch") if remote else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the fetches that are under way."""
+        if self._fetchers is not None:
+            self._fetchers.shutdown(cancel_futures=True)
+
+    @property
+    def sha256(self) -> str:
+        """Of all bytes read so far: of the shard, once its samples have been read."""
+        return self._digest.hexdigest()
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far."""
+        return self._offset
+
+    def samples(self) -> Iterator[Sample]:
+        """The samples in order. Raises ShardCorrupt."""
+        current: Sample | None = None
+        seen: set[str] = set()
+        for name, payload in self._members():
+            key, suffix = split_name(name)
+            if not suffix:
+                self.passed_over += 1
+                continue
+            if current is None or current.key != key:
+                if current is not None:
+                    yield current
+                current = Sample(key, problem="key_repeated" if key in seen else "")
+                seen.add(key)
+            elif suffix in current.members:
+                current.problem = "member_repeated"
+            current.members[suffix] = payload
+        if current is not None:
+            yield current
+
+    # The tar ---------------------------------------------------------------------------------------------------------
+
+    def _members(self) -> Iterator[tuple[str, bytes]]:
+        """(name, content) of each file; checks the whole archive on its way."""
+        count = 0
+        override: dict[str, bytes] = {}  # name and size from a pax header or a GNU long name, for the next member
+        while True:
+            at = self._offset
+            block = self._read(BLOCK, "a header")
+            if not any(block):
+                if override:
+                    raise self._corrupt(at, "an extended header stands at the end, without its member")
+                break
+            try:
+                header = parse_header(block)
+            except ShardCorrupt as error:
+                kind = COMPRESSED.get(block[:2])
+                if at == 0:
+                    what = f"it is {kind}-compressed: unpack it first" if kind else "it is not a tar"
+                    raise self._corrupt(at, what) from None
+                raise self._corrupt(at, str(error)) from None
+            count += 1
+            if count > self._limits.members:
+                raise self._corrupt(at, f"it has more than limits.members={self._limits.members} members")
+            if header.kind in (b"x", b"g", b"L", b"K"):
+                if header.size > EXTENSION_BYTES:
+                    raise self._corrupt(at, f"an extended header takes {header.size} bytes")
+                extension = self._payload(header.size)
+                if header.kind == b"x":
+                    override |= self._pax(extension, at)
+                elif header.kind == b"L":
+                    override["path"] = extension.rstrip(b"\0")
+                continue
+            name = self._checked_name(override.get("path", header.name), at)
+            size = self._size(override["size"], at) if "size" in override else header.size
+            override = {}
+            if header.kind == b"5":
+                continue
+            if header.kind not in (b"0", b"7"):
+                raise self._corrupt(at, f"{name} is a link, a device or something else that is not a file: refused")
+            if size > self._limits.member_bytes:
+                raise self._corrupt(at, f"{name} has {size} bytes, limits.member_bytes={self._limits.member_bytes}")
+            yield name, self._payload(size)
+        at = self._offset
+        if any(self._read(BLOCK, "the second end-of-archive block")):
+            raise self._corrupt(at, "data follow a zero block in the middle of the archive")
+        while self._offset < self.bytes:
+            at = self._offset
+            if any(self._read(min(CHUNK, self.bytes - at), "padding")):
+                raise self._corrupt(at, "data follow the end of the archive")
+
+    def _payload(self, size: int) -> bytes:
+        data = self._read(size, "a member")
+        if any(self._read(-size % BLOCK, "a member's padding")):
+            raise self._corrupt(self._offset, "a member's padding is not zero")
+        return data
+
+    def _read(self, size: int, what: str) -> bytes:
+        """The next `size` bytes, by way of chunks. Raises ShardCorrupt when the shard ends before them."""
+        if self._offset + size > self.bytes:
+            raise self._corrupt(self._offset, f"it is cut in {what}: it ends at byte {self.bytes}")
+        parts, wanted = [], size
+        while wanted:
+            if not self._held:
+                chunk = self._next_chunk()
+                self._digest.update(chunk)
+                self._held = memoryview(chunk)
+            parts.append(bytes(self._held[:wanted]))
+            self._held = self._held[wanted:]
+            wanted -= len(parts[-1])
+            self._offset += len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _next_chunk(self) -> bytes:
+        """The next CHUNK bytes, or those that are left."""
+        if self._fetchers is None:
+            start, self._asked = self._asked, min(self._asked + CHUNK, self.bytes)
+            return self._storage.get_range(self._key, start, self._asked - start)
+        while len(self._ahead) <= AHEAD and self._asked < self.bytes:
+            start, self._asked = self._asked, min(self._asked + CHUNK, self.bytes)
+            self._ahead.append(self._fetchers.submit(self._storage.get_range, self._key, start, self._asked - start))
+        return self._ahead.popleft().result()
+
+    def _pax(self, data: bytes, at: int) -> dict[str, bytes]:
+        """What matters of a pax header: path and size."""
+        try:
+            fields = pax_fields(data)
+        except ShardCorrupt as error:
+            raise self._corrupt(at, str(error)) from None
+        return {name: fields[name.encode()] for name in ("path", "size") if name.encode() in fields}
+
+    def _size(self, text: bytes, at: int) -> int:
+        if not text.isdigit() or len(text) > 20:
+            raise self._corrupt(at, "a pax header holds a size that is not a number")
+        return int(text)
+
+    def _checked_name(self, raw: bytes, at: int) -> str:
+        name = raw.decode("utf-8", "backslashreplace").removeprefix("./")
+        if name.startswith("/") or ".." in name.split("/") or "\0" in name or not name.strip("/"):
+            if raw.rstrip(b"/") == b".":
+                return name
+            raise self._corrupt(at, f"member name {name!r} is absolute, empty or leads out of the archive: refused")
+        return name
+
+    def _corrupt(self, at: int, what: str) -> ShardCorrupt:
+        return ShardCorrupt(f"{self._storage.locate(self._key)}, byte {at}: {what}. Fetch it again, or leave it out")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's name -> (key, suffix): "x/a.b.JPG" -> ("x/a.b", "jpg"); suffix "" when it is no part of a sample."""
+    lower = name.lower()
+    for suffix in SUFFIXES:
+        stem = name[: -len(suffix) - 1]
+        if lower.endswith("." + suffix) and stem.rpartition("/")[2]:
+            return stem, suffix
+    return name, ""

@@ -1,0 +1,1 @@
+"""What tests build: caches, runs and encoders that are small and real."""

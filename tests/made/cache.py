@@ -1,0 +1,114 @@
+"""Small caches made without encoders, for tests of what reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import numpy as np
+
+from pipeline.config import FiltersConfig, LimitsConfig
+from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain
+from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
+from pipeline.data.format.records import Record, npy_bytes, record_key
+from pipeline.storage.urls import open_storage
+from preprocess.encoding.writer import Moments, ShardWriter
+
+LATENT = (4, 2, 2)
+LENGTH, WIDTH = 3, 8
+
+
+def contract(**changes: object) -> Contract:
+    fields: dict[str, object] = {
+        "encoders": {"name": "none"},
+        "vae_sha256": "a" * 64,
+        "text_sha256": "b" * 64,
+        "resolution": 16,
+        "buckets": ((16, 16),),
+        "crop": "centre",
+        "seed": 0,
+        "flip": False,
+        "filters": plain(FiltersConfig()),
+        "limits": plain(LimitsConfig()),
+        "resize": "lanczos",
+        "latent_shape": LATENT,
+        "downsampling": 8,
+        "scale": 0.5,
+        "shift": 0.25,
+        "caption_key": "txt",
+        "text": TextFacts(layer="last", length=LENGTH, width=WIDTH, pad=0, eot=5),
+        "members": (
+            Member(name="moments", shape=(8, 2, 2), dtype="float16"),
+            Member(name="text", shape=(LENGTH, WIDTH), dtype="float16"),
+            Member(name="cond.labels", shape=(16, 16), dtype="uint8"),
+        ),
+        "batch": 4,
+        "device": "cpu",
+        "threads": 1,
+        "versions": {},
+    }
+    return Contract(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def record(unit: int, row: int) -> Record:
+    """Values that tell where the record is from."""
+    rng = np.random.default_rng([unit, row])
+    return Record(
+        record_key(unit, row),
+        {
+            "moments": rng.standard_normal((8, 2, 2)).astype(np.float16),
+            "text": np.full((LENGTH, WIDTH), unit + row / 1024, dtype=np.float16),
+            "cond.labels": np.full((16, 16), row % 256, dtype=np.uint8),
+        },
+        {"key": f"source/{unit}.{row}", "caption": f"picture {row} of shard {unit}"},
+    )
+
+
+def make_cache(url: str, sizes: list[int]) -> Manifest:
+    """Writes a cache with `sizes` records per shard."""
+    storage = open_storage(url)
+    units, entries, moments = [], [], Moments()
+    for unit, size in enumerate(sizes):
+        tar = io.BytesIO()
+        writer = ShardWriter(tar)
+        for row in range(size):
+            one = record(unit, row)
+            writer.add(one)
+            moments.add((one.members["moments"][:4].astype(np.float64) - 0.25) * 0.5)
+        facts = writer.finish()
+        index = canonical_json(facts)
+        storage.put(f"{unit:06d}.tar", tar.getvalue())
+        storage.put(f"{unit:06d}.index.json", index)
+        entries.append(
+            ShardEntry(
+                name=f"{unit:06d}.tar",
+                unit=unit,
+                size=(16, 16),
+                samples=size,
+                bytes=facts["bytes"],
+                sha256=facts["sha256"],
+                index_sha256=hashlib.sha256(index).hexdigest(),
+            )
+        )
+        units.append(
+            UnitEntry(
+                source=f"{unit:05d}.tar",
+                source_sha256="c" * 64,
+                source_bytes=1,
+                read=size + 1,
+                accepted=size,
+                rejected={"image_missing": 1},
+            )
+        )
+    uncond = npy_bytes(np.zeros((LENGTH, WIDTH), dtype=np.float16))
+    storage.put(UNCOND, uncond)
+    manifest = Manifest(
+        contract=contract(),
+        units=tuple(units),
+        shards=tuple(entries),
+        uncond_sha256=hashlib.sha256(uncond).hexdigest(),
+        statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
+        sources=("{00000..00009}.tar",),
+    )
+    commit_manifest(storage, manifest)
+    return manifest

@@ -1,0 +1,50 @@
+"""Commits of small states, without a trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.distributed.world import World
+from pipeline.runs.fragments import Fragment
+from pipeline.storage.local import LocalStorage
+from pipeline.training.saver import Stamp, save_now
+
+SHAPES = {"conv": (3, 2, 2), "bias": (5,)}
+TOTAL = 17  # elements
+KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
+
+
+def values(n, kind):
+    """What the parameters are at n samples, flat."""
+    return torch.arange(TOTAL, dtype=torch.float32) + n + 1000 * KINDS.index(kind)
+
+
+def share(n, kind, rank, size):
+    """A rank's fragments: an even cut through all elements in a row."""
+    first, last = TOTAL * rank // size, TOTAL * (rank + 1) // size
+    flat, found, seen = values(n, kind), [], 0
+    for name, count in (("conv", 12), ("bias", 5)):
+        start, stop = max(first - seen, 0), min(last - seen, count)
+        if start < stop:
+            found.append(Fragment(name, start, flat[seen + start : seen + stop]))
+        seen += count
+    return found
+
+
+STAMP = Stamp(stage="zero2", config="c", manifests={"train": "m"}, shapes=SHAPES)
+
+
+def state_of(n, world=None):
+    world = world or World()
+    return {kind: share(n, kind, world.rank, world.size) for kind in KINDS}
+
+
+def save(run, n, world=None, **options):
+    world = world or World()
+    save_now(run, world, state_of(n, world), n=n, steps=n // 10, stamp=STAMP, **options)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return LocalStorage(tmp_path)

@@ -1,0 +1,113 @@
+"""A small cache and a small run with a committed checkpoint, for tests of what reads runs.
+
+Encoders and denoiser have seeded random weights, so pictures show nothing, but every part is the real one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.config import (
+    DataConfig,
+    DiffusionConfig,
+    EncodeConfig,
+    EncodersConfig,
+    EvalConfig,
+    LaunchConfig,
+    ModelConfig,
+    SamplerConfig,
+    TaskConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from pipeline.data.format.manifest import load_manifest
+from pipeline.distributed.world import World
+from pipeline.models.denoiser import Denoiser
+from pipeline.models.tasks.choose import make_task
+from pipeline.runs.fragments import Fragment
+from pipeline.storage.urls import open_storage
+from pipeline.train import describe_run
+from pipeline.training.saver import Stamp, save_now
+from preprocess import encode
+from preprocess.shapes.shards import write_shards
+
+IMAGES = 24
+SOURCE = "shapes/{00000..00001}.tar"
+MODEL = ModelConfig(channels=32, multipliers=(1, 2), blocks=1, attention=(2,), heads=2, context_width=128)
+DIFFUSION = DiffusionConfig()
+SAMPLER = SamplerConfig(sampler="ddim", steps=4, guidance=2.0, batch=5)
+
+
+def make_cache(folder: Path, images: int = IMAGES, encoders: EncodersConfig | None = None, **changes: Any) -> Path:
+    """Captioned shapes of the held-out split in folder/shapes, and their cache in folder/cache."""
+    write_shards(str(folder / "shapes"), images, 1, "val", shard_size=images // 2)
+    config = EncodeConfig(
+        source=str(folder / SOURCE),
+        dest=str(folder / "cache"),
+        encoders=encoders or EncodersConfig(seed=1),
+        batch=12,
+        decode_in="threads",
+        launch=LaunchConfig(threads=1),
+        **changes,
+    )
+    encode.main(config)
+    return folder / "cache"
+
+
+def train_config(
+    folder: Path,
+    task: Literal["text", "unconditional"] = "text",
+    reference: str = "",
+    diffusion: DiffusionConfig = DIFFUSION,
+) -> TrainConfig:
+    unconditional = task == "unconditional"
+    model = ModelConfig(**{**vars(MODEL), "context_width": 0 if unconditional else MODEL.context_width})
+    return TrainConfig(
+        run=str(folder / "run"),
+        data=DataConfig(train=str(folder / "cache"), val=str(folder / "cache")),
+        model=model,
+        task=TaskConfig(name=task),
+        diffusion=diffusion,
+        eval=EvalConfig(images=12, grid=4, reference=reference, sampler=SAMPLER),
+        tracking=TrackingConfig(wandb="off"),
+        samples=128,
+    )
+
+
+def make_denoiser(config: TrainConfig, empty_LD: Tensor | None = None) -> Denoiser:
+    """A denoiser that is not zero anywhere, as it would be when freshly initialised."""
+    task = make_task(config.task, (4, 8, 8), torch.zeros(32, 128) if empty_LD is None else empty_LD)
+    denoiser = Denoiser(config.model, task)
+    denoiser.reset_parameters(0)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return denoiser
+
+
+def make_run(folder: Path, n: int = 128, kept: dict[str, float] | None = None, **changes: Any) -> TrainConfig:
+    """A run directory at folder/run with one commit; the cache must be there. Raw weights are the EMA's doubled. kept:
+    further averages by kind, as multiples of it."""
+    config = train_config(folder, **changes)
+    manifest = load_manifest(open_storage(config.data.train))
+    run = open_storage(config.run)
+    describe_run(config, run, manifest, {"train": manifest.digest})
+    state = make_denoiser(config).state_dict()
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    save_now(
+        run,
+        World(),
+        {
+            kind: [Fragment(name, 0, factor * tensor.reshape(-1)) for name, tensor in state.items()]
+            for kind, factor in {"ema": 1.0, "weights": 2.0, **(kept or {})}.items()
+        },
+        n=n,
+        steps=n // 64,
+        stamp=Stamp("torch", "0" * 64, {"train": manifest.digest}, shapes),
+    )
+    return config

@@ -1,0 +1,61 @@
+"""Worlds whose ranks are threads of one process: every collective is a real meeting, and nothing is started for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.distributed.world import World
+
+
+class Meeting:
+    """Where the ranks of a world meet; a rank that dies leaves the others with BrokenBarrierError."""
+
+    def __init__(self, size: int) -> None:
+        self.values: list[Any] = [None] * size
+        self.barrier = threading.Barrier(size, timeout=30)
+
+    def exchange(self, rank: int, value: Any) -> list[Any]:
+        self.values[rank] = value
+        self.barrier.wait()
+        values = list(self.values)
+        self.barrier.wait()
+        return values
+
+
+@dataclass(frozen=True)
+class ThreadWorld(World):
+    """One thread's place."""
+
+    meeting: Meeting = field(default_factory=lambda: Meeting(1))
+
+    def sum(self, values: list[float]) -> list[float]:
+        return [float(sum(column)) for column in zip(*self.meeting.exchange(self.rank, values), strict=True)]
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.meeting.exchange(self.rank, value)
+
+    def first(self, value: Any) -> Any:
+        return self.meeting.exchange(self.rank, value)[0]
+
+
+def on_ranks(size: int, act: Callable[[World], Any]) -> list[Any]:
+    """What act(world) returns on each rank, or the exception with which it ends there."""
+    meeting, results = Meeting(size), [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = act(ThreadWorld(rank, size, rank, size, meeting=meeting))
+        except BaseException as error:
+            results[rank] = error  # type: ignore[call-overload]
+            if not getattr(error, "shared", False):
+                meeting.barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results

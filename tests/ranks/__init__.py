@@ -1,0 +1,1 @@
+"""What tests start as ranks of a job: python -m ranks.NAME."""

@@ -1,0 +1,105 @@
+"""Runs that only consume: the real stream, ledger and run directory without a network, all ranks in one process.
+
+They are killed where a test says, and go on on another number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import DataConfig, OptimConfig, TrainConfig
+from pipeline.data.format.manifest import load_manifest
+from pipeline.data.format.records import record_key
+from pipeline.data.order.dataset import Dataset, part_of
+from pipeline.data.reading.batch import Batch
+from pipeline.data.reading.stream import Stream
+from pipeline.runs.directory import COMMIT, checkpoint_folder, committed, dataset_urls, roles
+from pipeline.runs.ledger import Ledger, noise_digest, truncate_ledgers
+from pipeline.storage.urls import open_storage
+from pipeline.train import describe_run
+
+SIZES = [7, 12, 5, 9, 11]  # 44 records, of which an epoch takes 40
+BATCH = 8
+EVERY = 3 * BATCH  # samples between commits
+END = 30 * BATCH
+WORLDS = (1, 2, 4)
+
+Seen = dict[int, tuple[str, str]]
+"""Sample number: key of its record, hash of its moments."""
+Change = Callable[[int, Batch], list[Batch]]
+"""(rank, its batch) -> the batches that it trains on instead."""
+
+
+def begin(
+    folder: Path | str, cache: str, seed: int = 3, mix: tuple[str, ...] = (), weights: tuple[float, ...] = ()
+) -> TrainConfig:
+    """A run directory with nothing trained."""
+    data = DataConfig(train=cache, mix=mix, weights=weights)
+    config = TrainConfig(run=str(folder), data=data, optim=OptimConfig(batch=BATCH), seed=seed)
+    dataset = dataset_of(config)
+    manifests = [part.manifest for part in dataset.parts]
+    digests = dict(zip(roles(len(manifests)), [manifest.digest for manifest in manifests], strict=True))
+    describe_run(config, open_storage(config.run), manifests[0], digests, dataset.whole_weights(weights))
+    return config
+
+
+def dataset_of(config: TrainConfig) -> Dataset:
+    """What a run reads."""
+    caches = [open_storage(url) for url in dataset_urls(config.data)]
+    return Dataset([part_of(cache, load_manifest(cache)) for cache in caches])
+
+
+def live(
+    config: TrainConfig,
+    world: int,
+    seen: Seen,
+    *,
+    steps: int = 10**6,
+    torn: int = 0,
+    change: Change = lambda rank, batch: [batch],
+) -> None:
+    """One life of a run on `world` ranks: it resumes, consumes, commits every so many samples, and is killed after
+    `steps` steps if END does not come before. torn: ranks that had written their ledgers when the kill came, in the
+    middle of a commit; the one after them is caught in the middle of its line."""
+    run, dataset = open_storage(config.run), dataset_of(config)
+    order = dataset.order(config.seed, BATCH, weights=config.data.weights)
+    of = dataset.shard_starts
+    n = next(iter(committed(run)), 0)
+    truncate_ledgers(run, n)
+    with ExitStack() as stack:
+        streams = [
+            stack.enter_context(Stream(dataset, order, rank=rank, world=world, batch=BATCH, start_n=n, prefetch=1))
+            for rank in range(world)
+        ]
+        ledgers = [Ledger(run, Path(config.run), rank, world) for rank in range(world)]
+        for ledger in ledgers:
+            ledger.start(n)
+        while n < END and steps > 0:
+            for rank in range(world):
+                taken = next(streams[rank])
+                own = taken.shards.numpy() - of[np.searchsorted(of, taken.shards.numpy(), side="right") - 1]
+                where = zip(own.tolist(), taken.rows.tolist())
+                assert taken.keys == [record_key(shard, row) for shard, row in where]
+                for batch in change(rank, taken):
+                    ledgers[rank].add(
+                        batch.numbers, batch.shards, batch.rows, noise_digest(batch.numbers, [batch.numbers * 3])
+                    )
+                    for number, key, moments in zip(batch.numbers.tolist(), batch.keys, batch.tensors["moments"]):
+                        one = key, hashlib.sha256(moments.numpy().tobytes()).hexdigest()
+                        assert seen.setdefault(number, one) == one
+            n, steps = n + BATCH, steps - 1
+            if n % EVERY == 0 or n == END:
+                for ledger in ledgers:
+                    ledger.commit(n)
+                run.put(f"{checkpoint_folder(n)}{COMMIT}", b"{}")
+    if torn and n < END:
+        for ledger in ledgers[:torn]:
+            ledger.commit(n)
+        path = Path(config.run) / "ledger" / f"rank{torn % world:05d}.jsonl"
+        with open(path, "a") as file:
+            file.write('{"first": 7, "la')

@@ -1,0 +1,48 @@
+"""A rank of a run on two that is killed, frozen or let be: `python -m ranks.killed_run FOLDER WHAT N`.
+
+WHAT befalls the last rank before the step at N: kill (SIGKILL) or freeze (SIGSTOP). With "finish" nothing does, and an
+undisturbed run of the same kind follows in the same processes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from functools import partial
+
+from pipeline import train
+from pipeline.data.reading.batch import Batch
+from pipeline.data.reading.stream import Stream
+from pipeline.distributed import world as distributed
+from pipeline.distributed.exits import guarded, leave
+from pipeline.training.trainer import Trainer
+from ranks.faulty_run import attempt, config_of
+
+WATCHDOG_SECONDS = 6.0
+SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
+
+
+def main(argv: list[str]) -> int:
+    folder, what, n = argv
+    config = config_of(f"{folder}/run", f"{folder}/cache", world=2)
+    if what == "finish":
+        world = distributed.start("cpu", threads=1)
+        for run in (config, replace(config, run=f"{folder}/undisturbed")):
+            attempt(run, world)
+        distributed.stop(world)
+        return 0
+    next_batch = Trainer._next_batch
+
+    def befallen(self: Trainer, stream: Stream) -> Batch:
+        if self.n == int(n) and self.world.rank == 1:
+            os.kill(os.getpid(), SIGNALS[what])
+        return next_batch(self, stream)
+
+    Trainer._next_batch = befallen  # type: ignore[method-assign]
+    return guarded("train", partial(train.main, replace(config, watchdog_s=WATCHDOG_SECONDS)))
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

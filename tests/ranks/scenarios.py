@@ -1,0 +1,398 @@
+"""What tests of training run as ranks: `python -m ranks.scenarios SCENARIO FOLDER`.
+
+A small denoiser and a stream made of arithmetic stand in for the UNet and a cache; engine, trainer, checkpoints and
+launcher are the real ones. Results go to FOLDER as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import philox
+from pipeline.config import (
+    CheckpointConfig,
+    DeepSpeedConfig,
+    DiffusionConfig,
+    EmaConfig,
+    EvalConfig,
+    GuardConfig,
+    OptimConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from pipeline.data.reading.batch import Batch
+from pipeline.distributed import world as distributed
+from pipeline.distributed.exits import leave
+from pipeline.distributed.world import World
+from pipeline.errors import Interrupted, ShardCorrupt
+from pipeline.runs.checkpoint import read_commit
+from pipeline.runs.directory import checkpoint_folder, committed, config_digest
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import open_storage
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.engines.base import Engine
+from pipeline.training.engines.choose import make_engine
+from pipeline.training.trainer import Evaluate, Identity, Latents, Trainer
+from pipeline.training.validation import Rows, ValidationLoss
+
+SHAPE = (4, 4, 4)
+BATCH = 16
+RECORDS = 100
+OPTIM = OptimConfig(lr=2e-3, warmup=64, batch=BATCH, clip=0.5, weight_decay=0.1)
+
+
+class TinyDenoiser(nn.Module):
+    """Convolutions, two matrices in one bias-free weight, and a norm: parameters of several ranks and odd sizes."""
+
+    FUSED: ClassVar[dict[str, int]] = {"text": 2}
+    ADAM_ONLY = ("leave",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.enter = nn.Conv2d(4, 13, 3, padding=1)
+            self.norm = nn.GroupNorm(1, 13)
+            self.text = nn.Linear(8, 26, bias=False)
+            self.leave = nn.Conv2d(13, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor], drop_B: Tensor) -> Tensor:
+        dtype = self.enter.weight.dtype
+        text = inputs["text"].to(dtype).mean(1) * ~drop_B[:, None]
+        h = (
+            self.norm(self.enter(x.to(dtype)))
+            + self.text(text).view(-1, 2, 13).sum(dim=1)[:, :, None, None]
+            + (t / 1000).to(dtype).view(-1, 1, 1, 1)
+        )
+        return self.leave(nn.functional.silu(h))
+
+
+class ArithmeticStream:
+    """Batches as pipeline.data.reading.stream gives them, made from sample numbers.
+
+    bad: a sample whose latent is NaN; wild: samples whose latents are far too large.
+    stop_at, lost_at: n at which the last rank gets SIGTERM, or a damaged shard.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        batch: int,
+        start_n: int,
+        bad: int = -1,
+        stop_at: int = -1,
+        lost_at: int = -1,
+        wild: tuple[int, ...] = (),
+    ) -> None:
+        self.world, self.batch, self.n, self.wild = world, batch, start_n, wild
+        self.bad, self.stop_at, self.lost_at = bad, stop_at, lost_at
+
+    def __enter__(self) -> ArithmeticStream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.world.rank == self.world.size - 1:
+            if self.n == self.stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if self.n == self.lost_at:
+                raise ShardCorrupt("000007.tar is not what the manifest promises")
+        share = self.batch // self.world.size
+        numbers = torch.arange(share) + self.n + self.world.rank * share
+        moments = philox.normal(7, 0, numbers % RECORDS, (8, 4, 4)).half()
+        moments[numbers == self.bad] = torch.nan
+        moments[torch.isin(numbers, torch.tensor(self.wild, dtype=torch.int64))] *= 40
+        text = philox.normal(7, 1, numbers % RECORDS, (3, 8)).half()
+        keys = [f"{number % RECORDS:06d}" for number in numbers.tolist()]
+        tensors = {"moments": moments, "text": text}
+        batch = Batch(self.n, numbers, tensors, numbers * 0, numbers % RECORDS, lambda: [(key, "") for key in keys])
+        self.n += self.batch
+        return batch
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    base = TrainConfig(
+        run="unused",
+        samples=20 * BATCH,
+        seed=3,
+        optim=OPTIM,
+        ema=EmaConfig(half_life=100.0),
+        deepspeed=DeepSpeedConfig(stage=2),
+        checkpoint=CheckpointConfig(every=10 * BATCH, keep=2),
+        tracking=TrackingConfig(wandb="off", every=BATCH),
+        device="cpu",
+    )
+    return replace(base, **changes)
+
+
+def build(
+    config: TrainConfig, world: World, run: Storage, evaluate: Evaluate | None = None, **trouble: Any
+) -> tuple[Engine, Trainer]:
+    engine = make_engine(TinyDenoiser(), config, world)
+    trainer = Trainer(
+        config,
+        world=world,
+        engine=engine,
+        latents=Latents(0.5, 0.1),
+        run=run,
+        folder=Path(run.url),
+        tracker=Tracker(run, config.tracking, enabled=world.rank == 0),
+        identity=Identity(config_digest(config), {"train": "0" * 64}),
+        stream_from=lambda n: ArithmeticStream(world, config.optim.batch, n, **trouble),  # type: ignore[arg-type,return-value]
+        evaluate=evaluate,
+    )
+    return engine, trainer
+
+
+def train(config: TrainConfig, world: World, folder: Path) -> None:
+    """One process's life of a run: resume if there is something, train to config.samples."""
+    engine, trainer = build(config, world, open_storage(str(folder)))
+    try:
+        trainer.run()
+        trainer.tracker.close()
+    finally:
+        engine.destroy()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Scenarios
+
+
+def engines(world: World, folder: Path) -> None:
+    """Every stage (and the oracle, in a world of one) trains 50 steps; losses, norms, weights and shares are kept.
+
+    With AdamW, and in folders named -muon with Muon.
+    """
+    kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in range(4)]
+    if world.size == 1:
+        kinds.insert(0, ("torch", {"engine": "torch"}))
+    elif world.size == 2:
+        kinds += [(f"offload{stage}", {"stage": stage, "offload": True}) for stage in (1, 2, 3)]
+    optimizers: tuple[Literal["adamw", "muon"], ...] = ("adamw", "muon")
+    for kind, settings, optimizer in [(*one, o) for o in optimizers for one in kinds]:
+        name = kind if optimizer == "adamw" else f"{kind}-{optimizer}"
+        config = config_of(
+            samples=50 * BATCH,
+            deepspeed=DeepSpeedConfig(**settings),
+            optim=replace(OPTIM, name=optimizer, micro_batch=0 if kind == "torch" else 4),
+            checkpoint=CheckpointConfig(every=0),
+        )
+        engine, trainer = build(config, world, open_storage(str(folder / name)))
+        trainer.run()
+        trainer.tracker.close()
+        shares = {kind: [[f.name, f.offset, len(f.view)] for f in many] for kind, many in engine.moments().items()}
+        shares["weights"] = [[f.name, f.offset, len(f.view)] for f in engine.owned()]
+        whole = {name: tensor.clone() for name, tensor in engine.full_weights().items()}
+        (folder / name / f"shares{world.rank}.json").write_text(json.dumps(shares))
+        if world.rank == 0:
+            torch.save(whole, folder / name / "weights.pt")
+        engine.destroy()
+        del engine, trainer
+
+
+def bf16(world: World, folder: Path) -> None:
+    """bf16 in stages 1 to 3."""
+    for stage in (1, 2, 3):
+        config = config_of(
+            precision="bf16",
+            deepspeed=DeepSpeedConfig(stage=stage),
+            optim=replace(OPTIM, micro_batch=4),
+            checkpoint=CheckpointConfig(every=0),
+        )
+        train(config, world, folder / f"zero{stage}")
+        train(replace(config, optim=replace(config.optim, name="muon")), world, folder / f"zero{stage}-muon")
+
+
+def straight(world: World, folder: Path) -> None:
+    """40 steps at once, and 20 + 20 with a new trainer in between: stage 2, this world, with AdamW and with Muon."""
+    for name, optim in (("", OPTIM), ("-muon", replace(OPTIM, name="muon"))):
+        train(config_of(samples=40 * BATCH, optim=optim), world, folder / f"straight{world.size}{name}")
+        for samples in (20 * BATCH, 40 * BATCH):
+            train(config_of(samples=samples, optim=optim), world, folder / f"halves{world.size}{name}")
+
+
+def moves(world: World, folder: Path) -> None:
+    """Go on with the runs FOLDER/moved* for 10 more steps in another stage, as the last process left them."""
+    stages: dict[int, Literal[0, 1, 2, 3]] = {0: 2, 10: 0, 20: 3}
+    for name, optim in (("", OPTIM), ("-muon", replace(OPTIM, name="muon"))):
+        run = folder / f"moved{name}"
+        done = (committed(open_storage(str(run))) or [0])[0]
+        settings = DeepSpeedConfig(stage=stages[done // BATCH])
+        train(config_of(samples=done + 10 * BATCH, deepspeed=settings, optim=optim), world, run)
+
+
+def faults(world: World, folder: Path) -> None:
+    """A NaN in one rank's latent, SIGTERM to one rank in a step or in the last evaluation, a shard damaged for one
+    rank: each ends all ranks alike."""
+
+    def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> None:
+        if n == 20 * BATCH and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        world.raise_together(Interrupted("the evaluation was stopped") if stopped() else None)
+
+    trouble: dict[str, Any]
+    for name, trouble in (
+        ("nan", {"bad": 5 * BATCH + BATCH - 1}),
+        ("term", {"stop_at": 7 * BATCH}),
+        ("shard", {"lost_at": 3 * BATCH}),
+        ("evaluation", {"evaluate": evaluate}),
+    ):
+        engine, trainer = build(config_of(), world, open_storage(str(folder / name)), **trouble)
+        try:
+            trainer.run()
+            outcome = ["finished", ""]
+        except Exception as error:
+            outcome = [type(error).__name__, str(error)]
+        finally:
+            trainer.tracker.close()
+            engine.destroy()
+        (folder / name / f"outcome{world.rank}.json").write_text(json.dumps([*outcome, trainer.n]))
+        del engine, trainer
+
+
+def signals(world: World, folder: Path) -> None:
+    """SIGTERM to the last rank at start-up, in a step, and while a save is on its way, each followed by the same run
+    again; the saves of 40 steps are kept."""
+    for name in ("start-up", "step", "save"):
+        run = open_storage(str(folder / name))
+        trouble: dict[str, Any] = {"stop_at": 7 * BATCH} if name == "step" else {}
+        engine, trainer = build(config_of(samples=40 * BATCH), world, run, **trouble)
+
+        def terminate(then: Callable[..., Any], *args: Any, name: str = name) -> Any:
+            if world.rank == world.size - 1 and not (folder / f"{name}.told").exists():
+                (folder / f"{name}.told").touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return then(*args)
+
+        if name == "start-up":
+            trainer.ledger.start = partial(terminate, trainer.ledger.start)  # type: ignore[method-assign]
+        elif name == "save":
+            trainer.saver.before = [partial(terminate, bring) for bring in trainer.saver.before]
+        try:
+            trainer.run()
+            outcome = ["finished", ""]
+        except Exception as error:
+            outcome = [type(error).__name__, str(error)]
+        finally:
+            trainer.tracker.close()
+            engine.destroy()
+        (folder / name / f"outcome{world.rank}.json").write_text(json.dumps([*outcome, trainer.n]))
+        del engine, trainer
+        train(config_of(samples=40 * BATCH), world, folder / name)
+
+
+AVERAGES = EmaConfig(half_life=100.0, warmup=10.0, half_lives=(50.0, 1000.0), widths=(0.05, 0.1), snapshots=4 * BATCH)
+
+
+def averages(world: World, folder: Path) -> None:
+    """Several averages over 40 steps, by the oracle or by stages 0 to 3, with a snapshot at every second commit; stage
+    3 also in two halves."""
+    names = ["torch"] if world.size == 1 else ["zero0", "zero1", "zero2", "zero3"]
+    for name in names:
+        engine: dict[str, Any] = {"engine": "torch"} if name == "torch" else {"stage": int(name[-1])}
+        config = config_of(
+            samples=40 * BATCH,
+            ema=AVERAGES,
+            deepspeed=DeepSpeedConfig(**engine),
+            checkpoint=CheckpointConfig(every=2 * BATCH, keep=1),
+        )
+        train(config, world, folder / name)
+        if name == "zero3":
+            for samples in (19 * BATCH, 40 * BATCH):
+                train(replace(config, samples=samples), world, folder / "halves")
+
+
+def validated(world: World, folder: Path) -> None:
+    """Every stage trains 20 steps twice: with a look at held-out records every second step, and without."""
+    for stage in range(4):
+        for name in ("with", "without"):
+            run = open_storage(str(folder / f"zero{stage}-{name}"))
+            settings = DeepSpeedConfig(stage=stage)  # type: ignore[arg-type]
+            engine, trainer = build(config_of(deepspeed=settings, eval=EvalConfig(loss_every=2 * BATCH)), world, run)
+            if name == "with":
+                held_out = next(ArithmeticStream(world, BATCH, 50 * BATCH))
+                rows = Rows(held_out.numbers, held_out.tensors, torch.ones(len(held_out.numbers)))
+                trainer.validation = ValidationLoss([rows, rows], 2 * BATCH, trainer.config.diffusion, world)
+            trainer.run()
+            trainer.tracker.close()
+            engine.destroy()
+            del engine, trainer
+
+
+WILD = (12 * BATCH + 3, 15 * BATCH, 16 * BATCH + BATCH - 1)  # of the first and of the last rank's
+GUARD = GuardConfig(action="skip", window=8, loss=3.0, grad_norm=0.0)
+
+
+def guarded(world: World, folder: Path) -> None:
+    """Every stage (and the oracle) trains 20 steps, of which the guard skips those with WILD samples; stage 2 also in
+    two halves with a skipped step's memory between them, until three in a row end it, and with a guard that stops."""
+    kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in range(4)]
+    if world.size == 1:
+        kinds = [("torch", {"engine": "torch"})]
+
+    def life(name: str, config: TrainConfig, wild: tuple[int, ...] = WILD) -> list[Any]:
+        config = replace(config, diffusion=DiffusionConfig(prediction="v"))  # whose loss a large latent makes large
+        engine, trainer = build(config, world, open_storage(str(folder / name)), wild=wild)
+        try:
+            trainer.run()
+            return ["finished", "", trainer.n]
+        except Exception as error:
+            return [type(error).__name__, str(error), trainer.n]
+        finally:
+            trainer.tracker.close()
+            engine.destroy()
+
+    for name, settings in kinds:
+        life(name, config_of(samples=20 * BATCH, guard=GUARD, deepspeed=DeepSpeedConfig(**settings)))
+    if world.size > 1:
+        for steps in (13, 20):
+            life("halves", config_of(samples=steps * BATCH, guard=GUARD))
+        many = tuple(range(12 * BATCH, 20 * BATCH, BATCH))
+        outcomes = {
+            "most": life("most", config_of(guard=replace(GUARD, most=2)), many),
+            "stop": life("stop", config_of(guard=replace(GUARD, action="stop"))),
+        }
+        (folder / f"outcomes{world.rank}.json").write_text(json.dumps(outcomes))
+
+
+def damaged(world: World, folder: Path) -> None:
+    """The newest of two checkpoints is damaged; the run goes on from the one before."""
+    train(config_of(samples=20 * BATCH), world, folder)
+    if world.rank == 0:
+        name = read_commit(open_storage(str(folder)), 20 * BATCH).files[1]["name"]
+        path = folder / checkpoint_folder(20 * BATCH) / name
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    world.barrier()
+    train(config_of(samples=30 * BATCH), world, folder)
+
+
+def main(scenarios: list[str], folder: Path) -> int:
+    world = distributed.start("cpu", threads=1)
+    for scenario in scenarios:
+        where = folder if scenario in ("straight", "moves") else folder / f"{scenario}{world.size}"
+        where.mkdir(parents=True, exist_ok=True)
+        globals()[scenario](world, where)
+    distributed.stop(world)
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[2:], Path(sys.argv[1])))

@@ -1,0 +1,132 @@
+"""The whole loop, as `latentmill demo` runs it, at the smallest size: every verb once, on real components."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import demo
+from pipeline.config import DemoConfig
+from pipeline.config.loading.load import load
+
+pytestmark = pytest.mark.timeout(900)  # the fixture runs every verb once
+
+SMOKE = """# @package _global_
+samples: 64
+model: {channels: 32, blocks: 1, norm_groups: 8}
+optim: {batch: 32, warmup: 32}
+eval: {images: 16, final_images: 16, grid: 4, sampler: {steps: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str], str]:
+    """A finished demo of an untrained model: (folder it ran in, environment, what it printed)."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "conf" / "experiment").mkdir(parents=True)
+    (folder / "conf" / "experiment" / "smoke.yaml").write_text(SMOKE)
+    environment = os.environ | {"LATENTMILL_CONF": str(folder / "conf")}
+    done = run_demo(folder, environment)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    return folder, environment, done.stdout
+
+
+def run_demo(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.demo", "images=128", "recipe=smoke"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_demo_goes_through_every_step_and_ends_with_its_figures(finished: tuple[Path, dict[str, str], str]) -> None:
+    folder, _, said = finished
+    for verb in ("synth", "encode", "verify", "reference", "train", "sample", "export"):
+        assert re.search(rf"^   latentmill {verb} ", said, re.MULTILINE)
+    assert re.search(r"attribute accuracy +\d\.\d{3} +>= 0\.75", said)
+    assert re.search(r"fid_democlip / its autoencoder floor +[\d.]+ +<= 3", said)
+    steps = json.loads((folder / "runs/demo/steps.json").read_text())
+    assert [step["command"].split()[1] for step in steps] == [
+        *("synth", "synth", "synth", "encode", "encode", "encode", "verify", "reference", "train", "sample", "export")
+    ]
+
+
+def test_the_demo_leaves_a_run_a_page_a_picture_and_a_diffusers_folder(
+    finished: tuple[Path, dict[str, str], str],
+) -> None:
+    run = finished[0] / "runs/demo"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "attribute accuracy" in page
+    assert "data:image/png" in page
+    assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "diffusers" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    assert (run / "data" / "verify.html").exists()
+    assert list((run / "checkpoints").glob("*/commit.json"))
+
+
+def test_the_demos_cache_is_plain_webdataset(finished: tuple[Path, dict[str, str], str]) -> None:
+    import webdataset
+
+    shard = finished[0] / "runs/demo/data/cache/000000.tar"
+    records = list(webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=False).decode())
+    assert len(records) == 128
+    assert records[0]["moments.npy"].shape == (8, 8, 8)
+    assert records[0]["json"]["caption"]
+
+
+def test_the_demo_run_again_does_nothing_and_says_so(finished: tuple[Path, dict[str, str], str]) -> None:
+    folder, environment, said = finished
+    again = run_demo(folder, environment)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("already done") == 11
+    assert re.findall(r"attribute accuracy .*", again.stdout) == re.findall(r"attribute accuracy .*", said)
+
+
+def test_a_step_whose_product_is_gone_is_done_again_with_all_that_follow(
+    finished: tuple[Path, dict[str, str], str],
+) -> None:
+    folder, environment, _ = finished
+    (folder / "runs/demo/samples.png").unlink()
+    again = run_demo(folder, environment)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("already done") == 9
+    assert (folder / "runs/demo/samples.png").exists()
+
+
+def test_the_printed_commands_can_be_typed() -> None:
+    """Each command is what the shell and the command line take: its configuration loads."""
+    import shlex
+
+    config = DemoConfig(dest="runs/de mo's")
+    steps = demo.data_steps(config, Path(config.dest)) + demo.result_steps(Path(config.dest), ["it's {red}, $x"], 0)
+    for step in steps:
+        shown = " ".join(map(demo._shown, step.arguments[1:]))
+        assert shlex.split(shown) == step.arguments[1:]
+        load(step.arguments[0], step.arguments[1:])
+
+
+def test_training_sees_none_of_the_captions_that_are_judged() -> None:
+    steps = demo.data_steps(DemoConfig(), Path("d"))
+    splits = {step.product.name: step.arguments for step in steps if step.arguments[0] == "synth"}
+    assert "split=train" in splits["shapes"]
+    assert "split=val" in splits["shapes-val"]
+    assert "split=val" in splits["shapes-ref"]
+    seeds = [next(word for word in arguments if word.startswith("seed=")) for arguments in splits.values()]
+    assert len(set(seeds)) == 3
+
+
+def test_a_step_that_fails_ends_the_demo_with_its_status_and_command(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import cli
+
+    dest = tmp_path / "demo"
+    (dest / "data").mkdir(parents=True)
+    (dest / "data" / "shapes").write_text("not a folder")
+    assert cli.main(["demo", f"dest={dest}", "images=128"]) == 1
+    said = capfd.readouterr().err
+    assert "latentmill demo: this step failed (exit status 1); run the demo again to go on from here: " in said
+    assert "Traceback" not in said
