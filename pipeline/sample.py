@@ -15,6 +15,7 @@ from pipeline.distributed.world import pick_device
 from pipeline.errors import ConfigError
 from pipeline.inference.pictures import draw
 from pipeline.inference.trained import encode_captions, load_trained
+from pipeline.log import log
 from pipeline.models.encoders.text import TextTower
 from pipeline.report.grid import captioned, png
 from pipeline.storage.urls import open_storage, split_url
@@ -81,7 +82,7 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
                 pictures |= zip(numbers, images, strict=True)
                 progress.update(len(numbers))
                 if broken:
-                    print(f"warning: {broken} of {len(numbers)} images are not finite", file=sys.stderr, flush=True)
+                    log.warning(f"{broken} of {len(numbers)} images are not finite")
     return [np.stack([pictures[r * config.n + k] for k in range(config.n)]) for r in range(len(prompts))]
 
 
@@ -110,11 +111,9 @@ def warn_of_long(prompts: list[str], tower: TextTower) -> None:
         tokens = tower.ids(prompt)[1]
         if tokens > tower.length:
             shown = f"{prompt[:40]}..." if len(prompt) > 43 else prompt
-            print(
-                f"warning: the caption {shown!r} has {tokens} tokens with start and end, and the model reads "
+            log.warning(
+                f"the caption {shown!r} has {tokens} tokens with start and end, and the model reads "
                 f"{tower.length}: its last {tokens - tower.length} are left out",
-                file=sys.stderr,
-                flush=True,
             )
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError
+from pipeline.log import log
 from pipeline.storage.urls import open_storage
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _tell(parts: Sequence[Part], jobs: Sequence[str]) -> None:
 
 def _note(text: str) -> int:
     """A line beside the scripts, which may go to a file."""
-    print(f"latentmill submit: {text}", file=sys.stderr)
+    log.info(f"submit: {text}")
     return 0
 
 

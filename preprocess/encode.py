@@ -22,6 +22,7 @@ from pipeline.distributed.ranks import run_ranks
 from pipeline.distributed.signals import interruptible
 from pipeline.distributed.world import pick_device
 from pipeline.errors import DestinationExists, SourceError
+from pipeline.log import log
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
 from pipeline.storage.base import Storage
@@ -93,7 +94,7 @@ def run(config: EncodeConfig) -> int:
         left = [number for number in units if number not in done]
         if left:
             line = encode_units(config, destinations, recipe, encoder, decoders, units, left)
-            print(line, file=sys.stderr, flush=True)
+            log.info(line)
     for number, storage in enumerate(storages):
         finish(storage, plans[number], config, place.rank)
     return 0
@@ -177,7 +178,7 @@ def finish(storage: Storage, plan: Plan | None, config: EncodeConfig, rank: int)
     assert plan is not None
     left = len(missing_units(storage, plan))
     if left:
-        print(f"encode: rank {rank} is done, {left} of {len(plan.names)} shards are not", file=sys.stderr, flush=True)
+        log.info(f"encode: rank {rank} is done, {left} of {len(plan.names)} shards are not")
         return
     manifest, reports, first = finalize(storage, plan, config)
     if first or rank == 0:

@@ -14,6 +14,7 @@ from pipeline.config import VerifyConfig
 from pipeline.data.format.manifest import load_manifest
 from pipeline.data.reading.shards import require_shards
 from pipeline.errors import DataError
+from pipeline.log import log
 from pipeline.storage.urls import open_storage
 from preprocess.proving.against_source import check_sources
 from preprocess.proving.findings import Findings
@@ -45,7 +46,7 @@ def main(config: VerifyConfig) -> int:
         write_page(config.report, config.dataset, manifest, findings.checks, pairs)
     if findings.problems:
         for problem in findings.problems[:20]:
-            print(f"verify: {problem}", file=sys.stderr)
+            log.error(f"verify: {problem}")
         raise DataError(
             f"{config.dataset} is not what its manifest promises: {len(findings.problems)} problems, the first: "
             f"{findings.problems[0]}. Delete what is named and the manifest, and run the same `latentmill encode` again"

@@ -22,6 +22,7 @@ from pipeline.config.loading.merge import to_dict
 from pipeline.distributed.place import cores, threads_per_rank
 from pipeline.distributed.signals import STOP, forwarding, handled
 from pipeline.errors import Interrupted
+from pipeline.log import log
 
 GRACE_SECONDS = 10.0
 """What the other ranks get to end by themselves when one has failed."""
@@ -137,11 +138,7 @@ HINTS = {
 def _tell_killed(rank: int, number: int) -> None:
     """A line for a rank that a signal of somebody else's has killed."""
     name = signal.Signals(number).name
-    print(
-        f"latentmill: rank {rank} was killed by {name}{HINTS.get(signal.Signals(number), '')}",
-        file=sys.stderr,
-        flush=True,
-    )
+    log.error(f"rank {rank} was killed by {name}{HINTS.get(signal.Signals(number), '')}")
 
 
 def _signal_all(ranks: list[subprocess.Popen[bytes]], number: int) -> None:

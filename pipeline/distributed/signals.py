@@ -12,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from pipeline.errors import Interrupted
+from pipeline.log import log
 
 SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
 """What a scheduler or a launcher sends to ask a process to stop."""
@@ -74,7 +75,7 @@ def stopping_at_once() -> Iterator[None]:
     there is nothing to commit."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        print(f"latentmill train: stopped by {signal.Signals(number).name} outside of its steps", file=sys.stderr)
+        log.warning(f"train: stopped by {signal.Signals(number).name} outside of its steps")
         sys.stderr.flush()
         os._exit(Interrupted.exit_code)
 

@@ -27,6 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.errors import LatentmillError, NotFound
+from pipeline.log import log
 from pipeline.runs.directory import SNAPSHOT
 from pipeline.scheduler.slurm import inherited
 from pipeline.storage.base import Storage
@@ -138,7 +139,7 @@ class Jobs:
             text = str(error)
             if text not in self._warned:
                 self._warned.add(text)
-                print(f"warning: an evaluation beside training: {text}", file=sys.stderr, flush=True)
+                log.warning(f"an evaluation beside training: {text}")
             return None
 
 

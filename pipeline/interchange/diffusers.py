@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pipeline.interchange.agreement import ExportDiffers as ExportDiffers
 from pipeline.interchange.agreement import compare, judge
 from pipeline.interchange.compvis import compvis_note as compvis_note
 from pipeline.interchange.scheduler import pipeline_runs, scheduler_config
+from pipeline.log import log
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
@@ -123,7 +123,7 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
         if with_text and runs and not first_stage.shift:
             _write_json(folder / "model_index.json", model_index(denoiser, scheduler["_class_name"]))
         if with_text and trained.contract.trimmed:
-            print(f"warning: {TRIMMED}", file=sys.stderr, flush=True)
+            log.warning(TRIMMED)
             words += TRIMMED_WORDS
         facts = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
         readme = README.format(**facts, text=words) + (

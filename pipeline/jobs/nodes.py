@@ -29,6 +29,7 @@ from typing import Any
 from pipeline.config import TrainConfig
 from pipeline.distributed.exits import guarded, leave
 from pipeline.errors import Interrupted, LatentmillError, SubmitError
+from pipeline.log import log
 from pipeline.scheduler import slurm
 from pipeline.storage.urls import open_storage
 
@@ -85,17 +86,17 @@ def check(nodes: int, gpus: int, urls: Sequence[str]) -> int:
         if not silent or asked == ASKED:
             break
         said = f"latentmill: {', '.join(silent)} did not answer, and will be asked again in {AGAIN_SECONDS:.0f} s"
-        print(said, file=sys.stderr, flush=True)
+        log.info(said)
         time.sleep(AGAIN_SECONDS)
     for name, why in bad.items():
-        print(f"latentmill: node {name} is bad: {why}", file=sys.stderr, flush=True)
+        log.warning(f"node {name} is bad: {why}")
     if not bad:
         return 0
     if len(bad) == len(names) and (len(names) > 1 or int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= LONE):
         raise SubmitError(f"none of the job's nodes can train ({next(iter(bad.values()))}): mend that, submit again")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing ends this process, but not before it is done
     slurm.requeue_without(slurm.own_job(os.environ), list(bad))
-    print(f"latentmill: back to the queue, without {', '.join(bad)}", file=sys.stderr, flush=True)
+    log.info(f"back to the queue, without {', '.join(bad)}")
     return Interrupted.exit_code
 
 

@@ -6,12 +6,12 @@ averages/checkpoints/000001000000/       a snapshot of the power-function averag
 from __future__ import annotations
 
 import math
-import sys
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import RunError
+from pipeline.log import log
 from pipeline.runs.checkpoint import Commit, Reader, choose, load_weights, read_commit, verify
 from pipeline.runs.directory import AVERAGES, committed
 from pipeline.runs.profiles import Profile, coefficients, gamma_of, kind_of
@@ -58,11 +58,9 @@ def _fitted(run: Storage, newest: Commit, widths: list[float], wanted: float) ->
     profiles = [Profile(gamma_of(width), commit.n) for _, commit, width in pieces]
     shares, distance = coefficients(profiles, Profile(gamma_of(wanted), newest.n))
     if distance > FARTHEST:
-        print(
-            f"warning: ema={wanted:g}: {len(sources)} snapshots give a profile that is {distance:.1%} from the one "
+        log.warning(
+            f"ema={wanted:g}: {len(sources)} snapshots give a profile that is {distance:.1%} from the one "
             "that is asked for; a lower ema.snapshots keeps more of them",
-            file=sys.stderr,
-            flush=True,
         )
     sums = {name: torch.zeros(math.prod(shape), dtype=torch.float64) for name, shape in newest.shapes.items()}
     for (storage, commit, width), share in zip(pieces, shares.tolist(), strict=True):

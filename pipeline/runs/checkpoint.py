@@ -17,7 +17,6 @@ import hashlib
 import json
 import math
 import struct
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from pipeline.distributed.world import World
 from pipeline.errors import CheckpointCorrupt, NotFound, RunError
+from pipeline.log import log
 from pipeline.runs.directory import COMMIT, checkpoint_folder, committed
 from pipeline.runs.directory import RunInfo as RunInfo
 from pipeline.runs.directory import load_run as load_run
@@ -133,7 +133,7 @@ def newest_good(run: Storage, world: World | None = None) -> Commit | None:
             return commit
         reasons.append(found)
         if world.rank == 0:
-            print(f"warning: the checkpoint at {n} samples is damaged ({found})", file=sys.stderr, flush=True)
+            log.warning(f"the checkpoint at {n} samples is damaged ({found})")
     if reasons:
         raise CheckpointCorrupt(
             f"no checkpoint of {run.url} is whole ({reasons[0]}); restore its files, or choose another run="

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from pipeline.config import TrainConfig
 from pipeline.data.format.contract import ENCODER_FACTS, require_match
 from pipeline.data.format.manifest import UNCOND, find_version, load_manifest
 from pipeline.errors import ConfigError, ContractMismatch, RunError, ShardCorrupt
+from pipeline.log import log
 from pipeline.runs.directory import RunInfo, begun_with, dataset_digests, dataset_urls
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -75,10 +75,9 @@ def trained_on(config: TrainConfig, run: Storage, world: World) -> Dataset:
         if number < len(before) and before[number] != newest.digest:
             manifest = find_version(cache, before[number]) or newest
         if manifest is not newest and world.rank == 0:
-            print(
+            log.info(
                 f"train: {cache.url} has grown to version {newest.version}; this run goes on with version "
                 f"{manifest.version}, which it began with",
-                file=sys.stderr,
             )
         parts.append(part_of(cache, manifest))
     return Dataset(parts)

@@ -17,7 +17,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from types import TracebackType
 from typing import Literal
 
 from pipeline.errors import Interrupted, LatentmillError, NotFound, RunError, StorageError
+from pipeline.log import log
 from pipeline.scheduler import slurm
 from pipeline.storage.base import Storage
 
@@ -153,7 +153,7 @@ class Lease:
             if self._is_mine():
                 self._put(replace(self.holder, state=state, message=message))
         except LatentmillError as error:
-            print(f"warning: the lease of {self._run.url} was not given back: {error}", file=sys.stderr, flush=True)
+            log.warning(f"the lease of {self._run.url} was not given back: {error}")
 
     def __enter__(self) -> Lease:
         self._thread.start()
@@ -174,7 +174,7 @@ class Lease:
                 self.require_mine()
                 self._put(self.holder)
             except RunError as error:
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                log.warning(error)
                 os.kill(os.getpid(), signal.SIGTERM)  # the loop stops at the next step, and may not commit
                 return
             except LatentmillError:

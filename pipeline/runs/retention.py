@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from pipeline.config import CheckpointConfig, FeaturesName
 from pipeline.errors import CheckpointCorrupt, NotFound
+from pipeline.log import log
 from pipeline.runs.checkpoint import read_commit
 from pipeline.runs.directory import CHECKPOINTS, COMMIT, SNAPSHOT, checkpoint_folder, committed
 from pipeline.storage.base import Storage
@@ -50,7 +50,7 @@ def retain(run: Storage, retention: Retention) -> None:
         commit = read_commit(run, there[0])
         require_sizes(run, commit.n, commit.files)
     except (CheckpointCorrupt, NotFound) as error:
-        print(f"warning: no checkpoint is removed, for the newest is damaged ({error})", file=sys.stderr, flush=True)
+        log.warning(f"no checkpoint is removed, for the newest is damaged ({error})")
         return
     kept = chosen(run, there, retention)
     named = {checkpoint_folder(commit.n) + entry["name"] for entry in commit.files}

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, TextIO
 
 from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError, NotFound, StorageError
+from pipeline.log import log
 from pipeline.storage.base import Storage
 from pipeline.tracking.redaction import redact
 from pipeline.tracking.wandb_run import Alert, Picture, Summary, WandbRun
@@ -123,7 +123,7 @@ class Tracker:
         if not self._enabled:
             return
         self.log(n, {"alert": kind, "text": text}, kind="alert")
-        print(f"warning: {kind} at {n} samples: {text}", file=sys.stderr, flush=True)
+        log.warning(f"{kind} at {n} samples: {text}")
         if self._wandb is not None:
             self._wandb.put(Alert(kind, f"at {n} samples: {text}"))
 

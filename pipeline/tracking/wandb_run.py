@@ -11,7 +11,6 @@ import netrc
 import os
 import queue
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from pipeline.log import log
 
 WANDB_URL = "https://api.wandb.ai"
 REACH_SECONDS = 3.0  # how long a connection to wandb's server may take before the run is tracked offline
@@ -146,7 +147,7 @@ class WandbRun:
     def _warn(self, message: str) -> None:
         if not self._warned:
             self._warned = True
-            print(f"warning: {message}", file=sys.stderr, flush=True)
+            log.warning(message)
 
 
 def _send(run: Any, what: Row | Alert | Summary) -> None:

@@ -7,7 +7,6 @@ states are the cache's, and its contract says what made them.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipeline.distributed.world import World
 from pipeline.errors import WeightsError
 from pipeline.interchange import pretrained
 from pipeline.interchange.pretrained import Pretrained
+from pipeline.log import log
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.weights import weights_hash
 from pipeline.runs.checkpoint import load_run, load_weights
@@ -151,4 +151,4 @@ def _words(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    log.warning(line)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import collections
 import itertools
-import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import ShardCorrupt, SourceError
+from pipeline.log import log
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.census import THUMBNAILS, Census, thumbnail
 from preprocess.encoding.encoder import Batch, Encoded, Encoder, Item
@@ -105,7 +105,7 @@ class Stage:
                         publisher.drop()
                         damaged.append(item.error)
                         self.tally.bytes += item.bytes
-                        print(f"encode: {item.error}; going on with the others", file=sys.stderr, flush=True)
+                        log.warning(f"encode: {item.error}; going on with the others")
                     else:
                         publisher.end(item.facts)
                         self._count(item.facts)

@@ -21,9 +21,18 @@ from made.places import TESTS
 
 BEFORE = TESTS / "made" / "before"
 SCRIPT = (BEFORE / "make.sh").read_text(encoding="utf-8")
-PORTABLE = dict(word.split("=", 1) for word in re.search(r"^export (.*)$", SCRIPT, re.MULTILINE)[1].split())  # type: ignore[index]
+
+
+def _line(pattern: str) -> str:
+    """What a line of the script says."""
+    found = re.search(f"^{pattern}$", SCRIPT, re.MULTILINE | re.DOTALL if "?" in pattern else re.MULTILINE)
+    assert found, pattern
+    return found[1]
+
+
+PORTABLE = {name: value for name, _, value in (word.partition("=") for word in _line("export (.*)").split())}
 """Environment in which the arithmetic is the same on every x86-64 processor."""
-TRAIN = shlex.split(re.search(r"^train='(.*?)'$", SCRIPT, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]
+TRAIN = shlex.split(_line("train='(.*?)'"))
 VERBS = """
 import json, sys
 from pipeline import cli

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import NotFound, WeightsError
+from pipeline.log import log
 from pipeline.models.encoders.fetched import cache_root
 from pipeline.storage.base import temporary_path
 from pipeline.storage.urls import open_storage, split_url
@@ -39,7 +39,7 @@ def weights_file(source: str) -> Path:
     path = cache_root().parent / "features" / key / place.rpartition("/")[2]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {place} into {path}", file=sys.stderr)
+        log.info(f"downloading {place} into {path}")
         temporary = temporary_path(path)
         try:
             with temporary.open("xb") as file:

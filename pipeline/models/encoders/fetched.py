@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import secrets
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from typing import Any, Literal
 
 from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, NotFound, StorageError, WeightsError
+from pipeline.log import log
 from pipeline.storage.base import Storage, check_key
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
@@ -178,7 +178,7 @@ def _bring(storage: Storage, key: str, facts: dict[str, Any], path: Path) -> Non
     try:
         return prove(path, facts, storage.url)
     except WeightsError:
-        print(f"downloading {storage.locate(key)} ({facts['size'] / 1e6:,.1f} MB) into {path}", file=sys.stderr)
+        log.info(f"downloading {storage.locate(key)} ({facts['size'] / 1e6:,.1f} MB) into {path}")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
