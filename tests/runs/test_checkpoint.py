@@ -24,6 +24,11 @@ from pipeline.runs.retention import Retention
 from pipeline.storage.local import LocalStorage
 
 
+@pytest.fixture
+def run(tmp_path):
+    return LocalStorage(tmp_path)
+
+
 def save_from_ranks(run, n, size):
     """A world of `size` ranks, as threads."""
     failures = [error for error in on_ranks(size, lambda world: save(run, n, world)) if error is not None]
