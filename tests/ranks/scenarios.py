@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -177,12 +177,22 @@ def train(config: TrainConfig, world: World, folder: Path) -> None:
 # Scenarios
 
 
-def engines(world: World, folder: Path) -> None:
+def engines_0_1(world: World, folder: Path) -> None:
+    """The same as `engines`, in two of the stages."""
+    engines(world, folder, (0, 1))
+
+
+def engines_2_3(world: World, folder: Path) -> None:
+    """The same as `engines`, in the other two."""
+    engines(world, folder, (2, 3))
+
+
+def engines(world: World, folder: Path, stages: Sequence[int] = range(4)) -> None:
     """Every stage (and the oracle, in a world of one) trains 50 steps; losses, norms, weights and shares are kept.
 
     With AdamW, and in folders named -muon with Muon.
     """
-    kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in range(4)]
+    kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in stages]
     if world.size == 1:
         kinds.insert(0, ("torch", {"engine": "torch"}))
     elif world.size == 2:
@@ -392,7 +402,8 @@ def damaged(world: World, folder: Path) -> None:
 def main(scenarios: list[str], folder: Path) -> int:
     world = distributed.start("cpu", threads=1)
     for scenario in scenarios:
-        where = folder if scenario in ("straight", "moves") else folder / f"{scenario}{world.size}"
+        name = scenario.partition("_")[0]  # engines_2_3 are some of the engines
+        where = folder if scenario in ("straight", "moves") else folder / f"{name}{world.size}"
         where.mkdir(parents=True, exist_ok=True)
         globals()[scenario](world, where)
     distributed.stop(world)
