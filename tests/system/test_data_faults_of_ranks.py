@@ -1,6 +1,7 @@
 """What goes wrong with the data of one rank of two stops both, or neither; uneven shards; moves between worlds
 (docs/explained/promises.md). Two ranks of DeepSpeed (stage 2), started once for the module: see ranks/faulty_run.py,
 which they run.
+
 The S3 server is real, behind a proxy of faults.
 """
 
