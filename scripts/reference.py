@@ -125,12 +125,10 @@ def keys_of(verb: str) -> list[str]:
     about, usage, choices, groups = parsed(verb_help(verb).splitlines())
     lines = [f"## {verb}", "", *wrapped(about.partition(": ")[2] or about), "", f"    {usage}"]
     if choices:
-        lines += [
-            "",
-            "Groups:",
-            "",
-            *(f"- `{name}=` {', '.join(f'`{one}`' for one in names)}" for name, names in choices),
-        ]
+        lines += ["", "Groups:", ""]
+    for name, names in choices:
+        listed = f"- `{name}=` {', '.join(f'`{one}`' for one in names)}"
+        lines += textwrap.wrap(listed, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     for group in groups:
         if group.path:
             lines += ["", f"### {verb}: {group.path.removesuffix('.*')}", "", *wrapped(group.about)]

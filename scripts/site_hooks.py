@@ -48,3 +48,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return f"`{name}`" if text.strip("`") in name else f"{text} (`{name}`)"
 
     return LINK.sub(led, markdown)
+
+
+def on_post_build(config: Any) -> None:
+    """Puts the index of the search into a script, too: a page that is opened from a folder may fetch nothing else."""
+    folder = Path(config.site_dir) / "search"
+    index = (folder / "search_index.json").read_text(encoding="utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
