@@ -39,7 +39,7 @@ class FetchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """Bounds that hold before a hostile source is decoded (docs/promises.md, 7)."""
+    """Bounds that hold before a hostile source is decoded (docs/explained/promises.md, 7)."""
 
     member_bytes: int = 64 * 1024 * 1024
     """Largest member of an input tar."""

@@ -96,12 +96,12 @@ class ModelConfig:
     """Recompute each block's activations in the backward pass: least memory, about a third more time."""
     activation_gb: float = 0.0
     """Bound in GB on the activations that a rank keeps for the backward pass: as few blocks as that takes are computed
-    again, the ones that free most first (docs/unet-cost.md). 0 = no bound."""
+    again, the ones that free most first (docs/explained/memory_model.md). 0 = no bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """Noise levels and objective (conf/diffusion/*.yaml; formulas and sources: docs/objective.md)."""
+    """Noise levels and objective (conf/diffusion/*.yaml; formulas and sources: docs/reference/objectives.md)."""
 
     prediction: Literal["epsilon", "v", "x0", "flow", "edm"] = "epsilon"
     """What the UNet predicts, and by that which process it undoes. epsilon, v (Salimans & Ho 2022) and x0: the discrete
@@ -119,7 +119,7 @@ class DiffusionConfig:
     """Rescale any schedule so that its last level is noise alone (Lin et al. 2023); v and x0 only."""
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
     """How a sample's uniform number is drawn: uniform (each by itself), or stratified (low-discrepancy over consecutive
-    samples; docs/promises.md, 1)."""
+    samples; docs/explained/promises.md, 1)."""
     timestep_density: Literal["uniform", "logit_normal", "log_normal"] = "uniform"
     """What that number becomes: a timestep that is uniform; one of which logit(t / T) is normal (logit_normal: Esser et
     al. 2024); or, for edm alone, a sigma of which the logarithm is (log_normal: Karras et al. 2022)."""
@@ -159,7 +159,7 @@ class SamplerConfig:
     """How images are sampled."""
 
     sampler: SamplerName = "dpmpp_2m"
-    """ddim, dpmpp_2m, euler, heun (two predictions a step) or unipc (docs/sampling.md)."""
+    """ddim, dpmpp_2m, euler, heun (two predictions a step) or unipc (docs/how_to/choose_a_sampler.md)."""
     steps: int = 20
     """Denoising steps."""
     guidance: float = 3.0

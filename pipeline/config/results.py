@@ -49,7 +49,7 @@ class EvalRunConfig:
     """ema or raw."""
     ema: float = 0.0
     """Which average: 0 = the run's own; from 1 on, one of its ema.half_lives; below 1, a power-function average of this
-    relative width, made from the snapshots of ema.widths (docs/training.md)."""
+    relative width, made from the snapshots of ema.widths (docs/how_to/train_for_weeks.md)."""
     seed: int = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -77,7 +77,7 @@ class SampleConfig:
     """ema or raw."""
     ema: float = 0.0
     """Which average: 0 = the run's own; from 1 on, one of its ema.half_lives; below 1, a power-function average of this
-    relative width, made from the snapshots of ema.widths (docs/training.md)."""
+    relative width, made from the snapshots of ema.widths (docs/how_to/train_for_weeks.md)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How."""
     guidance: float = 0.0
@@ -113,7 +113,7 @@ class ExportConfig:
     """ema or raw."""
     ema: float = 0.0
     """Which average: 0 = the run's own; from 1 on, one of its ema.half_lives; below 1, a power-function average of this
-    relative width, made from the snapshots of ema.widths (docs/training.md)."""
+    relative width, made from the snapshots of ema.widths (docs/how_to/train_for_weeks.md)."""
     sampler: SamplerName = "ddim"
     """diffusers: whose scheduler, with the same levels and steps, goes into the folder; refused where diffusers has
     none that is the same."""

@@ -124,7 +124,8 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What is done about a step whose loss or gradient jumps, before the optimizer takes it (docs/training.md)."""
+    """What is done about a step whose loss or gradient jumps, before the optimizer takes it
+    (docs/how_to/train_for_weeks.md)."""
 
     action: Literal["off", "skip", "stop"] = "off"
     """off; skip: drop the gradient, the samples count as seen and are named; stop: end the run, with them named."""
@@ -165,7 +166,7 @@ class EvalConfig:
     """Captions, the same at every evaluation, whose samples are kept as a picture."""
     where: Literal["train", "job"] = "train"
     """train: on all ranks, which wait for it; job: in a process of its own on a snapshot of the EMA weights, which
-    training does not wait for (docs/evaluation-jobs.md)."""
+    training does not wait for (docs/how_to/evaluate_beside_training.md)."""
     cluster: str = ""
     """where=job: a file of conf/cluster whose Slurm runs each evaluation; "" = processes of lower priority on this
     machine, one at a time."""

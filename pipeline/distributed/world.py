@@ -1,4 +1,5 @@
-"""The world of ranks: who this process is, and how all of them agree before any of them acts (docs/promises.md, 6).
+"""The world of ranks: who this process is, and how all of them agree before any of them acts
+(docs/explained/promises.md, 6).
 
 Launchers (torchrun, accelerate, deepspeed, `latentmill train launch.processes=N`) say who a process is through RANK,
 WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without them a process is the whole world. Only gloo (CPU) and NCCL

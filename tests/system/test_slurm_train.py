@@ -1,5 +1,5 @@
 """`latentmill submit train` on a real Slurm of two nodes: what is told to stop comes back and reaches the end that an
-undisturbed run reaches, and nobody else trains the run meanwhile (docs/promises.md, faults 12, 18 and 24)."""
+undisturbed run reaches, and nobody else trains the run meanwhile (docs/explained/promises.md)."""
 
 from __future__ import annotations
 
