@@ -30,7 +30,7 @@ from pipeline.errors import ConfigError, NotFound
 from pipeline.evaluation import beside
 from pipeline.evaluation.captions import load_validation
 from pipeline.evaluation.card import Card
-from pipeline.evaluation.evaluate import Evaluator, evaluation_folder, in_training, write
+from pipeline.evaluation.evaluate import Evaluator, in_training, write
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.reference import load_reference
 from pipeline.inference.trained import Trained, encode_captions, load_trained
@@ -38,7 +38,7 @@ from pipeline.models.denoiser import Denoiser
 from pipeline.models.tasks.choose import TASKS
 from pipeline.report import page
 from pipeline.runs.datasets import empty_caption
-from pipeline.runs.directory import RunInfo, load_run
+from pipeline.runs.directory import RunInfo, evaluation_folder, load_run
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage, split_url
 from pipeline.tracking.tracker import Tracker
