@@ -61,6 +61,12 @@ def checkpoint_folder(n: int) -> str:
     return f"{CHECKPOINTS}{n:012d}/"
 
 
+def evaluation_folder(n: int, name: str = "") -> str:
+    """Where an evaluation at n samples is kept in a run directory. name: tells evaluations at the same n apart; "" for
+    the one that belongs to training."""
+    return f"evals/{n:012d}" + (f"-{name}" if name else "")
+
+
 def committed(run: Storage) -> list[int]:
     """n of every committed checkpoint, the newest first."""
     keys = [info.key for info in run.list(CHECKPOINTS)]
@@ -69,7 +75,7 @@ def committed(run: Storage) -> list[int]:
 
 def evaluated(run: Storage, n: int) -> bool:
     """Whether the evaluation that belongs to training at n samples is done, or left to a job of its own."""
-    return run.exists(f"evals/{n:012d}/metrics.json") or run.exists(f"evals/{n:012d}/{SNAPSHOT}")
+    return any(run.exists(f"{evaluation_folder(n)}/{name}") for name in ("metrics.json", SNAPSHOT))
 
 
 def last_sample(config: TrainConfig) -> int:
