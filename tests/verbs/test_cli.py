@@ -118,10 +118,10 @@ def test_a_verbs_help_names_its_keys_with_defaults(verb_name: str, capsys: pytes
     assert cli.main([verb_name, "--help"]) == 0
     said = capsys.readouterr().out
     if verb_name == "train":
-        assert "\n  optim.lr=0.0001\n      Peak learning rate.\n" in said
+        assert "\n  optim.lr=0.0001  (> 0)\n      Peak learning rate.\n" in said
         assert "\n  resume=auto  {auto,must,never}\n" in said
         assert "\n  model={ldm4_class," in said and "sd1,sd2,sdxl,small,tiny}\n" in said
-        assert "\n  init=\n      What the UNet begins with: a run" in said
+        assert "\n  init=\n      Weights that the UNet begins with: a run" in said
         assert "\n  run=...  (must be given)\n" in said
     assert max(map(len, said.splitlines())) <= 120
 
