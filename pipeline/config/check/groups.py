@@ -24,7 +24,7 @@ def check_checkpoint(config: c.TrainConfig) -> None:
 
 
 def check_ema(config: c.EmaConfig) -> None:
-    """The averages that a run keeps."""
+    """The averages that a run keeps: none twice, and widths together with snapshots."""
     for name, values in (("half_lives", config.half_lives), ("widths", config.widths)):
         labels = [f"{value:g}" for value in values]
         require(len(set(labels)) == len(labels), f"ema.{name} names one twice: {', '.join(labels)}")
@@ -36,7 +36,7 @@ def check_ema(config: c.EmaConfig) -> None:
 
 
 def check_average(weights: str, ema: float) -> None:
-    """Which of a run's averages a verb takes."""
+    """Which weights of a run a verb takes: raw, or one of its averages."""
     require(weights == "ema" or ema == 0, f"weights={weights} with ema={ema:g}: leave one of them out")
     require(
         ema == 0 or 0 < ema < WIDEST or ema >= 1,
@@ -45,7 +45,7 @@ def check_average(weights: str, ema: float) -> None:
 
 
 def check_evaluation(config: c.TrainConfig) -> None:
-    """Evaluation inside training."""
+    """Evaluation during training."""
     settings = config.eval
     check_sampler(settings.sampler, config.diffusion.timesteps, "eval.sampler.")
     require(
@@ -189,8 +189,8 @@ def check_guidance(scales: tuple[float, ...], low: float, high: float, rescale: 
         not high or low < high,
         f"{prefix}guidance_low={low:g}, guidance_high={high:g}: low < high, or 0 for no bound",
     )
-    given = [name for name, value in (("guidance_low", low), ("guidance_high", high), ("rescale", rescale)) if value]
+    others = [name for name, value in (("guidance_low", low), ("guidance_high", high), ("rescale", rescale)) if value]
     require(
-        not given or any(scale != 1 for scale in scales),
-        f"{prefix}{' and '.join(given)} without guidance: {prefix}guidance=1 is none; give a scale, or leave them out",
+        not others or any(scale != 1 for scale in scales),
+        f"{prefix}{' and '.join(others)} without guidance: {prefix}guidance=1 is none; give a scale, or leave them out",
     )
