@@ -5,7 +5,7 @@ from __future__ import annotations
 VERBS = {
     "synth": ("preprocess.synthetic", "write captioned-shapes shards in img2dataset's layout"),
     "encode": ("preprocess.encode", "image-text shards to a cached latent dataset"),
-    "index": ("preprocess.index", "tars of latents made elsewhere to a dataset, where they lie"),
+    "index": ("preprocess.index", "a dataset from tars of latents made elsewhere, in place"),
     "verify": ("preprocess.verify", "prove a cache: hashes, counts, statistics, decode and compare"),
     "reference": ("preprocess.reference", "feature statistics of real images, for FID"),
     "train": ("pipeline.train", "train a latent diffusion model on a cache"),

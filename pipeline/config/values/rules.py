@@ -53,7 +53,7 @@ def parse_rules(texts: Iterable[str]) -> list[Rule]:
 
 
 def parse_rule(text: str) -> Rule:
-    """The rule that a text states. Raises ConfigError unless it is KEY OP VALUE, with a number after >=, <=, > and <."""
+    """The rule that a text states. Raises ConfigError unless it is KEY OP VALUE; >=, <=, > and < need a number."""
     match = PATTERN.fullmatch(text)
     if match is None:
         raise ConfigError(
