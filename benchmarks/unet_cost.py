@@ -1,4 +1,4 @@
-"""The table of docs/unet-cost.md, calculated: `.venv/bin/python -m benchmarks.unet_cost [MODEL ...]`."""
+"""The table of docs/explained/memory_model.md, calculated: `.venv/bin/python -m benchmarks.unet_cost [MODEL ...]`."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from pipeline.errors import ConfigError, NotFound
 from pipeline.evaluation import beside
 from pipeline.evaluation.captions import load_validation
 from pipeline.evaluation.card import Card
-from pipeline.evaluation.evaluate import Evaluator, evaluation_folder, in_training, write
+from pipeline.evaluation.evaluate import Evaluator, in_training, write
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.reference import load_reference
 from pipeline.inference.trained import Trained, encode_captions, load_trained
@@ -38,9 +38,10 @@ from pipeline.models.denoiser import Denoiser
 from pipeline.models.tasks.choose import TASKS
 from pipeline.report import page
 from pipeline.runs.datasets import empty_caption
-from pipeline.runs.directory import RunInfo, load_run
+from pipeline.runs.directory import RunInfo, evaluation_folder, load_run
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage, split_url
+from pipeline.tracking import terminal
 from pipeline.tracking.tracker import Tracker
 
 TOLERANCE = 1e-3
@@ -55,7 +56,7 @@ def main(config: EvalRunConfig) -> int:
     if config.from_card:
         return reproduce(config)
     cards = evaluate_run(config)
-    print(table(cards))
+    print(table(cards), end="")
     for card in cards:
         print(card.line())
     if len(cards) > 1:
@@ -280,14 +281,13 @@ def table(cards: Sequence[Card]) -> str:
         for name, value in cards[0].metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("n", "seconds", "guidance")
     ]
+    headings = ["sampler", *(card.sampler for card in cards)]
     rows = [
-        ["sampler", *(card.sampler for card in cards)],
         ["steps", *(str(card.steps) for card in cards)],
         ["guidance", *(f"{card.guidance:g}" for card in cards)],
     ]
     rows += [[name, *(f"{card.metrics[name]:.4g}" for card in cards)] for name in names]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return terminal.table(headings, rows, left=(0,))
 
 
 if __name__ == "__main__":

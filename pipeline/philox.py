@@ -100,6 +100,14 @@ def _round_keys(seed: int) -> list[tuple[int, int]]:
     return [((low + i * WEYL[0]) & MASK, (high + i * WEYL[1]) & MASK) for i in range(ROUNDS)]
 
 
+def mix64(x: np.ndarray) -> np.ndarray:
+    """A hash of each uint64 (Stafford's variant 13 of MurmurHash3's finalizer): every input bit reaches every output
+    bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Distributions
 

@@ -32,11 +32,6 @@ def main(config: SampleConfig) -> int:
     return 0
 
 
-def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
-    """config.n images of one size for each prompt: (prompts, n, H, W, 3) uint8. See sample_rows."""
-    return np.stack(sample_rows(config, prompts))
-
-
 def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
     """config.n images for each prompt: (n, H, W, 3) uint8 each, in the prompt's own size.
 

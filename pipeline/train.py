@@ -28,7 +28,6 @@ from pipeline.distributed.signals import stopping_at_once
 from pipeline.errors import ConfigError, LatentmillError, RunError
 from pipeline.runs.directory import (
     committed,
-    config_digest,
     is_finished,
     last_sample,
     require_resumable,
@@ -107,14 +106,11 @@ def leased(config: TrainConfig, world: World) -> Iterator[Lease | None]:
     """Inside, rank 0 holds the run's lease. Collective: raises RunError on every rank when another has it."""
     from pipeline.runs.lease import Lease
 
-    lease, failure = None, None
-    try:
-        if world.rank == 0:
-            run = open_storage(config.run)
-            lease = Lease.take(run, first=next(iter(committed(run)), 0))
-    except LatentmillError as error:
-        failure = error
-    world.raise_together(failure)
+    def take() -> Lease:
+        run = open_storage(config.run)
+        return Lease.take(run, first=next(iter(committed(run)), 0))
+
+    lease = world.together(take, rank=0)
     with lease or nullcontext():
         yield lease
 
@@ -130,16 +126,15 @@ def train(config: TrainConfig, world: World) -> None:
         torch.backends.cudnn.benchmark = True  # sizes of latents are few: the fastest convolutions are found once
 
     run = open_storage(config.run)
-    data, failure = None, None
-    try:
+
+    def open_checked() -> Data:
         data = open_data(config, run, world)
         if world.rank == 0:
             require_resumable(config, run)
             require_same_datasets(config, run, data.digests, data.mixture)
-    except LatentmillError as error:
-        failure = error
-    world.raise_together(failure)
-    assert data is not None
+        return data
+
+    data = world.together(open_checked)
     with leased(config, world) as lease:
         train_on(data, config, world, lease)
 
@@ -149,22 +144,22 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
     from pipeline.models.denoiser import Denoiser
     from pipeline.planning.flops import image_flops
     from pipeline.tracking.tracker import Tracker
+    from pipeline.training.assembly import make_trainer
     from pipeline.training.engines.choose import make_engine
     from pipeline.training.evaluations import evaluation, validation_loss
+    from pipeline.training.inputs import Inputs
     from pipeline.training.start import share
-    from pipeline.training.trainer import Identity, Latents, Trainer
 
-    run, failure = open_storage(config.run), None
+    run = open_storage(config.run)
     contract = data.manifest.contract
     denoiser = Denoiser(config.model, data.task)
     denoiser.reset_parameters(config.seed)
-    try:
-        if world.rank == 0:
-            begun = begun_from(config, run, denoiser, contract)
-            describe_run(config, run, data.manifest, data.manifests, data.mixture, begun)
-    except LatentmillError as error:
-        failure = error
-    world.raise_together(failure)
+
+    def begin() -> None:
+        facts = begun_from(config, run, denoiser, contract)
+        describe_run(config, run, data.manifest, data.manifests, data.mixture, facts)
+
+    world.together(begin, rank=0)
     if config.init:
         share(denoiser, world)
     if config.compile:
@@ -177,17 +172,17 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
         Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
         evaluation(config, run, world, data.manifest, data.empty, tracker) as evaluate,
     ):
-        trainer = Trainer(
+        text_of = text_encoder(config, contract, world)
+        trainer = make_trainer(
             config,
             world=world,
             engine=engine,
-            latents=Latents(contract.scale, contract.shift),
+            inputs=Inputs(lambda n: data.stream_from(start_n=n), contract.scale, contract.shift, text_of),
             run=run,
             folder=Path(folder),
             tracker=tracker,
-            identity=Identity(config_digest(config), data.manifests, data.mixture),
-            stream_from=lambda n: data.stream_from(start_n=n),
-            text_of=text_encoder(config, contract, world),
+            manifests=data.manifests,
+            mixture=data.mixture,
             evaluate=evaluate,
             validation=validation_loss(config, world, data),
             flops=image_flops(config.model),

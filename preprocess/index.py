@@ -37,11 +37,11 @@ from pipeline.distributed.place import cores
 from pipeline.errors import ConfigError, DatasetError, DestinationExists, ShardCorrupt, SourceError
 from pipeline.storage.base import Storage
 from pipeline.storage.patterns import expand
-from pipeline.storage.urls import open_storage
+from pipeline.storage.urls import open_storage, without_folders
 from pipeline.tracking.progress import Progress
 from preprocess.adopting.foreign import UNKNOWN, Facts, empty_caption, facts_of
 from preprocess.adopting.scan import Scan, scan
-from preprocess.encoding.plan import PLAN, read_plan, without_folders
+from preprocess.encoding.plan import PLAN, read_plan
 from preprocess.encoding.writer import Moments
 
 

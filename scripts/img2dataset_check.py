@@ -5,7 +5,7 @@
 img2dataset wants webdataset below 0.3 and latentmill 1.0, so it needs an environment of its own. The server has
 photographs of many sizes and kinds, and what a crawl meets beside them: pages under .jpg names, missing and forbidden
 files, a cut JPEG. Fails when a count, a caption or a shard is not what it has to be; prints rows of the table in
-docs/img2dataset.md and leaves everything in dest. Nothing leaves the machine.
+docs/how_to/img2dataset.md and leaves everything in dest. Nothing leaves the machine.
 """
 
 from __future__ import annotations

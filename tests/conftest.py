@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from servers.fault_proxy import FaultProxy
     from servers.slurm import Slurm
 
+# Before anything imports it: a process that runs hundreds of tests must give freed memory back.
+from pipeline.distributed import allocator
+
+allocator.keep_memory = lambda: None
+
 # Before torch and OpenMP are imported anywhere. Tests run beside each other's subprocesses on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
@@ -27,7 +33,22 @@ TESTS = Path(__file__).resolve().parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
 
 _numbers = itertools.count()
-REPOSITORY = Path(__file__).resolve().parent.parent
+GROUP = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there are workers (scripts/check), the tests of a file stay on one, those of a real Slurm on one, and what
+    takes longest comes first. tests/durations.json says what that is."""
+    known = TESTS / "durations.json"
+    seconds = json.loads(known.read_text(encoding="utf-8"))["seconds"] if known.exists() else {}
+    longest: dict[str, float] = {}
+    for item in items:
+        file = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else item.path.name
+        group = "slurm" if "slurm_cluster" in getattr(item, "fixturenames", ()) else file
+        item.add_marker(pytest.mark.xdist_group(group))
+        item.stash[GROUP] = group
+        longest[group] = seconds.get(group, seconds.get(file, 1.0))
+    items.sort(key=lambda item: -longest[item.stash[GROUP]])
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -32,11 +32,10 @@ from pipeline.models.unet.model import UNet
 from pipeline.planning.flops import image_flops
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import Tracker
+from pipeline.training.assembly import make_trainer
 from pipeline.training.engines.choose import make_engine
 from pipeline.training.engines.optimizer import make_optimizer
-from pipeline.training.inputs import open_data
-from pipeline.training.trainer import Identity, Trainer
-from pipeline.training.trainer import Latents as Scale
+from pipeline.training.inputs import Inputs, open_data
 
 LEARNING_RATE = 1e-4
 FOREVER = 10**12  # samples
@@ -110,22 +109,21 @@ class Ours:
         self.parameters = sum(p.numel() for p in denoiser.parameters())
         self.engine = make_engine(denoiser, config, world)
         self.tracker = Tracker(run, config.tracking, folder=Path(self._folder.name), enabled=world.rank == 0)
-        self.trainer = Trainer(
+        self.trainer = make_trainer(
             config,
             world=world,
             engine=self.engine,
-            latents=Scale(contract.scale, contract.shift),
+            inputs=Inputs(lambda n: data.stream_from(start_n=n), contract.scale, contract.shift),
             run=run,
             folder=Path(self._folder.name),
             tracker=self.tracker,
-            identity=Identity("", data.manifests),
-            stream_from=lambda n: data.stream_from(start_n=n),
+            manifests=data.manifests,
             flops=image_flops(model),
         )
         self.trainer.resume()
-        self.trainer.stalls.seconds = 0.0
-        self._update = self.trainer.ema.update
-        self.trainer.ema.update = self._timed_update  # type: ignore[method-assign]
+        self.trainer.watch.stalls.seconds = 0.0
+        self._update = self.trainer.state.ema.update
+        self.trainer.state.ema.update = self._timed_update  # type: ignore[method-assign]
         self._steps: Iterator[int] = self.trainer.steps()  # type: ignore[assignment]
 
     def _timed_update(self, n: int, batch: int) -> None:
@@ -138,18 +136,18 @@ class Ours:
 
     def save(self) -> None:
         """Begin a commit, as the loop does when one is due."""
-        self.trainer.save()
+        self.trainer.commits.save()
 
     def settle(self) -> tuple[float, int]:
         """Wait for it; seconds from its beginning to its commit, and bytes of this rank."""
-        self.trainer.saver.settle()
-        save = self.trainer.saver.last
+        self.trainer.commits.saver.settle()
+        save = self.trainer.commits.saver.last
         assert save is not None
         return save.write_s, save.bytes
 
     def close(self) -> None:
         self._steps.close()  # type: ignore[attr-defined]
-        self.trainer.watchdog.stop()
+        self.trainer.watch.stop()
         self.tracker.close()
         self.engine.destroy()
         del self.trainer, self.engine

@@ -41,7 +41,8 @@ class FetchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """Limits on a source that are checked before anything is decoded, since it may be hostile (docs/promises.md, 7)."""
+    """Limits on a source that are checked before anything is decoded, since it may be hostile
+    (docs/explained/promises.md, 7)."""
 
     member_bytes: Annotated[int, Ge(1)] = 64 * 1024 * 1024
     """Largest size in bytes of a member of an input tar."""

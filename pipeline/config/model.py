@@ -101,12 +101,12 @@ class ModelConfig:
     """Recompute every block's activations in the backward pass: least memory, about a third more time."""
     activation_gb: Annotated[float, Ge(0)] = 0.0
     """Upper bound in GB on the activations that a rank keeps for the backward pass: as few blocks as necessary are
-    computed again, the ones that free most first (docs/unet-cost.md). 0 = no bound."""
+    computed again, the ones that free most first (docs/explained/memory_model.md). 0 = no bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """Noise levels and objective (conf/diffusion/*.yaml; formulas and sources: docs/objective.md)."""
+    """Noise levels and objective (conf/diffusion/*.yaml; formulas and sources: docs/reference/objectives.md)."""
 
     prediction: Literal["epsilon", "v", "x0", "flow", "edm"] = "epsilon"
     """What the UNet predicts, which also decides the diffusion process. epsilon, v (Salimans & Ho 2022) and x0: the
@@ -125,7 +125,7 @@ class DiffusionConfig:
     """Rescale the schedule so that its last level is pure noise (Lin et al. 2023); with v and x0 only."""
     timestep_sampling: Literal["uniform", "stratified"] = "uniform"
     """How the uniform number behind a sample's timestep is drawn: uniform (independently), or stratified (spread evenly
-    over consecutive samples; docs/promises.md, 1)."""
+    over consecutive samples; docs/explained/promises.md, 1)."""
     timestep_density: Literal["uniform", "logit_normal", "log_normal"] = "uniform"
     """Distribution to which that number is mapped. uniform: uniform timesteps t. logit_normal: logit(t / T) is normal
     (Esser et al. 2024). log_normal, for edm alone: the logarithm of sigma is normal (Karras et al. 2022)."""
@@ -166,7 +166,7 @@ class SamplerConfig:
     """How images are sampled."""
 
     sampler: SamplerName = "dpmpp_2m"
-    """ddim, dpmpp_2m, euler, heun (two predictions a step) or unipc (docs/sampling.md)."""
+    """ddim, dpmpp_2m, euler, heun (two predictions a step) or unipc (docs/how_to/choose_a_sampler.md)."""
     steps: Annotated[int, Ge(1)] = 20
     """Denoising steps."""
     guidance: Annotated[float, Ge(0, "0 or more is wanted (1 = none)")] = 3.0

@@ -51,7 +51,8 @@ class EvalRunConfig:
     """ema: averaged weights. raw: the weights as trained."""
     ema: float = 0.0
     """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
-    1: a power-function average of this relative width, made from the snapshots of ema.widths (docs/training.md)."""
+    1: a power-function average of this relative width, made from the snapshots of ema.widths
+    (docs/how_to/train_for_weeks.md)."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -79,7 +80,8 @@ class SampleConfig:
     """ema: averaged weights. raw: the weights as trained."""
     ema: float = 0.0
     """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
-    1: a power-function average of this relative width, made from the snapshots of ema.widths (docs/training.md)."""
+    1: a power-function average of this relative width, made from the snapshots of ema.widths
+    (docs/how_to/train_for_weeks.md)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How images are sampled."""
     guidance: Annotated[float, Ge(0, "0 or more is wanted (1 = none)")] = 0.0
@@ -115,7 +117,8 @@ class ExportConfig:
     """ema: averaged weights. raw: the weights as trained."""
     ema: float = 0.0
     """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
-    1: a power-function average of this relative width, made from the snapshots of ema.widths (docs/training.md)."""
+    1: a power-function average of this relative width, made from the snapshots of ema.widths
+    (docs/how_to/train_for_weeks.md)."""
     sampler: SamplerName = "ddim"
     """With format=diffusers: the sampler whose scheduler, with the same noise levels and steps, goes into the folder.
     Refused where diffusers has no scheduler that does the same."""

@@ -138,7 +138,8 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What to do about a step whose loss or gradient jumps, before the optimizer applies it (docs/training.md)."""
+    """What to do about a step whose loss or gradient jumps, before the optimizer applies it
+    (docs/how_to/train_for_weeks.md)."""
 
     action: Literal["off", "skip", "stop"] = "off"
     """off: nothing. skip: drop the gradient; the samples count as seen and are named. stop: end the run and name the
@@ -182,7 +183,7 @@ class EvalConfig:
     """Number of captions whose samples each evaluation keeps as a picture, always the same captions."""
     where: Literal["train", "job"] = "train"
     """train: on all ranks, between training steps. job: in a separate process on a snapshot of the EMA weights, which
-    training does not wait for (docs/evaluation-jobs.md)."""
+    training does not wait for (docs/how_to/evaluate_beside_training.md)."""
     cluster: str = ""
     """With where=job: name of a file in conf/cluster, whose Slurm runs each evaluation; "" = processes of lower
     priority on this machine, one at a time."""

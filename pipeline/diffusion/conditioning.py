@@ -29,12 +29,6 @@ class Conditioning:
         """The rows of both, this one's first."""
         return self._with(other, lambda mine, theirs: torch.cat([mine, theirs]))
 
-    def rows(self, rows: slice) -> Conditioning:
-        """Some of the rows."""
-        fields = (self.context, self.context_mask, self.concat, self.vector)
-        context, mask, concat, vector = (None if field is None else field[rows] for field in fields)
-        return Conditioning(context, mask, concat, vector)
-
     def _with(self, other: Conditioning, combine: Callable[[Tensor, Tensor], Tensor]) -> Conditioning:
         """Field by field; `other` takes this one's dtype and device."""
 

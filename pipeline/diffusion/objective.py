@@ -1,6 +1,6 @@
 """The training objective: noise a latent, predict, compare (Rombach et al. 2021, equations 2 and 3).
 
-docs/objective.md lists what can be chosen, with formulas and sources.
+docs/reference/objectives.md lists what can be chosen, with formulas and sources.
 """
 
 from __future__ import annotations

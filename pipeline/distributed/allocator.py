@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep what it has.
 
 By default it gives large blocks back to the kernel as soon as they are free, and PyTorch on a CPU allocates its
-activations anew at every batch: each page is then faulted in again (measured: docs/performance.md).
+activations anew at every batch: each page is then faulted in again (measured: docs/measured/cpu.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The world of ranks: who this process is, and how all of them agree before any of them acts (docs/promises.md, 6).
+"""The world of ranks: who this process is, and how all of them agree before any of them acts
+(docs/explained/promises.md, 6).
 
 Launchers (torchrun, accelerate, deepspeed, `latentmill train launch.processes=N`) say who a process is through RANK,
 WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without them a process is the whole world. Only gloo (CPU) and NCCL
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,6 +22,8 @@ from pipeline import errors
 from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.place import in_world, threads_per_rank
 from pipeline.errors import ConfigError, LatentmillError
+
+T = TypeVar("T")
 
 COLLECTIVE_SECONDS = 900  # a collective that takes longer than this ends the process: a peer is gone
 
@@ -76,6 +80,18 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
+
+    def together(self, action: Callable[[], T], *, rank: int | None = None) -> T:
+        """The value of `action()`, when it has succeeded on every rank; where it raises LatentmillError on any, every
+        rank raises. rank: the only rank that acts; the others get None. Collective."""
+        value, failure = None, None
+        try:
+            if rank is None or rank == self.rank:
+                value = action()
+        except LatentmillError as error:
+            failure = error
+        self.raise_together(failure)
+        return value  # type: ignore[return-value]
 
     def raise_together(self, error: BaseException | None) -> None:
         """When any rank has an error, every rank raises the first one: its own, or a copy that names its rank.

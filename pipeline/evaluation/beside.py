@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pipeline.errors import LatentmillError, NotFound
 from pipeline.log import log
-from pipeline.runs.directory import SNAPSHOT
+from pipeline.runs.directory import SNAPSHOT, evaluation_folder
 from pipeline.scheduler.slurm import inherited
 from pipeline.storage.base import Storage
 from pipeline.tracking.tracker import Tracker
@@ -44,7 +44,7 @@ LOG = "evals/jobs.log"
 
 def figures(run: Storage, n: int) -> str:
     """Where the figures at n samples are."""
-    return f"evals/{n:012d}/metrics.json"
+    return f"{evaluation_folder(n)}/metrics.json"
 
 
 def pending(run: Storage) -> list[int]:
@@ -56,14 +56,14 @@ def pending(run: Storage) -> list[int]:
 
 def read_snapshot(run: Storage, n: int) -> dict[str, Tensor]:
     """Whole fp32 EMA weights by parameter name. Raises NotFound where another process has finished with it."""
-    return load(run.get(f"evals/{n:012d}/{SNAPSHOT}"))
+    return load(run.get(f"{evaluation_folder(n)}/{SNAPSHOT}"))
 
 
 def finish(run: Storage, n: int, track: Callable[[], None]) -> None:
     """The figures at n are written: the snapshot goes, and unless a training process will, `track` brings them to the
     tracker."""
-    run.delete(f"evals/{n:012d}/{SNAPSHOT}")
-    if not run.exists(OPEN) and run.put_if_absent(f"evals/{n:012d}/tracked", b""):
+    run.delete(f"{evaluation_folder(n)}/{SNAPSHOT}")
+    if not run.exists(OPEN) and run.put_if_absent(f"{evaluation_folder(n)}/tracked", b""):
         track()
 
 
@@ -115,7 +115,7 @@ class Jobs:
 
     def _begin(self, n: int, weights: dict[str, Tensor]) -> None:
         data = save({name: tensor.cpu().contiguous() for name, tensor in weights.items()})
-        self._run.put(f"evals/{n:012d}/{SNAPSHOT}", data)
+        self._run.put(f"{evaluation_folder(n)}/{SNAPSHOT}", data)
         self._start(n)
 
     def _revive(self) -> None:
@@ -151,7 +151,7 @@ def bring(run: Storage, n: int, tracker: Tracker) -> None:
 
 def show(run: Storage, n: int, tracker: Tracker) -> None:
     """The picture of the evaluation at n to the tracker, with its captions."""
-    folder = f"evals/{n:012d}"
+    folder = evaluation_folder(n)
     try:
         captions = json.loads(run.get(f"{folder}/grid.json"))["captions"]
         tracker.image(n, "samples", run.get(f"{folder}/grid.png"), numbered(captions))

@@ -36,6 +36,7 @@ from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.tasks.choose import make_task
 from pipeline.report.grid import GAP, png, tile
+from pipeline.runs.directory import evaluation_folder
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -253,11 +254,6 @@ class Evaluator:
             rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
             device=self.world.device.type,
         )
-
-
-def evaluation_folder(n: int, name: str = "") -> str:
-    """Where an evaluation at n samples is kept in a run directory."""
-    return f"evals/{n:012d}" + (f"-{name}" if name else "")
 
 
 def write(run: Storage, result: EvalResult, name: str = "") -> str:

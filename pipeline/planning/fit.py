@@ -26,7 +26,7 @@ class Fit:
         return (
             f"{self.parameters / 1e6:,.0f} million parameters; a GPU holds {self.state / 1e9:.3g} GB of weights, "
             f"gradients, optimizer and average, and {self.peak / 1e9:.3g} GB at a step's peak{again} "
-            "(docs/unet-cost.md; NCCL's and the driver's own memory comes on top)"
+            "(docs/explained/memory_model.md; NCCL's and the driver's own memory comes on top)"
         )
 
 

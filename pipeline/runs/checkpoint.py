@@ -49,8 +49,8 @@ class Commit:
     """Ranks that wrote it."""
     stage: str
     """Engine and ZeRO stage that wrote it, for the reader's information."""
-    config: str
-    """Digest of the run's configuration."""
+    config: dict[str, Any] | str
+    """Of the run's configuration, what may not change within a run; its digest in commits of earlier versions."""
     manifests: dict[str, str]
     """Digest of each dataset's manifest, by role."""
     mixture: list[int] = field(default_factory=list)

@@ -7,7 +7,6 @@ Imports no torch, so that a verb can look at a run before it starts ranks.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,30 +55,16 @@ MAY_CHANGE = (
 )
 """Keys of the configuration, or groups of them, that may change at a resume. Whatever else differs is another run."""
 
-ADDED: dict[str, Any] = {
-    "init": "",
-    "init_weights": "ema",
-    "model.vector_time_ids": 0,
-    "ema.half_lives": [],
-    "ema.widths": [],
-    "ema.snapshots": 0,
-    "diffusion.zero_terminal_snr": False,
-    "diffusion.timestep_density": "uniform",
-    "diffusion.timestep_mean": 0.0,
-    "diffusion.timestep_std": 1.0,
-    "diffusion.min_snr_gamma": 0.0,
-    "diffusion.offset_noise": 0.0,
-    "diffusion.sigma_data": 0.5,
-    "diffusion.sigma_min": 0.002,
-    "diffusion.sigma_max": 80.0,
-    "diffusion.rho": 7.0,
-}
-"""Keys that are younger than the first runs: where they say what was so before them, the digest leaves them out."""
-
 
 def checkpoint_folder(n: int) -> str:
     """Where the checkpoint at n samples lies, with a slash at its end."""
     return f"{CHECKPOINTS}{n:012d}/"
+
+
+def evaluation_folder(n: int, name: str = "") -> str:
+    """Where an evaluation at n samples is kept in a run directory. name: tells evaluations at the same n apart; "" for
+    the one that belongs to training."""
+    return f"evals/{n:012d}" + (f"-{name}" if name else "")
 
 
 def committed(run: Storage) -> list[int]:
@@ -90,7 +75,7 @@ def committed(run: Storage) -> list[int]:
 
 def evaluated(run: Storage, n: int) -> bool:
     """Whether the evaluation that belongs to training at n samples is done, or left to a job of its own."""
-    return run.exists(f"evals/{n:012d}/metrics.json") or run.exists(f"evals/{n:012d}/{SNAPSHOT}")
+    return any(run.exists(f"{evaluation_folder(n)}/{name}") for name in ("metrics.json", SNAPSHOT))
 
 
 def last_sample(config: TrainConfig) -> int:
@@ -199,17 +184,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     return lines
 
 
-def config_digest(config: TrainConfig) -> str:
-    """SHA-256 of everything in the configuration that may not change within a run."""
+def fixed_keys(config: TrainConfig) -> dict[str, Any]:
+    """Everything in the configuration that may not change within a run, as plain data: a commit holds it."""
 
     def fixed(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
         return {
             key: fixed(value, f"{path}{key}.") if isinstance(value, Mapping) else value
             for key, value in tree.items()
-            if f"{path}{key}" not in MAY_CHANGE and not (f"{path}{key}" in ADDED and value == ADDED[f"{path}{key}"])
+            if f"{path}{key}" not in MAY_CHANGE
         }
 
-    return hashlib.sha256(json.dumps(fixed(to_dict(config)), sort_keys=True).encode()).hexdigest()
+    return fixed(to_dict(config))
 
 
 def _stored_config(run: Storage) -> dict[str, Any]:

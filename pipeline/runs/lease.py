@@ -1,4 +1,4 @@
-"""One lease per run: who trains it now, so that nobody else does (docs/promises.md, fault 24).
+"""One lease per run: who trains it now, so that nobody else does (docs/explained/promises.md).
 
     lease/000001.json, lease/000002.json, ...        the newest says who holds the run, or how the last one left it
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import RunError
+from pipeline.philox import GOLDEN, mix64
 from pipeline.storage.base import Storage
 
 LEDGER = "ledger/rank{rank:05d}.jsonl"
@@ -92,21 +93,14 @@ class Ledger:
 # --------------------------------------------------------------------------------------------------------------------
 # Hashes
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = np.uint64(GOLDEN)
 _ODD = (-7046029254386353131, -4417276706812531889)  # 2**64 / golden ratio and an odd companion, as signed integers
 
 
 def record_hashes(numbers: np.ndarray, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """(N,) int64 sample numbers, shard numbers and rows -> (N,) uint64."""
     place = (shards.astype(np.uint64) << np.uint64(32)) + rows.astype(np.uint64)
-    return _mix_numpy(_mix_numpy(place + _GOLDEN) + (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
-
-
-def _mix_numpy(x: np.ndarray) -> np.ndarray:
-    """Stafford's variant 13 of MurmurHash3's finalizer."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return mix64(mix64(place + _GOLDEN) + (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def noise_digest(numbers: Tensor, draws: Iterable[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from pipeline.config import CheckpointConfig, FeaturesName
 from pipeline.errors import CheckpointCorrupt, NotFound
 from pipeline.log import log
 from pipeline.runs.checkpoint import read_commit
-from pipeline.runs.directory import CHECKPOINTS, COMMIT, SNAPSHOT, checkpoint_folder, committed
+from pipeline.runs.directory import CHECKPOINTS, COMMIT, SNAPSHOT, checkpoint_folder, committed, evaluation_folder
 from pipeline.storage.base import Storage
 
 LOWER_IS_BETTER = {"fid": True, "kid": True, "cmmd": True, "clip_score": False, "attribute_accuracy": False}
@@ -79,7 +79,8 @@ def chosen(run: Storage, there: Sequence[int], retention: Retention) -> set[int]
         if figures:
             pick = min if LOWER_IS_BETTER[retention.best] else max
             kept.add(pick(figures, key=lambda n: figures[n]))
-        kept |= {n for n in there if n not in figures and run.exists(f"evals/{n:012d}/{SNAPSHOT}")}  # yet to come
+        # Those whose figures are yet to come stay as well.
+        kept |= {n for n in there if n not in figures and run.exists(f"{evaluation_folder(n)}/{SNAPSHOT}")}
     return kept
 
 
@@ -98,7 +99,7 @@ def require_sizes(run: Storage, n: int, files: Sequence[dict[str, Any]]) -> None
 def _figure(run: Storage, n: int, name: str) -> float | None:
     """A figure of the evaluation at n by its short name: fid is that of whichever features it was made with."""
     try:
-        metrics = json.loads(run.get(f"evals/{n:012d}/metrics.json"))
+        metrics = json.loads(run.get(f"{evaluation_folder(n)}/metrics.json"))
     except (NotFound, ValueError):
         return None
     keys = [name, *(f"{name}_{features}" for features in get_args(FeaturesName))]

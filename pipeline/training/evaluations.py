@@ -7,20 +7,30 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
-from pipeline.errors import LatentmillError
 from pipeline.runs.datasets import stored_members
+from pipeline.runs.directory import evaluated, last_sample
+from pipeline.runs.profiles import OWN
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
-from pipeline.training.inputs import Data
+from pipeline.training.commits import Commits
+from pipeline.training.inputs import Data, Inputs
+from pipeline.training.losses import SampleLosses
+from pipeline.training.schedule import due
+from pipeline.training.state import TrainingState
+from pipeline.training.watch.progress import ProgressWatch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.data.format.manifest import Manifest
+    from pipeline.diffusion.objective import Randomness
     from pipeline.distributed.world import World
     from pipeline.tracking.tracker import Tracker
-    from pipeline.training.trainer import Evaluate
     from pipeline.training.validation import ValidationLoss
+
+Evaluate = Callable[[dict[str, "Tensor"], int, Callable[[], bool]], Mapping[str, Any] | None]
+"""(full EMA weights by parameter name, n, whether this rank was asked to stop) -> metrics to log; called on every rank.
+Raises Interrupted, on all of them, when it has left because one was."""
 
 
 def validation_loss(config: TrainConfig, world: World, data: Data) -> ValidationLoss | None:
@@ -30,17 +40,15 @@ def validation_loss(config: TrainConfig, world: World, data: Data) -> Validation
 
     if not (config.data.val and config.eval.loss_images):
         return None
-    found, failure = None, None
-    try:
+
+    def load() -> ValidationLoss:
         storage = open_storage(config.data.val)
         manifest = load_manifest(storage)
         members = stored_members(data.task.members, manifest.contract)
         batch = (config.optim.micro_batch or config.optim.batch // world.size) * world.size
-        found = ValidationLoss.load(storage, manifest, members, config.eval.loss_images, batch, config.diffusion, world)
-    except LatentmillError as error:
-        failure = error
-    world.raise_together(failure)
-    return found
+        return ValidationLoss.load(storage, manifest, members, config.eval.loss_images, batch, config.diffusion, world)
+
+    return world.together(load)
 
 
 @contextmanager
@@ -68,13 +76,7 @@ def inside(
 
     def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> Mapping[str, Any]:
         metrics = measure(weights, n, stopped)
-        failure = None
-        try:
-            if world.rank == 0:
-                show(run, n, tracker)
-        except LatentmillError as error:
-            failure = error
-        world.raise_together(failure)
+        world.together(lambda: show(run, n, tracker), rank=0)
         return metrics
 
     return evaluate
@@ -91,3 +93,61 @@ def beside(config: TrainConfig, run: Storage, world: World, tracker: Tracker) ->
     start = Starter(config.run, config.eval.cluster, config.device, run.local_path(LOG))
     with Jobs(run, tracker, start) as jobs:
         yield lambda weights, n, stopped: jobs.evaluate(n, weights)
+
+
+class Evaluations:
+    """Looks at the weights before, while and after training. evaluate, validation: None for none."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        world: World,
+        run: Storage,
+        state: TrainingState,
+        commits: Commits,
+        tracker: Tracker,
+        watch: ProgressWatch,
+        losses: SampleLosses,
+        inputs: Inputs,
+        evaluate: Evaluate | None = None,
+        validation: ValidationLoss | None = None,
+    ) -> None:
+        self.config, self.world, self.run, self.state = config, world, run, state
+        self.commits, self.tracker, self.watch = commits, tracker, watch
+        self.losses, self.inputs = losses, inputs
+        self.evaluate, self.validation = evaluate, validation
+        self.end = last_sample(config)
+
+    def validate_if_due(self) -> None:
+        """The loss of held-out records, of the weights themselves. Collective."""
+        n, every = self.state.n, self.config.eval.loss_every or self.config.checkpoint.every
+        if self.validation is None or not (due(n, every, self.state.batch) or n == self.end):
+            return
+
+        def losses(latents: Tensor, draws: Randomness, tensors: dict[str, Tensor]) -> Tensor:
+            return self.losses(latents, draws, self.inputs.with_text(tensors))
+
+        with self.watch.paused():
+            row = self.validation(losses, self.inputs.scale, self.inputs.shift)
+        self.tracker.log(n, row, kind="val")
+
+    def evaluate_if_due(self, stopped: Callable[[], bool]) -> None:
+        """Evaluate the EMA weights before, while and after training; never twice at one n, over restarts too.
+
+        stopped: whether this rank was asked to stop. Collective. Raises Interrupted, on every rank, where one was.
+        """
+        n = self.state.n
+        if self.evaluate is None:
+            return
+        if not (n in (0, self.end) or due(n, self.config.eval.every, self.state.batch)):
+            return
+        if self.world.first(evaluated(self.run, n)):
+            return
+        if n > 0 and self.commits.newest != n and self.config.eval.where == "train":
+            self.commits.save()  # an evaluation is long, and may be killed
+        with self.watch.paused():
+            weights = self.state.engine.gather(self.state.averages()[OWN])
+            metrics = self.evaluate(weights, n, stopped)
+        if metrics:
+            self.tracker.log(n, metrics, kind="eval")

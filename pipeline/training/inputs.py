@@ -14,13 +14,37 @@ from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from pipeline.data.format.manifest import Manifest
     from pipeline.data.order.dataset import Dataset
+    from pipeline.data.reading.batch import Batch
     from pipeline.data.reading.stream import Stream
     from pipeline.distributed.world import World
     from pipeline.models.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the loop reads. stream_from: this rank's batches from sample number n on. scale, shift: of the cache's
+    latents. text_of: ids (b, L) -> text states (b, L, D), where the cache holds ids alone; else None."""
+
+    stream_from: Callable[[int], Stream]
+    scale: float
+    shift: float
+    text_of: Callable[[Tensor], Tensor] | None = None
+
+    def on_device(self, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """Moments (b, 2C, h, w) of a batch, and what the task reads beside them."""
+        tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+        return tensors.pop("moments"), self.with_text(tensors)
+
+    def with_text(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same with text states in place of ids."""
+        if self.text_of is not None:
+            tensors["text"] = self.text_of(tensors.pop("tokens"))
+        return tensors
 
 
 @dataclass(frozen=True)

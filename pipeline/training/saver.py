@@ -42,8 +42,8 @@ class Stamp:
 
     stage: str
     """Engine and ZeRO stage."""
-    config: str
-    """Digest of the configuration."""
+    config: Mapping[str, Any]
+    """Of the configuration, what may not change within a run."""
     manifests: Mapping[str, str]
     """Digest of each dataset's manifest, by role."""
     shapes: Mapping[str, Sequence[int]]
@@ -250,7 +250,7 @@ class Saver:
             steps=save.steps,
             world=self.world.size,
             stage=stamp.stage,
-            config=stamp.config,
+            config=dict(stamp.config),
             manifests=dict(stamp.manifests),
             mixture=list(stamp.mixture),
             shapes={name: list(shape) for name, shape in stamp.shapes.items()},

@@ -1,4 +1,4 @@
-"""Who works on which unit: advisory claims that expire (docs/promises.md, 2).
+"""Who works on which unit: advisory claims that expire (docs/explained/promises.md, 2).
 
 A claim is a small object beside the dataset. Nothing correct depends on it: units have the same bytes whoever encodes
 them. Its owner renews it while it works; whoever sees it unchanged for `seconds` of its own clock takes the unit over,

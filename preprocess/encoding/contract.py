@@ -14,7 +14,7 @@ from pipeline.data.format.contract import Contract, Member, TextFacts, canonical
 from pipeline.errors import ConfigError
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
-from preprocess.encoding.plan import without_folders
+from pipeline.storage.urls import without_folders
 from preprocess.source.image import RESIZE
 from preprocess.source.recipe import Target
 from preprocess.source.sample import LOWRES_FACTOR, MOST_BOXES

@@ -19,6 +19,7 @@ from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.tokenizer import Tokenizer
 from pipeline.storage.patterns import expand, sizes
+from pipeline.tracking.terminal import duration
 from preprocess.encoding.encoder import Batch, Encoder, Item
 from preprocess.encoding.plan import Unit
 from preprocess.source.decoders import prepare_all
@@ -99,8 +100,8 @@ class Estimate:
                 "",
                 f"about {self.accepted * variants * datasets:,.0f} records in {self.tars:,} tars; with indexes and "
                 f"reports {objects:,} objects",
-                f"about {self.rate:,.1f} images/s a process here: {_duration(seconds / self.processes)} with "
-                f"{self.processes}, {_duration(seconds)} of process time",
+                f"about {self.rate:,.1f} images/s a process here: {duration(seconds / self.processes)} with "
+                f"{self.processes}, {duration(seconds)} of process time",
                 "nothing was written",
             ]
         )
@@ -197,9 +198,3 @@ def _bytes(count: float) -> str:
             return f"{count:,.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

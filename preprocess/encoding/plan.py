@@ -17,6 +17,7 @@ from pipeline.data.format.manifest import Manifest
 from pipeline.errors import DestinationExists, NotFound, SourceError
 from pipeline.storage.base import Storage
 from pipeline.storage.patterns import expand
+from pipeline.storage.urls import without_folders
 
 PLAN = "contract.json"
 PARTS = "plans"
@@ -160,8 +161,3 @@ def find_inputs(manifest: Manifest, source: str, dataset: str) -> dict[int, tupl
             f"{len(names)} shards {names[0]} to {names[-1]}"
         )
     return {number: places[name] for number, name in enumerate(names)}
-
-
-def without_folders(path: str) -> str:
-    """An absolute local path's last part; anything else as it is."""
-    return path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path

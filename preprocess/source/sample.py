@@ -1,4 +1,4 @@
-"""One source sample to what the encoders are given, or a reason why not (docs/promises.md, 4)."""
+"""One source sample to what the encoders are given, or a reason why not (docs/explained/promises.md, 4)."""
 
 from __future__ import annotations
 

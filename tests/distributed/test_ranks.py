@@ -75,17 +75,21 @@ def test_a_killed_rank_is_named(rank_module: Path, capfd: pytest.CaptureFixture[
     assert "rank 1 was killed by SIGKILL; out of memory?" in capfd.readouterr().err
 
 
-def test_a_killed_rank_is_the_reason_although_others_fail_of_it_first(rank_module: Path) -> None:
+def test_a_killed_rank_is_the_reason_although_others_fail_of_it_first(rank_module: Path, tmp_path: Path) -> None:
     """A job goes back to the queue after a signal, and not after an error."""
     rank_module.write_text(
-        "import os, signal, sys, time\n"
-        "if os.environ['RANK'] == '0':\n    sys.exit(1)\n"  # it has lost its connection
+        "import os, pathlib, signal, sys, time\n"
+        "ready = pathlib.Path(sys.argv[1], 'ready')\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    while not ready.exists():\n        time.sleep(0.01)\n"
+        "    sys.exit(1)\n"  # it has lost its connection
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "ready.touch()\n"
         "time.sleep(0.3)\n"
         "os.kill(os.getpid(), signal.SIGALRM)\n"
         "time.sleep(120)\n"
     )
-    assert ranks.run_local("ranked", [], processes=2) == 128 + signal.SIGALRM
+    assert ranks.run_local("ranked", [str(tmp_path)], processes=2) == 128 + signal.SIGALRM
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from pipeline.distributed.world import World
 from pipeline.runs.fragments import Fragment
-from pipeline.storage.local import LocalStorage
 from pipeline.training.saver import Stamp, save_now
 
 SHAPES = {"conv": (3, 2, 2), "bias": (5,)}
@@ -32,7 +30,7 @@ def share(n, kind, rank, size):
     return found
 
 
-STAMP = Stamp(stage="zero2", config="c", manifests={"train": "m"}, shapes=SHAPES)
+STAMP = Stamp(stage="zero2", config={"seed": 0}, manifests={"train": "m"}, shapes=SHAPES)
 
 
 def state_of(n, world=None):
@@ -43,8 +41,3 @@ def state_of(n, world=None):
 def save(run, n, world=None, **options):
     world = world or World()
     save_now(run, world, state_of(n, world), n=n, steps=n // 10, stamp=STAMP, **options)
-
-
-@pytest.fixture
-def run(tmp_path):
-    return LocalStorage(tmp_path)

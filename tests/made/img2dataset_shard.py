@@ -1,6 +1,6 @@
 """Shards in img2dataset's layout, for tests: one that it wrote itself, and a builder that writes the same bytes.
 
-Seen in img2dataset 1.47.0 with webdataset 0.2.111 (docs/img2dataset.md; scripts/img2dataset_check.py runs it):
+Seen in img2dataset 1.47.0 with webdataset 0.2.111 (docs/how_to/img2dataset.md; scripts/img2dataset_check.py runs it):
 
 - `00000.tar`, `00000.parquet` and `00000_stats.json` side by side; the parquet also has the rows that failed.
 - A sample's members stand in the order of their suffixes: `jpg json txt`, `json png txt`, `json txt webp`. Keys are

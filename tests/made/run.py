@@ -28,6 +28,7 @@ from pipeline.data.format.manifest import load_manifest
 from pipeline.distributed.world import World
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.tasks.choose import make_task
+from pipeline.runs.directory import fixed_keys
 from pipeline.runs.fragments import Fragment
 from pipeline.storage.urls import open_storage
 from pipeline.train import describe_run
@@ -108,6 +109,6 @@ def make_run(folder: Path, n: int = 128, kept: dict[str, float] | None = None, *
         },
         n=n,
         steps=n // 64,
-        stamp=Stamp("torch", "0" * 64, {"train": manifest.digest}, shapes),
+        stamp=Stamp("torch", fixed_keys(config), {"train": manifest.digest}, shapes),
     )
     return config

@@ -183,7 +183,7 @@ def test_the_peak_of_a_step_is_that_of_the_tensors_alive(
     assert modelled == pytest.approx(live.peak, rel=0.05), "activations and gradients, without weights and optimizer"
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_peak_of_a_step_is_that_of_the_process(checkpointing: bool) -> None:
     """glibc gives freed blocks back at once here; as it comes it holds on to as much as a third more."""
     config = ModelConfig(
@@ -211,9 +211,19 @@ def test_the_peak_of_a_step_is_that_of_the_process(checkpointing: bool) -> None:
 # Recomputation within a budget
 
 
-@pytest.mark.parametrize("share", [0.95, 0.7, 0.4, 0.0])
+NETWORKS = ((SD, 2, 32, 32), (PIXELS, 2, 16, 16), (DEEP, 2, 32, 32))
+SHARES = (0.95, 0.7, 0.4, 0.0)
+QUICK = {("sd", 0.4), ("deep", 0.7), *(("pixels", share) for share in SHARES)}
+"""Of the twelve, those of the default run; the others say the same of the larger networks."""
+
+
 @pytest.mark.parametrize(
-    ("config", "batch", "height", "width"), [(SD, 2, 32, 32), (PIXELS, 2, 16, 16), (DEEP, 2, 32, 32)]
+    ("config", "batch", "height", "width", "share"),
+    [
+        pytest.param(*one, share, marks=[] if (one[0].name, share) in QUICK else [pytest.mark.long])
+        for one in NETWORKS
+        for share in SHARES
+    ],
 )
 def test_a_budget_is_honoured_with_no_block_too_many(
     config: ModelConfig, batch: int, height: int, width: int, share: float

@@ -1,5 +1,5 @@
 """encode, verify and training's reads on a real S3 server: what is made there is what is made on a disk, whatever the
-network does (docs/promises.md, 2; faults 7 and 8)."""
+network does (docs/explained/promises.md, 2)."""
 
 from __future__ import annotations
 

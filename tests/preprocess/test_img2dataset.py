@@ -1,4 +1,4 @@
-"""Shards as img2dataset writes them go through encode and verify unchanged (docs/img2dataset.md).
+"""Shards as img2dataset writes them go through encode and verify unchanged (docs/how_to/img2dataset.md).
 
 img2dataset wants another webdataset than latentmill, so it cannot run here. A shard that it wrote is held here instead,
 and the builder of the others is held to that shard's bytes.

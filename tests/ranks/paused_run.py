@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         if self.n == n:
             Path(os.environ["PAUSED"], f"{restart}-{self.world.rank}").touch()
             last = self.world.rank == self.world.size - 1
-            while what == "wait" and self.stopped_by is None:
+            while what == "wait" and self.stop.number is None:
                 time.sleep(0.01)
             if what in ("kill", "freeze") and last:
                 os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,13 +37,16 @@ from pipeline.distributed.exits import leave
 from pipeline.distributed.world import World
 from pipeline.errors import Interrupted, ShardCorrupt
 from pipeline.runs.checkpoint import read_commit
-from pipeline.runs.directory import checkpoint_folder, committed, config_digest
+from pipeline.runs.directory import checkpoint_folder, committed
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import Tracker
+from pipeline.training.assembly import make_trainer
 from pipeline.training.engines.base import Engine
 from pipeline.training.engines.choose import make_engine
-from pipeline.training.trainer import Evaluate, Identity, Latents, Trainer
+from pipeline.training.evaluations import Evaluate
+from pipeline.training.inputs import Inputs
+from pipeline.training.trainer import Trainer
 from pipeline.training.validation import Rows, ValidationLoss
 
 SHAPE = (4, 4, 4)
@@ -145,16 +148,16 @@ def build(
     config: TrainConfig, world: World, run: Storage, evaluate: Evaluate | None = None, **trouble: Any
 ) -> tuple[Engine, Trainer]:
     engine = make_engine(TinyDenoiser(), config, world)
-    trainer = Trainer(
+    stream_from = partial(ArithmeticStream, world, config.optim.batch, **trouble)
+    trainer = make_trainer(
         config,
         world=world,
         engine=engine,
-        latents=Latents(0.5, 0.1),
+        inputs=Inputs(stream_from, 0.5, 0.1),  # type: ignore[arg-type]
         run=run,
         folder=Path(run.url),
         tracker=Tracker(run, config.tracking, enabled=world.rank == 0),
-        identity=Identity(config_digest(config), {"train": "0" * 64}),
-        stream_from=lambda n: ArithmeticStream(world, config.optim.batch, n, **trouble),  # type: ignore[arg-type,return-value]
+        manifests={"train": "0" * 64},
         evaluate=evaluate,
     )
     return engine, trainer
@@ -165,7 +168,7 @@ def train(config: TrainConfig, world: World, folder: Path) -> None:
     engine, trainer = build(config, world, open_storage(str(folder)))
     try:
         trainer.run()
-        trainer.tracker.close()
+        trainer.recorder.tracker.close()
     finally:
         engine.destroy()
 
@@ -174,12 +177,22 @@ def train(config: TrainConfig, world: World, folder: Path) -> None:
 # Scenarios
 
 
-def engines(world: World, folder: Path) -> None:
+def engines_0_1(world: World, folder: Path) -> None:
+    """The same as `engines`, in two of the stages."""
+    engines(world, folder, (0, 1))
+
+
+def engines_2_3(world: World, folder: Path) -> None:
+    """The same as `engines`, in the other two."""
+    engines(world, folder, (2, 3))
+
+
+def engines(world: World, folder: Path, stages: Sequence[int] = range(4)) -> None:
     """Every stage (and the oracle, in a world of one) trains 50 steps; losses, norms, weights and shares are kept.
 
     With AdamW, and in folders named -muon with Muon.
     """
-    kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in range(4)]
+    kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in stages]
     if world.size == 1:
         kinds.insert(0, ("torch", {"engine": "torch"}))
     elif world.size == 2:
@@ -195,7 +208,7 @@ def engines(world: World, folder: Path) -> None:
         )
         engine, trainer = build(config, world, open_storage(str(folder / name)))
         trainer.run()
-        trainer.tracker.close()
+        trainer.recorder.tracker.close()
         shares = {kind: [[f.name, f.offset, len(f.view)] for f in many] for kind, many in engine.moments().items()}
         shares["weights"] = [[f.name, f.offset, len(f.view)] for f in engine.owned()]
         whole = {name: tensor.clone() for name, tensor in engine.full_weights().items()}
@@ -260,7 +273,7 @@ def faults(world: World, folder: Path) -> None:
         except Exception as error:
             outcome = [type(error).__name__, str(error)]
         finally:
-            trainer.tracker.close()
+            trainer.recorder.tracker.close()
             engine.destroy()
         (folder / name / f"outcome{world.rank}.json").write_text(json.dumps([*outcome, trainer.n]))
         del engine, trainer
@@ -281,16 +294,16 @@ def signals(world: World, folder: Path) -> None:
             return then(*args)
 
         if name == "start-up":
-            trainer.ledger.start = partial(terminate, trainer.ledger.start)  # type: ignore[method-assign]
+            trainer.recorder.ledger.start = partial(terminate, trainer.recorder.ledger.start)  # type: ignore[method-assign]
         elif name == "save":
-            trainer.saver.before = [partial(terminate, bring) for bring in trainer.saver.before]
+            trainer.commits.saver.before = [partial(terminate, bring) for bring in trainer.commits.saver.before]
         try:
             trainer.run()
             outcome = ["finished", ""]
         except Exception as error:
             outcome = [type(error).__name__, str(error)]
         finally:
-            trainer.tracker.close()
+            trainer.recorder.tracker.close()
             engine.destroy()
         (folder / name / f"outcome{world.rank}.json").write_text(json.dumps([*outcome, trainer.n]))
         del engine, trainer
@@ -328,9 +341,11 @@ def validated(world: World, folder: Path) -> None:
             if name == "with":
                 held_out = next(ArithmeticStream(world, BATCH, 50 * BATCH))
                 rows = Rows(held_out.numbers, held_out.tensors, torch.ones(len(held_out.numbers)))
-                trainer.validation = ValidationLoss([rows, rows], 2 * BATCH, trainer.config.diffusion, world)
+                trainer.evaluations.validation = ValidationLoss(
+                    [rows, rows], 2 * BATCH, trainer.config.diffusion, world
+                )
             trainer.run()
-            trainer.tracker.close()
+            trainer.recorder.tracker.close()
             engine.destroy()
             del engine, trainer
 
@@ -355,7 +370,7 @@ def guarded(world: World, folder: Path) -> None:
         except Exception as error:
             return [type(error).__name__, str(error), trainer.n]
         finally:
-            trainer.tracker.close()
+            trainer.recorder.tracker.close()
             engine.destroy()
 
     for name, settings in kinds:
@@ -387,7 +402,8 @@ def damaged(world: World, folder: Path) -> None:
 def main(scenarios: list[str], folder: Path) -> int:
     world = distributed.start("cpu", threads=1)
     for scenario in scenarios:
-        where = folder if scenario in ("straight", "moves") else folder / f"{scenario}{world.size}"
+        name = scenario.partition("_")[0]  # engines_2_3 are some of the engines
+        where = folder if scenario in ("straight", "moves") else folder / f"{name}{world.size}"
         where.mkdir(parents=True, exist_ok=True)
         globals()[scenario](world, where)
     distributed.stop(world)

@@ -1,4 +1,5 @@
-"""Checkpoints: what any world reads of what any world wrote, and what damage and death leave (docs/promises.md, 5)."""
+"""Checkpoints: what any world reads of what any world wrote, and what damage and death leave
+(docs/explained/promises.md, 5)."""
 
 import hashlib
 import os
@@ -22,6 +23,11 @@ from pipeline.runs.directory import checkpoint_folder, committed
 from pipeline.runs.fragments import write_safetensors
 from pipeline.runs.retention import Retention
 from pipeline.storage.local import LocalStorage
+
+
+@pytest.fixture
+def run(tmp_path):
+    return LocalStorage(tmp_path)
 
 
 def save_from_ranks(run, n, size):

@@ -1,4 +1,5 @@
-"""One run is trained once at a time (docs/promises.md, fault 24). What Slurm says of jobs is in test_slurm_train.py."""
+"""One run is trained once at a time (docs/explained/promises.md). What Slurm says of jobs is in
+tests/system/test_slurm_train.py."""
 
 from __future__ import annotations
 

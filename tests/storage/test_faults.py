@@ -317,6 +317,7 @@ def test_a_storm_of_faults_changes_no_byte(store: Storage, faults: FaultProxy) -
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
+@pytest.mark.alone
 def test_an_outage_without_end_is_one_clear_error_in_bounded_time(
     store: Storage, faults: FaultProxy, fault: Fault, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +333,7 @@ def test_an_outage_without_end_is_one_clear_error_in_bounded_time(
     assert "\n" not in line and "max retries" not in line
 
 
+@pytest.mark.alone
 def test_an_endpoint_that_never_answered_is_given_up_sooner(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,5 +1,5 @@
 """A rank of two that is killed or frozen takes the other with it, the job's status says that a signal did it, and the
-same command reaches the end of an undisturbed run (docs/promises.md, faults 12 and 19)."""
+same command reaches the end of an undisturbed run (docs/explained/promises.md)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.distributed import ranks
 from pipeline.distributed.ranks import run_local
 from pipeline.runs.directory import committed
 from pipeline.storage.urls import open_storage
@@ -20,6 +21,7 @@ from ranks.killed_run import WATCHDOG_SECONDS
 def test_a_frozen_rank_and_a_killed_one_end_their_peers_and_the_run_ends_as_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(ranks, "GRACE_SECONDS", 3.0)  # a frozen rank does not take it
     make_cache(tmp_path / "cache")
     run = open_storage(str(tmp_path / "run"))
 

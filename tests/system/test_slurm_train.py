@@ -1,5 +1,5 @@
 """`latentmill submit train` on a real Slurm of two nodes: what is told to stop comes back and reaches the end that an
-undisturbed run reaches, and nobody else trains the run meanwhile (docs/promises.md, faults 12, 18 and 24)."""
+undisturbed run reaches, and nobody else trains the run meanwhile (docs/explained/promises.md)."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ def test_a_node_that_cannot_train_is_kept_out_and_the_job_runs_elsewhere(
         slurm.on("n1", "umount", str(tmp_path / "disk"))
     assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
     assert f"latentmill: node n1 is bad: {tmp_path}/disk has 0.0 GB free" in log(tmp_path, job)
-    assert "latentmill: back to the queue, without n1" in log(tmp_path, job)
+    assert "back to the queue, without n1" in log(tmp_path, job)
     assert [(part, restart) for part, _, restart, _ in notes()] == [("train", "1")]
     assert "ExcNodeList=n1 " in slurm.ask("scontrol", "--oneliner", "show", "job", job)
 

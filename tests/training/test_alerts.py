@@ -80,6 +80,7 @@ def test_the_first_rows_and_a_factor_of_zero_are_never_spikes() -> None:
     assert [off.found({"loss": math.exp(i)}) for i in range(30)] == [[]] * 30
 
 
+@pytest.mark.alone
 def test_a_stall_is_told_once_and_so_is_its_end() -> None:
     told: list[tuple[int, str]] = []
     with Stalls(1.0, lambda n, text: told.append((n, text))) as stalls:

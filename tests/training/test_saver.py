@@ -1,5 +1,5 @@
 """Commits that are written while training goes on: what is stored is the state of its own n, one rank's failure is
-everybody's, and a process that has lost its run changes nothing (docs/promises.md, 5)."""
+everybody's, and a process that has lost its run changes nothing (docs/explained/promises.md, 5)."""
 
 import json
 import threading

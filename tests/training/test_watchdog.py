@@ -1,4 +1,5 @@
-"""A rank without progress shows its stacks and ends as one that a signal has killed (docs/promises.md, fault 19)."""
+"""A rank without progress shows its stacks and ends as one that a signal has killed
+(docs/explained/promises.md)."""
 
 import signal
 import subprocess
@@ -22,15 +23,15 @@ def stuck_in_a_collective():
 def stuck_with_pythons_lock():
     ctypes.PyDLL(None).sleep(30)
 
-with Watchdog(1.5) as dog:
+with Watchdog(1.0) as dog:
     for n in range(4):
         dog.beat(n)
         time.sleep(0.2)
     with dog.paused():
-        time.sleep(2.2)
+        time.sleep(1.6)
     print("well so far", flush=True)
     {inside}
-time.sleep(2.2)
+time.sleep(1.6)
 """
 
 
@@ -44,6 +45,7 @@ def run(inside):
     )
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("where", ["stuck_in_a_collective", "stuck_with_pythons_lock"])
 def test_a_rank_without_progress_shows_its_stacks_and_is_killed(where):
     done = run(f"{where}()")
@@ -52,7 +54,8 @@ def test_a_rank_without_progress_shows_its_stacks_and_is_killed(where):
     assert where in done.stderr
 
 
-@pytest.mark.parametrize("inside", ["dog.stop(); time.sleep(2.2)", "pass"])
+@pytest.mark.alone
+@pytest.mark.parametrize("inside", ["dog.stop(); time.sleep(1.6)", "pass"])
 def test_a_rank_that_makes_progress_or_stops_watching_is_left_alone(inside):
     done = run(inside)
     assert done.returncode == 0

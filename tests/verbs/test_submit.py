@@ -188,7 +188,7 @@ def test_training_is_one_task_a_rank_and_the_script_says_how_the_batch_is_shared
     assert 'if [ "$status" -eq 75 ] || [ "$status" -ge 128 ]; then scontrol requeue' in said.out
     for note in ("3 nodes x 4 = 12 ranks; global batch 48 = 12 x 2 x 2 samples", "memory: 0 million parameters"):
         assert f"# {note}" in said.out
-        assert f"latentmill submit: {note}" in said.err
+        assert f"submit: {note}" in said.err
     assert not (tmp_path / "run").exists()
 
 

@@ -25,11 +25,11 @@ from pipeline.config import (
     TrackingConfig,
     TrainConfig,
 )
-from pipeline.config.loading.merge import to_dict
+from pipeline.config.loading.merge import to_dict, to_yaml
 from pipeline.distributed.signals import stopping_at_once
 from pipeline.errors import ContractMismatch, DatasetError, RunError, ShardCorrupt
-from pipeline.runs.checkpoint import load_weights
-from pipeline.runs.directory import committed, load_run
+from pipeline.runs.checkpoint import load_weights, read_commit, seal
+from pipeline.runs.directory import checkpoint_folder, committed, load_run
 from pipeline.runs.ledger import read_ledger, totals
 from pipeline.storage.urls import open_storage
 from pipeline.training.trainer import Trainer
@@ -124,6 +124,30 @@ def test_a_gpu_without_memory_for_a_step_is_one_line_and_the_same_command_goes_o
     assert train.main(whole) == 0
     one, other = (load_weights(open_storage(run.run), which="raw")[1] for run in (config, whole))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_commit_of_another_configuration_is_refused_by_the_keys_that_differ(config):
+    """Though config.yaml has been made to say what the command line says."""
+    train.main(replace(config, samples=80))
+    changed = replace(config, samples=160, optim=replace(config.optim, lr=5e-4))
+    run = open_storage(config.run)
+    run.put("config.yaml", to_yaml(changed).encode())
+    with pytest.raises(RunError, match=r"the commit at 80 samples is of another .*: optim\.lr was \S+ and is"):
+        train.main(changed)
+    run.put("config.yaml", to_yaml(config).encode())
+    assert (
+        train.main(replace(config, samples=160, deepspeed=DeepSpeedConfig(engine="torch", stage=1))) == 0
+    )  # which may change
+    assert committed(run)[0] == 160
+
+
+def test_a_commit_that_holds_a_digest_in_place_of_its_configuration_is_gone_on_from(config):
+    """As versions before wrote them."""
+    train.main(replace(config, samples=80))
+    run = open_storage(config.run)
+    run.put(f"{checkpoint_folder(80)}commit.json", seal(replace(read_commit(run, 80), config="0" * 64)))
+    assert train.main(replace(config, samples=160)) == 0
+    assert committed(run)[0] == 160
 
 
 def test_a_dataset_that_changed_before_a_resume_is_refused(config, tmp_path):

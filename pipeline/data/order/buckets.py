@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.data.order.shuffle import EPOCH_TABLES, Order, Positions
 from pipeline.errors import ConfigError
-from pipeline.philox import Stream, words_numpy
+from pipeline.philox import GOLDEN, Stream, words_numpy
 
 SCHEDULE = 3  # what a shuffle's counter is for: after those of Order
 
@@ -46,7 +46,7 @@ class Buckets:
         for bucket in np.unique(block_buckets).tolist():
             mine = np.flatnonzero(block_buckets == bucket)
             # Buckets differ in their seed, so that blocks of one number are not shuffled alike.
-            own = (seed + 0x9E3779B97F4A7C15 * (bucket + 1)) % 2**64
+            own = (seed + GOLDEN * (bucket + 1)) % 2**64
             try:
                 order = Order(
                     block_sizes[mine], own, batch, tail, block_shards=block_shards[mine], lanes=lanes, **options

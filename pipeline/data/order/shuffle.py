@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.philox import Stream, words_numpy
+from pipeline.philox import Stream, mix64, words_numpy
 
 ORDER = 3  # version of what a sample number means: any change of it raises this
 LANES = 64  # at most, or
@@ -193,12 +193,5 @@ def _feistel(value: np.ndarray, keys: np.ndarray, half_bits: np.ndarray) -> np.n
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = value >> half_bits, value & mask
     for i in range(ROUNDS):
-        left, right = right, left ^ (_mix(right ^ keys[:, i]) & mask)
+        left, right = right, left ^ (mix64(right ^ keys[:, i]) & mask)
     return (left << half_bits) | right
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Stafford's variant 13 of MurmurHash3's finalizer: every input bit reaches every output bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

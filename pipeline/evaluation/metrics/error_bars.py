@@ -63,11 +63,10 @@ class FrechetTo:
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """FID-infinity, its standard error, and the line's slope: FID(N) is about value + slope / N."""
+    """FID-infinity and its standard error."""
 
     value: float
     error: float
-    slope: float
 
 
 def fid_infinity(features: Tensor, reference: Gaussian, seed: int = 0, points: int = POINTS) -> Extrapolated:
@@ -79,13 +78,13 @@ def fid_infinity(features: Tensor, reference: Gaussian, seed: int = 0, points: i
     """
     distance = FrechetTo(reference)
 
-    def extrapolate(numbers: Tensor, draw: np.random.RandomState) -> tuple[float, float]:
+    def extrapolate(numbers: Tensor, draw: np.random.RandomState) -> float:
         sizes = np.linspace(len(numbers) / 2, len(numbers), points).astype(int)
         subsets = (numbers[torch.from_numpy(draw.permutation(len(numbers))[:size])] for size in sizes)
-        slope, value = np.polyfit(1 / sizes, [distance(features[subset]) for subset in subsets], 1)
-        return float(value), float(slope)
+        _, value = np.polyfit(1 / sizes, [distance(features[subset]) for subset in subsets], 1)
+        return float(value)
 
     draw = np.random.RandomState(seed)
-    value, slope = extrapolate(torch.arange(len(features)), draw)
-    error = half_sample_error(len(features), lambda numbers: extrapolate(numbers, draw)[0], seed + 1)
-    return Extrapolated(value, error, slope)
+    value = extrapolate(torch.arange(len(features)), draw)
+    error = half_sample_error(len(features), lambda numbers: extrapolate(numbers, draw), seed + 1)
+    return Extrapolated(value, error)

@@ -66,7 +66,6 @@ class SeenObject:
     colour: str  # or UNKNOWN
     size: str  # small, large or UNKNOWN
     box: tuple[float, float, float, float]  # x0, y0, x1, y1, to a fraction of a pixel
-    fit: float  # soft intersection over union with the best template, 0 to 1
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -139,7 +138,7 @@ def _look(
     whole = size != UNKNOWN and min(width, height) >= ASPECT * max(width, height)
     clear = fits[best] >= FIT[best] and fits[best] - fits[second] >= MARGIN_OF_FIT
     x, y = origin
-    return SeenObject(best if whole and clear else UNKNOWN, colour, size, (x + x0, y + y0, x + x1, y + y1), fits[best])
+    return SeenObject(best if whole and clear else UNKNOWN, colour, size, (x + x0, y + y0, x + x1, y + y1))
 
 
 def _edges(profile: np.ndarray) -> tuple[float, float]:
@@ -191,7 +190,7 @@ def _stains(pixels: np.ndarray, covered: np.ndarray) -> list[tuple[int, SeenObje
         if area >= SMALLEST:
             rows, columns = window
             box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
-            stains.append((area, SeenObject(UNKNOWN, UNKNOWN, UNKNOWN, box, 0.0)))
+            stains.append((area, SeenObject(UNKNOWN, UNKNOWN, UNKNOWN, box)))
     return stains
 
 
@@ -209,8 +208,6 @@ class Verdict:
     size: tuple[bool, ...]  # of those objects only whose size is named
     relation: bool | None  # None: nothing claimed
     place: bool | None
-    matched: tuple[int | None, ...]  # which seen object was taken for each claim
-    seen: tuple[SeenObject, ...]
 
     @property
     def correct(self) -> bool:
@@ -259,8 +256,6 @@ def _hold(
         size=tuple(thing is not None and thing.size == claim.size for claim, thing in pairs if claim.size),
         relation=relation,
         place=place,
-        matched=matched,
-        seen=tuple(seen),
     )
 
 

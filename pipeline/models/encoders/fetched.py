@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError, NotFound, StorageError, WeightsError
 from pipeline.log import log
 from pipeline.storage.base import Storage, check_key
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.urls import open_storage
+from pipeline.storage.urls import open_storage, without_folders
 
 MANIFEST, FORMAT = "encoders.json", 1
 Part = Literal["vae", "text"]
@@ -73,11 +73,6 @@ def part_folder(config: EncodersConfig, part: Part) -> Path:
 def names(config: EncodersConfig, part: Part) -> dict[str, str]:
     """What the part is called in the configuration, without this machine's folders."""
     return {field: without_folders(getattr(config, field)) for field in FIELDS[part]}
-
-
-def without_folders(path: str) -> str:
-    """An absolute local path's last part; anything else as it is."""
-    return path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path
 
 
 def cache_root() -> Path:

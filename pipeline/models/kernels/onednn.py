@@ -1,5 +1,5 @@
 """oneDNN's matrix product. PyTorch takes MKL's in float32 on a CPU, which is slower for some shapes
-(docs/performance.md).
+(docs/measured/cpu.md).
 
 PyTorch has it as an operator that its compiler uses; where a build lacks it, everything here is PyTorch's own product.
 """

@@ -29,7 +29,7 @@ LANES = 8  # channels that winograd.cpp takes at a time
 TILES = 64
 """Tiles of a batch from which on this is used: the weight grows fourfold, which few tiles do not repay."""
 WIDTH = 32
-"""in_width x out_width / (in_width + out_width) from which on it is: pixels grow, too (docs/performance.md)."""
+"""in_width x out_width / (in_width + out_width) from which on it is: pixels grow, too (docs/measured/cpu.md)."""
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

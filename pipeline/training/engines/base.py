@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.config import OptimConfig, TrainConfig
+from pipeline.config import DeepSpeedConfig, OptimConfig, TrainConfig
 from pipeline.config.check.groups import check_world
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError
@@ -31,6 +31,11 @@ RUN = 1 << 16  # elements whose squares are summed in float32 on a CPU: within 1
 
 Read = Callable[[str, str, int, int], Tensor]
 """(kind, parameter, start, stop) -> flat fp32 values; kind is "weights" or one of optimizer.STATE."""
+
+
+def engine_name(settings: DeepSpeedConfig) -> str:
+    """As commits and metrics have it: torch, or zero0 to zero3."""
+    return f"zero{settings.stage}" if settings.engine == "deepspeed" else settings.engine
 
 
 class Engine(ABC):
