@@ -103,7 +103,7 @@ class EncodeConfig:
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Samples to leave out."""
     caption_key: str = "txt"
-    """Where captions are: txt (the .txt member) or json:KEY (a key of the .json member)."""
+    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member)."""
     conditions: tuple[Literal["boxes", "labels", "lowres", "mask"], ...] = ()
     """Further members of each sample that are stored as cond.*, for tasks that are conditioned on them."""
     text_storage: Literal["full", "trimmed", "tokens"] = "full"
@@ -151,7 +151,7 @@ class IndexConfig:
     text_member: str = "text.npy"
     """Member of a record that holds the text states (L, D), named as in moments_member."""
     caption_key: str = "json:caption"
-    """Where captions are: txt (the .txt member) or json:KEY (a key of the .json member)."""
+    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member)."""
     channels: Annotated[int, Ge(1)] = 4
     """Channels C of a latent. Where `encoders` is given, its value is used instead."""
     downsampling: Annotated[int, Ge(1)] = 8

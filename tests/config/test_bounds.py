@@ -20,7 +20,7 @@ from pipeline.config.loading.merge import from_dict
 from pipeline.config.values.bounds import Between, Bound, Ge, Gt, OrZero, bounds_of, check_bounds
 from pipeline.errors import ConfigError
 
-GIVEN = {
+GIVEN: dict[str, dict[str, Any]] = {
     "synth": {"dest": "d"},
     "fetch": {"dest": "d"},
     "encode": {"source": "s", "dest": "d"},
