@@ -1,4 +1,4 @@
-"""A path or a URL -> its store."""
+"""From a path or URL to its store."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_a_preempted_run_comes_back_to_the_end_of_an_undisturbed_one_and_is_trai
     assert committed(open_storage(run)) == [3 * BATCH]
     said = refusal(capsys, 1, "train", *TRAIN, *SMALL, *words)
     assert f"{run} is to be gone on with by Slurm job {job} (restart 0)" in said
-    assert status(run).state == f"stopped, to be gone on with (Slurm job {job}: PENDING)"
+    assert status(run).state == f"stopped, to be continued (Slurm job {job}: PENDING)"
 
     slurm.wait(job)
     assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)

@@ -15,8 +15,9 @@ from made.lease import elsewhere, in_job
 from pipeline import cli, train
 from pipeline.runs import lease
 from pipeline.runs.lease import DEAD_SECONDS, Holder, Lease, myself
-from pipeline.status import duration, runs_at, state_of, status
+from pipeline.status import runs_at, state_of, status
 from pipeline.storage.urls import open_storage
+from pipeline.tracking.terminal import duration
 from ranks.faulty_run import BATCH, config_of, losses, make_cache, rows
 
 
@@ -35,7 +36,7 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> list[list[str]]:
     """The cells of what `latentmill status` prints, without the headings."""
     assert cli.main(["status", *words]) == 0
     headings, *lines = capsys.readouterr().out.splitlines()
-    assert re.split(" {2,}", headings) == [
+    assert re.split(" {2,}", headings.strip()) == [
         "run",
         "state",
         "samples",
@@ -86,7 +87,7 @@ def test_a_folder_of_runs_is_as_good_as_its_runs(folder: Path, capsys: pytest.Ca
         (lambda: in_job("7"), "training (Slurm job 7, n9)"),
         (
             lambda: in_job("7", state="stopped"),
-            "stopped, to be gone on with (Slurm job 7, which cannot be asked for here)",
+            "stopped, to be continued (Slurm job 7, which cannot be asked for here)",
         ),
         (lambda: elsewhere(state="stopped"), "stopped; the same command goes on"),
         (lambda: elsewhere(state="failed", message="a latent is NaN"), "failed: a latent is NaN"),
