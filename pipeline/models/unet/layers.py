@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.diffusion.conditioning import Known
+from pipeline.diffusion.conditioning import ContextCache
 from pipeline.models.kernels.convolution import Conv3x3
 from pipeline.models.kernels.fused import attend, linear_geglu, norm_alone, norm_silu
 
@@ -99,15 +99,17 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_width, 2 * width, bias=False)  # rows: k, then v
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, context_cache: ContextCache | None = None
+    ) -> Tensor:
         B, L, C = x_BLC.shape
         q = self.q(x_BLC).view(B, L, self.heads, C // self.heads).transpose(1, 2)
-        if known is None or self not in known:
+        if context_cache is None or self not in context_cache:
             k, v = self.kv(context_BMD).view(B, -1, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-            if known is not None:
-                known[self] = k, v
+            if context_cache is not None:
+                context_cache[self] = k, v
         else:
-            k, v = known[self]
+            k, v = context_cache[self]
         mask = None if mask_BM is None else mask_BM[:, None, None, :]  # the same for every head and query
         return self.out(attend(q, k, v, mask))
 
@@ -148,9 +150,11 @@ class TransformerBlock(nn.Module):
         self.norm_feed = nn.LayerNorm(width)
         self.feed = FeedForward(width)
 
-    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, context_cache: ContextCache | None = None
+    ) -> Tensor:
         x_BLC = x_BLC + self.attend_self(self.norm_self(x_BLC))
-        x_BLC = x_BLC + self.attend_cross(self.norm_cross(x_BLC), context_BMD, mask_BM, known)
+        x_BLC = x_BLC + self.attend_cross(self.norm_cross(x_BLC), context_BMD, mask_BM, context_cache)
         return x_BLC + self.feed(self.norm_feed(x_BLC))
 
 
@@ -167,10 +171,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, context_width, heads) for _ in range(depth))
         self.project_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, context_cache: ContextCache | None = None
+    ) -> Tensor:
         tokens = self.project_in(norm_alone(self.norm, x).flatten(2).transpose(1, 2))
         for block in self.blocks:
-            tokens = block(tokens, context_BMD, mask_BM, known)
+            tokens = block(tokens, context_BMD, mask_BM, context_cache)
         return x + self.project_out(tokens).transpose(1, 2).reshape(x.shape)
 
 
@@ -190,7 +196,7 @@ class PixelAttention(nn.Module):
         x: Tensor,
         context_BMD: Tensor | None = None,
         mask_BM: Tensor | None = None,
-        known: Known | None = None,
+        context_cache: ContextCache | None = None,
     ) -> Tensor:
         tokens = self.attend(norm_alone(self.norm, x).flatten(2).transpose(1, 2))
         return x + tokens.transpose(1, 2).reshape(x.shape)

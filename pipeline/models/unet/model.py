@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
-from pipeline.diffusion.conditioning import Known
+from pipeline.diffusion.conditioning import ContextCache
 from pipeline.errors import ShapeError
 from pipeline.models.kernels import winograd
 from pipeline.models.kernels.convolution import Conv3x3
@@ -104,13 +104,13 @@ class UNet(nn.Module):
         context_BLD: Tensor | None = None,
         context_mask_BL: Tensor | None = None,
         vector_BV: Tensor | None = None,
-        known: Known | None = None,
+        context_cache: ContextCache | None = None,
     ) -> Tensor:
         """The network's raw prediction, in the dtype of its weights (timesteps are read in float32).
 
-        context_mask: bool, True where a token may be attended to; every row needs one. known: {} at the first of many
-        passes with one context and the same weights, and the same dict at the others, which then do not project it
-        again; without gradients. Raises ShapeError.
+        context_mask: bool, True where a token may be attended to; every row needs at least one. context_cache: for many
+        passes with one context and the same weights, without gradients: {} in the first pass, and the same dict in the
+        others, which then do not project the context again. Raises ShapeError.
         """
         self._check(x_BCHW, context_BLD, vector_BV)
         dtype = self.norm_out.weight.dtype
@@ -123,7 +123,7 @@ class UNet(nn.Module):
         if self.embed_vector is not None:
             embedding = embedding + self.embed_vector(cast(Tensor, vector_BV).to(dtype))
         embedding = F.silu(embedding)  # every residual block reads it through SiLU
-        shared = (embedding, None if context is None else context.to(dtype), mask, known)
+        shared = (embedding, None if context is None else context.to(dtype), mask, context_cache)
         recomputed = self._recomputed(x_BCHW, context)
 
         def run(block: Block, x: Tensor) -> Tensor:
@@ -247,10 +247,10 @@ class Block(nn.Module):
         embedding: Tensor,
         context: Tensor | None,
         mask: Tensor | None,
-        known: Known | None = None,
+        context_cache: ContextCache | None = None,
     ) -> Tensor:
         x = self.res(x, embedding)
-        return x if self.attention is None else self.attention(x, context, mask, known)
+        return x if self.attention is None else self.attention(x, context, mask, context_cache)
 
 
 class Level(nn.Module):
