@@ -55,27 +55,24 @@ def sample(
     levels, parameterization = levels_for(config, sampler, steps), make_prediction(config)
     settings = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     assert null is not None or settings.scale == 1.0, "guidance needs the null conditioning"
-    guided_conditioning = (
-        replace(conditioning.cat(null), context_cache={}) if null is not None and settings.scale != 1.0 else None
-    )
-    cached_conditioning = replace(conditioning, context_cache={})  # {}: the context is projected once for all steps
+    # An empty context cache: the context is projected once for all steps.
+    cached_conditioning = replace(conditioning, context_cache={})
+    guided_conditioning = None
+    if null is not None and settings.scale != 1.0:
+        guided_conditioning = replace(conditioning.cat(null), context_cache={})
     variance_preserving = PROCESSES[config.prediction] == "discrete"
 
     def predict(x: Tensor, level: Level) -> Tensor:
-        size = (
-            math.hypot(level.alpha, level.sigma) if variance_preserving else 1.0
-        )  # the network was trained on inputs of variance 1
-        x, alpha, sigma = x / size, level.alpha / size, level.sigma / size
-        guided = guided_conditioning is not None and settings.applies(level)
+        # A variance-preserving network was trained on inputs of variance 1.
+        std = math.hypot(level.alpha, level.sigma) if variance_preserving else 1.0
+        x, alpha, sigma = x / std, level.alpha / std, level.sigma / std
+        guided = guided_conditioning if settings.applies(level) else None
         network_input = parameterization.scale(x, sigma)
-        network_input = torch.cat([network_input, network_input]) if guided else network_input
+        network_input = network_input if guided is None else torch.cat([network_input, network_input])
         dtype = torch.int64 if isinstance(level.timestep, int) else torch.float32
         timestep = torch.full((len(network_input),), level.timestep, dtype=dtype, device=x.device)
-        prediction = denoise(
-            network_input,
-            timestep,
-            guided_conditioning if guided and guided_conditioning is not None else cached_conditioning,
-        ).float()
-        return parameterization.to_x0(guide(prediction, settings) if guided else prediction, x, alpha, sigma)
+        prediction = denoise(network_input, timestep, cached_conditioning if guided is None else guided).float()
+        prediction = prediction if guided is None else guide(prediction, settings)
+        return parameterization.to_x0(prediction, x, alpha, sigma)
 
     return SAMPLERS[sampler](predict, levels, first_spread(config, levels[0]) * noise_BCHW)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import TrainConfig
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.errors import ConfigError
 from pipeline.planning.cost import unet_cost
 from pipeline.planning.memory import Precision, peak_bytes, recompute, state_bytes
@@ -41,13 +42,15 @@ def fit(
     length = text_length if config.model.context_width else 0
     share = config.optim.batch // world
     micro = config.optim.micro_batch or share
-    cost = unet_cost(config.model, micro, height, width, length)
+    extra_channels = TASK_FACTS[config.task.name].extra_channels
+    model = replace(config.model, in_channels=config.model.in_channels + extra_channels)
+    cost = unet_cost(model, micro, height, width, length)
     again: tuple[str, ...] = ()
     if config.model.checkpointing:
         again = tuple(part.name for part in cost.parts if part.block)
     elif config.model.activation_gb:
         budget = round(config.model.activation_gb * 1e9)
-        again = recompute(config.model, micro, height, width, length, budget, precision)
+        again = recompute(model, micro, height, width, length, budget, precision)
     stage = config.deepspeed.stage if config.deepspeed.engine == "deepspeed" else 0
     state = state_bytes(cost.parameters, precision, stage, world)
     peak = peak_bytes(cost, precision, stage=stage, ranks=world, recomputed=again, micro_batches=max(1, share // micro))
