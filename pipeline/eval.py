@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 
 from pipeline.config import EvalRunConfig, SamplerConfig
 from pipeline.config.loading.merge import to_dict
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.data.format.contract import contract_from_json, require_match
 from pipeline.data.format.manifest import load_manifest
 from pipeline.diffusion.levels import levels_for
@@ -35,7 +36,6 @@ from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.reference import load_reference
 from pipeline.inference.trained import Trained, encode_captions, load_trained
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.tasks.choose import TASKS
 from pipeline.report import page
 from pipeline.runs.datasets import empty_caption
 from pipeline.runs.directory import RunInfo, evaluation_folder, load_run
@@ -111,7 +111,9 @@ def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
     seed = trained.contract.encoders["seed"]
     evaluator = Evaluator(
-        validation=load_validation(storage, manifest, TASKS[run.task.name].members, max(config.images, GRID), tower),
+        validation=load_validation(
+            storage, manifest, TASK_FACTS[run.task.name].members, max(config.images, GRID), tower
+        ),
         first_stage=first_stage,
         tower=tower,
         diffusion=run.diffusion,

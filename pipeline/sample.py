@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config import SampleConfig
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.data.format.contract import Contract
 from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.world import pick_device
@@ -45,7 +46,7 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
         keep_memory()
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     run, contract = trained.info.config, trained.contract
-    if run.task.name == "unconditional" and (any(prompts) or config.negative):
+    if not TASK_FACTS[run.task.name].needs_text and (any(prompts) or config.negative):
         raise ConfigError(f"{config.run} is unconditional and takes no prompt")
     shapes = latent_shapes(config.size, len(prompts), contract, 2 ** (len(run.model.multipliers) - 1))
     first_stage, tower = trained.encoders(device, config.encoders)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
 from pipeline.config.loading.merge import to_dict, to_yaml
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.distributed.exits import leave
 from pipeline.distributed.place import adopt_step, in_world
 from pipeline.distributed.ranks import run_ranks
@@ -200,7 +201,7 @@ def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Calla
     """Ids (B, L) -> text states (B, L, D) as a cache with text_storage=full holds them; None when the cache does."""
     from pipeline.inference.trained import encode_tokens, load_encoders
 
-    if contract.text.storage != "tokens" or config.task.name != "text":
+    if contract.text.storage != "tokens" or not TASK_FACTS[config.task.name].needs_text:
         return None
     _, tower = load_encoders(contract, world.device, config.encoders)
     return partial(encode_tokens, tower)

@@ -69,7 +69,7 @@ def draw(
             denoiser.task.null(len(numbers), device) if null is None else null,
             sampler=sampler.sampler,
             steps=sampler.steps,
-            guidance=Guidance.of(sampler),
+            guidance=Guidance.from_config(sampler),
         )
         x_BCHW = first_stage.decode(latents)
     broken = int((~torch.isfinite(latents).flatten(1).all(1)).sum())

@@ -21,7 +21,7 @@ from pipeline.evaluation.features.inception import SIDE, WIDTH, Inception
 from pipeline.evaluation.features.resize import RESIZES
 from pipeline.evaluation.features.weights import weights_file
 from pipeline.inference.pictures import from_uint8
-from pipeline.models.encoders.fetched import one_line, unreachable
+from pipeline.models.encoders.fetched import hub_error, quiet_hub_clients
 from pipeline.models.encoders.text import load_text
 from pipeline.models.weights import read_file, weights_hash
 
@@ -111,11 +111,11 @@ def dinov2(source: Source, name: str, weights: str, device: torch.device, seed: 
     fetch = seed < 0 and not weights
     options: dict[str, Any] = {"num_classes": 0, "img_size": 224}
     try:
-        with one_line():
+        with quiet_hub_clients():
             network = timm.create_model(source.origin, pretrained=fetch, **options)
     except (RuntimeError, OSError, ValueError) as error:
         raise WeightsError(
-            f"features={name}: timm cannot fetch {source.origin} ({unreachable(error)}). Bring its model.safetensors "
+            f"features={name}: timm cannot fetch {source.origin} ({hub_error(error)}). Bring its model.safetensors "
             "here by hand, and give features_weights=FILE"
         ) from error
     if weights:
