@@ -23,6 +23,7 @@ from pipeline.evaluation.features.weights import weights_file
 from pipeline.inference.pictures import from_uint8
 from pipeline.models.encoders.fetched import one_line, unreachable
 from pipeline.models.encoders.text import load_text
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.weights import read_file, weights_hash
 
 INCEPTION_URL = (
@@ -105,6 +106,7 @@ def clip(source: Source, name: str, weights: str, device: torch.device, seed: in
 
 def dinov2(source: Source, name: str, weights: str, device: torch.device, seed: int) -> Features:
     """The class token after the last norm of DINOv2 (Oquab et al. 2023) through timm, at 224 pixels."""
+    declare_torchvision_ops()
     import timm
     from timm.data import create_transform, resolve_model_data_config
 
