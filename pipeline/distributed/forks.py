@@ -22,7 +22,7 @@ HEAVY = ("encode", "verify", "reference", "sample", "export")
 
 def begin() -> None:
     """Start importing, in the background; the first `run_verb` waits for the end of it."""
-    multiprocessing.set_forkserver_preload([VERBS[verb][0] for verb in HEAVY])
+    multiprocessing.set_forkserver_preload([*(VERBS[verb][0] for verb in HEAVY), "pipeline.models.encoders.packages"])
     multiprocessing.forkserver.ensure_running()
 
 

@@ -24,13 +24,8 @@ from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.encoders import compvis_vae
 from pipeline.models.encoders.fetched import hub_error, part_folder, quiet_hub_clients
-from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.kernels.upsampled import FoldedUpsample
 from pipeline.models.weights import weights_hash
-
-declare_torchvision_ops()
-
-from diffusers import AutoencoderKL  # noqa: E402
 
 DEMO = Path(__file__).resolve().parent.parent.parent / "assets" / "demo" / "vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -145,6 +140,8 @@ def save_autoencoder(stage: FirstStage, folder: Path) -> None:
 
 def _build(config: Mapping[str, Any]) -> Any:
     """An AutoencoderKL with random weights."""
+    from pipeline.models.encoders.packages import AutoencoderKL
+
     return AutoencoderKL.from_config(dict(config))
 
 
@@ -158,6 +155,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
     """Load from a local folder or the Hugging Face hub; only safetensors (a pickle could run code)."""
+    from pipeline.models.encoders.packages import AutoencoderKL
+
     try:
         with quiet_hub_clients():
             model, info = AutoencoderKL.from_pretrained(

@@ -24,17 +24,9 @@ from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.encoders.fetched import hub_error, quiet_hub_clients
 from pipeline.models.encoders.tokenizer import CONFIG, MERGES, Tokenizer, find_tower, read_folder, tokenizer_of
-from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.weights import weights_hash
 
-declare_torchvision_ops()
-
-import open_clip  # noqa: E402
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model  # noqa: E402
-from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
-
 WEIGHTS = "open_clip_model.safetensors"
-PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}  # unless a model has its own
 LAYERS = {"last": 0, "penultimate": 1}  # how many of the last blocks are left out
 
 
@@ -129,8 +121,10 @@ class TextTower:
     def encode_pictures(self, images_BHWC: np.ndarray) -> Tensor:
         """Pictures (B, H, W, 3) uint8 -> image embeddings (B, E), not normalised, float32, by open_clip's own transform
         (the shorter side resized with Pillow's bicubic filter, in 8 bits, then the centre crop)."""
-        facts = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self._image_size})
-        transform = image_transform_v2(facts, is_train=False)
+        from pipeline.models.encoders.packages import open_clip
+
+        facts = open_clip.transform.PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self._image_size})
+        transform = open_clip.transform.image_transform_v2(facts, is_train=False)
         x = torch.stack([transform(Image.fromarray(image)) for image in images_BHWC])
         return self.model.encode_image(x.to(self.device)).float()
 
@@ -157,7 +151,11 @@ def load_text(config: EncodersConfig, device: torch.device | str = "cpu") -> Tex
     architecture, folder = find_tower(config)
     tokenizer = tokenizer_of(architecture, folder, config)
     if folder is None:
-        tag_quick_gelu = bool(get_pretrained_cfg(config.text, config.text_pretrained).get("quick_gelu", False))
+        from pipeline.models.encoders.packages import open_clip
+
+        tag_quick_gelu = bool(
+            open_clip.get_pretrained_cfg(config.text, config.text_pretrained).get("quick_gelu", False)
+        )
         architecture["quick_gelu"] = tag_quick_gelu or architecture.get("quick_gelu", False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(max(config.seed, 0))
@@ -179,25 +177,34 @@ def _load_folder(folder: Path, weights: bool) -> nn.Module:
     """Load a folder in open_clip's layout; weights=False keeps random weights."""
     config = read_folder(folder)
     model = _build(config["model_cfg"], folder)
-    model.visual.preprocess_cfg = {**PREPROCESS, **config.get("preprocess_cfg", {})}
+    model.visual.preprocess_cfg = {**_preprocess(), **config.get("preprocess_cfg", {})}
     if weights:
         _load_weights(model, folder / WEIGHTS)
     return model
 
 
+def _preprocess() -> dict[str, Any]:
+    """How pictures are normalized, unless a model says otherwise: as for OpenAI's CLIP."""
+    from pipeline.models.encoders.packages import open_clip
+
+    return {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+
+
 def _load_named(architecture: dict[str, Any], config: EncodersConfig) -> nn.Module:
-    """Load an architecture of open_clip's list with a pretrained tag, a safetensors file, or random weights."""
+    """An architecture of open_clip's list with a pretrained tag, a safetensors file, or random weights."""
+    from pipeline.models.encoders.packages import open_clip
+
     name, tag = config.text, config.text_pretrained
     path = Path(tag).expanduser()
     if config.seed >= 0 or (tag and path.is_file()):
         model = _build(architecture, name)
-        model.visual.preprocess_cfg = PREPROCESS
+        model.visual.preprocess_cfg = _preprocess()
         if config.seed < 0:
             _load_weights(model, path)
         return model
-    tag_config = get_pretrained_cfg(name, tag)
+    tag_config = open_clip.get_pretrained_cfg(name, tag)
     if not tag_config:
-        tags = ", ".join(list_pretrained_tags_by_model(name))
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise WeightsError(f"encoders.text_pretrained={tag!r} is neither a file nor a tag of {name}, which has: {tags}")
     try:  # open_clip only warns when weights need the approximate GELU
         with quiet_hub_clients():
@@ -215,7 +222,9 @@ def _load_named(architecture: dict[str, Any], config: EncodersConfig) -> nn.Modu
 
 
 def _build(architecture: dict[str, Any], name: object) -> Any:
-    """A model of open_clip's `model_cfg` with random weights; name: for the message of WeightsError."""
+    """A model of open_clip's `model_cfg` with random weights; `name` is for the message of WeightsError."""
+    from pipeline.models.encoders.packages import open_clip
+
     fields = dict(architecture)
     custom = fields.pop("custom_text", False)
     if "multimodal_cfg" in fields:

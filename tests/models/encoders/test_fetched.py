@@ -20,7 +20,10 @@ from pipeline.inference.trained import load_encoders
 from pipeline.models.encoders import fetched, tokenizer
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.storage.urls import open_storage
+
+declare_torchvision_ops()
 
 
 @pytest.fixture(scope="module")
