@@ -319,9 +319,9 @@ def test_a_latent_that_is_not_finite_stops_the_stage_and_names_the_sample(
 def test_a_kill_at_any_write_and_a_rerun_end_in_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    """For each n a worker kills itself at its n-th change of the store, before or after the effect, and another run goes
-    on. A kill before a change finds the store as a kill after the change before it does, so that the kills before each
-    change and the one after the last leave every state behind."""
+    """For each n a worker kills itself at its n-th change of the store, before or after the effect, and another run
+    goes on. A kill before a change finds the store as a kill after the change before it does, so that the kills before
+    each change and the one after the last leave every state behind."""
     write_shards(str(tmp_path / "s"), 5, 0, "train", shard_size=3)
     source = str(tmp_path / "s/{00000..00001}.tar")
     main(config(source, tmp_path / "clean"))

@@ -45,7 +45,8 @@ Sample = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def _plan_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams read one epoch of twelve samples here; planning thousands of batches ahead would take most of the time."""
+    """Streams read one epoch of twelve samples here; planning thousands of batches ahead would take most of the
+    time."""
     for name, number in (("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8), ("HORIZON_BATCHES", 8)):
         monkeypatch.setattr(f"pipeline.data.reading.stream.{name}", number)
 

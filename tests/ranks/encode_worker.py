@@ -1,7 +1,7 @@
 """Workers of `latentmill encode` in forks of a server process that has imported PyTorch and loaded the encoders.
 
-Importing PyTorch takes seconds, and tests that kill workers need many of them. multiprocessing's forkserver imports this
-module once per test session; each worker is a process of its own, which can be killed by any signal.
+Importing PyTorch takes seconds, and tests that kill workers need many of them. multiprocessing's forkserver imports
+this module once per test session; each worker is a process of its own, which can be killed by any signal.
 """
 
 from __future__ import annotations
