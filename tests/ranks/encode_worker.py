@@ -24,7 +24,7 @@ from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
 from pipeline.storage.local import LocalStorage
 from preprocess import encode
-from preprocess.encoding.output import UnitOutput
+from preprocess.encoding.output import UnitFacts, UnitOutput
 
 CHANGES = ("put", "put_file", "put_if_absent", "delete")
 """Methods that change a store."""
@@ -89,8 +89,8 @@ def stop_after_units(arguments: list[str], count: int) -> int:
     """`latentmill encode arguments`, which gets SIGTERM when it has published `count` units."""
     publish, numbers = UnitOutput.publish, itertools.count(1)
 
-    def stopping(self: UnitOutput, *facts: Any) -> None:
-        publish(self, *facts)
+    def stopping(self: UnitOutput, facts: UnitFacts, variants: int) -> None:
+        publish(self, facts, variants)
         if next(numbers) == count:
             os.kill(os.getpid(), signal.SIGTERM)
 
