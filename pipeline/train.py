@@ -186,7 +186,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
             evaluate=evaluate,
             validation=validation_loss(config, world, data),
             flops=image_flops(config.model),
-            fence=lease.require_mine if lease else None,
+            fence=lease.require_held if lease else None,
         )
         if lease:
             lease.progress = lambda: trainer.n
