@@ -14,7 +14,7 @@ from pipeline.errors import RunError, StorageError
 from pipeline.runs.checkpoint import load_weights, read_commit
 from pipeline.runs.directory import SNAPSHOT, checkpoint_folder, committed
 from pipeline.runs.fragments import Fragment
-from pipeline.runs.retention import Retention, chosen, retain
+from pipeline.runs.retention import Retention, kept_checkpoints, retain
 from pipeline.storage.local import LocalStorage
 from pipeline.training.saver import Saver
 
@@ -191,4 +191,4 @@ def test_nothing_is_removed_while_the_newest_checkpoint_is_not_whole(run, damage
 
 
 def test_the_newest_is_always_among_those_that_are_kept(run):
-    assert chosen(run, [300, 200, 100], Retention(0)) == {300}
+    assert kept_checkpoints(run, [300, 200, 100], Retention(0)) == {300}
