@@ -65,19 +65,19 @@ def test_flops_are_those_of_the_cost_model_and_peaks_what_is_known() -> None:
 def test_a_jump_is_a_spike_and_a_slow_rise_is_none() -> None:
     spikes = Spikes(3.0)
     for i in range(60):
-        assert spikes.found({"loss": 1.03**i, "grad_norm_max": 1.0}) == []
-    assert spikes.found({"loss": 1.03**60, "grad_norm_max": 3.1}) == [
+        assert spikes.sentences({"loss": 1.03**i, "grad_norm_max": 1.0}) == []
+    assert spikes.sentences({"loss": 1.03**60, "grad_norm_max": 3.1}) == [
         "grad_norm_max is 3.1, 3.1 times its median of late"
     ]
-    assert spikes.found({"loss": 1e3, "grad_norm_max": 1.0})[0].startswith("loss is 1000")
+    assert spikes.sentences({"loss": 1e3, "grad_norm_max": 1.0})[0].startswith("loss is 1000")
 
 
 def test_the_first_rows_and_a_factor_of_zero_are_never_spikes() -> None:
     early, off = Spikes(3.0), Spikes(0.0)
     for _ in range(FEWEST - 1):
-        assert early.found({"loss": 1.0}) == [] == off.found({"loss": 1.0})
-    assert early.found({"loss": 100.0}) == []
-    assert [off.found({"loss": math.exp(i)}) for i in range(30)] == [[]] * 30
+        assert early.sentences({"loss": 1.0}) == [] == off.sentences({"loss": 1.0})
+    assert early.sentences({"loss": 100.0}) == []
+    assert [off.sentences({"loss": math.exp(i)}) for i in range(30)] == [[]] * 30
 
 
 @pytest.mark.alone
