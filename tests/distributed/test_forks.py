@@ -9,7 +9,7 @@ CODE = """
 import sys, time
 if __name__ == "__main__":
     from pipeline import cli
-from pipeline.distributed import forks
+    from pipeline.distributed import forks
     forks.HEAVY = ("verify",)
     forks.begin()
     print("status", forks.run_verb(cli.main, "verify", ["dataset=nothing"]), flush=True)
