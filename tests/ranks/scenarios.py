@@ -210,8 +210,8 @@ def engines(world: World, folder: Path, stages: Sequence[int] = range(4)) -> Non
         trainer.run()
         trainer.recorder.tracker.close()
         shares = {kind: [[f.name, f.offset, len(f.view)] for f in many] for kind, many in engine.moments().items()}
-        shares["weights"] = [[f.name, f.offset, len(f.view)] for f in engine.owned()]
-        whole = {name: tensor.clone() for name, tensor in engine.gather(engine.owned()).items()}
+        shares["weights"] = [[f.name, f.offset, len(f.view)] for f in engine.weights()]
+        whole = {name: tensor.clone() for name, tensor in engine.gather(engine.weights()).items()}
         (folder / name / f"shares{world.rank}.json").write_text(json.dumps(shares))
         if world.rank == 0:
             torch.save(whole, folder / name / "weights.pt")

@@ -9,7 +9,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from pipeline.training.engines.base import _square_sum
 from pipeline.training.engines.deepspeed import IDLE, IDLE_ALONE
-from pipeline.training.engines.placement import Joined
+from pipeline.training.engines.placement import Concatenated
 
 
 @pytest.mark.parametrize("name", IDLE + IDLE_ALONE)
@@ -20,7 +20,7 @@ def test_what_is_left_out_of_deepspeeds_steps_is_still_called_so(name):
 
 def test_a_partitions_gradient_in_one_piece_is_found_by_deepspeed_and_not_joined_again():
     flat = torch.arange(6.0)
-    held = type("Zero", (), {"averaged_gradients": {0: Joined([flat])}})()
+    held = type("Zero", (), {"averaged_gradients": {0: Concatenated([flat])}})()
     assert DeepSpeedZeroOptimizer._get_preflattened_grad_partition(held, 0).data_ptr() == flat.data_ptr()
     assert "_get_preflattened_grad_partition" in inspect.getsource(DeepSpeedZeroOptimizer.step)
 
