@@ -102,7 +102,9 @@ def require_resumable(config: TrainConfig, run: Storage) -> None:
             "run="
         )
     if commits[0] > last_sample(config):
-        raise RunError(f"{config.run} has seen {commits[0]} samples already, more than samples={config.samples}")
+        raise RunError(
+            f"{config.run} has seen {commits[0]} samples already, more than samples={config.samples}; raise samples="
+        )
 
 
 def dataset_urls(data: DataConfig) -> tuple[str, ...]:

@@ -160,11 +160,11 @@ def truncate_ledgers(run: Storage, n: int) -> None:
     """Remove lines beyond n samples and unfinished lines from every rank's ledger, whatever world wrote it. Rank 0
     only."""
     for info in run.list("ledger/"):
-        before = run.get(info.key)
-        kept = [line for line in parse_ledger(before, run.locate(info.key)) if line.last <= n]
-        after = "".join(map(_line, kept)).encode()
-        if after != before:
-            run.put(info.key, after)
+        stored = run.get(info.key)
+        kept_lines = [line for line in parse_ledger(stored, run.locate(info.key)) if line.last <= n]
+        truncated = "".join(map(_line, kept_lines)).encode()
+        if truncated != stored:
+            run.put(info.key, truncated)
 
 
 def read_ledger(run: Storage) -> list[Stretch]:

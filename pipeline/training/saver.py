@@ -100,6 +100,8 @@ class Saver:
         self.life = life or world.first(secrets.token_hex(4))
         self.committed = -1
         """n of the newest commit of this run that this rank knows of."""
+        self.last_save: Save | None = None
+        """The newest save that was begun here and has ended without an error."""
         self._save: Save | None = None
         self._buffers: dict[str, Tensor] = {}
         self._abandoned = threading.Event()  # set when this saver is left
@@ -136,7 +138,7 @@ class Saver:
         save = self._save
         if save is None or not save.ended.is_set() or save.error is not None:
             return []
-        self._save, self.committed = None, save.n
+        self._save, self.last_save, self.committed = None, save, save.n
         return [save]
 
     def settle(self) -> list[Save]:

@@ -101,7 +101,8 @@ def _read_run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tu
     unet = {name.removeprefix("unet."): t for name, t in state.items() if name.startswith("unet.")}
     if unet["conv_in.weight"].shape[1] > model.in_channels:
         raise WeightsError(
-            f"init={config.init} reads {unet['conv_in.weight'].shape[1]} channels, and this run {model.in_channels}"
+            f"init={config.init} reads {unet['conv_in.weight'].shape[1]} channels, and this run {model.in_channels}: "
+            "begin with other weights"
         )
     for encoder, init_sha256, sha256 in (
         ("text tower", init_contract.text_sha256, contract.text_sha256),

@@ -80,7 +80,10 @@ class ValidationLoss:
             by_size.setdefault(arrays["moments"].shape, []).append((number, arrays))
             total += 1
         if not total:
-            raise DatasetError(f"{storage.url} has no records to take a validation loss of")
+            raise DatasetError(
+                f"{storage.url} has no records to take a validation loss of; name another data.val, or set "
+                "eval.loss_images=0"
+            )
         share = max(1, batch // world.size)
         batches = []
         for records in by_size.values():
