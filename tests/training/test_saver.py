@@ -1,5 +1,5 @@
-"""Commits that are written while training goes on: what is stored is the state of its own n, one rank's failure is
-everybody's, and a process that has lost its run changes nothing (docs/promises.md, 5)."""
+"""Commits that are written while training continues: the state of the commit's own n is stored, one rank's failure is
+raised on all ranks, and a process that has lost its run changes nothing (docs/promises.md, 5)."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ from pipeline.training.saver import Saver
 
 
 class Gated(LocalStorage):
-    """Publishes files only when it is let."""
+    """Publishes files only after `open` is set."""
 
     def __init__(self, root):
         super().__init__(root)
