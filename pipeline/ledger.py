@@ -15,7 +15,7 @@ from pipeline.data.order.buckets import Buckets
 from pipeline.data.order.mixture import AnyOrder, orders_of, share
 from pipeline.data.order.shuffle import Order
 from pipeline.errors import ConfigError, NotProved, RunError
-from pipeline.runs.datasets import ordered
+from pipeline.runs.datasets import dataset_and_order
 from pipeline.runs.directory import RunInfo, committed, load_run
 from pipeline.runs.ledger import Stretch, read_ledger, totals
 from pipeline.runs.proof import Epoch, Proof, prove
@@ -59,7 +59,7 @@ def examine(run: RunInfo, url: str, dataset: str = "") -> tuple[list[Stretch], P
     n = next(iter(committed(run.storage)), 0)
     if n == 0:
         raise RunError(f"{url} has nothing committed yet, so its ledger proves nothing; look again after a commit")
-    used_dataset, order = ordered(run, dataset)
+    used_dataset, order = dataset_and_order(run, dataset)
     lines = read_ledger(run.storage)
     began = time.perf_counter()
     with Progress(n, "ledger", enabled=sys.stderr.isatty()) as progress:

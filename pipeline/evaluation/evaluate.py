@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.config import DiffusionConfig, SamplerConfig, TrainConfig
 from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.distributed.world import World
-from pipeline.errors import ContractMismatch, Interrupted, LatentmillError
+from pipeline.errors import ContractMismatch, Interrupted
 from pipeline.evaluation.captions import Validation, load_validation
 from pipeline.evaluation.card import Card
 from pipeline.evaluation.features.networks import Features, load_features
@@ -119,12 +119,7 @@ class Evaluator:
         raise Interrupted, and nothing is stored.
         """
         began = time.monotonic()
-        part, failure = None, None
-        try:
-            part = self._measure(denoiser, images, sampler, stopped)
-        except LatentmillError as error:
-            failure = error
-        self.world.raise_together(failure)
+        part = self.world.together(lambda: self._measure(denoiser, images, sampler, stopped))
         parts: list[_Part] = self.world.gather(part)
         pictures = {i: image for part in parts for i, image in part.pictures.items()}
         metrics = self.world.first(self._merge(parts, images) if self.world.rank == 0 else None)
@@ -309,13 +304,7 @@ def in_training(
         pack(denoiser.unet)
         images = config.eval.final_images if n >= config.samples and config.eval.final_images else config.eval.images
         result = evaluator(denoiser, n, images=images, sampler=config.eval.sampler, stopped=stopped)
-        failure = None
-        try:
-            if world.rank == 0:
-                write(run, result)
-        except LatentmillError as error:
-            failure = error
-        world.raise_together(failure)
+        world.together(lambda: write(run, result), rank=0)
         return result.metrics
 
     return evaluate

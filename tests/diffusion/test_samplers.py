@@ -348,7 +348,7 @@ def test_an_image_does_not_depend_on_its_batch(sampler):
             network,
             CONFIG,
             initial_noise(4, torch.tensor([i]), LATENT),
-            *(Conditioning(conditioning.context[i : i + 1]) for conditioning in (given, null)),
+            *(Conditioning(one.context[i : i + 1]) for one in (given, null) if one.context is not None),
             sampler=sampler,
             steps=10,
             guidance=2.0,

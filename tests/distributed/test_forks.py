@@ -24,7 +24,7 @@ def test_a_verbs_status_and_output_are_its_own_and_sigterm_is_passed_on(tmp_path
     while job.poll() is None and not list(tmp_path.glob("shapes/*.tar")) and time.monotonic() < deadline:
         time.sleep(0.1)
     job.send_signal(signal.SIGTERM)
-    said, errors = job.communicate(timeout=60)
-    assert said.decode().splitlines() == ["status 1", f"status {128 + signal.SIGTERM}"]
+    output, errors = job.communicate(timeout=60)
+    assert output.decode().splitlines() == ["status 1", f"status {128 + signal.SIGTERM}"]
     assert b"latentmill verify: nothing holds no manifest.json" in errors
     assert b"Traceback" not in errors

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.distributed.world import World
 from pipeline.runs.fragments import Fragment
-from pipeline.training.saver import Stamp, save_now
+from pipeline.training.saver import Saver, Stamp
 
 SHAPES = {"conv": (3, 2, 2), "bias": (5,)}
 TOTAL = 17  # elements
@@ -36,6 +36,12 @@ STAMP = Stamp(stage="zero2", config={"seed": 0}, manifests={"train": "m"}, shape
 def state_of(n, world=None):
     world = world or World()
     return {kind: share(n, kind, world.rank, world.size) for kind in KINDS}
+
+
+def save_now(run, world, fragments, *, n, steps, stamp, **options):
+    """Write and commit a checkpoint, and wait for it. options: of Saver. Collective; if any rank fails, all raise."""
+    with Saver(run, world, stamp, background=False, **options) as saver:
+        saver.begin(n, steps, fragments)
 
 
 def save(run, n, world=None, **options):

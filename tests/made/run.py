@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from made.commits import save_now
 from pipeline.config import (
     DataConfig,
     DiffusionConfig,
@@ -32,7 +33,7 @@ from pipeline.runs.directory import fixed_keys
 from pipeline.runs.fragments import Fragment
 from pipeline.storage.urls import open_storage
 from pipeline.train import describe_run
-from pipeline.training.saver import Stamp, save_now
+from pipeline.training.saver import Stamp
 from preprocess import encode
 from preprocess.shapes.shards import write_shards
 

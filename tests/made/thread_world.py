@@ -47,7 +47,7 @@ def on_ranks(size: int, act: Callable[[World], Any]) -> list[Any]:
 
     def run(rank: int) -> None:
         try:
-            results[rank] = act(ThreadWorld(rank, size, rank, size, meeting=meeting))
+            results[rank] = act(ThreadWorld(rank, size, meeting=meeting))
         except BaseException as error:
             results[rank] = error  # type: ignore[call-overload]
             if not getattr(error, "shared", False):

@@ -216,8 +216,8 @@ def engines(world: World, folder: Path, stages: Sequence[int] = range(4)) -> Non
             kind: [[fragment.name, fragment.offset, len(fragment.view)] for fragment in fragments]
             for kind, fragments in engine.moments().items()
         }
-        shares["weights"] = [[fragment.name, fragment.offset, len(fragment.view)] for fragment in engine.owned()]
-        full_weights = {name: tensor.clone() for name, tensor in engine.full_weights().items()}
+        shares["weights"] = [[fragment.name, fragment.offset, len(fragment.view)] for fragment in engine.weights()]
+        full_weights = {name: tensor.clone() for name, tensor in engine.gather(engine.weights()).items()}
         (folder / name / f"shares{world.rank}.json").write_text(json.dumps(shares))
         if world.rank == 0:
             torch.save(full_weights, folder / name / "weights.pt")

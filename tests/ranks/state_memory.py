@@ -60,7 +60,7 @@ def measure(world: World) -> dict[str, Any]:
         )
         engine = make_engine(module, config, world)
         del module
-        ema = Ema(EmaConfig(), [fragment.view for fragment in engine.owned()])
+        ema = Ema(EmaConfig(), [fragment.view for fragment in engine.weights()])
         for step in range(2):
             x = torch.ones(2, WIDTH, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
             engine.backward(engine(x).float().square().mean())
