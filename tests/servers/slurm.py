@@ -132,9 +132,13 @@ class Slurm:
 
     def on(self, node: str, *command: str) -> None:
         """Run a command as root in the mount namespace of a node."""
+        # By its configuration, for another session's Slurm may have a node of this name.
+        daemon = b"".join(
+            word.encode() + b"\0" for word in ("slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", node)
+        )
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
-                if path.read_bytes().startswith(b"slurmd\0") and path.read_bytes().endswith(f"-N\0{node}\0".encode()):
+                if path.read_bytes() == daemon:
                     enter = ["nsenter", f"--mount=/proc/{path.parent.name}/ns/mnt"]
                     subprocess.run([*self._sudo, *enter, *command], check=True)
                     return
