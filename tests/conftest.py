@@ -36,6 +36,7 @@ _numbers = itertools.count()
 GROUP = pytest.StashKey[str]()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where there are workers (scripts/check), the tests of a file stay on one, those of a real Slurm on one, and what
     takes longest comes first. tests/durations.json says what that is."""
