@@ -241,12 +241,12 @@ def bare(parts: Parts) -> Callable[[], None]:
     """As many passes of the network, over as many rows and with the context projected once, and one of the decoder."""
     levels = levels_for(parts.diffusion, parts.sampler.sampler, parts.sampler.steps)[:-1]
     null = parts.denoiser.task.null(parts.case.batch, "cpu")
-    guidance = Guidance.of(parts.sampler)
+    guidance = Guidance.from_config(parts.sampler)
     stage = parts.first_stage
 
     def side() -> None:
         given = parts.denoiser.task.condition({"text": parts.text_BLD})
-        both: Conditioning = replace(given.cat(null), known={})
+        both: Conditioning = replace(given.cat(null), context_cache={})
         rows = torch.cat([parts.noise, parts.noise])
         with torch.inference_mode():
             for level in levels:

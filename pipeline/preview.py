@@ -21,7 +21,7 @@ from pipeline.data.order.dataset import Dataset, part_of
 from pipeline.data.order.mixture import AnyOrder, Mixture, orders_of, share
 from pipeline.data.order.shuffle import Order, Positions
 from pipeline.errors import ConfigError, NotFound
-from pipeline.runs.datasets import pinned
+from pipeline.runs.datasets import dataset_of_run
 from pipeline.runs.directory import RunInfo, committed, load_run
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.terminal import table
@@ -79,7 +79,7 @@ def job_of(config: DataVerbConfig) -> Job:
     run_data = run.config.data if run else DataConfig()
     urls = (config.dataset or run_data.train, *(config.mix or run_data.mix))
     if run:
-        dataset = pinned(run, urls)
+        dataset = dataset_of_run(run, urls)
     else:
         caches = [open_storage(url) for url in urls]
         dataset = Dataset([part_of(cache, load_manifest(cache)) for cache in caches])

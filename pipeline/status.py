@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, NotFound, RunError
 from pipeline.runs.directory import RunInfo, committed, is_finished, last_sample, load_run
-from pipeline.runs.lease import Holder, claim_of, job_state, myself, newest
+from pipeline.runs.lease import Holder, claim_of, job_state, newest, this_process
 from pipeline.scheduler.slurm import ENDED
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -105,7 +105,7 @@ def state_of(holder: Holder | None) -> str:
     slurm = job_state(holder) if holder.job else None
     where = ", ".join(filter(None, [f"Slurm job {holder.job}" if holder.job else "", holder.host]))
     if holder.state == "held":
-        if claim_of(holder, myself({})):
+        if claim_of(holder, this_process({})):
             silent = time.time() - holder.beat
             return f"training ({where}{f'; silent for {duration(silent)}' if silent > 120 else ''})"
         return f"dead ({where}{f': {slurm}' if slurm else ''})"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Before anything imports it: a process that runs hundreds of tests must give freed memory back.
 from pipeline.distributed import allocator
 
-allocator.keep_memory = lambda: None
+allocator.keep_memory = lambda: False
 
 # Before torch and OpenMP are imported anywhere. Tests run beside each other's subprocesses on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

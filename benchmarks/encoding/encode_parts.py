@@ -245,7 +245,7 @@ class Parts:
 
 def script_tokenizer(encoders: EncodersConfig) -> Callable[[list[str]], Tensor]:
     """open_clip's own tokenizer for these encoders."""
-    import open_clip
+    from pipeline.models.encoders.packages import open_clip
 
     merges = merges_of(find_tower(encoders)[1])
     return open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=encoders.text_length)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import ClusterConfig, TrainConfig
 from pipeline.config.check.groups import check_world
 from pipeline.config.loading.load import load
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.scheduler.script import Script, log_path
 from pipeline.storage.urls import open_storage
@@ -131,7 +132,7 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
     if config.data.train not in manifests:
         return [*lines, "memory: not looked at, because the dataset is not there yet"]
     manifest = manifests[config.data.train]
-    members = ("text",) if config.task.name == "text" else ()
+    members = TASK_FACTS[config.task.name].members
     check_against_contract(config, manifest, manifests.get(config.data.val), members)
     needed = fit(
         config,

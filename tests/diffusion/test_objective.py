@@ -77,8 +77,8 @@ def test_loss_is_each_samples_mean_distance_to_the_target(prediction, loss, expe
     losses = objective.loss(denoise, x0, noise, t)
     assert torch.allclose(losses, torch.tensor([0.0, expected, expected]), atol=1e-5)
     assert torch.equal(seen[0][0], objective.prediction.scale(alpha * x0 + sigma * noise, sigma))
-    told = {"flow": 1000 * t, "edm": t.log() / 4}.get(prediction, t)
-    assert torch.equal(seen[0][1], told)
+    timestep_input = {"flow": 1000 * t, "edm": t.log() / 4}.get(prediction, t)
+    assert torch.equal(seen[0][1], timestep_input)
 
 
 @given(st.floats(1e-3, 0.999), st.floats(0.5, 20), st.sampled_from(["epsilon", "v", "x0"]))
@@ -147,7 +147,7 @@ def test_edm_preconditioning_equals_diffusers():
     assert torch.equal(alpha, torch.ones(3, 1, 1, 1))
     assert torch.allclose(ours.scale(x, sigma), theirs.precondition_inputs(x, sigma))
     assert torch.allclose(ours.to_x0(output, x, alpha, sigma), theirs.precondition_outputs(x, output, sigma))
-    assert torch.allclose(make_process(made("edm")).told(sigma_B), theirs.precondition_noise(sigma_B))
+    assert torch.allclose(make_process(made("edm")).timestep_input(sigma_B), theirs.precondition_noise(sigma_B))
 
 
 def test_edm_inputs_and_targets_have_unit_variance_at_every_level():
@@ -167,11 +167,11 @@ def test_flow_noise_and_time_equal_diffusers():
     process = make_process(made("flow"))
     x0, noise = torch.randn(2, 4, *LATENT, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.001, 0.25, 0.5, 1.0])
-    told = process.told(t)
-    assert told.tolist() == pytest.approx([1, 250, 500, 1000])
+    timestep_input = process.timestep_input(t)
+    assert timestep_input.tolist() == pytest.approx([1, 250, 500, 1000])
     alpha, sigma = process.at(t)
     timesteps = theirs.timesteps[[999, 750, 500, 0]]
-    assert torch.allclose(timesteps, told)
+    assert torch.allclose(timesteps, timestep_input)
     assert torch.allclose(add_noise(x0, noise, alpha, sigma), theirs.scale_noise(x0, timesteps, noise), atol=1e-6)
     h = 1e-3  # the target is the velocity of the path
     later = add_noise(x0.double(), noise.double(), *process.at(t.double() + h))

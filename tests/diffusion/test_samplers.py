@@ -89,8 +89,8 @@ def test_heun_of_edm_is_the_papers_algorithm_1():
     meaning, noise = make_prediction(EDM), initial_noise(0, NUMBERS, LATENT).double()
 
     def denoised(x: Tensor, sigma: float) -> Tensor:
-        told = torch.full((len(x),), math.log(sigma) / 4)
-        return meaning.to_x0(network(meaning.scale(x, sigma), told), x, 1.0, sigma)
+        timestep_input = torch.full((len(x),), math.log(sigma) / 4)
+        return meaning.to_x0(network(meaning.scale(x, sigma), timestep_input), x, 1.0, sigma)
 
     t = [level.sigma for level in karras_levels(EDM, 9)]
     x = math.hypot(1, t[0]) * noise
@@ -348,7 +348,7 @@ def test_an_image_does_not_depend_on_its_batch(sampler):
             network,
             CONFIG,
             initial_noise(4, torch.tensor([i]), LATENT),
-            *(Conditioning(conditioning.context[i : i + 1]) for conditioning in (given, null)),
+            *(Conditioning(one.context[i : i + 1]) for one in (given, null) if one.context is not None),
             sampler=sampler,
             steps=10,
             guidance=2.0,

@@ -20,6 +20,9 @@ from pipeline.inference.trained import Trained, load_encoders, load_trained
 from pipeline.interchange import clip
 from pipeline.interchange import unet as convert
 from pipeline.interchange.diffusers import MARKER
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+
+declare_torchvision_ops()
 
 
 @pytest.fixture(scope="module")

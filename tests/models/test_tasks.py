@@ -1,12 +1,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, TaskConfig
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.models.denoiser import Denoiser
@@ -113,7 +114,15 @@ def test_a_text_task_without_an_empty_caption_is_refused():
 
 
 def test_the_tasks_in_the_configuration_are_those_that_exist():
-    assert get_args(get_type_hints(TaskConfig)["name"]) == tuple(TASKS)
+    assert get_args(get_type_hints(TaskConfig)["name"]) == tuple(TASKS) == tuple(TASK_FACTS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_table_without_torch_says_what_each_task_reads_and_concatenates(name: Any) -> None:
+    facts, task = TASK_FACTS[name], make_task(TaskConfig(name=name), LATENT, EMPTY)
+    assert facts.members == task.members == TASKS[name].members
+    assert task.in_channels(4) == 4 + facts.extra_channels
+    assert facts.needs_text == ("text" in facts.members)
 
 
 class EveryInput(Task):

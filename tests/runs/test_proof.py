@@ -104,7 +104,7 @@ def test_an_order_that_repeats_a_record_within_an_epoch_is_no_proof() -> None:
     assert problem == "epoch 0 takes 20 records twice, and its order says 0"
 
 
-def test_a_gap_between_spans_that_lack_one_rank_is_told_too() -> None:
+def test_a_gap_between_spans_that_lack_one_rank_is_reported_too() -> None:
     blocks = dataset([40, 40], [])
     lines = [Stretch(first, first + 8, 0, 2, 4, 0, 0) for first in (0, 8, 24, 32)]
     found = prove(lines, 40, blocks.order(1, BATCH), blocks).problems

@@ -14,7 +14,7 @@ import pytest
 from made.lease import elsewhere, in_job
 from pipeline import cli, train
 from pipeline.runs import lease
-from pipeline.runs.lease import DEAD_SECONDS, Holder, Lease, myself
+from pipeline.runs.lease import DEAD_SECONDS, Holder, Lease, this_process
 from pipeline.status import runs_at, state_of, status
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.terminal import duration
@@ -79,11 +79,11 @@ def test_a_folder_of_runs_is_as_good_as_its_runs(folder: Path, capsys: pytest.Ca
     ("holder", "words"),
     [
         (lambda: None, "not being trained"),
-        (lambda: myself({}), f"training ({myself({}).host})"),
+        (lambda: this_process({}), f"training ({this_process({}).host})"),
         (elsewhere, "training (n9)"),
         (lambda: elsewhere(beat=elsewhere().beat - 300), "training (n9; silent for 5 min)"),
         (lambda: elsewhere(beat=elsewhere().beat - DEAD_SECONDS - 1), "dead (n9)"),
-        (lambda: replace(myself({}), started="1"), f"dead ({myself({}).host})"),
+        (lambda: replace(this_process({}), started="1"), f"dead ({this_process({}).host})"),
         (lambda: in_job("7"), "training (Slurm job 7, n9)"),
         (
             lambda: in_job("7", state="stopped"),

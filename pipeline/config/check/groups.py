@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 from pipeline import config as c
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.config.train import WIDEST
 from pipeline.config.values.bounds import require
 
@@ -87,8 +88,8 @@ def check_model(model: c.ModelConfig, task: c.TaskConfig) -> None:
         f"model.heads={model.heads} and model.head_width={model.head_width}: give one of them and set the other to 0",
     )
     require(
-        task.name != "text" or model.context_width > 0,
-        "task=text needs cross-attention: model.context_width must be the text width of the cache (it is 0)",
+        not TASK_FACTS[task.name].needs_text or model.context_width > 0,
+        f"task={task.name} needs cross-attention: model.context_width must be the text width of the cache (it is 0)",
     )
     factors = [2**level for level in range(len(model.multipliers))]
     check_depth(model, factors)

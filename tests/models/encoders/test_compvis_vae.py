@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline.errors import WeightsError
 from pipeline.models.encoders import compvis_vae
-from pipeline.models.encoders.autoencoder import STABLE_DIFFUSION, AutoencoderKL
+from pipeline.models.encoders.autoencoder import STABLE_DIFFUSION
+from pipeline.models.encoders.packages import AutoencoderKL
 
 SMALL: dict[str, Any] = STABLE_DIFFUSION | {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4}
 

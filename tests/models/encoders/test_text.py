@@ -14,6 +14,9 @@ from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.models.encoders.tokenizer import load_tokenizer
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+
+declare_torchvision_ops()
 
 CAPTIONS = [
     "",
@@ -137,7 +140,7 @@ def test_padding_does_not_change_the_states_up_to_the_end_token(folder: Path) ->
 
 
 def test_pooled_and_states_are_open_clips_own(folder: Path) -> None:
-    import open_clip  # after pipeline.models.text, which mends torchvision where it must
+    import open_clip
 
     ours = tower(folder, "last", 0)
     ids = open_clip.tokenize(CAPTIONS[1:])

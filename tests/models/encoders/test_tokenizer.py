@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from pipeline.config import EncodersConfig
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.tokenizer import DEMO, load_tokenizer
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+
+declare_torchvision_ops()
 
 CLIP = EncodersConfig(text="ViT-L-14", text_pretrained="openai", text_length=77, text_pad=49407)
 

@@ -57,7 +57,7 @@ def test_the_kernels_compute_group_norm_and_its_gradients() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     here = str(Path(__file__).parent)  # by its path: an installed package may be called `tests`
     command = (
-        f"import sys; sys.path.insert(0, {here!r}); import torch; from test_models_groupnorm import compared; "
+        f"import sys; sys.path.insert(0, {here!r}); import torch; from test_group_norm import compared; "
         "compared('cpu', torch.float32, 2e-5)"
     )
     ended = subprocess.run(

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from pipeline.config import EncodersConfig
 from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.kernels.upsampled import FoldedUpsample, fold, unfold
+
+declare_torchvision_ops()
 
 SIDE = st.integers(1, 6)
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
