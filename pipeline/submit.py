@@ -157,7 +157,7 @@ def _report(parts: Sequence[Part], jobs: Sequence[str]) -> None:
     cluster = parts[0].cluster
     logs = shlex.quote(os.path.abspath(cluster.logs))
     limit = f"the time limit ({cluster.time})" if cluster.time else "the partition's time limit"
-    again = "goes back to the queue" if cluster.requeue and cluster.signal else "does not go back to the queue"
+    requeued = "goes back to the queue" if cluster.requeue and cluster.signal else "does not go back to the queue"
     is_array = parts[0].verb == "encode"
     unit, end = ("task", "no work is left") if is_array else ("job", "its work is done")
     runs = " ".join(shlex.quote(part.job.run) for part in parts if part.job.run)
@@ -165,8 +165,8 @@ def _report(parts: Sequence[Part], jobs: Sequence[str]) -> None:
         f"\nsubmitted: job {first}{''.join(f', then job {job}' for job in others)}\n"
         f"follow:    squeue --jobs={','.join(jobs)}; tail -F {logs}/*-{first}{'_*' if is_array else ''}.log"
         f"{f'; latentmill status {runs}' if runs else ''}\n"
-        f"stop:      scancel {' '.join(jobs)}; the same command again goes on from what is stored\n"
-        f"ends:      when {end}; a {unit} that {limit} stops {again}"
+        f"stop:      scancel {' '.join(jobs)}; the same command then continues from what is stored\n"
+        f"ends:      when {end}; a {unit} that {limit} stops {requeued}"
     )
 
 

@@ -89,8 +89,8 @@ def requeue_without(job: str, nodes: Sequence[str]) -> None:
     facts = dict(
         word.partition("=")[::2] for word in _ask(["scontrol", "--oneliner", "show", "job", job]).stdout.split()
     )
-    before = facts.get("ExcNodeList", "(null)")
-    excluded = [*(hostnames(before) if before != "(null)" else []), *nodes]
+    exclusions = facts.get("ExcNodeList", "(null)")
+    excluded = [*(hostnames(exclusions) if exclusions != "(null)" else []), *nodes]
     partition = facts.get("Partition", "")
     partition_nodes = set(
         _ask(["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N"]).stdout.split()

@@ -205,7 +205,7 @@ class S3Storage(Storage):
                         f"{self.locate(key)} ends at byte {start + announced}; {start + len(data)} were expected"
                     )
                 raise StorageError(f"{self.locate(key)}: {len(data) - received} bytes were left, and {announced} came")
-            etag, before = response["ETag"], received
+            etag, received_before = response["ETag"], received
             failure: Exception = EOFError("it ended early")
             try:
                 for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
@@ -215,7 +215,7 @@ class S3Storage(Storage):
                 failure, received = error, 0
             except (BotoCoreError, HTTPError, OSError) as error:
                 failure = error
-            if received > before:
+            if received > received_before:
                 patience.gained()
             if received < len(data) and not patience.wait():
                 raise StorageError(f"{self.locate(key)}: the body broke off, {patience}: {failure}") from failure

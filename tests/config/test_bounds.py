@@ -46,10 +46,10 @@ UNBOUNDED = {
 @cache
 def whole(verb: str) -> Any:
     """A configuration that is fine, with its optional groups."""
-    given = dict(GIVEN[verb])
+    values = dict(GIVEN[verb])
     if "encoders" in {field.name for field in dataclasses.fields(c.CONFIGS[verb])}:
-        given["encoders"] = {}
-    return from_dict(c.CONFIGS[verb], given)
+        values["encoders"] = {}
+    return from_dict(c.CONFIGS[verb], values)
 
 
 def fields_of(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

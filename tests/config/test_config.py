@@ -163,9 +163,9 @@ def test_any_text_passes_hydras_grammar_unchanged(text: str) -> None:
     from omegaconf import OmegaConf
 
     (override,) = OverridesParser.create().parse_overrides([f"++key={quote(text)}"])
-    held = OmegaConf.create({})
-    OmegaConf.update(held, "key", override.value())
-    plain = OmegaConf.to_container(held, resolve=True)
+    tree = OmegaConf.create({})
+    OmegaConf.update(tree, "key", override.value())
+    plain = OmegaConf.to_container(tree, resolve=True)
     assert plain == {"key": text}
 
 

@@ -59,12 +59,12 @@ def test_a_finished_run_in_a_line(folder: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_run_that_is_trained_says_how_far_it_is_whatever_is_committed(folder: Path) -> None:
     run = str(folder / "sweep/lr=1")
-    held = Lease.take(open_storage(run), first=4 * BATCH)
-    held.progress = lambda: 4 * BATCH + 3
-    held._put(held.holder)
-    found = status(run)
-    held.release("finished")
-    assert (found.samples, found.committed, found.restarts) == (4 * BATCH + 3, 4 * BATCH, 1)
+    taken = Lease.take(open_storage(run), first=4 * BATCH)
+    taken.progress = lambda: 4 * BATCH + 3
+    taken._put(taken.holder)
+    state = status(run)
+    taken.release("finished")
+    assert (state.samples, state.committed, state.restarts) == (4 * BATCH + 3, 4 * BATCH, 1)
 
 
 def test_a_folder_of_runs_is_as_good_as_its_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

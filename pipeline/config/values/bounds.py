@@ -133,15 +133,15 @@ def check_bounds(config: Any, path: str = "") -> None:
 def _check_value(kind: Any, value: Any, key: str) -> None:
     """Raise ConfigError where a value is outside of a bound that its type declares."""
     origin, arguments = get_origin(kind), get_args(kind)
-    many = isinstance(value, tuple | list)
+    is_list = isinstance(value, tuple | list)
     if origin is Annotated:
         for bound in arguments[1:]:
-            holds = all(math.isfinite(number) and bound.admits(number) for number in (value if many else (value,)))
+            holds = all(math.isfinite(number) and bound.admits(number) for number in (value if is_list else (value,)))
             require(holds, f"{key}={_shown(value)}: {bound.words}")
         _check_value(arguments[0], value, key)
     elif origin in (Union, types.UnionType):
         for alternative in arguments:
-            if value is not None and _is_list(alternative) == many:
+            if value is not None and _is_list(alternative) == is_list:
                 _check_value(alternative, value, key)
     elif origin is tuple:
         kinds = repeat(arguments[0]) if arguments[-1] is Ellipsis else arguments

@@ -158,11 +158,11 @@ def test_a_contract_does_not_say_where_weights_were_loaded_from(sources: Path, t
 def test_every_verb_that_loads_encoders_takes_fetched_ones(verb: str) -> None:
     required = {name: f"{name}=x" for name in ("run", "dataset", "source", "dest")}
     fields = {field.name for field in dataclasses.fields(c.CONFIGS[verb])}
-    given = [word for name, word in required.items() if name in fields]
-    given += ["data.train=c"] if verb == "train" else []
-    encoders = load(verb, [*given, "encoders=sd1", "encoders.weights=s3://b/sd1"]).encoders
+    words = [word for name, word in required.items() if name in fields]
+    words += ["data.train=c"] if verb == "train" else []
+    encoders = load(verb, [*words, "encoders=sd1", "encoders.weights=s3://b/sd1"]).encoders
     assert encoders == dataclasses.replace(load("fetch", ["dest=d", "encoders=sd1"]).encoders, weights="s3://b/sd1")
-    assert verb == "encode" or load(verb, given).encoders is None
+    assert verb == "encode" or load(verb, words).encoders is None
 
 
 def test_a_caches_encoders_are_found_where_they_were_fetched(sources: Path, tmp_path: Path) -> None:
@@ -280,8 +280,8 @@ def test_wrong_places_are_refused_with_a_reason(sources: Path, tmp_path: Path) -
 def test_an_unreachable_hub_is_one_line_that_says_what_to_do_instead(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], vae: str, source: str
 ) -> None:
-    given = [f"dest={tmp_path / 'e'}", "encoders=sd1", f"encoders.vae={vae}"]
-    assert cli.main(["fetch", *given]) == 1
+    words = [f"dest={tmp_path / 'e'}", "encoders=sd1", f"encoders.vae={vae}"]
+    assert cli.main(["fetch", *words]) == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert len(line) < 600
