@@ -50,8 +50,8 @@ class StepFailed(LatentmillError):
     """A step's command failed and has printed the reason. exit_code: of the command."""
 
     def __init__(self, command: str, status: int) -> None:
-        what = "was stopped" if status in STOPPED else f"failed (exit status {status})"
-        super().__init__(f"this step {what}; run the demo again to go on from here: {command}")
+        outcome = "was stopped" if status in STOPPED else f"failed (exit status {status})"
+        super().__init__(f"this step {outcome}; run the demo again to go on from here: {command}")
         self.exit_code = status
 
 
@@ -147,8 +147,8 @@ def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, any_h
 
     done: the finished steps in order, which this function updates and stores in steps.json.
     """
-    verb, *rest = step.arguments
-    command = f"latentmill {verb} {' '.join(map(_quoted, rest))}"
+    verb, *arguments = step.arguments
+    command = f"latentmill {verb} {' '.join(map(_quoted, arguments))}"
     print(f"\n== {step.heading}\n   {command}", flush=True)
     if not any_has_run and number < len(done) and done[number]["command"] == command and step.product.exists():
         print(f"   already done, in {done[number]['seconds']:.0f} s", flush=True)
@@ -156,10 +156,10 @@ def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, any_h
     del done[number:]
     began = time.monotonic()
     if verb in forks.HEAVY:
-        status = forks.run_verb(cli.main, verb, rest)
+        status = forks.run_verb(cli.main, verb, arguments)
     else:
         forks.begin()  # in parallel with the first step: drawing pictures takes one core
-        status = run_command([sys.executable, "-m", VERBS[verb][0], *rest])
+        status = run_command([sys.executable, "-m", VERBS[verb][0], *arguments])
     if status:
         raise StepFailed(command, status)
     seconds = time.monotonic() - began

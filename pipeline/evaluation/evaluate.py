@@ -121,7 +121,7 @@ class Evaluator:
         began = time.monotonic()
         part = self.world.together(lambda: self._measure(denoiser, images, sampler, stopped))
         parts: list[_Part] = self.world.gather(part)
-        pictures = {i: image for part in parts for i, image in part.pictures.items()}
+        pictures = {i: image for rank_part in parts for i, image in rank_part.pictures.items()}
         metrics = self.world.first(self._merge(parts, images) if self.world.rank == 0 else None)
         metrics = {"n": n, "images": images, "guidance": sampler.guidance, "weights": weights} | metrics
         metrics["seconds"] = round(time.monotonic() - began, 2)

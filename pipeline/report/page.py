@@ -320,8 +320,8 @@ def step_times(run: Run) -> list[tuple[float, float]]:
 
 
 def _charts(charts: Sequence[str]) -> str:
-    drawn = "".join(charts)
-    return f'<div class="charts">{drawn}</div>' if drawn else ""
+    content = "".join(charts)
+    return f'<div class="charts">{content}</div>' if content else ""
 
 
 if __name__ == "__main__":

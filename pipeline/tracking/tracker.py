@@ -88,12 +88,12 @@ class Tracker:
             return
         with self._lock:
             self._close_file()
-            kept = [row for row in read_rows(self._path) if row["n"] <= n]
+            rows = [row for row in read_rows(self._path) if row["n"] <= n]
             partial = self._path.with_name(self._path.name + ".partial")
             with open(partial, "w", encoding="utf-8") as file:
-                file.writelines(_line(row) for row in kept)
+                file.writelines(_line(row) for row in rows)
             os.replace(partial, self._path)
-            self.evaluations = _evaluated(kept)
+            self.evaluations = _evaluated(rows)
             self.log(n, facts, kind="start")
 
     def log(self, n: int, metrics: Mapping[str, Any], kind: str = "train") -> None:

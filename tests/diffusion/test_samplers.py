@@ -343,12 +343,13 @@ def test_an_image_does_not_depend_on_its_batch(sampler):
     given, null = conditionings()
     noise = initial_noise(4, NUMBERS, LATENT)
     whole = sample(network, CONFIG, noise, given, null, sampler=sampler, steps=10, guidance=2.0)
+    contexts = [context for context in (given.context, null.context) if context is not None]
     for i in range(3):
         alone = sample(
             network,
             CONFIG,
             initial_noise(4, torch.tensor([i]), LATENT),
-            *(Conditioning(one.context[i : i + 1]) for one in (given, null) if one.context is not None),
+            *(Conditioning(context[i : i + 1]) for context in contexts),
             sampler=sampler,
             steps=10,
             guidance=2.0,

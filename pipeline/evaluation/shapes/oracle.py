@@ -285,8 +285,8 @@ def attribute_accuracy(images: Iterable[np.ndarray], captions: Iterable[str]) ->
     counts; by_attribute: {"colour": share of single claims of that kind that are right, ...}, n_by_attribute: counts.
     `overall` is missing, and the tables are empty, when no caption could be read.
     """
-    right: Counter[str] = Counter()
-    of: Counter[str] = Counter()
+    right_pictures: Counter[str] = Counter()
+    pictures: Counter[str] = Counter()
     right_claims: Counter[str] = Counter()
     of_claims: Counter[str] = Counter()
     unread = 0
@@ -296,21 +296,23 @@ def attribute_accuracy(images: Iterable[np.ndarray], captions: Iterable[str]) ->
             unread += 1
             continue
         verdict = judge(image, claims)
-        named = str(len(claims.objects))
-        of[named] += 1
-        right[named] += verdict.correct
+        object_count = str(len(claims.objects))
+        pictures[object_count] += 1
+        right_pictures[object_count] += verdict.correct
         for kind, holds in verdict.claims():
             of_claims[kind] += 1
             right_claims[kind] += holds
-    judged = sum(of.values())
+    judged = sum(pictures.values())
     result: dict[str, Any] = {
         "n": judged,
         "unread": unread,
-        "by_objects": {named: right[named] / of[named] for named in sorted(of)},
-        "n_by_objects": {named: of[named] for named in sorted(of)},
+        "by_objects": {
+            object_count: right_pictures[object_count] / pictures[object_count] for object_count in sorted(pictures)
+        },
+        "n_by_objects": {object_count: pictures[object_count] for object_count in sorted(pictures)},
         "by_attribute": {kind: right_claims[kind] / of_claims[kind] for kind in of_claims},
         "n_by_attribute": dict(of_claims),
     }
     if judged:
-        result["overall"] = sum(right.values()) / judged
+        result["overall"] = sum(right_pictures.values()) / judged
     return result
