@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.format.kept import Kept
+from pipeline.data.format.kept import KeptRecords
 from pipeline.data.order.blocks import Blocks
 from pipeline.data.order.dataset import Dataset, Part
 from pipeline.data.order.mixture import LONGEST, PERIOD, Mixture, interleave, suitable_slots, whole_weights
@@ -27,7 +27,7 @@ def part(name: str, sizes: list[int], kinds: int = 1, latent: int = 8, block_byt
     shards = [SimpleNamespace(name=f"{i}", samples=n, bytes=500 * n, size=(i % kinds, 1)) for i, n in enumerate(sizes)]
     contract = SimpleNamespace(buckets=tuple((i, 1) for i in range(kinds)), latent_shape=(4, latent, latent))
     manifest = SimpleNamespace(shards=shards, contract=contract)
-    blocks = Blocks(manifest, Kept(manifest, np.empty((0, 2), dtype=np.int32)), block_bytes)  # type: ignore[arg-type]
+    blocks = Blocks(manifest, KeptRecords(manifest, np.empty((0, 2), dtype=np.int32)), block_bytes)  # type: ignore[arg-type]
     return Part(SimpleNamespace(url=name), manifest, blocks)  # type: ignore[arg-type]
 
 
@@ -103,7 +103,7 @@ def test_shares_are_exact_within_two_items_in_every_slot_and_every_batch(
     made: tuple[Dataset, Mixture], steps: int
 ) -> None:
     _, order = made
-    which, _ = order.own_numbers(np.arange(steps * order.batch))
+    which, _ = order.dataset_numbers(np.arange(steps * order.batch))
     shares = np.array(order.weights) / sum(order.weights)
     items = which.reshape(steps, order.slots, -1, order.item)
     assert (items == items[..., :1]).all()
@@ -140,7 +140,7 @@ def test_each_record_comes_once_in_an_epoch_of_its_own_dataset_and_tails_are_cou
 def test_an_epoch_is_whole_before_the_next_but_one_begins(made: tuple[Dataset, Mixture]) -> None:
     """Numbers of each dataset's own are used without gaps: after any batch all but the last few are."""
     _, order = made
-    which, own = order.own_numbers(np.arange(200 * order.batch))
+    which, own = order.dataset_numbers(np.arange(200 * order.batch))
     for number in range(len(order.orders)):
         mine = np.sort(own[which == number])
         assert len(np.unique(mine)) == len(mine)
