@@ -215,7 +215,7 @@ def test_slots_suit_the_largest_dataset_and_the_smallest_has_a_record_for_each()
 def test_a_dataset_that_is_too_small_is_refused_by_name() -> None:
     large, small, none = part("large", [64] * 4), part("small", [5], latent=16), part("none", [])
     with pytest.raises(
-        ConfigError, match=r"small cannot be mixed in, .* has 5 records, fewer than one global batch of 8"
+        ConfigError, match=r"small cannot be mixed in: .* has 5 records, fewer than one global batch of 8"
     ):
         Dataset([large, small]).order(0, 8)
     Dataset([large, small]).order(0, 8, "wrap")

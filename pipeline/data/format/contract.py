@@ -179,7 +179,7 @@ def _build(cls: type[T], value: dict[str, Any]) -> T:
     """cls(**value). Raises ValueError when names of fields are missing or unknown."""
     field_names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if set(value) != field_names:
-        raise ValueError(f"{cls.__name__} has {sorted(set(value) ^ field_names)} too many or too few")
+        raise ValueError(f"{cls.__name__} has missing or unknown fields {sorted(set(value) ^ field_names)}")
     return cls(**value)
 
 

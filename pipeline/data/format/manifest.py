@@ -173,7 +173,7 @@ def load_manifest(storage: Storage) -> Manifest:
         hint = (
             "its encode was not finished: run the same `latentmill encode` again"
             if has_objects
-            else "nothing is there: encode it first, or mend the path"
+            else "nothing is there: encode it first, or correct the path"
         )
         raise DatasetError(f"{storage.url} holds no {MANIFEST}, so it is not a dataset; {hint}") from None
     try:

@@ -126,7 +126,7 @@ class Dataset:
                 orders.append(part.blocks.order(dataset_seed(seed, number), slots * item, tail, lanes=lanes))
             except ConfigError as error:
                 raise ConfigError(
-                    f"{part.storage.url} cannot be mixed in, for its batches are its own, as sizes of latents differ: "
+                    f"{part.storage.url} cannot be mixed in: latents differ in size, so each batch is of one cache: "
                     f"{error}, or leave it out of data.mix"
                 ) from None
         return Mixture(orders, counts, self.whole_weights(weights), seed, batch, slots=slots, item=item)

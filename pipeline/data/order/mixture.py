@@ -149,7 +149,7 @@ def _largest_remainders(numbers: Sequence[int], total: int) -> list[int]:
     """Integers of at least 1 that add up to `total`, as nearly as possible in the proportions of `numbers`. Raises
     ConfigError for more numbers than `total`."""
     if len(numbers) > total:
-        raise ConfigError(f"{len(numbers)} datasets are mixed; {total} at most can be")
+        raise ConfigError(f"{len(numbers)} datasets cannot be mixed: at most {total} can")
     quotas = [Fraction(number * total, sum(numbers)) for number in numbers]
     whole = [max(int(quota), 1) for quota in quotas]
     while sum(whole) != total:

@@ -163,7 +163,7 @@ def _fetch(
         mismatch = _first_mismatch(data, *facts)
         if mismatch is None:
             return
-        problem = f"the SHA-256 of row {rows[mismatch]} is another"
+        problem = f"row {rows[mismatch]} has another SHA-256"
     raise ShardCorrupt(
         f"{storage.locate(entry.name)} was read twice and is not what the manifest promises ({problem}): "
         "restore it, or delete it and run the same `latentmill encode` again"

@@ -77,7 +77,9 @@ class Stream:
         device: torch.device = CPU,
     ) -> None:
         if batch % world or start_n % batch:
-            raise ConfigError(f"a global batch of {batch} must divide by {world} ranks and start at its own multiples")
+            raise ConfigError(
+                f"a global batch of {batch} must be divisible by the {world} ranks and start at a multiple of itself"
+            )
         for part in dataset.parts:
             missing = sorted(set(members) - {member.name for member in part.manifest.contract.members})
             if missing:

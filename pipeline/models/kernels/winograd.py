@@ -80,7 +80,7 @@ def _check(x: Tensor, channels: int, widths: Sequence[int], dtype: torch.dtype) 
     divides = not (x.shape[2] % SIDE or x.shape[3] % SIDE or any(width % LANES for width in widths))
     if not divides or x.shape[1] != channels or not x.dtype == dtype == torch.float32:
         raise ShapeError(
-            f"a convolution by tiles takes float32, sides in fours and channels in eights, but was given {x.dtype} "
+            f"a convolution by tiles takes float32, sides divisible by 4 and channels by 8, not {x.dtype} "
             f"{tuple(x.shape)} and a weight {tuple(widths)} of {dtype}"
         )
 
