@@ -118,8 +118,8 @@ class Manifest:
     def adopted(self) -> bool:
         """Whether `latentmill index` made it from existing tars: each tar is its own source, and its images are not
         known."""
-        same = [self.units[shard.unit].source_sha256 == shard.sha256 for shard in self.shards]
-        return bool(same) and all(same)
+        is_own_source = [self.units[shard.unit].source_sha256 == shard.sha256 for shard in self.shards]
+        return bool(is_own_source) and all(is_own_source)
 
     @property
     def rejected(self) -> dict[str, int]:

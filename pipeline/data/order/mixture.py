@@ -151,13 +151,13 @@ def _largest_remainders(numbers: Sequence[int], total: int) -> list[int]:
     if len(numbers) > total:
         raise ConfigError(f"{len(numbers)} datasets cannot be mixed: at most {total} can")
     quotas = [Fraction(number * total, sum(numbers)) for number in numbers]
-    whole = [max(int(quota), 1) for quota in quotas]
-    while sum(whole) != total:
-        step = 1 if sum(whole) < total else -1
-        movable = [i for i in range(len(whole)) if whole[i] + step >= 1]
-        chosen = max(movable, key=lambda i: step * (quotas[i] - whole[i]))
-        whole[chosen] += step
-    return whole
+    counts = [max(int(quota), 1) for quota in quotas]
+    while sum(counts) != total:
+        step = 1 if sum(counts) < total else -1
+        movable = [i for i in range(len(counts)) if counts[i] + step >= 1]
+        chosen = max(movable, key=lambda i: step * (quotas[i] - counts[i]))
+        counts[chosen] += step
+    return counts
 
 
 def interleave(weights: Sequence[int]) -> np.ndarray:

@@ -23,7 +23,7 @@ class DiskCache:
 
     def __init__(self, folder: Path | str, most_bytes: int) -> None:
         """Raises StorageError when the folder cannot be made."""
-        self._folder, self._most = Path(folder).expanduser(), most_bytes
+        self._folder, self._max_bytes = Path(folder).expanduser(), most_bytes
         self._lock = threading.Lock()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class DiskCache:
             raise StorageError(f"data.cache={self._folder} cannot be written: {error.strerror}") from error
         with self._lock:
             self._bytes += len(data)
-            if self._bytes > self._most:
+            if self._bytes > self._max_bytes:
                 self._bytes = self._make_room()
 
     def _make_room(self) -> int:
@@ -68,10 +68,10 @@ class DiskCache:
                 stat = entry.stat()
                 files.append((stat.st_mtime_ns, stat.st_size, entry.path))
         total = sum(size for _, size, _ in files)
-        if total <= self._most:
+        if total <= self._max_bytes:
             return total
         for _, size, path in sorted(files):
-            if total <= FULL * self._most:
+            if total <= FULL * self._max_bytes:
                 break
             with suppress(OSError):
                 os.unlink(path)

@@ -108,10 +108,10 @@ def _empty_like(x: Tensor, width: int) -> Tensor:
     return x.new_empty(B, H, W, width).permute(0, 3, 1, 2)
 
 
-def _call(function: str, tensors: Iterable[Tensor | None], sizes: Iterable[int], *more: int) -> None:
+def _call(function: str, tensors: Iterable[Tensor | None], sizes: Iterable[int], *flags: int) -> None:
     """Call a function of winograd.cpp, on as many threads as PyTorch uses."""
     pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
-    getattr(_library(), function)(*pointers, *map(ctypes.c_int64, sizes), torch.get_num_threads(), *more)
+    getattr(_library(), function)(*pointers, *map(ctypes.c_int64, sizes), torch.get_num_threads(), *flags)
 
 
 @cache
