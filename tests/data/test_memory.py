@@ -1,4 +1,4 @@
-"""data/reading/memory.py: memory comes back when nothing shows it any more, never before, and is used again."""
+"""data/reading/memory.py: memory returns to the pool when no array views it, never earlier, and is then reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""stream.py: the right records in the right order, verified, within its memory, and honest about failures."""
+"""stream.py: the right records in the right order, verified and within the memory bound; failures are reported."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def drain(stream: Stream, steps: int = 20) -> list[str]:
 
 
 class Watched(LocalStorage):
-    """Counts reads of tars and can fail them."""
+    """A storage that counts reads of tars and can make them fail."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -363,7 +363,7 @@ def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
 
 
 def test_a_read_ahead_drops_what_is_needed_last(tmp_path: Path) -> None:
-    """Memory for little more than a window: no block is fetched twice within an epoch."""
+    """With memory for little more than a window, no block is fetched twice within an epoch."""
     manifest = make_cache(str(tmp_path), [16] * 24)
     storage = Watched(str(tmp_path))
     memory = 5 * manifest.shards[0].bytes

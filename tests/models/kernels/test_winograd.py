@@ -1,4 +1,4 @@
-"""Convolutions by Winograd's tiles are the convolutions, forwards and backwards, and stand where they are faster."""
+"""Convolutions by Winograd's tiles equal plain ones, forward and backward, and are used where they are faster."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def normal(*shape: int) -> Tensor:
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """Of the norm."""
+    """The error relative to the norm."""
     return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm())
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The functions of winograd.cpp that are called from now on."""
+    """Records the functions of winograd.cpp that are called."""
     called: list[str] = []
     call = winograd._call
 
