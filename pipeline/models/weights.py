@@ -43,21 +43,21 @@ def read_file(path: Path, suffix: str = "") -> tuple[dict[str, Tensor], dict[str
     if suffix == ".safetensors":
         return _read_safetensors(path)
     if suffix not in PICKLES:
-        raise WeightsError(f"{path}: a .safetensors, .ckpt or .pt file is wanted")
+        raise WeightsError(f"{path}: the file must be .safetensors, .ckpt or .pt")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's unpickler raises errors of many kinds
         refused_global = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it wants {refused_global[1]}" if refused_global else " ".join(str(error).split())[:120]
+        reason = f"it needs {refused_global[1]}" if refused_global else " ".join(str(error).split())[:120]
         raise WeightsError(
-            f"{path} cannot be read as tensors alone ({reason}), and a pickle that is more may run code: give a "
-            ".safetensors file"
+            f"{path} cannot be read as tensors alone ({reason}); a pickle with other content may run code: "
+            "give a .safetensors file"
         ) from None
     facts = content.get(FACTS, {}) if isinstance(content, dict) else {}
     while isinstance(content, dict) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__} and no state dict")
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}, _facts(path, facts)
 
 
@@ -78,7 +78,7 @@ def _facts(path: Path, value: Any) -> dict[str, Any]:
     try:
         facts = json.loads(value) if isinstance(value, str) else dict(value)
         if not isinstance(facts, dict):
-            raise ValueError(f"{type(facts).__name__} in place of a table")
+            raise ValueError(f"{type(facts).__name__}, not a table")
         return facts
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: what it says of itself ({FACTS}) cannot be read: {error}") from None
+        raise WeightsError(f"{path}: its metadata ({FACTS}) cannot be read: {error}") from None

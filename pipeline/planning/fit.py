@@ -27,10 +27,10 @@ class Fit:
 
     def words(self) -> str:
         """The figures in one line, for people."""
-        again = f", {self.recomputed} blocks computed again" if self.recomputed else ""
+        recomputed_note = f", {self.recomputed} blocks computed again" if self.recomputed else ""
         return (
             f"{self.parameters / 1e6:,.0f} million parameters; a GPU holds {self.state / 1e9:.3g} GB of weights, "
-            f"gradients, optimizer and average, and {self.peak / 1e9:.3g} GB at a step's peak{again} "
+            f"gradients, optimizer and average, and {self.peak / 1e9:.3g} GB at a step's peak{recomputed_note} "
             "(docs/explained/memory_model.md; NCCL's and the driver's own memory comes on top)"
         )
 

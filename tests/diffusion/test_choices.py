@@ -1,4 +1,4 @@
-"""Objectives by configuration: those that are packaged, those that cannot be, and runs that were begun before."""
+"""Objectives by configuration: packaged ones, impossible ones, and those of runs from earlier versions."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_refusal_reaches_the_command_line():
 
 
 def test_a_run_that_was_begun_before_these_keys_goes_on():
-    """Its config.yaml has seven of them; the rest are defaults, which change nothing."""
+    """Its config.yaml has seven of the keys; the defaults of the others change nothing."""
     now = load("train", TRAIN)
     stored = to_dict(now)
     before = ("schedule", "timesteps", "beta_start", "beta_end", "prediction", "timestep_sampling", "loss")

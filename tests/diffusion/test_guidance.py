@@ -1,4 +1,4 @@
-"""Guidance in an interval of noise levels, and rescaled."""
+"""Guidance in an interval of noise levels, and rescaled guidance."""
 
 from __future__ import annotations
 

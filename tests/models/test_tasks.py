@@ -22,7 +22,7 @@ CONFIG = ModelConfig(
 
 
 def awake(denoiser: Denoiser) -> Denoiser:
-    """Random weights where reset_parameters puts zeros, so that every input shows in the output."""
+    """Set random weights where reset_parameters sets zeros, so that every input affects the output."""
     denoiser.reset_parameters(0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_the_table_without_torch_says_what_each_task_reads_and_concatenates(name
 
 
 class EveryInput(Task):
-    """A task such as those to come: learned tokens for a class, a concatenated mask, a vector."""
+    """A task with everything that tasks may have: learned tokens for a class, a concatenated mask, a vector."""
 
     members = ("cond.class", "cond.mask")
 

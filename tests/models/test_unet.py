@@ -22,7 +22,7 @@ TINY = ModelConfig(channels=32, multipliers=(1, 2), attention=(2,), blocks=1, he
 
 
 def built(config: ModelConfig, seed: int = 0, **arguments: int) -> UNet:
-    """A UNet with nothing at zero, so that every part shows in its output."""
+    """A UNet without zero weights, so that every part affects its output."""
     unet = UNet(config, **arguments)
     unet.reset_parameters(seed)
     generator = torch.Generator().manual_seed(seed)

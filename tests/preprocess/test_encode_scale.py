@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from made.cache import make_cache
 from made.encode import ENCODERS, config, files, png, write_sized, write_tar
 from pipeline.config import EncodersConfig, FiltersConfig, LaunchConfig, LimitsConfig, VerifyConfig
-from pipeline.data.format.kept import Kept
+from pipeline.data.format.kept import KeptRecords
 from pipeline.data.format.manifest import MANIFEST, load_excluded, load_manifest, parse_manifest
 from pipeline.data.reading.shards import first_records
 from pipeline.errors import DataError, DestinationExists, Interrupted, ShardCorrupt, SourceError
@@ -222,7 +222,7 @@ def test_rows_that_are_kept_are_all_but_the_excluded_ones_in_order(data: st.Data
     chosen = data.draw(st.lists(st.sampled_from(rows), unique=True)) if rows else []
     excluded = np.array(sorted(chosen), dtype=np.int32).reshape(-1, 2)
     manifest = _Sizes(sizes)
-    kept = Kept(manifest, excluded)  # type: ignore[arg-type]
+    kept = KeptRecords(manifest, excluded)  # type: ignore[arg-type]
     for shard, size in enumerate(sizes):
         wanted = [row for row in range(size) if (shard, row) not in set(chosen)]
         assert kept.sizes[shard] == len(wanted)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.format.kept import Kept
+from pipeline.data.format.kept import KeptRecords
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.order.blocks import Blocks
 from pipeline.data.order.dataset import Dataset, Part
@@ -30,7 +30,7 @@ def manifest_of(sizes: list[int], buckets: int = 1) -> Manifest:
 def dataset(sizes: list[int], excluded: list[list[int]] | np.ndarray, buckets: int = 1, size: int = 10**6) -> Dataset:
     manifest = manifest_of(sizes, buckets)
     gone = np.array(excluded, dtype=np.int32).reshape(-1, 2)
-    return Dataset([Part(None, manifest, Blocks(manifest, Kept(manifest, gone), size))])  # type: ignore[arg-type]
+    return Dataset([Part(None, manifest, Blocks(manifest, KeptRecords(manifest, gone), size))])  # type: ignore[arg-type]
 
 
 @st.composite

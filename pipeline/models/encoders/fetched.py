@@ -44,7 +44,9 @@ def part_folder(config: EncodersConfig, part: Part) -> Path:
     Raises WeightsError if that place holds other encoders, or if a file is missing or damaged.
     """
     if config.seed >= 0:
-        raise ConfigError(f"encoders.seed={config.seed} wants random weights, encoders.weights real ones: choose one")
+        raise ConfigError(
+            f"encoders.seed={config.seed} asks for random weights, encoders.weights for real ones: choose one"
+        )
     storage = open_storage(config.weights)
     manifest = read_manifest(storage)
     for field, value in names(config, part).items():
@@ -122,7 +124,7 @@ def verify(path: Path, facts: dict[str, Any], url: str) -> None:
                     return
     except OSError as error:
         raise _damaged(str(path), error.strerror or str(error), url) from None
-    raise _damaged(str(path), f"it has {stat.st_size:,} bytes, and not the hash of the {facts['size']:,} fetched", url)
+    raise _damaged(str(path), f"its {stat.st_size:,} bytes differ from the {facts['size']:,} fetched", url)
 
 
 def chunks(storage: Storage, key: str, facts: dict[str, Any]) -> Iterator[bytes]:

@@ -85,8 +85,8 @@ def _supported(x: Tensor) -> bool:
 
 def _format(x: Tensor) -> torch.memory_format:
     """The memory format of x, or the closest one."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 class _NormSilu(torch.autograd.Function):

@@ -45,10 +45,10 @@ def merge(
     s = tl.arange(0, CHUNKS)
     c = tl.arange(0, WIDTH)
     mask = (s < chunks)[:, None] & (c < width)[None, :]
-    at = chunk_moments + (b * chunks + s[:, None]) * C + g * width + c[None, :]
+    pointers = chunk_moments + (b * chunks + s[:, None]) * C + g * width + c[None, :]
     n = tl.minimum(rows - s * chunk_rows, chunk_rows).to(tl.float32)[:, None]
-    means = tl.load(at, mask=mask, other=0.0)
-    squares = tl.load(at + plane, mask=mask, other=0.0)
+    means = tl.load(pointers, mask=mask, other=0.0)
+    squares = tl.load(pointers + plane, mask=mask, other=0.0)
     count = (rows * width).to(tl.float32)
     mean = tl.sum(tl.sum(tl.where(mask, means * n, 0.0), axis=1), axis=0) / count
     deviation = means - mean
@@ -65,11 +65,11 @@ def apply(
     b, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = tl.arange(0, BLOCK_C)
     channel_mask = c < C
-    at = moments + b * groups + c // width
-    mean = tl.load(at, mask=channel_mask, other=0.0)
-    scale = tl.load(at + total, mask=channel_mask, other=0.0) * tl.load(weight + c, mask=channel_mask, other=0.0).to(
-        tl.float32
-    )
+    pointers = moments + b * groups + c // width
+    mean = tl.load(pointers, mask=channel_mask, other=0.0)
+    scale = tl.load(pointers + total, mask=channel_mask, other=0.0) * tl.load(
+        weight + c, mask=channel_mask, other=0.0
+    ).to(tl.float32)
     shift = tl.load(bias + c, mask=channel_mask, other=0.0).to(tl.float32) - mean * scale
     first = chunk * chunk_rows
     last = tl.minimum(first + chunk_rows, rows)
@@ -92,9 +92,9 @@ def sums(
     b, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = tl.arange(0, BLOCK_C)
     channel_mask = c < C
-    at = moments + b * groups + c // width
-    mean = tl.load(at, mask=channel_mask, other=0.0)
-    rstd = tl.load(at + total, mask=channel_mask, other=0.0)
+    pointers = moments + b * groups + c // width
+    mean = tl.load(pointers, mask=channel_mask, other=0.0)
+    rstd = tl.load(pointers + total, mask=channel_mask, other=0.0)
     w = tl.load(weight + c, mask=channel_mask, other=0.0).to(tl.float32)
     shift = tl.load(bias + c, mask=channel_mask, other=0.0).to(tl.float32)
     sum_dz = tl.zeros([BLOCK_C], tl.float32)
@@ -127,11 +127,11 @@ def differentiate(
     b, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = tl.arange(0, BLOCK_C)
     channel_mask = c < C
-    at = b * groups + c // width
-    mean = tl.load(moments + at, mask=channel_mask, other=0.0)
-    rstd = tl.load(moments + total + at, mask=channel_mask, other=0.0)
-    mean_dz = tl.load(means + at, mask=channel_mask, other=0.0)
-    mean_dzn = tl.load(means + total + at, mask=channel_mask, other=0.0)
+    group_offsets = b * groups + c // width
+    mean = tl.load(moments + group_offsets, mask=channel_mask, other=0.0)
+    rstd = tl.load(moments + total + group_offsets, mask=channel_mask, other=0.0)
+    mean_dz = tl.load(means + group_offsets, mask=channel_mask, other=0.0)
+    mean_dzn = tl.load(means + total + group_offsets, mask=channel_mask, other=0.0)
     w = tl.load(weight + c, mask=channel_mask, other=0.0).to(tl.float32)
     shift = tl.load(bias + c, mask=channel_mask, other=0.0).to(tl.float32)
     first = chunk * chunk_rows

@@ -26,15 +26,15 @@ def unfold(y: Tensor) -> Tensor:
     """Output of the 2x2 convolution, padded by one (B, 4 O, H + 1, W + 1) -> (B, O, 2H, 2W), in the same layout."""
     batch, width, height, length = len(y), y.shape[1] // 4, y.shape[2] - 1, y.shape[3] - 1
     if y.is_contiguous(memory_format=torch.channels_last):
-        last = y.permute(0, 2, 3, 1).view(batch, height + 1, length + 1, 2, 2, width)
+        grid = y.permute(0, 2, 3, 1).view(batch, height + 1, length + 1, 2, 2, width)
         out = y.new_empty(batch, height, 2, length, 2, width)
         for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            out[:, :, a, :, b] = last[:, a : a + height, b : b + length, a, b]
+            out[:, :, a, :, b] = grid[:, a : a + height, b : b + length, a, b]
         return out.view(batch, 2 * height, 2 * length, width).permute(0, 3, 1, 2)
-    first = y.reshape(batch, 2, 2, width, height + 1, length + 1)
+    planes = y.reshape(batch, 2, 2, width, height + 1, length + 1)
     out = y.new_empty(batch, width, height, 2, length, 2)
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        out[:, :, :, a, :, b] = first[:, a, b, :, a : a + height, b : b + length]
+        out[:, :, :, a, :, b] = planes[:, a, b, :, a : a + height, b : b + length]
     return out.view(batch, width, 2 * height, 2 * length)
 
 

@@ -80,7 +80,7 @@ def _check(x: Tensor, channels: int, widths: Sequence[int], dtype: torch.dtype) 
     divides = not (x.shape[2] % SIDE or x.shape[3] % SIDE or any(width % LANES for width in widths))
     if not divides or x.shape[1] != channels or not x.dtype == dtype == torch.float32:
         raise ShapeError(
-            f"a convolution by tiles takes float32, sides in fours and channels in eights, but was given {x.dtype} "
+            f"a convolution by tiles takes float32, sides divisible by 4 and channels by 8, not {x.dtype} "
             f"{tuple(x.shape)} and a weight {tuple(widths)} of {dtype}"
         )
 
@@ -108,10 +108,10 @@ def _empty_like(x: Tensor, width: int) -> Tensor:
     return x.new_empty(B, H, W, width).permute(0, 3, 1, 2)
 
 
-def _call(function: str, tensors: Iterable[Tensor | None], sizes: Iterable[int], *more: int) -> None:
+def _call(function: str, tensors: Iterable[Tensor | None], sizes: Iterable[int], *flags: int) -> None:
     """Call a function of winograd.cpp, on as many threads as PyTorch uses."""
     pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
-    getattr(_library(), function)(*pointers, *map(ctypes.c_int64, sizes), torch.get_num_threads(), *more)
+    getattr(_library(), function)(*pointers, *map(ctypes.c_int64, sizes), torch.get_num_threads(), *flags)
 
 
 @cache

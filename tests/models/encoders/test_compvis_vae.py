@@ -1,4 +1,4 @@
-"""An autoencoder in CompVis' names and back, against diffusers' own conversion and the names of released files."""
+"""Autoencoder weights converted to CompVis' names and back, compared with diffusers' conversion and released files."""
 
 from __future__ import annotations
 

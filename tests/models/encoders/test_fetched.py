@@ -1,4 +1,4 @@
-"""fetch.py, fetched.py: encoders brought once are the same wherever they are loaded, and need no network."""
+"""fetch.py, fetched.py: encoders that were fetched once are the same wherever they are loaded, without a network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any connection fails the test."""
+    """Make the test fail at any connection."""
     import socket
 
     def refuse(*arguments: Any) -> None:
@@ -87,7 +87,7 @@ def test_random_weights_of_a_seed_can_be_fetched(tmp_path: Path) -> None:
 def test_names_of_the_hub_are_fetched_as_it_serves_them(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
-    """The hub's own cache, filled by hand, stands for the hub; the rest is diffusers' and open_clip's own code."""
+    """The hub's cache, filled by hand, takes the place of the hub; the rest is code of diffusers and open_clip."""
     import open_clip
     from huggingface_hub import constants
     from open_clip import pretrained

@@ -66,7 +66,7 @@ def clip_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def as_transformers(ours: TextTower) -> Any:
-    """transformers' CLIPTextModel with the same weights."""
+    """transformers' CLIPTextModel with the weights of the tower."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -230,7 +230,7 @@ def test_towers_that_are_not_clips_are_refused_before_anything_is_built(folder: 
 
 
 def test_towers_of_any_kind_give_open_clips_own_states(folder: Path, tmp_path: Path) -> None:
-    """Also those with a text module of their own, and those whose attention is not causal."""
+    """Also towers with a separate text module, and towers whose attention is not causal."""
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["custom_text"] = True
     config["model_cfg"]["text_cfg"]["no_causal_mask"] = True
@@ -242,7 +242,7 @@ def test_towers_of_any_kind_give_open_clips_own_states(folder: Path, tmp_path: P
 
 
 def test_the_activation_that_a_tag_was_trained_with_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenAI's weights want the approximate GELU, which the name ViT-L-14 alone does not say."""
+    """OpenAI's weights need the approximate GELU, which the name ViT-L-14 alone does not show."""
     from pipeline.models.encoders import text
 
     built: list[Any] = []

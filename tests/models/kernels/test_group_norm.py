@@ -1,6 +1,6 @@
-"""The GPU's GroupNorm computes what PyTorch's does, forwards and backwards, without copies of the layout.
+"""The GPU's GroupNorm equals PyTorch's, forward and backward, without copies to another layout.
 
-Triton's interpreter runs the kernels on a CPU, in processes of their own: what it cannot show is speed.
+Triton's interpreter runs the kernels on a CPU, in separate processes; it cannot show their speed.
 """
 
 from __future__ import annotations
