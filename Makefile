@@ -13,6 +13,7 @@ test: .venv/.installed-test
 
 test-long: .venv/.installed-test
 	$(BIN)/python -m pytest -m long
+	$(BIN)/python scripts/break_promises.py
 
 check: test
 

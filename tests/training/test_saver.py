@@ -10,7 +10,7 @@ import torch
 from made.commits import KINDS, STAMP, save, state_of, values
 from made.thread_world import on_ranks
 from pipeline.distributed.world import World
-from pipeline.errors import RunError, StorageError
+from pipeline.errors import CheckpointCorrupt, RunError, StorageError
 from pipeline.runs.checkpoint import load_weights, read_commit
 from pipeline.runs.directory import SNAPSHOT, checkpoint_folder, committed
 from pipeline.runs.fragments import Fragment
@@ -93,6 +93,24 @@ def test_a_failed_upload_of_one_rank_is_told_to_all_at_the_next_look(tmp_path):
     assert all("no space is left" in str(error) for error in errors)
     assert not list(tmp_path.glob(".staging*"))
     assert committed(LocalStorage(tmp_path)) == []
+
+
+def test_a_file_that_is_not_stored_as_written_is_named_by_no_commit(tmp_path):
+    """Each rank reads its file back before it tells the hash that a commit is made of."""
+
+    class Flipping(LocalStorage):
+        def put_file(self, key, path):
+            super().put_file(key, path)
+            stored = bytearray(self.get(key))
+            stored[-1] ^= 1
+            self.local_path(key).write_bytes(stored)
+
+    save(LocalStorage(tmp_path), 100)
+    with Saver(Flipping(tmp_path), World(), STAMP) as saver:
+        saver.begin(200, 20, state_of(200))
+        with pytest.raises(CheckpointCorrupt, match="its SHA-256 does not match"):
+            saver.settle()
+    assert committed(LocalStorage(tmp_path)) == [100]
 
 
 def test_who_has_lost_the_run_commits_nothing_and_removes_nothing(run):
