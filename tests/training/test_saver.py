@@ -20,15 +20,23 @@ from pipeline.training.saver import Saver
 
 
 class Gated(LocalStorage):
-    """Publishes files only when it is let."""
+    """Files are written (gate="staging_path") or published (gate="put_file") only when it is let."""
 
-    def __init__(self, root):
+    def __init__(self, root, gate="put_file"):
         super().__init__(root)
-        self.reached, self.open = threading.Event(), threading.Event()
+        self.gate, self.reached, self.open = gate, threading.Event(), threading.Event()
+
+    def _pass(self, gate):
+        if gate == self.gate:
+            self.reached.set()
+            assert self.open.wait(30)
+
+    def staging_path(self):
+        self._pass("staging_path")
+        return super().staging_path()
 
     def put_file(self, key, path):
-        self.reached.set()
-        assert self.open.wait(30)
+        self._pass("put_file")
         super().put_file(key, path)
 
 
@@ -37,9 +45,10 @@ def run(tmp_path):
     return LocalStorage(tmp_path)
 
 
-def test_training_goes_on_during_a_slow_upload_and_what_is_stored_is_the_state_of_its_own_n(tmp_path):
-    """Fault 17."""
-    run = Gated(tmp_path)
+@pytest.mark.parametrize("gate", ["staging_path", "put_file"])
+def test_training_goes_on_during_a_slow_upload_and_what_is_stored_is_the_state_of_its_own_n(tmp_path, gate):
+    """Fault 17: training changes the state before it is written, or while it is uploaded."""
+    run = Gated(tmp_path, gate)
     state = state_of(100)
     with Saver(run, World(), STAMP) as saver:
         assert saver.begin(100, 10, state) == []
