@@ -13,6 +13,7 @@ test: .venv/.installed-test
 
 test-long: .venv/.installed-test
 	$(BIN)/python -m pytest -m long
+	$(BIN)/python scripts/break_promises.py
 
 # The site of docs/ into build/site, strictly: a link to nothing is an error. Nothing is fetched.
 docs: .venv/.installed-test

@@ -361,6 +361,7 @@ def test_an_image_does_not_depend_on_its_batch(sampler):
 def test_initial_noise_is_the_seeds_and_the_image_numbers():
     noise = initial_noise(0, torch.arange(10), LATENT)
     assert torch.equal(noise[3:7], initial_noise(0, torch.arange(3, 7), LATENT))
+    assert not torch.equal(noise[0], noise[1])
     assert not torch.equal(noise, initial_noise(1, torch.arange(10), LATENT))
 
 

@@ -10,7 +10,7 @@ import torch
 from made.commits import KINDS, STAMP, save, state_of, values
 from made.thread_world import on_ranks
 from pipeline.distributed.world import World
-from pipeline.errors import RunError, StorageError
+from pipeline.errors import CheckpointCorrupt, RunError, StorageError
 from pipeline.runs.checkpoint import load_weights, read_commit
 from pipeline.runs.directory import SNAPSHOT, checkpoint_folder, committed
 from pipeline.runs.fragments import Fragment
@@ -20,15 +20,23 @@ from pipeline.training.saver import Saver
 
 
 class Gated(LocalStorage):
-    """Publishes files only after `open` is set."""
+    """Writes (gate="staging_path") or publishes (gate="put_file") files only after `open` is set."""
 
-    def __init__(self, root):
+    def __init__(self, root, gate="put_file"):
         super().__init__(root)
-        self.reached, self.open = threading.Event(), threading.Event()
+        self.gate, self.reached, self.open = gate, threading.Event(), threading.Event()
+
+    def _pass(self, gate):
+        if gate == self.gate:
+            self.reached.set()
+            assert self.open.wait(30)
+
+    def staging_path(self):
+        self._pass("staging_path")
+        return super().staging_path()
 
     def put_file(self, key, path):
-        self.reached.set()
-        assert self.open.wait(30)
+        self._pass("put_file")
         super().put_file(key, path)
 
 
@@ -37,9 +45,10 @@ def run(tmp_path):
     return LocalStorage(tmp_path)
 
 
-def test_training_goes_on_during_a_slow_upload_and_what_is_stored_is_the_state_of_its_own_n(tmp_path):
-    """Fault 17."""
-    run = Gated(tmp_path)
+@pytest.mark.parametrize("gate", ["staging_path", "put_file"])
+def test_training_goes_on_during_a_slow_upload_and_what_is_stored_is_the_state_of_its_own_n(tmp_path, gate):
+    """Fault 17: training changes the state before it is written, or while it is uploaded."""
+    run = Gated(tmp_path, gate)
     state = state_of(100)
     with Saver(run, World(), STAMP) as saver:
         assert saver.begin(100, 10, state) == []
@@ -93,6 +102,24 @@ def test_a_failed_upload_of_one_rank_is_told_to_all_at_the_next_look(tmp_path):
     assert all("no space is left" in str(error) for error in errors)
     assert not list(tmp_path.glob(".staging*"))
     assert committed(LocalStorage(tmp_path)) == []
+
+
+def test_a_file_that_is_not_stored_as_written_is_named_by_no_commit(tmp_path):
+    """Each rank reads its file back before it tells the hash that a commit is made of."""
+
+    class Flipping(LocalStorage):
+        def put_file(self, key, path):
+            super().put_file(key, path)
+            stored = bytearray(self.get(key))
+            stored[-1] ^= 1
+            self.local_path(key).write_bytes(stored)
+
+    save(LocalStorage(tmp_path), 100)
+    with Saver(Flipping(tmp_path), World(), STAMP) as saver:
+        saver.begin(200, 20, state_of(200))
+        with pytest.raises(CheckpointCorrupt, match="its SHA-256 does not match"):
+            saver.settle()
+    assert committed(LocalStorage(tmp_path)) == [100]
 
 
 def test_who_has_lost_the_run_commits_nothing_and_removes_nothing(run):
