@@ -271,6 +271,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(run, tmp_path, damage,
     assert load_weights(run)[0] == 100
 
 
+def test_all_ranks_take_the_checkpoint_before_one_of_which_a_rank_finds_a_file_damaged(run, tmp_path):
+    save_from_ranks(run, 100, 2)
+    save_from_ranks(run, 200, 2)
+    flip(file_of(run, 200, 1))  # each rank hashes one of the two files
+    commits = on_ranks(2, lambda world: newest_good(run, world))
+    assert [commit.n for commit in commits] == [100, 100]
+
+
 def test_no_good_checkpoint_left_is_an_error_and_never_a_fresh_start(run, tmp_path):
     save(run, 100)
     flip(file_of(run, 100, 0))
