@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +37,9 @@ TESTS = Path(__file__).resolve().parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
 
 _numbers = itertools.count()
+_peaks: list[float] = []
+MOST_GB = 3.0
+"""That pytest's workers may take together, what they start aside."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,6 +52,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return seconds.get(item.path.relative_to(TESTS).as_posix(), 1.0) if inside else 1.0
 
     items.sort(key=lambda item: -duration(item))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory() -> Iterator[None]:
+    """What a file of tests has freed goes back to the system."""
+    yield
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker says what its process took at most; who started the workers holds the sum to MOST_GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak_gb"] = peak
+    elif _peaks:
+        print(f"\nmemory of the workers: {' + '.join(f'{one:.2f}' for one in _peaks)} GB, of {MOST_GB:g} GB")
+        if sum(_peaks) > MOST_GB:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended."""
+    _peaks.append(getattr(node, "workeroutput", {}).get("peak_gb", 0.0))
 
 
 @pytest.fixture(autouse=True)

@@ -37,9 +37,9 @@ def kept_bytes(forward: Callable[[], Tensor], modules: dict[str, nn.Module]) -> 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights and storage.data_ptr() not in kept:
-            kept[storage.data_ptr()] = tensor
+            kept[storage.data_ptr()] = tensor.detach()
             bytes_by_module[running[-1]] += storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own node kept would be a circle that nothing collects
 
     try:
         with saved_tensors_hooks(pack, lambda tensor: tensor):
