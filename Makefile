@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long check clean install
+.PHONY: demo test test-long docs check clean install
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -14,6 +14,10 @@ test: .venv/.installed-test
 test-long: .venv/.installed-test
 	$(BIN)/python -m pytest -m long
 	$(BIN)/python scripts/break_promises.py
+
+# The site of docs/ into build/site, strictly: a link to nothing is an error. Nothing is fetched.
+docs: .venv/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 check: test
 

@@ -1,1 +1,1 @@
-"""Speed against peers, each ratio measured in one run on one machine (docs/performance.md)."""
+"""Speed against peers, each ratio measured in one run on one machine (docs/measured/cpu.md)."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-# Decoding workers import this module when it is run: nothing heavy at its top.
+# Decoding workers import this module when it runs, so nothing heavy is imported at its top.
 from benchmarks.encoding.presets import PRESETS, MemoryPreset, Preset, changed
 from pipeline.distributed.exits import guarded
 
@@ -38,14 +38,14 @@ keys of memory:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the benchmark and return the exit status."""
+    command_line = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.encode",
         description="How fast `latentmill encode` is, against its own encoders, a straight script and Pillow.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=ABOUT.format(
-            presets="\n".join(f"  {name:<12} {_described(preset)}" for name, preset in PRESETS.items())
+            presets="\n".join(f"  {name:<12} {_description(preset)}" for name, preset in PRESETS.items())
             + "\n  memory       200,000 small images, encoders replaced by zeros",
             keys=_keys(PRESETS["demo"]),
             memory_keys=_keys(MemoryPreset()),
@@ -54,16 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("preset", nargs="?", default="demo", choices=[*PRESETS, "memory"], metavar="PRESET")
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
-    if words and "=" in words[0]:
-        words = ["demo", *words]
-    given = parser.parse_intermixed_args(words)
-    told = [word for word in given.overrides if not word.startswith("folder=")]  # a result names no folder
-    command = " ".join(["python -m benchmarks.encode", given.preset, *told])
-    return guarded("benchmarks.encode", lambda: run(given.preset, given.overrides, command, write=given.write))
+    if command_line and "=" in command_line[0]:
+        command_line = ["demo", *command_line]
+    options = parser.parse_intermixed_args(command_line)
+    shown_overrides = [
+        override for override in options.overrides if not override.startswith("folder=")
+    ]  # a result does not name a folder
+    command = " ".join(["python -m benchmarks.encode", options.preset, *shown_overrides])
+    return guarded("benchmarks.encode", lambda: run(options.preset, options.overrides, command, write=options.write))
 
 
 def run(name: str, overrides: Sequence[str], command: str, *, write: bool) -> int:
-    """Measures a preset and prints what was found."""
+    """Measure a preset and print the tables."""
     from benchmarks.machine import device_slug, keep
 
     with tempfile.TemporaryDirectory(prefix="latentmill-benchmark-") as folder:
@@ -75,8 +77,8 @@ def run(name: str, overrides: Sequence[str], command: str, *, write: bool) -> in
         else:
             from benchmarks.encoding.encode_rounds import measure, report
 
-            found = measure(changed(PRESETS[name], overrides), Path(folder), _say)
-            text, device = report(found, command), found.device
+            rounds = measure(changed(PRESETS[name], overrides), Path(folder), _say)
+            text, device = report(rounds, command), rounds.device
     print(text)
     if write:
         path = keep(f"encode-{name}-{device_slug(device)}", text)
@@ -88,18 +90,18 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _described(preset: Preset) -> str:
-    """One line."""
-    what = "demo encoders" if preset.encoders.vae == "demo" else f"SD 1's sizes, {preset.encoders.vae_dtype}"
+def _description(preset: Preset) -> str:
+    """A preset in one line."""
+    encoders_text = "demo encoders" if preset.encoders.vae == "demo" else f"SD 1's sizes, {preset.encoders.vae_dtype}"
     return (
-        f"{what}; {preset.stage_images:,} JPEGs of {preset.width}x{preset.height}, resolution "
+        f"{encoders_text}; {preset.stage_images:,} JPEGs of {preset.width}x{preset.height}, resolution "
         f"{preset.resolution}, batch {preset.batch}"
     )
 
 
 def _keys(preset: Preset | MemoryPreset) -> str:
-    """A paragraph of key=value."""
-    pairs = [f"{one.name}={getattr(preset, one.name)}" for one in fields(preset) if one.name != "name"]
+    """A preset's fields as a paragraph of key=value."""
+    pairs = [f"{key.name}={getattr(preset, key.name)}" for key in fields(preset) if key.name != "name"]
     pairs = [pair for pair in pairs if "(" not in pair]
     return textwrap.fill(" ".join(pairs), 112, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 

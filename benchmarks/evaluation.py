@@ -58,7 +58,7 @@ SAMPLER = ("sampler", "steps", "guidance", "guidance_low", "guidance_high", "res
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """What to measure."""
 
     parts: str = "features,memory,whole,beside"
     run: str = ""
@@ -67,7 +67,7 @@ class Plan:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.evaluation",
         description="What evaluation costs.",
@@ -76,10 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
-    given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
-    told = [word for word in given.overrides if not word.startswith("run=")]  # paths are not for results
-    command = " ".join(["python -m benchmarks.evaluation", *told])
-    return guarded("benchmarks.evaluation", lambda: run(changed(Plan(), given.overrides), command, given.write))
+    options = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
+    shown_overrides = [
+        override for override in options.overrides if not override.startswith("run=")
+    ]  # results do not name paths
+    command = " ".join(["python -m benchmarks.evaluation", *shown_overrides])
+    return guarded("benchmarks.evaluation", lambda: run(changed(Plan(), options.overrides), command, options.write))
 
 
 def run(plan: Plan, command: str, write: bool) -> int:
@@ -94,16 +96,16 @@ def run(plan: Plan, command: str, write: bool) -> int:
     for part in parts:
         text.append(PARTS[part](plan))
         print(text[-1], file=sys.stderr, flush=True)
-    whole = "\n\n".join(text) + "\n"
-    print(whole)
+    page = "\n\n".join(text) + "\n"
+    print(page)
     if write:
-        path = keep(f"evaluation-{device_slug(torch.device('cpu'))}", whole)
+        path = keep(f"evaluation-{device_slug(torch.device('cpu'))}", page)
         print(f"written to benchmarks/results/{path.name}", file=sys.stderr)
     return 0
 
 
 def features(plan: Plan) -> str:
-    """Networks with random weights: from pictures, and from what they read."""
+    """Images/s of networks with random weights: from pictures, and of the network alone on its input."""
     rows, verdicts = [], []
     for name, side in (("democlip", 64), ("inception", 256)):
         network = load_features(name, "cpu", 0)
@@ -116,38 +118,40 @@ def features(plan: Plan) -> str:
                 while time.perf_counter() - began < 1.0:
                     act()
                     done += BATCH
-                if number:  # the first is not counted
+                if number:  # the first round is not counted
                     rates[kind].append(done / (time.perf_counter() - began))
-        ratio = median([mine / other for mine, other in zip(rates["ours"], rates["bare"], strict=True)])
-        rows += [[f"{name}, {kind}", figure(median(one)), spread(one)] for kind, one in rates.items()]
+        ratio = median([our_rate / bare_rate for our_rate, bare_rate in zip(rates["ours"], rates["bare"], strict=True)])
+        rows += [
+            [f"{name}, {kind}", figure(median(kind_rates)), spread(kind_rates)] for kind, kind_rates in rates.items()
+        ]
         verdicts.append(f"- {name} of the bare network: {verdict(ratio, LEAST)}")
     lines = [f"## Features: {BATCH} pictures at once, {plan.rounds} rounds of a second", ""]
     return "\n".join([*lines, table(("features", "images/s", "rounds"), rows), "", *verdicts])
 
 
 def bare_network(name: str, network: Callable[[np.ndarray], Tensor]) -> Callable[[], Tensor]:
-    """The network alone, on inputs of its own size that are there already."""
-    held = {cell.cell_contents for cell in network.__closure__ or () if callable(cell.cell_contents)}
-    inside: Any
+    """The network alone, on prepared inputs of its own size."""
+    captured = {cell.cell_contents for cell in network.__closure__ or () if callable(cell.cell_contents)}
+    network_alone: Any
     if name == "democlip":
         from pipeline.config import EncodersConfig
         from pipeline.models.encoders.text import load_text
 
         tower = load_text(EncodersConfig(seed=0), "cpu")
-        inside, x = tower.model.encode_image, torch.randn(BATCH, 3, 64, 64)
+        network_alone, x = tower.model.encode_image, torch.randn(BATCH, 3, 64, 64)
     else:
-        inside = next(one for one in held if isinstance(one, torch.nn.Module))
+        network_alone = next(value for value in captured if isinstance(value, torch.nn.Module))
         x = torch.rand(BATCH, 3, SIDE, SIDE) * 2 - 1
 
     def act() -> Tensor:
         with torch.no_grad():
-            return inside(x)
+            return network_alone(x)
 
     return act
 
 
 def memory(plan: Plan) -> str:
-    """Processes of their own, for the most that a process ever held is told and never taken back."""
+    """Memory of precision and recall, each measured in its own process, since a process's peak never falls."""
     rows = []
     for count in (5_000, 20_000, 50_000):
         code = f"from benchmarks.evaluation import held; print(held({count}, 64))"
@@ -159,14 +163,14 @@ def memory(plan: Plan) -> str:
 
 
 def held(count: int, width: int) -> list[float]:
-    """[bytes that precision and recall of so many pictures add beside the features, seconds], as JSON prints it."""
+    """[bytes that precision and recall of `count` pictures need besides the features, seconds], for JSON."""
     generator = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(count, width, generator=generator) for _ in range(2))
-    precision_recall(one[:100], other[:100])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    generated, real = (torch.randn(count, width, generator=generator) for _ in range(2))
+    precision_recall(generated[:100], real[:100])
+    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
-    precision_recall(one, other)
-    return [1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), time.perf_counter() - began]
+    precision_recall(generated, real)
+    return [1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before), time.perf_counter() - began]
 
 
 def whole(plan: Plan) -> str:
@@ -178,31 +182,31 @@ def whole(plan: Plan) -> str:
     if done.returncode:
         raise DataError(f"the evaluation ended with status {done.returncode}")
     line = next(line for line in done.stdout.splitlines() if "fid_democlip" in line)
-    most = MOST_SECONDS * plan.images / Plan.images
-    met = "met" if seconds <= most else "missed"
+    limit_s = MOST_SECONDS * plan.images / Plan.images
+    outcome = "met" if seconds <= limit_s else "missed"
     return "\n".join(
         [
             f"## A whole evaluation of {plan.images:,} captioned shapes, {cores()} cores",
             "",
-            f"- {' '.join(word for word in command[3:] if not word.startswith('run='))}",
+            f"- {' '.join(argument for argument in command[3:] if not argument.startswith('run='))}",
             f"- {seconds:.0f} s from the process's start to its end, {plan.images / seconds:.1f} images/s (target <= "
-            f"{most:.0f} s: {met})",
+            f"{limit_s:.0f} s: {outcome})",
             f"- {re.sub(r'[ ]+', ' ', line.strip())}",
         ]
     )
 
 
 def evaluation(plan: Plan, images: int) -> list[str]:
-    """The verb with the sampler of the run's own evaluations."""
+    """Command line of the verb with the sampler of the run's own evaluations."""
     import yaml
 
     sampler = yaml.safe_load(open_storage(plan.run).get("config.yaml"))["eval"]["sampler"]
-    words = [f"{name}={sampler[name]}" for name in SAMPLER]
-    return [sys.executable, "-m", "pipeline.cli", "eval", f"run={plan.run}", f"images={images}", *words]
+    settings = [f"{name}={sampler[name]}" for name in SAMPLER]
+    return [sys.executable, "-m", "pipeline.cli", "eval", f"run={plan.run}", f"images={images}", *settings]
 
 
 def beside(plan: Plan) -> str:
-    """This process trains; another evaluates now and then."""
+    """Steps of training in this process, alone and beside an evaluation in another."""
     latents = Latents(name="b", side=8, text="full", samples=2048, length=32, width=128, shard_bytes=4_000_000)
     model = fitting(load("train", ["model=tiny", "data.train=none", "run=none"]).model, latents)
     with tempfile.TemporaryDirectory(prefix="latentmill-benchmark-") as folder:
@@ -223,7 +227,7 @@ def beside(plan: Plan) -> str:
             alone.append(round_s())
             command = ["nice", "-n", str(NICE), *evaluation(plan, 100_000), f"seed={100 + number}"]
             job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
-            time.sleep(15)  # it samples by then
+            time.sleep(15)  # by then it samples
             if job.poll() is not None:
                 raise DataError(f"the evaluation that was to run beside training ended with status {job.returncode}")
             with_it.append(round_s())

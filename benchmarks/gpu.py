@@ -2,11 +2,11 @@
 
     .venv/bin/python -m benchmarks.gpu [KEY=VALUE ...] [--write]
 
-First whether bf16 is right: outputs and gradients against fp32, with diffusers' own errors beside them. Then training
+First it checks bf16: outputs and gradients against fp32, with diffusers' errors beside them. Then it measures training
 (forward, backward, clipping, fused AdamW on fp32 master weights; no EMA) at the best batch, found by doubling until
 memory is out, and sampling; diffusers' UNet2DConditionModel beside ours with the same weights, both in bf16,
-channels_last and with SDPA, as they are and compiled. Rows are printed as they come, the most important first; what the
-time does not allow is left out by name. MFU is the model's FLOPs (pipeline/planning/cost.py) over the rate of a large
+channels_last and with SDPA, not compiled and compiled. Rows are printed as they are measured, the most important first;
+rows for which no time is left are named. MFU is the model's FLOPs (pipeline/planning/cost.py) over the rate of a large
 matrix product on the same GPU.
 
 The bar: 129 images/s per GPU for the SD2 UNet at 512x512 on H200s (eight of them, NVIDIA's logs of MLPerf v4.0). The
@@ -51,48 +51,48 @@ class Settings:
     device: Literal["cuda", "cpu"] = "cuda"
     """cpu is for tests."""
     minutes: float = 8.0
-    """For everything."""
+    """Time limit for everything."""
     models: str = "sd2,sd1"
-    """Of conf/model, the most important first."""
+    """Names in conf/model, the most important first."""
     pixels: str = "512,256"
     """Sides of the images, the most important first."""
     tokens: int = 77
-    """Of a context."""
+    """Length of a context."""
     batch: int = 8
-    """The first that is tried."""
+    """Smallest batch that is tried."""
     most_batch: int = 1024
-    """The last that is tried."""
+    """Largest batch that is tried."""
     compile: Literal["inductor", "eager", "off"] = "inductor"
     """Backend of torch.compile; eager compiles nothing, and is for tests."""
     compile_seconds: float = 120.0
-    """What a compiled row is expected to take: it is not begun with less time left."""
+    """Expected time of a compiled row, which is skipped when less time is left."""
     row_seconds: float = 30.0
-    """The same of any other row."""
+    """Expected time of any other row."""
     seconds: float = 2.0
-    """A measurement lasts that long at least."""
+    """Shortest duration of a measurement."""
     steps: int = 50
-    """Of sampling."""
+    """Denoising steps of sampling."""
     matrix: int = 8192
-    """Side of the matrices whose product is the rate that MFU is a share of."""
+    """Side of the matrices whose product gives the rate to which MFU relates."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 1 without a GPU, or when bf16 is too far off."""
+    """Run the benchmark. Returns exit status 1 without a GPU or when bf16 errors are too large."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="keys: " + " ".join(f"{one.name}={one.default}" for one in fields(Settings) if one.name != "name"),
+        epilog="keys: " + " ".join(f"{key.name}={key.default}" for key in fields(Settings) if key.name != "name"),
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
-    given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
-    command = " ".join(["python -m benchmarks.gpu", *given.overrides])
-    return guarded("benchmarks.gpu", lambda: run(changed(Settings(), given.overrides), command, write=given.write))
+    options = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
+    command = " ".join(["python -m benchmarks.gpu", *options.overrides])
+    return guarded("benchmarks.gpu", lambda: run(changed(Settings(), options.overrides), command, write=options.write))
 
 
 def run(settings: Settings, command: str, *, write: bool) -> int:
-    """Measures, prints, keeps. Raises ConfigError without the device, or for a model whose contexts have no width."""
+    """Measure, print and store. Raises ConfigError without the device, or for a model without context."""
     import torch
 
     from benchmarks.machine import device_slug, keep
@@ -113,7 +113,7 @@ def run(settings: Settings, command: str, *, write: bool) -> int:
         return 0 if measurement.right else 1
 
     def cut_off() -> None:
-        """A compiler that takes minutes longer than expected cannot be asked to stop."""
+        """End the process when time is over, since a slow compiler cannot be interrupted."""
         measurement.left_out.append(f"{measurement.doing}, and what comes after it: the time was over")
         os._exit(tell())
 
@@ -129,7 +129,7 @@ def run(settings: Settings, command: str, *, write: bool) -> int:
 
 @dataclass
 class Measurement:
-    """One run: what it has found so far, and how much time is left."""
+    """One run: its results so far, and the time that is left."""
 
     settings: Settings
     device: torch.device
@@ -140,12 +140,12 @@ class Measurement:
     checks: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     sampling_rows: list[list[str]] = field(default_factory=list)
-    speeds: dict[tuple[str, str], float] = field(default_factory=dict)  # (what, who) -> images/s, the best
-    batches: dict[str, int] = field(default_factory=dict)  # the best of each row that was not compiled
+    speeds: dict[tuple[str, str], float] = field(default_factory=dict)  # (label, side) -> best images/s
+    batches: dict[str, int] = field(default_factory=dict)  # label -> best batch of rows that were not compiled
     left_out: list[str] = field(default_factory=list)
 
     def all(self) -> None:
-        """Everything, in the order of importance."""
+        """Measure everything in the order of importance."""
         import torch
 
         from benchmarks.network.gpu_parts import matmul_rate
@@ -163,13 +163,13 @@ class Measurement:
         compiled: bool = settings.compile != "off"
         self._train(first, models[first], pixels[0], compiled)
         self._sample(first, models[first], pixels[0])
-        rest = [(name, side) for side in pixels for name in models if (name, side) != (first, pixels[0])]
-        for name, side in rest:
+        other_rows = [(name, side) for side in pixels for name in models if (name, side) != (first, pixels[0])]
+        for name, side in other_rows:
             self._train(name, models[name], side, compiled=False)
         for name in list(models)[1:]:
             self._sample(name, models[name], pixels[0])
         if compiled:
-            for name, side in rest:
+            for name, side in other_rows:
                 self._train(name, models[name], side, compiled=True, plain=False)
 
     @staticmethod
@@ -184,25 +184,25 @@ class Measurement:
     def seconds_left(self) -> float:
         return self.settings.minutes * 60 - (time.perf_counter() - self.began)
 
-    def _row(self, what: str, needed: float, work: Callable[[], None]) -> None:
-        """Do it if the time allows, and go on with the next row when it fails."""
+    def _row(self, label: str, needed: float, work: Callable[[], None]) -> None:
+        """Measure a row if the time allows. A failure is reported, and the next row follows."""
         import torch
 
         from benchmarks.network.gpu_parts import free
 
         if self.seconds_left() < needed:
-            self.left_out.append(f"{what}: {max(0, self.seconds_left()):.0f} s were left")
+            self.left_out.append(f"{label}: {max(0, self.seconds_left()):.0f} s were left")
             _say(f"left out: {self.left_out[-1]}")
             return
-        failure, self.doing = None, what
+        failure, self.doing = None, label
         try:
             work()
         except torch.OutOfMemoryError:
             failure = "out of memory"
-        except Exception as error:  # a compiler that is missing, say: the other rows are worth having
+        except Exception as error:  # a missing compiler, for example: the other rows are still useful
             failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if failure:
-            self.left_out.append(f"{what}: failed ({failure[:200]})")
+            self.left_out.append(f"{label}: failed ({failure[:200]})")
             _say(f"left out: {self.left_out[-1]}")
         free(self.device)
 
@@ -213,72 +213,73 @@ class Measurement:
         from benchmarks.network.gpu_parts import precision_errors
 
         side = int(self.settings.pixels.split(",")[-1]) // DOWNSAMPLING
-        right, self.right = self.right, False  # until it is shown
+        right, self.right = self.right, False  # until it is verified
         errors = precision_errors(config, side, self.settings.tokens, self.device)
-        for what, error in errors.items():
+        for comparison, error in errors.items():
             self.checks.append(
-                f"- {name}, {what}: outputs {error.output:.2g}, gradients {error.gradient:.2g} (relative)"
+                f"- {name}, {comparison}: outputs {error.output:.2g}, gradients {error.gradient:.2g} (relative)"
             )
         ours, theirs = errors["ours, bf16 against fp32"], errors["diffusers, bf16 against fp32"]
-        fine = ours.output <= MOST_RATIO * theirs.output and ours.gradient <= MOST_RATIO * theirs.gradient
-        self.right = right and fine
+        is_precise = ours.output <= MOST_RATIO * theirs.output and ours.gradient <= MOST_RATIO * theirs.gradient
+        self.right = right and is_precise
         self.checks.append(
             f"- {name}: our bf16 errors are {ours.output / theirs.output:.2f} (outputs) and "
             f"{ours.gradient / theirs.gradient:.2f} (gradients) of diffusers' "
-            f"(target <= {MOST_RATIO:g}: {'met' if fine else 'MISSED'})"
+            f"(target <= {MOST_RATIO:g}: {'met' if is_precise else 'MISSED'})"
         )
         _say("\n".join(self.checks[-4:]))
 
     def _train(self, name: str, config: ModelConfig, pixels: int, compiled: bool, plain: bool = True) -> None:
-        """Rows of training, ours and diffusers', as they are (plain) and compiled."""
+        """Rows of training, ours and diffusers', not compiled (plain) and compiled."""
         settings = self.settings
         needed = settings.row_seconds * plain + settings.compile_seconds * (compiled and not plain)
         for kind in ("ours", "diffusers"):
-            what = f"{name} {pixels} px, {kind}"
+            label = f"{name} {pixels} px, {kind}"
 
-            def work(kind: str = kind, what: str = what) -> None:
-                self._train_side(self._side(kind, config), what, name, pixels, compiled, plain)
+            def work(kind: str = kind, label: str = label) -> None:
+                self._train_side(self._side(kind, config), label, name, pixels, compiled, plain)
 
-            self._row(what if plain else f"{what}, compiled", needed, work)
+            self._row(label if plain else f"{label}, compiled", needed, work)
 
     def _side(self, kind: str, config: ModelConfig) -> Side:
         from benchmarks.network.gpu_parts import Side, weights_of
 
         return Side("ours" if kind == "ours" else "diffusers", config, weights_of(config), self.device)
 
-    def _train_side(self, side: Side, what: str, name: str, pixels: int, compiled: bool, plain: bool) -> None:
+    def _train_side(self, side: Side, label: str, name: str, pixels: int, compiled: bool, plain: bool) -> None:
         from benchmarks.network.gpu_parts import Training
 
         training, key = Training(side), (f"{name} {pixels} px", side.kind)
         if plain:
             best, speed = self._best_batch(training, pixels)
-            self._note(what, training, best, pixels, speed, key)
-            self.batches[what] = best
+            self._note(label, training, best, pixels, speed, key)
+            self.batches[label] = best
         if compiled and self.settings.compile != "off":
-            if what not in self.batches:
+            if label not in self.batches:
                 raise ConfigError("its best batch was not found")
             if self.seconds_left() < self.settings.compile_seconds:
-                self.left_out.append(f"{what}, compiled: {max(0, self.seconds_left()):.0f} s were left")
+                self.left_out.append(f"{label}, compiled: {max(0, self.seconds_left()):.0f} s were left")
                 _say(f"left out: {self.left_out[-1]}")
                 return
             side.compile(self.settings.compile)
-            batch = self.batches[what]
+            batch = self.batches[label]
             speed = self._speed(training, batch, pixels)
-            self._note(f"{what}, compiled", training, batch, pixels, speed, key)
+            self._note(f"{label}, compiled", training, batch, pixels, speed, key)
 
     def _best_batch(self, training: Training, pixels: int) -> tuple[int, Speed]:
-        """The batch of most images/s, doubled until memory is out (or there is none of the first: OutOfMemoryError)."""
+        """The batch with the most images/s, by doubling until memory is out. Raises OutOfMemoryError for the first
+        batch."""
         import torch
 
         from benchmarks.network.gpu_parts import free
 
-        found: dict[int, Speed] = {}
+        speeds: dict[int, Speed] = {}
         for batch in _doublings(self.settings.batch, self.settings.most_batch):
             out_of_memory = False
             try:
-                found[batch] = self._speed(training, batch, pixels)
+                speeds[batch] = self._speed(training, batch, pixels)
             except torch.OutOfMemoryError:
-                if not found:
+                if not speeds:
                     raise
                 out_of_memory = True
             training.side.module.zero_grad(set_to_none=True)
@@ -286,12 +287,12 @@ class Measurement:
                 free(self.device)
                 _say(f"  batch {batch}: out of memory")
                 break
-            _say(f"  batch {batch}: {found[batch].images:.4g} images/s, {found[batch].gb:.3g} GB")
+            _say(f"  batch {batch}: {speeds[batch].images:.4g} images/s, {speeds[batch].gb:.3g} GB")
             if self.seconds_left() < self.settings.row_seconds / 2:
                 _say(f"  batch {batch} is the last: {self.seconds_left():.0f} s are left")
                 break
-        best = max(found, key=lambda batch: found[batch].images)
-        return best, found[best]
+        best = max(speeds, key=lambda batch: speeds[batch].images)
+        return best, speeds[best]
 
     def _speed(self, training: Training, batch: int, pixels: int) -> Speed:
         from benchmarks.network.gpu_parts import free, inputs_of, peak_gb, seconds_each, synchronize
@@ -302,11 +303,13 @@ class Measurement:
         training.step(inputs)
         synchronize(self.device)
         first = time.perf_counter() - began
-        each = seconds_each(lambda: training.step(inputs), self.device, self.settings.seconds)
-        return Speed(batch / each, peak_gb(self.device), first)
+        step_s = seconds_each(lambda: training.step(inputs), self.device, self.settings.seconds)
+        return Speed(batch / step_s, peak_gb(self.device), first)
 
-    def _note(self, what: str, training: Training, batch: int, pixels: int, speed: Speed, key: tuple[str, str]) -> None:
-        """A row of the table. The modelled memory is ours alone: theirs keeps other tensors."""
+    def _note(
+        self, label: str, training: Training, batch: int, pixels: int, speed: Speed, key: tuple[str, str]
+    ) -> None:
+        """Add a row to the table. Memory is modelled only for ours, since diffusers' UNet keeps other tensors."""
         from benchmarks.machine import figure
         from pipeline.planning.cost import unet_cost
         from pipeline.planning.memory import peak_bytes
@@ -315,7 +318,7 @@ class Measurement:
         cost = unet_cost(training.side.config, batch, side, side, self.settings.tokens)
         mfu = sum(cost.training_flops().values()) / batch * speed.images / self.rate
         modelled = peak_bytes(cost, "bf16", stage=1, average=False) / 1e9 if training.side.kind == "ours" else None
-        row = [what, str(batch), figure(speed.images), f"{100 * mfu:.3g}%", f"{speed.gb:.1f}"]
+        row = [label, str(batch), figure(speed.images), f"{100 * mfu:.3g}%", f"{speed.gb:.1f}"]
         row += ["" if modelled is None else f"{modelled:.1f}", f"{speed.first:.3g}"]
         self.rows.append(row)
         self.speeds[key] = max(self.speeds.get(key, 0.0), speed.images)
@@ -330,10 +333,15 @@ class Measurement:
             def work(kind: str = kind) -> None:
                 side = self._side(kind, config)
                 for batch in (1, 4):
-                    took = sampling_seconds(
+                    seconds = sampling_seconds(
                         side, batch, pixels // DOWNSAMPLING, settings.tokens, settings.steps, self.device
                     )
-                    row = [f"{name} {pixels} px, {kind}", str(batch), f"{took:.3g}", f"{settings.steps / took:.3g}"]
+                    row = [
+                        f"{name} {pixels} px, {kind}",
+                        str(batch),
+                        f"{seconds:.3g}",
+                        f"{settings.steps / seconds:.3g}",
+                    ]
                     self.sampling_rows.append(row)
                     _say(" | ".join(["sampling", *row]))
 
@@ -360,7 +368,7 @@ class Measurement:
             lines += [f"DDIM, {settings.steps} steps with guidance, not compiled:", ""]
             lines += [table(SAMPLING_HEAD, self.sampling_rows), ""]
         lines += self._ratios()
-        lines += [f"- left out: {what}" for what in self.left_out]
+        lines += [f"- left out: {reason}" for reason in self.left_out]
         lines.append(f"- all of it took {time.perf_counter() - self.began:.0f} s")
         return "\n".join(lines) + "\n"
 
@@ -368,9 +376,9 @@ class Measurement:
         from benchmarks.machine import figure
 
         lines = []
-        for (what, kind), speed in self.speeds.items():
-            if kind == "ours" and (theirs := self.speeds.get((what, "diffusers"))):
-                lines.append(f"- {what}: the best of ours / the best of diffusers {speed / theirs:.2f}")
+        for (label, kind), speed in self.speeds.items():
+            if kind == "ours" and (theirs := self.speeds.get((label, "diffusers"))):
+                lines.append(f"- {label}: the best of ours / the best of diffusers {speed / theirs:.2f}")
         speed = self.speeds.get(("sd2 512 px", "ours"), 0.0)
         reached = f"here {figure(speed)}" if speed else "not measured here"
         lines.append(
@@ -382,7 +390,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Speed:
-    """What a batch gave: images/s, the most memory in GB, seconds of the first step (compilation, if any)."""
+    """Speed of a batch: images/s, peak memory in GB, and seconds of the first step, which includes compilation."""
 
     images: float
     gb: float

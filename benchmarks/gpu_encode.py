@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-# Decoding workers import this module when it is run: nothing heavy at its top.
+# Decoding workers import this module when it runs, so nothing heavy is imported at its top.
 from benchmarks.encoding.presets import PRESETS, SD1_BF16, Preset
 from pipeline.config import EncodersConfig
 from pipeline.distributed.exits import guarded
@@ -30,13 +30,13 @@ IMAGES = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 1 without a GPU, or when bfloat16 is too far off."""
+    """Run the benchmark. Returns exit status 1 without a GPU or when bfloat16 errors are too large."""
     import torch
 
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given:
-        print(f"benchmarks.gpu_encode takes no arguments, not {' '.join(given)}\n\n{__doc__}", file=sys.stderr)
-        return 0 if given[0] in ("-h", "--help") else 2
+    command_line = list(sys.argv[1:] if arguments is None else arguments)
+    if command_line:
+        print(f"benchmarks.gpu_encode takes no arguments, not {' '.join(command_line)}\n\n{__doc__}", file=sys.stderr)
+        return 0 if command_line[0] in ("-h", "--help") else 2
     if not torch.cuda.is_available():
         print(
             "benchmarks.gpu_encode: PyTorch sees no CUDA device here: run it on a machine with an NVIDIA GPU and a "
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure_all(
     device: torch.device, encoders: EncodersConfig, sides: Sequence[int], shares: dict[Preset, float]
 ) -> int:
-    """Compares precisions, then measures presets and keeps their tables. Returns the exit status.
+    """Compare precisions, then measure presets and store their tables. Returns the exit status.
 
-    shares: for each preset the share of SECONDS at which it has to be done.
+    shares: for each preset the share of SECONDS by which it must be finished.
     """
     from benchmarks.encoding.encode_rounds import measure, report
     from benchmarks.machine import device_slug, keep
@@ -64,12 +64,12 @@ def measure_all(
     _say("\n".join(lines))
     with tempfile.TemporaryDirectory(prefix="latentmill-benchmark-") as folder:
         for preset, share in shares.items():
-            left = max(1, int(SECONDS * share - (time.perf_counter() - started)))
-            place = Path(folder) / preset.name
-            place.mkdir()
+            seconds_left = max(1, int(SECONDS * share - (time.perf_counter() - started)))
+            preset_folder = Path(folder) / preset.name
+            preset_folder.mkdir()
             kind: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
-            here = replace(preset, device=kind, seconds=left, folder=f"{folder}/source")
-            text = report(measure(here, place, _say), "python -m benchmarks.gpu_encode")
+            timed_preset = replace(preset, device=kind, seconds=seconds_left, folder=f"{folder}/source")
+            text = report(measure(timed_preset, preset_folder, _say), "python -m benchmarks.gpu_encode")
             text = text.rstrip("\n") + "\n" + "\n".join(lines) + "\n"
             print(text)
             path = keep(f"encode-{preset.name}-{device_slug(device)}", text)
@@ -79,7 +79,7 @@ def measure_all(
 
 
 def precision(encoders: EncodersConfig, device: torch.device, sides: Sequence[int]) -> dict[int, float]:
-    """Relative error (RMS over RMS) of the moments that a bfloat16 autoencoder gives for photo-like images, by side."""
+    """Relative error (RMS over RMS) of a bfloat16 autoencoder's moments of photo-like images, by side."""
     import torch
 
     from benchmarks.encoding.photos import photo
@@ -99,8 +99,8 @@ def precision(encoders: EncodersConfig, device: torch.device, sides: Sequence[in
             crop = place_crop(*image.size, (side, side), "centre", 0, "")
             crops.append(torch.from_numpy(crop_image(image, crop).copy()))
         images = to_unit_range(torch.stack(crops)).to(device)
-        wanted = exact.encode_moments(images)
-        errors[side] = float((rough.encode_moments(images) - wanted).norm() / wanted.norm())
+        expected = exact.encode_moments(images)
+        errors[side] = float((rough.encode_moments(images) - expected).norm() / expected.norm())
     return errors
 
 

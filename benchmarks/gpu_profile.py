@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_profile [KEY=VALUE ...]
 
-Images/s of benchmarks.gpu's training at one batch, and two steps under PyTorch's profiler, as they are and compiled;
-then PyTorch's attention kernels beside each other at the sizes of the network. The longest kernels by name below each.
+It prints images/s of benchmarks.gpu's training at one batch and a profile of two steps, not compiled and compiled, each
+with the longest kernels by name, and then PyTorch's attention kernels side by side at the sizes of the network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KINDS = {
     "reduction": ("reduce", "triton_red", "triton_per"),
     "elementwise": ("elementwise", "triton_poi", "cat", "memcpy", "memset"),
 }
-"""Kinds of kernels by parts of their names, in lower case; the first that fits."""
+"""kind -> parts of kernel names in lower case; the first kind that fits counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +36,21 @@ class Settings:
 
     name: str = "gpu_profile"
     model: str = "sd2"
-    """Of conf/model."""
+    """Name in conf/model."""
     pixels: int = 512
     """Side of the images."""
     tokens: int = 77
-    """Of a context."""
+    """Length of a context."""
     batch: int = 64
     """Images a step."""
     compile: Literal["inductor", "off"] = "inductor"
     """off leaves the compiled side out."""
     kernels: int = 16
-    """How many of the longest are named."""
+    """Number of the longest kernels that are listed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints; exit status 0."""
+    """Run the benchmark and return exit status 0."""
     overrides = list(sys.argv[1:] if arguments is None else arguments)
     return guarded("benchmarks.gpu_profile", lambda: run(changed(Settings(), overrides)))
 
@@ -117,7 +117,7 @@ def _attention(settings: Settings) -> Iterator[str]:
     side = settings.pixels // 8
     for heads, queries in ((5, side**2), (10, side**2 // 4), (20, side**2 // 16)):
         for keys in (queries, settings.tokens):
-            found = []
+            times = []
             for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
                 shapes = (queries, keys, keys)
                 q, k, v = (
@@ -133,11 +133,11 @@ def _attention(settings: Settings) -> Iterator[str]:
                         F.scaled_dot_product_attention(q, k, v).backward(grad)
 
                 try:
-                    took = f"{1e3 * seconds_each(work, device, 0.2):.3f}"
+                    time_text = f"{1e3 * seconds_each(work, device, 0.2):.3f}"
                 except RuntimeError as error:
-                    took = f"failed ({str(error).splitlines()[0][:40]})"
-                found.append(f"{backend.name.split('_')[0].lower()} {took}")
-            yield f"{heads} heads, {queries} x {keys}: " + ", ".join(found)
+                    time_text = f"failed ({str(error).splitlines()[0][:40]})"
+                times.append(f"{backend.name.split('_')[0].lower()} {time_text}")
+            yield f"{heads} heads, {queries} x {keys}: " + ", ".join(times)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every benchmark says about where and when it ran, and how its tables look and are kept."""
+"""What every benchmark reports about its machine, and the format and storage of its tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def processor() -> str:
 
 
 def machine(device: torch.device, threads: int) -> list[str]:
-    """Lines about hardware, load, versions and the date. Names neither the host nor a folder."""
+    """Lines about hardware, load, versions and the date, without names of hosts or folders."""
     memory = psutil.virtual_memory().total / 2**30
     lines = [f"- machine: {processor()}, {cores()} cores, {memory:.0f} GiB; PyTorch with {threads} threads"]
     if device.type == "cuda":
@@ -51,7 +51,7 @@ def device_slug(device: torch.device) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, which also reads well as plain text; all columns but the first to the right."""
+    """A Markdown table that is also aligned as plain text. All columns but the first are aligned on the right."""
     cells = [list(head), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = [
@@ -65,12 +65,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def figure(value: float) -> str:
-    """Three significant digits, or whole."""
+    """Three significant digits below 100, else a whole number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Lowest to highest."""
+    """The lowest and the highest value."""
     return f"{figure(min(values))} to {figure(max(values))}"
 
 
@@ -79,12 +79,12 @@ def median(values: Sequence[float]) -> float:
 
 
 def verdict(value: float, least: float) -> str:
-    """How a ratio stands to its target."""
+    """A ratio, its target, and whether it is met."""
     return f"{value:.2f} (target >= {least:g}: {'met' if value >= least else 'missed'})"
 
 
 def keep(name: str, text: str) -> Path:
-    """Writes a result; where."""
+    """Write a result and return its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.md"
     path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What it costs to know which record a sample is, in a world of a billion samples; and a proof over all of them.
+"""Cost of finding the record of a sample number among a billion samples, and a proof over all of them.
 
 .venv/bin/python -m benchmarks.order [KEY=VALUE ...] [--write]
 """
@@ -35,7 +35,7 @@ STARTS = 20
 
 @dataclass(frozen=True)
 class World:
-    """The dataset and who reads it."""
+    """A dataset and the ranks that read it."""
 
     samples: int = 1_000_000_000
     shards: int = 100_000
@@ -47,14 +47,14 @@ class World:
     simulate: int = 1
 
     def order(self, seed: int = 0) -> Order:
-        """Its order: blocks of nearly equal sizes."""
+        """The dataset's order, with blocks of nearly equal sizes."""
         count = self.shards * self.blocks
         sizes = np.diff(np.arange(count + 1) * self.samples // count)
         return Order(sizes, seed, self.batch, block_shards=np.repeat(np.arange(self.shards), self.blocks))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.order",
         description="What it costs to know which record a sample is, in a world of a billion samples.",
@@ -63,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="also write the table to benchmarks/results/")
-    given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
-    command = " ".join(["python -m benchmarks.order", *given.overrides])
-    return guarded("benchmarks.order", lambda: run(changed(World(), given.overrides), command, write=given.write))
+    options = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
+    command = " ".join(["python -m benchmarks.order", *options.overrides])
+    return guarded("benchmarks.order", lambda: run(changed(World(), options.overrides), command, write=options.write))
 
 
 def run(world: World, command: str, *, write: bool) -> int:
-    """Measures and prints. Raises ConfigError for ranks that do not divide the batch."""
+    """Measure and print. Raises ConfigError for ranks that do not divide the batch."""
     import torch
 
     if world.batch % world.ranks or world.ranks % world.ranks_per_node:
@@ -87,11 +87,11 @@ def run(world: World, command: str, *, write: bool) -> int:
 
 
 def one_rank(world: World) -> list[list[str]]:
-    """Rows about one rank: its start at random places, its memory, and what follows."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Rows about one rank: its start at random places, its memory, and the time per sample afterwards."""
+    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rng = np.random.default_rng(0)
     share = world.batch // world.ranks
-    together = max(PLAN_BATCHES, PLAN_SAMPLES // share)  # batches that the stream locates in one call
+    batches_per_call = max(PLAN_BATCHES, PLAN_SAMPLES // share)  # the stream locates so many batches in one call
     starts, rates = [], []
     for rank in rng.integers(0, world.ranks, STARTS).tolist():
         began = time.perf_counter()
@@ -100,13 +100,17 @@ def one_rank(world: World) -> list[list[str]]:
         first = batch * world.batch + rank * share
         order.locate(first + np.arange(share))
         starts.append(time.perf_counter() - began)
-        batches = first + world.batch * np.arange(1, 1 + 16 * together).reshape(16, together, 1) + np.arange(share)
-        order.locate(batches[0].reshape(-1))  # into the epoch that these are of
+        batches = (
+            first
+            + world.batch * np.arange(1, 1 + 16 * batches_per_call).reshape(16, batches_per_call, 1)
+            + np.arange(share)
+        )
+        order.locate(batches[0].reshape(-1))  # into the epoch of these batches
         began = time.perf_counter()
         for numbers in batches:
             order.locate(numbers.reshape(-1))
         rates.append((time.perf_counter() - began) / batches.size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_before
     return [
         [
             "to start one rank anywhere: median of 20, and slowest",
@@ -114,7 +118,7 @@ def one_rank(world: World) -> list[list[str]]:
             "1 s",
         ],
         ["its memory, over that of its imports", f"{peak / 1e3:.0f} MB", "200 MB"],
-        [f"then, for each sample ({together * share:,} at a time)", f"{np.median(rates) * 1e6:.2f} us", "1 us"],
+        [f"then, for each sample ({batches_per_call * share:,} at a time)", f"{np.median(rates) * 1e6:.2f} us", "1 us"],
     ]
 
 
@@ -127,21 +131,21 @@ def simulated(world: World) -> list[list[str]]:
     spans = list(pairwise(borders))
     with ProcessPoolExecutor(world.processes) as pool:
         parts = list(pool.map(part_of_epoch, [world] * len(spans), *zip(*spans)))
-    seen = np.zeros(-(-world.samples // 8), dtype=np.uint8)
+    seen_bits = np.zeros(-(-world.samples // 8), dtype=np.uint8)
     twice = 0
     for bits, _ in parts:
-        twice += int(np.bitwise_count(seen & bits).sum())
-        seen |= bits
-    once = int(np.bitwise_count(seen).sum())
+        twice += int(np.bitwise_count(seen_bits & bits).sum())
+        seen_bits |= bits
+    once = int(np.bitwise_count(seen_bits).sum())
     touched = np.logical_or.reduce([nodes for _, nodes in parts])
     per_node = touched.sum(axis=1)
     nodes, shards = touched.shape
-    whole = once == order.epoch_samples and not twice
+    each_once = once == order.epoch_samples and not twice
     seconds = time.perf_counter() - began
     return [
         [
             f"an epoch of {order.epoch_samples:,} samples",
-            f"{once:,} different records, {order.dropped:,} left out; {'each once' if whole else 'NOT EACH ONCE'}",
+            f"{once:,} different records, {order.dropped:,} left out; {'each once' if each_once else 'NOT EACH ONCE'}",
             "each once",
         ],
         [
@@ -155,8 +159,8 @@ def simulated(world: World) -> list[list[str]]:
 
 
 def part_of_epoch(world: World, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """Batches first to last - 1 of epoch 0: (records seen, a bit each; (nodes, shards) bool, which nodes read which).
-    Raises SystemExit where a record comes twice."""
+    """Batches first to last - 1 of epoch 0: (a bit for each record seen; (nodes, shards) bool, which nodes read which
+    shards). Raises SystemExit when a record occurs twice."""
     order = world.order()
     starts = np.cumsum(order.sizes) - order.sizes
     nodes = world.ranks // world.ranks_per_node
@@ -166,12 +170,12 @@ def part_of_epoch(world: World, first: int, last: int) -> tuple[np.ndarray, np.n
     node = np.arange(world.batch) * nodes // world.batch
     for start in range(first, last, size):
         count = min(size, last - start)
-        found = order.locate(np.arange(start * world.batch, (start + count) * world.batch))
-        record = starts[found.block] + found.place
+        positions = order.locate(np.arange(start * world.batch, (start + count) * world.batch))
+        record = starts[positions.block] + positions.place
         if seen[record].any() or len(np.unique(record)) != len(record):
             raise SystemExit(f"a record comes twice in batches {start} to {start + count - 1}")
         seen[record] = True
-        touched[np.tile(node, count), order.shards[found.block]] = True
+        touched[np.tile(node, count), order.shards[positions.block]] = True
     return np.packbits(seen), touched
 
 

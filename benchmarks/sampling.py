@@ -59,7 +59,7 @@ VAE = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """What to measure."""
 
     cases: str = "tiny,sd1"
     rounds: int = 3
@@ -72,8 +72,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a batch of pictures. side: of the square latent. tokens: of the context. shipped: the demo's
-    autoencoder, else Stable Diffusion's with random weights."""
+    """A model and a batch of pictures. side: of the square latent. tokens: of the context. shipped: whether the
+    autoencoder is the demo's; otherwise it is Stable Diffusion's with random weights."""
 
     model: str
     batch: int
@@ -91,7 +91,7 @@ CASES = {
 
 @dataclass
 class Parts:
-    """What all sides are made of."""
+    """Components of all sides."""
 
     case: Case
     diffusion: DiffusionConfig
@@ -105,18 +105,23 @@ class Parts:
 
 
 @dataclass
-class Found:
-    """Seconds of a batch, by side and round."""
+class Timings:
+    """Seconds of a batch by side and round."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def ratio(self, peer: str) -> float:
-        """How many times the peer's images/s ours are: the median of rounds, in which both took turns."""
-        return median([theirs / mine for theirs, mine in zip(self.seconds[peer], self.seconds["ours"], strict=True)])
+        """Our images/s over the peer's: the median over rounds, in which both took turns."""
+        return median(
+            [
+                peer_seconds / our_seconds
+                for peer_seconds, our_seconds in zip(self.seconds[peer], self.seconds["ours"], strict=True)
+            ]
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sampling",
         description="How fast images are sampled, against diffusers' pipeline and the bare network.",
@@ -125,13 +130,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
-    given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
-    command = " ".join(["python -m benchmarks.sampling", *given.overrides])
-    return guarded("benchmarks.sampling", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
+    options = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
+    command = " ".join(["python -m benchmarks.sampling", *options.overrides])
+    return guarded("benchmarks.sampling", lambda: run(changed(Plan(), options.overrides), command, write=options.write))
 
 
 def run(plan: Plan, command: str, *, write: bool) -> int:
-    """Measure and print. Raises ConfigError, and DataError when the sides do not draw the same."""
+    """Measure and print. Raises ConfigError, and DataError when the sides draw different pictures."""
     threads = plan.threads or cores()
     torch.set_num_threads(threads)
     keep_memory()
@@ -149,20 +154,20 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
 
 
 def cases(plan: Plan) -> dict[str, Case]:
-    """What is asked for, by name. Raises ConfigError."""
-    if plan.sampler == "heun":  # the bare side makes one pass a level
+    """The chosen cases by name. Raises ConfigError."""
+    if plan.sampler == "heun":  # the bare side has one pass per level
         raise ConfigError("sampler=heun predicts twice a step; choose another, such as dpmpp_2m")
-    found = {}
+    chosen = {}
     for name in plan.cases.split(","):
         if name not in CASES:
             raise ConfigError(f"cases={plan.cases}: no case {name}; choose of {', '.join(CASES)}")
         case = CASES[name]
-        found[name] = replace(case, steps=plan.steps or case.steps, batch=plan.batch or case.batch)
-    return found
+        chosen[name] = replace(case, steps=plan.steps or case.steps, batch=plan.batch or case.batch)
+    return chosen
 
 
 def build(case: Case, plan: Plan) -> Parts:
-    """Seeded weights, text states and noise. What the network starts at zero is random too, so that pictures differ."""
+    """Seeded weights, text states and noise. Weights that start at zero are random too, so that pictures differ."""
     config, latent = model_of(case.model), (4, case.side, case.side)
     generator = torch.Generator().manual_seed(1)
     shape = (case.batch + 1, case.tokens, config.context_width)
@@ -238,20 +243,20 @@ def diffusers_pipeline(parts: Parts) -> Callable[[], np.ndarray]:
 
 
 def bare(parts: Parts) -> Callable[[], None]:
-    """As many passes of the network, over as many rows and with the context projected once, and one of the decoder."""
+    """The same number of network passes and rows, with the context projected once, and one pass of the decoder."""
     levels = levels_for(parts.diffusion, parts.sampler.sampler, parts.sampler.steps)[:-1]
     null = parts.denoiser.task.null(parts.case.batch, "cpu")
-    guidance = Guidance.of(parts.sampler)
+    guidance = Guidance.from_config(parts.sampler)
     stage = parts.first_stage
 
     def side() -> None:
-        given = parts.denoiser.task.condition({"text": parts.text_BLD})
-        both: Conditioning = replace(given.cat(null), known={})
+        conditioning = parts.denoiser.task.condition({"text": parts.text_BLD})
+        guided: Conditioning = replace(conditioning.cat(null), context_cache={})
         rows = torch.cat([parts.noise, parts.noise])
         with torch.inference_mode():
             for level in levels:
                 assert guidance.applies(level)
-                parts.denoiser(rows, torch.full((len(rows),), level.timestep), both)
+                parts.denoiser(rows, torch.full((len(rows),), level.timestep), guided)
             stage.model.decode(parts.noise / stage.scale)
 
     return side
@@ -260,36 +265,36 @@ def bare(parts: Parts) -> Callable[[], None]:
 SIDES: dict[str, Callable[[Parts], Callable[[], Any]]] = {"ours": ours, "diffusers": diffusers_pipeline, "bare": bare}
 
 
-def measure(parts: Parts, rounds: int) -> Found:
+def measure(parts: Parts, rounds: int) -> Timings:
     """Rounds in which the sides take turns, after one batch of each that is not timed."""
     sides = {name: make(parts) for name, make in SIDES.items()}
     pack(parts.denoiser.unet)  # as `sample` and `eval` do; diffusers' network has its own modules
     first = {name: side() for name, side in sides.items()}
     check_same(first["ours"], first["diffusers"])
-    found = Found({name: [] for name in sides})
+    timings = Timings({name: [] for name in sides})
     for _ in range(rounds):
         for name, side in sides.items():
             began = time.perf_counter()
             side()
-            found.seconds[name].append(time.perf_counter() - began)
-    return found
+            timings.seconds[name].append(time.perf_counter() - began)
+    return timings
 
 
-def check_same(mine: np.ndarray, theirs: np.ndarray) -> None:
-    """Raise DataError unless the pictures are the same, and are pictures."""
-    difference = np.abs(mine.astype(float) - 255 * theirs.astype(float)).max()
+def check_same(our_pictures: np.ndarray, their_pictures: np.ndarray) -> None:
+    """Raise DataError unless the pictures are the same and not uniform."""
+    difference = np.abs(our_pictures.astype(float) - 255 * their_pictures.astype(float)).max()
     if not difference <= SAME:
         raise DataError(f"diffusers' pipeline draws something else: {difference:.1f} levels of 255")
-    if np.ptp(mine) < 32:
+    if np.ptp(our_pictures) < 32:
         raise DataError("the pictures show nothing, so their agreement says nothing")
 
 
-def report(name: str, case: Case, plan: Plan, found: Found) -> str:
-    """A table, and how it stands to the targets."""
+def report(name: str, case: Case, plan: Plan, timings: Timings) -> str:
+    """A table and the verdicts on its targets."""
     rows = []
-    for side, seconds in found.seconds.items():
-        rates = [case.batch / one for one in seconds]
-        ratio = "" if side == "ours" else f"{found.ratio(side):.2f}"
+    for side, seconds in timings.seconds.items():
+        rates = [case.batch / batch_seconds for batch_seconds in seconds]
+        ratio = "" if side == "ours" else f"{timings.ratio(side):.2f}"
         rows.append([side, figure(median(rates)), spread(rates), f"{1e3 * median(seconds) / case.steps:.1f}", ratio])
     head = (f"{name}: {plan.sampler}", "images/s", "rounds", "ms a step", "ours is so many times this")
     lines = [
@@ -298,7 +303,7 @@ def report(name: str, case: Case, plan: Plan, found: Found) -> str:
         "",
         table(head, rows),
         "",
-        *(f"- against {peer}: {verdict(found.ratio(peer), target)}" for peer, target in TARGETS.items()),
+        *(f"- against {peer}: {verdict(timings.ratio(peer), target)}" for peer, target in TARGETS.items()),
     ]
     return "\n".join(lines)
 

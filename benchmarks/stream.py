@@ -1,4 +1,4 @@
-"""How fast the stream is, against webdataset, mosaicml-streaming and the bytes alone.
+"""How fast the stream is, against webdataset, mosaicml-streaming and bare reads.
 
 .venv/bin/python -m benchmarks.stream [KEY=VALUE ...] [--write]
 """
@@ -39,13 +39,13 @@ samples and the clock runs from the start: what is read ahead of the first batch
 twice, which mosaicml-streaming's copies on disk would serve.
 """
 TARGETS = {"webdataset": 3.0, "mosaic": 1.5, "limit": 0.85}
-FIRST_BYTES = 256_000_000  # that tell how many samples fill the time
-S3_SAMPLES = {"sd512": 16_384, "small": 98_304}  # of a cache that is put into the bucket
+FIRST_BYTES = 256_000_000  # of a trial that tells how many samples fill the time
+S3_SAMPLES = {"sd512": 16_384, "small": 98_304}  # of the cache in the bucket
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. seconds: of a side, about."""
+    """What to measure. seconds: approximate time of a side."""
 
     presets: str = "sd512,small"
     places: str = "disk,s3"
@@ -58,8 +58,8 @@ class Plan:
 
 
 @dataclass
-class Found:
-    """What the sides told, by (side, workers)."""
+class Results:
+    """Measurements by (side, workers)."""
 
     runs: dict[tuple[str, int], list[dict[str, float]]] = field(default_factory=dict)
 
@@ -67,12 +67,12 @@ class Found:
         return median([run["samples"] / run["seconds"] for run in self.runs[side, workers]])
 
     def best(self, side: str) -> float:
-        """The rate with as many workers as suit the side."""
+        """The rate with the number of workers that suits the side best."""
         return max((self.rate(*key) for key in self.runs if key[0] == side), default=0.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.stream",
         description="How fast the stream is, against webdataset, mosaicml-streaming and the bytes alone.",
@@ -81,14 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
-    given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
-    told = [word for word in given.overrides if not word.startswith(("folder=", "mosaic="))]
-    command = " ".join(["python -m benchmarks.stream", *told])
-    return guarded("benchmarks.stream", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
+    options = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
+    shown_overrides = [override for override in options.overrides if not override.startswith(("folder=", "mosaic="))]
+    command = " ".join(["python -m benchmarks.stream", *shown_overrides])
+    return guarded("benchmarks.stream", lambda: run(changed(Plan(), options.overrides), command, write=options.write))
 
 
 def run(plan: Plan, command: str, *, write: bool) -> int:
-    """Measures and prints."""
+    """Measure and print."""
     import torch
 
     parts = ["\n".join([f"# {command}", "", *machine(torch.device("cpu"), 1)])]
@@ -119,8 +119,8 @@ def served(place: str, folder: Path, stack: ExitStack) -> tuple[dict[str, str], 
     """Environment and root of the URLs of a place: a folder, or a bucket of a real S3 server over loopback."""
     if place == "disk":
         return {}, str(folder)
-    # The server of the tests: a real one, that anyone who runs them has. Not as `tests.servers`: packages that are
-    # installed may bring a `tests` of their own.
+    # The server of the tests, a real one. It is not imported as `tests.servers`, since installed packages may contain a
+    # package `tests`.
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     swift = importlib.import_module("servers.swift")
     (folder / "swift").mkdir(parents=True)
@@ -135,20 +135,20 @@ def served(place: str, folder: Path, stack: ExitStack) -> tuple[dict[str, str], 
 def prepared(
     preset: Latents, folder: Path, place: str, root: str, environment: dict[str, str], plan: Plan
 ) -> dict[str, Callable[[int, int], list[str]]]:
-    """The command of each side, for a number of workers and of samples; what they read is made where it is not yet."""
-    made = f"{preset.name}-{preset.samples}"
-    local = open_storage(str(folder / made))
+    """Side -> function (workers, samples) -> command. Data that the sides read is made unless it exists."""
+    name = f"{preset.name}-{preset.samples}"
+    local = open_storage(str(folder / name))
     if local.exists(MANIFEST):
         manifest = load_manifest(local)
     else:
         _say(f"making {preset.samples:,} samples of {preset.name}")
         manifest = write_cache(preset, local)
     tars = [str(local.local_path(shard.name)) for shard in manifest.shards]
-    mds = folder / f"{made}-mds"
+    mds = folder / f"{name}-mds"
     if plan.mosaic and not mds.exists():
         _say(f"the same in mosaicml-streaming's format: {preset.name}")
         _output([plan.mosaic, *MOSAIC, json.dumps({"do": "write", "tars": tars, "dest": str(mds)})], {})
-    url, urls, remote = str(folder / made), tars, None
+    url, urls, remote = str(folder / name), tars, None
     if place == "s3":
         url, remote = f"{root}/{preset.name}", f"{root}/{preset.name}-mds"
         _say(f"uploading {preset.name}")
@@ -158,17 +158,17 @@ def prepared(
                 open_storage(remote).put(file.name, file.read_bytes())
 
     def warm(count: int) -> int:
-        """Samples before the clock: from a bucket none, for what is read ahead before the first batch costs as much."""
+        """Samples before the clock starts. From a bucket none, since reading ahead of the first batch costs as much."""
         return count // 2 if place == "disk" else 0
 
-    def own(side: str, workers: int, count: int, **more: Any) -> list[str]:
-        given = {"side": side, "workers": workers, "warm": warm(count), "count": count, **more}
-        return [sys.executable, "-m", "benchmarks.streaming.stream_side", json.dumps(given)]
+    def own(side: str, workers: int, count: int, **options: Any) -> list[str]:
+        order = {"side": side, "workers": workers, "warm": warm(count), "count": count, **options}
+        return [sys.executable, "-m", "benchmarks.streaming.stream_side", json.dumps(order)]
 
     def mosaic(workers: int, count: int) -> list[str]:
         at = str(mds) if place == "disk" else tempfile.mkdtemp(dir=folder)
-        given = {"do": "read", "local": at, "remote": remote, "workers": workers, "warm": warm(count), "count": count}
-        return [plan.mosaic, *MOSAIC, json.dumps(given)]
+        order = {"do": "read", "local": at, "remote": remote, "workers": workers, "warm": warm(count), "count": count}
+        return [plan.mosaic, *MOSAIC, json.dumps(order)]
 
     sides = {
         "limit": lambda workers, count: own("limit", workers, count, url=url),
@@ -182,7 +182,7 @@ MOSAIC = (str(Path(__file__).resolve().parent / "mosaic_side.py"),)
 
 
 def _upload(manifest: Manifest, source: Storage, dest: Storage) -> list[str]:
-    """Puts a cache into a bucket; URLs that webdataset reads."""
+    """Copy a cache into a bucket and return URLs that webdataset reads."""
     from pipeline.storage.s3 import s3_client
 
     for shard in manifest.shards:
@@ -204,40 +204,43 @@ def measure(
     environment: dict[str, str],
     sample_bytes: int,
     fixed: int,
-) -> tuple[Found, Found]:
-    """(each side in rounds, the stream's first batches: at the start and in the middle of an epoch). fixed: samples of
-    each side; 0 for as many as fill the time."""
-    found, starts = Found(), Found()
-    workers = [int(word) for word in plan.workers.split(",")]
+) -> tuple[Results, Results]:
+    """(results of each side, results of the stream's first batches at the start and in the middle of an epoch). fixed:
+    samples of each side; 0 for as many as fill the time."""
+    results, starts = Results(), Results()
+    workers = [int(number_text) for number_text in plan.workers.split(",")]
     counts: dict[tuple[str, int], int] = {}
-    first = max(FIRST_BYTES // sample_bytes // BATCH, 16) * BATCH  # more than what threads have read ahead
-    for number in range(plan.rounds + 1):  # the first tells how many samples fill the time, and warms the caches
+    first = max(FIRST_BYTES // sample_bytes // BATCH, 16) * BATCH  # more than threads read ahead
+    for number in range(plan.rounds + 1):  # the first round tells how many samples fill the time, and warms caches
         if fixed and number == 0:
             continue
         for side, command in sides.items():
-            for many in workers:
-                key = (side, many)
-                told = _told(side, partial(command, many, fixed or counts.get(key, first)), environment)
-                rate = told["samples"] / told["seconds"]
+            for worker_count in workers:
+                key = (side, worker_count)
+                result = _measured(side, partial(command, worker_count, fixed or counts.get(key, first)), environment)
+                rate = result["samples"] / result["seconds"]
                 if number == 0:
                     counts[key] = max(int(rate * plan.seconds) // BATCH, 16) * BATCH
                 else:
-                    found.runs.setdefault(key, []).append(told)
-                    _say(f"{side} with {many}: {figure(rate)} samples/s, the first batch after {told['first_s']:.1f} s")
+                    results.runs.setdefault(key, []).append(result)
+                    _say(
+                        f"{side} with {worker_count}: {figure(rate)} samples/s, "
+                        f"the first batch after {result['first_s']:.1f} s"
+                    )
     for _ in range(plan.rounds):
-        for where, at in (("start", 0.0), ("middle", 0.5)):
-            *words, last = sides["stream"](workers[0], BATCH)
-            given = json.loads(last) | {"start": at, "warm": 0}
-            told = json.loads(_output([*words, json.dumps(given)], environment))
-            starts.runs.setdefault((where, 0), []).append(told)
-    return found, starts
+        for position, at in (("start", 0.0), ("middle", 0.5)):
+            *program, last = sides["stream"](workers[0], BATCH)
+            order = json.loads(last) | {"start": at, "warm": 0}
+            result = json.loads(_output([*program, json.dumps(order)], environment))
+            starts.runs.setdefault((position, 0), []).append(result)
+    return results, starts
 
 
-def report(preset: Latents, place: str, found: Found, starts: Found) -> str:
+def report(preset: Latents, place: str, results: Results, starts: Results) -> str:
     """Tables and ratios of one preset at one place."""
     rows = []
-    for (side, workers), runs in found.runs.items():
-        rate = found.rate(side, workers)
+    for (side, workers), runs in results.runs.items():
+        rate = results.rate(side, workers)
         cpu = median([run["cpu_s"] / run["samples"] * 1e6 for run in runs])
         peak = median([run["peak_bytes"] for run in runs]) / 1e6
         spread = [run["samples"] / run["seconds"] for run in runs]
@@ -259,19 +262,20 @@ def report(preset: Latents, place: str, found: Found, starts: Found) -> str:
         "",
     ]
     lines += [
-        f"- stream / {side}, each with the workers that suit it best: {verdict(found.best('stream') / best, least)}"
+        f"- stream / {side}, each with the workers that suit it best: {verdict(results.best('stream') / best, least)}"
         for side, least in TARGETS.items()
-        if (best := found.best(side))
+        if (best := results.best(side))
     ]
-    one = min(workers for side, workers in found.runs if side == "stream")
+    fewest = min(workers for side, workers in results.runs if side == "stream")
     lines += [
-        f"- stream / {side}, {one} worker each: {verdict(found.rate('stream', one) / found.rate(side, one), least)}"
+        f"- stream / {side}, {fewest} worker each: "
+        f"{verdict(results.rate('stream', fewest) / results.rate(side, fewest), least)}"
         for side, least in TARGETS.items()
-        if (side, one) in found.runs
+        if (side, fewest) in results.runs
     ]
-    told = [run["fetched"] for (side, _), runs in found.runs.items() if side == "stream" for run in runs]
-    fetched = median(told)
-    first = {where: median([run["first_s"] for run in starts.runs[where, 0]]) for where in ("start", "middle")}
+    fetched_ratios = [run["fetched"] for (side, _), runs in results.runs.items() if side == "stream" for run in runs]
+    fetched = median(fetched_ratios)
+    first = {position: median([run["first_s"] for run in starts.runs[position, 0]]) for position in ("start", "middle")}
     lines.append(
         f"- first batch: {first['start']:.2f} s at the start of an epoch, {first['middle']:.2f} s in its middle"
     )
@@ -283,24 +287,25 @@ def report(preset: Latents, place: str, found: Found, starts: Found) -> str:
 
 
 TRIES = 3
-"""Of mosaicml-streaming from a bucket: its workers at times read a file that another is still fetching, and end."""
+"""Tries of mosaicml-streaming from a bucket: sometimes a worker reads a file that another is still fetching, and
+ends."""
 
 
-def _told(side: str, command: Callable[[], list[str]], environment: dict[str, str]) -> dict[str, float]:
-    """What a side measured."""
-    for left in reversed(range(TRIES if side == "mosaic" and environment else 1)):
+def _measured(side: str, command: Callable[[], list[str]], environment: dict[str, str]) -> dict[str, float]:
+    """Run a side and return its measurements."""
+    for tries_left in reversed(range(TRIES if side == "mosaic" and environment else 1)):
         try:
-            told: dict[str, float] = json.loads(_output(command(), environment))
-            return told
+            result: dict[str, float] = json.loads(_output(command(), environment))
+            return result
         except SystemExit as error:
-            if not left:
+            if not tries_left:
                 raise
             _say(f"{side} failed, and is tried again: {str(error).strip().splitlines()[-1]}")
     raise AssertionError("unreachable")
 
 
 def _output(command: list[str], environment: dict[str, str]) -> str:
-    """The last line that a side prints. Raises SystemExit with what it said when it fails."""
+    """The last line that a side prints. Raises SystemExit with its standard error when it fails."""
     threads = {"OMP_NUM_THREADS": "1", "S3_ENDPOINT_URL": environment.get("AWS_ENDPOINT_URL_S3", "")}
     threads |= {"AWS_ENDPOINT_URL": threads["S3_ENDPOINT_URL"]} if environment else {}
     done = subprocess.run(

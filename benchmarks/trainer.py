@@ -1,4 +1,4 @@
-"""What the trainer costs beside the bare UNet step, and beside accelerate with diffusers' EMAModel; ranks and traffic.
+"""The trainer's overhead over the bare UNet step and against accelerate with diffusers' EMAModel; ranks and traffic.
 
 .venv/bin/python -m benchmarks.trainer [KEY=VALUE ...] [--write]
 """
@@ -39,14 +39,14 @@ example does, in turns of `steps` steps. In as many rounds more, this trainer al
 ranks: processes of one thread each, over gloo, with the same global batch (strong) and the same share (weak).
 traffic: bytes that a rank sends in a step, by ZeRO stage, as counted in PyTorch's collectives, against theory.
 """
-SAVE_STEPS = 1000  # between commits, for the share of them
+SAVE_STEPS = 1000  # between commits, for their share of the time
 MOST = {"overhead": 5.0, "ema": 1.0, "stall": 2.0}  # per cent
 PARTS = ("overhead", "ranks", "traffic")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """What to measure."""
 
     model: str = "tiny"
     batch: int = 64
@@ -58,7 +58,7 @@ class Plan:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.trainer",
         description=(__doc__ or "").splitlines()[0],
@@ -67,13 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
-    given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
-    command = " ".join(["python -m benchmarks.trainer", *given.overrides])
-    return guarded("benchmarks.trainer", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
+    options = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
+    command = " ".join(["python -m benchmarks.trainer", *options.overrides])
+    return guarded("benchmarks.trainer", lambda: run(changed(Plan(), options.overrides), command, write=options.write))
 
 
 def run(plan: Plan, command: str, *, write: bool) -> int:
-    """Measures and prints."""
+    """Measure and print."""
     if unknown := [part for part in plan.parts.split(",") if part not in PARTS]:
         raise ConfigError(f"no part {unknown[0]}; choose of {', '.join(PARTS)}")
     text = [f"# {command}\n\n" + "\n".join(machine(torch.device("cpu"), cores()))]
@@ -82,16 +82,16 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
         for part in plan.parts.split(","):
             text.append({"overhead": overhead, "ranks": ranks, "traffic": traffic}[part](bench))
             print(text[-1], file=sys.stderr, flush=True)
-    whole = "\n\n".join(text) + "\n"
-    print(whole)
+    page = "\n\n".join(text) + "\n"
+    print(page)
     if write:
-        path = keep(f"trainer-{plan.model}-{device_slug(torch.device('cpu'))}", whole)
+        path = keep(f"trainer-{plan.model}-{device_slug(torch.device('cpu'))}", page)
         print(f"written to benchmarks/results/{path.name}", file=sys.stderr)
     return 0
 
 
 class Bench:
-    """A model, a cache that fits it, and worlds that train on it."""
+    """A model, a matching cache, and the worlds that train on it."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.folder = plan, folder
@@ -120,7 +120,7 @@ class Bench:
         saves: bool = False,
         steps: int = 0,
     ) -> dict[str, Any]:
-        """What rank 0 of a world told."""
+        """Measurements of rank 0 of a world."""
         out = self.folder / "found.json"
         order = Order(
             work=work,
@@ -140,53 +140,57 @@ class Bench:
         return json.loads(out.read_text())
 
 
-def step_s(found: Mapping[str, Any]) -> float:
+def step_s(timings: Mapping[str, Any]) -> float:
     """Median over rounds of the medians of their steps."""
-    return median([median(seconds) for seconds in found["rounds"]])
+    return median([median(seconds) for seconds in timings["rounds"]])
 
 
-def paired(found: Mapping[str, Mapping[str, Any]], side: str, other: str) -> float:
-    """How many times longer a side's step is than another's: the median over rounds, each with its neighbour."""
-    return median([median(a) / median(b) for a, b in zip(found[side]["rounds"], found[other]["rounds"], strict=True)])
+def paired(timings: Mapping[str, Mapping[str, Any]], side: str, other_side: str) -> float:
+    """Ratio of a side's step to another side's: the median over rounds of the ratio within the round."""
+    return median(
+        [median(a) / median(b) for a, b in zip(timings[side]["rounds"], timings[other_side]["rounds"], strict=True)]
+    )
 
 
-def verdict(percent: float, most: float) -> str:
-    return f"{percent:.2f}% (target <= {most:g}%: {'met' if percent <= most else 'missed'})"
+def verdict(percent: float, limit: float) -> str:
+    return f"{percent:.2f}% (target <= {limit:g}%: {'met' if percent <= limit else 'missed'})"
 
 
-def stall_s(found: Mapping[str, Any]) -> float:
-    """What a commit costs the loop, in seconds: by how much the rounds that begin one take longer than the others, the
-    waiting for it and the steps that it slows included."""
-    return median([sum(seconds) for seconds in found["saved_rounds"]]) - median(
-        [sum(seconds) for seconds in found["rounds"]]
+def stall_s(timings: Mapping[str, Any]) -> float:
+    """Cost of a commit to the loop in seconds: the additional time of rounds that begin a commit, which includes
+    waiting for it and the steps that it slows."""
+    return median([sum(seconds) for seconds in timings["saved_rounds"]]) - median(
+        [sum(seconds) for seconds in timings["rounds"]]
     )
 
 
 def overhead(bench: Bench) -> str:
-    """One process: the sides in turns, and commits."""
+    """One process: the sides in turns, then commits."""
     sides = {"bare": "bare", "ours": "ours", "ours, plain PyTorch": "ours, plain PyTorch", "accelerate": "accelerate"}
     batches = dict.fromkeys(sides, bench.plan.batch)
-    found = bench.measure("time", 1, sides, batches, threads=cores())
+    timings = bench.measure("time", 1, sides, batches, threads=cores())
     rows = []
-    for name, one in found.items():
-        seconds, ema = step_s(one), one["ema"]
-        medians = spread([1e3 * median(round) for round in one["rounds"]])
-        beyond = "" if name == "bare" else f"{100 * (paired(found, name, 'bare') - 1):+.1f}%"
+    for name, side_timings in timings.items():
+        seconds, ema = step_s(side_timings), side_timings["ema"]
+        medians = spread([1e3 * median(round) for round in side_timings["rounds"]])
+        over_bare_text = "" if name == "bare" else f"{100 * (paired(timings, name, 'bare') - 1):+.1f}%"
         share = f"{1e3 * ema:.2f} ms, {100 * ema / seconds:.2f}%" if ema else ""
-        rows.append([name, f"{1e3 * seconds:.1f}", medians, beyond, share, f"{one['parameters'] / 1e6:.1f} M"])
+        rows.append(
+            [name, f"{1e3 * seconds:.1f}", medians, over_bare_text, share, f"{side_timings['parameters'] / 1e6:.1f} M"]
+        )
     saved = bench.measure("time", 1, {"ours": "ours"}, batches, threads=cores(), saves=True)["ours"]
     stall, step = stall_s(saved), step_s(saved)
-    write_s, size = median([one[0] for one in saved["writes"]]), saved["writes"][0][1]
+    write_s, size = median([side_timings[0] for side_timings in saved["writes"]]), saved["writes"][0][1]
     head = ("side", "ms a step", "medians of rounds", "over bare", "EMA", "parameters")
-    over = 100 * (paired(found, "ours", "bare") - 1)
+    over_bare = 100 * (paired(timings, "ours", "bare") - 1)
     return "\n".join(
         [
             f"## Overhead: {bench.plan.model}, batch {bench.plan.batch}, one process with {cores()} threads",
             "",
             table(head, rows),
             "",
-            f"- this trainer over the bare step: {verdict(over, MOST['overhead'])}",
-            f"- accelerate and EMAModel take {paired(found, 'accelerate', 'ours'):.2f} times as long as this trainer",
+            f"- this trainer over the bare step: {verdict(over_bare, MOST['overhead'])}",
+            f"- accelerate and EMAModel take {paired(timings, 'accelerate', 'ours'):.2f} times as long as this trainer",
             f"- a commit of {size / 1e6:,.0f} MB to the local disk costs the loop {1e3 * stall:.0f} ms, and is there "
             f"after {write_s:.2f} s; at one every {SAVE_STEPS:,} steps that is "
             f"{verdict(100 * stall / (SAVE_STEPS * step), MOST['stall'])}",
@@ -195,18 +199,18 @@ def overhead(bench: Bench) -> str:
 
 
 def ranks(bench: Bench) -> str:
-    """Processes of one thread: strong and weak scaling, and the share of the average."""
+    """Processes of one thread: strong and weak scaling, and the share of the EMA."""
     worlds = [int(number) for number in bench.plan.ranks.split(",")]
-    most = max(worlds)
+    largest_world = max(worlds)
     strong: list[list[str]] = []
     weak: list[list[str]] = []
     shares: dict[int, float] = {}
     first: dict[str, float] = {}
     for world in worlds:
-        batches = {"strong": bench.plan.batch, "weak": bench.plan.batch // most * world}
-        found = bench.measure("time", world, dict.fromkeys(batches, "ours"), batches, threads=1)
+        batches = {"strong": bench.plan.batch, "weak": bench.plan.batch // largest_world * world}
+        timings = bench.measure("time", world, dict.fromkeys(batches, "ours"), batches, threads=1)
         for name, rows in (("strong", strong), ("weak", weak)):
-            seconds, ema = step_s(found[name]), found[name]["ema"]
+            seconds, ema = step_s(timings[name]), timings[name]["ema"]
             rate = batches[name] / seconds
             first.setdefault(name, rate)
             shares |= {world: 100 * ema / seconds} if name == "strong" else {}
@@ -227,13 +231,15 @@ def traffic(bench: Bench) -> str:
     for world in (int(number) for number in bench.plan.ranks.split(",")):
         if world == 1:
             continue
-        found = bench.measure("traffic", world, {}, {"ours": bench.plan.batch}, threads=1, steps=2)
-        unit = 4 * found["parameters"] * (world - 1) / world
+        sent_by_stage = bench.measure("traffic", world, {}, {"ours": bench.plan.batch}, threads=1, steps=2)
+        unit = 4 * sent_by_stage["parameters"] * (world - 1) / world
         for stage, theory in THEORY.items():
-            sent = found[str(stage)]
+            sent = sent_by_stage[str(stage)]
             total = sum(sent.values())
-            told = ", ".join(f"{name} {count / 1e6:.1f}" for name, count in sorted(sent.items()) if count > 1e4)
-            rows.append([f"{world}, stage {stage}", f"{total / 1e6:.1f}", f"{total / unit:.2f}", f"{theory:.2f}", told])
+            parts_text = ", ".join(f"{name} {count / 1e6:.1f}" for name, count in sorted(sent.items()) if count > 1e4)
+            rows.append(
+                [f"{world}, stage {stage}", f"{total / 1e6:.1f}", f"{total / unit:.2f}", f"{theory:.2f}", parts_text]
+            )
     head = ("ranks, stage", "MB sent a step", "in 4 P (N-1)/N bytes", "theory", "of them, MB")
     return "\n".join([f"## Traffic: {bench.plan.model}, fp32, P parameters, N ranks", "", table(head, rows)])
 

@@ -47,7 +47,7 @@ SAME = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference between the sides' fir
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """What to measure."""
 
     cases: str = "tiny,sd1,sd2"
     work: str = "train,infer"
@@ -79,8 +79,8 @@ CASES = {
 
 
 @dataclass
-class Found:
-    """What the sides told, a turn each."""
+class Turns:
+    """side -> measurements of each turn."""
 
     turns: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -93,7 +93,7 @@ class Found:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.unet",
         description="How fast the UNet is, against diffusers' with the same weights and inputs.",
@@ -102,13 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
-    given = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
-    command = " ".join(["python -m benchmarks.unet", *given.overrides])
-    return guarded("benchmarks.unet", lambda: run(changed(Plan(), given.overrides), command, write=given.write))
+    options = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
+    command = " ".join(["python -m benchmarks.unet", *options.overrides])
+    return guarded("benchmarks.unet", lambda: run(changed(Plan(), options.overrides), command, write=options.write))
 
 
 def run(plan: Plan, command: str, *, write: bool) -> int:
-    """Measures and prints. Raises DataError when the sides do not compute the same."""
+    """Measure and print. Raises DataError when the sides compute different outputs."""
     threads = plan.threads or cores()
     parts = ["\n".join([f"# {command}", "", *machine(torch.device("cpu"), threads)])]
     rates = measure_rates(threads, plan.dtype)
@@ -121,8 +121,8 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
             weights = Path(folder) / "weights.safetensors"
             write_weights(config, weights)
             for work in plan.work.split(","):
-                found = measure(plan, case, config, work, weights, threads)
-                parts.append(report(name, case, config, work, found, rates))
+                turns = measure(plan, case, config, work, weights, threads)
+                parts.append(report(name, case, config, work, turns, rates))
                 print(parts[-1], file=sys.stderr, flush=True)
     text = "\n\n".join(parts) + "\n"
     print(text)
@@ -138,7 +138,8 @@ def model_of(name: str) -> ModelConfig:
 
 
 def write_weights(config: ModelConfig, path: Path) -> None:
-    """Seeded weights in diffusers' names; what the network starts at zero is random too, so that outputs differ."""
+    """Write seeded weights under diffusers' names. Weights that start at zero are random too, so that outputs
+    differ."""
     unet = UNet(config)
     unet.reset_parameters(0)
     generator = torch.Generator().manual_seed(1)
@@ -149,12 +150,12 @@ def write_weights(config: ModelConfig, path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
 
 
-def measure(plan: Plan, case: Case, config: ModelConfig, work: str, weights: Path, threads: int) -> Found:
-    """Rounds of all sides."""
+def measure(plan: Plan, case: Case, config: ModelConfig, work: str, weights: Path, threads: int) -> Turns:
+    """Measure all sides in rounds."""
     sides = [s for s in SIDES if plan.sides == "all" or s in plan.sides.split("+")]
     if not plan.compiled:
         sides = [s for s in sides if s != "ours, compiled"]
-    found = Found({side: [] for side in sides})
+    turns = Turns({side: [] for side in sides})
     steps = plan.steps or case.steps
     for number in range(plan.rounds):
         for side in sides:
@@ -173,15 +174,15 @@ def measure(plan: Plan, case: Case, config: ModelConfig, work: str, weights: Pat
                 steps=steps,
             )
             turn = take_turn(order)
-            found.turns[side].append(turn)
-            said = f"{case.model} {work} round {number + 1}: {side} {1e3 * median(turn['seconds']):.1f} ms"
-            print(said, file=sys.stderr, flush=True)
-    check_same(found, plan.dtype)
-    return found
+            turns.turns[side].append(turn)
+            line = f"{case.model} {work} round {number + 1}: {side} {1e3 * median(turn['seconds']):.1f} ms"
+            print(line, file=sys.stderr, flush=True)
+    check_same(turns, plan.dtype)
+    return turns
 
 
 def take_turn(order: Order) -> dict[str, Any]:
-    """What a process of one side told."""
+    """Run a turn of one side in a process and return its measurements."""
     command = [sys.executable, "-m", "benchmarks.network.unet_side", json.dumps(asdict(order))]
     environment = os.environ | {"OMP_NUM_THREADS": str(order.threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
@@ -190,9 +191,9 @@ def take_turn(order: Order) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def check_same(found: Found, dtype: str) -> None:
-    """Raise DataError unless all sides predicted the same at first."""
-    outputs = {side: torch.tensor(turns[0]["output"]) for side, turns in found.turns.items()}
+def check_same(turns: Turns, dtype: str) -> None:
+    """Raise DataError unless the first predictions of all sides agree."""
+    outputs = {side: torch.tensor(side_turns[0]["output"]) for side, side_turns in turns.turns.items()}
     expected = next(iter(outputs.values()))
     for side, output in outputs.items():
         difference = float((output - expected).abs().max() / expected.abs().max())
@@ -200,13 +201,13 @@ def check_same(found: Found, dtype: str) -> None:
             raise DataError(f"{side} predicts something else: {difference:.2g} of the largest value")
 
 
-def report(name: str, case: Case, config: ModelConfig, work: str, found: Found, rates: Rates) -> str:
-    """A table, and how it stands to the targets."""
+def report(name: str, case: Case, config: ModelConfig, work: str, all_turns: Turns, rates: Rates) -> str:
+    """A table and the verdicts on its targets."""
     work_done = counted(config, case.batch, case.side, case.context, train=work == "train")
     limit = rates.seconds(work_done)
     rows = [["limit: products and convolutions alone", f"{limit * 1e3:.1f}", "", "", "1.00", ""]]
-    for side, turns in found.turns.items():
-        seconds = found.seconds(side)
+    for side, turns in all_turns.turns.items():
+        seconds = all_turns.seconds(side)
         medians = [median(turn["seconds"]) for turn in turns]
         first = max(turn["first"] for turn in turns)
         peak = median([turn["peak"] for turn in turns]) / 1e9
@@ -221,10 +222,10 @@ def report(name: str, case: Case, config: ModelConfig, work: str, found: Found, 
         table(head, rows),
         "",
     ]
-    mine = found.best("ours", "ours, compiled")
+    our_seconds = all_turns.best("ours", "ours, compiled")
     for peer, target in TARGETS[work].items():
-        if peer in found.turns:
-            lines.append(f"- against {peer}: {verdict(found.seconds(peer) / mine, target)}")
+        if peer in all_turns.turns:
+            lines.append(f"- against {peer}: {verdict(all_turns.seconds(peer) / our_seconds, target)}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The table of docs/unet-cost.md, calculated: `.venv/bin/python -m benchmarks.unet_cost [MODEL ...]`."""
+"""The table of docs/explained/memory_model.md, calculated: `.venv/bin/python -m benchmarks.unet_cost [MODEL ...]`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def row(model: str, pixels: int) -> list[str]:
     cost = unet_cost(config, 1, side, side, TOKENS)
     forward = cost.forward_flops()
     every = [part.name for part in cost.parts if part.block]
-    kept, least = (activation_bytes(cost, "bf16", names) for names in ((), every))
-    half = recompute(config, 1, side, side, TOKENS, kept // 2, "bf16")
+    stored, least = (activation_bytes(cost, "bf16", names) for names in ((), every))
+    half = recompute(config, 1, side, side, TOKENS, stored // 2, "bf16")
     once, all_again, half_again = (sum(cost.training_flops(names).values()) for names in ((), every, half))
     return [
         f"{model}, {pixels}",
@@ -38,7 +38,7 @@ def row(model: str, pixels: int) -> list[str]:
         " / ".join(f"{flops / sum(forward.values()):.0%}" for flops in forward.values()),
         f"{once / 1e9:,.0f}",
         f"+{all_again / once - 1:.0%}",
-        f"{kept / 1e6:,.0f} MB",
+        f"{stored / 1e6:,.0f} MB",
         f"{least / 1e6:,.0f} MB",
         f"{len(half)} blocks, +{half_again / once - 1:.0%}",
     ]

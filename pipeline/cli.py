@@ -1,9 +1,9 @@
-"""The command line: the table of verbs, and how each ends.
+"""The command line: it runs a verb and turns its end into an exit status.
 
     latentmill VERB KEY=VALUE ...        (also python -m MODULE KEY=VALUE ...)
 
-Exit status: 0 done; 1 an error, said in one line; 2 an unknown verb or an argument that cannot be parsed; 75 stopped
-with everything committed, so that the same command goes on; 130 Ctrl-C. LATENTMILL_DEBUG=1 shows tracebacks.
+Exit status: 0 done; 1 an error, reported in one line; 2 an unknown verb or an argument that cannot be parsed; 75
+stopped with everything committed, so that the same command continues; 130 Ctrl-C. LATENTMILL_DEBUG=1 shows tracebacks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.distributed.exits import _fail, guarded, leave
 from pipeline.verbs import ENVIRONMENT, TAKES_A_VERB, TAKES_PATHS, VERBS
 
 SWEEP = "pipeline.jobs.sweep"
-"""Named, as verbs are: the command line imports no verb."""
+"""Module of `-m`, as a name like those of the verbs: the command line imports a module only when it runs it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def entry() -> NoReturn:
 
 
 def run(verb: str, arguments: list[str]) -> int:
-    """Load the verb's configuration and run its module. Raises what the verb raises."""
+    """Load the verb's configuration and run its module; returns the exit status. Raises what the verb raises."""
     wants_help = "-h" in arguments or "--help" in arguments
     for name, value in ENVIRONMENT.get(verb, {}).items():
         os.environ.setdefault(name, value)
@@ -74,13 +74,13 @@ def run(verb: str, arguments: list[str]) -> int:
 
 
 def _flags(arguments: list[str]) -> list[str]:
-    """`--from-card FILE` as from_card=FILE, which it is short for."""
+    """The arguments, with `--from-card FILE` written out as from_card=FILE."""
     words = iter(arguments)
     return [f"from_card={next(words, '')}" if word == "--from-card" else word for word in words]
 
 
 def usage() -> str:
-    """What `latentmill --help` prints."""
+    """The text that `latentmill --help` prints."""
     verbs = [f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items()]
     return "\n".join(
         [

@@ -1,8 +1,8 @@
 """latentmill demo: the whole loop on captioned shapes, on this machine.
 
-Every step is a command that one can run by hand, printed as it is run in a process of its own; those that compute are
-forks of one that has PyTorch imported (warm.py). What is done is noted in DEST/steps.json, so that running the demo
-again goes on where it stopped, and ends at once when there is nothing to do.
+Every step is a command that one can also run by hand. It is printed and run in its own process; steps that compute are
+forks of a process that has imported PyTorch (distributed/forks.py). DEST/steps.json records the finished steps, so that
+a second run of the demo continues where the first stopped, and ends at once when all steps are finished.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SHARD = 1000
 PROMPTS = 8
 """Rows of the sampled grid."""
 TARGETS = {"attribute_accuracy": 0.75, "fid_ratio": 3.0, "seconds": 600.0}
-"""What the demo is to reach on two CPU cores: at least, at most, at most."""
+"""Targets of the demo on two CPU cores: at least, at most, at most."""
 STOPPED = (75, 130, 143)
 """Exit statuses of a step that was interrupted rather than failed."""
 STEPS = "steps.json"
-"""The file that notes what is done."""
+"""File that records the finished steps."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command. heading: what it is for. product: a path that exists when it has succeeded."""
+    """One command. heading: its purpose. product: a path that exists once the command has succeeded."""
 
     heading: str
     arguments: list[str]
@@ -47,35 +47,35 @@ class Step:
 
 
 class StepFailed(LatentmillError):
-    """A step's command failed; it has said why itself. exit_code is its own."""
+    """A step's command failed and has printed the reason. exit_code: of the command."""
 
     def __init__(self, command: str, status: int) -> None:
-        what = "was stopped" if status in STOPPED else f"failed (exit status {status})"
-        super().__init__(f"this step {what}; run the demo again to go on from here: {command}")
+        outcome = "was stopped" if status in STOPPED else f"failed (exit status {status})"
+        super().__init__(f"this step {outcome}; run the demo again to go on from here: {command}")
         self.exit_code = status
 
 
 def main(config: DemoConfig) -> int:
-    """The verb."""
+    """Run the verb."""
     dest = Path(config.dest)
     storage = LocalStorage(dest)
     done = json.loads(storage.get(STEPS)) if storage.exists(STEPS) else []
-    began, fresh = time.monotonic(), False
+    began, any_has_run = time.monotonic(), False
     for number, step in enumerate(data_steps(config, dest)):
-        fresh = _run(storage, done, number, step, fresh)
+        any_has_run = _run(storage, done, number, step, any_has_run)
     prompts = captions(dest / "data" / "shapes-val" / "00000.tar", PROMPTS)
     for number, step in enumerate(result_steps(dest, prompts, config.seed), start=len(data_steps(config, dest))):
-        fresh = _run(storage, done, number, step, fresh)
+        any_has_run = _run(storage, done, number, step, any_has_run)
     page.write([str(dest)], str(dest / "report.html"), TARGETS)
     print(summary(dest, sum(entry["seconds"] for entry in done), time.monotonic() - began))
     return 0
 
 
 def data_steps(config: DemoConfig, dest: Path) -> list[Step]:
-    """Shards, caches, the proof of the training cache, the reference, and the training itself."""
+    """Steps that make shards, caches, the proof of the training cache and the reference, and the training."""
     data = dest / "data"
     sets = {"shapes": (config.images, "train", config.seed)}
-    # Split "val" is drawn as "train" is, with captions that training never uses.
+    # Split "val" is drawn like "train", with captions that training never uses.
     sets["shapes-val"] = (max(64, config.images // 10), "val", config.seed + 1)
     sets["shapes-ref"] = (max(128, config.images // 5), "val", config.seed + 2)
     steps = []
@@ -103,7 +103,7 @@ def data_steps(config: DemoConfig, dest: Path) -> list[Step]:
 
 
 def result_steps(dest: Path, prompts: list[str], seed: int) -> list[Step]:
-    """What one does with a trained run."""
+    """Steps that use the trained run."""
     picture, folder = dest / "samples.png", dest / "diffusers"
     sample = ["sample", f"run={dest}", *(f"prompt={prompt}" for prompt in prompts)]
     sample += ["n=4", "guidance=2", f"dest={picture}", f"seed={seed}"]
@@ -118,47 +118,48 @@ def result_steps(dest: Path, prompts: list[str], seed: int) -> list[Step]:
 
 
 def has_bfloat16() -> bool:
-    """Whether this machine's processor multiplies bfloat16 itself, which halves the time of a step; Linux only."""
+    """Whether the processor has bfloat16 products, which halve the time of a step. Known only on Linux."""
     cpu = Path("/proc/cpuinfo")
     return cpu.exists() and bool({"avx512_bf16", "amx_bf16"} & set(cpu.read_text(encoding="utf-8").split()))
 
 
 def shards(folder: Path, images: int) -> str:
-    """The brace pattern of the shards that synth writes for so many images."""
+    """The brace pattern of the shards that synth writes for this number of images."""
     last = (images - 1) // SHARD
     return str(folder / (f"{{00000..{last:05d}}}.tar" if last else "00000.tar"))
 
 
 def captions(shard: Path, count: int) -> list[str]:
     """The first captions of a shard."""
-    found = []
+    texts = []
     with tarfile.open(fileobj=io.BytesIO(shard.read_bytes())) as tar:
         for member in tar:
             if member.name.endswith(".txt") and (file := tar.extractfile(member)):
-                found.append(file.read().decode())
-            if len(found) == count:
+                texts.append(file.read().decode())
+            if len(texts) == count:
                 break
-    return found
+    return texts
 
 
-def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, fresh: bool) -> bool:
-    """Run a step, unless an earlier run of the demo has done it and all before it. Returns whether any has run now.
+def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, any_has_run: bool) -> bool:
+    """Run a step, unless an earlier run of the demo has done it and all steps before it. Returns whether any step has
+    run now.
 
-    done: the steps done, in order; changed here, and kept in steps.json.
+    done: the finished steps in order, which this function updates and stores in steps.json.
     """
-    verb, *rest = step.arguments
-    command = f"latentmill {verb} {' '.join(map(_shown, rest))}"
+    verb, *arguments = step.arguments
+    command = f"latentmill {verb} {' '.join(map(_quoted, arguments))}"
     print(f"\n== {step.heading}\n   {command}", flush=True)
-    if not fresh and number < len(done) and done[number]["command"] == command and step.product.exists():
+    if not any_has_run and number < len(done) and done[number]["command"] == command and step.product.exists():
         print(f"   already done, in {done[number]['seconds']:.0f} s", flush=True)
         return False
     del done[number:]
     began = time.monotonic()
     if verb in forks.HEAVY:
-        status = forks.run_verb(cli.main, verb, rest)
+        status = forks.run_verb(cli.main, verb, arguments)
     else:
-        forks.begin()  # beside what comes first: drawing pictures takes one core
-        status = run_command([sys.executable, "-m", VERBS[verb][0], *rest])
+        forks.begin()  # in parallel with the first step: drawing pictures takes one core
+        status = run_command([sys.executable, "-m", VERBS[verb][0], *arguments])
     if status:
         raise StepFailed(command, status)
     seconds = time.monotonic() - began
@@ -168,14 +169,14 @@ def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, fresh
     return True
 
 
-def _shown(argument: str) -> str:
-    """An argument as one would type it: key='some text'."""
+def _quoted(argument: str) -> str:
+    """An argument as typed in a shell: key='some text'."""
     key, _, value = argument.partition("=")
     return f"{key}={shlex.quote(value)}"
 
 
 def summary(dest: Path, seconds: float, now: float) -> str:
-    """The figures that the demo is judged by, beside what they are to be."""
+    """The figures of the demo beside their targets."""
     last = run.load(str(dest)).last
     metrics = last.metrics if last else {}
     rows = []

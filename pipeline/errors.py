@@ -1,7 +1,7 @@
 """Every error that latentmill raises on purpose.
 
     LatentmillError
-    ├── UserError                   exit 1: the user can mend it; one line says what, where and how
+    ├── UserError                   exit 1: the user can correct it; one line says what, where and how
     │   ├── ConfigError             an unknown key, a wrong type, a contradiction between fields
     │   │   └── OverrideError       exit 2: an argument that cannot be parsed
     │   ├── SourceError             nothing at the source pattern, or too much of it rejected
@@ -9,19 +9,19 @@
     │   │   └── ContractMismatch    a cache made by other encoders, or of another shape, than this run needs
     │   ├── DestinationExists       the destination holds something that would be overwritten
     │   ├── RunError                no run there, no checkpoint in it, or one that belongs to another configuration
-    │   ├── SubmitError             no Slurm here, or it refused the job
+    │   ├── SubmitError             no Slurm on this machine, or it refused the job
     │   ├── ShapeError              tensors whose sizes the model cannot take
     │   └── WeightsError            a weights file that is missing, damaged or of another architecture
-    ├── DataError                   exit 1: bytes that are not what they were promised to be
+    ├── DataError                   exit 1: data that are not what they should be
     │   ├── ShardCorrupt            a tar that is cut or damaged, or whose hash is not the manifest's
-    │   ├── RecordRejected          one sample that cannot be used; carries its reason; counted, never fatal alone
+    │   ├── RecordRejected          one sample that cannot be used, with the reason; counted, never fatal by itself
     │   ├── NonFinite               NaN or infinity in a latent, a loss or a gradient, with the samples named
     │   ├── LossSpike               a loss or a gradient that jumps, where guard.action says to stop, with the samples
     │   ├── CheckpointCorrupt       a committed checkpoint whose bytes do not match its hashes
     │   └── NotProved               a ledger that does not prove that each sample was trained on once
-    ├── StorageError                exit 1: reading or writing failed for good (after retries)
+    ├── StorageError                exit 1: reading or writing failed, also after retries
     │   └── NotFound                there is no such object
-    └── Interrupted                 exit 75: stopped by a signal after a commit; running it again goes on
+    └── Interrupted                 exit 75: stopped by a signal after a commit; the same command continues
 
 Messages say what happened, where (path, shard, key, rank) and what to do next. `assert` is for programmers' mistakes.
 """
@@ -34,11 +34,11 @@ class LatentmillError(Exception):
 
 
 class UserError(LatentmillError):
-    """The user can mend it; the message says how."""
+    """A mistake that the user can correct; the message says how."""
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be meant."""
+    """A configuration with an unknown key, a wrong value or a contradiction."""
 
 
 class OverrideError(ConfigError):
@@ -52,23 +52,23 @@ class SourceError(UserError):
 
 
 class DatasetError(UserError):
-    """No dataset there, or one that this program cannot read."""
+    """No dataset at a path or URL, or one that this program cannot read."""
 
 
 class ContractMismatch(DatasetError):
-    """The cache's contract differs from what the run asks for."""
+    """The cache's contract differs from what the run needs."""
 
 
 class DestinationExists(UserError):
-    """The destination holds something else already."""
+    """The destination already holds something else."""
 
 
 class RunError(UserError):
-    """No run there, no checkpoint in it, or one of another configuration."""
+    """No run at a path or URL, no checkpoint in it, or one of another configuration."""
 
 
 class SubmitError(UserError):
-    """Slurm is not to be had here, or refused the job."""
+    """Slurm is not available on this machine, or it refused the job."""
 
 
 class ShapeError(UserError):
@@ -80,7 +80,7 @@ class WeightsError(UserError):
 
 
 class DataError(LatentmillError):
-    """Bytes that are not what they were promised to be."""
+    """Data that are not what they should be."""
 
 
 class ShardCorrupt(DataError):
@@ -90,7 +90,7 @@ class ShardCorrupt(DataError):
 class RecordRejected(DataError):
     """One source sample that cannot be used.
 
-    reason: one of the words that the manifest counts rejects by (for example "image_truncated").
+    reason: the word under which the manifest counts such rejects (for example "image_truncated").
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -103,7 +103,7 @@ class NonFinite(DataError):
 
 
 class LossSpike(DataError):
-    """A loss or a gradient that jumps, where the configuration says to stop at such."""
+    """A loss or a gradient that jumps, where the configuration says that the run ends then."""
 
 
 class CheckpointCorrupt(DataError):
@@ -115,7 +115,7 @@ class NotProved(DataError):
 
 
 class StorageError(LatentmillError):
-    """Reading or writing failed for good."""
+    """Reading or writing failed, also after retries."""
 
 
 class NotFound(StorageError):
@@ -123,6 +123,6 @@ class NotFound(StorageError):
 
 
 class Interrupted(LatentmillError):
-    """Stopped by a signal with everything committed; running the same command goes on from there."""
+    """Stopped by a signal with everything committed; the same command continues from there."""
 
     exit_code = 75

@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 
 from pipeline.config import EvalRunConfig, SamplerConfig
 from pipeline.config.loading.merge import to_dict
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.data.format.contract import contract_from_json, require_match
 from pipeline.data.format.manifest import load_manifest
 from pipeline.diffusion.levels import levels_for
@@ -30,32 +31,32 @@ from pipeline.errors import ConfigError, NotFound
 from pipeline.evaluation import beside
 from pipeline.evaluation.captions import load_validation
 from pipeline.evaluation.card import Card
-from pipeline.evaluation.evaluate import Evaluator, evaluation_folder, in_training, write
+from pipeline.evaluation.evaluate import Evaluator, in_training, write
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.reference import load_reference
 from pipeline.inference.trained import Trained, encode_captions, load_trained
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.tasks.choose import TASKS
 from pipeline.report import page
 from pipeline.runs.datasets import empty_caption
-from pipeline.runs.directory import RunInfo, load_run
+from pipeline.runs.directory import RunInfo, evaluation_folder, load_run
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage, split_url
+from pipeline.tracking import terminal
 from pipeline.tracking.tracker import Tracker
 
 TOLERANCE = 1e-3
-"""Relative difference within which a figure is the card's: that of kinds of device and versions of libraries."""
-GRID = 16  # images kept as a picture
+"""Relative difference within which a figure equals the card's: kinds of device and versions of libraries cause it."""
+GRID = 16  # images in the stored picture
 
 
 def main(config: EvalRunConfig) -> int:
-    """The verb."""
+    """Run the verb."""
     if config.pending:
         return evaluate_pending(config)
     if config.from_card:
         return reproduce(config)
     cards = evaluate_run(config)
-    print(table(cards))
+    print(table(cards), end="")
     for card in cards:
         print(card.line())
     if len(cards) > 1:
@@ -66,10 +67,11 @@ def main(config: EvalRunConfig) -> int:
 
 
 def evaluate_run(config: EvalRunConfig) -> list[Card]:
-    """Evaluate and keep the results in the run directory; a card for each sampler, number of steps and guidance scale.
+    """Evaluate every sampler, number of steps and guidance scale, store the results in the run directory and return a
+    card for each.
 
-    Raises RunError, ContractMismatch for a dataset, reference or encoders that do not fit the run, ConfigError for
-    steps that a sampler cannot take: all before the first image.
+    Raises RunError, ContractMismatch for a dataset, reference or encoders that do not fit the run, and ConfigError for
+    steps that a sampler cannot take, all before the first image.
     """
     if config.images < 2 or not config.guidance:
         raise ConfigError("images must be 2 or more, and guidance at least one scale")
@@ -80,7 +82,7 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
     cards = []
     for i, sampler in enumerate(samplers):
         name = folder_name(config, sampler)
-        card = stored(trained.info.storage, trained.n, name, evaluator)
+        card = stored_card(trained.info.storage, trained.n, name, evaluator)
         if card is None:
             if len(samplers) > 1:
                 print(f"eval: {i + 1} of {len(samplers)}: {name}", flush=True)
@@ -92,7 +94,7 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
 
 
 def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
-    """What evaluations of one checkpoint share."""
+    """Load what the evaluations of one checkpoint share."""
     device = pick_device(config.device)
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     run = trained.info.config
@@ -103,14 +105,16 @@ def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
     manifest = load_manifest(storage)
     require_match(trained.contract, manifest.contract, f"data.val={val}")
     first_stage, tower = trained.encoders(device, config.encoders)
-    empty = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
-    denoiser = trained.denoiser(empty, device, packed=True)
+    empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
+    denoiser = trained.denoiser(empty_LD, device, packed=True)
     reference = config.reference or run.eval.reference
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
     seed = trained.contract.encoders["seed"]
     evaluator = Evaluator(
-        validation=load_validation(storage, manifest, TASKS[run.task.name].members, max(config.images, GRID), tower),
+        validation=load_validation(
+            storage, manifest, TASK_FACTS[run.task.name].members, max(config.images, GRID), tower
+        ),
         first_stage=first_stage,
         tower=tower,
         diffusion=run.diffusion,
@@ -126,23 +130,23 @@ def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
 
 
 def reproduce(config: EvalRunConfig) -> int:
-    """Make a card's figures again and say how far they are from it. Exit status 1 beyond TOLERANCE.
+    """Reproduce a card's figures and print how far they differ from it. Returns exit status 1 beyond TOLERANCE.
 
-    Checkpoint, sampler, seeds and numbers are the card's; what it names by hash must be what is found here. Raises
-    ContractMismatch where it is not, ConfigError for a card that cannot be read.
+    Checkpoint, sampler, seeds and numbers are the card's. Raises ContractMismatch when a file here has another hash
+    than on the card, ConfigError for a card that cannot be read.
     """
     card = read_card(config.from_card)
-    place = config.from_card.rsplit("/", 3)
-    inside = len(place) == 4 and place[1] == "evals"
-    if not (config.run or inside):
+    parts = config.from_card.rsplit("/", 3)
+    is_in_run = len(parts) == 4 and parts[1] == "evals"
+    if not (config.run or is_in_run):
         raise ConfigError(f"from_card={config.from_card} does not lie in a run's evals/: name the run with run=")
     kind, _, average = card.weights.partition("=")
     weights = cast(Literal["ema", "raw"], kind)
-    run = config.run or place[0]
-    asked = replace(
+    run = config.run or parts[0]
+    card_config = replace(
         config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
     )
-    trained, evaluator, denoiser = prepare(asked)
+    trained, evaluator, denoiser = prepare(card_config)
     evaluator.require(card)
     sampler = SamplerConfig(
         sampler=card.sampler,  # type: ignore[arg-type]
@@ -151,23 +155,26 @@ def reproduce(config: EvalRunConfig) -> int:
         batch=card.batch or config.batch,
         **card.guidance_settings,  # type: ignore[arg-type]
     )
-    again = evaluator(denoiser, trained.n, images=card.images, sampler=sampler, weights=card.weights).card
-    print(again.line())
-    changed = {name: f"{card.versions.get(name)} then, {now} now" for name, now in again.versions.items()}
-    changed = {name: text for name, text in changed.items() if card.versions.get(name) != again.versions[name]}
+    reproduced = evaluator(denoiser, trained.n, images=card.images, sampler=sampler, weights=card.weights).card
+    print(reproduced.line())
+    changed = {
+        name: f"{card.versions.get(name)} then, {present_version} now"
+        for name, present_version in reproduced.versions.items()
+    }
+    changed = {name: text for name, text in changed.items() if card.versions.get(name) != reproduced.versions[name]}
     for name, text in changed.items():
         print(f"{name}: {text}")
-    farthest = max(differences(card.metrics, again.metrics).items(), key=lambda pair: pair[1])
+    farthest = max(differences(card.metrics, reproduced.metrics).items(), key=lambda pair: pair[1])
     if farthest[1] > TOLERANCE:
         name = farthest[0]
-        print(f"not reproduced: {name} is {again.metrics.get(name)}, the card says {card.metrics.get(name)}")
+        print(f"not reproduced: {name} is {reproduced.metrics.get(name)}, the card says {card.metrics.get(name)}")
         return 1
     print(f"reproduced: the figures are those of the card, {farthest[0]} to {farthest[1]:.1g} of its size")
     return 0
 
 
 def read_card(url: str) -> Card:
-    """A card.json. Raises ConfigError."""
+    """Read a card.json. Raises ConfigError."""
     root, key = split_url(url)
     try:
         facts = json.loads(open_storage(root).get(key))
@@ -178,29 +185,29 @@ def read_card(url: str) -> Card:
 
 
 def differences(card: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, float]:
-    """Relative difference of every figure; of one that only one side has, infinity."""
+    """Relative difference of every figure; infinity for a figure that only one side has."""
     numbers = {
         name
         for metrics in (card, again)
         for name, value in metrics.items()
         if isinstance(value, int | float) and name != "seconds"
     }
-    found = {}
+    by_figure = {}
     for name in sorted(numbers):
-        a, b = card.get(name, math.inf), again.get(name, math.inf)
-        found[name] = 0.0 if a == b else abs(a - b) / max(abs(a), 1e-12)
-    return found
+        before, after = card.get(name, math.inf), again.get(name, math.inf)
+        by_figure[name] = 0.0 if before == after else abs(before - after) / max(abs(before), 1e-12)
+    return by_figure
 
 
 def evaluate_pending(config: EvalRunConfig) -> int:
-    """Evaluate the snapshots that training has left (evaluation/beside.py), as training itself would have. Returns the
-    exit status; raises RunError, Interrupted when a signal asked to stop: what is left stays pending."""
+    """Evaluate the snapshots that training has written (evaluation/beside.py) as training itself would. Returns the
+    exit status. Raises RunError, and Interrupted after a signal to stop, when the remaining snapshots stay pending."""
     info = load_run(config.run)
     run, settings = info.storage, info.config
     stop, evaluate = StopRequest(), None
     with tempfile.TemporaryDirectory(prefix="latentmill-") as folder, stop.listening(SCHEDULER):
-        while left := [n for n in beside.pending(run) if config.at in (0, n)]:
-            n = left[0]
+        while unevaluated := [n for n in beside.pending(run) if config.at in (0, n)]:
+            n = unevaluated[0]
             if evaluate is None:
                 device = pick_device(config.device)
                 if device.type == "cpu":
@@ -211,11 +218,11 @@ def evaluate_pending(config: EvalRunConfig) -> int:
                 evaluate = in_training(settings, run, World(device=device), manifest, empty_caption(cache, manifest))
             try:
                 weights = beside.read_snapshot(run, n)
-            except NotFound:  # another job was faster
+            except NotFound:  # another job has evaluated it
                 continue
             device = pick_device(config.device)
             metrics = evaluate(
-                {name: one.to(device) for name, one in weights.items()}, n, lambda: stop.number is not None
+                {name: tensor.to(device) for name, tensor in weights.items()}, n, lambda: stop.number is not None
             )
             beside.finish(run, n, partial(_track, info, n, Path(folder)))
             print(f"eval: {n:,} samples: {_figures(metrics)}", flush=True)
@@ -223,19 +230,19 @@ def evaluate_pending(config: EvalRunConfig) -> int:
 
 
 def _track(info: RunInfo, n: int, folder: Path) -> None:
-    """Bring figures to the run's tracker, when training is over."""
+    """Send figures to the run's tracker after the end of training."""
     with Tracker(info.storage, info.config.tracking, settings=to_dict(info.config), folder=folder) as tracker:
         if n not in tracker.evaluations:
             beside.bring(info.storage, n, tracker)
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
-    """The numbers of an evaluation in a line."""
+    """The figures of an evaluation in one line."""
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
 
 
 def settings(config: EvalRunConfig) -> list[SamplerConfig]:
-    """Every sampler with every number of steps and every guidance scale."""
+    """Every combination of sampler, number of steps and guidance scale."""
     return [
         SamplerConfig(
             sampler=sampler,
@@ -253,41 +260,40 @@ def settings(config: EvalRunConfig) -> list[SamplerConfig]:
 
 
 def folder_name(config: EvalRunConfig, sampler: SamplerConfig) -> str:
-    """What tells this evaluation from others of the same checkpoint."""
-    which = "-raw" if config.weights == "raw" else f"-ema{config.ema:g}" if config.ema else ""
-    more = "".join(f"-{name}{value:g}" for name, value in sampler.guidance_settings.items())
-    guidance = f"g{sampler.guidance:g}{more}"
-    return f"{sampler.sampler}-{sampler.steps}-{guidance}-n{config.images}-s{config.seed}{which}"
+    """A name that distinguishes this evaluation from others of the same checkpoint."""
+    weights_suffix = "-raw" if config.weights == "raw" else f"-ema{config.ema:g}" if config.ema else ""
+    settings_suffix = "".join(f"-{name}{value:g}" for name, value in sampler.guidance_settings.items())
+    guidance = f"g{sampler.guidance:g}{settings_suffix}"
+    return f"{sampler.sampler}-{sampler.steps}-{guidance}-n{config.images}-s{config.seed}{weights_suffix}"
 
 
-def stored(run: Storage, n: int, name: str, evaluator: Evaluator) -> Card | None:
-    """The card of an evaluation that is there whole, if what it was made with is what this one would be."""
+def stored_card(run: Storage, n: int, name: str, evaluator: Evaluator) -> Card | None:
+    """The card of a complete stored evaluation that was made from the same files as this one; None without one."""
     folder = evaluation_folder(n, name)
     try:
         run.stat(f"{folder}/metrics.json")  # written last
         facts = json.loads(run.get(f"{folder}/card.json"))
         facts.pop("line")
         card = Card(**facts)
-    except (NotFound, ValueError, KeyError, TypeError):  # none, or of another version
+    except (NotFound, ValueError, KeyError, TypeError):  # no card, or a card of another version
         return None
     return None if evaluator.differing(card) else card
 
 
 def table(cards: Sequence[Card]) -> str:
-    """The figures, a column for each evaluation."""
+    """A table of the figures with a column for each evaluation."""
     names = [
         name
         for name, value in cards[0].metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("n", "seconds", "guidance")
     ]
+    headings = ["sampler", *(card.sampler for card in cards)]
     rows = [
-        ["sampler", *(card.sampler for card in cards)],
         ["steps", *(str(card.steps) for card in cards)],
         ["guidance", *(f"{card.guidance:g}" for card in cards)],
     ]
     rows += [[name, *(f"{card.metrics[name]:.4g}" for card in cards)] for name in names]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return terminal.table(headings, rows, left=(0,))
 
 
 if __name__ == "__main__":

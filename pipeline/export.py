@@ -1,8 +1,8 @@
 """latentmill export: a checkpoint's weights in other software's format.
 
 format=diffusers: a folder that diffusers loads (unet, vae, scheduler, text encoder and tokenizer, model_index.json).
-format=compvis: the same as one .safetensors or .ckpt file in CompVis' names (exportcompvis.py).
-What was written is loaded again and compared with our own denoiser.
+format=compvis: one .safetensors or .ckpt file under CompVis' names (interchange/compvis.py).
+The written files are loaded again and compared with our own denoiser.
 """
 
 from __future__ import annotations
@@ -23,23 +23,20 @@ from pipeline.models.denoiser import Denoiser
 
 
 def main(config: ExportConfig) -> int:
-    """The verb. Raises ExportDiffers when the check fails; the destination is then as it was."""
+    """Run the verb. Raises ExportDiffers when the check fails, which leaves the destination unchanged."""
     if config.format not in FORMATS:
         raise ConfigError(f"format={config.format}: choose one of {', '.join(FORMATS)}")
     trained = load_trained(config.run, config.at, config.weights, config.ema)
-    empty = torch.zeros(trained.contract.text.length, trained.contract.text.width)  # not exported
-    denoiser = trained.denoiser(empty)
-    if learned := [name for name in trained.state if name.startswith("task.")]:
+    empty_LD = torch.zeros(trained.contract.text.length, trained.contract.text.width)  # not exported
+    denoiser = trained.denoiser(empty_LD)
+    if task_weights := [name for name in trained.state if name.startswith("task.")]:
         raise ConfigError(
-            f"task={trained.info.config.task.name} has weights of its own ({learned[0]}): no other software holds it"
+            f"task={trained.info.config.task.name} has weights of its own ({task_weights[0]}): no other software "
+            "holds it"
         )
     FORMATS[config.format](config, trained, denoiser)
     print(f"export: {config.dest}: {trained.weights} weights at {trained.n:,} samples, format {config.format}")
     return 0
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# diffusers
 
 
 FORMATS: dict[str, Callable[[ExportConfig, Trained, Denoiser], None]] = {

@@ -1,10 +1,12 @@
-"""latentmill fetch: encoders once into a folder or bucket, for nodes without internet.
+"""latentmill fetch: download encoders once into a folder or bucket, for nodes without internet.
 
     latentmill fetch encoders=sd1 dest=s3://bucket/encoders/sd1
     latentmill encode encoders=sd1 encoders.weights=s3://bucket/encoders/sd1 ...
 
-Whatever they were before, they become safetensors in float32 with a configuration beside them, are loaded again from
-there and compared: same hash of the weights, same output to the bit. models/encoders/fetched.py has the layout.
+Whatever their format was, the encoders are written as safetensors in float32 with a configuration beside them. They
+are then loaded from there and compared: the hash of the weights and the outputs must be equal to the bit.
+models/encoders/fetched.py describes the layout. PyTorch, diffusers and open_clip are imported only where a part is
+written, so that a fetch that finds everything in place ends at once.
 """
 
 from __future__ import annotations
@@ -15,21 +17,23 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import EncodersConfig, FetchConfig
 from pipeline.errors import DestinationExists, NotFound, WeightsError
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder, save_autoencoder
 from pipeline.models.encoders.fetched import FIELDS, FORMAT, MANIFEST, Part, chunks, names, read_manifest
-from pipeline.models.encoders.text import TextTower, load_text, save_text
 from pipeline.models.encoders.tokenizer import find_tower, merges_of
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.models.encoders.autoencoder import FirstStage
+    from pipeline.models.encoders.text import TextTower
+
 PROBE = "a large red circle left of a small blue square"
+"""Caption on which a text tower is compared with its copy."""
 
 
 def main(config: FetchConfig) -> int:
@@ -38,37 +42,38 @@ def main(config: FetchConfig) -> int:
     manifest = begin(storage, config.encoders)
     writers: dict[Part, Callable[[EncodersConfig, Path], dict[str, Any]]] = {"vae": write_vae, "text": write_text}
     for part, write in writers.items():
-        spoilt = spoilt_files(storage, manifest[part]["files"]) if part in manifest else set()
-        if part in manifest and not spoilt and not is_local(config.encoders, part):
-            tell(part, manifest[part], "is there already")
+        damaged = damaged_files(storage, manifest[part]["files"]) if part in manifest else set()
+        if part in manifest and not damaged and not is_local(config.encoders, part):
+            report(part, manifest[part], "is there already")
             continue
-        print(f"fetch: {part}: {names(config.encoders, part)[part]} from {source(config.encoders, part)}", flush=True)
+        name, origin = names(config.encoders, part)[part], source(config.encoders, part)
+        print(f"fetch: {part}: {name} from {origin}", flush=True)
         with tempfile.TemporaryDirectory(prefix="latentmill-fetch-") as folder:
-            name, where = names(config.encoders, part)[part], source(config.encoders, part)
-            section = {"name": name, "source": where} | write(config.encoders, Path(folder))
+            section = {"name": name, "source": origin} | write(config.encoders, Path(folder))
             section["files"] = {f"{part}/{path.name}": _facts(path) for path in sorted(Path(folder).iterdir())}
-            there = manifest.get(part, {"files": {}})
-            hashes = [name for name in section if name.endswith("_sha256")]
-            if part in manifest and any(there.get(name) != section[name] for name in hashes):
+            stored = manifest.get(part, {"files": {}})
+            hashes = [key for key in section if key.endswith("_sha256")]
+            if part in manifest and any(stored.get(key) != section[key] for key in hashes):
                 raise DestinationExists(
                     f"{storage.url} holds other weights than {section['name']} has now: choose another dest"
                 )
-            news = [key for key, facts in section["files"].items() if there["files"].get(key) != facts or key in spoilt]
-            for key in news:
+            files = section["files"]
+            new_keys = [key for key in files if stored["files"].get(key) != files[key] or key in damaged]
+            for key in new_keys:
                 storage.put(key, (Path(folder) / Path(key).name).read_bytes())
-        if news:
+        if new_keys:
             manifest[part] = section
             storage.put(MANIFEST, _json(manifest))
-        tell(part, manifest[part], f"{len(news)} files written" if news else "is there already")
+        report(part, manifest[part], f"{len(new_keys)} files written" if new_keys else "is there already")
     print(f"fetch: where there is no internet: encoders={config.encoders.name} encoders.weights={config.dest}")
     return 0
 
 
 def begin(storage: Storage, encoders: EncodersConfig) -> dict[str, Any]:
-    """The destination's manifest as far as it has come, a new one where there is nothing yet. Raises DestinationExists
-    when it holds other encoders, or anything else."""
-    asked = {field: value for part in FIELDS for field, value in names(encoders, part).items()}
-    fresh = {"format": FORMAT, "name": encoders.name, "names": asked}
+    """The destination's manifest with the parts that it has so far, or a new one where the destination is empty. Raises
+    DestinationExists when it contains other encoders, or anything else."""
+    requested = {field: value for part in FIELDS for field, value in names(encoders, part).items()}
+    fresh = {"format": FORMAT, "name": encoders.name, "names": requested}
     try:
         storage.stat(MANIFEST)
     except NotFound:
@@ -76,29 +81,30 @@ def begin(storage: Storage, encoders: EncodersConfig) -> dict[str, Any]:
             raise DestinationExists(f"{storage.url} holds something else already: choose an empty dest") from None
         storage.put_if_absent(MANIFEST, _json(fresh))
     manifest = read_manifest(storage)
-    if not any(part in manifest for part in FIELDS):  # a fetch that failed before it had anything
+    if not any(part in manifest for part in FIELDS):  # an earlier fetch failed before it had written a part
         manifest = fresh
         storage.put(MANIFEST, _json(fresh))
-    differing = [f"{name}={manifest['names'][name]}" for name in asked if manifest["names"][name] != asked[name]]
+    stored = manifest["names"]
+    differing = [f"{name}={stored[name]}" for name in requested if stored[name] != requested[name]]
     if differing:
         raise DestinationExists(f"{storage.url} holds other encoders ({', '.join(differing)}): choose another dest")
     return manifest
 
 
-def spoilt_files(storage: Storage, files: dict[str, dict[str, Any]]) -> set[str]:
-    """Those that are missing or whose bytes are not what the manifest says. Reads them all."""
+def damaged_files(storage: Storage, files: dict[str, dict[str, Any]]) -> set[str]:
+    """The files that are missing or whose bytes differ from the manifest. Reads all of them."""
 
-    def whole(key: str) -> bool:
+    def is_intact(key: str) -> bool:
         try:
             return all(True for _ in chunks(storage, key, files[key]))
         except WeightsError:
             return False
 
-    return {key for key in files if not whole(key)}
+    return {key for key in files if not is_intact(key)}
 
 
 def is_local(encoders: EncodersConfig, part: Part) -> bool:
-    """Whether the part comes from this machine, where its name does not say which weights it has."""
+    """Whether the part comes from this machine, so that its name does not identify its weights."""
     if encoders.weights or encoders.seed >= 0:
         return True
     sources = [encoders.vae] if part == "vae" else [encoders.text, encoders.text_pretrained]
@@ -106,7 +112,7 @@ def is_local(encoders: EncodersConfig, part: Part) -> bool:
 
 
 def source(encoders: EncodersConfig, part: Part) -> str:
-    """Where the part comes from, in words without a path."""
+    """Where the part comes from, in words and without a path."""
     if encoders.seed >= 0:
         return f"random weights of seed {encoders.seed}"
     if encoders.weights:
@@ -119,7 +125,11 @@ def source(encoders: EncodersConfig, part: Part) -> str:
 
 
 def write_vae(encoders: EncodersConfig, folder: Path) -> dict[str, Any]:
-    """Writes the autoencoder's files; returns what the manifest says of it."""
+    """Write the autoencoder's files; returns its section of the manifest. Raises WeightsError."""
+    import torch
+
+    from pipeline.models.encoders.autoencoder import load_autoencoder, save_autoencoder
+
     stage = load_autoencoder(replace(encoders, vae_dtype="float32"))
     save_autoencoder(stage, folder)
     section: dict[str, Any] = {
@@ -131,14 +141,21 @@ def write_vae(encoders: EncodersConfig, folder: Path) -> dict[str, Any]:
         "vae_sha256": stage.weights_sha256,
     }
     expected = probe_vae(stage)
-    del stage  # two large ones need not be in memory at once
-    again = load_autoencoder(EncodersConfig(vae=str(folder)))
-    _agree("autoencoder", section["vae_sha256"], again.weights_sha256, torch.equal(expected, probe_vae(again)))
+    del stage  # two large networks need not be in memory at once
+    loaded = load_autoencoder(EncodersConfig(vae=str(folder)))
+    _require_equal(
+        "autoencoder", section["vae_sha256"], loaded.weights_sha256, torch.equal(expected, probe_vae(loaded))
+    )
     return section
 
 
 def write_text(encoders: EncodersConfig, folder: Path) -> dict[str, Any]:
-    """Writes the text tower's files, the image tower's among them; returns what the manifest says of it."""
+    """Write the files of the text tower and of the image tower; returns their section of the manifest. Raises
+    WeightsError."""
+    import torch
+
+    from pipeline.models.encoders.text import load_text, save_text
+
     tower = load_text(encoders)
     save_text(tower, folder, merges_of(find_tower(encoders)[1]))
     section: dict[str, Any] = {
@@ -153,14 +170,18 @@ def write_text(encoders: EncodersConfig, folder: Path) -> dict[str, Any]:
     }
     expected = probe_text(tower)
     del tower
-    again = load_text(replace(encoders, text=str(folder), text_pretrained="", seed=-1, weights=""))
-    _agree("image tower", section["image_sha256"], again.image_sha256)
-    _agree("text tower", section["text_sha256"], again.weights_sha256, torch.equal(expected, probe_text(again)))
+    loaded = load_text(replace(encoders, text=str(folder), text_pretrained="", seed=-1, weights=""))
+    _require_equal("image tower", section["image_sha256"], loaded.image_sha256)
+    _require_equal(
+        "text tower", section["text_sha256"], loaded.weights_sha256, torch.equal(expected, probe_text(loaded))
+    )
     return section
 
 
 def probe_vae(stage: FirstStage) -> Tensor:
-    """Moments of a fixed picture of 8 latents a side, then its decoded mean, in one row."""
+    """Moments of a fixed picture, 8 latents a side, and the picture decoded from their mean, in one flat tensor."""
+    import torch
+
     ramp = torch.linspace(-1, 1, 8 * stage.downsampling)
     rows, columns = torch.meshgrid(ramp, ramp, indexing="ij")
     moments = stage.encode_moments(torch.stack([rows, columns, rows * columns])[None])
@@ -168,21 +189,26 @@ def probe_vae(stage: FirstStage) -> Tensor:
 
 
 def probe_text(tower: TextTower) -> Tensor:
-    """States and embedding of a fixed caption and of the empty one, and the embedding of a grey picture, in one row."""
+    """Text states and embeddings of a fixed and an empty caption, and the embedding of a grey picture, in one flat
+    tensor."""
+    import torch
+
     ids = tower.tokenize([PROBE, ""])
     outputs = (tower.encode(ids), tower.pooled(ids), tower.encode_image(torch.zeros(1, 3, 64, 64)))
     return torch.cat([output.flatten() for output in outputs])
 
 
-def tell(part: str, section: dict[str, Any], what: str) -> None:
-    """One line about a part that is in place."""
+def report(part: str, section: dict[str, Any], outcome: str) -> None:
+    """Print one line about a part that is in place."""
     megabytes = sum(facts["size"] for facts in section["files"].values()) / 1e6
-    print(f"fetch: {part}: {section['name']} ({megabytes:,.1f} MB, weights {section[f'{part}_sha256'][:12]}): {what}")
+    print(
+        f"fetch: {part}: {section['name']} ({megabytes:,.1f} MB, weights {section[f'{part}_sha256'][:12]}): {outcome}"
+    )
 
 
-def _agree(part: str, first: str, again: str, same_output: bool = True) -> None:
-    """Raises WeightsError unless what was saved loads as what it was."""
-    if first != again or not same_output:
+def _require_equal(part: str, saved_hash: str, loaded_hash: str, same_output: bool = True) -> None:
+    """Raise WeightsError unless a network that was saved loads as the same network."""
+    if saved_hash != loaded_hash or not same_output:
         raise WeightsError(f"the {part}, saved and loaded again, is not the same; nothing was written")
 
 

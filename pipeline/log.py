@@ -1,9 +1,9 @@
-"""The one logger. Results go to stdout; everything else that is said goes here: to stderr, with time and rank.
+"""The one logger, which writes to stderr with time and rank. Only results go to stdout.
 
-    log.info("...")       what happens; log.warning("...") what may not be meant; log.debug("...") what developers ask
+    log.info("...")       what happens; log.warning("...") what may be wrong; log.debug("...") for developers
 
-LATENTMILL_LOG=debug, info (the default), warning or error chooses what is shown. The line that a verb fails with is
-distributed/exits.py's, and progress bars are tracking/progress.py's.
+LATENTMILL_LOG=debug, info (the default), warning or error sets the lowest level shown. The line with which a verb fails
+is printed by distributed/exits.py, and progress bars by tracking/progress.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 
 class _Formatter(logging.Formatter):
-    """`2026-11-29 15:07:12 [rank 1] warning: message`; the rank where there are several, the level where it is not
+    """`2026-11-29 15:07:12 [rank 1] warning: message`, with the rank if there are several, and the level if it is not
     info."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -28,7 +28,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """To sys.stderr as it is when something is said, not as it was when this module was imported."""
+    """Writes to sys.stderr as it is when a message is logged, not as it was when this module was imported."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -41,10 +41,10 @@ def _make() -> logging.Logger:
     handler = _Stderr()
     handler.setFormatter(_Formatter())
     logger.handlers[:] = [handler]
-    chosen = os.environ.get("LATENTMILL_LOG", "info").lower()
-    logger.setLevel(LEVELS.get(chosen, logging.INFO))
-    if chosen not in LEVELS:
-        logger.warning("LATENTMILL_LOG=%s: there are %s; showing info", chosen, ", ".join(LEVELS))
+    level = os.environ.get("LATENTMILL_LOG", "info").lower()
+    logger.setLevel(LEVELS.get(level, logging.INFO))
+    if level not in LEVELS:
+        logger.warning("LATENTMILL_LOG=%s is none of %s; showing info", level, ", ".join(LEVELS))
     return logger
 
 

@@ -1,10 +1,10 @@
 """Randomness as a pure function of (seed, stream, sample number): Philox4x32-10 (Salmon et al. 2011).
 
-Nothing here keeps state, so neither world size, batch size nor restarts change what a sample gets. The block cipher's
-counter is (n low, n high, stream, block) and its key the 64-bit seed (low, high); a block is four 32-bit words. Words
-are bit-exact everywhere. Uniforms are exact fractions of words. Normals are built from IEEE additions, products,
-quotients and square roots alone, one rounding each and no library's logarithm or sine, so a sample's normals do not
-depend on how it is batched, on the alignment of memory, or on vector width.
+Nothing here keeps state, so a sample's numbers do not depend on world size, batch size or restarts. The counter of the
+block cipher is (n low, n high, stream, block) and its key is the 64-bit seed (low, high); a block is four 32-bit words.
+Words are bit-exact everywhere. Uniforms are exact fractions of words. Normals use only IEEE additions, products,
+quotients and square roots, each rounded once, and no library's logarithm or sine, so a sample's normals do not depend
+on how it is batched, on memory alignment or on vector width.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ MULTIPLY = (0xD2511F53, 0xCD9E8D57)  # of lanes 0 and 2
 WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after every round
 ROUNDS = 10
 MASK = 0xFFFFFFFF
-FEW = 1 << 14  # blocks up to which NumPy is the faster on a CPU: its calls cost less (half the time of 4,096)
-GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: steps through all 64-bit fractions
+NUMPY_BLOCKS = 1 << 14  # up to this many blocks NumPy is faster on a CPU: its calls cost less (half the time at 4,096)
+GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio; odd, so its multiples visit all 64-bit fractions
 
 
 class Stream(IntEnum):
-    """What a random number is for; numbers are part of every run's identity and never change."""
+    """What a random number is used for. The numbers are part of every run's identity and never change."""
 
     POSTERIOR = 0  # sample of the autoencoder's posterior
     TIMESTEP = 1  # noise level of a training sample
     NOISE = 2  # Gaussian noise added to a training latent
-    FLIP = 3  # mirror images
+    FLIP = 3  # mirroring of images
     DROPOUT = 4  # conditioning replaced by the null one
     SHUFFLE = 5  # order of records
     EVAL_NOISE = 6  # noise of held-out losses
@@ -50,13 +50,13 @@ def words_numpy(seed: int, stream: int, n: np.ndarray, count: int) -> np.ndarray
 
 
 def words(seed: int, stream: int, n: Tensor, count: int, device: torch.device | str | None = None) -> Tensor:
-    """The first `count` words of each number n: (B,) int64 -> (B, count) int64 in [0, 2**32), on `device` (n's own)."""
+    """The first `count` words of each number n: (B,) int64 -> (B, count) int64 in [0, 2**32). device: None = n's."""
     lanes = _blocks(seed, stream, n.to(device or n.device), -(-count // 4))
     return torch.stack(lanes, dim=-1).reshape(len(n), -1)[:, :count]
 
 
 def rounds_numpy(counter: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """The cipher on four words held in uint64 arrays that broadcast together."""
+    """The cipher applied to four words in uint64 arrays that broadcast together."""
     x0, x1, x2, x3 = np.broadcast_arrays(*counter)
     mask, half = np.uint64(MASK), np.uint64(32)
     for key0, key1 in _round_keys(seed):
@@ -67,7 +67,8 @@ def rounds_numpy(counter: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
 
 
 def rounds(counter: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """The cipher on four words held in int64 tensors that broadcast together (products wrap as unsigned ones do)."""
+    """The cipher applied to four words in int64 tensors that broadcast together (their products wrap like unsigned
+    ones)."""
     x0, x1, x2, x3 = torch.broadcast_tensors(*counter)
     for key0, key1 in _round_keys(seed):
         product0, product1 = x0 * MULTIPLY[0], x2 * MULTIPLY[1]
@@ -78,14 +79,14 @@ def rounds(counter: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def _blocks_numpy(seed: int, stream: int, n: np.ndarray, blocks: int) -> list[np.ndarray]:
-    """The four words of blocks 0 to blocks - 1 of each number (N,) uint64: four of (N, blocks) uint64."""
+    """The four words of blocks 0 to blocks - 1 of each number (N,) uint64: four arrays (N, blocks) uint64."""
     low, high = (n & np.uint64(MASK))[:, None], (n >> np.uint64(32))[:, None]
     return rounds_numpy((low, high, np.full_like(low, int(stream)), np.arange(blocks, dtype=np.uint64)[None]), seed)
 
 
 def _blocks(seed: int, stream: int, n: Tensor, blocks: int) -> list[Tensor]:
-    """The four words of blocks 0 to blocks - 1 of each number: four of (B, blocks) int64."""
-    if n.device.type == "cpu" and len(n) * blocks <= FEW:
+    """The four words of blocks 0 to blocks - 1 of each number: four tensors (B, blocks) int64."""
+    if n.device.type == "cpu" and len(n) * blocks <= NUMPY_BLOCKS:
         lanes = _blocks_numpy(seed, stream, n.numpy().astype(np.uint64), blocks)
         return [torch.from_numpy(lane.view(np.int64)) for lane in lanes]
     low, high = (n & MASK)[:, None], ((n >> 32) & MASK)[:, None]
@@ -94,10 +95,18 @@ def _blocks(seed: int, stream: int, n: Tensor, blocks: int) -> list[Tensor]:
 
 
 def _round_keys(seed: int) -> list[tuple[int, int]]:
-    """The key words of each round, from a seed in [0, 2**64)."""
+    """The two key words of each round, from a seed in [0, 2**64)."""
     assert 0 <= seed < 1 << 64, f"seed {seed} is not a 64-bit unsigned integer"
     low, high = seed & MASK, seed >> 32
     return [((low + i * WEYL[0]) & MASK, (high + i * WEYL[1]) & MASK) for i in range(ROUNDS)]
+
+
+def mix64(x: np.ndarray) -> np.ndarray:
+    """A hash of each uint64 (Stafford's variant 13 of MurmurHash3's finalizer): every input bit reaches every output
+    bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -114,7 +123,7 @@ def uniform(seed: int, stream: int, n: Tensor, count: int = 1) -> Tensor:
 def normal(seed: int, stream: int, n: Tensor, shape: Sequence[int]) -> Tensor:
     """Standard normals by Box & Muller (1958): (B,) int64 -> (B, *shape) float32.
 
-    Two words make two normals; arithmetic is float64, rounded once at the end. The largest magnitude is 6.8.
+    Two words give two normals. Arithmetic is float64, rounded once at the end. The largest magnitude is 6.8.
     """
     count = math.prod(shape)
     lanes = _blocks(seed, stream, n, -(-count // 4))
@@ -126,7 +135,7 @@ def normal(seed: int, stream: int, n: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.stack(normals, dim=-1).reshape(len(n), -1)[:, :count].reshape(len(n), *shape)
 
 
-SQRT_HALF_BITS = 0x3FE6A09E667F3BCD  # float64 pattern of sqrt(1/2)
+SQRT_HALF_BITS = 0x3FE6A09E667F3BCD  # bit pattern of sqrt(1/2) in float64
 
 
 def log_fraction(word: Tensor) -> Tensor:
@@ -141,7 +150,7 @@ def log_fraction(word: Tensor) -> Tensor:
 
 
 def _sine_cosine(word: Tensor) -> tuple[Tensor, Tensor]:
-    """sin and cos of 2 pi word / 2**32 - pi in float64: a series of a quarter of the angle, doubled twice."""
+    """sin and cos of 2 pi word / 2**32 - pi in float64: series at a quarter of the angle, then doubled twice."""
     quarter = word.double().sub_(2.0**31).mul_(math.pi / 2 / 2.0**32)  # in [-pi/4, pi/4)
     square = quarter * quarter
     sine = _horner(square, [(-1) ** k / math.factorial(2 * k + 1) for k in range(7)]).mul_(quarter)
@@ -159,7 +168,7 @@ def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return total
 
 
-# Wichura 1988 (algorithm AS 241, PPND16): numerator and denominator of each of two ranges, by rising power.
+# Wichura 1988 (algorithm AS 241, PPND16): numerator and denominator for each of two ranges, lowest power first.
 # fmt: off
 _CENTRAL = (
     (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
@@ -177,9 +186,9 @@ _TAIL = (
 
 
 def normal_quantile(word: Tensor) -> Tensor:
-    """z below which a share (word + 1/2) / 2**32 of a standard normal lies, in float64 to about 1e-10: |z| < 6.34.
+    """The quantile z of a standard normal at (word + 1/2) / 2**32, in float64 to about 1e-10: |z| < 6.34.
 
-    int64 in [0, 2**32) -> float64 of that shape. z(word) = -z(2**32 - 1 - word), exactly.
+    int64 in [0, 2**32) -> float64 of the same shape. z(word) = -z(2**32 - 1 - word) exactly.
     """
     centred = (word.double() - (2.0**31 - 0.5)).mul_(2.0**-32)
     square = (centred * centred).neg_().add_(0.180625)
@@ -190,19 +199,19 @@ def normal_quantile(word: Tensor) -> Tensor:
 
 
 def exponential(x: Tensor) -> Tensor:
-    """e to the power of x in float64, to 3e-14 relative where |x| < 80; x is held within +-700."""
+    """e to the power of x in float64, to 3e-14 relative for |x| < 80; x is clamped to +-700."""
     x = x.clamp(-700.0, 700.0)
     exponent = x.mul(1 / math.log(2.0)).add_(0.5).floor_()
-    rest = x - exponent * math.log(2.0)  # |rest| < 0.35
-    series = _horner(rest, [1 / math.factorial(k) for k in range(15)])
+    remainder = x - exponent * math.log(2.0)  # |rest| < 0.35
+    series = _horner(remainder, [1 / math.factorial(k) for k in range(15)])
     return series.mul_(((exponent.long() + 1023) << 52).view(torch.float64))
 
 
 def stratified_uniform(seed: int, n: Tensor) -> tuple[Tensor, Tensor]:
-    """u(n) = frac(u0(seed) + n / golden ratio): any run of consecutive n covers [0, 1) almost evenly.
+    """u(n) = frac(u0(seed) + n / golden ratio): any consecutive values of n cover [0, 1) almost evenly.
 
-    (B,) int64 -> the exact 64-bit fraction as the bit pattern of an int64 (B,), and its top 53 bits as float64 in
-    [0, 1) (B,).
+    (B,) int64 -> the exact 64-bit fraction (B,), as the bit pattern of an int64, and its top 53 bits (B,), as float64
+    in [0, 1).
     """
     offset = words(seed, Stream.TIMESTEP, torch.zeros(1, dtype=torch.int64, device=n.device), 2)
     start = (offset[:, 0] << 32) | offset[:, 1]

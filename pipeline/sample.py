@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config import SampleConfig
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.data.format.contract import Contract
 from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.world import pick_device
@@ -23,7 +24,7 @@ from pipeline.tracking.progress import Progress
 
 
 def main(config: SampleConfig) -> int:
-    """The verb."""
+    """Run the verb."""
     prompts = list(config.prompt) or [""]
     rows = sample_rows(config, prompts)
     root, key = split_url(config.dest)
@@ -32,16 +33,11 @@ def main(config: SampleConfig) -> int:
     return 0
 
 
-def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
-    """config.n images of one size for each prompt: (prompts, n, H, W, 3) uint8. See sample_rows."""
-    return np.stack(sample_rows(config, prompts))
-
-
 def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
     """config.n images for each prompt: (n, H, W, 3) uint8 each, in the prompt's own size.
 
-    Image k of prompt r starts from the noise of (seed, r n + k), so batches may be cut anywhere: a pixel then differs
-    by one level of 255 at most, by the rounding of sums of other sizes. An unconditional model takes no prompt but "".
+    Image k of prompt r starts from the noise of (seed, r n + k) for any division into batches. Other batches change a
+    pixel by one level of 255 at most, by rounding. An unconditional model takes only the prompt "".
     """
     if config.n < 1:
         raise ConfigError(f"n={config.n}: at least one image per caption")
@@ -50,7 +46,7 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
         keep_memory()
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     run, contract = trained.info.config, trained.contract
-    if run.task.name == "unconditional" and (any(prompts) or config.negative):
+    if not TASK_FACTS[run.task.name].needs_text and (any(prompts) or config.negative):
         raise ConfigError(f"{config.run} is unconditional and takes no prompt")
     shapes = latent_shapes(config.size, len(prompts), contract, 2 ** (len(run.model.multipliers) - 1))
     first_stage, tower = trained.encoders(device, config.encoders)
@@ -63,11 +59,11 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
     total = len(prompts) * config.n
     with Progress(total, "sample", "images") as progress:
         for shape in dict.fromkeys(shapes):
-            of_shape = [number for number in range(total) if shapes[number // config.n] == shape]
-            for start in range(0, len(of_shape), sampler.batch):
-                numbers = of_shape[start : start + sampler.batch]
+            numbers_of_shape = [number for number in range(total) if shapes[number // config.n] == shape]
+            for start in range(0, len(numbers_of_shape), sampler.batch):
+                numbers = numbers_of_shape[start : start + sampler.batch]
                 negative = states_BLD[[len(prompts)] * len(numbers)]
-                images, broken = draw(
+                images, not_finite = draw(
                     denoiser,
                     first_stage,
                     run.diffusion,
@@ -81,15 +77,15 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
                 )
                 pictures |= zip(numbers, images, strict=True)
                 progress.update(len(numbers))
-                if broken:
-                    log.warning(f"{broken} of {len(numbers)} images are not finite")
+                if not_finite:
+                    log.warning(f"{not_finite} of {len(numbers)} images are not finite")
     return [np.stack([pictures[r * config.n + k] for k in range(config.n)]) for r in range(len(prompts))]
 
 
 def latent_shapes(sizes: Sequence[str], count: int, contract: Contract, stride: int) -> list[tuple[int, int, int]]:
     """The latent (C, h, w) of each of `count` prompts, from sizes such as "512x768" (width x height, in pixels).
 
-    stride: what the UNet divides latents by, along a side. Raises ConfigError for sizes that it cannot take.
+    stride: factor by which the UNet divides the sides of latents. Raises ConfigError for sizes that it cannot take.
     """
     channels, height, width = contract.latent_shape
     if not sizes:
@@ -99,20 +95,20 @@ def latent_shapes(sizes: Sequence[str], count: int, contract: Contract, stride: 
     for size in sizes:
         sides = [int(side) for side in size.split("x")]
         if any(side % multiple for side in sides):
-            near = "x".join(str(max(round(side / multiple), 1) * multiple) for side in sides)
-            raise ConfigError(f"size={size}: this model makes multiples of {multiple} pixels; the nearest is {near}")
+            nearest = "x".join(str(max(round(side / multiple), 1) * multiple) for side in sides)
+            raise ConfigError(f"size={size}: this model makes multiples of {multiple} pixels; the nearest is {nearest}")
         shapes.append((channels, sides[1] // contract.downsampling, sides[0] // contract.downsampling))
     return shapes if len(shapes) == count else shapes * count
 
 
 def warn_of_long(prompts: list[str], tower: TextTower) -> None:
-    """Say which captions are longer than the context: their rest is not read, as in training and in diffusers."""
+    """Warn of captions that are longer than the context, whose end is not read, as in training and in diffusers."""
     for prompt in prompts:
         tokens = tower.ids(prompt)[1]
         if tokens > tower.length:
-            shown = f"{prompt[:40]}..." if len(prompt) > 43 else prompt
+            excerpt = f"{prompt[:40]}..." if len(prompt) > 43 else prompt
             log.warning(
-                f"the caption {shown!r} has {tokens} tokens with start and end, and the model reads "
+                f"the caption {excerpt!r} has {tokens} tokens with start and end, and the model reads "
                 f"{tower.length}: its last {tokens - tower.length} are left out",
             )
 

@@ -3,35 +3,30 @@
     latentmill submit train cluster=a100 nodes=8 data.train=... run=...
     latentmill submit encode cluster=a100 source=... dest=c then train nodes=8 data.train=c run=r then eval run=r
 
-Keys under `cluster` say how the jobs run, those of a verb for the ones after it too; every other is the verb's own, is
-checked here as the verb will check it, and reaches the verb as it was typed. Imports no torch: login nodes are small.
+Keys under `cluster` say how jobs run; those given with one verb hold for the verbs after it too. Every other key
+belongs to the verb: it is checked here as the verb will check it, and reaches the verb as it was typed. Imports no
+torch, since login nodes are small.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import ClusterConfig
-from pipeline.errors import ConfigError
-from pipeline.log import log
-from pipeline.storage.urls import open_storage
-
-if TYPE_CHECKING:
-    pass
-import difflib
-from contextlib import suppress
-
-from pipeline.errors import LatentmillError, OverrideError, SubmitError
+from pipeline.errors import ConfigError, LatentmillError, OverrideError, SubmitError
 from pipeline.jobs.cluster import load_cluster
 from pipeline.jobs.encode import encode_jobs
 from pipeline.jobs.eval import eval_jobs
 from pipeline.jobs.options import Job
 from pipeline.jobs.train import train_jobs
+from pipeline.log import log
 from pipeline.scheduler import slurm
+from pipeline.storage.urls import open_storage
 from pipeline.verbs import VERBS
 
 DRY_RUN, THEN = "--dry-run", "then"
@@ -50,8 +45,9 @@ class Part:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Render, print, check and submit the jobs of `VERB KEY=VALUE ... [then VERB KEY=VALUE ...]`. Returns the exit
-    status."""
+    """Print, check and submit the jobs of `VERB KEY=VALUE ... [then VERB KEY=VALUE ...]`. Returns the exit status.
+
+    Raises OverrideError, ConfigError, SubmitError, and what the jobs of each verb raise."""
     parts = plan([word for word in arguments if word != DRY_RUN])
     for number, part in enumerate(parts):
         print(f"\n{AFTER_SUCCESS}\n" if number else "", end="")
@@ -62,9 +58,9 @@ def main(arguments: Sequence[str]) -> int:
         if DRY_RUN in arguments:
             return _note("not checked by Slurm: sbatch is not on this machine's PATH")
         raise SubmitError(f"sbatch is not on this machine's PATH: submit from the cluster's login node, or {DRY_RUN}")
-    said = [slurm.check(text, part.cluster.partition, part.cluster.time) for part in parts for text in part.texts]
+    answers = [slurm.check(text, part.cluster.partition, part.cluster.time) for part in parts for text in part.texts]
     if DRY_RUN in arguments:
-        return _note(f"checked, not submitted. {said[0]}")
+        return _note(f"checked, not submitted. {answers[0]}")
     submit(parts)
     return 0
 
@@ -72,20 +68,20 @@ def main(arguments: Sequence[str]) -> int:
 def plan(words: Sequence[str]) -> list[Part]:
     """The chain that a command line describes. Raises OverrideError, ConfigError, and what each verb's jobs raise."""
     parts: list[Part] = []
-    carried: list[str] = []
+    cluster_words: list[str] = []  # of this verb and of those before
     coming: list[str] = []
     for segment in split(words):
-        verb, own, rest = divide(segment)
-        carried += own
-        cluster = load_cluster(carried)
-        job = JOBS[verb](cluster, rest, coming)
+        verb, own_cluster_words, verb_words = divide(segment)
+        cluster_words += own_cluster_words
+        cluster = load_cluster(cluster_words)
+        job = JOBS[verb](cluster, verb_words, coming)
         coming += job.makes
         parts.append(Part(verb, cluster, job, [script.text() for script in job.scripts]))
     return parts
 
 
 def split(words: Sequence[str]) -> list[list[str]]:
-    """Words between the `then`s."""
+    """The words of each verb, which `then` separates."""
     segments: list[list[str]] = [[]]
     for word in words:
         if word == THEN:
@@ -98,20 +94,21 @@ def split(words: Sequence[str]) -> list[list[str]]:
 def divide(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
     """(verb, overrides of the cluster, overrides of the verb). Raises OverrideError, ConfigError."""
     if not words or words[0] not in JOBS:
-        named = words[0] if words else "no verb"
-        if named in VERBS:
-            raise ConfigError(f"{named} cannot be submitted: submit knows {', '.join(JOBS)}")
-        near = difflib.get_close_matches(named, JOBS, n=1) or list(JOBS)
-        raise OverrideError(f"{named}: which verb is to be submitted? latentmill submit {near[0]} KEY=VALUE ...")
+        name = words[0] if words else "no verb"
+        if name in VERBS:
+            raise ConfigError(f"{name} cannot be submitted: submit knows {', '.join(JOBS)}")
+        near = difflib.get_close_matches(name, JOBS, n=1) or list(JOBS)
+        raise OverrideError(f"{name}: which verb is to be submitted? latentmill submit {near[0]} KEY=VALUE ...")
     if "-m" in words or "--multirun" in words:
         raise ConfigError("-m: submit takes one configuration at a time")
-    own = [word for word in words[1:] if word.startswith(("cluster=", "cluster.", "nodes="))]
-    cluster = [f"cluster.{word}" if word.startswith("nodes=") else word for word in own]
-    return words[0], cluster, [word for word in words[1:] if word not in own]
+    cluster_words = [word for word in words[1:] if word.startswith(("cluster=", "cluster.", "nodes="))]
+    cluster = [f"cluster.{word}" if word.startswith("nodes=") else word for word in cluster_words]
+    return words[0], cluster, [word for word in words[1:] if word not in cluster_words]
 
 
 def submit(parts: Sequence[Part]) -> None:
-    """Submit the scripts, each after what it waits for, and say what to expect."""
+    """Submit the scripts, each with its dependency on the one before, and print what to expect. Raises ConfigError,
+    SubmitError, RunError."""
     for logs in {part.cluster.logs for part in parts}:
         try:
             os.makedirs(logs, exist_ok=True)
@@ -125,18 +122,19 @@ def submit(parts: Sequence[Part]) -> None:
                 jobs.append(slurm.send(text, *dependency(jobs, first)))
             _enqueue(part.job, jobs[first])
         except LatentmillError as error:
-            if part.job.run and len(jobs) > first:  # it was sent, and the run is another's
+            if part.job.run and len(jobs) > first:  # it was submitted, but another job holds the run
                 with suppress(SubmitError):
                     slurm.cancel(*jobs[first:])
                 del jobs[first:]
             if jobs:
                 raise SubmitError(f"{error} (job {jobs[-1]}, which it was to follow, is in the queue)") from error
             raise
-    _tell(parts, jobs)
+    _report(parts, jobs)
 
 
 def dependency(jobs: Sequence[str], first: int) -> list[str]:
-    """Options of sbatch for the next job. first: how many jobs are of the verbs before."""
+    """Options of sbatch for the next job. jobs: those submitted so far, the first `first` of which belong to earlier
+    verbs."""
     if not jobs:
         return []
     if len(jobs) > first:
@@ -145,7 +143,7 @@ def dependency(jobs: Sequence[str], first: int) -> list[str]:
 
 
 def _enqueue(job: Job, number: str) -> None:
-    """Give the run's lease to the job. Raises RunError when another has taken it since."""
+    """Give the run's lease to the job. Raises RunError where another has taken it meanwhile."""
     if not job.run:
         return
     from pipeline.runs.lease import enqueue
@@ -153,27 +151,27 @@ def _enqueue(job: Job, number: str) -> None:
     enqueue(open_storage(job.run), number)
 
 
-def _tell(parts: Sequence[Part], jobs: Sequence[str]) -> None:
-    """What was submitted, and what to expect of it."""
-    first, *then = jobs
+def _report(parts: Sequence[Part], jobs: Sequence[str]) -> None:
+    """Print what was submitted, and what to expect."""
+    first, *others = jobs
     cluster = parts[0].cluster
     logs = shlex.quote(os.path.abspath(cluster.logs))
     limit = f"the time limit ({cluster.time})" if cluster.time else "the partition's time limit"
-    again = "goes back to the queue" if cluster.requeue and cluster.signal else "does not go back to the queue"
-    array = parts[0].verb == "encode"
-    what, end = ("task", "no work is left") if array else ("job", "its work is done")
+    requeued = "goes back to the queue" if cluster.requeue and cluster.signal else "does not go back to the queue"
+    is_array = parts[0].verb == "encode"
+    unit, end = ("task", "no work is left") if is_array else ("job", "its work is done")
     runs = " ".join(shlex.quote(part.job.run) for part in parts if part.job.run)
     print(
-        f"\nsubmitted: job {first}{''.join(f', then job {job}' for job in then)}\n"
-        f"follow:    squeue --jobs={','.join(jobs)}; tail -F {logs}/*-{first}{'_*' if array else ''}.log"
+        f"\nsubmitted: job {first}{''.join(f', then job {job}' for job in others)}\n"
+        f"follow:    squeue --jobs={','.join(jobs)}; tail -F {logs}/*-{first}{'_*' if is_array else ''}.log"
         f"{f'; latentmill status {runs}' if runs else ''}\n"
-        f"stop:      scancel {' '.join(jobs)}; the same command again goes on from what is stored\n"
-        f"ends:      when {end}; a {what} that {limit} stops {again}"
+        f"stop:      scancel {' '.join(jobs)}; the same command then continues from what is stored\n"
+        f"ends:      when {end}; a {unit} that {limit} stops {requeued}"
     )
 
 
 def _note(text: str) -> int:
-    """A line beside the scripts, which may go to a file."""
+    """Log a line; it goes to stderr, since the scripts on stdout may go to a file."""
     log.info(f"submit: {text}")
     return 0
 

@@ -1,7 +1,7 @@
 """latentmill train: read the configuration, build the run's parts, and train to the last sample.
 
-Run again with the same configuration it goes on from the newest commit, on any number of ranks and any ZeRO stage, and
-at the end says so. Ctrl-C, SIGTERM and SIGUSR1 commit first and exit 75.
+Started again with the same configuration, it resumes from the newest commit, on any number of ranks and any ZeRO stage;
+of a finished run it says that it is finished. On Ctrl-C, SIGTERM and SIGUSR1 it commits first and exits with 75.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
 from pipeline.config.loading.merge import to_dict, to_yaml
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.distributed.exits import leave
 from pipeline.distributed.place import adopt_step, in_world
 from pipeline.distributed.ranks import run_ranks
@@ -64,22 +65,23 @@ def main(config: TrainConfig) -> int:
 
 
 def as_rank(config: TrainConfig) -> int:
-    """Train as this process's place in the environment says. Returns the exit status; raises LatentmillError."""
+    """Train as the rank that the environment gives this process. Returns the exit status; raises LatentmillError."""
     import torch
 
     from pipeline.distributed import world as distributed
 
-    # A rank that waits for a stuck one is to be ended by its watchdog, whose end brings the job back, not by an error.
-    patience = max(distributed.COLLECTIVE_SECONDS, int(config.watchdog_s) + 60)
+    # A rank that waits for a stuck one should be ended by its watchdog, after which the job is requeued, and not by a
+    # collective's error.
+    timeout = max(distributed.COLLECTIVE_SECONDS, int(config.watchdog_s) + 60)
     grouped = config.deepspeed.engine == "deepspeed"
-    world = distributed.start(config.device, config.launch.threads, group=grouped, timeout=patience)
+    world = distributed.start(config.device, config.launch.threads, group=grouped, timeout=timeout)
     failure: LatentmillError | None = None
     try:
         train(config, world)
     except LatentmillError as error:
         if not distributed.is_shared(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # they hold the engine
+        traceback.clear_frames(error.__traceback__)  # the frames hold references to the engine
         failure = error
     except torch.OutOfMemoryError as error:
         raise RunError(out_of_memory(error, world)) from error
@@ -88,22 +90,22 @@ def as_rank(config: TrainConfig) -> int:
         return 0
     if world.rank == 0:
         raise failure
-    return failure.exit_code  # rank 0 says it for all
+    return failure.exit_code  # rank 0 reports the failure for all ranks
 
 
 def out_of_memory(error: Exception, world: World) -> str:
-    """What a GPU without memory for a step means, in a line."""
-    what = str(error).partition("If reserved but unallocated")[0].strip()
+    """The error message for a GPU whose memory does not suffice for a step, in one line."""
+    cause = str(error).partition("If reserved but unallocated")[0].strip()
     return (
-        f"rank {world.rank} on {socket.gethostname()}: {what} Lower optim.micro_batch (the batch stays), set "
-        "model.activation_gb, or raise deepspeed's stage; what a step needs says latentmill submit train --dry-run. "
+        f"rank {world.rank} on {socket.gethostname()}: {cause} Lower optim.micro_batch (the batch stays the same), set "
+        "model.activation_gb, or raise deepspeed.stage; latentmill submit train --dry-run estimates what a step needs. "
         "The last commit is whole, and the same command goes on from there"
     )
 
 
 @contextmanager
 def leased(config: TrainConfig, world: World) -> Iterator[Lease | None]:
-    """Inside, rank 0 holds the run's lease. Collective: raises RunError on every rank when another has it."""
+    """Inside, rank 0 holds the run's lease. Collective: raises RunError on every rank when another process has it."""
     from pipeline.runs.lease import Lease
 
     def take() -> Lease:
@@ -123,7 +125,7 @@ def train(config: TrainConfig, world: World) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     else:
-        torch.backends.cudnn.benchmark = True  # sizes of latents are few: the fastest convolutions are found once
+        torch.backends.cudnn.benchmark = True  # latents have few sizes, so the fastest convolutions are found once
 
     run = open_storage(config.run)
 
@@ -140,7 +142,7 @@ def train(config: TrainConfig, world: World) -> None:
 
 
 def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None) -> None:
-    """Build everything else and train. lease: rank 0's hold on the run."""
+    """Build everything else and train. lease: the run's, on rank 0; None on other ranks."""
     from pipeline.models.denoiser import Denoiser
     from pipeline.planning.flops import image_flops
     from pipeline.tracking.tracker import Tracker
@@ -156,8 +158,8 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
     denoiser.reset_parameters(config.seed)
 
     def begin() -> None:
-        facts = begun_from(config, run, denoiser, contract)
-        describe_run(config, run, data.manifest, data.manifests, data.mixture, facts)
+        init_facts = initial_weights(config, run, denoiser, contract)
+        describe_run(config, run, data.manifest, data.manifests, data.mixture, init_facts)
 
     world.together(begin, rank=0)
     if config.init:
@@ -186,7 +188,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
             evaluate=evaluate,
             validation=validation_loss(config, world, data),
             flops=image_flops(config.model),
-            fence=lease.require_mine if lease else None,
+            fence=lease.require_held if lease else None,
         )
         if lease:
             lease.progress = lambda: trainer.n
@@ -197,10 +199,11 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
 
 
 def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Callable[[Tensor], Tensor] | None:
-    """Ids (B, L) -> text states (B, L, D) as a cache with text_storage=full holds them; None when the cache does."""
+    """A function from token ids (B, L) to the text states (B, L, D) that a cache with text_storage=full holds; None
+    where the task reads no text, or the cache holds states."""
     from pipeline.inference.trained import encode_tokens, load_encoders
 
-    if contract.text.storage != "tokens" or config.task.name != "text":
+    if contract.text.storage != "tokens" or not TASK_FACTS[config.task.name].needs_text:
         return None
     _, tower = load_encoders(contract, world.device, config.encoders)
     return partial(encode_tokens, tower)
@@ -211,13 +214,14 @@ def require_compiler(device: str) -> None:
     compiler = os.environ.get("CXX", "g++")
     if device == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(
-            f"compile=true wants a C++ compiler on a CPU, and there is no {compiler}: set CXX or leave it"
+            f"compile=true needs a C++ compiler on a CPU, and there is no {compiler}: install one, set CXX, or set "
+            "compile=false"
         )
 
 
-def begun_from(config: TrainConfig, run: Storage, denoiser: Denoiser, contract: Contract) -> dict[str, Any]:
-    """What the run began with: read into the denoiser when it begins, else as run.json has it. {} for random weights.
-    Rank 0 only."""
+def initial_weights(config: TrainConfig, run: Storage, denoiser: Denoiser, contract: Contract) -> dict[str, Any]:
+    """The facts that run.json records about the run's initial weights; {} for random ones. At the beginning of a run
+    the weights are also loaded into the denoiser. Rank 0 only."""
     from pipeline.training.start import begin
 
     if not config.init:
@@ -235,7 +239,8 @@ def describe_run(
     mixture: Sequence[int] = (),
     begun: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write config.yaml and run.json. manifest: of data.train. begun: with which weights. Rank 0 only."""
+    """Write config.yaml and run.json. manifest: of data.train. manifests, mixture: as Data has them. begun: facts about
+    the initial weights. Rank 0 only."""
     import dataclasses
     from importlib.metadata import version
 

@@ -1,11 +1,11 @@
-"""The table of verbs: name -> module, and what each does."""
+"""The table of verbs: the module of each, and what it does."""
 
 from __future__ import annotations
 
 VERBS = {
     "synth": ("preprocess.synthetic", "write captioned-shapes shards in img2dataset's layout"),
     "encode": ("preprocess.encode", "image-text shards to a cached latent dataset"),
-    "index": ("preprocess.index", "tars of latents made elsewhere to a dataset, where they lie"),
+    "index": ("preprocess.index", "a dataset from tars of latents made elsewhere, in place"),
     "verify": ("preprocess.verify", "prove a cache: hashes, counts, statistics, decode and compare"),
     "reference": ("preprocess.reference", "feature statistics of real images, for FID"),
     "train": ("pipeline.train", "train a latent diffusion model on a cache"),
@@ -28,7 +28,7 @@ TAKES_PATHS = {
     "status": "usage: latentmill status RUN [RUN ...], or a folder of runs",
     "report": "usage: latentmill report RUN [RUN ...] dest=report.html",
 }
-"""Verbs that only read runs and take paths: main(arguments)."""
+"""Verbs that only read runs and take paths instead of a configuration: main(arguments)."""
 
 
 TAKES_A_VERB = ("submit",)
@@ -36,5 +36,5 @@ TAKES_A_VERB = ("submit",)
 
 
 ENVIRONMENT = {"encode": {"OMP_WAIT_POLICY": "passive"}}
-"""What a verb wants set before PyTorch is imported, unless the user has set it. encode: its decoding workers need the
-cores for which OpenMP's threads would wait spinning."""
+"""Environment variables that a verb needs before PyTorch is imported, unless the user has set them. encode: OpenMP's
+threads would otherwise spin while they wait, on cores that its decoding workers need."""

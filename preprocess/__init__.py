@@ -1,1 +1,1 @@
-"""From image-text shards to a cached latent dataset: reading, encoding, writing and proving it."""
+"""Turns image-text shards into a cached latent dataset: reading, encoding, writing and verifying."""

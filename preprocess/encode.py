@@ -1,8 +1,8 @@
-"""latentmill encode: image-text shards in; cached latents and text states out, and the manifest that proves them.
+"""latentmill encode: reads image-text shards and writes cached latents, text states and the manifest that proves them.
 
-One input shard is one unit of work. Its bytes depend on the shard, the contract and nothing else, so any process may
-encode any unit, any number of times; claims keep them from doing so for nothing. A unit is done when its report is
-there. Whoever finds every unit done writes the manifest, last.
+One input shard is one unit of work. The bytes of a unit depend on the shard and the contract alone, so any process may
+encode any unit any number of times; claims keep workers from repeating each other's work. A unit is done when its
+report exists. The worker that finds every unit done writes the manifest, which comes last.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from preprocess.encoding.stage import Stage
 from preprocess.source.decoders import Decoders
 from preprocess.source.recipe import Recipe, recipe_of
 
-ABANDONED_SECONDS = 24 * 3600.0  # without a write, until a half-written tar is thrown away
+ABANDONED_SECONDS = 24 * 3600.0  # a half-written tar that nobody has written to for this long is deleted
 
 
 def main(config: EncodeConfig) -> int:
-    """Encodes what is not encoded yet. Returns the exit status."""
+    """Encodes the units that are not encoded yet. Returns the exit status."""
     if config.dry_run:
         print(estimate(config))
         return 0
@@ -57,7 +57,7 @@ def main(config: EncodeConfig) -> int:
 
 
 def run(config: EncodeConfig) -> int:
-    """One worker, from start to end. Raises Interrupted when a signal asks it to stop."""
+    """Runs one worker from start to end. Raises Interrupted when a signal asks it to stop."""
     place = worker_place()
     inputs = expand(config.source)
     recipe = recipe_of(config)
@@ -70,9 +70,9 @@ def run(config: EncodeConfig) -> int:
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         else:
             keep_memory()
-            # A cache that was begun with some number of threads goes on with it: bytes may depend on it.
-            wanted = config.launch.threads or (plans[0].contract.threads if plans[0] else 0)
-            torch.set_num_threads(threads_per_rank(wanted, place.local_world))
+            # A cache continues with the number of threads that it was begun with: its bytes may depend on it.
+            threads = config.launch.threads or (plans[0].contract.threads if plans[0] else 0)
+            torch.set_num_threads(threads_per_rank(threads, place.local_world))
         stage, text = load_autoencoder(config.encoders, device), load_text(config.encoders, device)
         encoder = Encoder(
             stage, text, config.batch, text_storage=config.text_storage, masks="mask" in config.conditions
@@ -87,13 +87,13 @@ def run(config: EncodeConfig) -> int:
         assert plan is not None
         units = place_units(plan, inputs, names)
         open_storage(config.dest).sweep(ABANDONED_SECONDS)
-        done = set.intersection(*(survey(destination, list(units.values())) for destination in destinations))
+        finished = set.intersection(*(survey(destination, list(units.values())) for destination in destinations))
         uncond = npy_bytes(encoder.text_states([text.ids("")[0]])[0])
         for storage in storages:
             put_identical(storage, UNCOND, uncond)
-        left = [number for number in units if number not in done]
-        if left:
-            line = encode_units(config, destinations, recipe, encoder, decoders, units, left)
+        remaining = [number for number in units if number not in finished]
+        if remaining:
+            line = encode_units(config, destinations, recipe, encoder, decoders, units, remaining)
             log.info(line)
     for number, storage in enumerate(storages):
         finish(storage, plans[number], config, place.rank)
@@ -101,35 +101,37 @@ def run(config: EncodeConfig) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Before: the destinations, and the units of the plan
+# Destinations, and the units of the plan
 
 
 def dataset_storages(config: EncodeConfig) -> list[Storage]:
-    """Where each resolution's dataset goes: the destination itself, or a folder each when there are several."""
+    """The storage of each resolution's dataset: the destination itself, or one subfolder per resolution when there are
+    several."""
     dest = open_storage(config.dest)
     return [dest] if len(config.resolution) == 1 else [dest.child(str(side)) for side in config.resolution]
 
 
 def is_finished(storage: Storage, plan: Plan | None) -> bool:
-    """Whether the manifest holds all that was planned, so that shards may be appended."""
+    """Whether the manifest holds all parts of the plan, so that shards may be appended."""
     return plan is not None and storage.exists(MANIFEST) and load_manifest(storage).version == len(plan.parts)
 
 
 def place_units(plan: Plan, inputs: Sequence[tuple[Storage, str]], names: Sequence[str]) -> dict[int, Unit]:
-    """The plan's units that the source names, by number."""
+    """The units of the plan that the source names, by number."""
     numbers = {name: number for number, name in enumerate(plan.names)}
     units = [Unit(numbers[name], *place, name, size) for name, place, size in zip(names, inputs, sizes(list(inputs)))]
     return {unit.number: unit for unit in sorted(units, key=lambda unit: unit.number)}
 
 
 def put_identical(storage: Storage, key: str, data: bytes) -> None:
-    """Writes an object whose bytes are the same whoever makes it. Raises DestinationExists when others are there."""
+    """Writes an object that every worker writes with the same bytes. Raises DestinationExists if the key holds
+    others."""
     if not storage.put_if_absent(key, data) and storage.get(key) != data:
         raise DestinationExists(f"{storage.url}/{key} holds other bytes than this run makes: choose another dest")
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# The work
+# Encoding
 
 
 def encode_units(
@@ -139,22 +141,25 @@ def encode_units(
     encoder: Encoder,
     decoders: Decoders,
     units: dict[int, Unit],
-    left: list[int],
+    remaining: list[int],
 ) -> str:
-    """Encodes those of `left` that nobody else does; a line that says where the time went."""
+    """Encodes the units numbered in `remaining`, except those that other workers encode. Returns a line about the time
+    that each stage took."""
     place = worker_place()
-    mine: set[int] = set()
+    own_units: set[int] = set()
 
     def is_done(number: int) -> bool:
-        return number in mine or all(d.storage.exists(units[number].report_name) for d in destinations)
+        return number in own_units or all(
+            destination.storage.exists(units[number].report_name) for destination in destinations
+        )
 
     with Claims(open_storage(config.dest), config.claim_seconds) as claims:
-        work = Work(left, place.rank, place.world, claims, is_done)
+        work = Work(remaining, place.rank, place.world, claims, is_done)
 
         def next_unit() -> Unit | None:
             number = work.next()
             if number is not None:
-                mine.add(number)
+                own_units.add(number)
             return None if number is None else units[number]
 
         stage = Stage(
@@ -163,41 +168,41 @@ def encode_units(
             encoder,
             decoders,
             max_rejects=config.max_rejects,
-            total_bytes=sum(units[number].bytes for number in left) // place.world,
+            total_bytes=sum(units[number].bytes for number in remaining) // place.world,
             label="" if place.rank else "encode" if place.world == 1 else f"encode, rank 0 of {place.world}",
         )
         return stage.run(next_unit, lambda unit: claims.release(unit.number), work.stop)
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# After: the manifest
+# The manifest
 
 
 def finish(storage: Storage, plan: Plan | None, config: EncodeConfig, rank: int) -> None:
     """Writes the manifest and the dataset card if every unit is done."""
     assert plan is not None
-    left = len(missing_units(storage, plan))
-    if left:
-        log.info(f"encode: rank {rank} is done, {left} of {len(plan.names)} shards are not")
+    missing_count = len(missing_units(storage, plan))
+    if missing_count:
+        log.info(f"encode: rank {rank} is done, {missing_count} of {len(plan.names)} shards are not")
         return
-    manifest, reports, first = finalize(storage, plan, config)
-    if first or rank == 0:
+    manifest, reports, is_first = finalize(storage, plan, config)
+    if is_first or rank == 0:
         write_card(storage, manifest, reports)
         tidy(open_storage(config.dest), config.claim_seconds)
         print(summary(storage.url, manifest), flush=True)
 
 
 def finish_only(config: EncodeConfig) -> int:
-    """finalize=true: no encoders, no source; raises SourceError when units are not done."""
+    """finalize=true: writes the manifest without encoders or source. Raises SourceError when units are not done."""
     for storage in dataset_storages(config):
         plan = read_plan(storage)
         if plan is None:
             raise SourceError(f"{storage.url} was not begun: run `latentmill encode` without finalize=true first")
-        left = missing_units(storage, plan)
-        if left:
+        missing = missing_units(storage, plan)
+        if missing:
             raise SourceError(
-                f"{len(left)} of the {len(plan.names)} input shards of {storage.url} are not done, the first is "
-                f"{plan.names[left[0]]}: run the same `latentmill encode` without finalize=true"
+                f"{len(missing)} of the {len(plan.names)} input shards of {storage.url} are not done, the first is "
+                f"{plan.names[missing[0]]}: run the same `latentmill encode` without finalize=true"
             )
         finish(storage, plan, config, 0)
     return 0

@@ -1,9 +1,9 @@
-"""latentmill index: plain WebDataset tars of latents, made elsewhere, become a dataset where they lie.
+"""latentmill index: makes a dataset of plain WebDataset tars of latents that were made elsewhere, in place.
 
-Every tar is read once, as strictly as a source is, and never changed. Beside them come an index for each, the encoded
-empty caption, `contract.json` and the manifest, so that they are streamed, verified and trained on as what `encode`
-makes. What tars cannot say (which encoders, scale and shift) comes from the configuration; where it does not say, the
-manifest holds that it is unknown. Nothing is written before everything is found right.
+Every tar is read once, as strictly as a source shard, and never changed. An index per tar, the encoded empty caption,
+`contract.json` and the manifest are written beside them, so that the dataset is streamed, verified and trained on like
+one of `encode`. Facts that tars do not state (encoders, scale and shift) come from the configuration; what it does not
+say is recorded as unknown in the manifest. Nothing is written before everything has been checked.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from pipeline.distributed.place import cores
 from pipeline.errors import ConfigError, DatasetError, DestinationExists, ShardCorrupt, SourceError
 from pipeline.storage.base import Storage
 from pipeline.storage.patterns import expand
-from pipeline.storage.urls import open_storage
+from pipeline.storage.urls import open_storage, without_folders
 from pipeline.tracking.progress import Progress
 from preprocess.adopting.foreign import UNKNOWN, Facts, empty_caption, facts_of
 from preprocess.adopting.scan import Scan, scan
-from preprocess.encoding.plan import PLAN, read_plan, without_folders
+from preprocess.encoding.plan import PLAN, read_plan
 from preprocess.encoding.writer import Moments
 
 
 def main(config: IndexConfig) -> int:
-    """The verb. Raises before anything is written when anything is wrong."""
+    """Runs the verb. Raises an error before anything is written if anything is wrong."""
     storage = open_storage(config.dataset)
     names = tar_names(storage, config)
     facts = facts_of(storage, names, config)
@@ -69,15 +69,15 @@ def main(config: IndexConfig) -> int:
 
 
 def tar_names(storage: Storage, config: IndexConfig) -> list[str]:
-    """Keys of the tars, relative to the dataset, sorted. Raises ConfigError for one that lies elsewhere."""
+    """Keys of the tars relative to the dataset, sorted. Raises ConfigError for one outside the dataset."""
     names, root = [], _absolute(storage.url)
     for place, key in expand(config.source):
-        where = _absolute(place.locate(key))
-        if not where.startswith(f"{root}/"):
-            raise ConfigError(f"source={config.source}: {where} does not lie below dataset={config.dataset}")
-        if not where.endswith(".tar"):
-            raise ConfigError(f"source={config.source}: {where} is not named .tar; name only the tars of latents")
-        names.append(where[len(root) + 1 :])
+        url = _absolute(place.locate(key))
+        if not url.startswith(f"{root}/"):
+            raise ConfigError(f"source={config.source}: {url} does not lie below dataset={config.dataset}")
+        if not url.endswith(".tar"):
+            raise ConfigError(f"source={config.source}: {url} is not named .tar; name only the tars of latents")
+        names.append(url[len(root) + 1 :])
     return sorted(names)
 
 
@@ -86,20 +86,20 @@ def _absolute(url: str) -> str:
 
 
 def refuse_other(storage: Storage, contract: Contract, names: list[str], config: IndexConfig) -> None:
-    """Raises DestinationExists when the dataset is there already, and not as this run would make it."""
+    """Raises DestinationExists when the dataset exists and differs from what this run would make."""
     if storage.exists(MANIFEST) and not load_manifest(storage).adopted:
         raise DestinationExists(f"{storage.locate(MANIFEST)} is there, and not of `latentmill index`: nothing to do")
     plan = read_plan(storage)
     if plan is None:
         return
     differences = plan.contract.differences(contract)
-    again = f"give the same, or delete {PLAN}, {MANIFEST} and {VERSIONS}/ there and index it anew"
+    advice = f"give the same, or delete {PLAN}, {MANIFEST} and {VERSIONS}/ there and index it anew"
     if differences:
-        raise DestinationExists(f"{storage.url} was indexed with other settings ({'; '.join(differences)}): {again}")
+        raise DestinationExists(f"{storage.url} was indexed with other settings ({'; '.join(differences)}): {advice}")
     if plan.contract.device == UNKNOWN and plan.names != names:
         raise DestinationExists(
             f"{storage.url} was indexed from {len(plan.names)} tars ({plan.parts[0].source}) that are not the "
-            f"{len(names)} of source={config.source}: {again}"
+            f"{len(names)} of source={config.source}: {advice}"
         )
 
 
@@ -108,27 +108,27 @@ def refuse_other(storage: Storage, contract: Contract, names: list[str], config:
 
 
 def scan_all(storage: Storage, names: list[str], facts: Facts, config: IndexConfig) -> list[Scan]:
-    """Reads every tar, several at a time. Raises SourceError when more records cannot be used than max_rejects allows,
-    with the first of them, and ShardCorrupt for a damaged tar."""
-    read = partial(scan, storage, contract=facts.contract, layout=facts.layout, limits=config.limits)
+    """Reads all tars, several at a time. Raises SourceError, which names the first reject, when more records are
+    unusable than max_rejects allows, and ShardCorrupt for a damaged tar."""
+    scan_tar = partial(scan, storage, contract=facts.contract, layout=facts.layout, limits=config.limits)
     scans = list[Scan]()
     pool = ThreadPoolExecutor(cores())
     try:
         with Progress(len(names), "index", "tars") as progress:
-            for one in pool.map(read, names):
-                scans.append(one)
-                if one.problem and not config.max_rejects:
-                    raise SourceError(f"{one.problem}. Mend it, or leave such records out with max_rejects=")
+            for result in pool.map(scan_tar, names):
+                scans.append(result)
+                if result.problem and not config.max_rejects:
+                    raise SourceError(f"{result.problem}. Mend it, or leave such records out with max_rejects=")
                 progress.update(1)
     finally:
         pool.shutdown(cancel_futures=True)
-    rejected = sum((one.rejected for one in scans), collections.Counter[str]())
-    count = rejected.total() + sum(len(one.rows) for one in scans)
+    rejected = sum((result.rejected for result in scans), collections.Counter[str]())
+    count = rejected.total() + sum(len(result.rows) for result in scans)
     if rejected.total() > config.max_rejects * count or rejected.total() == count:
         raise SourceError(
             f"{config.source}: {rejected.total()} of {count} records cannot be used "
             f"({', '.join(f'{number} {reason}' for reason, number in rejected.most_common())}; the first: "
-            f"{next((one.problem for one in scans if one.problem), 'none')}), more than max_rejects="
+            f"{next((result.problem for result in scans if result.problem), 'none')}), more than max_rejects="
             f"{config.max_rejects:g} allows"
         )
     return scans
@@ -137,28 +137,28 @@ def scan_all(storage: Storage, names: list[str], facts: Facts, config: IndexConf
 def manifest_of(
     scans: list[Scan], facts: Facts, uncond: bytes, config: IndexConfig
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest, in which every tar is its own source, and the indexes by their keys."""
+    """Returns the manifest, in which every tar is its own source, and the indexes by key."""
     moments, units, shards, indexes = Moments(), list[UnitEntry](), list[ShardEntry](), dict[str, bytes]()
-    for number, one in enumerate(scans):
-        index = canonical_json(one.index(facts.layout))
-        moments.merge(one.moments)
+    for number, result in enumerate(scans):
+        index = canonical_json(result.index(facts.layout))
+        moments.merge(result.moments)
         units.append(
             UnitEntry(
-                source=one.name,
-                source_sha256=one.sha256,
-                source_bytes=one.bytes,
-                read=len(one.rows) + one.rejected.total(),
-                accepted=len(one.rows),
-                rejected=dict(one.rejected),
+                source=result.name,
+                source_sha256=result.sha256,
+                source_bytes=result.bytes,
+                read=len(result.rows) + result.rejected.total(),
+                accepted=len(result.rows),
+                rejected=dict(result.rejected),
             )
         )
         entry = ShardEntry(
-            name=one.name,
+            name=result.name,
             unit=number,
-            size=one.size if one.rows else facts.contract.buckets[0],
-            samples=len(one.rows),
-            bytes=one.bytes,
-            sha256=one.sha256,
+            size=result.size if result.rows else facts.contract.buckets[0],
+            samples=len(result.rows),
+            bytes=result.bytes,
+            sha256=result.sha256,
             index_sha256=hashlib.sha256(index).hexdigest(),
         )
         shards.append(entry)
@@ -175,22 +175,26 @@ def manifest_of(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What is written
+# Writing
 
 
 def restored(storage: Storage, manifest: Manifest) -> Manifest:
-    """The manifest that `encode` wrote when its copy under manifests/ is still there, else the one that was made now.
+    """The manifest that `encode` wrote, if its copy under manifests/ still exists, or else `manifest`.
 
-    Raises DatasetError when the tars are not those of that copy.
+    Raises DatasetError when the tars differ from those of the copy.
     """
     versions = [info.key for info in storage.list(f"{VERSIONS}/") if info.key.endswith(".json")]
     if not versions:
         return manifest
     former = parse_manifest(storage.get(versions[-1]))
-    there = {entry.name: (entry.sha256, entry.index_sha256) for entry in former.shards}
-    here = {entry.name: (entry.sha256, entry.index_sha256) for entry in manifest.shards}
-    if there != here:
-        name = min(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    former_hashes = {entry.name: (entry.sha256, entry.index_sha256) for entry in former.shards}
+    current_hashes = {entry.name: (entry.sha256, entry.index_sha256) for entry in manifest.shards}
+    if former_hashes != current_hashes:
+        name = min(
+            name
+            for name in former_hashes.keys() | current_hashes.keys()
+            if former_hashes.get(name) != current_hashes.get(name)
+        )
         raise DatasetError(
             f"{storage.locate(name)} is not what {versions[-1]} says: restore it, give source= all tars and no others, "
             "or run the `latentmill encode` of this dataset again"
@@ -199,7 +203,7 @@ def restored(storage: Storage, manifest: Manifest) -> Manifest:
 
 
 def put_identical(storage: Storage, key: str, data: bytes) -> None:
-    """Writes an object, or finds it there. Raises DestinationExists when it is there with other bytes."""
+    """Writes an object unless it exists. Raises DestinationExists when it exists with other bytes."""
     if not storage.put_if_absent(key, data) and storage.get(key) != data:
         raise DestinationExists(
             f"{storage.locate(key)} is there, and not what these tars and settings give: if they changed, delete "
@@ -208,10 +212,10 @@ def put_identical(storage: Storage, key: str, data: bytes) -> None:
 
 
 def prove_reading(storage: Storage, manifest: Manifest, scans: list[Scan]) -> None:
-    """Reads a record as the trainer will, and compares it with what was scanned. Raises DatasetError."""
+    """Reads a record as the trainer will and compares it with the scanned one. Raises DatasetError when they differ."""
     dataset = dataset_of(storage, manifest)
     entry, row = manifest.shards[dataset[0].shard], int(dataset.rows(0)[0])
-    scanned = next(one for one in scans if one.name == entry.name).first
+    scanned = next(result for result in scans if result.name == entry.name).first
     if row or scanned is None:
         return
     try:
@@ -228,7 +232,7 @@ def prove_reading(storage: Storage, manifest: Manifest, scans: list[Scan]) -> No
 
 
 def summary(url: str, manifest: Manifest) -> str:
-    """What the verb ends with."""
+    """The last line that the verb prints."""
     rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "none"
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     known = "" if manifest.contract.vae_sha256 else "; its encoders are unknown: evaluations will refuse it"

@@ -1,8 +1,8 @@
-"""latentmill reference: feature statistics of real images, for FID, with the floors that no generator can pass.
+"""latentmill reference: computes feature statistics of real images for FID, and the floors that no generator can beat.
 
-The source images of a cache are read again, at the cache's own crop. The first half of them (5,000 at most) is held out
+The source images of a cache are read again with the cache's crop. The first half of them (at most 5,000) is held out
 for the floors; the features of all others make the reference (pipeline/evaluation/reference.py says why).
-Reconstructions are of the cached posterior's mean.
+Reconstructions are decoded from the mean of the cached posterior.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from preprocess.source.image import Crop, crop_image, decode_image, open_image
 from preprocess.source.recipe import Recipe, recipe_of_contract
 from preprocess.source.shard import Sample, SourceShard
 
-MOST_HELD = 5000  # images held out for floors
+MOST_HELD = 5000  # images that are held out for the floors, at most
 BATCH = 64
 SCORED = ("real", "reconstruction")
 
 
 def main(config: ReferenceConfig) -> int:
-    """The verb."""
+    """Runs the verb. Returns the exit status."""
     storage = open_storage(config.dataset)
     manifest = load_manifest(storage)
     contract = manifest.contract
@@ -56,8 +56,8 @@ def main(config: ReferenceConfig) -> int:
     dest = config.dest or storage.locate(f"reference-{config.features}.safetensors")
     if len(contract.buckets) > 1:
         raise UserError(f"{config.dataset} has {len(contract.buckets)} aspect-ratio buckets; features need one size")
-    there = manifest.samples // (2 if contract.flip else 1)
-    images = min(config.images or there, there)
+    available = manifest.samples // (2 if contract.flip else 1)
+    images = min(config.images or available, available)
     if images < 4:
         raise UserError(f"{config.dataset} has {images} images; statistics and floors need four at the least")
     reference = make_reference(
@@ -78,10 +78,10 @@ def main(config: ReferenceConfig) -> int:
 
 
 def real_images(storage: Storage, manifest: Manifest, source: str, images: int) -> Iterator[tuple[np.ndarray, Record]]:
-    """The first `images` records of a cache, each with the pixels (H, W, 3) uint8 that it was encoded from.
+    """Yields the first `images` records of a cache, each with the pixels (H, W, 3) uint8 that it was encoded from.
 
-    source: pattern of the input shards, "" for the manifest's own. Flipped copies and excluded records are left out.
-    Raises SourceError, ContractMismatch or ShardCorrupt when the shards are not those that the manifest names.
+    source: pattern of the input shards, "" for the one in the manifest. Flipped copies and excluded records are
+    skipped. Raises SourceError, ContractMismatch or ShardCorrupt when the shards are not those that the manifest names.
     """
     inputs = find_inputs(manifest, source, storage.url)
     recipe = recipe_of_contract(manifest.contract)
@@ -99,13 +99,13 @@ def real_images(storage: Storage, manifest: Manifest, source: str, images: int) 
                     f"{unit.source} of {unit.source_bytes}: give the source that the cache was encoded from"
                 )
             records = read(storage, manifest, number, kept, ("moments",))
-            found = 0
+            matched = 0
             for sample in shard.samples():
-                # Rejected samples have no record; the others' records are in the order of the source.
-                if found < len(kept) and sample.key == records[found].meta["key"] and not sample.problem:
-                    yield _crop(sample, recipe, records[found]), records[found]
-                    found += 1
-            if found < len(kept) or shard.sha256 != unit.source_sha256:
+                # Rejected samples have no record; the records of the others are in the order of the source.
+                if matched < len(kept) and sample.key == records[matched].meta["key"] and not sample.problem:
+                    yield _crop(sample, recipe, records[matched]), records[matched]
+                    matched += 1
+            if matched < len(kept) or shard.sha256 != unit.source_sha256:
                 raise ContractMismatch(
                     f"{place.locate(key)} is not what {storage.url}/{entry.name} was made from: its SHA-256 is "
                     f"{shard.sha256[:12]}, the manifest says {unit.source_sha256[:12]}"
@@ -114,7 +114,7 @@ def real_images(storage: Storage, manifest: Manifest, source: str, images: int) 
 
 
 def _crop(sample: Sample, recipe: Recipe, record: Record) -> np.ndarray:
-    """The pixels of a record, from its sample."""
+    """Crops the pixels of a record from its sample."""
     data = sample.image()
     meta = record.meta
     crop = Crop(meta["width"], meta["height"], tuple(meta["resized"]), tuple(meta["crop"]))
@@ -126,8 +126,8 @@ def _crop(sample: Sample, recipe: Recipe, record: Record) -> np.ndarray:
 
 
 @dataclass
-class _Held:
-    """What is kept of the held-out images, real or reconstructed."""
+class _HeldOut:
+    """Figures of the held-out images, either real or reconstructed."""
 
     features: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
@@ -148,24 +148,24 @@ def make_reference(
     tower: TextTower,
     progress: Progress,
 ) -> Reference:
-    """The reference of `count` images, in one pass over them."""
+    """Makes the reference of `count` images in one pass over them."""
     contract = manifest.contract
     held_count = min(count // 2, MOST_HELD)
-    held = {name: _Held() for name in SCORED}
+    held_out = {name: _HeldOut() for name in SCORED}
     statistics = Statistics.empty(features.width)
     with progress:
         for place, pictures, records in _batches(images, held_count):
             if place < held_count:
                 captions = [record.meta["caption"] for record in records]
-                held["real"].add(pictures, captions, features, tower)
-                held["reconstruction"].add(_reconstruct(records, contract, first_stage), captions, features, tower)
+                held_out["real"].add(pictures, captions, features, tower)
+                held_out["reconstruction"].add(_reconstruct(records, contract, first_stage), captions, features, tower)
             else:
                 statistics.add(features(pictures))
             progress.update(len(pictures))
     scores: dict[str, Any] = {}
-    for name, one in held.items():
-        scores[f"clip_score_{name}"] = float(torch.cat(one.scores).mean())
-        accuracy = merge_accuracies(one.accuracies)
+    for name, figures in held_out.items():
+        scores[f"clip_score_{name}"] = float(torch.cat(figures.scores).mean())
+        accuracy = merge_accuracies(figures.accuracies)
         if "overall" in accuracy:
             scores[f"attribute_accuracy_{name}"] = accuracy["overall"]
             scores[f"attribute_accuracy_by_objects_{name}"] = accuracy["by_objects"]
@@ -182,7 +182,7 @@ def make_reference(
         held=held_count,
         scores=scores,
     )
-    real, reconstruction = (torch.cat(held[name].features) for name in SCORED)
+    real, reconstruction = (torch.cat(held_out[name].features) for name in SCORED)
     reference = Reference(facts, statistics.gaussian(), real, reconstruction)
     for size in sorted({*(size for size in FLOOR_SIZES if size < held_count), held_count}):
         facts.floors[str(size)] = {name: value for name, value in reference.floors(size).items() if name != "images"}
@@ -190,7 +190,8 @@ def make_reference(
 
 
 def _batches(images: Iterator[tuple[np.ndarray, Record]], cut: int) -> Iterator[tuple[int, np.ndarray, list[Record]]]:
-    """(number of the first, pictures (B, R, R, 3), records), none of them across image number `cut`."""
+    """Yields (number of the first image, pictures (B, R, R, 3), records) per batch. No batch crosses image number
+    `cut`."""
     start, pictures, records = 0, list[np.ndarray](), list[Record]()
     for picture, record in images:
         pictures.append(picture)
@@ -203,25 +204,25 @@ def _batches(images: Iterator[tuple[np.ndarray, Record]], cut: int) -> Iterator[
 
 
 def _reconstruct(records: list[Record], contract: Contract, first_stage: FirstStage) -> np.ndarray:
-    """What the autoencoder makes of the posterior means: (B, R, R, 3) uint8."""
+    """Decodes the posterior means of records: (B, R, R, 3) uint8."""
     moments = torch.from_numpy(np.stack([record.members["moments"] for record in records])).to(first_stage.device)
     return to_uint8(first_stage.decode(sample_posterior(moments, None, contract.scale, contract.shift)))
 
 
 def summary(dest: str, reference: Reference) -> str:
-    """What was written, for people."""
+    """A description of the written reference, for people."""
     facts = reference.facts
     lines = [
         f"reference: {dest}: {facts.features} of {facts.images:,} images at {facts.resolution} px; "
         f"{facts.held:,} others held out"
     ]
     for size, floors in facts.floors.items():
-        real, reconstruction = (floors[which] for which in SCORED)
+        real, reconstruction = (floors[kind] for kind in SCORED)
         lines.append(f"  floors with {int(size):,} images: real {real:.4g}, reconstructed {reconstruction:.4g}")
     for name in ("clip_score", "attribute_accuracy"):
         if f"{name}_real" in facts.scores:
-            shown = [f"{facts.scores[f'{name}_{which}']:.4g}" for which in SCORED]
-            lines.append(f"  {name}: real {shown[0]}, reconstructed {shown[1]}")
+            values = [f"{facts.scores[f'{name}_{kind}']:.4g}" for kind in SCORED]
+            lines.append(f"  {name}: real {values[0]}, reconstructed {values[1]}")
     return "\n".join(lines)
 
 

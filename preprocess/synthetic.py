@@ -1,7 +1,7 @@
-"""The captioned-shapes world: 64x64 pictures of one to three shapes, written exactly as img2dataset writes shards.
+"""latentmill synth: the captioned-shapes world, 64x64 pictures of one to three shapes in shards like img2dataset's.
 
-Every picture is a pure function of (seed, index, split): a Philox generator is keyed by them, so batches and shards may
-be cut anywhere. The distribution is fixed here:
+Every picture is a pure function of (seed, index, split), which key a Philox generator, so batches and shards may be cut
+anywhere. The distribution is fixed:
 
 - one, two or three objects with probability 0.5, 0.35, 0.15, on a flat grey of 200 to 245;
 - shapes circle, square, triangle (upright, isosceles, filling its box) and cross (arms a third of its width);
@@ -10,13 +10,13 @@ be cut anywhere. The distribution is fixed here:
   nearer than 3 pixels to each other, edges anti-aliased;
 - captions as in captions.py.
 
-What training never shows, by split:
+The splits, and what training never shows:
 
 - "train" shows none of 12 of the 48 (size, colour, shape) triples (`captions.is_held_out`), and none of its captions
   is reserved (`captions.is_reserved`: one string in four, by its hash).
-- "val" is drawn as "train" is, but all of its captions are reserved: none was ever seen as such in training.
-- "heldout" shows at least one held-out triple in every scene, and names its size. It asks for more than unseen
-  captions: the pair of colour and shape was only ever seen at the other size.
+- "val" is drawn like "train", but all of its captions are reserved, so none of them occurs in training.
+- "heldout" shows at least one held-out triple in every scene, and names its size. It is harder than unseen captions:
+  the pair of colour and shape occurs in training only at the other size.
 - "all" is unrestricted; the demo encoders are trained on it.
 """
 
@@ -31,14 +31,17 @@ from preprocess.shapes.shards import write_shards
 
 
 def main(config: SynthConfig) -> None:
-    """The verb `latentmill synth`."""
+    """Runs the verb `latentmill synth`."""
     started = time.monotonic()
     with Progress(config.images, "synth", "images") as bar:
-        summary, new = write_shards(
+        summary, new_shards = write_shards(
             config.dest, config.images, config.seed, config.split, config.shard_size, bar.update
         )
-    what = f"{config.images:,} images in {len(summary['shards']):,} shards"
-    print(f"{config.dest}: {what}, " + (f"written in {time.monotonic() - started:.1f} s" if new else "already there"))
+    contents = f"{config.images:,} images in {len(summary['shards']):,} shards"
+    print(
+        f"{config.dest}: {contents}, "
+        + (f"written in {time.monotonic() - started:.1f} s" if new_shards else "already there")
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""latentmill verify: proves a cache, or says what is wrong with it.
+"""latentmill verify: proves that a cache is right, or says what is wrong with it.
 
-Every byte is hashed and every record read: hashes and counts against the manifest, shapes, types and finiteness against
-the contract, statistics anew. Then a few records are taken back to their source: captions must be the source's, text
-states and moments those that the contract's encoders give again, and the decoded latents must look like the images.
+Every byte is hashed and every record read. Hashes and counts are compared with the manifest; shapes, types and
+finiteness with the contract; the statistics are computed again. Then a few records are compared with their source: the
+captions must be those of the source, the contract's encoders must reproduce text states and moments, and the decoded
+latents must look like the images.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from preprocess.proving.shards import check_excluded, check_shards, check_uncond
 
 
 def main(config: VerifyConfig) -> int:
-    """The verb. Raises DataError when anything is wrong."""
+    """Runs the verb. Raises DataError when anything is wrong."""
     storage = open_storage(config.dataset)
     manifest = load_manifest(storage)
     require_shards(storage, manifest)
@@ -57,10 +58,6 @@ def main(config: VerifyConfig) -> int:
             f"{findings.poor}. Look at the pairs (report=page.html); encode with others, or accept it with min_psnr="
         )
     return 0
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The cache by itself
 
 
 if __name__ == "__main__":

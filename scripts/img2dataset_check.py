@@ -1,11 +1,11 @@
-"""Runs img2dataset itself on a local web server of generated images, and its shards through encode and verify.
+"""Runs img2dataset itself on a local web server of generated images, then encode and verify on its shards.
 
     .venv/bin/python scripts/img2dataset_check.py dest=runs/i2d python=/a/venv/with/img2dataset/bin/python [runs=no,..]
 
-img2dataset wants webdataset below 0.3 and latentmill 1.0, so it needs an environment of its own. The server has
-photographs of many sizes and kinds, and what a crawl meets beside them: pages under .jpg names, missing and forbidden
-files, a cut JPEG. Fails when a count, a caption or a shard is not what it has to be; prints rows of the table in
-docs/img2dataset.md and leaves everything in dest. Nothing leaves the machine.
+img2dataset needs webdataset below 0.3 and latentmill needs 1.0, so img2dataset needs its own environment. The server
+has photographs of many sizes and kinds, and other things that a crawl meets: pages under .jpg names, missing and
+forbidden files, a truncated JPEG. The script fails when a count, a caption or a shard is wrong, prints rows of the
+table in docs/how_to/img2dataset.md, and keeps everything in dest. Nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARD = 12  # samples of each
-COLUMNS = ["similarity", "punsafe", "aesthetic", "NSFW"]  # carried from the list to the json, as LAION names them
-LISTS = {  # how the list is written for each input format; runs under img2dataset's python
+SHARD = 12  # samples per shard
+COLUMNS = ["similarity", "punsafe", "aesthetic", "NSFW"]  # carried from the list to the json; the names are LAION's
+LISTS = {  # code that writes the list in each input format; run by img2dataset's python
     "parquet": "pq.write_table(table, sys.argv[2])",
     "csv": "csv.write_csv(table, sys.argv[2])",
     "tsv": "csv.write_csv(table, sys.argv[2], csv.WriteOptions(delimiter='\\t'))",
@@ -64,7 +64,7 @@ RUNS = {  # name: (input format, encode_format, img2dataset's options, encode's)
     "filters": ("parquet", "jpg", [CARRY, "--resize_mode=no"], FILTERS),
 }
 AGAIN = "the same address once more"
-CAPTIONS = [  # the first of them; the rest are plain
+CAPTIONS = [  # of the first photographs; the rest have plain ones
     "a café by the sea — “summer”",
     "кошка на окне",
     "一只猫坐在窗台上 🐈\u200d⬛",
@@ -80,7 +80,7 @@ CAPTIONS = [  # the first of them; the rest are plain
 
 
 def photograph(seed: int) -> Image.Image:
-    """Gradients, shapes and a little noise, 300 x 200 to 1200 x 800, either way up."""
+    """A picture of gradients, shapes and a little noise, 300 x 200 to 1200 x 800, landscape or portrait."""
     chance = random.Random(seed)
     width, height = chance.randint(300, 1200), chance.randint(200, 800)
     if chance.random() < 0.4:
@@ -98,14 +98,14 @@ def photograph(seed: int) -> Image.Image:
 
 
 def stored(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The image as a file."""
+    """The bytes of an image file."""
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
 
 
 def site() -> dict[str, tuple[int, dict[str, str], bytes]]:
-    """What the server serves, by path: (status, headers, body)."""
+    """The responses of the server by path: (status, headers, body)."""
     pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
     for i in range(30):
         pages[f"photo-{i:02d}.jpg"] = (200, {}, stored(photograph(i), "JPEG", quality=88, progressive=i % 3 == 0))
@@ -144,18 +144,18 @@ def site() -> dict[str, tuple[int, dict[str, str], bytes]]:
 
 
 def rows(pages: dict[str, Any], url: str, lines: bool) -> list[dict[str, Any]]:
-    """The list: every page in a mixed order, a URL that is there twice, and a last shard of which nothing is there.
-    lines: captions may hold line breaks (csv and tsv cannot)."""
+    """The rows of the list: every page in random order, a URL that occurs twice, and a last shard whose files are all
+    missing. lines: captions may hold line breaks (csv and tsv cannot)."""
     names = sorted(pages)
     random.Random(0).shuffle(names)
     names += ["photo-03.jpg"]
     names += [f"missing-{i:02d}.jpg" for i in range(-len(names) % SHARD + SHARD)]
     special = ["two\nlines\r\nand a third" if lines else "one line", *CAPTIONS, "", None]
     captions = dict(zip((f"photo-{i:02d}.jpg" for i in range(30)), special, strict=False))
-    found = []
+    listed = []
     for i, name in enumerate(names):
-        nan = float("nan")  # real lists hold such rows; parquet tells NaN from null
-        found.append(
+        nan = float("nan")  # occurs in real lists; parquet distinguishes NaN from null
+        listed.append(
             {
                 "url": url + quote(name, safe="?&="),
                 "caption": captions.get(name, f"a picture called {name}"),
@@ -165,13 +165,13 @@ def rows(pages: dict[str, Any], url: str, lines: bool) -> list[dict[str, Any]]:
                 "NSFW": ("UNLIKELY", "UNSURE", "NSFW")[i % 3],
             }
         )
-    twice = [row for row in found if str(row["url"]).endswith("photo-03.jpg")]
-    twice[1]["caption"] = AGAIN
-    return found
+    repeated = [row for row in listed if str(row["url"]).endswith("photo-03.jpg")]
+    repeated[1]["caption"] = AGAIN
+    return listed
 
 
 class Server:
-    """The pages over loopback, in a thread."""
+    """Serves the pages over loopback in a thread."""
 
     def __init__(self, pages: dict[str, tuple[int, dict[str, str], bytes]]) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -199,7 +199,7 @@ class Server:
 
 
 class CheckFailed(Exception):
-    """Something is not what it has to be."""
+    """A result is wrong."""
 
 
 def expect(claim: object, what: str) -> None:
@@ -209,31 +209,31 @@ def expect(claim: object, what: str) -> None:
 
 
 def call(arguments: list[str], log: Path) -> str:
-    """Runs a command into a log; returns what it printed. Raises CheckFailed when it fails."""
+    """Runs a command, writes its output to a log, and returns the output. Raises CheckFailed when the command fails."""
     env = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
+    process = subprocess.run(
         arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    log.write_text(done.stdout)
-    expect(done.returncode == 0, f"status {done.returncode}, see {log}: {' '.join(arguments)}")
-    return done.stdout
+    log.write_text(process.stdout)
+    expect(process.returncode == 0, f"status {process.returncode}, see {log}: {' '.join(arguments)}")
+    return process.stdout
 
 
 def members(tar: Path) -> dict[str, dict[str, bytes]]:
-    """Samples by key in the order of the tar, each member's bytes by suffix."""
-    found: dict[str, dict[str, bytes]] = {}
+    """The samples of a tar by key, in order; of each, the bytes of its members by suffix."""
+    samples: dict[str, dict[str, bytes]] = {}
     with tarfile.open(tar) as archive:
         for info in archive:
             stem, _, suffix = info.name.partition(".")
             file = archive.extractfile(info)
-            found.setdefault(stem, {})[suffix] = file.read() if file else b""
-    return found
+            samples.setdefault(stem, {})[suffix] = file.read() if file else b""
+    return samples
 
 
 def fetch(
     name: str, folder: Path, python: str, listed: list[dict[str, Any]]
 ) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Runs img2dataset; returns its tars and what it says of each."""
+    """Runs img2dataset. Returns its tars and its statistics of each."""
     kind, image, options, _ = RUNS[name]
     folder.mkdir(parents=True)
     (folder / "list.json").write_text(json.dumps(listed))
@@ -254,7 +254,7 @@ def fetch(
 
 
 def check(name: str, folder: Path, python: str, listed: list[dict[str, Any]]) -> str:
-    """One run of img2dataset, encode and verify; returns its row of the table. Raises CheckFailed."""
+    """Runs img2dataset, encode and verify once. Returns a row of the table. Raises CheckFailed."""
     kind, image, _, changes = RUNS[name]
     tars, stats = fetch(name, folder, python, listed)
     samples = {key: sample for tar in tars for key, sample in members(tar).items()}
@@ -273,7 +273,7 @@ def check(name: str, folder: Path, python: str, listed: list[dict[str, Any]]) ->
     source, cache = f"{folder}/shards/{{00000..{len(tars) - 1:05d}}}.tar", folder / "cache"
     encode = [sys.executable, "-m", "preprocess.encode", f"source={source}", f"dest={cache}", "encoders=demo", *changes]
     call(encode, folder / "encode.log")
-    # The demo's autoencoder knows captioned shapes, so its pictures of photographs are poor: no bound on them.
+    # The demo's autoencoder was trained on captioned shapes and reconstructs photographs poorly, so min_psnr is 0.
     verify = [sys.executable, "-m", "preprocess.verify", f"dataset={cache}", f"source={source}", "min_psnr=0"]
     expect("every hash right" in call(verify, folder / "verify.log"), "verify did not read every shard")
 
@@ -285,34 +285,34 @@ def check(name: str, folder: Path, python: str, listed: list[dict[str, Any]]) ->
             size = Image.open(io.BytesIO(samples[meta["key"]][image])).size
             expect(meta["caption"] == samples[meta["key"]]["txt"].decode().strip(), f"{meta['key']}: its caption")
             expect({meta["width"], meta["height"]} == {*size}, f"{meta['key']}: its size")
-    told = [json.loads(path.read_text()) for path in sorted(cache.rglob("*.json"))]
-    told = sorted((facts for facts in told if "passed_over" in facts), key=lambda facts: facts["unit"])
+    reports = [json.loads(path.read_text()) for path in sorted(cache.rglob("*.json"))]
+    reports = sorted((facts for facts in reports if "passed_over" in facts), key=lambda facts: facts["unit"])
     rejected = collections.Counter[str]()
-    for facts in told:
+    for facts in reports:
         rejected.update(facts["rejected"])
-    expect([facts["read"] for facts in told] == [stat["successes"] for stat in stats], "other samples were read")
+    expect([facts["read"] for facts in reports] == [stat["successes"] for stat in stats], "other samples were read")
     expect(len(cached) + rejected.total() == successes, "accepted + rejected is not read")
-    expect(not any(facts["passed_over"] for facts in told), "files were passed over")
+    expect(not any(facts["passed_over"] for facts in reports), "files were passed over")
     not_fetched = collections.Counter[str]()
     for stat in stats:
         not_fetched.update({what: count for what, count in stat["status_dict"].items() if what != "success"})
-    found = {"rejected": {key: url for key, url in urls.items() if key not in cached}, "not fetched": not_fetched}
-    (folder / "found.json").write_text(json.dumps(found, indent=1))
-    why = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items())) or "none"
+    outcome = {"rejected": {key: url for key, url in urls.items() if key not in cached}, "not fetched": not_fetched}
+    (folder / "found.json").write_text(json.dumps(outcome, indent=1))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items())) or "none"
     failures = " + ".join(str(sum(stat[f"failed_to_{step}"] for stat in stats)) for step in ("download", "resize"))
-    return f"| {name} | {kind} | {image} | {len(listed)} | {failures} | {successes} | {len(cached)} | {why} |"
+    return f"| {name} | {kind} | {image} | {len(listed)} | {failures} | {successes} | {len(cached)} | {reasons} |"
 
 
 def main() -> None:
-    """All of RUNS, or those named by runs=a,b."""
-    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    if not {"dest", "python"} <= given.keys() <= {"dest", "python", "runs"}:
+    """Checks all of RUNS, or those named by runs=a,b."""
+    options = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+    if not {"dest", "python"} <= options.keys() <= {"dest", "python", "runs"}:
         raise SystemExit(__doc__)
     pages = site()
     with Server(pages) as server:
-        for name in given["runs"].split(",") if "runs" in given else RUNS:
+        for name in options["runs"].split(",") if "runs" in options else RUNS:
             listed = rows(pages, server.url, lines=RUNS[name][0] == "parquet")
-            print(check(name, Path(given["dest"]).resolve() / name, given["python"], listed), flush=True)
+            print(check(name, Path(options["dest"]).resolve() / name, options["python"], listed), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rebuilds the encoders that ship in pipeline/assets/demo.
 
-    python scripts/train_demo_encoders.py all        tokenizer, autoencoder and CLIP, then hashes.json
-    python scripts/train_demo_encoders.py vae        one of them (tokenizer, vae, clip)
+    python scripts/train_demo_encoders.py all        makes tokenizer, autoencoder, CLIP and hashes.json
+    python scripts/train_demo_encoders.py vae        makes one of them (tokenizer, vae, clip)
 
 The number of steps is fixed, so that a rerun makes the same encoders up to the arithmetic of the machine.
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # a checkout, whether or not it is installed
+sys.path.insert(0, str(ROOT))  # finds the checkout, even if it is not installed
 
 import torch  # noqa: E402
 
@@ -25,11 +25,11 @@ from demo_encoders import clip, manifest, tokenizer, vae  # noqa: E402
 
 
 def main() -> None:
-    """Parses the command line and trains."""
+    """Parses the command line and trains the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["tokenizer", "vae", "clip", "all"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=None, help="optimizer steps; default: the part's own")
+    parser.add_argument("--steps", type=int, default=None, help="optimizer steps; each part has its own default")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--every-minutes", type=float, default=5.0, help="minutes between provisional weights")
     parser.add_argument("--dest", type=Path, default=ROOT / "pipeline" / "assets" / "demo")

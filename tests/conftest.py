@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 # Before anything imports it: a process that runs hundreds of tests must give freed memory back.
 from pipeline.distributed import allocator
 
-allocator.keep_memory = lambda: None
+allocator.keep_memory = lambda: False
 
 # Before torch and OpenMP are imported anywhere. Tests run beside each other's subprocesses on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,22 +35,26 @@ TESTS = Path(__file__).resolve().parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
 
 _numbers = itertools.count()
-GROUP = pytest.StashKey[str]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where there are workers (scripts/check), the tests of a file stay on one, those of a real Slurm on one, and what
-    takes longest comes first. tests/durations.json says what that is."""
+    """Files that take longest come first, so that workers end together. tests/durations.json says which they are."""
     known = TESTS / "durations.json"
     seconds = json.loads(known.read_text(encoding="utf-8"))["seconds"] if known.exists() else {}
-    longest: dict[str, float] = {}
-    for item in items:
-        file = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else item.path.name
-        group = "slurm" if "slurm_cluster" in getattr(item, "fixturenames", ()) else file
-        item.add_marker(pytest.mark.xdist_group(group))
-        item.stash[GROUP] = group
-        longest[group] = seconds.get(group, seconds.get(file, 1.0))
-    items.sort(key=lambda item: -longest[item.stash[GROUP]])
+
+    def duration(item: pytest.Item) -> float:
+        inside = item.path.is_relative_to(TESTS)
+        return seconds.get(item.path.relative_to(TESTS).as_posix(), 1.0) if inside else 1.0
+
+    items.sort(key=lambda item: -duration(item))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """A verb sets the number of PyTorch's threads for its process; the next test has the usual one."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,4 +1,4 @@
-"""Whether memory stays flat over many samples: that of the encoding process, and that of its decoding workers."""
+"""Whether the memory of the encoding process and of its decoding workers stays flat over many samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.data.format.records import END_OF_TAR, tar_member
 from pipeline.distributed.place import cores
 from preprocess import encode
 
-DISTINCT = 256  # images that differ
+DISTINCT = 256  # number of different images
 SIDE = 64  # pixels
 TENTHS = 10
 MB = 1e6
@@ -31,7 +31,7 @@ MB = 1e6
 
 @dataclass
 class Watched:
-    """What was seen. seen: (seconds since the start, RSS of the process, RSS of its workers), in bytes."""
+    """Measurements of memory. seen: (seconds since the start, RSS of the process, RSS of its workers), in bytes."""
 
     preset: MemoryPreset
     run: StageRun
@@ -39,26 +39,27 @@ class Watched:
     device: torch.device
 
     def tenths(self) -> list[tuple[float, int, int, int]]:
-        """For each tenth of the time: its end in seconds, and the peaks of process, workers and both together."""
-        whole = self.seen[-1][0]
+        """For each tenth of the time: its end in seconds, and the peaks of the process, of the workers, and of their
+        sum."""
+        duration = self.seen[-1][0]
         rows = []
         for tenth in range(TENTHS):
-            there = [one for one in self.seen if tenth * whole <= TENTHS * one[0] <= (tenth + 1) * whole]
-            if there:
-                _, process, workers = zip(*there)
-                both = max(one[1] + one[2] for one in there)
-                rows.append(((tenth + 1) * whole / TENTHS, max(process), max(workers), both))
+            in_tenth = [entry for entry in self.seen if tenth * duration <= TENTHS * entry[0] <= (tenth + 1) * duration]
+            if in_tenth:
+                _, process, workers = zip(*in_tenth)
+                total = max(entry[1] + entry[2] for entry in in_tenth)
+                rows.append(((tenth + 1) * duration / TENTHS, max(process), max(workers), total))
         return rows
 
     @property
     def growth_mb(self) -> float:
-        """Of the peak of both together, from the first tenth to all that follow."""
-        first, *later = (both for *_, both in self.tenths())
+        """Growth in MB of the summed peak from the first tenth to the later ones."""
+        first, *later = (total for *_, total in self.tenths())
         return (max(later) - first) / MB if later else 0.0
 
 
 class Watch(threading.Thread):
-    """Looks at the memory of this process and of those below it, every so many seconds, until it is stopped."""
+    """Records the memory of this process and its descendants every `every` seconds until it is stopped."""
 
     def __init__(self, every: float) -> None:
         super().__init__(name="benchmark-memory", daemon=True)
@@ -78,7 +79,7 @@ class Watch(threading.Thread):
 
 
 def resident() -> tuple[int, int]:
-    """RSS in bytes of this process, and of all below it."""
+    """RSS in bytes of this process, and of its descendants."""
     process = psutil.Process()
     below = 0
     for child in process.children(recursive=True):
@@ -88,7 +89,7 @@ def resident() -> tuple[int, int]:
 
 
 def write_small(folder: Path, samples: int, shard: int) -> str:
-    """Tars of small captioned JPEGs, written as they are made; their pattern."""
+    """Write tars of small captioned JPEGs and return their pattern."""
     place = folder / f"small-{samples}-{shard}"
     last = -(-samples // shard) - 1
     pattern = str(place / f"{{00000..{last:05d}}}.tar")
@@ -100,9 +101,9 @@ def write_small(folder: Path, samples: int, shard: int) -> str:
     for number in range(last + 1):
         with (place / f"{number:05d}.tar").open("wb") as tar:
             for row in range(number * shard, min((number + 1) * shard, samples)):
-                key, which = f"{row:09d}", row % len(jpegs)
-                tar.write(tar_member(f"{key}.jpg", jpegs[which]))
-                tar.write(tar_member(f"{key}.txt", texts[which] + b", sample %d" % row))
+                key, image = f"{row:09d}", row % len(jpegs)
+                tar.write(tar_member(f"{key}.jpg", jpegs[image]))
+                tar.write(tar_member(f"{key}.txt", texts[image] + b", sample %d" % row))
             tar.write(END_OF_TAR)
     (place / "complete").touch()
     return pattern
@@ -115,7 +116,7 @@ def _small(number: int) -> bytes:
 
 
 def watch(preset: MemoryPreset, folder: Path) -> Watched:
-    """Encodes the preset's samples with the verb, in this process, and looks at memory meanwhile."""
+    """Encode the preset's samples with the verb in this process and record its memory."""
     source = write_small(Path(preset.folder).expanduser() if preset.folder else folder, preset.samples, preset.shard)
     config = EncodeConfig(
         source=source,
@@ -130,7 +131,7 @@ def watch(preset: MemoryPreset, folder: Path) -> Watched:
     real = encode.encode_units
 
     def watched(*arguments: object) -> str:
-        """The stage alone is watched: loading comes before it, the manifest after it."""
+        """Watch only the stage, not the loading before it or the manifest after it."""
         watch.start()
         try:
             return real(*arguments)  # type: ignore[arg-type]
@@ -152,8 +153,8 @@ def told(watched: Watched, command: str) -> str:
         "demo": "the demo encoders",
     }
     rows = [
-        [f"{seconds:.1f} s", f"{process / MB:.0f}", f"{workers / MB:.0f}", f"{both / MB:.0f}"]
-        for seconds, process, workers, both in watched.tenths()
+        [f"{seconds:.1f} s", f"{process / MB:.0f}", f"{workers / MB:.0f}", f"{total / MB:.0f}"]
+        for seconds, process, workers, total in watched.tenths()
     ]
     return "\n".join(
         [

@@ -104,10 +104,10 @@ class Parts:
             for start in range(0, len(samples), self.preset.batch):
                 if sum(len(batch.items) for batch in batches) >= self.preset.limit_images:
                     return batches
-                found, _ = prepare_all(samples[start : start + self.preset.batch], self.recipe, tokenizer)
-                prepared = [one for one in found if isinstance(one, Prepared)]
-                assert len(prepared) == len(found), f"the source is not whole: {found}"
-                items = [Item(start + i, one, 0, one.pictures[0]) for i, one in enumerate(prepared)]
+                results, _ = prepare_all(samples[start : start + self.preset.batch], self.recipe, tokenizer)
+                prepared = [sample for sample in results if isinstance(sample, Prepared)]
+                assert len(prepared) == len(results), f"the source is not whole: {results}"
+                items = [Item(start + i, sample, 0, sample.pictures[0]) for i, sample in enumerate(prepared)]
                 batches.append(Batch(unit, 0, 0, items, 0))
         return batches
 
@@ -133,7 +133,7 @@ class Parts:
         ]
 
     def models(self) -> float:
-        """Both models alone, over tensors that lie on the device; nothing is converted or copied."""
+        """Images/s of both models over tensors on the device, without conversions or copies."""
         self._as_the_stage()
         ready, images = self._ready, 0
         self._finish()
@@ -147,7 +147,7 @@ class Parts:
         return images / (time.perf_counter() - started)
 
     def _as_the_stage(self) -> None:
-        """PyTorch as the verb sets it, warm."""
+        """Configure PyTorch as the verb does, and warm up."""
         if self.device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         torch.set_num_threads(self.threads)
@@ -164,7 +164,7 @@ class Parts:
         return run_verb(self.config(dest, self.preset.stage_images))
 
     def idle_stage(self) -> StageRun:
-        """The verb with encoders that give zeros: reading, decoding and writing are left."""
+        """The verb with encoders that return zeros, so that only reading, decoding and writing remain."""
         loaded: dict[str, Any] = {"load_autoencoder": lambda *_: self.first_stage, "load_text": lambda *_: self.tower}
         loaded |= {"Encoder": IdleEncoder, "Decoders": ReadyDecoders}
         with mock.patch.multiple(encode, **loaded), scratch(self.folder / "idle") as dest:
@@ -197,7 +197,7 @@ class Parts:
 
     @cached_property
     def jpegs(self) -> list[bytes]:
-        """The images that decoding alone is measured on."""
+        """The images for the measurement of decoding."""
         return read_photos(self.paths, min(self.preset.distinct, DECODED))
 
     def pillow(self) -> Rate:
@@ -209,7 +209,7 @@ class Parts:
         return all_cores(self.jpegs, self.preset.resolution, cores())
 
     def decoders(self) -> Rate:
-        """The stage's decoding workers, fed with samples in memory; what their owner does for them counts too."""
+        """The stage's decoding workers, fed with samples in memory, including the work of their owner."""
         count = max(len(self.jpegs), TASKS * CHUNK * self.workers)
         samples = [
             Sample(f"{i:06d}", {"jpg": data, "txt": caption(i).encode()})
@@ -232,20 +232,20 @@ class Parts:
     def difference(self, stage: Path, script: Path) -> float:
         """Largest relative difference (RMS over RMS) of moments and text states between the stage's records and the
         script's, record by record."""
-        theirs = read_script(script)
+        script_records = read_script(script)
         worst = 0.0
         storage = open_storage(str(stage))
-        for record in first_records(storage, load_manifest(storage), len(theirs)):
-            for name, other in theirs.pop(record.meta["key"]).items():
-                ours, other = record.members[name].astype(np.float64), other.astype(np.float64)
-                worst = max(worst, float(np.linalg.norm(ours - other) / np.linalg.norm(other)))
-        assert not theirs, "the script has written samples that the stage has not"
+        for record in first_records(storage, load_manifest(storage), len(script_records)):
+            for name, script_array in script_records.pop(record.meta["key"]).items():
+                stage_array, script_array = record.members[name].astype(np.float64), script_array.astype(np.float64)
+                worst = max(worst, float(np.linalg.norm(stage_array - script_array) / np.linalg.norm(script_array)))
+        assert not script_records, "the script has written samples that the stage has not"
         return worst
 
 
 def script_tokenizer(encoders: EncodersConfig) -> Callable[[list[str]], Tensor]:
     """open_clip's own tokenizer for these encoders."""
-    import open_clip
+    from pipeline.models.encoders.packages import open_clip
 
     merges = merges_of(find_tower(encoders)[1])
     return open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=encoders.text_length)

@@ -104,11 +104,11 @@ def run_verb(config: EncodeConfig) -> StageRun:
 
 
 def cpu_seconds() -> float:
-    """CPU time that this process and those it has started have used; of those that have ended, none."""
-    process = psutil.Process()
+    """CPU time of this process and its running descendants, without those that have ended."""
+    this_process = psutil.Process()
     total = 0.0
-    for one in (process, *process.children(recursive=True)):
+    for process in (this_process, *this_process.children(recursive=True)):
         with contextlib.suppress(psutil.Error):
-            times = one.cpu_times()
+            times = process.cpu_times()
             total += times.user + times.system
     return total

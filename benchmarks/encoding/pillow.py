@@ -48,14 +48,14 @@ def decode(jpegs: list[bytes], side: int) -> None:
 
 
 def one_core(jpegs: list[bytes], side: int) -> Rate:
-    """In this process and thread."""
+    """Decode in this process and thread."""
     started, cpu = time.perf_counter(), time.thread_time()
     decode(jpegs, side)
     return Rate(len(jpegs), time.perf_counter() - started, time.thread_time() - cpu, 1)
 
 
 def all_cores(jpegs: list[bytes], side: int, cores: int) -> Rate:
-    """In a process for each core, all at once: what the cores give when none of them rests. Each decodes them all."""
+    """Decode in a process for each core at the same time, so that no core is idle. Each process decodes all images."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(cores)
     results: multiprocessing.Queue[tuple[float, float]] = context.Queue()
@@ -63,10 +63,10 @@ def all_cores(jpegs: list[bytes], side: int, cores: int) -> Rate:
     processes = [context.Process(target=_decode_together, args=arguments) for _ in range(cores)]
     for process in processes:
         process.start()
-    found = [results.get() for _ in processes]
+    times = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    return Rate(cores * len(jpegs), max(wall for wall, _ in found), sum(cpu for _, cpu in found), cores)
+    return Rate(cores * len(jpegs), max(wall for wall, _ in times), sum(cpu for _, cpu in times), cores)
 
 
 def _decode_together(

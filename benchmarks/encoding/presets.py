@@ -140,7 +140,7 @@ def changed(preset: P, overrides: Sequence[str]) -> P:
     kinds = {name: kind for name, kind in get_type_hints(type(preset)).items() if name not in ("name", "encoders")}
     if isinstance(preset, MemoryPreset):
         kinds["encoders"] = get_type_hints(MemoryPreset)["encoders"]
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or key not in kinds:
@@ -149,7 +149,7 @@ def changed(preset: P, overrides: Sequence[str]) -> P:
         if choices and value not in choices:
             raise OverrideError(f"{override}: choose one of {', '.join(choices)}")
         try:
-            found[key] = value if choices else kinds[key](value)
+            values[key] = value if choices else kinds[key](value)
         except ValueError:
             raise OverrideError(f"{override}: {key} is a number") from None
-    return replace(preset, **found)
+    return replace(preset, **values)

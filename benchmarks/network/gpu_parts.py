@@ -40,7 +40,7 @@ class Inputs:
 
 
 class Side:
-    """A UNet that is asked one way, whoever wrote it. weights: of ours, fp32, by our names."""
+    """A UNet, ours or diffusers', behind one interface. weights: fp32, under our names."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Side:
         return self.module(x, timestep_B, encoder_hidden_states=context).sample
 
     def compile(self, backend: Backend) -> None:
-        """Ours block by block, theirs as a whole; compiled at the first pass."""
+        """Compile ours block by block and diffusers' as a whole, at the first pass."""
         if isinstance(self.module, UNet):
             self.module.compile_blocks(backend)
         else:
@@ -83,7 +83,7 @@ class Side:
 
 
 class Training:
-    """A side's training step as the trainer's engine makes it on one GPU (DeepSpeed ZeRO 1, bf16).
+    """A side's training step, like that of the trainer's engine on one GPU (DeepSpeed ZeRO 1, bf16).
 
     bf16 weights and gradients; fp32 master weights, gradients and moments; the gradient's norm, clipping, fused AdamW.
     """
@@ -107,7 +107,8 @@ class Training:
         return self.objective.loss(denoise, inputs.latents, inputs.noise, inputs.timestep).mean()
 
     def step(self, inputs: Inputs) -> float:
-        """The gradient's norm; the step waits for it, as the trainer does before it lets the optimizer step."""
+        """Take a step and return the gradient's norm, for which the step waits, like the trainer before the optimizer's
+        step."""
         self.loss(inputs).backward()
         with torch.no_grad():
             torch._foreach_copy_(self.gradients, [p.grad for p in self.weights])  # type: ignore[misc]
@@ -140,7 +141,7 @@ def model_of(name: str) -> ModelConfig:
 
 @lru_cache(maxsize=2)
 def weights_of(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Weights of a seed with nothing at zero, so that every part shows in outputs and gradients."""
+    """Seeded weights without zeros, so that every part affects outputs and gradients."""
     unet = UNet(config)
     unet.reset_parameters(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -152,7 +153,7 @@ def weights_of(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
 
 
 def inputs_of(config: ModelConfig, batch: int, side: int, tokens: int, device: torch.device) -> Inputs:
-    """A batch of a seed; the context in bf16."""
+    """A seeded batch, with the context in bf16."""
     g = torch.Generator().manual_seed(batch)
     shape = (batch, config.in_channels, side, side)
     context = torch.randn(batch, tokens, config.context_width, generator=g)
@@ -173,27 +174,27 @@ class Errors:
 
 
 def precision_errors(config: ModelConfig, side: int, tokens: int, device: torch.device) -> dict[str, Errors]:
-    """bf16 against fp32 for ours and for diffusers, each against its own, and in fp32 ours against diffusers'."""
+    """Errors of bf16 against fp32, for ours and for diffusers', and of ours against diffusers' in fp32."""
     weights, inputs = weights_of(config), inputs_of(config, 2, side, tokens, device)
-    found, exact = {}, {}
+    errors, exact = {}, {}
     kinds: tuple[Literal["ours", "diffusers"], ...] = ("ours", "diffusers")
-    before = torch.backends.cudnn.allow_tf32
+    allowed_tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
         for kind in kinds:
-            one = exact[kind] = _passed(Side(kind, config, weights, device, torch.float32), inputs)
-            other = _passed(Side(kind, config, weights, device, torch.bfloat16), inputs)
-            found[f"{kind}, bf16 against fp32"] = _errors(other, one)
+            exact_outputs = exact[kind] = _passed(Side(kind, config, weights, device, torch.float32), inputs)
+            bf16_outputs = _passed(Side(kind, config, weights, device, torch.bfloat16), inputs)
+            errors[f"{kind}, bf16 against fp32"] = _errors(bf16_outputs, exact_outputs)
             free(device)
     finally:
-        torch.backends.cudnn.allow_tf32 = before
-    found["fp32, ours against diffusers"] = _errors(exact["ours"], exact["diffusers"])
-    return found
+        torch.backends.cudnn.allow_tf32 = allowed_tf32
+    errors["fp32, ours against diffusers"] = _errors(exact["ours"], exact["diffusers"])
+    return errors
 
 
 def _passed(side: Side, inputs: Inputs) -> dict[str, Tensor]:
-    """Prediction ("") and gradients by diffusers' names, in float32 on the device: a CPU would take a minute to compare
-    those of a large network."""
+    """Prediction (under "") and gradients under diffusers' names, in float32 on the device, since a CPU would take a
+    minute to compare those of a large network."""
     out = side.denoise(inputs.latents, inputs.timestep, inputs.context.to(side.dtype))
     (out.float() - inputs.noise).square().mean().backward()
     gradients = {n: p.grad.float() for n, p in side.module.named_parameters() if p.grad is not None}
@@ -202,12 +203,12 @@ def _passed(side: Side, inputs: Inputs) -> dict[str, Tensor]:
     return gradients | {"": out.detach().float()}
 
 
-def _errors(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Errors:
-    assert found.keys() == wanted.keys()
-    names = [name for name in wanted if name]
-    off = math.fsum(float((found[name] - wanted[name]).norm()) ** 2 for name in names)
-    size = math.fsum(float(wanted[name].norm()) ** 2 for name in names)
-    return Errors(float((found[""] - wanted[""]).norm() / wanted[""].norm()), math.sqrt(off / size))
+def _errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> Errors:
+    assert actual.keys() == expected.keys()
+    names = [name for name in expected if name]
+    difference = math.fsum(float((actual[name] - expected[name]).norm()) ** 2 for name in names)
+    size = math.fsum(float(expected[name].norm()) ** 2 for name in names)
+    return Errors(float((actual[""] - expected[""]).norm() / expected[""].norm()), math.sqrt(difference / size))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free(device: torch.device) -> None:
-    """Give back what nothing holds any more."""
+    """Release unused memory and reset the peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -228,27 +229,27 @@ def free(device: torch.device) -> None:
 
 
 def peak_gb(device: torch.device) -> float:
-    """Most memory since `free`, in GB; on a CPU, the process's now."""
+    """Peak memory since `free` in GB; on a CPU the present memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return psutil.Process().memory_info().rss / 1e9
 
 
 def seconds_each(work: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Of a call, over as many as take `seconds` (two at least), after one that is not timed."""
+    """Seconds of a call: the mean over at least two calls and `seconds`, after one that is not timed."""
     work()
     synchronize(device)
     began = time.perf_counter()
     for done in itertools.count(1):
         work()
         synchronize(device)
-        if (took := time.perf_counter() - began) >= seconds and done >= 2:
-            return took / done
+        if (elapsed := time.perf_counter() - began) >= seconds and done >= 2:
+            return elapsed / done
     raise AssertionError("itertools.count ends")
 
 
 def matmul_rate(n: int, device: torch.device, seconds: float) -> float:
-    """FLOP/s of bf16 products of n x n matrices: what MFU is a share of."""
+    """FLOP/s of bf16 products of n x n matrices, to which MFU relates."""
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
 
     def work() -> None:
@@ -259,14 +260,14 @@ def matmul_rate(n: int, device: torch.device, seconds: float) -> float:
 
 
 def sampling_seconds(side: Side, batch: int, latent: int, tokens: int, steps: int, device: torch.device) -> float:
-    """Latency of DDIM with guidance: two rows of the network an image and step, the second of two calls."""
+    """Latency of DDIM with guidance, with two network rows per image and step: the time of the second of two calls."""
     inputs = inputs_of(side.config, batch, latent, tokens, device)
     null = torch.zeros_like(inputs.context)
     side.module.eval()
 
-    def denoise(x: Tensor, timestep_B: Tensor, given: Conditioning) -> Tensor:
-        assert given.context is not None
-        return side.denoise(x, timestep_B, given.context)
+    def denoise(x: Tensor, timestep_B: Tensor, conditioning: Conditioning) -> Tensor:
+        assert conditioning.context is not None
+        return side.denoise(x, timestep_B, conditioning.context)
 
     def work() -> None:
         sample(

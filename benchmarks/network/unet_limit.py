@@ -1,4 +1,4 @@
-"""What a UNet's arithmetic alone takes: FLOPs as PyTorch counts them, at the rates that the machine reaches."""
+"""Lower bound of a UNet's time: FLOPs as counted by PyTorch, at the machine's best rates."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s of this machine at its best."""
+    """Best FLOP/s of this machine."""
 
     products: float
     convolutions: float
 
     def seconds(self, work: Work) -> float:
-        """What the work takes at these rates."""
+        """Time of the work at these rates."""
         return work.products / self.products + work.convolutions / self.convolutions
 
     def lines(self) -> list[str]:
@@ -51,14 +51,14 @@ class Rates:
 
 
 def measure_rates(threads: int, dtype: str) -> Rates:
-    """The fastest of several turns of each, in this process."""
+    """The fastest of several turns of each kind, in this process."""
     torch.set_num_threads(threads)
-    number = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    a, b = (torch.randn(PRODUCT, PRODUCT).to(number) for _ in range(2))
+    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    a, b = (torch.randn(PRODUCT, PRODUCT).to(torch_dtype) for _ in range(2))
     convolutions = []
     for batch, channels, side in IMAGES:
-        x = torch.randn(batch, channels, side, side).to(number).contiguous(memory_format=torch.channels_last)
-        kernel = torch.randn(channels, channels, 3, 3).to(number).contiguous(memory_format=torch.channels_last)
+        x = torch.randn(batch, channels, side, side).to(torch_dtype).contiguous(memory_format=torch.channels_last)
+        kernel = torch.randn(channels, channels, 3, 3).to(torch_dtype).contiguous(memory_format=torch.channels_last)
         flops = 2 * 9 * channels * channels * batch * side * side
         convolutions.append(flops / fastest(partial(F.conv2d, x, kernel, padding=1)))
     return Rates(2 * PRODUCT**3 / fastest(lambda: a @ b), max(convolutions))
@@ -85,6 +85,6 @@ def counted(config: ModelConfig, batch: int, side: int, context: int, *, train: 
         prediction = unet(x, timestep, tokens)
         if train:
             prediction.sum().backward()
-    found = counter.get_flop_counts()["Global"]
-    convolutions = sum(flops for op, flops in found.items() if "convolution" in str(op))
-    return Work(sum(found.values()) - convolutions, convolutions)
+    flop_counts = counter.get_flop_counts()["Global"]
+    convolutions = sum(count for op, count in flop_counts.items() if "convolution" in str(op))
+    return Work(sum(flop_counts.values()) - convolutions, convolutions)

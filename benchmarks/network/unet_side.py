@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, OptimConfig
 from pipeline.config.loading.merge import from_dict
-from pipeline.diffusion.conditioning import Known
+from pipeline.diffusion.conditioning import ContextCache
 from pipeline.distributed.allocator import keep_memory
 from pipeline.inference.packed import pack
 from pipeline.interchange import unet as convert
@@ -77,10 +77,10 @@ def ours(order: Order, config: ModelConfig, compiled: bool) -> Side:
         return Side(unet, unet, optimizer)
     if order.dtype == "fp32" and not compiled:
         pack(unet)  # and the rest as the sampler does over the steps of an image
-    known: Known = {}
+    context_cache: ContextCache = {}
 
     def forward(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        return unet(x, timestep, context, known=known)
+        return unet(x, timestep, context, context_cache=context_cache)
 
     return Side(unet, forward, optimizer)
 

@@ -1,4 +1,5 @@
-"""mosaicml-streaming's side of the benchmark of the stream, in a Python of its own, for it wants other versions:
+"""mosaicml-streaming's side of the benchmark of the stream, in its own Python environment, since it needs other
+versions:
 
     python -m venv mosaic && mosaic/bin/pip install mosaicml-streaming psutil
     mosaic/bin/python benchmarks/streaming/mosaic_side.py JSON
@@ -24,7 +25,7 @@ import numpy as np
 import psutil
 import torch
 
-if torch.version.cuda is None:  # a torchvision that was built for CUDA asks for two operators
+if torch.version.cuda is None:  # a torchvision built for CUDA needs two operators
     for operator in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, operator):
             torch.library.define(
@@ -54,26 +55,26 @@ def write(tars: list[str], dest: str, shard_bytes: int = 1 << 26) -> dict[str, f
 
 def _samples(tar: str) -> Iterator[dict[str, Any]]:
     """Dicts of arrays and of the json, one for each key."""
-    before = None
+    previous_key = None
     sample: dict[str, Any] = {}
     with tarfile.open(tar) as file:
         for member in file:
             key, _, name = member.name.partition(".")
-            if before not in (None, key):
+            if previous_key not in (None, key):
                 yield sample
                 sample = {}
-            before, data = key, file.extractfile(member).read()  # type: ignore[union-attr]
+            previous_key, data = key, file.extractfile(member).read()  # type: ignore[union-attr]
             sample[name.removesuffix(".npy")] = np.load(io.BytesIO(data)) if name.endswith(".npy") else json.loads(data)
     yield sample
 
 
 def _encoding(value: Any) -> str:
-    """What MDS calls it."""
+    """MDS' name of the value's type."""
     return "json" if isinstance(value, dict) else f"ndarray:{value.dtype}:{','.join(map(str, value.shape))}"
 
 
 class Tensors(StreamingDataset):  # type: ignore[misc]
-    """Its arrays are read-only; a copy makes tensors of them."""
+    """Samples as tensors. The dataset's arrays are read-only, so they are copied."""
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         sample = super().__getitem__(index)
@@ -85,7 +86,7 @@ def read(
 ) -> dict[str, float]:
     """Seconds for `count` samples after the first `warm`; without any, the time to the first batch included."""
     if remote is not None:
-        atexit.register(shutil.rmtree, local, ignore_errors=True)  # what it downloads
+        atexit.register(shutil.rmtree, local, ignore_errors=True)  # its downloads
     began = time.perf_counter()
     dataset = Tensors(
         local=local, remote=remote, shuffle=True, shuffle_seed=0, batch_size=BATCH, cache_limit=cache_limit
@@ -98,25 +99,25 @@ def read(
                 yield len(next(iter(batch.values())))
 
     loaded = batches()
-    seen = next(loaded)
+    sample_count = next(loaded)
     first = time.perf_counter() - began
-    while seen < warm:
-        seen += next(loaded)
+    while sample_count < warm:
+        sample_count += next(loaded)
     cpu = 0.0
     if warm:
-        seen, cpu, began = 0, _cpu(), time.perf_counter()
-    while seen < count:
-        seen += next(loaded)
+        sample_count, cpu, began = 0, _cpu(), time.perf_counter()
+    while sample_count < count:
+        sample_count += next(loaded)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"samples": seen, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
+    return {"samples": sample_count, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
 
 
 def _cpu() -> float:
-    own = psutil.Process()
-    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    this_process = psutil.Process()
+    times = [process.cpu_times() for process in (this_process, *this_process.children(recursive=True))]
     ended = times[0].children_user + times[0].children_system
-    return float(sum(one.user + one.system for one in times) + ended)
+    return float(sum(process_times.user + process_times.system for process_times in times) + ended)
 
 
 DO: dict[str, Callable[..., dict[str, float]]] = {"write": write, "read": read}

@@ -23,28 +23,28 @@ MEMORY = 1.5  # windows that the rank may hold
 
 
 def main() -> int:
-    """Runs the side that the argument names."""
-    given = json.loads(sys.argv[1])
-    print(json.dumps(SIDES[given.pop("side")](**given)))
+    """Run the side that the argument names."""
+    order = json.loads(sys.argv[1])
+    print(json.dumps(SIDES[order.pop("side")](**order)))
     return 0
 
 
 def timed(batches: Iterator[int], warm: int, count: int, began: float) -> dict[str, float]:
-    """Times `count` samples after the first `warm`; without any, from `began` on, the first batch included. batches:
-    their samples, one after the other."""
-    seen = next(batches)
+    """Time `count` samples after the first `warm`, or from `began` on, with the first batch, when warm is 0. batches:
+    numbers of samples of successive batches."""
+    sample_count = next(batches)
     first = time.perf_counter() - began
-    while seen < warm:
-        seen += next(batches)
+    while sample_count < warm:
+        sample_count += next(batches)
     resident, cpu = _resident(), 0.0
     if warm:
-        seen, cpu, began = 0, _cpu(), time.perf_counter()
-    while seen < count:
-        seen += next(batches)
+        sample_count, cpu, began = 0, _cpu(), time.perf_counter()
+    while sample_count < count:
+        sample_count += next(batches)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    told = {"samples": seen, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
-    return told | {"grown_bytes": _resident() - resident}
+    result = {"samples": sample_count, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
+    return result | {"grown_bytes": _resident() - resident}
 
 
 def _resident() -> int:
@@ -55,12 +55,12 @@ def _resident() -> int:
 
 
 def _cpu() -> float:
-    """CPU seconds of this process and of what runs below it."""
+    """CPU seconds of this process and its descendants."""
     import psutil
 
-    own = psutil.Process()
-    total = own.cpu_times().children_user + own.cpu_times().children_system
-    for process in (own, *own.children(recursive=True)):
+    this_process = psutil.Process()
+    total = this_process.cpu_times().children_user + this_process.cpu_times().children_system
+    for process in (this_process, *this_process.children(recursive=True)):
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
@@ -70,7 +70,7 @@ def _cpu() -> float:
 
 
 def stream(url: str, workers: int, warm: int, count: int, start: float = 0.0) -> dict[str, float]:
-    """latentmill's, as the first of WORLD ranks. start: where to begin, in epochs."""
+    """latentmill's stream as the first of WORLD ranks. start: beginning in epochs."""
     from pipeline.data.format.manifest import load_manifest
     from pipeline.data.order.dataset import dataset_of
     from pipeline.data.reading.reader import Block, Reader
@@ -105,18 +105,18 @@ def stream(url: str, workers: int, warm: int, count: int, start: float = 0.0) ->
 
         def sizes() -> Iterator[int]:
             for batch in batches:
-                if len(before) == 0 and seen[0] >= warm:
-                    before.append(sum(fetched))
-                seen[0] += len(batch.numbers)
+                if len(fetched_before) == 0 and sample_count[0] >= warm:
+                    fetched_before.append(sum(fetched))
+                sample_count[0] += len(batch.numbers)
                 yield len(batch.numbers)
 
-        seen, before = [0], list[int]()
-        told = timed(sizes(), warm, count, began)
-    return told | {"fetched": (sum(fetched) - before[0]) / told["samples"] if before else 0.0}
+        sample_count, fetched_before = [0], list[int]()
+        result = timed(sizes(), warm, count, began)
+    return result | {"fetched": (sum(fetched) - fetched_before[0]) / result["samples"] if fetched_before else 0.0}
 
 
 def webdataset(urls: list[str], workers: int, warm: int, count: int) -> dict[str, float]:
-    """webdataset's, as its documentation writes a training loader; npy and json decoded, arrays collated."""
+    """webdataset with the training loader of its documentation: npy and json decoded, arrays collated."""
     import webdataset as wds
 
     began = time.perf_counter()
@@ -134,8 +134,8 @@ def webdataset(urls: list[str], workers: int, warm: int, count: int) -> dict[str
 
 
 def limit(url: str, workers: int, warm: int, count: int) -> dict[str, float]:
-    """Reads the bytes of whole blocks and hashes each record, and no more: local files into memory that is used again,
-    objects as `workers` concurrent GETs."""
+    """Read the bytes of whole blocks and hash each record, nothing else: local files into reused memory, objects by
+    `workers` concurrent GETs."""
     from pipeline.data.format.manifest import load_manifest
     from pipeline.data.order.dataset import dataset_of
     from pipeline.storage.urls import open_storage
@@ -145,16 +145,16 @@ def limit(url: str, workers: int, warm: int, count: int) -> dict[str, float]:
     dataset = dataset_of(storage, load_manifest(storage))
     entries = dataset.parts[0].manifest.shards
     records = [json.loads(storage.get(entry.index_name))["records"] for entry in entries]
-    own = threading.local()
+    thread_local = threading.local()
     raw = _raw(url)
 
     def read(number: int) -> int:
         stretch = dataset[number]
         chosen = records[stretch.shard][stretch.first : stretch.first + stretch.count]
         start, end = chosen[0][0], chosen[-1][0] + chosen[-1][1]
-        if not hasattr(own, "memory"):
-            own.memory = memoryview(bytearray(64 << 20))
-        view = raw(entries[stretch.shard].name, start, own.memory[: end - start])
+        if not hasattr(thread_local, "memory"):
+            thread_local.memory = memoryview(bytearray(64 << 20))
+        view = raw(entries[stretch.shard].name, start, thread_local.memory[: end - start])
         for offset, size, digest in chosen:
             if hashlib.sha256(view[offset - start : offset - start + size]).hexdigest() != digest:
                 raise SystemExit(f"{url}: a record is not what its index says")
@@ -169,7 +169,7 @@ def limit(url: str, workers: int, warm: int, count: int) -> dict[str, float]:
 
 
 def _raw(url: str) -> Callable[[str, int, memoryview], memoryview]:
-    """(name, offset, memory to fill) -> the bytes, by the shortest way there is."""
+    """A function (name, offset, memory to fill) -> the bytes, by the most direct calls."""
     if not url.startswith("s3://"):
         files: dict[str, int] = {}
 

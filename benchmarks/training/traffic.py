@@ -1,4 +1,4 @@
-"""Counts what a rank sends in PyTorch's collectives, and says what theory has it send."""
+"""Counts the bytes that a rank sends in PyTorch's collectives; the bytes that theory predicts."""
 
 from __future__ import annotations
 
@@ -37,41 +37,41 @@ WHOLE = {
     "all_gather": "tensor_list",
     "broadcast": "tensor",
 }
-"""The argument of each that is the whole tensor, or its pieces."""
+"""The argument of each collective that is the whole tensor, or its pieces."""
 
 
 def _whole(value: Tensor | list[Tensor]) -> int:
-    """Bytes."""
+    """Size of the whole tensor in bytes."""
     return sum(piece.numel() * piece.element_size() for piece in ([value] if isinstance(value, Tensor) else value))
 
 
 @contextmanager
 def counting(ranks: int) -> Iterator[Counter[str]]:
-    """Inside, every collective is counted: bytes that this rank sends, by name. DeepSpeed takes hold of the functions
-    when it is first used, so all engines of a process are to be made inside."""
+    """Count the bytes that this rank sends in every collective inside the context, by name. DeepSpeed keeps references
+    to the functions from its first use, so all engines of a process must be made inside."""
     sent: Counter[str] = Counter()
-    before = {name: getattr(dist, name) for name in RING}
-    inside: list[str] = []
+    originals = {name: getattr(dist, name) for name in RING}
+    active_calls: list[str] = []
 
     def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(call)
 
         def counting(*arguments: Any, **options: Any) -> Any:
-            if not inside:  # some are made of others
-                whole = _whole(signature.bind(*arguments, **options).arguments[WHOLE[name]])
-                sent[name] += round(RING[name] * whole * (ranks - 1) / ranks)
-            inside.append(name)
+            if not active_calls:  # some collectives call others
+                tensor_bytes = _whole(signature.bind(*arguments, **options).arguments[WHOLE[name]])
+                sent[name] += round(RING[name] * tensor_bytes * (ranks - 1) / ranks)
+            active_calls.append(name)
             try:
                 return call(*arguments, **options)
             finally:
-                inside.pop()
+                active_calls.pop()
 
         return counting
 
-    for name, call in before.items():
+    for name, call in originals.items():
         setattr(dist, name, counted(name, call))
     try:
         yield sent
     finally:
-        for name, call in before.items():
+        for name, call in originals.items():
             setattr(dist, name, call)

@@ -141,7 +141,7 @@ class Ours:
     def settle(self) -> tuple[float, int]:
         """Wait for it; seconds from its beginning to its commit, and bytes of this rank."""
         self.trainer.commits.saver.settle()
-        save = self.trainer.commits.saver.last
+        save = self.trainer.commits.saver.last_save
         assert save is not None
         return save.write_s, save.bytes
 

@@ -1,6 +1,6 @@
 """One rank of `benchmarks.trainer`, started by run_local: `python -m benchmarks.training.trainer_side ORDER`.
 
-Rank 0 writes what it measured to the order's file.
+Rank 0 writes its measurements to the order's file.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ WARM = 5  # steps of each side before any is timed
 
 @dataclass(frozen=True)
 class Order:
-    """What ranks are asked to do. work: "time" sides in turns, or count the "traffic" of the ZeRO stages. latents: a
-    Latents as a dict. batches: global, by the name of what is timed. saves: whether ours begins a commit in every
+    """Instructions for the ranks. work: "time" sides in turns, or count the "traffic" of the ZeRO stages. latents: a
+    Latents as a dict. batches: global batches by name of the side. saves: whether ours begins a commit in every
     other round."""
 
     work: Literal["time", "traffic"]
@@ -55,7 +55,7 @@ def timed(order: Order, world: World) -> dict[str, Any]:
         for _ in range(WARM):
             side.step()
         side.ema_s.clear()
-    found: dict[str, Any] = {name: {"rounds": [], "saved_rounds": [], "writes": []} for name in sides}
+    timings: dict[str, Any] = {name: {"rounds": [], "saved_rounds": [], "writes": []} for name in sides}
     for number in range(order.rounds * (2 if order.saves else 1)):
         for name, side in sides.items():
             saves = order.saves and number % 2 == 1 and isinstance(side, Ours)
@@ -73,18 +73,18 @@ def timed(order: Order, world: World) -> dict[str, Any]:
                 began = time.perf_counter()
                 write_s, size = cast(Ours, side).settle()
                 seconds[-1] += time.perf_counter() - began
-                found[name]["writes"].append([write_s, size])
-            found[name]["saved_rounds" if saves else "rounds"].append(seconds)
+                timings[name]["writes"].append([write_s, size])
+            timings[name]["saved_rounds" if saves else "rounds"].append(seconds)
     for name, side in sides.items():
-        found[name] |= {"ema": median(side.ema_s) if side.ema_s else 0.0, "parameters": side.parameters}
+        timings[name] |= {"ema": median(side.ema_s) if side.ema_s else 0.0, "parameters": side.parameters}
         side.close()
-    return found
+    return timings
 
 
 def traffic(order: Order, world: World) -> dict[str, Any]:
     """Bytes that this rank sends in a step, by ZeRO stage and collective."""
     model, latents = from_dict(ModelConfig, order.model), Latents(**order.latents)
-    found: dict[str, Any] = {}
+    sent_by_stage: dict[str, Any] = {}
     with counting(world.size) as sent:
         for stage in (0, 1, 2, 3):
             settings = DeepSpeedConfig(stage=cast(Any, stage))
@@ -94,19 +94,19 @@ def traffic(order: Order, world: World) -> dict[str, Any]:
             sent.clear()
             for _ in range(order.steps):
                 side.step()
-            found[str(stage)] = {name: count / order.steps for name, count in sent.items()}
-            found["parameters"] = side.parameters
+            sent_by_stage[str(stage)] = {name: count / order.steps for name, count in sent.items()}
+            sent_by_stage["parameters"] = side.parameters
             side.close()
-    return found
+    return sent_by_stage
 
 
 def main(arguments: Sequence[str]) -> int:
-    """A rank. The threads are those of OMP_NUM_THREADS, which the launcher sets."""
+    """Run a rank. The launcher sets its number of threads as OMP_NUM_THREADS."""
     order = Order(**json.loads(arguments[0]))
     world = distributed.start("cpu")
-    found = {"time": timed, "traffic": traffic}[order.work](order, world)
+    result = {"time": timed, "traffic": traffic}[order.work](order, world)
     if world.rank == 0:
-        Path(order.out).write_text(json.dumps(found))
+        Path(order.out).write_text(json.dumps(result))
     distributed.stop(world)
     return 0
 

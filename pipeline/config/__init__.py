@@ -1,9 +1,9 @@
-"""Every knob of every verb, as frozen dataclasses with a docstring per field.
+"""Every setting of every verb, as frozen dataclasses with a docstring per field.
 
-`configload.load(verb, overrides)` composes the packaged YAML with Hydra, merges it into the verb's dataclass, refuses
-unknown keys and wrong types, and then checks across fields (configcheck.py). Defaults live here; YAML holds only what
-differs. A `Literal` lists the choices there are; a plain `str` is free text. Imports no torch, so that a login node can
-submit a run.
+`config.loading.load.load(verb, overrides)` composes the packaged YAML with Hydra, merges it into the verb's dataclass,
+refuses unknown keys and wrong types, and then checks the values (config/check/). Defaults are in the dataclasses; YAML
+holds only what differs. A `Literal` lists the choices, `Annotated[int, Ge(1)]` states a bound (values/bounds.py), and a
+plain `str` is free text. No module here imports torch, so that a login node can submit a run.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""The verbs that make datasets, prove them and look into them: fetch, synth, encode, index, verify, reference, data."""
+"""The verbs that make, prove and inspect datasets: fetch, synth, encode, index, verify, reference, data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipeline.config.model import EncodersConfig, FeaturesName
-from pipeline.config.train import LaunchConfig
+from pipeline.config.train import LaunchConfig, Weights
+from pipeline.config.values.bounds import Between, Ge, Gt, OrZero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,177 +16,184 @@ class SynthConfig:
 
     dest: str
     """Folder or s3:// URL for the shards."""
-    images: int = 10_000
+    images: Annotated[int, Ge(1)] = 10_000
     """Number of images."""
-    seed: int = 0
-    """Seed of the world; image i depends on (seed, i, split) alone."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the drawings; image i depends on (seed, i, split) alone."""
     split: Literal["train", "val", "heldout", "all"] = "train"
-    """train; val: as train, with captions that train never uses; heldout: every image shows a combination of size,
-    colour and shape that train and val never show; all: no restriction."""
-    shard_size: int = 1000
+    """Which scenes are drawn. train: for training. val: as train, with captions that train never uses. heldout: every
+    image shows a combination of size, colour and shape that train and val never show. all: no restriction."""
+    shard_size: Annotated[int, Ge(1)] = 1000
     """Images per tar."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchConfig:
-    """latentmill fetch: bring the weights of the encoders into a folder or bucket once, as safetensors with a manifest
-    of their hashes, for nodes without internet. What is there already is not brought again."""
+    """latentmill fetch: download the weights of the encoders into a folder or bucket once, as safetensors with a
+    manifest of their hashes, for nodes without internet. Files that are there already are not downloaded again."""
 
     dest: str
-    """Folder or s3:// URL, empty or from an earlier fetch of the same encoders; later encoders.weights=DEST."""
+    """Folder or s3:// URL, empty or from an earlier fetch of the same encoders. Other verbs then take
+    encoders.weights=DEST."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
-    """The autoencoder and the text tower to bring."""
+    """The autoencoder and the text tower to download."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """Bounds that hold before a hostile source is decoded (docs/promises.md, 7)."""
+    """Limits on a source that are checked before anything is decoded, since it may be hostile
+    (docs/explained/promises.md, 7)."""
 
-    member_bytes: int = 64 * 1024 * 1024
-    """Largest member of an input tar."""
-    members: int = 2_000_000
-    """Most members of one input tar."""
-    pixels: int = 64_000_000
-    """Most pixels of one image, read from its header before decoding."""
-    caption_bytes: int = 65_536
-    """Longest caption in bytes."""
+    member_bytes: Annotated[int, Ge(1)] = 64 * 1024 * 1024
+    """Largest size in bytes of a member of an input tar."""
+    members: Annotated[int, Ge(1)] = 2_000_000
+    """Largest number of members of an input tar."""
+    pixels: Annotated[int, Ge(1)] = 64_000_000
+    """Largest number of pixels of an image, as its header gives it."""
+    caption_bytes: Annotated[int, Ge(1)] = 65_536
+    """Largest length of a caption in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FiltersConfig:
-    """Samples that are whole but not wanted: each is rejected, and counted under `filter:...`. Part of the contract."""
+    """Filters: samples that are intact but unwanted are rejected and counted as `filter:...`. Part of the contract."""
 
-    min_side: int = 0
-    """Smallest shorter side of an image in pixels; 0 = any."""
-    max_aspect: float = 0.0
-    """Largest ratio of an image's longer side to its shorter; 0 = any."""
-    min_caption: int = 0
-    """Fewest characters of a caption."""
-    max_caption: int = 0
-    """Most characters of a caption; 0 = any number."""
+    min_side: Annotated[int, Ge(0)] = 0
+    """Smallest length in pixels of an image's shorter side; 0 = any."""
+    max_aspect: Annotated[float, OrZero(Ge(1), "1 or more is wanted, or 0 for any")] = 0.0
+    """Largest ratio of an image's longer side to its shorter side; 0 = any."""
+    min_caption: Annotated[int, Ge(0)] = 0
+    """Smallest number of characters of a caption."""
+    max_caption: Annotated[int, Ge(0)] = 0
+    """Largest number of characters of a caption; 0 = any."""
     keep: tuple[str, ...] = ()
-    """Rules on columns of the json, all of which must hold: KEY OP VALUE with >=, <=, >, <, == or !=
-    ("[similarity>=0.28,punsafe<0.1,NSFW==UNLIKELY]"). A sample without the column counts as a defect."""
+    """Rules on keys of the .json member, all of which must hold: KEY OP VALUE with >=, <=, >, <, == or !=
+    ("[similarity>=0.28,punsafe<0.1,NSFW==UNLIKELY]"). A sample without the key counts as defective."""
     duplicates: Literal["keep", "image", "pair"] = "keep"
-    """keep; image: of samples whose image files are equal byte for byte only the first is kept; pair: of those whose
-    captions are equal as well. Within a shard at once, across shards as a list of excluded records in the manifest."""
+    """keep: keep duplicates. image: of samples whose image files are equal byte for byte, keep only the first. pair:
+    the same, for samples whose captions are equal as well. Duplicates within a shard are never stored; those across
+    shards are listed as excluded records in the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """latentmill encode: image-text shards in, cached latents and text states out."""
+    """latentmill encode: turn image-text shards into a cache of latents and text states."""
 
     source: str
     """Input shards: brace and glob patterns, local or s3:// ('shapes/{00000..00009}.tar')."""
     dest: str
     """Folder or s3:// URL of the cache."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
-    """Autoencoder and text tower."""
-    resolution: tuple[int, ...] = (64,)
+    """The autoencoder and the text tower."""
+    resolution: tuple[Annotated[int, Ge(1)], ...] = (64,)
     """Side in pixels of the square crop that is encoded; a multiple of the autoencoder's downsampling factor. Several
-    ([256,512]) are encoded in one pass, into one dataset each: dest/256 and dest/512."""
+    resolutions ([256,512]) are encoded in one pass, each into its own dataset: dest/256 and dest/512."""
     crop: Literal["centre", "random"] = "centre"
-    """Resize with antialiasing until the crop is covered, then take its middle (centre), or a place that depends on the
-    sample's key and `seed` alone (random)."""
-    buckets: int = 0
-    """0: square crops. N: aspect-ratio buckets as SDXL's, sides multiples of N pixels (64 is usual), with the area of
-    the square at most; each output shard holds one bucket."""
-    bucket_aspect: float = 2.0
-    """Largest ratio of a bucket's longer side to its shorter."""
+    """Where an image is cropped after it was resized, with antialiasing, to just cover the crop. centre: in the middle.
+    random: at a place that depends on the sample's key and `seed` alone."""
+    buckets: Annotated[int, Ge(0)] = 0
+    """0: square crops. N: aspect-ratio buckets as in SDXL, whose sides are multiples of N pixels (64 is usual) and
+    whose area is at most that of the square; each output shard holds one bucket."""
+    bucket_aspect: Annotated[float, Ge(1)] = 2.0
+    """Largest ratio of a bucket's longer side to its shorter side."""
     flip: bool = False
-    """Also store every image flipped left to right, as a record of its own. "left of" becomes wrong in captions."""
-    seed: int = 0
-    """Of random crops. Part of the contract."""
+    """Also store every image flipped left to right, as a separate record. Captions that say "left of" become wrong."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of random crops. Part of the contract."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
-    """Samples that are not wanted."""
+    """Samples to leave out."""
     caption_key: str = "txt"
-    """Where captions are: txt (the .txt member) or json:KEY (a key of the .json member)."""
+    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member)."""
     conditions: tuple[Literal["boxes", "labels", "lowres", "mask"], ...] = ()
-    """The task's members to store as cond.*: any of boxes, labels, lowres, mask."""
+    """Further members of each sample that are stored as cond.*, for tasks that are conditioned on them."""
     text_storage: Literal["full", "trimmed", "tokens"] = "full"
-    """What is stored of a caption. full: the states of every position, as Stable Diffusion is trained. trimmed: those
-    up to its end token; the model then attends to nothing else. tokens: ids only; the trainer runs the text tower."""
-    batch: int = 64
-    """Images per encoder batch; batches never cross input shards. Part of the contract."""
-    workers: int = 0
+    """What is stored of a caption. full: the text states of every position, as Stable Diffusion is trained. trimmed:
+    the text states up to the end token; the model then attends to nothing else. tokens: token ids only; the trainer
+    runs the text tower."""
+    batch: Annotated[int, Ge(1)] = 64
+    """Images per encoder batch; no batch has images of two input shards. Part of the contract."""
+    workers: Annotated[int, Ge(0)] = 0
     """Decoding workers per process; 0 = the machine's cores / processes, at least 1."""
     decode_in: Literal["processes", "threads"] = "processes"
-    """Worker processes, or threads of this process (starts sooner; slower with many cores)."""
-    max_rejects: float = 0.1
-    """Largest share of defective samples (what filters reject does not count); beyond it the stage fails."""
-    claim_seconds: float = 120.0
-    """A worker that has not renewed its claim on an input shard for this long is taken for dead."""
+    """processes: decode in worker processes. threads: in threads of this process (starts faster, but is slower with
+    many cores)."""
+    max_rejects: Annotated[float, Between(0, 1)] = 0.1
+    """Largest share of samples that may be defective (samples that filters reject do not count); above it, encode
+    fails."""
+    claim_seconds: Annotated[float, Gt(0)] = 120.0
+    """A process that has not renewed its claim on an input shard for this many seconds is considered dead."""
     finalize: bool = False
     """Encode nothing: check that every input shard is done, count, and write the manifest and the dataset card."""
     dry_run: bool = False
-    """Encode nothing: try a few samples, and print what the whole would take in time, storage and objects."""
+    """Encode nothing: try a few samples, and print the time, storage and objects that encoding all would take."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    """Bounds on what a source may contain."""
+    """Limits on the source, checked before decoding."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Processes on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto, cpu or cuda. Its kind is part of the contract."""
+    """Device of the encoders; auto = cuda where there is a GPU, else cpu. Its kind is part of the contract."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """latentmill index: make a dataset of plain WebDataset tars of latents that lie there already, or of a cache that
-    lost its manifest or indexes. The tars are never changed."""
+    """latentmill index: make a dataset from existing WebDataset tars of latents, or restore a cache that lost its
+    manifest or indexes. The tars are never changed."""
 
     dataset: str
-    """Folder or s3:// URL below which the tars lie; indexes and manifest are written there."""
+    """Folder or s3:// URL that contains the tars; indexes and manifest are written there."""
     source: str
     """The tars: brace and glob patterns ('DATASET/*.tar')."""
     encoders: EncodersConfig | None = None
-    """The encoders that made the latents; without them they are unknown, which evaluations refuse."""
+    """The encoders that made the latents. Without this key they are unknown, and evaluations refuse the dataset."""
     moments_member: str = "moments.npy"
-    """File of a record with the moments (2C, h, w), posterior mean then log-variance, unscaled: its name after the
-    key and a dot; .npy of float16 or float32."""
+    """Member of a record that holds the moments (2C, h, w), posterior mean then log-variance, unscaled, named without
+    the record's key and the dot; a .npy file of float16 or float32."""
     text_member: str = "text.npy"
-    """File with the text states (L, D), as moments_member."""
+    """Member of a record that holds the text states (L, D), named as in moments_member."""
     caption_key: str = "json:caption"
-    """Where captions are: txt (the .txt member) or json:KEY (a key of the .json member)."""
-    channels: int = 4
-    """Channels C of a latent; with encoders, theirs."""
-    downsampling: int = 8
-    """Pixels per latent position along a side; with encoders, theirs."""
-    scale: float = 0.18215
-    """A latent is (z - shift) * scale for a posterior sample z; with encoders, theirs. This is Stable Diffusion's."""
+    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member)."""
+    channels: Annotated[int, Ge(1)] = 4
+    """Channels C of a latent. Where `encoders` is given, its value is used instead."""
+    downsampling: Annotated[int, Ge(1)] = 8
+    """Pixels per latent position along a side. Where `encoders` is given, its value is used instead."""
+    scale: Annotated[float, Gt(0)] = 0.18215
+    """A latent is (z - shift) * scale for a posterior sample z; the default is Stable Diffusion's. Where `encoders` is
+    given, its value is used instead."""
     shift: float = 0.0
-    """See scale."""
-    max_rejects: float = 0.0
-    """Largest share of records that may be left out because they are incomplete or of another shape."""
+    """See `scale`."""
+    max_rejects: Annotated[float, Between(0, 1)] = 0.0
+    """Largest share of records that may be left out because they are incomplete or have another shape."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    """Bounds on what the tars may contain."""
+    """Limits on the tars, checked before decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """latentmill verify: prove a cache."""
+    """latentmill verify: prove a cache: check hashes and counts, decode latents and compare them with the images."""
 
     dataset: str
     """The cache."""
     source: str = ""
-    """Where its input shards are, to decode latents and compare them with the images; "" = the manifest's own record
-    of the pattern when it can be reached, else only the cache is checked."""
-    samples: int = 64
-    """Records decoded and compared with their images."""
+    """Input shards of the cache, to compare decoded latents with their images; "" = the pattern that the manifest
+    records, where it can be reached, else the cache alone is checked."""
+    samples: Annotated[int, Ge(0)] = 64
+    """Number of records that are decoded and compared with their images."""
     min_psnr: float = 20.0
     """Smallest median PSNR in dB between decoded latents and source images."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default those of the cache's contract."""
     report: str = ""
-    """HTML page to write; "" = none."""
+    """HTML page to write about the result; "" = none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
-    """latentmill reference: feature statistics of real images, for FID, with their floors."""
+    """latentmill reference: feature statistics of real images, for FID, with the floors that no generator can pass."""
 
     dataset: str
-    """A cache whose source images are the reference (same resolution and crop)."""
+    """A cache whose source images are the reference, at its resolution and crop."""
     source: str = ""
-    """Where its input shards are; "" = the manifest's own record of the pattern."""
+    """Input shards of the cache; "" = the pattern that the manifest records."""
     dest: str = ""
     """File to write (.safetensors); "" = reference-FEATURES.safetensors inside the cache."""
     encoders: EncodersConfig | None = None
@@ -193,37 +201,38 @@ class ReferenceConfig:
     features: FeaturesName = "democlip"
     """Feature network, as eval.features of train."""
     features_weights: str = ""
-    """Its weights, as eval.features_weights of train."""
-    images: int = 0
-    """Images used; 0 = all."""
+    """Weights of the feature network, as eval.features_weights of train."""
+    images: Annotated[int, Ge(0)] = 0
+    """Number of images to use; 0 = all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataVerbConfig:
-    """latentmill data: what ranks and nodes would read: the next batches, bytes, read amplification, bandwidth, memory.
-    Asks the dataset's manifest alone."""
+    """latentmill data: show what ranks and nodes would read: the next batches, bytes, read amplification, bandwidth and
+    memory. Reads the dataset's manifest alone."""
 
     dataset: str = ""
     """The cache; "" = that of `run`."""
     mix: tuple[str, ...] = ()
     """Further caches, as data.mix of train; [] = those of `run`, if it has any."""
-    weights: tuple[float, ...] = ()
-    """As data.weights of train; [] = the run's, else in proportion to numbers of records."""
+    weights: Weights = ()
+    """Shares of the caches, as data.weights of train; [] = the run's, else in proportion to numbers of records."""
     run: str = ""
-    """Run directory whose dataset, batch, seed, tail, rate and newest commit hold where they are not given."""
-    at: int = -1
-    """Number of the sample from which on; a multiple of the batch. -1 = the run's newest commit, else 0."""
-    world: int = 8
-    """Ranks; they must divide the batch."""
-    nodes: int = 1
-    """Machines that the ranks are on, equally many on each."""
-    batch: int = 0
-    """Global batch; 0 = the run's, else 64."""
-    seed: int = -1
-    """Seed of the order; -1 = the run's, else 0."""
+    """Run directory that provides the dataset, batch, seed, tail, rate and newest commit where they are not given."""
+    at: Annotated[int, Ge(-1)] = -1
+    """Sample number to begin at; a multiple of the batch. -1 = the run's newest commit, else 0."""
+    world: Annotated[int, Ge(1)] = 8
+    """Number of ranks; it must divide the batch."""
+    nodes: Annotated[int, Ge(1)] = 1
+    """Number of machines, each with the same number of ranks."""
+    batch: Annotated[int, Ge(0)] = 0
+    """Global batch in samples; 0 = the run's, else 64."""
+    seed: Annotated[int, Ge(-1)] = -1
+    """Seed of the sample order; -1 = the run's, else 0."""
     tail: Literal["", "drop", "wrap"] = ""
     """As data.tail of train; "" = the run's, else drop."""
-    batches: int = 16
-    """Coming batches that are looked at."""
-    images_per_s: float = 0.0
-    """Images per second of all ranks together, for the bandwidth; 0 = what the run measured, else none is told."""
+    batches: Annotated[int, Ge(1)] = 16
+    """Number of coming batches to look at."""
+    images_per_s: Annotated[float, Ge(0)] = 0.0
+    """Images per second of all ranks together, from which the bandwidth follows; 0 = the rate that the run measured,
+    else no bandwidth is shown."""

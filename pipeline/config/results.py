@@ -1,102 +1,106 @@
-"""The verbs that use what was trained, and the demo of the whole: eval, sample, export, demo."""
+"""The verbs that use trained models, and the demo of the whole loop: eval, sample, export, demo."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipeline.config.model import EncodersConfig, FeaturesName, SamplerConfig, SamplerName
 from pipeline.config.train import DataConfig
+from pipeline.config.values.bounds import Between, Ge
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRunConfig:
-    """latentmill eval: a checkpoint's FID, CLIP score and attribute accuracy, each with a card."""
+    """latentmill eval: measure a checkpoint's FID, CLIP score and attribute accuracy, and write a card about each."""
 
     run: str = ""
-    """Run directory; "" with from_card = the one that the card lies in."""
+    """Run directory; "" with from_card = the run that the card is in."""
     from_card: str = ""
-    """Card of an evaluation whose figures are made again and compared (also `--from-card CARD`)."""
+    """Card of an earlier evaluation, whose figures are measured again and compared (also `--from-card CARD`)."""
     features: Literal["", FeaturesName] = ""
     """Feature network of the reference; "" = the run's own."""
     features_weights: str = ""
-    """Its weights; "" = the run's own."""
+    """Weights of the feature network; "" = the run's own."""
     data: DataConfig = field(default_factory=DataConfig)
-    """data.val: captions to sample; "" = the run's own."""
-    images: int = 1000
-    """Images sampled."""
-    guidance: tuple[float, ...] = (3.0,)
-    """Guidance scales; one evaluation each. Several draw the curve of FID against CLIP score into the run's report."""
+    """data.val: the cache whose captions are sampled; "" = the run's own."""
+    images: Annotated[int, Ge(2)] = 1000
+    """Number of images to sample."""
+    guidance: tuple[Annotated[float, Ge(0, "0 or more is wanted (1 = none)")], ...] = (3.0,)
+    """Guidance scales, with one evaluation for each; 1 = no guidance. Several scales add a curve of FID against CLIP
+    score to the run's report."""
     sampler: tuple[SamplerName, ...] = ("dpmpp_2m",)
-    """Samplers; every one with every number of steps and every guidance scale."""
-    steps: tuple[int, ...] = (20,)
+    """Samplers; each is evaluated with every number of steps and every guidance scale."""
+    steps: tuple[Annotated[int, Ge(1)], ...] = (20,)
     """Numbers of denoising steps."""
-    guidance_low: float = 0.0
-    """As sampler.guidance_low of train."""
-    guidance_high: float = 0.0
-    """As sampler.guidance_high of train."""
-    rescale: float = 0.0
-    """As sampler.rescale of train."""
-    batch: int = 64
-    """Images per batch; does not change the images."""
+    guidance_low: Annotated[float, Ge(0)] = 0.0
+    """Guidance is off at noise levels up to this one, as eval.sampler.guidance_low of train."""
+    guidance_high: Annotated[float, Ge(0)] = 0.0
+    """Guidance is off at noise levels above this one, as eval.sampler.guidance_high of train."""
+    rescale: Annotated[float, Between(0, 1)] = 0.0
+    """Rescaling of guided predictions, as eval.sampler.rescale of train."""
+    batch: Annotated[int, Ge(1)] = 64
+    """Images per batch; the images do not depend on it."""
     reference: str = ""
-    """Reference statistics; "" = the run's own."""
+    """File of reference statistics; "" = the run's own."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default the run's own, else those of the training cache's contract."""
-    at: int = 0
+    at: Annotated[int, Ge(0)] = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
-    """ema or raw."""
+    """ema: averaged weights. raw: the weights as trained."""
     ema: float = 0.0
-    """Which average: 0 = the run's own; from 1 on, one of its ema.half_lives; below 1, a power-function average of this
-    relative width, made from the snapshots of ema.widths (docs/training.md)."""
-    seed: int = 0
+    """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
+    1: a power-function average of this relative width, made from the snapshots of ema.widths
+    (docs/how_to/train_for_weeks.md)."""
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto, cpu or cuda."""
+    """Device to run on; auto = cuda where there is a GPU, else cpu."""
     pending: bool = False
-    """Instead of all that: the evaluations that training with eval.where=job has left to be made, as it would have made
-    them (at= one of them)."""
+    """Ignore the keys above and make the evaluations that training with eval.where=job left to be made, as it would
+    have made them (with at=N, that one alone)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """latentmill sample: images from a checkpoint."""
+    """latentmill sample: sample images from a checkpoint."""
 
     run: str
     """Run directory."""
     prompt: tuple[str, ...] = ()
-    """One caption or several; a caption is text as it stands."""
-    n: int = 4
+    """A caption. Give prompt=... again for another; a caption is taken literally, with commas and brackets."""
+    n: Annotated[int, Ge(1)] = 4
     """Images per caption."""
     dest: str = "samples.png"
     """Picture to write: a grid with one row per caption."""
-    at: int = 0
+    at: Annotated[int, Ge(0)] = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
-    """ema or raw."""
+    """ema: averaged weights. raw: the weights as trained."""
     ema: float = 0.0
-    """Which average: 0 = the run's own; from 1 on, one of its ema.half_lives; below 1, a power-function average of this
-    relative width, made from the snapshots of ema.widths (docs/training.md)."""
+    """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
+    1: a power-function average of this relative width, made from the snapshots of ema.widths
+    (docs/how_to/train_for_weeks.md)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """How."""
-    guidance: float = 0.0
-    """Shorthand for sampler.guidance; 0 = that."""
+    """How images are sampled."""
+    guidance: Annotated[float, Ge(0, "0 or more is wanted (1 = none)")] = 0.0
+    """Short for sampler.guidance; 0 = take sampler.guidance."""
     negative: str = ""
-    """What guidance leads away from, in place of the empty caption."""
+    """Negative prompt: text that guidance leads away from, in place of the empty caption."""
     size: tuple[str, ...] = ()
-    """Sizes in pixels, as [64x64,96x64] (width x height): one for all captions or one for each; [] = the cache's."""
-    seed: int = 0
+    """Sizes in pixels (width x height), one for all captions or one for each, as [64x64,96x64]; [] = the cache's."""
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default the run's own, else those of the training cache's contract."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto, cpu or cuda."""
+    """Device to run on; auto = cuda where there is a GPU, else cpu."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """latentmill export: weights that other software loads."""
+    """latentmill export: write weights in a format that other software loads."""
 
     run: str
     """Run directory."""
@@ -107,33 +111,35 @@ class ExportConfig:
     scheduler; compvis: the same in one file, under the names of Stable Diffusion's own releases."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default the run's own, else those of the training cache's contract."""
-    at: int = 0
+    at: Annotated[int, Ge(0)] = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
-    """ema or raw."""
+    """ema: averaged weights. raw: the weights as trained."""
     ema: float = 0.0
-    """Which average: 0 = the run's own; from 1 on, one of its ema.half_lives; below 1, a power-function average of this
-    relative width, made from the snapshots of ema.widths (docs/training.md)."""
+    """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
+    1: a power-function average of this relative width, made from the snapshots of ema.widths
+    (docs/how_to/train_for_weeks.md)."""
     sampler: SamplerName = "ddim"
-    """diffusers: whose scheduler, with the same levels and steps, goes into the folder; refused where diffusers has
-    none that is the same."""
+    """With format=diffusers: the sampler whose scheduler, with the same noise levels and steps, goes into the folder.
+    Refused where diffusers has no scheduler that does the same."""
     check: bool = True
-    """Load what was written and compare: with diffusers and transformers, outputs to 1e-4; one file, every tensor."""
+    """Load what was written and compare it: outputs to 1e-4 with diffusers and transformers; every tensor of one
+    file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """latentmill demo: the whole loop on captioned shapes, on this machine."""
+    """latentmill demo: run the whole loop on captioned shapes, on this machine."""
 
     dest: str = "runs/demo"
     """Folder for everything the demo makes."""
-    images: int = 10_000
-    """Training images; a tenth as many captions are drawn for evaluations, and a fifth as many pictures for FID."""
+    images: Annotated[int, Ge(1)] = 10_000
+    """Training images. A tenth as many captions are drawn for evaluations, and a fifth as many images for FID."""
     recipe: str = "demo"
-    """The experiment that is trained (conf/experiment): demo, or shapes for an hour's training."""
-    samples: int = 0
-    """Training samples; 0 = the experiment's own figure."""
-    processes: int = 2
-    """Training ranks."""
-    seed: int = 0
-    """Seed."""
+    """The experiment to train (conf/experiment): demo, or shapes, which trains for an hour."""
+    samples: Annotated[int, Ge(0)] = 0
+    """Training samples; 0 = as many as the experiment says."""
+    processes: Annotated[int, Ge(1)] = 2
+    """Training ranks on this machine."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the drawings, the training and the sampling."""

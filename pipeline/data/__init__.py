@@ -1,1 +1,1 @@
-"""The cache: its records, its manifest, the order in which they are seen, and the stream that reads them."""
+"""The cache of a dataset: its records and manifest, their order in training, and the stream that reads them."""

@@ -1,1 +1,1 @@
-"""Noise schedule, training objective and samplers: the diffusion, without any network."""
+"""Noise schedules, the training objective and samplers, independent of any network."""

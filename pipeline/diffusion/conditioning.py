@@ -1,4 +1,4 @@
-"""What a denoiser is given beside the noisy latent."""
+"""The inputs of a denoiser besides the noisy latent."""
 
 from __future__ import annotations
 
@@ -11,45 +11,37 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is given beside the noisy latent; None = the model has no such input. Rows are samples."""
+    """The inputs of the UNet besides the noisy latent; None = the model has no such input. Rows are samples."""
 
     context: Tensor | None = None  # (B, L, D) tokens
     context_mask: Tensor | None = None  # (B, L) bool, True where a token may be attended to; None = everywhere
     concat: Tensor | None = None  # (B, C, h, w) channels after the latent's
     vector: Tensor | None = None  # (B, V)
-    known: Known | None = None  # of sampling alone: what the UNet has computed of the context before (UNet.forward)
+    context_cache: ContextCache | None = None  # only in sampling: projections of the context (UNet.forward)
 
     def where(self, mask_B: Tensor, other: Conditioning) -> Conditioning:
-        """The rows of `other` where mask_B (B,) bool is True, and this one's elsewhere."""
-        return self._with(
-            other, lambda mine, theirs: torch.where(mask_B.view(-1, *[1] * (mine.ndim - 1)), theirs, mine)
-        )
+        """Rows of `other` where mask_B (B,) bool is True, rows of `self` elsewhere."""
+        return self._combine(other, lambda a, b: torch.where(mask_B.view(-1, *[1] * (a.ndim - 1)), b, a))
 
     def cat(self, other: Conditioning) -> Conditioning:
-        """The rows of both, this one's first."""
-        return self._with(other, lambda mine, theirs: torch.cat([mine, theirs]))
+        """Rows of `self`, then rows of `other`."""
+        return self._combine(other, lambda a, b: torch.cat([a, b]))
 
-    def rows(self, rows: slice) -> Conditioning:
-        """Some of the rows."""
-        fields = (self.context, self.context_mask, self.concat, self.vector)
-        context, mask, concat, vector = (None if field is None else field[rows] for field in fields)
-        return Conditioning(context, mask, concat, vector)
+    def _combine(self, other: Conditioning, combine: Callable[[Tensor, Tensor], Tensor]) -> Conditioning:
+        """Combine the two field by field; tensors of `other` are first cast to the dtype and device of `self`."""
 
-    def _with(self, other: Conditioning, combine: Callable[[Tensor, Tensor], Tensor]) -> Conditioning:
-        """Field by field; `other` takes this one's dtype and device."""
-
-        def both(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
-            assert (mine is None) == (theirs is None), "conditionings of different tasks"
-            return None if mine is None or theirs is None else combine(mine, theirs.to(mine))
+        def combine_field(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            assert (a is None) == (b is None), "conditionings of different tasks"
+            return None if a is None or b is None else combine(a, b.to(a))
 
         masks = [self.context_mask, other.context_mask]
         if any(mask is not None for mask in masks):
-            masks = [_full_mask(one.context) if one.context_mask is None else one.context_mask for one in (self, other)]
+            masks = [_full_mask(c.context) if c.context_mask is None else c.context_mask for c in (self, other)]
         return Conditioning(
-            both(self.context, other.context),
-            both(*masks),
-            both(self.concat, other.concat),
-            both(self.vector, other.vector),
+            combine_field(self.context, other.context),
+            combine_field(*masks),
+            combine_field(self.concat, other.concat),
+            combine_field(self.vector, other.vector),
         )
 
 
@@ -58,5 +50,6 @@ def _full_mask(context_BLD: Tensor | None) -> Tensor:
     return torch.ones(context_BLD.shape[:2], dtype=torch.bool, device=context_BLD.device)
 
 
-Known = dict[nn.Module, tuple[Tensor, Tensor]]
-"""Keys and values of one context, (B, heads, M, width) each, by the cross-attention that projected them."""
+ContextCache = dict[nn.Module, tuple[Tensor, Tensor]]
+"""Keys and values of one context, (B, heads, M, width) each, by the cross-attention module that projected them: a
+context that stays the same over all sampling steps is projected once."""

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: how a conditional and a null prediction become one, and at which noise levels."""
+"""Classifier-free guidance: how a conditional and a null prediction are combined, and at which noise levels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Guidance:
     """Settings of guidance.
 
     scale: w of null + w (conditional - null) (Ho & Salimans 2022, equation 6, whose w is one less); 1 = none.
-    low, high: guidance is on at noise levels low < sigma / alpha <= high alone (Kynkaanniemi et al. 2024, section 3),
-    and elsewhere the conditional prediction is taken as it is, at half the cost. 0 = no bound.
+    low, high: guidance is on only at noise levels low < sigma / alpha <= high (Kynkaanniemi et al. 2024, section 3);
+    elsewhere the conditional prediction is used unchanged, at half the cost. 0 = no bound.
     rescale: phi of Lin et al. 2023, equations 15 and 16; 0 = none.
     """
 
@@ -27,22 +27,22 @@ class Guidance:
     rescale: float = 0.0
 
     @classmethod
-    def of(cls, config: SamplerConfig) -> Guidance:
-        """What a sampler's configuration says of it."""
+    def from_config(cls, config: SamplerConfig) -> Guidance:
+        """The guidance settings of a sampler's configuration."""
         return cls(config.guidance, config.guidance_low, config.guidance_high, config.rescale)
 
     def applies(self, level: Level) -> bool:
-        """Whether guidance is on at a noise level."""
+        """Whether guidance is on at this noise level."""
         if self.scale == 1.0:
             return False
         return self.low * level.alpha < level.sigma and (not self.high or level.sigma <= self.high * level.alpha)
 
 
 def guide(prediction: Tensor, settings: Guidance) -> Tensor:
-    """Predictions (2B, C, h, w), the conditional ones first -> (B, C, h, w)."""
+    """Guided predictions (B, C, h, w) from predictions (2B, C, h, w): B conditional ones, then B null ones."""
     conditional, unconditional = prediction.chunk(2)
     mixed = unconditional + settings.scale * (conditional - unconditional)
     if not settings.rescale:
         return mixed
-    wanted, found = (torch.std(one, dim=(1, 2, 3), keepdim=True) for one in (conditional, mixed))
-    return settings.rescale * (mixed * (wanted / found)) + (1 - settings.rescale) * mixed
+    conditional_std, mixed_std = (torch.std(x, dim=(1, 2, 3), keepdim=True) for x in (conditional, mixed))
+    return settings.rescale * (mixed * (conditional_std / mixed_std)) + (1 - settings.rescale) * mixed

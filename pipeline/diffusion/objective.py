@@ -1,6 +1,6 @@
-"""The training objective: noise a latent, predict, compare (Rombach et al. 2021, equations 2 and 3).
+"""The training objective: add noise to a latent, predict, compare (Rombach et al. 2021, equations 2 and 3).
 
-docs/objective.md lists what can be chosen, with formulas and sources.
+docs/reference/objectives.md lists the choices, with formulas and sources.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOSSES = {"l2": torch.square, "l1": torch.abs}
 
 
 class Objective:
-    """The loss of a configuration, with its tables on one device."""
+    """The loss of a diffusion configuration, with its tables on one device."""
 
     def __init__(self, config: DiffusionConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
@@ -32,12 +32,15 @@ class Objective:
     def loss(
         self, denoise: Callable[[Tensor, Tensor], Tensor], x0_BCHW: Tensor, noise_BCHW: Tensor, time_B: Tensor
     ) -> Tensor:
-        """Each sample's loss (B,) float32: its weight times E || target - denoise(x_t, t) ||, mean over the latent's
-        elements. time_B: as draw_times gives them."""
+        """Each sample's loss (B,) float32: its weight times || target - denoise(x_t, t) ||, averaged over the latent's
+        elements.
+
+        denoise(x, timestep_B): the network's output. x0, noise: (B, C, h, w) float32. time_B: times of draw_times.
+        """
         alpha, sigma = self.process.at(time_B)
         x_t = add_noise(x0_BCHW, noise_BCHW, alpha, sigma)
         target = self.prediction.target(x0_BCHW, noise_BCHW, alpha, sigma)
-        output = denoise(self.prediction.scale(x_t, sigma), self.process.told(time_B)).float()
+        output = denoise(self.prediction.scale(x_t, sigma), self.process.timestep_input(time_B)).float()
         loss = self.distance(output - target).mean(dim=(1, 2, 3))
         if gamma := self.config.min_snr_gamma:
             loss = loss * min_snr_weight(self.config.prediction, gamma, alpha, sigma).view(-1)
@@ -45,23 +48,23 @@ class Objective:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What is random in a training step, as pure functions of (seed, sample number)
+# Random draws of a training step, as pure functions of (seed, sample number)
 
 
 @dataclass(frozen=True)
 class Randomness:
-    """Everything random that samples n (B,) get in training."""
+    """All random draws of a training step for B samples."""
 
-    posterior: Tensor  # (B, C, h, w) float32 normals: which sample of the autoencoder's posterior
-    noise: Tensor  # (B, C, h, w) float32 normals: what is added, with its offset where there is one
+    posterior: Tensor  # (B, C, h, w) float32 normals: the sample of the autoencoder's posterior
+    noise: Tensor  # (B, C, h, w) float32 normals: the noise that is added, offset noise included
     timestep: Tensor  # (B,) int64 in [0, T); float32 for flow (t) and edm (sigma)
-    drop: Tensor  # (B,) bool: conditioning replaced by the null one
+    drop: Tensor  # (B,) bool: samples whose conditioning is replaced by the null one
 
 
 def training_randomness(
     seed: int, numbers_B: Tensor, latent_shape: tuple[int, int, int], config: DiffusionConfig, drop: float
 ) -> Randomness:
-    """What belongs to the samples numbered `numbers_B` (int64), on that tensor's device; drop: probability."""
+    """The draws of the samples numbered `numbers_B` (int64), on that tensor's device. drop: probability of a drop."""
     return Randomness(
         posterior=philox.normal(seed, Stream.POSTERIOR, numbers_B, latent_shape),
         noise=training_noise(seed, numbers_B, latent_shape, config.offset_noise),
@@ -72,7 +75,7 @@ def training_randomness(
 
 def training_noise(seed: int, numbers_B: Tensor, latent_shape: tuple[int, int, int], offset: float) -> Tensor:
     """Standard normals (B, C, h, w) float32, plus `offset` times one normal per sample and channel (Guttenberg 2023,
-    "Diffusion with offset noise"): covariance 1 + offset^2 of an element, offset^2 between two of one channel."""
+    "Diffusion with offset noise"): variance 1 + offset^2 of an element, covariance offset^2 of two in one channel."""
     noise = philox.normal(seed, Stream.NOISE, numbers_B, latent_shape)
     if offset:
         noise += offset * philox.normal(seed, Stream.OFFSET, numbers_B, (latent_shape[0], 1, 1))

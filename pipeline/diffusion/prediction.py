@@ -1,6 +1,6 @@
-"""What the network predicts: the target that it is trained on, and the x_0 that its prediction implies.
+"""Parameterizations: the target that the network is trained on, and the x_0 that its output implies.
 
-Functions take tensors that broadcast together, or floats for alpha and sigma.
+Functions take tensors that broadcast together; alpha and sigma may be floats.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ Number = Tensor | float
 
 @dataclass(frozen=True)
 class Prediction:
-    """The meaning of a network's output.
+    """One parameterization of the network.
 
-    target(x_0, noise, alpha, sigma); to_x0(output, x, alpha, sigma); scale(x, sigma): x as the network is given it.
+    target(x_0, noise, alpha, sigma): what its output is compared with. to_x0(output, x, alpha, sigma): the x_0 that its
+    output implies. scale(x, sigma): its input, made of x.
     """
 
     target: Callable[[Tensor, Tensor, Any, Any], Tensor]
@@ -35,12 +36,12 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: Number, sigma: Number) -> Tensor
 
 
 def to_eps(x0: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
-    """The noise that takes x_0 to x."""
+    """The noise for which x = alpha x_0 + sigma noise."""
     return (x - alpha * x0) / sigma
 
 
 def epsilon(config: DiffusionConfig) -> Prediction:
-    """The noise (Ho et al. 2020, equation 14)."""
+    """The network predicts the noise (Ho et al. 2020, equation 14)."""
 
     def to_x0(output: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
         return (x - sigma * output) / alpha
@@ -49,7 +50,7 @@ def epsilon(config: DiffusionConfig) -> Prediction:
 
 
 def v(config: DiffusionConfig) -> Prediction:
-    """alpha noise - sigma x_0 (Salimans & Ho 2022, appendix D)."""
+    """The network predicts alpha noise - sigma x_0 (Salimans & Ho 2022, appendix D)."""
 
     def target(x0: Tensor, noise: Tensor, alpha: Number, sigma: Number) -> Tensor:
         return alpha * noise - sigma * x0
@@ -61,13 +62,13 @@ def v(config: DiffusionConfig) -> Prediction:
 
 
 def x0(config: DiffusionConfig) -> Prediction:
-    """x_0 itself (Salimans & Ho 2022, section 4)."""
+    """The network predicts x_0 (Salimans & Ho 2022, section 4)."""
     return Prediction(lambda x0, noise, alpha, sigma: x0, lambda output, x, alpha, sigma: output)
 
 
 def flow(config: DiffusionConfig) -> Prediction:
-    """The velocity noise - x_0 of rectified flow, where alpha + sigma = 1 (Liu et al. 2022, equation 1; Esser et al.
-    2024, equation 13; here from data to noise)."""
+    """The network predicts the velocity noise - x_0 of rectified flow, where alpha + sigma = 1 (Liu et al. 2022,
+    equation 1; Esser et al. 2024, equation 13; here from data to noise)."""
 
     def to_x0(output: Tensor, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
         return x - sigma * output
@@ -76,12 +77,12 @@ def flow(config: DiffusionConfig) -> Prediction:
 
 
 def edm(config: DiffusionConfig) -> Prediction:
-    """The F of D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), where D is x_0 (Karras et al. 2022, equation 7 and
-    table 1, with s = sigma_data):
+    """The network is F of D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), where D predicts x_0 (Karras et al. 2022,
+    equation 7 and table 1, with s = sigma_data):
 
     c_skip = s^2 / (sigma^2 + s^2)    c_out = sigma s / sqrt(sigma^2 + s^2)    c_in = 1 / sqrt(sigma^2 + s^2)
 
-    Their loss weight 1 / c_out^2 makes lambda ||D - x_0||^2 the plain ||F - target||^2 (equation 8).
+    With their loss weight lambda = 1 / c_out^2, lambda ||D - x_0||^2 equals ||F - target||^2 (equation 8).
     """
     s = config.sigma_data
 
@@ -108,7 +109,7 @@ PREDICTIONS: dict[str, Callable[[DiffusionConfig], Prediction]] = {
 
 
 def make_prediction(config: DiffusionConfig) -> Prediction:
-    """What the network of a configuration predicts."""
+    """The parameterization of a configuration."""
     return PREDICTIONS[config.prediction](config)
 
 
@@ -117,8 +118,9 @@ def make_prediction(config: DiffusionConfig) -> Prediction:
 
 
 def min_snr_weight(prediction: str, gamma: float, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """min(SNR, gamma) as a weight of x_0's squared error, in terms of what is predicted: divided by SNR for epsilon and
-    by SNR + 1 for v (Hang et al. 2023, section 3.4). SNR = alpha^2 / sigma^2, alpha^2 + sigma^2 = 1, sigma > 0."""
+    """The weight min(SNR, gamma) of x_0's squared error, converted to the predicted quantity: divided by SNR for
+    epsilon and by SNR + 1 for v (Hang et al. 2023, section 3.4). SNR = alpha^2 / sigma^2, alpha^2 + sigma^2 = 1,
+    sigma > 0."""
     signal, noise = alpha**2, sigma**2
     if prediction == "epsilon":
         return torch.clamp(gamma * noise / signal, max=1.0)

@@ -1,7 +1,7 @@
-"""The forward processes: what lies between a latent and noise, and what the network is told of where it is.
+"""The forward processes: alpha and sigma at a time between latent and noise, and the network's timestep input there.
 
-All are x_t = alpha x_0 + sigma noise. They differ in what a time is: an integer timestep of a schedule (schedule.py),
-t from 0 to 1 in rectified flow, or sigma itself in Karras et al. 2022.
+All are x_t = alpha x_0 + sigma noise. A time is an integer timestep of a schedule (schedule.py), t from 0 to 1 in
+rectified flow, or sigma itself in Karras et al. 2022.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pipeline.diffusion.schedule import Schedule
 
 
 class Process(Protocol):
-    """A way from latents to noise."""
+    """A forward process, from latents to noise."""
 
     def at(self, time_B: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at times (B,), each (B, 1, 1, 1) float32."""
         ...
 
-    def told(self, time_B: Tensor) -> Tensor:
-        """What the network takes as its timestep (B,)."""
+    def timestep_input(self, time_B: Tensor) -> Tensor:
+        """The network's timestep input (B,) at times (B,)."""
         ...
 
 
@@ -38,25 +38,25 @@ class RectifiedFlow:
         t = time_B.view(-1, 1, 1, 1)
         return 1 - t, t
 
-    def told(self, time_B: Tensor) -> Tensor:
-        """T t: float32 in [0, T], the range that timestep embeddings are made for."""
+    def timestep_input(self, time_B: Tensor) -> Tensor:
+        """T t: float32 in [0, T], the range that timestep embeddings are designed for."""
         return self.timesteps * time_B
 
 
 class Edm:
-    """x = x_0 + sigma noise, the time being sigma; the network is told c_noise = ln(sigma) / 4 (Karras et al. 2022,
-    table 1)."""
+    """x = x_0 + sigma noise, where the time is sigma; the timestep input is c_noise = ln(sigma) / 4 (Karras et al.
+    2022, table 1)."""
 
     def at(self, time_B: Tensor) -> tuple[Tensor, Tensor]:
         sigma = time_B.view(-1, 1, 1, 1)
         return torch.ones_like(sigma), sigma
 
-    def told(self, time_B: Tensor) -> Tensor:
+    def timestep_input(self, time_B: Tensor) -> Tensor:
         return time_B.log() / 4
 
 
 PROCESSES = {"epsilon": "discrete", "v": "discrete", "x0": "discrete", "flow": "flow", "edm": "edm"}
-"""The process that a prediction belongs to."""
+"""The process of each value of diffusion.prediction."""
 
 MAKE: dict[str, Callable[[DiffusionConfig, torch.device | str], Process]] = {
     "discrete": Schedule,

@@ -1,7 +1,7 @@
-"""Which noise level a training sample gets: a pure function of (seed, sample number), in integers and IEEE arithmetic.
+"""The noise level of a training sample: a pure function of (seed, sample number), in integers and IEEE arithmetic.
 
-A sample's 32-bit word is drawn by itself or from a low-discrepancy sequence; a density then makes a time of it, always
-through its quantile function, so that words which are evenly spread give times that are evenly spread in the density.
+A sample's 32-bit word is drawn independently or from a low-discrepancy sequence. A density then turns it into a time,
+always through its quantile function, so evenly spread words give times that are evenly spread in the density.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pipeline.philox import Stream
 
 
 def independent_words(seed: int, numbers_B: Tensor) -> Tensor:
-    """Independent and uniform: (B,) int64 in [0, 2**32)."""
+    """Independent uniform words: (B,) int64 in [0, 2**32)."""
     return philox.words(seed, Stream.TIMESTEP, numbers_B, 1)[:, 0]
 
 
 def stratified_words(seed: int, numbers_B: Tensor) -> Tensor:
-    """Uniform over a run and almost evenly spread over any stretch of it, so that batch losses vary less."""
+    """Words that are uniform over a run and almost evenly spread over any part of it, so batch losses vary less: (B,)
+    int64 in [0, 2**32)."""
     fraction, _ = philox.stratified_uniform(seed, numbers_B)
     return (fraction >> 32) & philox.MASK
 
@@ -47,12 +48,12 @@ DENSITIES = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log
 
 
 def draw_times(seed: int, numbers_B: Tensor, config: DiffusionConfig) -> Tensor:
-    """The times of the samples numbered `numbers_B` (int64), on that tensor's device, as the configuration's process
-    takes them: int64 in [0, T) for the discrete process, else float32: t for flow, sigma for edm."""
+    """The times (B,) of the samples numbered `numbers_B` (int64), on that tensor's device, in the units of the
+    configuration's process: int64 in [0, T) for the discrete process, else float32: t for flow, sigma for edm."""
     word = WORDS[config.timestep_sampling](seed, numbers_B)
     discrete = PROCESSES[config.prediction] == "discrete"
     if discrete and config.timestep_density == "uniform":
-        return (word * config.timesteps) >> 32  # integers alone
+        return (word * config.timesteps) >> 32  # exact: integers only
     time = DENSITIES[config.timestep_density](word, config.timestep_mean, config.timestep_std)
     if discrete:
         return (time * config.timesteps).long().clamp_(max=config.timesteps - 1)
@@ -60,17 +61,17 @@ def draw_times(seed: int, numbers_B: Tensor, config: DiffusionConfig) -> Tensor:
 
 
 BUCKETS = 5
-"""Parts of the noise levels that losses are told of apart."""
+"""Ranges of noise levels whose losses are logged separately."""
 
 
 def noise_bucket(time_B: Tensor, config: DiffusionConfig) -> Tensor:
-    """Which fifth of the noise levels each time (B,) of draw_times lies in, 0 being the least noise: int64 (B,). Of t
-    in the discrete process and in flow, of ln(sigma) between sigma_min and sigma_max in edm."""
+    """The fifth of the noise levels that each time (B,) of draw_times lies in, from 0, the least noise: int64 (B,). The
+    fifths are of t in the discrete process and in flow, of ln(sigma) between sigma_min and sigma_max in edm."""
     process = PROCESSES[config.prediction]
-    share = time_B.double()
+    fraction = time_B.double()
     if process == "discrete":
-        share = share / config.timesteps
+        fraction = fraction / config.timesteps
     elif process == "edm":
         low, high = math.log(config.sigma_min), math.log(config.sigma_max)
-        share = (share.log() - low) / (high - low)
-    return (share * BUCKETS).long().clamp_(0, BUCKETS - 1)
+        fraction = (fraction.log() - low) / (high - low)
+    return (fraction * BUCKETS).long().clamp_(0, BUCKETS - 1)

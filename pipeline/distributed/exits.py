@@ -1,4 +1,4 @@
-"""How a process of ours ends: one line and a status."""
+"""How a latentmill process ends: with one line on stderr and an exit status."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ INTERRUPTED_BY_KEYBOARD = 130
 
 
 def leave(status: int) -> NoReturn:
-    """End this process.
+    """End this process with an exit status.
 
-    A rank of several ends without the interpreter's own clean-up: threads of gloo that a collective has left can abort
-    it, and make a failure of a job that is done.
+    In a world of several ranks the interpreter's clean-up is skipped: gloo's threads, left over from collectives, can
+    abort it and turn a finished job into a failed one.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         sys.stdout.flush()
@@ -27,7 +27,10 @@ def leave(status: int) -> NoReturn:
 
 
 def guarded(verb: str, action: Callable[[], int]) -> int:
-    """The exit status of `action`: errors raised on purpose become one line, anything else keeps its traceback."""
+    """The exit status of `action()`. A LatentmillError becomes one line on stderr; other errors keep their traceback.
+
+    LATENTMILL_DEBUG in the environment prints the traceback of the former too.
+    """
     try:
         return action()
     except LatentmillError as error:
@@ -42,9 +45,8 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
 
 
 def _fail(verb: str, message: str, status: int) -> int:
-    """One line on stderr, with the rank where there are several."""
-    rank = (
-        f" [rank {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ else ""
-    )
+    """Print one line on stderr, with the rank where there are several. Returns the status."""
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
+    rank = f" [rank {os.environ['RANK']}]" if several else ""
     print(f"latentmill{' ' + verb if verb else ''}{rank}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status

@@ -1,8 +1,8 @@
-"""Verbs in processes of their own that need not import PyTorch again.
+"""Runs verbs in separate processes that need not import PyTorch again.
 
 Importing PyTorch, diffusers and open_clip takes seconds, and the demo runs many short verbs. A server process imports
-the verbs' modules once and computes nothing; each verb then runs in a fork of it (multiprocessing's forkserver), and
-shares nothing else with the others.
+the verbs' modules once and computes nothing. Each verb then runs in a fork of it (multiprocessing's forkserver), and
+shares nothing else with the other verbs.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from pipeline.distributed.signals import forwarding
 from pipeline.verbs import VERBS
 
 HEAVY = ("encode", "verify", "reference", "sample", "export")
-"""Verbs that compute in the process that they are started as."""
+"""Verbs that compute in the process in which they start."""
 
 
 def begin() -> None:
-    """Start importing, in the background; the first `run_verb` waits for the end of it."""
-    multiprocessing.set_forkserver_preload([VERBS[verb][0] for verb in HEAVY])
+    """Start to import the modules in the background. The first `run_verb` waits until they are imported."""
+    multiprocessing.set_forkserver_preload([*(VERBS[verb][0] for verb in HEAVY), "pipeline.models.encoders.packages"])
     multiprocessing.forkserver.ensure_running()
 
 
 def run_verb(main: Callable[[list[str]], int], verb: str, arguments: list[str]) -> int:
-    """Run `latentmill verb arguments` in a fork that shares this terminal; its exit status (128 + a signal's number).
+    """Run `latentmill verb arguments` in a fork that shares this terminal. Returns its exit status, 128 + the signal
+    that ended it.
 
-    Signals: as run_command's (ranks.py).
+    Signals are handled as by run_command (ranks.py).
     """
     processes: list[BaseProcess] = []
 

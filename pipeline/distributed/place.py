@@ -1,4 +1,4 @@
-"""Which rank of how many this process is, by its environment."""
+"""Which rank of how many this process is, according to its environment."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAST_SLURM_STEP = 0xFFFFFFF0
-"""Slurm's steps that srun started have numbers below; batch scripts, interactive shells and the like lie above."""
+"""Steps that srun started have smaller numbers; batch scripts, interactive shells and the like have this or larger."""
 
 
 FIRST_PORT, PORTS = 20_000, 12_000
-"""Where ranks that srun starts meet: below the ports that systems give to outgoing connections."""
+"""Ports at which ranks that srun starts meet: below those that systems give to outgoing connections."""
 
 
 def in_world() -> bool:
-    """Whether a launcher has already placed this process as one rank of several."""
+    """Whether a launcher has already made this process a rank of a world."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one process stands among those that share some work: rank of world, and the same on its machine."""
+    """One process's place among those that share some work: its rank, and how many there are; and both on its own
+    machine."""
 
     rank: int
     world: int
@@ -32,11 +33,11 @@ class Place:
 
 
 def worker_place(environ: Mapping[str, str] = os.environ) -> Place:
-    """This process's place among those that share work and exchange nothing, so need no process group.
+    """This process's place among those that share work without exchanging anything, and so need no process group.
 
-    Launchers that set RANK and WORLD_SIZE (torchrun, accelerate, run_ranks) come first, then srun's tasks; the tasks of
-    a Slurm array multiply either: array task i of n with w processes each holds ranks i w to i w + w - 1 of n w. Where
-    an array's numbers have no even step (--array=1,5,9) two of its tasks may get one rank.
+    RANK and WORLD_SIZE as launchers set them (torchrun, accelerate, run_ranks) take precedence over srun's tasks. The
+    tasks of a Slurm array multiply either: array task i of n, with w processes each, holds ranks i w to i w + w - 1 of
+    n w. If an array's numbers have no even step (--array=1,5,9), two of its tasks may get the same rank.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
@@ -57,7 +58,7 @@ def worker_place(environ: Mapping[str, str] = os.environ) -> Place:
 def step_place(environ: Mapping[str, str] = os.environ) -> Place | None:
     """This process's place among the tasks that one srun has started; None outside of a step.
 
-    There the same variables are set, with rank 0 and the size of the whole allocation.
+    Outside of a step Slurm sets the same variables, to rank 0 and the size of the whole allocation.
     """
     if int(environ.get("SLURM_STEP_ID") or LAST_SLURM_STEP) >= LAST_SLURM_STEP:
         return None
@@ -66,9 +67,9 @@ def step_place(environ: Mapping[str, str] = os.environ) -> Place | None:
 
 
 def adopt_step(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Where srun alone has placed this process among several tasks, say so as torchrun would: RANK and its like.
+    """If srun alone has made this process one of several tasks, set the variables that torchrun would: RANK and so on.
 
-    The ranks meet on the step's first node, at a port that follows from the numbers of job, step and restart.
+    The ranks meet on the step's first node, at a port computed from the numbers of job, step and restart.
     """
     place = step_place(environ)
     if place is None or place.world == 1 or ("RANK" in environ and "WORLD_SIZE" in environ):
@@ -81,25 +82,25 @@ def adopt_step(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def first_host(nodes: str) -> str:
-    """The first of nodes as Slurm writes them: gpu[03-07,9]-a,login -> gpu03-a."""
+    """The first host of a node list as Slurm writes it: gpu[03-07,9]-a,login -> gpu03-a."""
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.split(r",(?![^\[]*\])", nodes)[0])
 
 
 def _tasks_on_node(counts: str, node: int) -> int:
-    """Tasks on a step's node number `node`; Slurm writes 2, 2, 2, 1 as "2(x3),1"."""
-    nodes: list[int] = []
+    """Number of tasks on a step's node number `node`. counts: as Slurm writes it, 2, 2, 2, 1 as "2(x3),1"."""
+    tasks_by_node: list[int] = []
     for tasks, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
-        nodes += [int(tasks)] * int(times or 1)
-    return nodes[node]
+        tasks_by_node += [int(tasks)] * int(times or 1)
+    return tasks_by_node[node]
 
 
 def threads_per_rank(threads: int, ranks: int) -> int:
-    """`threads`, or for 0 this machine's cores shared among its ranks."""
+    """`threads`, or if that is 0, an equal share of this machine's cores for each of its ranks."""
     return threads or max(1, cores() // ranks)
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, and its container's quota."""
+    """Number of cores that this process may use, by its affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()

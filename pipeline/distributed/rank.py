@@ -18,12 +18,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this rank when its launcher is gone, however it went: nothing outlives its job."""
+    """Have the kernel kill this rank when its launcher ends, however it ends, so that no rank outlives its job."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """One rank: VERB and its configuration as JSON."""
+    """Run one rank. arguments: VERB and its configuration as JSON. Returns the exit status."""
     die_with_parent()
     verb, text = arguments
     module, _ = VERBS[verb]

@@ -1,7 +1,7 @@
-"""Ranks of one job on this machine: started together, signalled together, ended together.
+"""Starts, signals and ends the ranks of one job on this machine together.
 
-A verb that wants several processes calls `run_ranks`, which starts rank.py once per rank with the resolved
-configuration; inside, the environment says which rank it is, as under torchrun, srun or accelerate.
+A verb that needs several processes calls `run_ranks`, which starts rank.py once per rank with the resolved
+configuration. The environment tells each process its rank, as under torchrun, srun or accelerate.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from pipeline.errors import Interrupted
 from pipeline.log import log
 
 GRACE_SECONDS = 10.0
-"""What the other ranks get to end by themselves when one has failed."""
+"""Time that the other ranks have to end by themselves when one has failed."""
 
 
 def run_ranks(verb: str, config: Any, processes: int, threads: int) -> int:
-    """Run a verb's main(config) as `processes` ranks of this machine; the job's exit status."""
+    """Run a verb's main(config) as `processes` ranks of this machine. Returns the job's exit status, as run_local."""
     return run_local("pipeline.distributed.rank", [verb, json.dumps(to_dict(config))], processes, threads)
 
 
 def run_local(module: str, argv: Sequence[str], processes: int, threads: int = 0) -> int:
-    """Run `python -m module argv` as `processes` ranks and wait for them all.
+    """Run `python -m module argv` as `processes` ranks and wait for all of them.
 
-    threads: CPU threads per rank, 0 = this machine's cores / ranks. SIGTERM, SIGUSR1 and SIGINT are passed on; a second
-    SIGINT kills. When a rank fails the others are ended. Returns 128 + the signal that has killed a rank, where it was
-    not for another's failure (a job then goes back to the queue), else the first failure's status, else 75 if a rank
-    was interrupted, else 0.
+    threads: CPU threads per rank, 0 = this machine's cores / ranks. SIGTERM, SIGUSR1 and SIGINT are passed on to the
+    ranks; a second SIGINT kills them. When a rank fails, the others are ended. Returns the first of these that applies:
+    128 + the signal that killed a rank, unless it was sent because another rank had failed (a job then goes back to the
+    queue); the status of the first rank that failed; 75 if a rank was interrupted; 0.
     """
     command = [sys.executable, "-m", module, *argv]
     received: list[int] = []
     ranks: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _: FrameType | None) -> None:
-        again = number == signal.SIGINT and number in received
+        second_interrupt = number == signal.SIGINT and number in received
         received.append(number)
-        _signal_all(ranks, signal.SIGKILL if again else number)
+        _signal_all(ranks, signal.SIGKILL if second_interrupt else number)
 
     with handled(STOP, forward):
         try:
@@ -64,10 +64,10 @@ def run_local(module: str, argv: Sequence[str], processes: int, threads: int = 0
 
 
 def run_command(command: Sequence[str]) -> int:
-    """Run a command of ours that shares this terminal, and return its exit status (128 + the signal that ended it).
+    """Run a latentmill command that shares this terminal. Returns its exit status, 128 + the signal that ended it.
 
-    Ctrl-C reaches it as it reaches this process, and is left to it: it may have a checkpoint to write. Other signals
-    are passed on.
+    Ctrl-C reaches the command from the terminal, as it reaches this process, which ignores it: the command may have a
+    checkpoint to write. Other signals are passed on.
     """
     children: list[subprocess.Popen[bytes]] = []
 
@@ -82,7 +82,7 @@ def run_command(command: Sequence[str]) -> int:
 
 
 def rank_environment(rank: int, world: int, port: int, threads: int) -> dict[str, str]:
-    """What torch.distributed and OpenMP read."""
+    """The environment variables of a rank that torch.distributed and OpenMP read."""
     per_rank = threads_per_rank(threads, world)
     environment = {
         "RANK": str(rank),
@@ -94,16 +94,17 @@ def rank_environment(rank: int, world: int, port: int, threads: int) -> dict[str
         "OMP_NUM_THREADS": str(per_rank),
     }
     if per_rank * world > cores():
-        # OpenMP's threads spin while they wait. With more of them than cores that cost 40 times a step's own time.
+        # OpenMP's threads spin while they wait. With more threads than cores, that took 40 times a step's own time.
         environment["OMP_WAIT_POLICY"] = "passive"
     return environment
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], received: list[int]) -> int:
-    """Wait for every rank; on the first failure end the others. Returns the job's exit status."""
-    failure, killed = 0, 0  # statuses: of the first rank that failed, and of one that a signal killed
+    """Wait for every rank, and end the others when one fails. Returns the job's exit status. received: the signals
+    passed on so far."""
+    failure, killed = 0, 0  # exit statuses of the first rank that failed, and of the first that a signal killed
     deadline = float("inf")
-    sent: set[int] = set()
+    sent: set[int] = set()  # signals that ended ranks because another failed
     statuses: dict[int, int] = {}
     while len(statuses) < len(ranks):
         for rank, process in enumerate(ranks):
@@ -116,7 +117,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]], received: list[int]) -> int:
             if status < 0:
                 killed = killed or 128 - status
                 if -status not in received:
-                    _tell_killed(rank, -status)
+                    _log_killed(rank, -status)
             if not failure:
                 failure = status if status > 0 else 128 - status
                 deadline = time.monotonic() + GRACE_SECONDS
@@ -135,14 +136,14 @@ HINTS = {
 }
 
 
-def _tell_killed(rank: int, number: int) -> None:
-    """A line for a rank that a signal of somebody else's has killed."""
+def _log_killed(rank: int, number: int) -> None:
+    """Log that a rank was killed by a signal that this process has not sent."""
     name = signal.Signals(number).name
     log.error(f"rank {rank} was killed by {name}{HINTS.get(signal.Signals(number), '')}")
 
 
 def _signal_all(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
-    """Signal every rank that still runs, and what it started."""
+    """Send a signal to every rank that still runs, and to the processes that it started."""
     for process in ranks:
         if process.poll() is None:
             try:
@@ -153,13 +154,13 @@ def _signal_all(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A TCP port of the loopback interface that is kept from everyone but the rank that will listen on it.
+    """A TCP port of the loopback interface, reserved for the rank that will listen on it.
 
-    Ranks import PyTorch for seconds before one of them listens; a port that was only found to be free can by then be
-    the source of somebody's connection. A socket that is bound and does not listen holds it, and lets a listener in
-    that sets SO_REUSEADDR as this one does, which torch.distributed's store is.
+    Ranks import PyTorch for seconds before one of them listens. By then a port that was only found to be free may have
+    become the source port of another process's connection. A socket that is bound without listening reserves the port,
+    yet allows a listener that sets SO_REUSEADDR too, as torch.distributed's store does.
     """
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        yield holder.getsockname()[1]
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("127.0.0.1", 0))
+        yield reservation.getsockname()[1]

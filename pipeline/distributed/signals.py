@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: remembered, passed on, raised as Interrupted, or an end at once."""
+"""Handlers for the signals that ask a process to stop: remember, pass on, raise Interrupted, or end at once."""
 
 from __future__ import annotations
 
@@ -15,38 +15,37 @@ from pipeline.errors import Interrupted
 from pipeline.log import log
 
 SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
-"""What a scheduler or a launcher sends to ask a process to stop."""
+"""Signals by which a scheduler or a launcher asks a process to stop."""
 STOP = (*SCHEDULER, signal.SIGINT)
-"""The same, and Ctrl-C."""
+"""The same signals, and Ctrl-C's."""
 
 
 @contextmanager
 def handled(numbers: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Inside, signals `numbers` of this process call `handler`; the handlers of before come back at the end.
+    """Inside, the signals `numbers` call `handler`; the previous handlers are restored at the end.
 
-    Python delivers signals to the main thread alone: in another thread nothing changes.
+    Python delivers signals to the main thread only, so in another thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in numbers}
+    previous_handlers = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, previous in before.items():
+        for number, previous in previous_handlers.items():
             signal.signal(number, previous)
 
 
 class StopRequest:
-    """Whether this process was asked to stop. number: the last signal that asked; None while none has."""
+    """Whether this process was asked to stop. number: the last signal that asked, None while none has."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     @contextmanager
     def listening(self, numbers: Sequence[int] = STOP) -> Iterator[StopRequest]:
-        """Inside, a signal of `numbers` is remembered and does nothing else; a second Ctrl-C raises
-        KeyboardInterrupt."""
+        """Inside, a signal among `numbers` is only remembered, but a second Ctrl-C raises KeyboardInterrupt."""
 
         def remember(number: int, _: FrameType | None) -> None:
             if number == signal.SIGINT and self.number is not None:
@@ -59,7 +58,8 @@ class StopRequest:
 
 @contextmanager
 def forwarding(send: Callable[[int], None]) -> Iterator[None]:
-    """Inside, signals to this process go to `send`, but for Ctrl-C, which reaches all processes of a terminal."""
+    """Inside, signals to this process are passed to `send`, except for Ctrl-C, which reaches all processes of the
+    terminal anyway."""
 
     def forward(number: int, _: FrameType | None) -> None:
         if number != signal.SIGINT:
@@ -71,11 +71,11 @@ def forwarding(send: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Inside, SIGTERM and SIGUSR1 end this process with status 75: outside of the loop, which listens for them itself,
-    there is nothing to commit."""
+    """Inside, SIGTERM and SIGUSR1 end this process at once with status 75. The training loop, which has something to
+    commit, listens for them itself."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        log.warning(f"train: stopped by {signal.Signals(number).name} outside of its steps")
+        log.warning(f"train: stopped by {signal.Signals(number).name} before or after the training steps")
         sys.stderr.flush()
         os._exit(Interrupted.exit_code)
 
@@ -85,11 +85,12 @@ def stopping_at_once() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM and SIGUSR1 raise Interrupted: claims are given up, and a scheduler may start this again."""
+    """Inside, SIGTERM and SIGUSR1 raise Interrupted, so that claims are released and a scheduler may start the command
+    again."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        for other in SCHEDULER:
-            signal.signal(other, signal.SIG_IGN)  # once is enough
+        for ignored in SCHEDULER:
+            signal.signal(ignored, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
         raise Interrupted(
             f"stopped by {signal.Signals(number).name}; the shards that are finished stay, and the same command goes on"
         )

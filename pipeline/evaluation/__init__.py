@@ -1,1 +1,1 @@
-"""How good the samples are: features, metrics, the pixel judge, and the verb that runs them."""
+"""How good samples are: features, metrics, the pixel judge, and the evaluation that runs them."""

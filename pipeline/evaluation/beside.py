@@ -1,12 +1,12 @@
-"""Evaluations beside training (eval.where=job): training leaves a snapshot of the EMA weights and goes on.
+"""Evaluations beside training (eval.where=job): training writes a snapshot of the EMA weights and continues.
 
-    evals/{n:012d}/ema.safetensors   what is to be evaluated; gone when it is
-    evals/{n:012d}/metrics.json      the figures, as an evaluation inside training writes them
-    evals/{n:012d}/tracked           a job has brought them to the tracker itself
-    evals/training                   there while a training process brings in figures as they appear
+    evals/{n:012d}/ema.safetensors   the snapshot, which is deleted after its evaluation
+    evals/{n:012d}/metrics.json      the figures, as in an evaluation inside training
+    evals/{n:012d}/tracked           the figures have been sent to the tracker
+    evals/training                   exists while a training process sends new figures to the tracker
 
-A snapshot without figures is work left to do, whoever was killed: `latentmill eval run=RUN pending=true` makes it, as
-often as it is started, and the same figures come out. So a job that dies costs training nothing.
+A snapshot without figures is pending, whichever process was killed: `latentmill eval run=RUN pending=true` evaluates
+it, as often as it is started, with the same figures. So a job that dies costs training nothing.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torch import Tensor
 
 from pipeline.errors import LatentmillError, NotFound
 from pipeline.log import log
-from pipeline.runs.directory import SNAPSHOT
+from pipeline.runs.directory import SNAPSHOT, evaluation_folder
 from pipeline.scheduler.slurm import inherited
 from pipeline.storage.base import Storage
 from pipeline.tracking.tracker import Tracker
 
 POLL_SECONDS = 5.0
-"""Between two looks for figures that jobs have written."""
+"""Time between two searches for figures that jobs have written."""
 LAST_SECONDS = 600.0
-"""How long the end of training waits for a snapshot that is still on its way to the store."""
+"""Time that the end of training waits for a snapshot that is still being written to the store."""
 OPEN = "evals/training"
 NICE = 10
 LOG = "evals/jobs.log"
@@ -44,34 +44,34 @@ LOG = "evals/jobs.log"
 
 def figures(run: Storage, n: int) -> str:
     """Where the figures at n samples are."""
-    return f"evals/{n:012d}/metrics.json"
+    return f"{evaluation_folder(n)}/metrics.json"
 
 
 def pending(run: Storage) -> list[int]:
-    """n of every snapshot that was not evaluated, in order."""
+    """n of every snapshot without figures, in increasing order."""
     keys = {info.key for info in run.list("evals/")}
     numbers = (key.split("/")[1] for key in keys if key.endswith(f"/{SNAPSHOT}"))
     return sorted(int(n) for n in numbers if n.isdecimal() and figures(run, int(n)) not in keys)
 
 
 def read_snapshot(run: Storage, n: int) -> dict[str, Tensor]:
-    """Whole fp32 EMA weights by parameter name. Raises NotFound where another process has finished with it."""
-    return load(run.get(f"evals/{n:012d}/{SNAPSHOT}"))
+    """Whole fp32 EMA weights by parameter name. Raises NotFound when another process has finished it."""
+    return load(run.get(f"{evaluation_folder(n)}/{SNAPSHOT}"))
 
 
 def finish(run: Storage, n: int, track: Callable[[], None]) -> None:
-    """The figures at n are written: the snapshot goes, and unless a training process will, `track` brings them to the
-    tracker."""
-    run.delete(f"evals/{n:012d}/{SNAPSHOT}")
-    if not run.exists(OPEN) and run.put_if_absent(f"evals/{n:012d}/tracked", b""):
+    """Delete the snapshot at n, whose figures are written. `track` sends them to the tracker unless a training process
+    will do so."""
+    run.delete(f"{evaluation_folder(n)}/{SNAPSHOT}")
+    if not run.exists(OPEN) and run.put_if_absent(f"{evaluation_folder(n)}/tracked", b""):
         track()
 
 
 class Jobs:
-    """Rank 0's side of evaluations beside training: a thread of its own writes snapshots, starts jobs, and brings what
-    they found to the tracker. Whatever fails there is said once on standard error, and training goes on.
+    """Rank 0's side of evaluations beside training: a thread writes snapshots, starts jobs and sends their figures to
+    the tracker. A failure in it is reported once on standard error, and training continues.
 
-    start: begins the job that evaluates the snapshot at n.
+    start: starts the job that evaluates the snapshot at n.
     """
 
     def __init__(self, run: Storage, tracker: Tracker, start: Starter) -> None:
@@ -87,18 +87,18 @@ class Jobs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Bring in what is there, and leave the rest to the jobs."""
+        """Send the figures that exist to the tracker, and leave the rest to the jobs."""
         self._queue.put(None)
         self._thread.join(LAST_SECONDS)
 
     def evaluate(self, n: int, weights: dict[str, Tensor]) -> None:
-        """Have weights evaluated at n samples. Returns at once."""
+        """Queue weights at n samples for evaluation. Returns at once."""
         self._queue.put((n, weights))
 
     def _work(self) -> None:
         self._guarded(lambda: self._run.put(OPEN, b""))
-        if left := self._guarded(lambda: pending(self._run)):
-            for n in left:
+        if unevaluated := self._guarded(lambda: pending(self._run)):
+            for n in unevaluated:
                 self._guarded(partial(self._start, n))
         while True:
             self._guarded(self._bring)
@@ -111,20 +111,20 @@ class Jobs:
                 break
             self._guarded(partial(self._begin, *item))
         self._guarded(lambda: self._run.delete(OPEN))
-        self._guarded(lambda: self._bring(last=True))  # a job that found OPEN has written its figures before now
+        self._guarded(lambda: self._bring(last=True))  # a job that saw OPEN wrote its figures before this point
 
     def _begin(self, n: int, weights: dict[str, Tensor]) -> None:
         data = save({name: tensor.cpu().contiguous() for name, tensor in weights.items()})
-        self._run.put(f"evals/{n:012d}/{SNAPSHOT}", data)
+        self._run.put(f"{evaluation_folder(n)}/{SNAPSHOT}", data)
         self._start(n)
 
     def _revive(self) -> None:
-        """A process of this machine that ended just before a snapshot came is followed by another."""
-        if self._start.ended_well() and (left := pending(self._run)):
-            self._start(left[0])
+        """Start another process on this machine when the last one ended just before a snapshot arrived."""
+        if self._start.ended_well() and (unevaluated := pending(self._run)):
+            self._start(unevaluated[0])
 
     def _bring(self, last: bool = False) -> None:
-        """Rows of the tracker for figures that it does not have."""
+        """Send figures that the tracker does not have to it."""
         for info in self._run.list("evals/"):
             folder, _, name = info.key.removeprefix("evals/").partition("/")
             if name != "metrics.json" or not folder.isdecimal() or int(folder) in self._tracker.evaluations:
@@ -144,18 +144,18 @@ class Jobs:
 
 
 def bring(run: Storage, n: int, tracker: Tracker) -> None:
-    """The figures and the picture at n to the tracker, at n."""
+    """Send the figures and the picture at n to the tracker."""
     tracker.log(n, json.loads(run.get(figures(run, n))), kind="eval")
     show(run, n, tracker)
 
 
 def show(run: Storage, n: int, tracker: Tracker) -> None:
-    """The picture of the evaluation at n to the tracker, with its captions."""
-    folder = f"evals/{n:012d}"
+    """Send the picture of the evaluation at n, with its captions, to the tracker."""
+    folder = evaluation_folder(n)
     try:
         captions = json.loads(run.get(f"{folder}/grid.json"))["captions"]
         tracker.image(n, "samples", run.get(f"{folder}/grid.png"), numbered(captions))
-    except NotFound:  # evaluations may keep none
+    except NotFound:  # an evaluation without a picture
         return
 
 
@@ -165,8 +165,8 @@ def numbered(captions: Sequence[str]) -> str:
 
 
 class Starter:
-    """Starts jobs: on a Slurm cluster one for each snapshot, else one process after the other on this machine, which
-    evaluates all snapshots that it finds. They outlive this process. cluster: of conf/cluster, or ""."""
+    """Starts jobs: on a Slurm cluster one for each snapshot, otherwise one process at a time on this machine, which
+    evaluates all snapshots that it finds. They outlive this process. cluster: name in conf/cluster, or ""."""
 
     def __init__(self, url: str, cluster: str, device: str, log: Path | None) -> None:
         self._url, self._cluster, self._device, self._log = url, cluster, device, log
@@ -174,11 +174,11 @@ class Starter:
 
     def __call__(self, n: int) -> None:
         if not self._cluster and self._runs():
-            return  # it looks again before it ends
-        verb = ["submit", "eval", f"cluster={self._cluster}", f"at={n}"]
+            return  # it searches for snapshots once more before it ends
+        arguments = ["submit", "eval", f"cluster={self._cluster}", f"at={n}"]
         if not self._cluster:
-            verb = ["eval", f"device={self._device}"]
-        command = [sys.executable, "-m", "pipeline.cli", *verb, f"run={self._url}", "pending=true"]
+            arguments = ["eval", f"device={self._device}"]
+        command = [sys.executable, "-m", "pipeline.cli", *arguments, f"run={self._url}", "pending=true"]
         if not self._cluster and (nice := shutil.which("nice")):
             command = [nice, "-n", str(NICE), *command]
         if self._log is not None:
@@ -192,15 +192,15 @@ class Starter:
                 (os.POSIX_SPAWN_OPEN, 1, str(self._log or os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
-            setsid=True,  # what ends training does not end it
+            setsid=True,  # signals to training do not reach it
         )
 
     def ended_well(self) -> bool:
-        """Whether the last process on this machine has ended, and well."""
+        """Whether the last process on this machine has ended with status 0."""
         return not self._cluster and not self._runs() and self._status == 0
 
     def _runs(self) -> bool:
-        """Whether the last process is still there."""
+        """Whether the last process is still running."""
         if self._pid:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:

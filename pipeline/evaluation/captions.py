@@ -1,4 +1,4 @@
-"""The captions that evaluations sample: the first records of a dataset that is never trained on."""
+"""The captions that evaluations sample: those of the first records of a dataset that is never trained on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENCODED_TOGETHER = 64  # captions
 class Validation:
     """The first records of a dataset that is never trained on: captions, and the members that the task reads.
 
-    digest: of its manifest. tensors: (K, ...) by member name, in the cache's dtypes.
+    digest: of the dataset's manifest. tensors: (K, ...) by member name, in the cache's dtypes.
     """
 
     digest: str
@@ -33,7 +33,7 @@ class Validation:
     tensors: dict[str, Tensor]
 
     def rows(self, numbers: Sequence[int]) -> tuple[list[str], dict[str, Tensor]]:
-        """Captions and members of images `numbers`; images beyond the last record begin with the first again."""
+        """Captions and members of images `numbers`; numbers beyond the last record start again from the first."""
         index = [number % len(self.captions) for number in numbers]
         return [self.captions[i] for i in index], {name: t[index] for name, t in self.tensors.items()}
 
@@ -41,20 +41,20 @@ class Validation:
 def load_validation(
     storage: Storage, manifest: Manifest, members: Sequence[str], count: int, tower: TextTower
 ) -> Validation:
-    """The first `count` records of a cache, or all when it has fewer. tower: makes the text states that the cache does
-    not hold."""
+    """The first `count` records of a cache, or all when it has fewer. tower: encodes the captions when the cache does
+    not hold text states."""
     captions: list[str] = []
-    held = [name for name in members if name != "text" or manifest.contract.text.storage == "full"]
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in held}
-    for record in first_records(storage, manifest, count, held):
+    stored_names = [name for name in members if name != "text" or manifest.contract.text.storage == "full"]
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in stored_names}
+    for record in first_records(storage, manifest, count, stored_names):
         captions.append(record.meta["caption"])
-        for name in held:
+        for name in stored_names:
             arrays[name].append(np.array(record.members[name]))
     if not captions:
         raise DatasetError(f"{storage.url} has no records to evaluate on")
-    tensors = {name: torch.from_numpy(np.stack(many)) for name, many in arrays.items()}
-    if "text" in members and "text" not in held:
-        parts = (captions[i : i + ENCODED_TOGETHER] for i in range(0, len(captions), ENCODED_TOGETHER))
+    tensors = {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items()}
+    if "text" in members and "text" not in stored_names:
+        batches = (captions[i : i + ENCODED_TOGETHER] for i in range(0, len(captions), ENCODED_TOGETHER))
         trimmed = manifest.contract.trimmed
-        tensors["text"] = torch.cat([encode_captions(tower, part, trimmed=trimmed).half().cpu() for part in parts])
+        tensors["text"] = torch.cat([encode_captions(tower, batch, trimmed=trimmed).half().cpu() for batch in batches])
     return Validation(manifest.digest, manifest.contract, captions, tensors)

@@ -1,4 +1,4 @@
-"""A card says how figures were made, so that they can be believed, compared and made again."""
+"""A card records how figures were made, so that they can be checked, compared and reproduced."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ PACKAGES = ("torch", "torchvision", "diffusers", "open_clip_torch", "timm", "num
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Everything that an evaluation's figures depend on, and the figures."""
+    """An evaluation's figures and everything that they depend on."""
 
     metrics: dict[str, Any]
-    """The figures, by the names of metrics.json."""
+    """The figures, under the names of metrics.json."""
     images: int
     """Images sampled, N."""
     n: int
-    """Samples seen by the weights."""
+    """Number of samples that the weights have seen."""
     weights: str
-    """ema, raw, or the average that was asked for: ema=0.1."""
+    """ema, raw, or a power-function average such as ema=0.1."""
     sampler: str
-    """Sampler."""
+    """Name of the sampler."""
     steps: int
     """Denoising steps."""
     batch: int = 0
-    """Images per denoising batch; changes figures by rounding alone."""
+    """Images per denoising batch. It changes figures only by rounding."""
     guidance: float
     """Classifier-free guidance scale."""
     guidance_settings: dict[str, float] = field(default_factory=dict)
-    """What else was said of guidance: guidance_low, guidance_high, rescale, where they are not 0."""
+    """Other settings of guidance: guidance_low, guidance_high and rescale, where they are not 0."""
     seed: int
     """Image i starts from the noise of (seed, i)."""
     task: str
-    """What conditions the model."""
+    """The task, which conditions the model."""
     captions: dict[str, Any]
-    """Where the captions are from: digest of the dataset's manifest, and how many of its first records."""
+    """Source of the captions: digest of the dataset's manifest, and number of its first records."""
     vae_sha256: str
     """Autoencoder that decoded the samples."""
     clip: dict[str, str]
@@ -48,7 +48,7 @@ class Card:
     reference: dict[str, Any] | None
     """Reference statistics of FID: sha256 of the file, dataset, images, resolution, crop, resize."""
     rank_deficient: bool
-    """Whether FID is from no more images than the features are wide."""
+    """Whether FID was computed from at most as many images as the features have channels."""
     device: str
     """Kind of device that sampled: cpu or cuda."""
     versions: dict[str, str] = field(default_factory=lambda: versions())  # noqa: PLW0108  (defined below)
@@ -66,8 +66,8 @@ class Card:
                 for word, key in (("reconstructions", f"{name}_floor_reconstruction"), ("real", f"{name}_floor_real"))
                 if key in self.metrics
             )
-            deficient = ", rank deficient" if self.rank_deficient else ""
-            figures.append(f"{name} {self.metrics[name]:.3g}{self._error(name)} ({floors}{deficient})")
+            rank_text = ", rank deficient" if self.rank_deficient else ""
+            figures.append(f"{name} {self.metrics[name]:.3g}{self._error(name)} ({floors}{rank_text})")
             for kind in ("fid_infinity", "kid", "precision", "recall", "cmmd"):
                 name = f"{kind}_{self.features['name']}"
                 if name in self.metrics:
@@ -75,9 +75,9 @@ class Card:
         for name, digits in (("inception_score", 2), ("clip_score", 2), ("attribute_accuracy", 3)):
             if name in self.metrics:
                 real = self.metrics.get(f"{name}_real")
-                beside = f" (real {real:.{digits}f})" if real is not None else ""
-                figures.append(f"{name} {self.metrics[name]:.{digits}f}{self._error(name)}{beside}")
-        how = [
+                real_text = f" (real {real:.{digits}f})" if real is not None else ""
+                figures.append(f"{name} {self.metrics[name]:.{digits}f}{self._error(name)}{real_text}")
+        settings = [
             f"{self.images:,} images, seed {self.seed}",
             ", ".join(
                 [f"{self.sampler}, {self.steps} steps, guidance {self.guidance:g}"]
@@ -87,12 +87,14 @@ class Card:
         ]
         if self.reference is not None:
             if self.features is not None:
-                how.append(f"{self.features['name']} {self.features['sha256'][:12]}, {self.features['resize']} resize")
-            how.append(f"reference {self.reference['sha256'][:12]} of {self.reference['images']:,} images")
-        return f"{', '.join(figures)}; {'; '.join(how)}; latentmill {self.versions['latentmill']}"
+                settings.append(
+                    f"{self.features['name']} {self.features['sha256'][:12]}, {self.features['resize']} resize"
+                )
+            settings.append(f"reference {self.reference['sha256'][:12]} of {self.reference['images']:,} images")
+        return f"{', '.join(figures)}; {'; '.join(settings)}; latentmill {self.versions['latentmill']}"
 
     def _error(self, name: str) -> str:
-        """+- the standard error, or else the deviation over subsets; or the 95% interval."""
+        """The 95% interval or, without one, +- the standard error or the deviation over subsets; "" for none."""
         error = self.metrics.get(f"{name}_error", self.metrics.get(f"{name}_std"))
         low, high = (self.metrics.get(f"{name}_{end}") for end in ("low", "high"))
         if low is not None and high is not None:

@@ -1,7 +1,7 @@
 """Evaluation: sample images for held-out captions and measure them, on all ranks, without touching training's state.
 
-Image i is made from the noise of (seed, i) for caption i, in batches that do not depend on the number of ranks; each
-rank takes whole batches. So any world size makes the same images, and figures differ by float64's rounding at most.
+Image i is sampled from the noise of (seed, i) for caption i, in batches that do not depend on the number of ranks. Each
+rank takes whole batches. So every world size samples the same images, and figures differ at most by float64's rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.config import DiffusionConfig, SamplerConfig, TrainConfig
 from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.distributed.world import World
-from pipeline.errors import ContractMismatch, Interrupted, LatentmillError
+from pipeline.errors import ContractMismatch, Interrupted
 from pipeline.evaluation.captions import Validation, load_validation
 from pipeline.evaluation.card import Card
 from pipeline.evaluation.features.networks import Features, load_features
@@ -36,6 +36,7 @@ from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.tasks.choose import make_task
 from pipeline.report.grid import GAP, png, tile
+from pipeline.runs.directory import evaluation_folder
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -44,9 +45,9 @@ GRID_COLUMNS = 8
 
 @dataclass(frozen=True)
 class EvalResult:
-    """An evaluation's figures and its picture.
+    """An evaluation's figures and picture.
 
-    metrics: plain data, as in metrics.json. grid: the first images (K, H, W, 3) uint8, of `captions`.
+    metrics: plain data, as in metrics.json. grid: the first images (K, H, W, 3) uint8, whose captions are `captions`.
     """
 
     n: int
@@ -62,21 +63,21 @@ class EvalResult:
 
 @dataclass
 class _Part:
-    """What one rank found in its share of the images."""
+    """One rank's measurements of its share of the images."""
 
     statistics: Statistics | None
     features: list[tuple[list[int], Tensor]]
     similarities: dict[int, float]
     accuracy: dict[str, Any]
     pictures: dict[int, np.ndarray]
-    broken: int
+    not_finite: int
 
 
 class Evaluator:
-    """Everything that evaluations of one run share, loaded once.
+    """What the evaluations of one run share, loaded once.
 
-    validation: captions to sample. reference and features: for FID, or None. grid: images kept as a picture.
-    thorough: FID-infinity too, which costs as much as some 170 times FID.
+    validation: captions to sample. reference, features: for FID, or None. grid: number of images in the picture.
+    thorough: compute FID-infinity too, which costs about 170 times as much as FID.
     """
 
     def __init__(
@@ -112,20 +113,15 @@ class Evaluator:
         weights: str = "ema",
         stopped: Callable[[], bool] = lambda: False,
     ) -> EvalResult:
-        """Evaluate a denoiser whose weights have seen n samples. Collective: every rank calls it, and gets the result.
+        """Evaluate a denoiser whose weights have seen n samples. Collective: every rank calls it and gets the result.
 
-        weights: what the card calls them. stopped: asked before each batch; when it says yes on any rank, all ranks
-        raise Interrupted, and nothing is kept.
+        weights: their name on the card. stopped: called before each batch. When it returns True on any rank, all ranks
+        raise Interrupted, and nothing is stored.
         """
         began = time.monotonic()
-        part, failure = None, None
-        try:
-            part = self._measure(denoiser, images, sampler, stopped)
-        except LatentmillError as error:
-            failure = error
-        self.world.raise_together(failure)
+        part = self.world.together(lambda: self._measure(denoiser, images, sampler, stopped))
         parts: list[_Part] = self.world.gather(part)
-        pictures = {i: image for one in parts for i, image in one.pictures.items()}
+        pictures = {i: image for rank_part in parts for i, image in rank_part.pictures.items()}
         metrics = self.world.first(self._merge(parts, images) if self.world.rank == 0 else None)
         metrics = {"n": n, "images": images, "guidance": sampler.guidance, "weights": weights} | metrics
         metrics["seconds"] = round(time.monotonic() - began, 2)
@@ -139,7 +135,7 @@ class Evaluator:
         )
 
     def differing(self, card: Card) -> list[str]:
-        """What a card's figures were made from that is another thing here."""
+        """Differences between what a card's figures were made from and what is loaded here, one line each."""
         reference, features = self.reference, self.features
         pairs = {
             "reference": ((card.reference or {}).get("sha256", ""), reference.sha256 if reference else ""),
@@ -150,27 +146,27 @@ class Evaluator:
             "CLIP": (card.clip["image_sha256"], self.tower.image_sha256),
         }
         return [
-            f"{name}: {there[:12] or 'none'} on the card, {here[:12] or 'none'} here"
-            for name, (there, here) in pairs.items()
-            if there != here
+            f"{name}: {on_card[:12] or 'none'} on the card, {loaded[:12] or 'none'} here"
+            for name, (on_card, loaded) in pairs.items()
+            if on_card != loaded
         ]
 
     def require(self, card: Card) -> None:
-        """Raise ContractMismatch, naming every difference, unless the card's figures can be made here."""
+        """Raise ContractMismatch, naming every difference, unless the card's figures can be reproduced here."""
         if differing := self.differing(card):
             raise ContractMismatch(f"the card's figures cannot be made again from these: {'; '.join(differing)}")
 
     def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig, stopped: Callable[[], bool]) -> _Part:
         """Sample and judge this rank's batches."""
         part = _Part(None if self.features is None else Statistics.empty(self.features.width), [], {}, {}, {}, 0)
-        judged: list[dict[str, Any]] = []
+        accuracies: list[dict[str, Any]] = []
         for numbers in self._batches(images, sampler.batch):
             if stopped():
                 raise Interrupted("the evaluation was stopped; the same command makes it anew")
             captions, members = self.validation.rows(numbers)
             device = self.world.device
             conditioning = denoiser.task.condition({name: t.to(device).float() for name, t in members.items()})
-            pictures, broken = draw(
+            pictures, not_finite = draw(
                 denoiser,
                 self.first_stage,
                 self.diffusion,
@@ -181,7 +177,7 @@ class Evaluator:
                 self.validation.contract.latent_shape,
                 device,
             )
-            part.broken += broken
+            part.not_finite += not_finite
             part.pictures |= {i: picture for i, picture in zip(numbers, pictures, strict=True) if i < self.grid}
             if part.statistics is not None and self.features is not None:
                 features = self.features(pictures)
@@ -189,17 +185,17 @@ class Evaluator:
                 part.features.append((numbers, features))
             scores = clip_scores(self.tower, pictures, captions)
             part.similarities |= dict(zip(numbers, scores.tolist(), strict=True))
-            judged.append(shapes_accuracy(pictures, captions))
-        part.accuracy = merge_accuracies(judged)
+            accuracies.append(shapes_accuracy(pictures, captions))
+        part.accuracy = merge_accuracies(accuracies)
         return part
 
     def _batches(self, images: int, size: int) -> Iterator[list[int]]:
-        """This rank's batches of image numbers: every world-th, so that batches are the same in any world."""
+        """This rank's batches of image numbers: every size-th batch, so that batches are the same in any world."""
         batches = [list(range(first, min(first + size, images))) for first in range(0, images, size)]
         yield from batches[self.world.rank :: self.world.size]
 
     def _merge(self, parts: Sequence[_Part], images: int) -> dict[str, Any]:
-        """Figures of all ranks' parts together, each with its floors. On rank 0 alone."""
+        """Figures of all ranks' images, each with its floors. Called on rank 0 only."""
         metrics: dict[str, Any] = {}
         scores = self.reference.facts.scores if self.reference is not None else {}
         if self.reference is not None and self.features is not None:
@@ -208,9 +204,9 @@ class Evaluator:
             features = torch.cat([features for _, features in batches])
             metrics |= figures_of(features, statistics, self.features, self.reference, self.thorough)
         similarities = {i: score for part in parts for i, score in part.similarities.items()}
-        ordered = [similarities[i] for i in sorted(similarities)]
-        metrics["clip_score"] = sum(ordered) / len(ordered)
-        metrics["clip_score_error"] = standard_error(ordered)
+        in_order = [similarities[i] for i in sorted(similarities)]
+        metrics["clip_score"] = sum(in_order) / len(in_order)
+        metrics["clip_score_error"] = standard_error(in_order)
         if self.reference is not None and self.reference.facts.clip_sha256 == clip_identity(self.tower):
             metrics |= {key: value for key, value in scores.items() if key.startswith("clip_score_")}
         accuracy = merge_accuracies([part.accuracy for part in parts])
@@ -221,14 +217,14 @@ class Evaluator:
             metrics["attribute_accuracy_by_objects"] = accuracy["by_objects"]
             metrics["attribute_accuracy_by_attribute"] = accuracy["by_attribute"]
             metrics |= {key: value for key, value in scores.items() if key.startswith("attribute_accuracy_")}
-        if broken := sum(part.broken for part in parts):
-            metrics["images_not_finite"] = broken
+        if not_finite := sum(part.not_finite for part in parts):
+            metrics["images_not_finite"] = not_finite
         return metrics
 
     def _card(self, n: int, metrics: dict[str, Any], images: int, sampler: SamplerConfig, weights: str) -> Card:
         features, reference = self.features, self.reference
         facts = asdict(reference.facts) if reference is not None else {}
-        named = ("dataset", "images", "resolution", "crop", "resize")
+        kept_facts = ("dataset", "images", "resolution", "crop", "resize")
         return Card(
             metrics=metrics,
             images=images,
@@ -249,21 +245,16 @@ class Evaluator:
                 "image_sha256": self.tower.image_sha256,
             },
             features={name: getattr(features, name) for name in ("name", "sha256", "resize")} if reference else None,
-            reference={"sha256": reference.sha256} | {name: facts[name] for name in named} if reference else None,
+            reference={"sha256": reference.sha256} | {name: facts[name] for name in kept_facts} if reference else None,
             rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
             device=self.world.device.type,
         )
 
 
-def evaluation_folder(n: int, name: str = "") -> str:
-    """Where an evaluation at n samples is kept in a run directory."""
-    return f"evals/{n:012d}" + (f"-{name}" if name else "")
-
-
 def write(run: Storage, result: EvalResult, name: str = "") -> str:
-    """Keep a result under evals/ of the run directory; returns its folder there. metrics.json is written last.
+    """Store a result under evals/ of the run directory and return its folder there. metrics.json is written last.
 
-    name: tells evaluations at the same n apart; "" for those inside training.
+    name: distinguishes evaluations at the same n; "" for those inside training.
     """
     folder = evaluation_folder(result.n, name)
     height, width = result.grid.shape[1:3]
@@ -279,20 +270,20 @@ def write(run: Storage, result: EvalResult, name: str = "") -> str:
 def in_training(
     config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty_LD: Tensor | None
 ) -> Callable[[dict[str, Tensor], int, Callable[[], bool]], Mapping[str, Any]]:
-    """The function that evaluates weights at n samples while a run trains, keeps the result under its evals/, and
-    returns its metrics. Everything it needs is loaded here, so that what is missing is said before training begins.
+    """A function that evaluates weights at n samples while a run trains, stores the result under the run's evals/ and
+    returns its metrics. It loads everything at once, so that missing files are reported before training begins.
 
-    manifest: of the training cache. empty_LD: its encoded empty caption. Collective, as is what it returns.
+    manifest: of the training cache. empty_LD: its encoded empty caption. Both functions are collective.
     """
     storage = open_storage(config.data.val)
     validation_manifest = load_manifest(storage)
     contract = manifest.contract
     task = make_task(config.task, contract.latent_shape, empty_LD, trimmed=contract.trimmed).to(world.device)
-    most = max(config.eval.images, config.eval.final_images, config.eval.grid)
+    most_images = max(config.eval.images, config.eval.final_images, config.eval.grid)
     first_stage, tower = load_encoders(manifest.contract, world.device, config.encoders)
     seed = manifest.contract.encoders["seed"]  # of random weights, in tests
     evaluator = Evaluator(
-        validation=load_validation(storage, validation_manifest, task.members, most, tower),
+        validation=load_validation(storage, validation_manifest, task.members, most_images, tower),
         first_stage=first_stage,
         tower=tower,
         diffusion=config.diffusion,
@@ -313,13 +304,7 @@ def in_training(
         pack(denoiser.unet)
         images = config.eval.final_images if n >= config.samples and config.eval.final_images else config.eval.images
         result = evaluator(denoiser, n, images=images, sampler=config.eval.sampler, stopped=stopped)
-        failure = None
-        try:
-            if world.rank == 0:
-                write(run, result)
-        except LatentmillError as error:
-            failure = error
-        world.raise_together(failure)
+        world.together(lambda: write(run, result), rank=0)
         return result.metrics
 
     return evaluate

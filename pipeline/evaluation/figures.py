@@ -1,4 +1,4 @@
-"""All figures that one set of features gives, each with its error bar where one is known."""
+"""All figures of one set of features, with their error bars where these are known."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from pipeline.evaluation.metrics.kernels import cmmd, kid
 from pipeline.evaluation.metrics.manifold import NEIGHBOURS, precision_recall
 from pipeline.evaluation.reference import Reference
 
-FEWEST = 4  # images of which a half has a covariance
+FEWEST = 4  # images; half of them still have a covariance
 
 
 def figures_of(
     features_NE: Tensor, statistics: Statistics, network: Features, reference: Reference, thorough: bool
 ) -> dict[str, Any]:
-    """Figures of N generated images: their features in order of their numbers, and the exact sums of the same.
+    """Figures of N generated images, from their features in the order of image numbers and the features' exact sums.
 
     FID is against the reference's Gaussian, with its error and its floors; KID, precision, recall and CMMD against the
-    held-out real images. KID's _std is over its subsets. thorough: FID-infinity too, where N is beyond twice the
-    features' width, below which its line means nothing.
+    held-out real images. KID's _std is over its subsets. thorough: compute FID-infinity too, where N exceeds twice
+    the features' width; with fewer images its line means nothing.
     """
     name, n = network.name, len(features_NE)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RankDeficient)  # the card says it
-        found[f"fid_{name}"] = fid(statistics.gaussian(), reference.gaussian)
+        warnings.simplefilter("ignore", RankDeficient)  # the card reports it
+        figures[f"fid_{name}"] = fid(statistics.gaussian(), reference.gaussian)
     if n >= FEWEST:
         distance = FrechetTo(reference.gaussian)
-        found[f"fid_{name}_error"] = half_sample_error(n, lambda numbers: distance(features_NE[numbers]))
+        figures[f"fid_{name}_error"] = half_sample_error(n, lambda numbers: distance(features_NE[numbers]))
     floors = reference.floors(n)
-    found |= {f"fid_{name}_floor_{kind}": floors[kind] for kind in ("real", "reconstruction", "images")}
+    figures |= {f"fid_{name}_floor_{kind}": floors[kind] for kind in ("real", "reconstruction", "images")}
     if thorough and n > 2 * network.width:
         extrapolated = fid_infinity(features_NE, reference.gaussian)
-        found |= {f"fid_infinity_{name}": extrapolated.value, f"fid_infinity_{name}_error": extrapolated.error}
+        figures |= {f"fid_infinity_{name}": extrapolated.value, f"fid_infinity_{name}_error": extrapolated.error}
     real = reference.real
     if min(n, len(real)) > NEIGHBOURS:
-        found[f"kid_{name}"], found[f"kid_{name}_std"] = kid(features_NE, real)
-        found[f"precision_{name}"], found[f"recall_{name}"] = precision_recall(features_NE, real)
+        figures[f"kid_{name}"], figures[f"kid_{name}_std"] = kid(features_NE, real)
+        figures[f"precision_{name}"], figures[f"recall_{name}"] = precision_recall(features_NE, real)
     if "clip" in name:
-        found[f"cmmd_{name}"] = cmmd(features_NE, real)
+        figures[f"cmmd_{name}"] = cmmd(features_NE, real)
     if network.classes is not None:
         score, std = inception_score(features_NE, network.classes, splits=min(10, n))
-        found |= {"inception_score": score, "inception_score_std": std}
-    return found
+        figures |= {"inception_score": score, "inception_score_std": std}
+    return figures
 
 
 def standard_error(values: list[float]) -> float:
-    """Of their mean."""
+    """Standard error of the mean of the values."""
     mean = sum(values) / len(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values))

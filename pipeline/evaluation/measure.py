@@ -1,4 +1,4 @@
-"""What is measured of a batch of pictures and its captions, and how parts are put together."""
+"""What is measured of a batch of pictures and captions, and how batches are merged."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def clip_scores(tower: TextTower, pictures: np.ndarray, captions: Sequence[str])
 
 
 def clip_identity(tower: TextTower) -> str:
-    """Which towers a CLIP score is from."""
+    """Identity of the towers of a CLIP score: the beginnings of both hashes."""
     return f"{tower.weights_sha256[:32]}{tower.image_sha256[:32]}"
 
 
 def shapes_accuracy(pictures: np.ndarray, captions: Sequence[str]) -> dict[str, Any]:
-    """The oracle's judgement of pictures (N, H, W, 3) uint8, as attribute_accuracy gives it.
+    """attribute_accuracy of pictures (N, H, W, 3) uint8.
 
-    Nothing for pictures of another size than the shapes world's.
+    {} for pictures whose size is not that of the shapes world.
     """
     if pictures.shape[1:3] != (SHAPES_CANVAS, SHAPES_CANVAS):
         return {}
@@ -38,19 +38,19 @@ def shapes_accuracy(pictures: np.ndarray, captions: Sequence[str]) -> dict[str, 
 
 
 def merge_accuracies(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The judgement of all parts' pictures together, in attribute_accuracy's form.
+    """The accuracy of all parts together, in attribute_accuracy's form.
 
-    "overall" is missing unless every caption could be read: a share of some of the images is no figure of the set.
+    "overall" is missing unless every caption could be read, since a share of some images does not describe the set.
     """
     parts = [part for part in parts if part]
     merged: dict[str, Any] = {name: sum(part[name] for part in parts) for name in ("n", "unread")}
     for table in ("by_objects", "by_attribute"):
         keys = sorted({key for part in parts for key in part[table]})
         counts = {key: sum(part[f"n_{table}"].get(key, 0) for part in parts) for key in keys}
-        right = {
+        right_counts = {
             key: sum(part[table][key] * part[f"n_{table}"][key] for part in parts if key in part[table]) for key in keys
         }
-        merged[table] = {key: round(right[key]) / counts[key] for key in keys}
+        merged[table] = {key: round(right_counts[key]) / counts[key] for key in keys}
         merged[f"n_{table}"] = counts
     if merged["n"] and not merged["unread"]:
         right_images = sum(round(part["overall"] * part["n"]) for part in parts if "overall" in part)

@@ -1,10 +1,10 @@
-"""Statistics of real images, which generated ones are compared with, and the floors that no generator can pass.
+"""Statistics of real images, to which generated images are compared, and the floors that no generator can pass.
 
-A reference dataset is cut in two. The later part's features give the reference Gaussian. The first part is held out:
-the features of its real images, and of their reconstructions by the autoencoder, stand where a generator's would. So
+A reference dataset is cut in two. The features of the later part give the reference Gaussian. The first part is held
+out: the features of its real images and of their reconstructions by the autoencoder replace generated ones. So
     FID(N generated, reference), FID(N reconstructed, reference), FID(N real, reference)
-have the same N, the same reference and disjoint sets of images, and compare directly, although each of them depends on
-N. The features themselves are kept, so that floors are exact for any N up to the number held out.
+have the same N, the same reference and disjoint sets of images, and can be compared, although each of them depends on
+N. The features themselves are stored, so that floors are exact for any N up to the number held out.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from pipeline.storage.urls import open_storage, split_url
 
 FORMAT = 1
 FLOOR_SIZES = (256, 512, 1000, 2000, 5000)
-"""Numbers of images for which the file's own table of floors is written; any other is computed when it is asked for."""
+"""Numbers of images in the file's table of floors. Floors for other numbers are computed on demand."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceFacts:
-    """What a reference was made from; evaluations must match it."""
+    """What a reference was made from, which evaluations must match."""
 
     features: str
     """Name of the feature network."""
@@ -49,13 +49,13 @@ class ReferenceFacts:
     dataset: str
     """Digest of the manifest of the dataset."""
     vae_sha256: str
-    """The autoencoder whose reconstructions the floors are of."""
+    """Hash of the autoencoder that made the reconstructions."""
     clip_sha256: str
-    """The towers that the CLIP scores of `scores` are from (hash of both hashes)."""
+    """The towers of the CLIP scores in `scores` (hash of both hashes)."""
     images: int
     """Real images in the reference Gaussian."""
     held: int
-    """Real images, others than those, held out for floors."""
+    """Other real images, held out for floors."""
     scores: dict[str, Any] = field(default_factory=dict)
     """Other metrics of the held-out images: clip_score_real, clip_score_reconstruction, attribute_accuracy_..."""
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -75,10 +75,13 @@ class Reference:
     sha256: str = ""
 
     def floors(self, images: int) -> dict[str, float]:
-        """FID of `images` real images and of as many reconstructions, and the number used: all held out, if fewer."""
+        """FID of `images` real images and of as many reconstructions, and the number used: at most all that are held
+        out."""
         count = min(images, len(self.real))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RankDeficient)  # said once, where the generated images' FID is computed
+            warnings.simplefilter(
+                "ignore", RankDeficient
+            )  # reported once, where the FID of generated images is computed
             return {
                 "real": fid(Statistics.of(self.real[:count]).gaussian(), self.gaussian),
                 "reconstruction": fid(Statistics.of(self.reconstruction[:count]).gaussian(), self.gaussian),
@@ -86,7 +89,8 @@ class Reference:
             }
 
     def require(self, contract: Contract, features: Features, what: str) -> None:
-        """Raise ContractMismatch, naming every difference, unless such images compare with the reference."""
+        """Raise ContractMismatch, naming every difference, unless images of this contract and these features compare
+        with the reference. what: name of the reference in the message."""
         pairs = {
             "resolution": (self.facts.resolution, contract.resolution),
             "crop": (self.facts.crop, contract.crop),
@@ -95,7 +99,11 @@ class Reference:
             "features' weights": (self.facts.features_sha256[:12], features.sha256[:12]),
             "autoencoder": (self.facts.vae_sha256[:12], contract.vae_sha256[:12]),
         }
-        differing = [f"{name} {mine}, not {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
+        differing = [
+            f"{name} {of_reference}, not {of_run}"
+            for name, (of_reference, of_run) in pairs.items()
+            if of_reference != of_run
+        ]
         if differing:
             raise ContractMismatch(
                 f"{what} does not fit this run: {'; '.join(differing)}. Make one with `latentmill reference` from a "
@@ -125,7 +133,7 @@ def load_reference(url: str) -> Reference:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         facts = ReferenceFacts(**json.loads(header["__metadata__"]["latentmill.reference"]))
         gaussian = Gaussian(facts.images, tensors["mean"], tensors["cov"])
-        held = tensors["held.real"], tensors["held.reconstruction"]
+        held_out = tensors["held.real"], tensors["held.reconstruction"]
     except NotFound:
         raise DatasetError(
             f"there are no reference statistics at {url}: make them with `latentmill reference`"
@@ -133,4 +141,4 @@ def load_reference(url: str) -> Reference:
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{url} holds no reference statistics of this version ({error}): make them again") from None
     assert gaussian.mean.dtype == torch.float64
-    return Reference(facts, gaussian, *held, sha256=hashlib.sha256(data).hexdigest())
+    return Reference(facts, gaussian, *held_out, sha256=hashlib.sha256(data).hexdigest())

@@ -1,7 +1,7 @@
 """Weights in the order that oneDNN reads fastest, for a network that only predicts, on a CPU in fp32.
 
-PyTorch keeps a weight row by row, and oneDNN and MKL put it into an order of their own at every call: for the few
-pixels of a latent that takes as long as the arithmetic. Here it is done once, and the rows are given back.
+PyTorch stores a weight row by row, and oneDNN and MKL reorder it at every call, which takes as long as the arithmetic
+for the few pixels of a latent. Here it is reordered once, and the original memory is released.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pipeline.models.kernels.upsampled import fold, unfold
 from pipeline.models.unet.layers import GegluLinear, Upsample
 
 LARGE = 2**18
-"""Values from which on a weight's old memory is given back at once: its successor does not fit into it."""
+"""Number of values from which a weight's original memory is released at once: later weights do not fit into it."""
 
 
 def pack(module: nn.Module) -> None:
     """Put every fp32 linear layer and convolution below `module` on a CPU into oneDNN's order, in place.
 
-    It then predicts (no gradients), and has no state dict any more; the memory is what it was. Does nothing where
+    Afterwards the module has no gradients and no state dict; it takes as much memory as before. Does nothing where
     oneDNN is not available.
     """
     if not available():
@@ -48,7 +48,7 @@ def _fits(weight: Tensor) -> bool:
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer that predicts with these."""
+    """A linear layer of this weight and bias, without gradients."""
     layer = nn.Linear(weight.shape[1], len(weight), device="meta")
     layer.weight, layer.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
     return layer
@@ -83,24 +83,24 @@ class PackedGeglu(nn.Module):
 
 
 class PackedConv2d(nn.Module):
-    """nn.Conv2d: (B, C, H, W) -> (B, C', H', W') float32. Packed at the first call, in the order that is best for the
-    size of its input; right for every other. Takes the weight out of `conv`."""
+    """nn.Conv2d: (B, C, H, W) -> (B, C', H', W') float32. Packed at the first call, in the order that is fastest for
+    the size of its input and correct for any other. Takes the weight out of `conv`."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self._bias = None if conv.bias is None else conv.bias.detach()
-        self._plain: Tensor | None = conv.weight.detach()
+        self._weight: Tensor | None = conv.weight.detach()
         self._packed = torch.empty(0)
         self._padding, self._stride, self._dilation = list(conv.padding), list(conv.stride), list(conv.dilation)
         conv.weight = cast(nn.Parameter, None)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
-        if self._plain is not None:
+        if self._weight is not None:
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self._plain, self._padding, self._stride, self._dilation, 1, list(x.shape)
+                self._weight, self._padding, self._stride, self._dilation, 1, list(x.shape)
             )
-            size, self._plain = self._plain.numel(), None
+            size, self._weight = self._weight.numel(), None
             if size >= LARGE:
                 release_memory()
         return torch.ops.mkldnn._convolution_pointwise(

@@ -18,7 +18,7 @@ from pipeline.models.encoders.autoencoder import FirstStage
 
 
 def to_uint8(x_BCHW: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded to the nearest level; not-a-number becomes black."""
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded to the nearest level; NaN becomes black."""
     levels = ((x_BCHW.float().nan_to_num(nan=-1.0) + 1) * 127.5).round().clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -31,7 +31,7 @@ def from_uint8(images_BHWC: np.ndarray) -> Tensor:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; afterwards each submodule is in the mode that it was in."""
+    """Evaluation mode without gradients inside the context. Afterwards each submodule has its previous mode."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -56,8 +56,9 @@ def draw(
 ) -> tuple[np.ndarray, int]:
     """Sample the images numbered `numbers`, one for each row of the conditioning.
 
-    null: what guidance leads away from, by default what says nothing.
-    Image i starts from noise that (seed, i) alone decide. Returns (B, H, W, 3) uint8 and how many were not finite.
+    null: conditioning that guidance leads away from, by default the task's null conditioning.
+    Image i starts from the noise of (seed, i). Returns (B, H, W, 3) uint8 and the number of images that were not
+    finite.
     """
     noise = initial_noise(seed, torch.tensor(numbers, dtype=torch.int64), latent_shape, device)
     with frozen(denoiser):
@@ -69,8 +70,8 @@ def draw(
             denoiser.task.null(len(numbers), device) if null is None else null,
             sampler=sampler.sampler,
             steps=sampler.steps,
-            guidance=Guidance.of(sampler),
+            guidance=Guidance.from_config(sampler),
         )
         x_BCHW = first_stage.decode(latents)
-    broken = int((~torch.isfinite(latents).flatten(1).all(1)).sum())
-    return to_uint8(x_BCHW), broken
+    not_finite = int((~torch.isfinite(latents).flatten(1).all(1)).sum())
+    return to_uint8(x_BCHW), not_finite

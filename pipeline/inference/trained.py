@@ -1,4 +1,4 @@
-"""A run's trained denoiser and the encoders that its cache was made with: what eval, sample and export begin with."""
+"""A run's trained denoiser and the encoders of its cache, which eval, sample and export load."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Trained:
     ) -> Denoiser:
         """The denoiser with these weights, in evaluation mode. empty_LD: the encoded empty caption, for guidance.
 
-        packed: it only predicts, and `state` is empty afterwards: on a CPU its weights are put into oneDNN's order.
+        packed: the denoiser only predicts, on a CPU with its weights in oneDNN's order. `state` is empty afterwards.
         """
         config = self.info.config
         task = make_task(config.task, self.contract.latent_shape, empty_LD, trimmed=self.contract.trimmed)
@@ -54,14 +54,14 @@ class Trained:
     def encoders(
         self, device: torch.device | str = "cpu", override: EncodersConfig | None = None
     ) -> tuple[FirstStage, TextTower]:
-        """The encoders that the run's cache was made with: from `override`, else the run's own `encoders`, else the
-        contract's names. Raises ContractMismatch when they are others."""
+        """The encoders that the run's cache was made with: from `override`, else from the run's `encoders`, else from
+        the contract's names. Raises ContractMismatch when they are other encoders."""
         return load_encoders(self.contract, device, override or self.info.config.encoders)
 
 
 def load_trained(url: str, at: int = 0, which: str = "ema", ema: float = 0.0) -> Trained:
-    """The run at `url` and its checkpoint at `at` samples (0: the newest good one). which, ema: as load_average has
-    them. Raises RunError."""
+    """The run at `url` and its checkpoint at `at` samples (0: the newest intact one). which, ema: as in load_average.
+    Raises RunError."""
     info = load_run(url)
     n, state = load_average(info.storage, at, which, ema)
     return Trained(info, contract_from_json(info.contract), n, label(which, ema), state)
@@ -70,7 +70,7 @@ def load_trained(url: str, at: int = 0, which: str = "ema", ema: float = 0.0) ->
 def build_denoiser(
     config: ModelConfig, task: Task, state: Mapping[str, Tensor], device: torch.device | str = "cpu"
 ) -> Denoiser:
-    """A denoiser that holds `state`'s tensors themselves (no second copy where they lie on `device`), in eval mode."""
+    """A denoiser in evaluation mode that holds the tensors of `state`, not copies, where they are on `device`."""
     with torch.device("meta"):
         denoiser = Denoiser(config, task)
     try:
@@ -85,8 +85,8 @@ def load_encoders(
 ) -> tuple[FirstStage, TextTower]:
     """The autoencoder and the text tower that a cache of this contract was made with.
 
-    override: where to load them from, when the contract's own names mean nothing here. Raises ContractMismatch when
-    what was loaded has other weights than what encoded the cache.
+    override: where to load them from when the contract's names do not exist here. Raises ContractMismatch when the
+    loaded weights are not those that encoded the cache.
     """
     if not (contract.vae_sha256 and contract.text_sha256):
         raise ContractMismatch(
@@ -106,9 +106,9 @@ def load_encoders(
         "latent shift": (first_stage.shift, contract.shift),
     }
     differing = [
-        f"{name}: {str(here)[:12]} here, {str(there)[:12]} there"
-        for name, (here, there) in pairs.items()
-        if here != there
+        f"{name}: {str(loaded)[:12]} here, {str(expected)[:12]} there"
+        for name, (loaded, expected) in pairs.items()
+        if loaded != expected
     ]
     if differing:
         raise ContractMismatch(
@@ -120,7 +120,7 @@ def load_encoders(
 def encode_captions(tower: TextTower, captions: list[str], *, trimmed: bool = False) -> Tensor:
     """Captions -> states (B, L, D) float32, rounded through float16 as a cache holds them.
 
-    trimmed: zeros after each caption's end token, as a cache with text_storage=trimmed is read.
+    trimmed: zeros after each caption's end token, as in a cache with text_storage=trimmed.
     """
     return encode_tokens(tower, tower.tokenize(captions), trimmed=trimmed)
 
@@ -129,6 +129,6 @@ def encode_tokens(tower: TextTower, tokens_BL: Tensor, *, trimmed: bool = False)
     """As encode_captions, from ids (B, L)."""
     states = tower.encode(tokens_BL).half().float()
     if trimmed:
-        ended = (tokens_BL == tower.eot).cumsum(dim=1) - (tokens_BL == tower.eot).int()  # end tokens before each
-        states[ended.to(states.device) > 0] = 0
+        end_tokens_before = (tokens_BL == tower.eot).cumsum(dim=1) - (tokens_BL == tower.eot).int()  # (B, L)
+        states[end_tokens_before.to(states.device) > 0] = 0
     return states

@@ -1,4 +1,4 @@
-"""How `latentmill export` judges what it wrote: beside what the checkpoint computes."""
+"""The check of `latentmill export`: what was written must compute what the checkpoint computes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOLERANCE = 1e-4  # relative, of the denoiser's output and of the text states
 
 
 class ExportDiffers(LatentmillError):
-    """What was written does not compute what the checkpoint does."""
+    """The exported files do not compute what the checkpoint computes."""
 
 
 def compare(what: str, theirs: Tensor, ours: Tensor) -> float:
@@ -19,7 +19,7 @@ def compare(what: str, theirs: Tensor, ours: Tensor) -> float:
 
 
 def judge(what: str, difference: float) -> float:
-    """Say the largest relative difference; raise ExportDiffers when it is beyond TOLERANCE, or not a number."""
+    """Print the largest relative difference and return it. Raises ExportDiffers when it exceeds TOLERANCE or is NaN."""
     print(f"check: {what} differ by {difference:.2g} at most (relative; {TOLERANCE:g} is allowed)")
     if not difference <= TOLERANCE:
         raise ExportDiffers(f"{what} differ by {difference:.2g} (relative); nothing was written to the destination")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.models.encoders.text import LAYERS, TextTower
 
-ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # open_clip's class: transformers' name
+ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # open_clip's class -> transformers' name
 BLOCK = "transformer.resblocks."
 PARTS = {
     "ln_1": "layer_norm1",
@@ -67,28 +67,29 @@ def text_model_state(tower: TextTower) -> dict[str, Tensor]:
     text = tower._tower
     layers = len(text.transformer.resblocks) - LAYERS[tower.layer]
     state: Mapping[str, Tensor] = text.state_dict()
-    theirs = {
+    renamed = {
         "embeddings.token_embedding.weight": state["token_embedding.weight"],
         "embeddings.position_embedding.weight": state["positional_embedding"][: tower.length],
         "final_layer_norm.weight": state["ln_final.weight"],
         "final_layer_norm.bias": state["ln_final.bias"],
     }
     for name, tensor in state.items():
-        found = re.fullmatch(r"(\d+)\.(.+?)[._](weight|bias)", name.removeprefix(BLOCK))
-        if not name.startswith(BLOCK) or found is None or int(found[1]) >= layers:
+        match = re.fullmatch(r"(\d+)\.(.+?)[._](weight|bias)", name.removeprefix(BLOCK))
+        if not name.startswith(BLOCK) or match is None or int(match[1]) >= layers:
             continue
-        layer, part, kind = f"encoder.layers.{found[1]}", found[2], found[3]
+        layer, part, kind = f"encoder.layers.{match[1]}", match[2], match[3]
         if part == "attn.in_proj":
-            for which, piece in zip("qkv", tensor.chunk(3), strict=True):
-                theirs[f"{layer}.self_attn.{which}_proj.{kind}"] = piece
+            for letter, rows in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[f"{layer}.self_attn.{letter}_proj.{kind}"] = rows
         else:
-            theirs[f"{layer}.{PARTS[part]}.{kind}"] = tensor
-    return {f"text_model.{name}": t.detach().float().cpu().contiguous().clone() for name, t in theirs.items()}
+            renamed[f"{layer}.{PARTS[part]}.{kind}"] = tensor
+    return {f"text_model.{name}": t.detach().float().cpu().contiguous().clone() for name, t in renamed.items()}
 
 
 def compvis_state(tower: TextTower) -> dict[str, Tensor]:
-    """The tower as CompVis' checkpoints hold it: whose last layer is read, as Stable Diffusion 1's, in transformers'
-    names; whose last but one, as Stable Diffusion 2's, whole and in open_clip's. Float32, on the CPU."""
+    """The tower as CompVis' checkpoints hold it, float32, on the CPU. A tower of which the last layer is read gets
+    transformers' names, as in Stable Diffusion 1; one of which the last but one is read is whole and keeps open_clip's
+    names, as in Stable Diffusion 2."""
     if tower.layer == "last":
         return {f"cond_stage_model.transformer.{name}": tensor for name, tensor in text_model_state(tower).items()}
     return {
@@ -109,12 +110,12 @@ def save_tokenizer(tower: TextTower, folder: Path) -> None:
     """Write the folder of the CLIPTokenizer: the same ids, padded with the same id to the same length."""
     from transformers import CLIPTokenizer
 
-    ours = tower.tokenizer
-    pieces = {i: piece for piece, i in ours.vocabulary.items()}
-    start, end, pad = (pieces[i] for i in (ours.sot, tower.eot, tower.pad))
-    merges: list[Any] = list(ours.merges)
+    source = tower.tokenizer
+    pieces = {i: piece for piece, i in source.vocabulary.items()}
+    start, end, pad = (pieces[i] for i in (source.sot, tower.eot, tower.pad))
+    merges: list[Any] = list(source.merges)
     tokenizer = CLIPTokenizer(
-        vocab=dict(ours.vocabulary),
+        vocab=dict(source.vocabulary),
         merges=merges,
         bos_token=start,
         eos_token=end,
@@ -134,14 +135,16 @@ def largest_difference(tower: TextTower, text_encoder: Path, tokenizer: Path, ca
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    ours = tower.tokenize(captions)
-    loaded = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    token_ids = tower.tokenize(captions)
+    loaded_tokenizer = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
     length = tower.length
-    theirs = loaded(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-    if not torch.equal(ours, theirs):
+    loaded_ids = loaded_tokenizer(
+        captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+    if not torch.equal(token_ids, loaded_ids):
         return float("inf")
     model = CLIPTextModel.from_pretrained(text_encoder, local_files_only=True).eval()
     with torch.no_grad():
-        states = model(theirs).last_hidden_state
-    expected = tower.encode(ours).cpu()
+        states = model(loaded_ids).last_hidden_state
+    expected = tower.encode(token_ids).cpu()
     return float((states - expected).abs().max() / expected.abs().max())

@@ -6,9 +6,9 @@
     cond_stage_model.model.*                      in open_clip's, as Stable Diffusion 2's, whose last block is not read
     betas, alphas_cumprod, ...                    the forward process's tables
 
-.safetensors holds in its metadata, and .ckpt beside its state_dict, what these names cannot say (`latentmill`): the
-kind of prediction, the latent scale and the UNet's configuration. A .ckpt is tensors and text alone, so that PyTorch
-opens it with weights_only=True.
+What these names cannot express (the kind of prediction, the latent scale and the UNet's configuration) is stored under
+`latentmill`: in the metadata of a .safetensors, beside the state_dict of a .ckpt. A .ckpt holds only tensors and text,
+so that PyTorch opens it with weights_only=True.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from pipeline.models.weights import FACTS, read_file
 from pipeline.storage.urls import open_storage, split_url
 
 SUFFIXES = (".safetensors", ".ckpt")
-SPECIFIED = ("epsilon", "v")  # kinds of prediction that Stability's specification of metadata has words for
-STABLE_DIFFUSION_SCALE = 0.18215  # which the files do not hold
+SPECIFIED = ("epsilon", "v")  # kinds of prediction that Stability's specification of metadata can name
+STABLE_DIFFUSION_SCALE = 0.18215  # of the latents; the released files do not hold it
 
 
 def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> None:
@@ -72,23 +72,24 @@ def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -
 
 
 def compvis_note(config: DiffusionConfig) -> str:
-    """What the file's names do not say, when it is not what Stable Diffusion 1's say by themselves; "" else."""
-    assumed = DiffusionConfig()
-    discrete = ["schedule", "beta_start", "beta_end", "timesteps", "zero_terminal_snr"]
-    names = ["prediction", *{"flow": ["timesteps"], "edm": ["sigma_data"]}.get(config.prediction, discrete)]
-    if all(getattr(config, name) == getattr(assumed, name) for name in names):
+    """A line about the process of a model whose process is not Stable Diffusion 1's, which the file cannot tell; "" for
+    other models."""
+    defaults = DiffusionConfig()
+    discrete_names = ["schedule", "beta_start", "beta_end", "timesteps", "zero_terminal_snr"]
+    names = ["prediction", *{"flow": ["timesteps"], "edm": ["sigma_data"]}.get(config.prediction, discrete_names)]
+    if all(getattr(config, name) == getattr(defaults, name) for name in names):
         return ""
     facts = ", ".join(f"{name}={getattr(config, name)}" for name in names)
     return f"export: note: software that loads the file must be told {facts}"
 
 
 def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> dict[str, Tensor]:
-    """Every tensor of the file. Says which parts it cannot have."""
+    """Every tensor of the file. Prints which parts it cannot hold."""
     contract, unet = trained.contract, denoiser.unet
     state = convert.to_compvis(unet.state_dict(), unet.config) | process_tables(trained.info.config.diffusion)
     if not (contract.vae_sha256 and contract.text_sha256):
         print("export: the run's cache does not know its encoders, so the file holds the UNet alone")
-        return _plain(state)
+        return _float32_copies(state)
     if contract.shift:
         raise ConfigError(f"latents are shifted by {contract.shift:g}, and CompVis' layout knows a scale alone")
     if contract.scale != STABLE_DIFFUSION_SCALE:
@@ -100,22 +101,22 @@ def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> d
         state |= clip.compvis_state(tower)
     elif unet.config.context_width:
         print("export: CompVis' layout cannot hold this run's text tower, so the file is without one")
-    return _plain(state)
+    return _float32_copies(state)
 
 
 def process_tables(config: DiffusionConfig) -> dict[str, Tensor]:
     """The tables (T,) that CompVis' models hold beside their weights, float32: Ho et al. 2020, equations 4, 6 and 7.
-    None for a process that is not of betas."""
+    {} for a process without betas."""
     if PROCESSES[config.prediction] != "discrete":
         return {}
     alpha_bar = Schedule(config).alpha_bar.double()
-    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-    betas = 1 - alpha_bar / before
-    variance = betas * (1 - before) / (1 - alpha_bar)
+    alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    betas = 1 - alpha_bar / alpha_bar_prev
+    variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
     tables = {
         "betas": betas,
         "alphas_cumprod": alpha_bar,
-        "alphas_cumprod_prev": before,
+        "alphas_cumprod_prev": alpha_bar_prev,
         "sqrt_alphas_cumprod": alpha_bar.sqrt(),
         "sqrt_one_minus_alphas_cumprod": (1 - alpha_bar).sqrt(),
         "log_one_minus_alphas_cumprod": (1 - alpha_bar).log(),
@@ -123,33 +124,33 @@ def process_tables(config: DiffusionConfig) -> dict[str, Tensor]:
         "sqrt_recipm1_alphas_cumprod": (1 / alpha_bar - 1).sqrt(),
         "posterior_variance": variance,
         "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
-        "posterior_mean_coef1": betas * before.sqrt() / (1 - alpha_bar),
-        "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - alpha_bar),
+        "posterior_mean_coef1": betas * alpha_bar_prev.sqrt() / (1 - alpha_bar),
+        "posterior_mean_coef2": (1 - alpha_bar_prev) * (1 - betas).sqrt() / (1 - alpha_bar),
     }
     return {name: table.float() for name, table in tables.items()}
 
 
 def write(path: Path, suffix: str, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """The file, in the format of its suffix."""
-    told = json.dumps(facts, sort_keys=True)
+    """Write the file in the format of its suffix."""
+    facts_json = json.dumps(facts, sort_keys=True)
     if suffix == ".safetensors":
-        words = {"format": "pt", FACTS: told}
+        metadata = {"format": "pt", FACTS: facts_json}
         if facts["prediction"] in SPECIFIED:
-            words["modelspec.prediction_type"] = facts["prediction"]
-        save_file(state, path, metadata=words)
+            metadata["modelspec.prediction_type"] = facts["prediction"]
+        save_file(state, path, metadata=metadata)
     else:
-        torch.save({"state_dict": state, FACTS: told}, path)
+        torch.save({"state_dict": state, FACTS: facts_json}, path)
 
 
 def check(path: Path, suffix: str, state: dict[str, Tensor]) -> None:
-    """Read the file as `init=` would, and compare every tensor. Raises ExportDiffers."""
-    back = read_file(path, suffix)[0]
-    differing = [name for name in state if name not in back or not torch.equal(back[name], state[name])]
-    if differing or len(back) != len(state):
+    """Read the file as `init=` does and compare every tensor. Raises ExportDiffers."""
+    stored = read_file(path, suffix)[0]
+    differing = [name for name in state if name not in stored or not torch.equal(stored[name], state[name])]
+    if differing or len(stored) != len(state):
         raise ExportDiffers(f"tensors read back differ: {', '.join(differing[:5])}; nothing was written")
     print(f"check: all {len(state):,} tensors read back as they were written")
 
 
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 on the CPU, each in memory of its own, as both formats want them."""
+def _float32_copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 copies on the CPU that share no memory, which both formats require."""
     return {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in state.items()}

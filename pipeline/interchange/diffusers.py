@@ -1,4 +1,4 @@
-"""A folder that diffusers loads."""
+"""`latentmill export format=diffusers`: a folder that diffusers loads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
 
-MARKER = "latentmill.json"  # in every exported folder; one that has it may be written over
+MARKER = "latentmill.json"  # in every exported folder; a folder that has it may be overwritten
 
 
 CHECKED_CAPTIONS = ["a large red circle left of a small blue square", ""]
@@ -78,7 +78,7 @@ with torch.no_grad():
 """
 
 
-EULER = "FlowMatchEulerDiscreteScheduler"  # the scheduler of that example, or another with the same loop
+EULER = "FlowMatchEulerDiscreteScheduler"  # in that example; replaced by the exported scheduler, whose loop is the same
 
 
 NO_PIPELINE = """export: note: StableDiffusionPipeline cannot run prediction=flow, since its scheduler
@@ -102,32 +102,32 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
     dest = open_storage(config.dest)
     refuse_foreign(dest)
     first_stage, tower = trained.encoders(override=config.encoders)
-    local = Path(config.dest).expanduser() if isinstance(dest, LocalStorage) else None
-    if local is not None:
-        local.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its destination, so that a rename completes it.
-    folder = Path(tempfile.mkdtemp(prefix=".export-", dir=local.parent if local is not None else None))
+    local_dest = Path(config.dest).expanduser() if isinstance(dest, LocalStorage) else None
+    if local_dest is not None:
+        local_dest.parent.mkdir(parents=True, exist_ok=True)
+    # Next to its destination, so that one rename completes it.
+    folder = Path(tempfile.mkdtemp(prefix=".export-", dir=local_dest.parent if local_dest is not None else None))
     try:
         save_unet(folder / "unet", denoiser, trained)
         first_stage.float32().model.save_pretrained(folder / "vae")
         scheduler = scheduler_config(trained.info.config.diffusion, config.sampler)
-        runs = pipeline_runs(trained.info.config.diffusion)
+        pipeline_can_run = pipeline_runs(trained.info.config.diffusion)
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
         with_text = denoiser.unet.config.context_width > 0 and clip.is_clip(tower)
-        words = WITHOUT_TEXT
+        text_note = WITHOUT_TEXT
         if with_text:
             clip.save_text_model(tower, folder / "text_encoder")
             clip.save_tokenizer(tower, folder / "tokenizer")
-            words = WITH_TEXT if runs else WITH_TEXT_ALONE
-            words = WITHOUT_INDEX if first_stage.shift else words
-        if with_text and runs and not first_stage.shift:
+            text_note = WITH_TEXT if pipeline_can_run else WITH_TEXT_ALONE
+            text_note = WITHOUT_INDEX if first_stage.shift else text_note
+        if with_text and pipeline_can_run and not first_stage.shift:
             _write_json(folder / "model_index.json", model_index(denoiser, scheduler["_class_name"]))
         if with_text and trained.contract.trimmed:
             log.warning(TRIMMED)
-            words += TRIMMED_WORDS
+            text_note += TRIMMED_WORDS
         facts = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
-        readme = README.format(**facts, text=words) + (
-            "" if runs else WITHOUT_PIPELINE.replace(EULER, scheduler["_class_name"])
+        readme = README.format(**facts, text=text_note) + (
+            "" if pipeline_can_run else WITHOUT_PIPELINE.replace(EULER, scheduler["_class_name"])
         )
         (folder / "README.md").write_text(readme)
         _write_json(folder / MARKER, facts | {"contract": trained.info.contract})
@@ -135,8 +135,8 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
             check_unet(folder / "unet", denoiser, trained)
             if with_text:
                 check_text(folder, tower)
-        _publish(folder, dest, local)
-        if not runs:
+        _publish(folder, dest, local_dest)
+        if not pipeline_can_run:
             print(NO_PIPELINE)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -155,7 +155,7 @@ def save_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> None:
 
 
 def model_index(denoiser: Denoiser, scheduler: str) -> dict[str, Any]:
-    """What StableDiffusionPipeline.from_pretrained reads first. scheduler: name of diffusers' class."""
+    """model_index.json, which StableDiffusionPipeline.from_pretrained reads first. scheduler: name of its class."""
     import diffusers
 
     return {
@@ -175,7 +175,8 @@ def model_index(denoiser: Denoiser, scheduler: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def check_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> float:
-    """Load the UNet with diffusers and compare; returns the largest relative difference. Raises ExportDiffers."""
+    """Load the UNet with diffusers, compare its output and return the largest relative difference. Raises
+    ExportDiffers."""
     declare_torchvision_ops()
     import diffusers
 
@@ -206,7 +207,7 @@ def refuse_foreign(dest: Storage) -> None:
 
 
 def _publish(folder: Path, dest: Storage, local: Path | None) -> None:
-    """Move a finished folder to its destination: one rename on a disk; on S3 the marker goes up last."""
+    """Move a finished folder to its destination: by one rename on a disk; on S3 the marker is uploaded last."""
     folder.chmod(0o755)
     if local is not None:
         if local.exists():

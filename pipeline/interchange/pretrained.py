@@ -1,10 +1,10 @@
-"""A UNet's weights from elsewhere, with what their files say of how they were trained.
+"""Published UNet weights, and what their files tell about how they were trained.
 
     diffusers   a folder: unet/ with config.json and safetensors, and scheduler/, vae/ and text_encoder/ beside it;
-                or the unet folder alone
+                or only the unet folder
     compvis     one .safetensors, .ckpt or .pt file with `model.diffusion_model.*`, as Stable Diffusion was released
 
-Tensors are all that is read: a pickle that needs more than them is refused, since it could run code.
+Only tensors are read: a pickle that holds anything else is refused, since it could run code.
 """
 
 from __future__ import annotations
@@ -32,44 +32,44 @@ WEIGHTS = "diffusion_pytorch_model"
 FILES = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json", f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.bin")
 PREDICTIONS = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
 PROCESSES = {"FlowMatchEulerDiscreteScheduler": "flow", "EDMEulerScheduler": "edm"}
-"""Schedulers that say by themselves what is predicted."""
+"""Schedulers whose class implies the kind of prediction."""
 NO_MATTER = ("sample_size", "dropout", "upcast_attention")
-"""Arguments of diffusers' UNets that change no number here."""
+"""Arguments of diffusers' UNets that do not affect the weights or the output."""
 INPUT = {"diffusers": "conv_in.weight", "compvis": f"{convert.COMPVIS_PREFIX}input_blocks.0.0.weight"}
 """The first convolution, whose input channels a task may add to."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A UNet's weights, float32 and under our names. Of the rest, None = the files do not say."""
+    """A UNet's weights, float32, under our names. Other fields are None when the files do not tell."""
 
     state: dict[str, Tensor]
     prediction: str | None = None
-    """As DiffusionConfig.prediction, or diffusers' word where ours has none."""
+    """As DiffusionConfig.prediction, or diffusers' name where we have none."""
     scale: float | None = None
-    """Of the latents, and `shift`: a latent is (z - shift) * scale."""
+    """Of the latents, as `shift` is: a latent is (z - shift) * scale."""
     shift: float | None = None
     text_width: int | None = None
-    """Width of the states of the text encoder that lies beside it."""
+    """Width of the states of the text encoder in the same folder."""
 
 
 def load_diffusers(folder: Path, config: ModelConfig) -> Pretrained:
-    """The UNet of a diffusers folder. config: of the UNet that takes the weights; its extra input channels stay out.
+    """The UNet of a diffusers folder. config: of the UNet that takes the weights, without its extra input channels.
 
     Raises WeightsError for another architecture, and for files that are missing or damaged."""
     unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     facts = _json(unet / "config.json")
-    theirs = _weights_of(unet)
-    config = _with_their_input(config, theirs, INPUT["diffusers"])
+    tensors = _weights_of(unet)
+    config = _with_input_channels_of(config, tensors, INPUT["diffusers"])
     require_same_class(f"{unet / 'config.json'}", facts, config)
-    state = _named(unet, lambda: convert.from_diffusers(theirs, config))
-    beside = unet.parent if unet.name == "unet" else unet
+    state = _converted(unet, lambda: convert.from_diffusers(tensors, config))
+    model_folder = unet.parent if unet.name == "unet" else unet
     scheduler, vae, text = (
         _json(path) if path.is_file() else None
         for path in (
-            beside / "scheduler" / "scheduler_config.json",
-            beside / "vae" / "config.json",
-            beside / "text_encoder" / "config.json",
+            model_folder / "scheduler" / "scheduler_config.json",
+            model_folder / "vae" / "config.json",
+            model_folder / "text_encoder" / "config.json",
         )
     )
     prediction = None if scheduler is None else str(scheduler.get("prediction_type", "epsilon"))
@@ -87,31 +87,32 @@ def load_diffusers(folder: Path, config: ModelConfig) -> Pretrained:
 def load_compvis(path: Path, config: ModelConfig, which: str = "ema") -> Pretrained:
     """The UNet of a CompVis checkpoint. which: "ema" takes the averaged weights where the file holds both kinds.
 
-    Such files say nothing of heads, and only some of how they were trained (ours do). Raises as load_diffusers does."""
+    Such files do not tell the number of heads, and only some, such as ours, tell how they were trained. Raises
+    WeightsError as load_diffusers does."""
     tensors, facts = read_file(path)
     prefix = convert.COMPVIS_PREFIX
-    theirs = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    if not theirs:
+    unet_tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if not unet_tensors:
         raise WeightsError(
             f"{path} holds no {prefix}*: it is no checkpoint in CompVis' layout. Of diffusers' files give the folder"
         )
     if which == "ema":  # CompVis' averages have no dots in their names
-        averages = {name: tensors.get(f"model_ema.{name.partition('.')[2].replace('.', '')}") for name in theirs}
+        averages = {name: tensors.get(f"model_ema.{name.partition('.')[2].replace('.', '')}") for name in unet_tensors}
         if all(average is not None for average in averages.values()):
-            theirs = {name: average for name, average in averages.items() if average is not None}
-    config = _with_their_input(config, theirs, INPUT["compvis"])
+            unet_tensors = {name: average for name, average in averages.items() if average is not None}
+    config = _with_input_channels_of(config, unet_tensors, INPUT["compvis"])
     if "model" in facts:
         require_same_architecture(str(path), from_dict(ModelConfig, facts["model"]), config)
     scale, shift = facts.get("scale"), facts.get("shift")
     if scale is None and "scale_factor" in tensors:
         scale, shift = float(tensors["scale_factor"]), 0.0
-    state = _named(path, lambda: convert.from_compvis(theirs, config))
+    state = _converted(path, lambda: convert.from_compvis(unet_tensors, config))
     return Pretrained(state, prediction=facts.get("prediction"), scale=scale, shift=shift)
 
 
 def widened(state: Mapping[str, Tensor], config: ModelConfig, name: str = "conv_in.weight") -> dict[str, Tensor]:
-    """The weights with zeros for the input channels that config has beyond theirs: the network computes the same, until
-    it learns to read them."""
+    """The weights with zeros for the input channels that config adds: the network computes the same until it learns to
+    read them."""
     extra = config.in_channels - state[name].shape[1]
     return {**state, name: F.pad(state[name], (0, 0, 0, 0, 0, max(extra, 0)))}
 
@@ -121,19 +122,25 @@ def widened(state: Mapping[str, Tensor], config: ModelConfig, name: str = "conv_
 
 
 def architecture(config: ModelConfig) -> dict[str, Any]:
-    """What decides the network, in one form for all the ways in which it may be written. Input channels left out."""
+    """The facts that determine the network, in one normal form, without the input channels."""
     levels = range(len(config.multipliers))
     widths = [config.channels * multiplier for multiplier in config.multipliers]
     attends = [2**level in config.attention for level in levels]
-    read = [yes or level == levels[-1] for level, yes in zip(levels, attends, strict=True)]  # the middle attends
+    has_heads = [
+        has_attention or level == levels[-1] for level, has_attention in zip(levels, attends, strict=True)
+    ]  # the middle block always attends
     depths = depths_of(config)
     return {
         "widths": widths,
         "blocks": config.blocks,
         "attends": attends,
-        "heads": [heads_of(config, width) if yes else 0 for width, yes in zip(widths, read, strict=True)],
+        "heads": [
+            heads_of(config, width) if has_attention else 0
+            for width, has_attention in zip(widths, has_heads, strict=True)
+        ],
         "transformer_depth": [
-            depth if yes and config.context_width else 0 for depth, yes in zip(depths, read, strict=True)
+            depth if has_attention and config.context_width else 0
+            for depth, has_attention in zip(depths, has_heads, strict=True)
         ],
         "context_width": config.context_width,
         "vector_width": config.vector_width,
@@ -144,17 +151,21 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
 
 
 def require_same_architecture(where: str, theirs: ModelConfig, ours: ModelConfig) -> None:
-    """Raises WeightsError that says what differs."""
-    there, here = architecture(theirs), architecture(ours)
-    differing = [f"{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
+    """Raises WeightsError, naming every difference."""
+    their_facts, our_facts = architecture(theirs), architecture(ours)
+    differing = [
+        f"{name}: {their_facts[name]} there, {our_facts[name]} here"
+        for name in our_facts
+        if their_facts[name] != our_facts[name]
+    ]
     if differing:
         raise WeightsError(f"{where} holds another architecture than model={ours.name} ({'; '.join(differing)})")
 
 
 def require_same_class(where: str, theirs: Mapping[str, Any], ours: ModelConfig) -> None:
-    """Hold a config.json of diffusers against the one that our UNet would have. Raises WeightsError for a difference.
+    """Compare a config.json of diffusers with the one that our UNet would have. Raises WeightsError for a difference.
 
-    What a file does not give has its class's default; entries of levels that do not attend are not compared."""
+    Keys that the file lacks have their class's default. Entries of levels without attention are not compared."""
     declare_torchvision_ops()
     import diffusers
 
@@ -169,15 +180,15 @@ def require_same_class(where: str, theirs: Mapping[str, Any], ours: ModelConfig)
     defaults = {key: facts.default for key, facts in arguments.items() if key not in ("self", "kwargs")}
     differing = []
     for key, default in defaults.items():
-        there, here = (_by_level(key, config.get(key, default), ours) for config in (theirs, expected))
-        if there != here and key not in NO_MATTER:
-            differing.append(f"{key}: {there} there, {here} here")
+        stored, expected_value = (_by_level(key, config.get(key, default), ours) for config in (theirs, expected))
+        if stored != expected_value and key not in NO_MATTER:
+            differing.append(f"{key}: {stored} there, {expected_value} here")
     if differing:
         raise WeightsError(f"{where}: another architecture than model={ours.name} ({'; '.join(differing[:5])})")
 
 
 def _by_level(key: str, value: Any, config: ModelConfig) -> Any:
-    """One number for all levels and one for each, written alike."""
+    """A value in normal form: one number per level, whether the file holds one for all levels or one for each."""
     value = list(value) if isinstance(value, tuple | list) else value
     if key not in ("attention_head_dim", "transformer_layers_per_block", "layers_per_block", "only_cross_attention"):
         return value
@@ -185,7 +196,9 @@ def _by_level(key: str, value: Any, config: ModelConfig) -> Any:
     values = value if isinstance(value, list) else [value] * levels
     if not config.context_width or len(values) != levels or key in ("layers_per_block", "only_cross_attention"):
         return values
-    return [one if 2**level in config.attention or level == levels - 1 else None for level, one in enumerate(values)]
+    return [
+        number if 2**level in config.attention or level == levels - 1 else None for level, number in enumerate(values)
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -193,7 +206,7 @@ def _by_level(key: str, value: Any, config: ModelConfig) -> Any:
 
 
 def _weights_of(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a diffusers model's folder, whole or in shards."""
+    """The tensors of a diffusers model's folder, from one file or from shards."""
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if path is None:
         raise WeightsError(f"{folder} has no weights: {FILES[0]} is wanted")
@@ -215,16 +228,16 @@ def _json(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} cannot be read: {error}") from None
 
 
-def _with_their_input(config: ModelConfig, theirs: Mapping[str, Tensor], name: str) -> ModelConfig:
-    """config with the checkpoint's input channels where those are fewer."""
-    weight = theirs.get(name)
+def _with_input_channels_of(config: ModelConfig, tensors: Mapping[str, Tensor], name: str) -> ModelConfig:
+    """config with the checkpoint's number of input channels where that is smaller."""
+    weight = tensors.get(name)
     channels = config.in_channels if weight is None or weight.ndim != 4 else weight.shape[1]
     return replace(config, in_channels=min(channels, config.in_channels))
 
 
-def _named(where: Path, adopt: Any) -> dict[str, Tensor]:
-    """The adopted weights in float32; an error says which file."""
+def _converted(where: Path, convert_tensors: Any) -> dict[str, Tensor]:
+    """The converted weights in float32. An error names the file."""
     try:
-        return {name: tensor.float() for name, tensor in adopt().items()}
+        return {name: tensor.float() for name, tensor in convert_tensors().items()}
     except WeightsError as error:
         raise WeightsError(f"{where}: {error}") from None

@@ -1,4 +1,4 @@
-"""The noise levels of a configuration in diffusers' words, for exported models."""
+"""diffusers' scheduler configurations for exported models."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine"
 
 
 def scheduler_config(config: DiffusionConfig, sampler: str = "ddim") -> dict[str, Any]:
-    """diffusers' scheduler_config.json for models of this process: its scheduler walks and steps as `sampler` does.
+    """diffusers' scheduler_config.json for models of this process: the scheduler visits the levels of `sampler` and
+    takes its steps.
 
-    Raises ConfigError where none of diffusers' does.
+    Raises ConfigError when diffusers has no such scheduler.
     """
     process = PROCESSES[config.prediction]
-    made = SCHEDULERS[process].get(sampler)
-    facts = made(config) if made is not None else {}
+    build = SCHEDULERS[process].get(sampler)
+    facts = build(config) if build is not None else {}
     if not facts:
-        others = [name for name, make in SCHEDULERS[process].items() if make(config)]
+        same_samplers = [name for name, builder in SCHEDULERS[process].items() if builder(config)]
         raise ConfigError(
             f"no scheduler of diffusers samples prediction={config.prediction} as sampler={sampler} does here; "
-            f"those that are the same: {', '.join(others)}"
+            f"those that are the same: {', '.join(same_samplers)}"
         )
     return facts
 
@@ -48,23 +49,23 @@ def _betas(config: DiffusionConfig) -> dict[str, Any]:
 
 
 def _ddim(config: DiffusionConfig) -> dict[str, Any]:
-    zero = config.zero_terminal_snr
+    zero_snr = config.zero_terminal_snr
     return {
         "_class_name": "DDIMScheduler",
         **_betas(config),
-        "rescale_betas_zero_snr": zero,
+        "rescale_betas_zero_snr": zero_snr,
         "clip_sample": False,
-        "set_alpha_to_one": zero,
+        "set_alpha_to_one": zero_snr,
         "steps_offset": 1,
-        "timestep_spacing": "trailing" if zero else "leading",
+        "timestep_spacing": "trailing" if zero_snr else "leading",
     }
 
 
 def _dpmpp_2m(config: DiffusionConfig) -> dict[str, Any]:
-    """{} from no signal: theirs takes alpha_bar there for 2^-24, ours is exact."""
+    """{} for zero terminal SNR, where diffusers takes alpha_bar as 2^-24 and ours is exactly 0."""
     if config.zero_terminal_snr:
         return {}
-    clipped = {"lambda_min_clipped": LOWEST_LOG_SNR} if config.prediction == "epsilon" else {}
+    clipping = {"lambda_min_clipped": LOWEST_LOG_SNR} if config.prediction == "epsilon" else {}
     return {
         "_class_name": "DPMSolverMultistepScheduler",
         **_betas(config),
@@ -74,11 +75,11 @@ def _dpmpp_2m(config: DiffusionConfig) -> dict[str, Any]:
         "lower_order_final": True,
         "timestep_spacing": "linspace",
         "final_sigmas_type": "zero",
-    } | clipped
+    } | clipping
 
 
 def _unipc(config: DiffusionConfig) -> dict[str, Any]:
-    """{} as for DPM-Solver++, and where epsilon's walk begins later than theirs."""
+    """{} for zero terminal SNR, as for DPM-Solver++, and where epsilon's levels begin later than diffusers' do."""
     if config.zero_terminal_snr or _begins_later(config):
         return {}
     return {
@@ -94,12 +95,12 @@ def _unipc(config: DiffusionConfig) -> dict[str, Any]:
 
 
 def _begins_later(config: DiffusionConfig) -> bool:
-    """Whether our walk of epsilon begins above LOWEST_LOG_SNR, where most of diffusers' cannot."""
+    """Whether our levels for epsilon begin above LOWEST_LOG_SNR, which most of diffusers' schedulers cannot do."""
     return config.prediction == "epsilon" and even_levels(config, 1)[0].timestep < config.timesteps - 1
 
 
 def _euler(config: DiffusionConfig) -> dict[str, Any]:
-    """{} where epsilon's walk begins later than theirs."""
+    """{} where epsilon's levels begin later than diffusers' do."""
     if _begins_later(config):
         return {}
     return {
@@ -113,7 +114,7 @@ def _euler(config: DiffusionConfig) -> dict[str, Any]:
 
 
 def _heun(config: DiffusionConfig) -> dict[str, Any]:
-    """{} from no signal, which theirs does not know, and where epsilon's walk begins later than theirs."""
+    """{} for zero terminal SNR, which diffusers' class does not have, and where epsilon's levels begin later."""
     if config.zero_terminal_snr or _begins_later(config):
         return {}
     return {
@@ -139,7 +140,7 @@ def _edm(config: DiffusionConfig) -> dict[str, Any]:
         "sigma_data": config.sigma_data,
         "sigma_schedule": "karras",
         "rho": config.rho,
-        "prediction_type": "epsilon",  # their word for the sign of c_out
+        "prediction_type": "epsilon",  # diffusers' name for the sign of c_out
         "final_sigmas_type": "zero",
     }
 
@@ -164,4 +165,4 @@ SCHEDULERS: dict[str, dict[str, Callable[[DiffusionConfig], dict[str, Any]]]] = 
     "flow": {"ddim": _flow_match_euler, "euler": _flow_match_euler, "heun": _flow_match_heun},
     "edm": {"ddim": _edm_euler, "euler": _edm_euler, "dpmpp_2m": _edm_dpmpp_2m},
 }
-"""By process and sampler; {} where a configuration has none that is the same."""
+"""process -> sampler -> function that builds the configuration, or {} when diffusers has no equal scheduler."""

@@ -1,11 +1,11 @@
-"""The UNet's weights in other people's layouts, without loss in either direction.
+"""The UNet's weights in other software's layouts, without loss in either direction.
 
     diffusers   UNet2DConditionModel, or UNet2DModel for a model without context
     compvis     the released latent diffusion and Stable Diffusion checkpoints: keys under "model.diffusion_model."
 
 Each layout is a walk over the network that pairs our modules with theirs. Tensors differ in three ways only: we fuse
 projections of one input (their q, k, v are our rows), we hold 1x1 convolutions as matrices, and CompVis orders the rows
-of fused pixel attention by head first. A key that has no partner is an error that names it.
+of fused pixel attention by head first. A key without a partner raises an error that names it.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Pair:
     """One of our modules and the modules of another layout that hold the same numbers."""
 
     ours: str
-    theirs: tuple[str, ...]  # our rows, cut into as many equal parts
+    theirs: tuple[str, ...]  # modules that hold our rows, cut into as many equal parts
     bias: bool = True
-    ones: int = 0  # trailing dimensions of size one that their weight has and ours has not
+    ones: int = 0  # trailing dimensions of size one that only their weight has
     heads: int = 0  # rows are (3, heads, width) here and (heads, 3, width) there
 
     def export(self, ours: Tensor, weight: bool) -> list[Tensor]:
-        """Our tensor as theirs, in memory of their own."""
+        """Our tensor as copies in their layout."""
         if self.heads:
             ours = ours.unflatten(0, (3, self.heads, -1)).transpose(0, 1).flatten(0, 2)
         parts = [part.clone() for part in ours.chunk(len(self.theirs))]
         return [part.reshape(*part.shape, *[1] * self.ones) if weight else part for part in parts]
 
     def adopt(self, theirs: list[Tensor], weight: bool) -> Tensor:
-        """Their tensors as ours, in memory of its own."""
+        """Their tensors as one copy in our layout."""
         ones = self.ones if weight else 0
         joined = torch.cat([part.reshape(part.shape[: part.ndim - ones]) for part in theirs])
         if self.heads:
@@ -73,7 +73,7 @@ def to_compvis(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[st
 
 def from_compvis(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The UNet of a CompVis checkpoint -> ours. Keys outside `model.diffusion_model.` (autoencoder, text tower, EMA)
-    are not the UNet's and are left alone. Raises WeightsError as from_diffusers does."""
+    are ignored. Raises WeightsError as from_diffusers does."""
     unet = {key: value for key, value in state_dict.items() if key.startswith(COMPVIS_PREFIX)}
     return _adopt(unet, _meta(config), "compvis", COMPVIS_PREFIX)
 
@@ -97,18 +97,18 @@ def _adopt(state_dict: Mapping[str, Tensor], unet: UNet, layout: str, prefix: st
         for kind in _kinds(pair):
             names = [f"{prefix}{module}.{kind}" for module in pair.theirs]
             expected = pair.export(unet.get_parameter(f"{pair.ours}.{kind}"), kind == "weight")
-            for name, like in zip(names, expected, strict=True):
-                if state_dict[name].shape != like.shape:
+            for name, expected_part in zip(names, expected, strict=True):
+                if state_dict[name].shape != expected_part.shape:
                     raise WeightsError(
                         f"weights of another architecture: {name} is {tuple(state_dict[name].shape)} where "
-                        f"model={unet.config.name} has {tuple(like.shape)}"
+                        f"model={unet.config.name} has {tuple(expected_part.shape)}"
                     )
             ours[f"{pair.ours}.{kind}"] = pair.adopt([state_dict[name] for name in names], kind == "weight")
     return ours
 
 
 def _meta(config: ModelConfig) -> UNet:
-    """The network's modules and shapes without its memory."""
+    """The network's modules and shapes, on the meta device, without memory."""
     with torch.device("meta"):
         return UNet(config)
 
@@ -124,12 +124,12 @@ def _keys(pair: Pair, modules: Iterable[str]) -> list[str]:
 def _check_keys(state_dict: Mapping[str, Tensor], expected: list[str]) -> None:
     missing, unknown = sorted(set(expected) - set(state_dict)), sorted(set(state_dict) - set(expected))
     if missing or unknown:
-        told = [
-            f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
-            for what, keys in (("missing", missing), ("unknown", unknown))
+        problems = [
+            f"{len(keys)} {kind}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+            for kind, keys in (("missing", missing), ("unknown", unknown))
             if keys
         ]
-        raise WeightsError(f"weights of another architecture ({'; '.join(told)})")
+        raise WeightsError(f"weights of another architecture ({'; '.join(problems)})")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -231,10 +231,10 @@ def _pairs(unet: UNet, layout: str) -> Iterator[Pair]:
 
 
 def _block(block: Block, layout: str, ours: str, res: str, attention: str, linear: bool) -> Iterator[Pair]:
-    """A residual block and its attention; `res` and `attention` are the two modules' names in the other layout."""
-    for mine, theirs in RES_BLOCK[layout].items():
-        if mine != "skip" or not isinstance(block.res.skip, nn.Identity):
-            yield Pair(f"{ours}.res.{mine}", (f"{res}.{theirs}",))
+    """A residual block and its attention. res, attention: names of the two modules in the other layout."""
+    for our_name, their_name in RES_BLOCK[layout].items():
+        if our_name != "skip" or not isinstance(block.res.skip, nn.Identity):
+            yield Pair(f"{ours}.res.{our_name}", (f"{res}.{their_name}",))
     if isinstance(block.attention, Transformer):
         ones = 0 if linear else 2
         yield Pair(f"{ours}.attention.norm", (f"{attention}.norm",))
@@ -293,9 +293,13 @@ def diffusers_config(config: ModelConfig, sample_size: int | None = None) -> dic
         depth = config.transformer_depth
         text_time = config.vector_time_ids > 0
         return common | {
-            "down_block_types": ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends],
+            "down_block_types": [
+                "CrossAttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in attends
+            ],
             "mid_block_type": "UNetMidBlock2DCrossAttn",
-            "up_block_types": ["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)],
+            "up_block_types": [
+                "CrossAttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in reversed(attends)
+            ],
             "cross_attention_dim": config.context_width,
             "transformer_layers_per_block": depth if isinstance(depth, int) else [max(1, blocks) for blocks in depth],
             # diffusers reads "attention_head_dim" of this class as the number of heads
@@ -306,7 +310,7 @@ def diffusers_config(config: ModelConfig, sample_size: int | None = None) -> dic
             "addition_time_embed_dim": TIME_ID_WIDTH if text_time else None,
             "projection_class_embeddings_input_dim": config.vector_width or None,
         }
-    attending = [width for width, yes in zip(widths, attends, strict=True) if yes] + [widths[-1]]
+    attending = [width for width, has_attention in zip(widths, attends, strict=True) if has_attention] + [widths[-1]]
     head_widths = {width // heads_of(config, width) for width in attending}
     if len(head_widths) > 1 or config.vector_width:
         raise ConfigError(
@@ -314,7 +318,7 @@ def diffusers_config(config: ModelConfig, sample_size: int | None = None) -> dic
             "and model.vector_width=0, or export format=compvis"
         )
     return common | {
-        "down_block_types": ["AttnDownBlock2D" if yes else "DownBlock2D" for yes in attends],
-        "up_block_types": ["AttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)],
+        "down_block_types": ["AttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in attends],
+        "up_block_types": ["AttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in reversed(attends)],
         "attention_head_dim": head_widths.pop(),
     }

@@ -1,1 +1,1 @@
-"""Verbs as jobs of Slurm: what each is told, checked before it is sent."""
+"""Verbs as jobs of Slurm: their scripts and options, checked before they are submitted."""

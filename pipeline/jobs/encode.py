@@ -1,29 +1,25 @@
-"""The array of latentmill encode, and the job that closes the dataset."""
+"""The job array of latentmill encode, and the job that writes the manifest."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from pipeline.config import ClusterConfig, EncodeConfig
 from pipeline.config.loading.load import load
 from pipeline.errors import ConfigError
+from pipeline.jobs.options import Job, further, gres, requeueing, resources, step
 from pipeline.scheduler.script import Script, log_path
 
-if TYPE_CHECKING:
-    pass
-from pipeline.jobs.options import Job, further, gres, requeueing, resources, step
-
 FINALIZE_CPUS, FINALIZE_MEMORY = 2, "8G"
-"""Of the job that only reads indexes."""
+"""Cores and memory of the job that only reads indexes and writes the manifest."""
 
 
 def encode_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str] = ()) -> Job:
-    """An array whose tasks share the shards, and a job that closes the dataset. Raises ConfigError, OverrideError.
+    """An array whose tasks share the shards, and a job that writes the manifest. Raises ConfigError, OverrideError.
 
-    Tasks exchange nothing: each takes shards that are neither done nor claimed, so any of them may die or come late.
+    Tasks do not communicate: each takes shards that are neither done nor claimed, so any of them may die or start late.
     """
     config: EncodeConfig = load("encode", words)
     for key in ("dry_run", "finalize"):
@@ -34,9 +30,9 @@ def encode_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[s
             f"launch.processes={config.launch.processes} and cluster.processes={cluster.processes} both start "
             "processes in a task: leave launch.processes out"
         )
-    given = any(word.lstrip("+").startswith("device=") for word in words)
-    # Not "auto": a task whose GPU has failed is to say so, rather than encode on its cores for days.
-    device = [] if given else ["device=cuda" if cluster.gpus else "device=cpu"]
+    has_device = any(word.lstrip("+").startswith("device=") for word in words)
+    # Not "auto": a task whose GPU has failed must say so, rather than encode on its cores for days.
+    device = [] if has_device else ["device=cuda" if cluster.gpus else "device=cpu"]
     concurrent = f"%{cluster.concurrent}" if cluster.concurrent else ""
     program = [cluster.python or sys.executable, "-m", "pipeline.cli", "encode"]
     array = Script(
@@ -54,7 +50,7 @@ def encode_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[s
             **further(cluster),
         },
         setup=cluster.setup,
-        # One process that fails leaves the others of its task at work.
+        # A process that fails must not end the others of its task.
         step=[*step(cluster, cluster.processes), "--kill-on-bad-exit=0"],
         program=program,
         arguments=[*words, *device],
@@ -66,7 +62,7 @@ def encode_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[s
     finalize = Script(
         about=[
             "latentmill encode finalize=true: writes the dataset's manifest, or says which shards are missing.",
-            "The array's last task does so too; this job is for when that one has died.",
+            "The array's last task does so too; this job is for the case that it has died.",
         ],
         options={
             "--job-name": "latentmill-finalize",

@@ -1,14 +1,14 @@
-"""Are a job's nodes fit to train, before ranks start on them? Run by the scripts of `latentmill submit train`, by
-slurm/train.sbatch and by the jobs of a sweep.
+"""Checks whether a job's nodes can train, before ranks start on them. The scripts of `latentmill submit train`,
+slurm/train.sbatch and the jobs of a sweep run it.
 
-    python -m pipeline.jobs.nodes job NODES GPUS RUN DATA ...      in the batch script: asks every node
-    python -m pipeline.jobs.nodes words NODES GPUS KEY=VALUE ...   the same, with the words of `latentmill train`
+    python -m pipeline.jobs.nodes job NODES GPUS RUN DATA ...      in the batch script: checks every node
+    python -m pipeline.jobs.nodes words NODES GPUS KEY=VALUE ...   the same, with the arguments of `latentmill train`
     python -m pipeline.jobs.nodes node GPUS RUN DATA ...           on each node, by srun: one line of JSON
 
-A node is bad when it does not see its GPUs or cannot compute on them, has no room for temporary files, cannot reach the
-run or its data, is off in its clock, or does not answer. The job then goes back to the queue without it, and says so.
-When every node of several is bad it is not the nodes, and the job fails; so it does when a job of one node has come
-back LONE times. Nodes that are asked import PyTorch only for their GPUs.
+A node is bad where it does not see its GPUs or cannot compute on them, has no space for temporary files, cannot reach
+the run or its data, has a wrong clock, or does not answer. The job then excludes it, goes back to the queue, and says
+so. Where all of several nodes are bad, the cause is something else, and the job fails; a job of one node fails after it
+has been requeued LONE times. Nodes import PyTorch only to check GPUs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ from pipeline.scheduler import slurm
 from pipeline.storage.urls import open_storage
 
 FREE_BYTES = 1_000_000_000
-"""Room that a node must have for temporary files, and for the run where that is local."""
+"""Free space that a node needs for temporary files, and for the run where that is local."""
 CLOCK_SECONDS = 60.0
-"""From the median of the nodes' clocks; S3 refuses requests that are off by 15 minutes."""
+"""Largest difference from the median of the nodes' clocks; S3 refuses requests that are off by 15 minutes."""
 ANSWER_SECONDS = 300.0
+"""Longest time in which all nodes must answer."""
 SILENT = "it does not answer"
-ASKED, AGAIN_SECONDS = 3, 20.0
-"""How often nodes are asked where some do not answer at once, and how long after: a machine may be starting."""
+ATTEMPTS, AGAIN_SECONDS = 3, 20.0
+"""How often nodes are asked where some do not answer, and the pause before the next time: a machine may be starting."""
 LONE = 3
+"""How often a job of one bad node goes back to the queue before it fails."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,41 +54,41 @@ def main(argv: Sequence[str]) -> int:
         gpus, *urls = rest
         print(json.dumps({"node": node_name(), "time": time.time(), "bad": faults(int(gpus), urls)}), flush=True)
         return 0
-    nodes, gpus, *told = rest
-    return check(int(nodes), int(gpus), urls_of(told) if part == "words" else told)
+    nodes, gpus, *arguments = rest
+    return check(int(nodes), int(gpus), urls_of(arguments) if part == "words" else arguments)
 
 
 def urls_of(words: Sequence[str]) -> list[str]:
     """The run and the datasets of a training configuration. Raises ConfigError, OverrideError."""
     from pipeline.config.loading.load import load
 
-    return wanted(load("train", words))
+    return required_urls(load("train", words))
 
 
-def wanted(config: TrainConfig) -> list[str]:
-    """What a node must reach: the run, and its datasets."""
+def required_urls(config: TrainConfig) -> list[str]:
+    """The URLs that a node must reach: the run's and its datasets'."""
     return [config.run, config.data.train, *config.data.mix, *filter(None, [config.data.val])]
 
 
 def check(nodes: int, gpus: int, urls: Sequence[str]) -> int:
-    """Ask every node of this job; when some are bad, send it back to the queue without them. Raises SubmitError."""
+    """Check every node of this job; where some are bad, exclude them and send the job back to the queue. Returns the
+    exit status. Raises SubmitError."""
     names = slurm.hostnames(os.environ["SLURM_JOB_NODELIST"])
     command = [sys.executable, "-m", "pipeline.jobs.nodes", "node", str(gpus), *urls]
-    if nodes > 1:  # a job's script runs on the first, so one alone is asked without a step of its own
+    if nodes > 1:  # the script itself runs on the first node, which needs no srun
         step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
         command = [*step, *command]
-    for asked in range(1, ASKED + 1):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=ANSWER_SECONDS)
-        except subprocess.TimeoutExpired as error:  # that was long enough
+        except subprocess.TimeoutExpired as error:
             bad = verdicts(names, error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or "")
             break
         bad = verdicts(names, done.stdout)
         silent = [name for name, why in bad.items() if why == SILENT]
-        if not silent or asked == ASKED:
+        if not silent or attempt == ATTEMPTS:
             break
-        said = f"latentmill: {', '.join(silent)} did not answer, and will be asked again in {AGAIN_SECONDS:.0f} s"
-        log.info(said)
+        log.info(f"{', '.join(silent)} did not answer, and will be asked again in {AGAIN_SECONDS:.0f} s")
         time.sleep(AGAIN_SECONDS)
     for name, why in bad.items():
         log.warning(f"node {name} is bad: {why}")
@@ -94,14 +96,14 @@ def check(nodes: int, gpus: int, urls: Sequence[str]) -> int:
         return 0
     if len(bad) == len(names) and (len(names) > 1 or int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= LONE):
         raise SubmitError(f"none of the job's nodes can train ({next(iter(bad.values()))}): mend that, submit again")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing ends this process, but not before it is done
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing sends SIGTERM to this process, which must finish first
     slurm.requeue_without(slurm.own_job(os.environ), list(bad))
     log.info(f"back to the queue, without {', '.join(bad)}")
     return Interrupted.exit_code
 
 
 def verdicts(names: Sequence[str], text: str) -> dict[str, str]:
-    """Why nodes are bad, by their names. text: the lines that nodes have printed."""
+    """The reason why each bad node is bad, by node. text: the lines that the nodes printed."""
     answers: dict[str, Mapping[str, Any]] = {}
     for line in text.splitlines():
         if line.startswith("{"):
@@ -114,15 +116,15 @@ def verdicts(names: Sequence[str], text: str) -> dict[str, str]:
             bad[name] = SILENT
             continue
         off = answers[name]["time"] - clock
-        found = [*answers[name]["bad"], *([f"its clock is off by {off:.0f} s"] if abs(off) > CLOCK_SECONDS else [])]
-        if found:
-            bad[name] = "; ".join(found)
+        reasons = [*answers[name]["bad"], *([f"its clock is off by {off:.0f} s"] if abs(off) > CLOCK_SECONDS else [])]
+        if reasons:
+            bad[name] = "; ".join(reasons)
     return bad
 
 
 def faults(gpus: int, urls: Sequence[str]) -> list[str]:
-    """What is wrong with this node. urls: of the run, and of its datasets."""
-    found = []
+    """What is wrong with this node, in words. urls: of the run, then of its datasets."""
+    reasons = []
     folders = {tempfile.gettempdir()}
     for number, url in enumerate(urls):
         try:
@@ -132,7 +134,7 @@ def faults(gpus: int, urls: Sequence[str]) -> list[str]:
                 continue
             storage.list("lease/")
         except LatentmillError as error:
-            found.append(f"{url} cannot be reached: {' '.join(str(error).split())}")
+            reasons.append(f"{url} cannot be reached: {' '.join(str(error).split())}")
             continue
         local = storage.local_path("here")
         if local is not None:
@@ -140,30 +142,30 @@ def faults(gpus: int, urls: Sequence[str]) -> list[str]:
     for folder in sorted(folders):
         free = shutil.disk_usage(folder).free
         if free < FREE_BYTES:
-            found.append(f"{folder} has {free / 1e9:.1f} GB free")
-    return found + (gpu_faults(gpus) if gpus else [])
+            reasons.append(f"{folder} has {free / 1e9:.1f} GB free")
+    return reasons + (gpu_faults(gpus) if gpus else [])
 
 
 def gpu_faults(gpus: int) -> list[str]:
-    """What is wrong with this node's GPUs."""
+    """What is wrong with this node's GPUs, in words."""
     import torch
 
     seen = torch.cuda.device_count()
     if seen < gpus:
         return [f"it sees {seen} of {gpus} GPUs"]
-    found = []
+    reasons = []
     for number in range(gpus):
         try:
             ones = torch.ones(256, 256, device=f"cuda:{number}")
             if (ones @ ones).sum().item() != 256**3:
-                found.append(f"GPU {number} computes wrongly")
+                reasons.append(f"GPU {number} computes wrongly")
         except RuntimeError as error:
-            found.append(f"GPU {number} does not compute: {' '.join(str(error).split())}")
-    return found
+            reasons.append(f"GPU {number} does not compute: {' '.join(str(error).split())}")
+    return reasons
 
 
 def node_name() -> str:
-    """As Slurm calls this node."""
+    """Slurm's name of this node."""
     return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 

@@ -1,23 +1,20 @@
-"""The jobs that `latentmill submit` makes of each verb, as batch scripts. Imports no torch."""
+"""What the jobs of all verbs share: their description, and options of sbatch and srun. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.config import ClusterConfig
 from pipeline.scheduler.script import Script
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Job:
-    """scripts: each follows when the one before has ended in any way. run: the run directory that the first one holds;
-    "" for none. makes: datasets and runs that will be there when the last has ended well. notes: what was found."""
+    """The batch scripts of one verb. scripts: each starts when the one before has ended, in whatever way. run: the run
+    directory whose lease the first one gets; "" for none. makes: datasets and runs that exist when the last has
+    succeeded. notes: lines to print about the job."""
 
     scripts: Sequence[Script]
     run: str = ""
@@ -26,7 +23,7 @@ class Job:
 
 
 def resources(cluster: ClusterConfig, processes: int, nodes: int = 1) -> dict[str, str | None]:
-    """Options of sbatch for a job of some processes on each node."""
+    """Options of sbatch for a job with `processes` processes on each of its nodes."""
     return {
         "--partition": cluster.partition,
         "--account": cluster.account,
@@ -40,20 +37,20 @@ def resources(cluster: ClusterConfig, processes: int, nodes: int = 1) -> dict[st
 
 
 def further(cluster: ClusterConfig) -> dict[str, str | None]:
-    """The cluster's own options of sbatch, which win over ours."""
+    """The further options of sbatch that the cluster's description gives; they replace ours."""
     parts = [option.partition("=") for option in cluster.options]
     return {name: value if equals else None for name, equals, value in parts}
 
 
 def gres(cluster: ClusterConfig) -> str:
-    """GPUs of each node; "" for none."""
+    """The value of --gres: the GPUs of each node; "" for none."""
     count = cluster.gpus * cluster.processes
     return ":".join(filter(None, ["gpu", cluster.gpu_type, str(count)])) if count else ""
 
 
 def requeueing(cluster: ClusterConfig, name: str = "TERM") -> dict[str, str | None]:
-    """Options of sbatch for a task that may come back, and is told to stop before its time limit by the signal `name`
-    ("" = not)."""
+    """Options of sbatch for a task that may go back to the queue. name: the signal that tells it to stop before its
+    time limit; "" = none."""
     return {
         "--open-mode": "append",
         "--requeue" if cluster.requeue else "--no-requeue": None,
@@ -62,5 +59,5 @@ def requeueing(cluster: ClusterConfig, name: str = "TERM") -> dict[str, str | No
 
 
 def step(cluster: ClusterConfig, processes: int) -> list[str]:
-    """Options of srun. It has not taken cpus-per-task from sbatch since Slurm 22.05."""
+    """Options of srun, which since Slurm 22.05 does not inherit cpus-per-task from sbatch."""
     return [f"--ntasks={processes}", f"--cpus-per-task={cluster.cpus}", *(["--label"] if processes > 1 else [])]

@@ -1,10 +1,10 @@
 """`latentmill VERB -m key=a,b ...`: Hydra's multirun over a verb.
 
-Hydra expands the sweep and launches the jobs; each is the same verb in a process of its own, because a training run
-initialises what a process can initialise only once. Jobs write to DEST/<swept keys>, where DEST is the run= or dest=
-that the command line gives; training runs are a group of that name in wandb, unless tracking.group= says otherwise.
-One after the other they run here, or with cluster=NAME as the tasks of a Slurm array, by hydra-submitit-launcher: a
-task that is told to stop, or whose process a signal has ended, goes back to the queue.
+Hydra expands the sweep and launches the jobs. Each job is the same verb in a separate process, because a training run
+initialises things that a process can initialise only once. Jobs write to DEST/<swept keys>, where DEST is the run= or
+dest= of the command line; training runs form a group of that name in wandb, unless tracking.group= names another. Jobs
+run one after another on this machine, or with cluster=NAME as the tasks of a Slurm array (by hydra-submitit-launcher):
+a task that is told to stop, or whose process a signal has ended, goes back to the queue.
 """
 
 from __future__ import annotations
@@ -25,42 +25,44 @@ from pipeline.errors import ConfigError, Interrupted, RunError, SubmitError
 from pipeline.scheduler import slurm
 
 OUTPUT = {"train": "run", "synth": "dest", "encode": "dest", "sample": "dest", "export": "dest"}
-"""The key under which each verb writes; a verb that is not here cannot be swept."""
+"""The key that names the destination of each verb; verbs that are not listed cannot be swept."""
 NODE_CHECK = (sys.executable, "-m", "pipeline.jobs.nodes", "words", "1")
-"""The number of GPUs and the words of latentmill train follow."""
+"""Command that checks a node; the number of GPUs and the arguments of latentmill train follow."""
 
 
 def sweep(verb: str, overrides: Sequence[str]) -> int:
-    """Run every job of a sweep; 0 when all of them ended with 0. Raises ConfigError, SubmitError, RunError, and
-    Interrupted when it was told to stop."""
+    """Run every job of a sweep; returns 0. Raises RunError where a job ended with another status than 0, Interrupted
+    where one was told to stop, ConfigError, SubmitError."""
     if verb not in OUTPUT:
         raise ConfigError(f"-m sweeps {', '.join(OUTPUT)}, not {verb}")
     key = OUTPUT[verb]
-    given = [match["value"] for match in map(OVERRIDE.fullmatch, overrides) if match and match["key"] == key]
-    if not given:
+    destinations = [match["value"] for match in map(OVERRIDE.fullmatch, overrides) if match and match["key"] == key]
+    if not destinations:
         raise ConfigError(f"{key} is missing: give {key}=..., under which each job gets a folder")
-    own = [word for word in overrides if word.startswith(("cluster=", "cluster.", "nodes="))]
-    words = translate(verb, [word for word in overrides if not word.startswith(f"{key}=") and word not in own])
-    cluster = _cluster(verb, own) if own else None
+    cluster_words = [word for word in overrides if word.startswith(("cluster=", "cluster.", "nodes="))]
+    words = translate(
+        verb, [word for word in overrides if not word.startswith(f"{key}=") and word not in cluster_words]
+    )
+    cluster = _cluster(verb, cluster_words) if cluster_words else None
     launcher = _slurm(cluster, words) if cluster else []
     gpus = str(cluster.processes if cluster.gpus else 0) if cluster and cluster.check_nodes else ""
-    ended = _launch(verb, key, given[-1].rstrip("/"), words, launcher, gpus)
-    stopped = [name for name, status in ended.items() if status == Interrupted.exit_code]
+    statuses = _launch(verb, key, destinations[-1].rstrip("/"), words, launcher, gpus)
+    stopped = [name for name, status in statuses.items() if status == Interrupted.exit_code]
     if stopped:
         raise Interrupted(f"{stopped[0]} was stopped with everything committed; the same command goes on from there")
-    failed = [name for name, status in ended.items() if status]
+    failed = [name for name, status in statuses.items() if status]
     if failed:
         raise RunError(f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)}")
     return 0
 
 
-def _cluster(verb: str, own: Sequence[str]) -> ClusterConfig:
+def _cluster(verb: str, words: Sequence[str]) -> ClusterConfig:
     """The cluster that a sweep's jobs run on. Raises ConfigError, SubmitError."""
     from pipeline.jobs.cluster import load_cluster
 
     if verb != "train":
         raise ConfigError(f"cluster= with -m is for train; latentmill submit takes {verb}, if anything does")
-    cluster = load_cluster([f"cluster.{word}" if word.startswith("nodes=") else word for word in own])
+    cluster = load_cluster([f"cluster.{word}" if word.startswith("nodes=") else word for word in words])
     if cluster.nodes > 1:
         raise ConfigError(f"nodes={cluster.nodes}: each job of a sweep has one node; submit train takes several")
     if cluster.python:
@@ -71,7 +73,8 @@ def _cluster(verb: str, own: Sequence[str]) -> ClusterConfig:
 
 
 def _slurm(cluster: ClusterConfig, words: list[str]) -> list[str]:
-    """Overrides for submitit's launcher, as a cluster's description has it; what its jobs need is added to words."""
+    """Overrides that configure submitit's launcher as the cluster's description says. Adds to `words` what its jobs
+    need."""
     words += [f"++launch.processes={cluster.processes}", f"++launch.threads={cluster.cpus}"]
     words += [f"++device={'cuda' if cluster.gpus else 'cpu'}"]
     settings = {f"hydra.launcher.{key}": value for key, value in launcher_settings(cluster).items()}
@@ -80,7 +83,7 @@ def _slurm(cluster: ClusterConfig, words: list[str]) -> list[str]:
 
 
 def launcher_settings(cluster: ClusterConfig) -> dict[str, Any]:
-    """The settings of submitit's launcher: one task a job, which starts the ranks itself."""
+    """The settings of submitit's launcher. Each job is one task, which starts the ranks itself."""
     gpus = ":".join(filter(None, ["gpu", cluster.gpu_type, str(cluster.processes)])) if cluster.gpus else None
     seconds = limit_seconds(cluster.time) if cluster.time else None
     settings = {
@@ -93,20 +96,20 @@ def launcher_settings(cluster: ClusterConfig) -> dict[str, Any]:
         "signal_delay_s": cluster.signal,
         "array_parallelism": cluster.concurrent or 256,
         "stderr_to_stdout": True,
-        # srun has not taken cpus-per-task from sbatch since Slurm 22.05.
+        # Since Slurm 22.05 srun does not inherit cpus-per-task from sbatch.
         "setup": [*cluster.setup, "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
     }
     return {key: value for key, value in settings.items() if value is not None}
 
 
 def further(cluster: ClusterConfig) -> dict[str, Any]:
-    """Options of sbatch that submitit has no settings for; True is one without a value."""
-    found: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
-    found |= {"mem": cluster.mem} if cluster.mem else {}
+    """Options of sbatch for which submitit has no setting; True stands for an option without a value."""
+    options: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
+    options |= {"mem": cluster.mem} if cluster.mem else {}
     for option in cluster.options:
         name, equals, value = option.removeprefix("--").partition("=")
-        found[name] = value if equals else True
-    return found
+        options[name] = value if equals else True
+    return options
 
 
 def _word(value: Any) -> str:
@@ -117,9 +120,9 @@ def _word(value: Any) -> str:
 
 
 def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence[str], gpus: str) -> dict[str, int]:
-    """Hand the sweep to Hydra; the exit status of each job that did not end with 0, by its name. gpus: how many a job's
-    node must have, which is then asked first whether it can train; "" = not."""
-    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # SIGUSR2, its own choice, would end the verb at once
+    """Let Hydra run the sweep; returns job name -> exit status of the jobs that did not end with 0. gpus: how many GPUs
+    a job's node must have, which is then checked first; "" = no check."""
+    os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # submitit's default, SIGUSR2, would end the verb at once
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -128,31 +131,31 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
     if not swept:
         raise ConfigError("-m sweeps over values such as optim.lr=1e-4,2e-4, and none is given")
     folder = "runs" if "://" in root else root
-    ended = Path(folder, ".hydra", "ended").absolute()  # a file for each job that did not end with 0
-    ended.mkdir(parents=True, exist_ok=True)
-    for path in ended.iterdir():
+    failures = Path(folder, ".hydra", "ended").absolute()  # a file for each job that did not end with 0
+    failures.mkdir(parents=True, exist_ok=True)
+    for path in failures.iterdir():
         path.unlink()
 
     def job(_: Any) -> None:
         config = HydraConfig.get()
         task = [word.removeprefix("++") for word in config.overrides.task]
         name = ",".join(word for word in task if word.split("=")[0] in swept)
-        outcomes = [json.loads(path.read_text()) for path in ended.iterdir()] if not launcher else []
+        outcomes = [json.loads(path.read_text()) for path in failures.iterdir()] if not launcher else []
         if any(status == Interrupted.exit_code for _, status in outcomes):
-            return  # the job before was told to stop, and so is this one
+            return  # an earlier job was told to stop, and this one with it
         grouped = verb == "train" and not any(word.startswith("tracking.group=") for word in task)
         group = [f"tracking.group={root.rsplit('/', 1)[-1]}"] if grouped else []
-        told = [*map(_plain, task), *group, f"{key}={root}/{name}"]
+        arguments = [*map(_plain, task), *group, f"{key}={root}/{name}"]
         print(f"== {name}", flush=True)
-        status = run_command([*NODE_CHECK, gpus, *told]) if gpus else 0
-        if gpus and status == Interrupted.exit_code:  # the job is on its way to the queue already
+        status = run_command([*NODE_CHECK, gpus, *arguments]) if gpus else 0
+        if gpus and status == Interrupted.exit_code:  # the node check has requeued the job
             os._exit(status)
-        status = status or run_command([sys.executable, "-m", "pipeline.cli", verb, *told])
+        status = status or run_command([sys.executable, "-m", "pipeline.cli", verb, *arguments])
         if launcher and (status == Interrupted.exit_code or status >= 128):
             slurm.requeue(slurm.own_job(os.environ))
-            os._exit(status)  # without a result, for which submitit goes on waiting
+            os._exit(status)  # without a result, so that submitit keeps waiting
         if status:
-            (ended / str(config.job.num)).write_text(json.dumps([name, status]))
+            (failures / str(config.job.num)).write_text(json.dumps([name, status]))
 
     settings = [
         f"hydra.sweep.dir={quote(folder)}",
@@ -164,11 +167,11 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
     finally:
         sys.argv = argv
-    return dict(json.loads(path.read_text()) for path in sorted(ended.iterdir()))
+    return dict(json.loads(path.read_text()) for path in sorted(failures.iterdir()))
 
 
 def _plain(word: str) -> str:
-    """An override of Hydra's grammar as our command line takes it: text without quotes."""
+    """An override of Hydra's grammar in the form of our command line: text without quotes."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     key, _, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""The job of latentmill train: checked before it is sent."""
+"""The job of latentmill train, checked before it is submitted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import ClusterConfig, TrainConfig
 from pipeline.config.check.groups import check_world
 from pipeline.config.loading.load import load
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.scheduler.script import Script, log_path
 from pipeline.storage.urls import open_storage
@@ -19,18 +20,16 @@ if TYPE_CHECKING:
 from pipeline.jobs.options import Job, further, gres, requeueing, resources
 
 WAIT_SECONDS = 120
-"""What ranks get to end by themselves when one of them has ended."""
-
-
+"""Time that the other ranks have to end by themselves when one of them has ended."""
 ROOM = 0.9
-"""Share of a GPU's memory that the model of it may take without a word: kernels and NCCL want the rest."""
+"""Share of a GPU's memory that the estimate may take without a warning: kernels and NCCL need the rest."""
 
 
 def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str] = ()) -> Job:
-    """One job whose ranks srun starts, each as a task of its own; it goes back to the queue until the run is finished.
+    """One job whose ranks srun starts, each as a separate task. It goes back to the queue until the run is finished.
 
-    Raises ConfigError, OverrideError, RunError, DatasetError and StorageError for what would fail at its start.
-    coming: datasets and runs that jobs before this one will make.
+    coming: datasets and runs that earlier jobs will make. Raises ConfigError, OverrideError, RunError, DatasetError and
+    StorageError for whatever would fail at the job's start.
     """
     config: TrainConfig = load("train", words)
     world = cluster.nodes * cluster.processes
@@ -44,15 +43,15 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
         raise ConfigError(f"device={config.device} and cluster.gpus={cluster.gpus} contradict each other")
     check_world(config.optim, world)
     notes = [shape(config, cluster), *reach(config, cluster, world, coming)]
-    # Not "auto": a rank whose GPU has failed is to say so. Where cores are bound to tasks they cannot be divided again.
-    given = [word.lstrip("+").partition("=")[0] for word in words]
-    added = [] if "device" in given else ["device=cuda" if cluster.gpus else "device=cpu"]
-    added += [] if "launch.threads" in given else [f"launch.threads={cluster.cpus}"]
+    # Not "auto": a rank whose GPU has failed must say so. Cores bound to a task cannot be divided again: all threads.
+    given_keys = [word.lstrip("+").partition("=")[0] for word in words]
+    added_words = [] if "device" in given_keys else ["device=cuda" if cluster.gpus else "device=cpu"]
+    added_words += [] if "launch.threads" in given_keys else [f"launch.threads={cluster.cpus}"]
     program = [cluster.python or sys.executable, "-m", "pipeline.cli", "train"]
     script = Script(
         about=[
             "latentmill train under Slurm, written by `latentmill submit`.",
-            "One task a rank. Told to stop (SIGUSR1, SIGTERM) ranks commit and exit 75; the job then comes back.",
+            "One task per rank. On SIGUSR1 or SIGTERM ranks commit and exit 75, and the job goes back to the queue.",
             *notes,
         ],
         options={
@@ -64,7 +63,7 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
             **further(cluster),
         },
         setup=cluster.setup,
-        # A rank's own exit status says why it ended, so none is ended for another's before WAIT_SECONDS.
+        # A rank's own exit status says why it ended, so srun ends no rank for another's failure before WAIT_SECONDS.
         step=[
             f"--ntasks={world}",
             f"--ntasks-per-node={cluster.processes}",
@@ -73,7 +72,7 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
             f"--wait={WAIT_SECONDS}",
         ],
         program=program,
-        arguments=[*words, *added],
+        arguments=[*words, *added_words],
         requeue=cluster.requeue,
         killed=True,
         before=node_check(cluster, config) if cluster.check_nodes else (),
@@ -82,34 +81,34 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
 
 
 def node_check(cluster: ClusterConfig, config: TrainConfig) -> list[str]:
-    """Shell lines that ask the job's nodes whether they can train, and end the script where one cannot."""
-    from pipeline.jobs.nodes import wanted
+    """Shell lines that check whether the job's nodes can train, and end the script where one cannot."""
+    from pipeline.jobs.nodes import required_urls
 
     gpus = cluster.processes if cluster.gpus else 0
     python = cluster.python or sys.executable
     words = [python, "-m", "pipeline.jobs.nodes", "job", str(cluster.nodes), str(gpus)]
     return [
-        "# A node that cannot train is kept out, and the job goes back to the queue.",
-        f"{shlex.join([*words, *wanted(config)])} || exit $?",
+        "# A node that cannot train is excluded, and the job goes back to the queue.",
+        f"{shlex.join([*words, *required_urls(config)])} || exit $?",
         "",
     ]
 
 
 def shape(config: TrainConfig, cluster: ClusterConfig) -> str:
-    """How the batch is shared, in a line."""
+    """How the batch is divided among the ranks, in one line."""
     world = cluster.nodes * cluster.processes
     share = config.optim.batch // world
     micro = config.optim.micro_batch or share
-    what = "nodes" if cluster.nodes > 1 else "node"
+    noun = "nodes" if cluster.nodes > 1 else "node"
     return (
-        f"{cluster.nodes} {what} x {cluster.processes} = {world} ranks; "
+        f"{cluster.nodes} {noun} x {cluster.processes} = {world} ranks; "
         f"global batch {config.optim.batch:,} = {world} x {share // micro} x {micro} samples"
     )
 
 
 def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Sequence[str]) -> list[str]:
-    """Look for the run and its datasets, hold those against the model, and a step against the GPU's memory; what was
-    found, in lines."""
+    """Check the run, its datasets against the model, and a training step against the GPU's memory. Returns lines that
+    report the results. Raises RunError, DatasetError, StorageError, ConfigError."""
     from pipeline.data.format.manifest import load_manifest
     from pipeline.planning.fit import fit, precision_of, require_fit
     from pipeline.runs.datasets import check_against_contract
@@ -122,19 +121,19 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
         raise RunError(f"{config.run} is finished: it has seen all {last_sample(config)} samples; raise samples=")
     require_free(run)
     done = next(iter(committed(run)), 0)
-    lines = [f"goes on at {done:,} of {last_sample(config):,} samples"] if done else []
-    found: dict[str, Manifest] = {}
+    lines = [f"continues at {done:,} of {last_sample(config):,} samples"] if done else []
+    manifests: dict[str, Manifest] = {}
     for url in filter(None, (*dataset_urls(config.data), config.data.val)):
         try:
-            found[url] = load_manifest(open_storage(url))
+            manifests[url] = load_manifest(open_storage(url))
         except DatasetError:
             if url not in coming:
                 raise
-    if config.data.train not in found:
+    if config.data.train not in manifests:
         return [*lines, "memory: not looked at, because the dataset is not there yet"]
-    manifest = found[config.data.train]
-    members = ("text",) if config.task.name == "text" else ()
-    check_against_contract(config, manifest, found.get(config.data.val), members)
+    manifest = manifests[config.data.train]
+    members = TASK_FACTS[config.task.name].members
+    check_against_contract(config, manifest, manifests.get(config.data.val), members)
     needed = fit(
         config,
         manifest.contract.latent_shape,
@@ -148,6 +147,6 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
     if not cluster.gpu_memory_gb:
         return [*lines, "memory: not held against the GPU's, which cluster.gpu_memory_gb would say"]
     require_fit(needed, cluster.gpu_memory_gb)
-    part = needed.peak / (cluster.gpu_memory_gb * 1e9)
-    close = ", which is close" if part > ROOM else ""
-    return [*lines, f"memory: that is {part:.0%} of the GPU's {cluster.gpu_memory_gb:g} GB{close}"]
+    gpu_share = needed.peak / (cluster.gpu_memory_gb * 1e9)
+    close = ", which is close" if gpu_share > ROOM else ""
+    return [*lines, f"memory: that is {gpu_share:.0%} of the GPU's {cluster.gpu_memory_gb:g} GB{close}"]

@@ -1,1 +1,1 @@
-"""What is learned: the UNet, the first stage, the text tower, and how a task conditions them."""
+"""The networks: the UNet, the first stage and the text tower, and the tasks that condition the UNet."""

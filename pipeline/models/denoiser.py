@@ -1,4 +1,4 @@
-"""Network and task in one module: what is trained, averaged and saved."""
+"""UNet and task in one module: the module that is trained, averaged and saved."""
 
 from __future__ import annotations
 
@@ -30,17 +30,24 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """The UNet's prediction (B, C, H, W) for the noisy latent x.
 
-        inputs: the batch's members in training, so that what the task learns gets its gradients here; or a Conditioning
-        made once, as samplers do. drop_B (B,) bool: rows whose conditioning is replaced by the null one.
+        inputs: in training the batch's members, so that gradients reach the task's parameters; in sampling a
+        Conditioning that was made once. drop_B (B,) bool: rows whose conditioning is replaced by the null one.
         """
-        given = inputs if isinstance(inputs, Conditioning) else self.task.condition(inputs)
+        conditioning = inputs if isinstance(inputs, Conditioning) else self.task.condition(inputs)
         if drop_B is not None:
-            given = self.task.drop(given, drop_B)
-        if given.concat is not None:
-            x_BCHW = torch.cat([x_BCHW, given.concat.to(x_BCHW)], dim=1)
-        return self.unet(x_BCHW, timestep_B, given.context, given.context_mask, given.vector, given.known)
+            conditioning = self.task.drop(conditioning, drop_B)
+        if conditioning.concat is not None:
+            x_BCHW = torch.cat([x_BCHW, conditioning.concat.to(x_BCHW)], dim=1)
+        return self.unet(
+            x_BCHW,
+            timestep_B,
+            conditioning.context,
+            conditioning.context_mask,
+            conditioning.vector,
+            conditioning.context_cache,
+        )
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights of UNet and task, the same on every machine for one seed."""
+        """Initialize UNet and task; one seed gives the same weights on every machine."""
         self.unet.reset_parameters(seed)
         self.task.reset_parameters(seed)

@@ -1,4 +1,4 @@
-"""Tensors of files that others wrote, without unpickling; their hash."""
+"""Reads tensors from other software's weight files without unpickling code, and hashes weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipeline.errors import WeightsError
 
 
 def weights_hash(state: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over the tensors in the order of their names, as float32 (integers as int64): equal weights have equal
-    hashes, whatever the format, order or precision of the file that held them."""
+    """SHA-256 of the tensors in the order of their names, as float32 (integers as int64): equal weights have equal
+    hashes, whatever the format, order or precision of their file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state):
         plain = tensor.detach().cpu().to(torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
@@ -30,33 +30,35 @@ def weights_hash(state: Iterable[tuple[str, Tensor]]) -> str:
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
-FACTS = "latentmill"  # where a single file of ours says how it was trained
+FACTS = "latentmill"  # the key under which our single files say how the model was trained
 
 
 def read_file(path: Path, suffix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A single file's tensors, and what it says of them (of ours: prediction, scale, shift, model). suffix: of its
-    format, where its name has another. Raises WeightsError for a file that is damaged, and for a pickle that is more
-    than tensors."""
+    """A single file's tensors, and the facts that it states (our files: prediction, scale, shift, model).
+
+    suffix: of the file's format, if its name has another one. Raises WeightsError for a damaged file, and for a pickle
+    that holds more than tensors.
+    """
     suffix = suffix or path.suffix
     if suffix == ".safetensors":
         return _read_safetensors(path)
     if suffix not in PICKLES:
-        raise WeightsError(f"{path}: a .safetensors, .ckpt or .pt file is wanted")
+        raise WeightsError(f"{path}: the file must be .safetensors, .ckpt or .pt")
     try:
-        whole = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's own unpickler raises what it meets
-        told = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it wants {told[1]}" if told else " ".join(str(error).split())[:120]
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # PyTorch's unpickler raises errors of many kinds
+        refused_global = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it needs {refused_global[1]}" if refused_global else " ".join(str(error).split())[:120]
         raise WeightsError(
-            f"{path} cannot be read as tensors alone ({reason}), and a pickle that is more may run code: give a "
-            ".safetensors file"
+            f"{path} cannot be read as tensors alone ({reason}); a pickle with other content may run code: "
+            "give a .safetensors file"
         ) from None
-    facts = whole.get(FACTS, {}) if isinstance(whole, dict) else {}
-    while isinstance(whole, dict) and "state_dict" in whole:
-        whole = whole["state_dict"]
-    if not isinstance(whole, Mapping):
-        raise WeightsError(f"{path} holds a {type(whole).__name__} and no state dict")
-    return {name: value for name, value in whole.items() if isinstance(value, Tensor)}, _facts(path, facts)
+    facts = content.get(FACTS, {}) if isinstance(content, dict) else {}
+    while isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}, _facts(path, facts)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,7 +78,7 @@ def _facts(path: Path, value: Any) -> dict[str, Any]:
     try:
         facts = json.loads(value) if isinstance(value, str) else dict(value)
         if not isinstance(facts, dict):
-            raise ValueError(f"{type(facts).__name__} in place of a table")
+            raise ValueError(f"{type(facts).__name__}, not a table")
         return facts
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: what it says of itself ({FACTS}) cannot be read: {error}") from None
+        raise WeightsError(f"{path}: its metadata ({FACTS}) cannot be read: {error}") from None

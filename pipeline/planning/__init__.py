@@ -1,1 +1,2 @@
-"""What a network and a step cost, in arithmetic: FLOPs, memory, whether it fits. No torch but in flops."""
+"""The cost of a network and of a training step, by arithmetic: FLOPs, memory, and whether it fits. Only flops imports
+torch."""

@@ -1,13 +1,14 @@
-"""What the UNet computes: every layer with its FLOPs and parameters, from the configuration and the shapes alone.
+"""The UNet's layers with their FLOPs and parameters, from the configuration and the shapes alone.
 
-FLOPs are two for each multiply-add of a convolution, a linear layer or one of attention's two products, as
-torch.utils.flop_counter counts them; norms, activations and additions are left out (they move bytes, and compute
-little). The backward pass costs a product for the gradient of the weights and one for that of the input; where the
-input is data (the latent, the timestep, the context) nothing asks for the second. Attention's backward pass has four
-products; kernels that recompute the scores compute a fifth, which is not counted.
+A multiply-add of a convolution, a linear layer or one of attention's two products counts as two FLOPs, as in
+torch.utils.flop_counter. Norms, activations and additions are not counted (they move bytes and compute little). The
+backward pass has one product for the gradient of the weights and one for that of the input; if the input is data (the
+latent, the timestep, the context), the second is not computed. Attention's backward pass has four products; kernels
+that recompute the scores compute a fifth, which is not counted.
 
-What the layers keep for the backward pass, and a step's peak memory, are in memory.py. Imports no torch, so that
-a login node can plan a run; `parts` repeats in arithmetic what models/unet/model.py builds, and tests compare the two.
+memory.py has the memory that layers keep for the backward pass, and a step's peak memory. This module imports no torch,
+so that a login node can plan a run: it repeats in arithmetic what models/unet/model.py builds, and tests compare the
+two.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class Layer:
     """A layer with weights, or attention's two products (which have none)."""
 
     name: str
-    """Of the module inside its block: res.conv1, attention.blocks.0.attend_self.qkv."""
+    """Name of the module inside its block, such as res.conv1 or attention.blocks.0.attend_self.qkv."""
     kind: Kind
-    """What computes it."""
+    """Kind of operation that computes it."""
     flops: int
-    """Of the forward pass."""
+    """FLOPs of the forward pass."""
     input_gradient: bool = True
     """Whether the backward pass computes the gradient of its input."""
     parameters: int = 0
@@ -42,18 +43,20 @@ class Layer:
 
     @property
     def backward_flops(self) -> int:
-        """Of the backward pass: the weights' gradient and the input's, or those of attention's two factors, twice."""
+        """FLOPs of the backward pass: for the gradients of weights and input, or for the two factors of each of
+        attention's two products."""
         return self.flops * (1 + self.input_gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A row of the memory tables (memory.py) at one place in the network, with the sizes that they count in."""
+    """One occurrence in the network of a row of the memory tables (memory.py), with the sizes that the tables refer
+    to."""
 
     row: str
-    """embed, conv_in, res, project_in, self, cross, feed, project_out, pixel, down, up or out."""
+    """Row of the tables: embed, conv_in, res, project_in, self, cross, feed, project_out, pixel, down, up or out."""
     layers: tuple[Layer, ...]
-    """In the order in which they run."""
+    """Its layers in the order in which they run."""
     norms: int = 0
     """Parameters of its norms."""
     x: int = 0
@@ -65,9 +68,9 @@ class Piece:
     rows: int = 0
     """Tokens: B H W."""
     heads: int = 0
-    """Attention's heads times tokens."""
+    """Attention heads times tokens."""
     dropout: bool = False
-    """Whether activations are dropped in it."""
+    """Whether it has dropout."""
 
     @property
     def parameters(self) -> int:
@@ -76,7 +79,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Part:
-    """A module of the network that runs as a whole: a block, which can be recomputed, or what lies between blocks."""
+    """A module of the network that runs as a whole: a block, which can be recomputed, or a module between blocks."""
 
     name: str  # as in UNet.named_modules(): encoder.0.blocks.1
     pieces: tuple[Piece, ...]
@@ -92,40 +95,42 @@ class Part:
 
     @property
     def recompute_flops(self) -> int:
-        """Of bringing back what the block keeps: its forward pass without its last layer, whose output is not kept."""
+        """FLOPs of recomputing what the block keeps: its forward pass without the last layer, whose output is not
+        kept."""
         return sum(layer.flops for layer in self.layers[:-1])
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A UNet at one batch and latent size."""
+    """The cost of a UNet at one batch size and latent size."""
 
     parts: tuple[Part, ...]  # in the order in which they run
     inputs: int = 0
-    """Elements of what the network is given: the noisy latent and the context."""
+    """Elements of the network's inputs: the noisy latent and the context."""
 
     @cached_property
     def parameters(self) -> int:
-        """Weights, biases and norms."""
+        """Number of parameters: weights, biases and norms."""
         return sum(part.parameters for part in self.parts)
 
     def forward_flops(self) -> dict[Kind, int]:
-        """Of one forward pass, by what computes them."""
+        """FLOPs of one forward pass, by kind of operation."""
         return _by_kind((layer.kind, layer.flops) for part in self.parts for layer in part.layers)
 
     def training_flops(self, recomputed: Collection[str] = ()) -> dict[Kind, int]:
-        """Of forward and backward pass, with some blocks (by name) computed again in the backward pass."""
-        again = [(layer.kind, layer.flops) for part in self.named(recomputed) for layer in part.layers[:-1]]
-        once = [
+        """FLOPs of forward and backward pass, by kind of operation. recomputed: names of the blocks that the backward
+        pass computes again."""
+        recomputed_flops = [(layer.kind, layer.flops) for part in self.named(recomputed) for layer in part.layers[:-1]]
+        step_flops = [
             (layer.kind, layer.flops + layer.backward_flops) for part in self.parts for layer in part.layers
         ]  # the optimizer's few FLOPs per parameter are left out
-        return _by_kind(once + again)
+        return _by_kind(step_flops + recomputed_flops)
 
     def named(self, names: Collection[str]) -> list[Part]:
-        """The blocks of these names, in order."""
-        found = [part for part in self.parts if part.block and part.name in names]
-        assert len(found) == len(set(names)), f"blocks that the network does not have are among {sorted(names)}"
-        return found
+        """The blocks with these names, in the order in which they run."""
+        blocks = [part for part in self.parts if part.block and part.name in names]
+        assert len(blocks) == len(set(names)), f"blocks that the network does not have are among {sorted(names)}"
+        return blocks
 
 
 def unet_cost(
@@ -140,8 +145,8 @@ def unet_cost(
 ) -> Cost:
     """The UNet of `config` on latents (batch, in_channels, height, width) and contexts of `context_length` tokens.
 
-    in_channels: what the task concatenates included; None = config.in_channels. context_gradient: whether the context
-    is learned. Raises ShapeError when height or width do not halve at every level.
+    in_channels: including channels that the task concatenates; None = config.in_channels. context_gradient: whether the
+    context has a gradient. Raises ShapeError when height or width cannot be halved at every level.
     """
     stride = 2 ** (len(config.multipliers) - 1)
     if height % stride or width % stride:
@@ -154,15 +159,16 @@ def unet_cost(
 
 @dataclass(frozen=True)
 class _Walk:
-    """Through the network in the order in which it runs, with the sizes of one batch."""
+    """Goes through the network in the order in which it runs, with the sizes of one batch."""
 
     config: ModelConfig
     batch: int
-    pixels: int  # of the latent
-    tokens: int  # of a context
+    pixels: int  # pixels of a latent
+    tokens: int  # tokens of a context
     context_gradient: bool
 
     def network(self, in_channels: int) -> Iterable[Part]:
+        """All parts of the network, in order."""
         config = self.config
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         pixels = [self.pixels // 4**level for level in range(len(widths))]
@@ -188,16 +194,18 @@ class _Walk:
                 skips.append(width)
         for i, depth in enumerate((by_level[-1], 0)):
             yield self._block(f"middle.{i}", pixels[-1], width, width, depth)
-        for place, (level, level_width) in enumerate(reversed(list(enumerate(widths)))):
+        for decoder_level, (level, level_width) in enumerate(reversed(list(enumerate(widths)))):
             for i in range(config.blocks + 1):
                 in_width = width + skips.pop()
-                yield self._block(f"decoder.{place}.blocks.{i}", pixels[level], in_width, level_width, depths[level])
+                yield self._block(
+                    f"decoder.{decoder_level}.blocks.{i}", pixels[level], in_width, level_width, depths[level]
+                )
                 width = level_width
             if level > 0:
                 rows = self.batch * pixels[level - 1]
                 conv = self._conv("conv", rows, 9, width, width)
                 piece = Piece(row="up", layers=(conv,), x=rows * width // 4, h=rows * width)
-                yield Part(f"decoder.{place}.resample", (piece,))
+                yield Part(f"decoder.{decoder_level}.resample", (piece,))
 
         rows = self.batch * self.pixels
         conv = self._conv("conv_out", rows, 9, width, config.out_channels)
@@ -205,7 +213,7 @@ class _Walk:
         yield Part("conv_out", (piece,))
 
     def _embeddings(self) -> Part:
-        """Timestep and vector, a row a sample."""
+        """The embeddings of timestep and vector, one row per sample."""
         width, layers = 4 * self.config.channels, []
         for name, in_width in (("embed_timestep", self.config.channels), ("embed_vector", self.config.vector_width)):
             if in_width:
@@ -216,6 +224,7 @@ class _Walk:
         return Part("embed", (Piece(row="embed", layers=tuple(layers), x=sizes[0], h=sizes[1]),))
 
     def _block(self, name: str, pixels: int, in_width: int, width: int, depth: int) -> Part:
+        """A residual block, and its attention if depth > 0. pixels: of an image at its level."""
         config, rows = self.config, self.batch * pixels
         layers = [
             self._conv("res.conv1", rows, 9, in_width, width),
@@ -234,20 +243,20 @@ class _Walk:
         )
         if not depth:
             return Part(name, (res,), block=True)
-        after = (
+        attention = (
             self._transformer(pixels, width, depth) if config.context_width else [self._pixel_attention(pixels, width)]
         )
-        return Part(name, (res, *after), block=True)
+        return Part(name, (res, *attention), block=True)
 
     def _transformer(self, pixels: int, width: int, depth: int) -> Iterable[Piece]:
         config, rows, size = self.config, self.batch * pixels, self.batch * pixels * width
-        around = [self._linear(f"attention.project_{end}", rows, width, width) for end in ("in", "out")]
-        yield Piece(row="project_in", layers=(around[0],), norms=2 * width, x=size, h=size)
+        projections = [self._linear(f"attention.project_{end}", rows, width, width) for end in ("in", "out")]
+        yield Piece(row="project_in", layers=(projections[0],), norms=2 * width, x=size, h=size)
         for i in range(depth):
-            at = f"attention.blocks.{i}"
-            yield self._self_attention("self", f"{at}.attend_self", pixels, width, bias=False)
+            prefix = f"attention.blocks.{i}"
+            yield self._self_attention("self", f"{prefix}.attend_self", pixels, width, bias=False)
             kv = self._linear(
-                f"{at}.attend_cross.kv",
+                f"{prefix}.attend_cross.kv",
                 self.batch * self.tokens,
                 config.context_width,
                 2 * width,
@@ -255,10 +264,10 @@ class _Walk:
                 input_gradient=self.context_gradient,
             )
             cross = (
-                self._linear(f"{at}.attend_cross.q", rows, width, width, bias=False),
+                self._linear(f"{prefix}.attend_cross.q", rows, width, width, bias=False),
                 kv,
-                self._attention(f"{at}.attend_cross", pixels, self.tokens, width),
-                self._linear(f"{at}.attend_cross.out", rows, width, width),
+                self._attention(f"{prefix}.attend_cross", pixels, self.tokens, width),
+                self._linear(f"{prefix}.attend_cross.out", rows, width, width),
             )
             yield Piece(
                 row="cross",
@@ -271,11 +280,11 @@ class _Walk:
                 heads=rows * heads_of(config, width),
             )
             feed = (
-                self._linear(f"{at}.feed.up", rows, width, 8 * width),
-                self._linear(f"{at}.feed.down", rows, 4 * width, width),
+                self._linear(f"{prefix}.feed.up", rows, width, 8 * width),
+                self._linear(f"{prefix}.feed.down", rows, 4 * width, width),
             )
             yield Piece(row="feed", layers=feed, norms=2 * width, x=size, h=size, rows=rows)
-        yield Piece(row="project_out", layers=(around[1],), x=size, h=size)
+        yield Piece(row="project_out", layers=(projections[1],), x=size, h=size)
 
     def _pixel_attention(self, pixels: int, width: int) -> Piece:
         return self._self_attention("pixel", "attention.attend", pixels, width, bias=True)
@@ -326,8 +335,8 @@ class _Walk:
         )
 
 
-def _by_kind(found: Iterable[tuple[Kind, int]]) -> dict[Kind, int]:
+def _by_kind(flops_by_kind: Iterable[tuple[Kind, int]]) -> dict[Kind, int]:
     totals: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-    for kind, flops in found:
+    for kind, flops in flops_by_kind:
         totals[kind] += flops
     return totals

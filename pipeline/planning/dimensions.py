@@ -1,4 +1,4 @@
-"""Numbers that follow from a UNet's configuration. Imports no torch: the network and what plans it read them here."""
+"""Numbers that follow from a UNet's configuration, for the network and for planning. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pipeline.errors import ConfigError
 
 
 def depths_of(config: ModelConfig) -> list[int]:
-    """Transformer blocks of an attention layer, by level; the middle has the last level's."""
+    """Transformer blocks of an attention layer at each level; the middle block has as many as the last level. Raises
+    ConfigError."""
     depth, levels = config.transformer_depth, len(config.multipliers)
     depths = [depth] * levels if isinstance(depth, int) else list(depth)
     if len(depths) != levels:
@@ -16,7 +17,7 @@ def depths_of(config: ModelConfig) -> list[int]:
 
 
 def heads_of(config: ModelConfig, width: int) -> int:
-    """Number of attention heads in a layer of `width` channels."""
+    """Number of attention heads in a layer of `width` channels. Raises ConfigError."""
     if (config.heads > 0) == (config.head_width > 0):
         raise ConfigError("model.heads and model.head_width: give one, and 0 for the other")
     divisor = config.heads or config.head_width

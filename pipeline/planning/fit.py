@@ -1,10 +1,11 @@
-"""Whether a run fits the GPUs it is to be given, by the memory model of planning/memory.py. Imports no torch."""
+"""Whether a run fits the memory of its GPUs, by the model of planning/memory.py. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import TrainConfig
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.errors import ConfigError
 from pipeline.planning.cost import unet_cost
 from pipeline.planning.memory import Precision, peak_bytes, recompute, state_bytes
@@ -12,8 +13,12 @@ from pipeline.planning.memory import Precision, peak_bytes, recompute, state_byt
 
 @dataclass(frozen=True)
 class Fit:
-    """Bytes of one rank. state: weights, optimizer, averages, and gradients while the optimizer steps. peak: most at
-    once in a step. parameters: of the network. recomputed: blocks that are computed again."""
+    """The memory that one rank needs.
+
+    parameters: number of parameters of the network. state: bytes of weights, optimizer state, averages, and gradients
+    while the optimizer steps. peak: most bytes at once in a step. recomputed: number of blocks that the backward pass
+    computes again.
+    """
 
     parameters: int
     state: int
@@ -21,55 +26,65 @@ class Fit:
     recomputed: int
 
     def words(self) -> str:
-        """In a line."""
-        again = f", {self.recomputed} blocks computed again" if self.recomputed else ""
+        """The figures in one line, for people."""
+        recomputed_note = f", {self.recomputed} blocks computed again" if self.recomputed else ""
         return (
             f"{self.parameters / 1e6:,.0f} million parameters; a GPU holds {self.state / 1e9:.3g} GB of weights, "
-            f"gradients, optimizer and average, and {self.peak / 1e9:.3g} GB at a step's peak{again} "
-            "(docs/unet-cost.md; NCCL's and the driver's own memory comes on top)"
+            f"gradients, optimizer and average, and {self.peak / 1e9:.3g} GB at a step's peak{recomputed_note} "
+            "(docs/explained/memory_model.md; NCCL's and the driver's own memory comes on top)"
         )
 
 
 def fit(
     config: TrainConfig, latent_shape: tuple[int, int, int], text_length: int, world: int, precision: Precision
 ) -> Fit:
-    """What a rank of `world` needs for a step on latents of a cache with this contract.
+    """What each of `world` ranks needs for a training step on latents (C, h, w) with captions of `text_length` tokens.
 
-    Raises ConfigError where model.activation_gb cannot be held.
+    Raises ConfigError when the activations cannot fit model.activation_gb.
     """
     _, height, width = latent_shape
     length = text_length if config.model.context_width else 0
     share = config.optim.batch // world
     micro = config.optim.micro_batch or share
-    cost = unet_cost(config.model, micro, height, width, length)
-    again: tuple[str, ...] = ()
+    extra_channels = TASK_FACTS[config.task.name].extra_channels
+    model = replace(config.model, in_channels=config.model.in_channels + extra_channels)
+    cost = unet_cost(model, micro, height, width, length)
+    recomputed: tuple[str, ...] = ()
     if config.model.checkpointing:
-        again = tuple(part.name for part in cost.parts if part.block)
+        recomputed = tuple(part.name for part in cost.parts if part.block)
     elif config.model.activation_gb:
         budget = round(config.model.activation_gb * 1e9)
-        again = recompute(config.model, micro, height, width, length, budget, precision)
+        recomputed = recompute(model, micro, height, width, length, budget, precision)
     stage = config.deepspeed.stage if config.deepspeed.engine == "deepspeed" else 0
     state = state_bytes(cost.parameters, precision, stage, world)
-    peak = peak_bytes(cost, precision, stage=stage, ranks=world, recomputed=again, micro_batches=max(1, share // micro))
-    beside = (len(config.ema.half_lives) + len(config.ema.widths)) * state.average
-    elsewhere = state.masters + state.optimizer if config.deepspeed.offload else 0
-    return Fit(cost.parameters, state.stepping + beside - elsewhere, peak + beside - elsewhere, len(again))
+    peak = peak_bytes(
+        cost, precision, stage=stage, ranks=world, recomputed=recomputed, micro_batches=max(1, share // micro)
+    )
+    further_averages = (len(config.ema.half_lives) + len(config.ema.widths)) * state.average
+    offloaded = state.masters + state.optimizer if config.deepspeed.offload else 0
+    return Fit(
+        cost.parameters,
+        state.stepping + further_averages - offloaded,
+        peak + further_averages - offloaded,
+        len(recomputed),
+    )
 
 
 def precision_of(config: TrainConfig, gpus: bool) -> Precision:
-    """Of forward and backward passes, as training.engine.pick_precision picks it (on a GPU that has bf16).
+    """Precision of forward and backward passes, as training/engines/base.py's pick_precision chooses it (on a GPU that
+    has bf16).
 
-    engine=torch counts as fp32: in bf16 it is autocast around fp32 weights, of which the memory model knows nothing.
+    engine=torch counts as fp32: its bf16 is autocast with fp32 weights, which the memory model does not describe.
     """
     if config.deepspeed.engine == "torch" or config.deepspeed.stage == 0 or config.precision == "fp32":
         return "fp32"
     return "bf16" if config.precision == "bf16" or gpus else "fp32"
 
 
-def require_fit(found: Fit, gigabytes: float) -> None:
-    """Raises ConfigError when a step needs more than a GPU of so many GB has."""
-    if found.peak > gigabytes * 1e9:
+def require_fit(needed: Fit, gigabytes: float) -> None:
+    """Raise ConfigError when a step needs more memory than a GPU with `gigabytes` GB (1e9 bytes) has."""
+    if needed.peak > gigabytes * 1e9:
         raise ConfigError(
-            f"a step needs {found.peak / 1e9:.3g} GB of a GPU, and cluster.gpu_memory_gb={gigabytes:g}: lower "
+            f"a step needs {needed.peak / 1e9:.3g} GB of a GPU, and cluster.gpu_memory_gb={gigabytes:g}: lower "
             "optim.micro_batch, bound model.activation_gb, raise deepspeed.stage, or ask for more nodes"
         )

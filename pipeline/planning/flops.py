@@ -20,14 +20,16 @@ PEAK_TFLOPS = {
     "A10G": 125.0,
     "V100": 125.0,
 }
-"""Dense 16-bit tensor-core peaks by the maker's data sheets, by a part of the device's name; the first that fits."""
+"""Dense 16-bit tensor-core peaks in TFLOP/s, from the maker's data sheets, by a part of the device's name; the first
+match counts."""
 
 Flops = Callable[[tuple[int, ...], int], int]
 """(latent shape (C, h, w), context length) -> FLOPs of forward and backward pass of one image."""
 
 
 def image_flops(config: ModelConfig) -> Flops:
-    """Of a UNet, without what activation checkpointing computes again: that is no progress."""
+    """Training FLOPs of an image in a UNet. Recomputation by activation checkpointing is not counted: it is no
+    progress."""
 
     @lru_cache
     def flops(shape: tuple[int, ...], context: int) -> int:
@@ -37,9 +39,9 @@ def image_flops(config: ModelConfig) -> Flops:
     return flops
 
 
-def peak_tflops(device: torch.device, given: float) -> float:
-    """Of one device, in TFLOP/s: what was given, else that of a GPU that is known here, else 0."""
-    if given or device.type != "cuda":
-        return given
+def peak_tflops(device: torch.device, configured: float) -> float:
+    """Peak of one device in TFLOP/s: the configured one, else that of a known GPU, else 0."""
+    if configured or device.type != "cuda":
+        return configured
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), 0.0)

@@ -11,12 +11,12 @@ from pipeline.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, shor
 
 AIR = 12  # pixels between the highest bar and a mark's text
 WIDEST = 64.0  # pixels of width of a bar
-SMALLEST = 1.5  # pixels of height of a bar that counts anything
+SMALLEST = 1.5  # pixels of height of a bar whose count is not 0
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar. label: what it counts, shown when one points at it."""
+    """One bar. label: what it counts, shown on hover."""
 
     label: str
     count: int
@@ -24,8 +24,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars beside each other. ticks and marks stand at a position along the bars: 0 is the left edge of the first, 1
-    that of the second; a mark is a dashed line with its text."""
+    """Adjacent bars. ticks and marks: (position along the bars, text), where 0 is the left edge of the first bar and 1
+    that of the second. A mark is drawn as a dashed line with its text."""
 
     title: str
     unit: str
@@ -36,17 +36,17 @@ class Histogram:
 
 
 def bar_chart(histogram: Histogram) -> str:
-    """A figure element, or "" when nothing was counted."""
-    most = max((bar.count for bar in histogram.bars), default=0)
-    if not most:
+    """A figure element, or "" when all counts are 0."""
+    highest = max((bar.count for bar in histogram.bars), default=0)
+    if not highest:
         return ""
-    step = _round_step(most)
+    step = _round_step(highest)
     top = TOP + (AIR if histogram.marks else 0)
-    scale = (HEIGHT - BOTTOM - top) / most
+    scale = (HEIGHT - BOTTOM - top) / highest
     across = (WIDTH - LEFT - RIGHT) / len(histogram.bars)
     ground = HEIGHT - BOTTOM
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(histogram.title)}">']
-    for value in range(0, most + 1, step):
+    for value in range(0, highest + 1, step):
         y = round(ground - value * scale, 1)
         parts.append(
             f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
@@ -80,8 +80,8 @@ def bar_chart(histogram: Histogram) -> str:
     return f"<figure><figcaption>{escape(histogram.title)}{unit}</figcaption>{''.join(parts)}</figure>"
 
 
-def _round_step(most: int) -> int:
-    """1, 2 or 5 times a power of ten, so that about four steps lead to `most`."""
-    rough = max(most / 4, 1)
+def _round_step(highest: int) -> int:
+    """1, 2 or 5 times a power of ten, so that about four steps lead to `highest`."""
+    rough = max(highest / 4, 1)
     power = 10 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)

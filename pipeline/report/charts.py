@@ -1,7 +1,7 @@
 """Line charts as inline SVG: no script, no network; colours come from the page's CSS (light and dark).
 
-A chart is drawn in units of 1/1 pixel at its natural width and scales with the page. Hovering a point shows its values
-(SVG titles); the same numbers are in the page's tables.
+A chart is drawn in units of one pixel at its natural width and scales with the page. Hovering over a point shows its
+values (SVG titles); the page's tables hold the same numbers.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 480, 260
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 40  # margins for labels
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 40  # pixels of margin, which hold labels
 TEXT_HEIGHT = 14
-MOST_POINTS = 240  # more are averaged in bins before drawing
+MOST_POINTS = 240  # longer curves are averaged in bins before drawing
 SERIES_COLOURS = 6  # classes s0 to s5 of the stylesheet, reused beyond
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. colour: index of its CSS class. smooth: drawn pale, under a running mean. dots: one per point.
-    bars: lower and upper end of the error bar at an x."""
+    """One curve. colour: index of its CSS class. smooth: draw it pale, under its running mean. dots: draw one at each
+    point. bars: x -> lower and upper end of its error bar."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -49,18 +49,18 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     levels: Sequence[Level] = (),
 ) -> str:
-    """A figure element with the chart and its legend, or "" when there is nothing finite to draw.
+    """A figure element with the chart and its legend, or "" when no value is finite.
 
-    log_y: logarithmic axis; values that are not positive are left out. y_range: fixed limits, as (0, 1) for accuracies.
+    log_y: logarithmic axis, which leaves out values that are not positive. y_range: fixed limits, such as (0, 1).
     """
-    curves = [(one, _thin([p for p in one.points if _drawable(p, log_y)])) for one in series]
-    curves = [(one, points) for one, points in curves if points]
+    curves = [(curve, _thin([p for p in curve.points if _drawable(p, log_y)])) for curve in series]
+    curves = [(curve, points) for curve, points in curves if points]
     if not curves:
         return ""
     levels = [level for level in levels if _drawable((0.0, level.y), log_y)]
-    xs = [x for one, _ in curves for x, y in one.points if _drawable((x, y), log_y)]
+    xs = [x for curve, _ in curves for x, y in curve.points if _drawable((x, y), log_y)]
     ys = [y for _, points in curves for _, y in points] + [level.y for level in levels]
-    ys += [y for one, _ in curves for bar in one.bars.values() for y in bar if _drawable((0.0, y), log_y)]
+    ys += [y for curve, _ in curves for bar in curve.bars.values() for y in bar if _drawable((0.0, y), log_y)]
     x_axis = Axis.around(0.0 if min(xs) >= 0 else min(xs), max(xs), LEFT, WIDTH - RIGHT)
     low, high = y_range or padded(min(ys), max(ys), log_y)
     y_axis = Axis.around(low, high, HEIGHT - BOTTOM, TOP, log_y)
@@ -71,9 +71,9 @@ def line_chart(
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     parts += _levels(levels, y_axis)
-    parts += [_curve(one, points, x_axis, y_axis, x_label) for one, points in curves]
+    parts += [_curve(curve, points, x_axis, y_axis, x_label) for curve, points in curves]
     parts.append("</svg>")
-    legend = legend_of([one for one, _ in curves]) if len(curves) > 1 else ""
+    legend = legend_of([curve for curve, _ in curves]) if len(curves) > 1 else ""
     unit = f' <span class="unit">{escape(y_label)}</span>' if y_label else ""
     return f"<figure><figcaption>{escape(title)}{unit}</figcaption>{''.join(parts)}{legend}</figure>"
 
@@ -113,7 +113,7 @@ class Axis:
         return round(self.start + share * (self.end - self.start), 1)
 
     def shows(self, value: float) -> bool:
-        """Whether a value has a pixel."""
+        """Whether the value can be drawn on this axis."""
         return math.isfinite(value) and (value > 0 or not self.log)
 
     def ticks(self, count: int) -> list[float]:
@@ -139,7 +139,7 @@ def _drawable(point: tuple[float, float], log_y: bool) -> bool:
 
 
 def padded(low: float, high: float, log: bool) -> tuple[float, float]:
-    """Limits with some air around the values."""
+    """Limits with a margin around the values."""
     if log:
         factor = max((high / low) ** 0.06, 1.02)
         return low / factor, high * factor
@@ -148,7 +148,7 @@ def padded(low: float, high: float, log: bool) -> tuple[float, float]:
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS points, in order of x: means over bins of equally many."""
+    """At most MOST_POINTS points in order of x: means over bins of equally many points."""
     ordered = sorted(points)
     size = -(-len(ordered) // MOST_POINTS)
     if size <= 1:
@@ -168,21 +168,23 @@ def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
     return smooth
 
 
-def _curve(one: Series, points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, x_label: str) -> str:
-    colour = f"s{one.colour % SERIES_COLOURS}"
+def _curve(series: Series, points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, x_label: str) -> str:
+    colour = f"s{series.colour % SERIES_COLOURS}"
     parts = []
-    if one.smooth and len(points) > 20:
+    if series.smooth and len(points) > 20:
         parts.append(f'<path class="line raw {colour}" d="{_path(points, x_axis, y_axis)}"/>')
         points = _smoothed(points)
     parts.append(f'<path class="line {colour}" d="{_path(points, x_axis, y_axis)}"/>')
     for x, y in points:
-        dot = f'<circle class="dot {colour}" r="3"' if one.dots or len(points) == 1 else '<circle class="hit" r="7"'
-        title = f"{one.label}: {short(y)} at {short(x)} {x_label}"
-        if bar := one.bars.get(x):
+        element = (
+            f'<circle class="dot {colour}" r="3"' if series.dots or len(points) == 1 else '<circle class="hit" r="7"'
+        )
+        title = f"{series.label}: {short(y)} at {short(x)} {x_label}"
+        if bar := series.bars.get(x):
             title += f" ({short(bar[0])} to {short(bar[1])})"
             if y_axis.shows(bar[0]) and y_axis.shows(bar[1]):
                 parts.append(error_bar(colour, x_axis.at(x), y_axis.at(bar[0]), y_axis.at(bar[1])))
-        parts.append(f'{dot} cx="{x_axis.at(x)}" cy="{y_axis.at(y)}"><title>{escape(title)}</title></circle>')
+        parts.append(f'{element} cx="{x_axis.at(x)}" cy="{y_axis.at(y)}"><title>{escape(title)}</title></circle>')
     return "".join(parts)
 
 
@@ -211,26 +213,27 @@ def x_tick(value: float, axis: Axis) -> str:
 
 
 def _levels(levels: Sequence[Level], axis: Axis) -> list[str]:
-    """Their lines, and a text over each; one text for those that lie so close that theirs would overlap."""
-    found: list[str] = []
-    texts: list[tuple[float, list[str]]] = []
-    for level in sorted(levels, key=lambda level: level.y, reverse=True):  # from the top downwards
+    """Lines of the levels and a label above each. Levels whose labels would overlap share one."""
+    lines: list[str] = []
+    groups: list[tuple[float, list[str]]] = []
+    for level in sorted(levels, key=lambda level: level.y, reverse=True):  # from the top of the chart down
         y, text = axis.at(level.y), f"{escape(level.label)} {short(level.y)}"
-        found.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        if texts and y - texts[-1][0] < TEXT_HEIGHT:
-            texts[-1][1].append(text)
+        lines.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        if groups and y - groups[-1][0] < TEXT_HEIGHT:
+            groups[-1][1].append(text)
         else:
-            texts.append((y, [text]))
-    words = [
-        f'<text class="level" x="{WIDTH - RIGHT}" y="{y - 5}" text-anchor="end">{", ".join(some)}</text>'
-        for y, some in texts
+            groups.append((y, [text]))
+    labels = [
+        f'<text class="level" x="{WIDTH - RIGHT}" y="{y - 5}" text-anchor="end">{", ".join(together)}</text>'
+        for y, together in groups
     ]
-    return found + words
+    return lines + labels
 
 
 def legend_of(series: Sequence[Series]) -> str:
     """A list of the curves' labels."""
     items = (
-        f'<li><span class="swatch s{one.colour % SERIES_COLOURS}"></span>{escape(one.label)}</li>' for one in series
+        f'<li><span class="swatch s{curve.colour % SERIES_COLOURS}"></span>{escape(curve.label)}</li>'
+        for curve in series
     )
     return f'<ul class="legend">{"".join(items)}</ul>'

@@ -1,6 +1,6 @@
 """The dataset card: one self-contained page about a finished dataset.
 
-Nothing on it differs between equal datasets, so equal ones have equal pages.
+Equal datasets have equal pages, byte for byte.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pipeline.report.bars import Histogram, bar_chart
 from pipeline.report.charts import short
 from pipeline.report.elements import amount, cell, counted, document, folded, meter, prose, share, table, text
 
-CAPTION = 160  # characters shown of a caption
+CAPTION = 160  # characters of a caption that are shown
 
 
 @dataclass(frozen=True)
 class InputShard:
-    """One input shard, and what became of its samples."""
+    """An input shard and the fate of its samples."""
 
     name: str
     bytes: int
@@ -41,11 +41,11 @@ class Thumbnail:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFacts:
-    """All that the page shows besides the manifest.
+    """What the page shows besides the manifest.
 
     variants: records per accepted sample. filtered, defective: rejects by reason. truncated: accepted samples whose
-    captions were cut. passed_over: files that were no part of a sample. retried: batches encoded again in float32.
-    member_bytes: of all records, by member. shards: those that are listed, the worst when there are more.
+    captions were cut. passed_over: files that belong to no sample. retried: batches encoded again in float32.
+    member_bytes: bytes of all records, by member. shards: the shards to list, the worst ones when there are too many.
     """
 
     variants: int
@@ -63,10 +63,10 @@ class DatasetFacts:
 def page(manifest: Manifest, facts: DatasetFacts) -> str:
     """The whole page as HTML."""
     digest = manifest.digest  # takes seconds when there are 100,000 units
-    more = f" and {len(manifest.sources) - 1} more" if len(manifest.sources) > 1 else ""
+    other_sources = f" and {len(manifest.sources) - 1} more" if len(manifest.sources) > 1 else ""
     body = "".join(
         (
-            f"<h1>{text(manifest.sources[0])}{more}</h1>",
+            f"<h1>{text(manifest.sources[0])}{other_sources}</h1>",
             f'<p class="soft hash">dataset {digest} · version {manifest.version}</p>',
             _headline(manifest, facts),
             _samples(manifest, facts.thumbnails),
@@ -84,7 +84,7 @@ def page(manifest: Manifest, facts: DatasetFacts) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What was read, and what became of it
+# What was read and what was accepted
 
 
 def _totals(manifest: Manifest) -> tuple[int, int]:
@@ -112,7 +112,7 @@ def _headline(manifest: Manifest, facts: DatasetFacts) -> str:
 
 
 def _brief(number: int) -> str:
-    """A count that fits a card; the ledger has it in full."""
+    """A count that fits a card; the table of counts has all its digits."""
     return f"{number:,}" if number < 10_000_000 else short(number)
 
 
@@ -121,18 +121,19 @@ def _samples(manifest: Manifest, thumbnails: Sequence[Thumbnail]) -> str:
         return ""
     tiles = (
         '<div class="sample" dir="auto"><img class="tile thumb" alt="" src="data:image/jpeg;base64,'
-        f'{base64.b64encode(one.jpeg).decode()}"><span class="clamp">{text(one.caption, CAPTION)}</span></div>'
-        for one in thumbnails
+        f'{base64.b64encode(thumbnail.jpeg).decode()}"><span class="clamp">{text(thumbnail.caption, CAPTION)}</span>'
+        "</div>"
+        for thumbnail in thumbnails
     )
-    some = "each input shard"
+    origin = "each input shard"
     if len(thumbnails) < len(manifest.units):
-        some = f"{len(thumbnails)} of {len(manifest.units):,} input shards, evenly spaced"
-    told = f"The first accepted sample of {some}, as it was cropped."
-    return f'<h2>Samples</h2><div class="samples thumbs">{"".join(tiles)}</div><p class="note">{told}</p>'
+        origin = f"{len(thumbnails)} of {len(manifest.units):,} input shards, evenly spaced"
+    note = f"The first accepted sample of {origin}, as it was cropped."
+    return f'<h2>Samples</h2><div class="samples thumbs">{"".join(tiles)}</div><p class="note">{note}</p>'
 
 
 def _counts(manifest: Manifest, facts: DatasetFacts) -> str:
-    """A ledger from samples read to records, what else was counted, and why samples were rejected."""
+    """A table that leads from samples read to records, other counts, and rejects by reason."""
     read, accepted = _totals(manifest)
     ledger = [
         ("", "samples read", read),
@@ -146,11 +147,11 @@ def _counts(manifest: Manifest, facts: DatasetFacts) -> str:
     if facts.variants == 1:
         del ledger[4]
     rows = (
-        f'<tr{" class=sum" if sign == "=" else ""}><td class="sign">{sign}</td><td class="text">{what}</td>'
+        f'<tr{" class=sum" if sign == "=" else ""}><td class="sign">{sign}</td><td class="text">{label}</td>'
         f"{cell(f'{count:,}')}</tr>"
-        for sign, what, count in ledger
+        for sign, label, count in ledger
     )
-    beside = (
+    other_counts = (
         (
             f"accepted with their captions cut at {manifest.contract.text.length} tokens",
             facts.truncated,
@@ -159,9 +160,12 @@ def _counts(manifest: Manifest, facts: DatasetFacts) -> str:
         ("files passed over: no part of a sample", facts.passed_over, ""),
         ("batches encoded again in float32", facts.retried, ""),
     )
-    noted = (f'<tr><td class="text">{what}</td>{cell(f"{count:,}")}{cell(part)}</tr>' for what, count, part in beside)
+    other_rows = (
+        f'<tr><td class="text">{label}</td>{cell(f"{count:,}")}{cell(share_text)}</tr>'
+        for label, count, share_text in other_counts
+    )
     return (
-        f'<div class="beside">{table((), rows)}{table((), noted)}'
+        f'<div class="beside">{table((), rows)}{table((), other_rows)}'
         f"{_reasons('defective', facts.defective, read)}{_reasons('filtered', facts.filtered, read)}</div>"
     )
 
@@ -174,16 +178,16 @@ def _reasons(heading: str, reasons: Mapping[str, int], read: int) -> str:
 
 
 def _numbers(histograms: Sequence[Histogram]) -> str:
-    """What the charts show, as numbers."""
+    """The numbers of the charts."""
     tables = []
-    for one in histograms:
-        whole = sum(bar.count for bar in one.bars)
+    for histogram in histograms:
+        total = sum(bar.count for bar in histogram.bars)
         rows = (
-            f"<tr>{cell(bar.label)}{cell(f'{bar.count:,}')}{meter(bar.count, whole)}</tr>"
-            for bar in one.bars
+            f"<tr>{cell(bar.label)}{cell(f'{bar.count:,}')}{meter(bar.count, total)}</tr>"
+            for bar in histogram.bars
             if bar.count
         )
-        tables.append(table((one.title, one.unit, "share"), rows))
+        tables.append(table((histogram.title, histogram.unit, "share"), rows))
     return folded("The same as numbers", f'<div class="beside">{"".join(tables)}</div>')
 
 
@@ -191,12 +195,14 @@ def _shards(manifest: Manifest, shards: Sequence[InputShard]) -> str:
     if not shards:
         return f"<p>No sample of the {len(manifest.units):,} input shards was rejected.</p>"
     rows = (
-        f"<tr>{prose(one.name)}{cell(amount(one.bytes))}"
-        + "".join(cell(f"{count:,}") for count in (one.read, one.accepted, one.filtered, one.defective, one.records))
+        f"<tr>{prose(shard.name)}{cell(amount(shard.bytes))}"
+        + "".join(
+            cell(f"{count:,}") for count in (shard.read, shard.accepted, shard.filtered, shard.defective, shard.records)
+        )
         + "</tr>"
-        for one in shards
+        for shard in shards
     )
     headings = ("input shard", "size", "read", "accepted", "filtered", "defective", "records")
-    worst = len(shards) < len(manifest.units)
-    told = f"<p class=note>The {len(shards)} worst of {len(manifest.units):,}, by defects.</p>" if worst else ""
-    return f'{told}<div class="names">{table(headings, rows, prose_first=True)}</div>'
+    is_excerpt = len(shards) < len(manifest.units)
+    note = f"<p class=note>The {len(shards)} worst of {len(manifest.units):,}, by defects.</p>" if is_excerpt else ""
+    return f'{note}<div class="names">{table(headings, rows, prose_first=True)}</div>'

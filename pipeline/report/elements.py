@@ -1,6 +1,6 @@
 """Pieces of HTML that pages are made of.
 
-What comes from strangers (captions, names, settings) enters a page through `text` alone, or through what calls it here.
+Untrusted strings (captions, names, settings) enter a page only through `text` and the functions here that call it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ LONGEST = 300  # characters of a caption or a name; the rest is cut
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 
 
-def document(title: str, body: str) -> str:
-    """A whole page of a body that is HTML already: no network, no script, light and dark."""
+def document(title: str, body: str, scripts: str = "") -> str:
+    """A whole page that loads nothing, light and dark. body, scripts: HTML, the latter after the main element."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>{text(title)} – latentmill</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
-        f"<body><main>{body}</main></body></html>"
+        f"<body><main>{body}</main>{scripts}</body></html>"
     )
 
 
-def text(value: str, most: int = LONGEST) -> str:
-    """Any string as text of a page or of an attribute: escaped, cut, and without characters that are none."""
-    cut = value if len(value) <= most else f"{value[:most]}…"
+def text(value: str, limit: int = LONGEST) -> str:
+    """Any string as text of a page or of an attribute: escaped, cut at `limit` characters, and with U+FFFD in place of
+    control characters and lone surrogates."""
+    cut = value if len(value) <= limit else f"{value[:limit]}…"
     return escape("".join(c if c == "\n" or unicodedata.category(c) not in NOT_TEXT else "\ufffd" for c in cut))
 
 
@@ -36,19 +37,19 @@ def cell(value: str) -> str:
     return f"<td>{text(value)}</td>"
 
 
-def prose(value: str, most: int = LONGEST) -> str:
+def prose(value: str, limit: int = LONGEST) -> str:
     """A cell whose text may wrap."""
-    return f'<td class="text" dir="auto">{text(value, most)}</td>'
+    return f'<td class="text" dir="auto">{text(value, limit)}</td>'
 
 
 def meter(part: float, whole: float) -> str:
-    """A cell that says a share and shows it as a bar behind the words."""
+    """A cell that states a share and shows it as a bar behind the text."""
     width = 100 * part / whole if whole else 0.0
     return f'<td class="share" style="--share:{min(max(width, 0), 100):.2f}%">{share(part, whole)}</td>'
 
 
 def table(headings: Sequence[str], rows: Iterable[str], prose_first: bool = False) -> str:
-    """A table of <tr> rows, which scrolls by itself when the page is too narrow. No headings: no head."""
+    """A table of <tr> rows, which scrolls on its own when the page is too narrow. Without headings it has no head."""
     kinds = [' class="text"' if prose_first and i == 0 else "" for i in range(len(headings))]
     cells = "".join(f"<th{kind}>{text(heading)}</th>" for heading, kind in zip(headings, kinds))
     head = f"<tr>{cells}</tr>" if headings else ""
@@ -56,7 +57,7 @@ def table(headings: Sequence[str], rows: Iterable[str], prose_first: bool = Fals
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that opens when one asks for it."""
+    """Content that a click on its summary opens."""
     return f"<details><summary>{text(summary)}</summary>{content}</details>"
 
 
@@ -65,7 +66,7 @@ def folded(summary: str, content: str) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A share in per cent; 0% and 100% mean none and all."""
+    """A share in per cent, in which 0% means none and 100% means all."""
     if not whole or not part:
         return "0%"
     value = 100 * part / whole

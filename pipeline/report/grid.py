@@ -1,4 +1,4 @@
-"""Pictures made of many samples: plain tiles, and rows of samples with their caption beneath."""
+"""Pictures made of many samples: plain tiles, and rows of samples above their caption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tile(images: np.ndarray, columns: int) -> Image.Image:
 
 
 def captioned(images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]) -> Image.Image:
-    """Samples (K, H, W, 3) uint8 for each caption, whose sizes may differ: a row per caption, which stands beneath it.
+    """Samples (K, H, W, 3) uint8 for each caption: one row per caption, above it. Rows may differ in H and W.
 
     Any text may be a caption: characters that the font lacks are drawn as its blank box, and long captions are wrapped
     and then cut.
@@ -62,7 +62,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of at most `width` pixels, broken at blanks where there are any, else anywhere; MOST_LINES at most."""
+    """At most MOST_LINES lines of at most `width` pixels, broken at blanks and, in longer words, anywhere."""
     lines, line = list[str](), ""
     for word in "".join(c if c.isprintable() else " " for c in text).split():
         while word and len(lines) <= MOST_LINES:
@@ -73,10 +73,10 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
                 lines.append(line)
                 line = ""
             else:  # one word longer than a line
-                fits = 1
-                while fits < len(word) and font.getlength(word[: fits + 1]) <= width:
-                    fits += 1
-                lines.append(word[:fits])
-                word = word[fits:]
+                length = 1
+                while length < len(word) and font.getlength(word[: length + 1]) <= width:
+                    length += 1
+                lines.append(word[:length])
+                word = word[length:]
     lines = [*lines, line] if line else lines
     return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][:-1] + "…"]

@@ -1,6 +1,7 @@
-"""latentmill report RUN... dest=report.html: one self-contained page about one run or several beside each other.
+"""latentmill report RUN... dest=report.html: one self-contained page about one run, or about several runs side by side.
 
-No network; light and dark by the reader's preference; readable on a phone. Its only script sorts tables.
+The page loads nothing from a network, is light or dark by the reader's preference, and can be read on a phone. Its only
+script sorts tables.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pipeline
 from pipeline.errors import ConfigError
 from pipeline.report import samples, tables
 from pipeline.report.charts import Level, Series, line_chart, short
-from pipeline.report.elements import STYLE
+from pipeline.report.elements import document
 from pipeline.report.pareto import pareto
 from pipeline.report.run import Run, load, spread
 from pipeline.report.tables import duration, fids_of, fids_of_all
@@ -26,13 +27,13 @@ SCRIPT = Path(__file__).with_name("sort.js")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb. argv: run directories and dest=FILE; one run without dest= gets its page inside itself."""
+    """Run the verb. argv: run directories and dest=FILE. Without dest= the page of one run is written into that run."""
     urls = [argument for argument in argv if "=" not in argument]
     options = dict(argument.split("=", 1) for argument in argv if "=" in argument)
     dest = options.pop("dest", "")
     if options or not urls:
-        unknown = f"{next(iter(options))}= is no option of report; " if options else ""
-        raise ConfigError(f"{unknown}usage: latentmill report RUN... [dest=report.html]")
+        problem = f"{next(iter(options))}= is no option of report; " if options else ""
+        raise ConfigError(f"{problem}usage: latentmill report RUN... [dest=report.html]")
     if not dest:
         dest = f"{urls[0].rstrip('/')}/{DEFAULT_DEST}" if len(urls) == 1 else DEFAULT_DEST
     write(urls, dest)
@@ -43,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
 def write(urls: Sequence[str], dest: str, targets: Mapping[str, float] | None = None) -> None:
     """Write the page about the runs at `urls` to `dest` (a path or s3:// URL), whole or not at all.
 
-    targets: what the runs were to reach, shown beside what they did: attribute_accuracy (at least), fid_ratio (at most;
-    FID over its reconstruction floor), seconds (at most, of all steps).
+    targets: figures to reach, shown beside those reached: attribute_accuracy (at least), fid_ratio (FID over its
+    reconstruction floor, at most), seconds (of all steps, at most).
     """
     html = page([load(url) for url in urls], targets or {})
     root, key = split_url(dest)
@@ -54,19 +55,15 @@ def write(urls: Sequence[str], dest: str, targets: Mapping[str, float] | None = 
 def page(runs: Sequence[Run], targets: Mapping[str, float]) -> str:
     """The whole page as HTML."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    body = _one(runs[0], targets) if len(runs) == 1 else _several(runs)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)} – latentmill</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
-        f"<body><main>{body}<footer>latentmill {escape(pipeline.__version__)}. Latent diffusion as in Rombach et al. "
-        "2021. Every number here is in the run's metrics.jsonl and evals/.</footer></main>"
-        f"<script>{SCRIPT.read_text(encoding='utf-8')}</script></body></html>"
+    body = _single_run(runs[0], targets) if len(runs) == 1 else _compared_runs(runs)
+    footer = (
+        f"<footer>latentmill {escape(pipeline.__version__)}. Latent diffusion as in Rombach et al. "
+        "2021. Every number here is in the run's metrics.jsonl and evals/.</footer>"
     )
+    return document(title, body + footer, f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>")
 
 
-def _one(run: Run, targets: Mapping[str, float]) -> str:
+def _single_run(run: Run, targets: Mapping[str, float]) -> str:
     return "".join(
         (
             f"<h1>{escape(run.name)}</h1>{_subtitle(run)}{_headline(run, targets)}",
@@ -84,7 +81,7 @@ def _one(run: Run, targets: Mapping[str, float]) -> str:
     )
 
 
-def _several(runs: Sequence[Run]) -> str:
+def _compared_runs(runs: Sequence[Run]) -> str:
     parts = [
         "<h1>Runs compared</h1>",
         tables.comparison(runs),
@@ -122,7 +119,7 @@ def _subtitle(run: Run) -> str:
 
 
 def _headline(run: Run, targets: Mapping[str, float]) -> str:
-    """The cards with the figures of the last evaluation inside training."""
+    """Cards with the figures of the last evaluation inside training, the training speed and the time of all steps."""
     cards: list[str] = []
     if run.last:
         metrics = run.last.metrics
@@ -132,19 +129,19 @@ def _headline(run: Run, targets: Mapping[str, float]) -> str:
         if (score := metrics.get("clip_score")) is not None:
             real = metrics.get("clip_score_real")
             notes = [f"real images {real:.1f}" if real is not None else "100 × cosine"]
-            cards.append(_card("CLIP score", f"{score:.1f}", [*_uncertain("clip_score", metrics), *notes]))
+            cards.append(_card("CLIP score", f"{score:.1f}", [*_error_bar_notes("clip_score", metrics), *notes]))
     rates = [rate for _, rate in run.curve("images_per_s")]
     if rates:
         cards.append(_card("training speed", f"{sorted(rates)[len(rates) // 2]:.0f}", ["images/s, median"]))
     if run.steps:
-        seconds, most = sum(step["seconds"] for step in run.steps), targets.get("seconds")
-        reached = None if most is None else (f"target ≤ {duration(most)}", seconds <= most)
+        seconds, limit = sum(step["seconds"] for step in run.steps), targets.get("seconds")
+        reached = None if limit is None else (f"target ≤ {duration(limit)}", seconds <= limit)
         cards.append(_card("time of all steps", duration(seconds), [], reached))
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
 def _accuracy_card(value: float, metrics: Mapping[str, Any], target: float | None) -> str:
-    notes = _uncertain("attribute_accuracy", metrics)
+    notes = _error_bar_notes("attribute_accuracy", metrics)
     if (real := metrics.get("attribute_accuracy_real")) is not None:
         notes.append(f"real images {real:.3f}")
     return _card(
@@ -157,15 +154,15 @@ def _accuracy_card(value: float, metrics: Mapping[str, Any], target: float | Non
 
 def _fid_card(name: str, metrics: Mapping[str, Any], target: float | None) -> str:
     value, floor = metrics[name], metrics.get(f"{name}_floor_reconstruction")
-    notes = _uncertain(name, metrics) + (
+    notes = _error_bar_notes(name, metrics) + (
         [] if not floor else [f"autoencoder floor {short(floor)}: {value / floor:.2f}×"]
     )
     reached = None if target is None or not floor else (f"target ≤ {target:g}× floor", value <= target * floor)
     return _card(name, short(value), notes, reached)
 
 
-def _uncertain(name: str, metrics: Mapping[str, Any]) -> list[str]:
-    """A figure's error bar in words, where it has one."""
+def _error_bar_notes(name: str, metrics: Mapping[str, Any]) -> list[str]:
+    """A figure's error bar in words; [] when it has none."""
     bar = spread(metrics, name)
     return [f"{short(bar[0])} to {short(bar[1])}"] if bar else []
 
@@ -173,10 +170,9 @@ def _uncertain(name: str, metrics: Mapping[str, Any]) -> list[str]:
 def _card(label: str, value: str, notes: Sequence[str], target: tuple[str, bool] | None = None) -> str:
     lines = [f"<span>{escape(note)}</span>" for note in notes]
     if target:
-        words, met = target
-        lines.append(
-            f'<span class="{"met" if met else "missed"}">{escape(words)}: {"reached" if met else "not reached"}</span>'
-        )
+        aim, is_met = target
+        kind, outcome = ("met", "reached") if is_met else ("missed", "not reached")
+        lines.append(f'<span class="{kind}">{escape(aim)}: {outcome}</span>')
     return f'<div class="card"><span>{escape(label)}</span><b>{escape(value)}</b>{"".join(lines)}</div>'
 
 
@@ -199,7 +195,7 @@ def _quality(runs: Sequence[Run]) -> str:
 
 
 def _metric_chart(runs: Sequence[Run], metric: str, title: str, unit: str, last: Mapping[str, Any], **axes: Any) -> str:
-    """One metric over the evaluations inside training, of each run, above its floors."""
+    """One metric of each run over its evaluations inside training, with the metric's floors."""
     series = [
         Series(run.name, run.evaluation_curve(metric), colour=i, dots=True, bars=run.evaluation_bars(metric))
         for i, run in enumerate(runs)
@@ -210,26 +206,30 @@ def _metric_chart(runs: Sequence[Run], metric: str, title: str, unit: str, last:
     }
     levels = [Level(label, float(y)) for label, y in floors.items() if y is not None]
     if len(levels) == 2 and abs(levels[0].y - levels[1].y) <= 0.04 * abs(levels[0].y) and not axes.get("log_y"):
-        levels = [Level("real and reconstructed", levels[0].y)]  # two labels would lie on each other
+        levels = [Level("real and reconstructed", levels[0].y)]  # two labels would overlap
     return line_chart(series, title=title, y_label=unit, levels=levels, **axes)
 
 
 def _by_objects(run: Run) -> str:
-    groups = sorted(
-        {key for e in run.training_evaluations for key in e.metrics.get("attribute_accuracy_by_objects") or {}}
+    counts = sorted(
+        {
+            key
+            for evaluation in run.training_evaluations
+            for key in evaluation.metrics.get("attribute_accuracy_by_objects") or {}
+        }
     )
     series = [
         Series(
-            f"{group} object{'s' * (group != '1')}",
+            f"{count} object{'s' * (count != '1')}",
             [
-                (float(e.n), float(e.metrics["attribute_accuracy_by_objects"][group]))
-                for e in run.training_evaluations
-                if group in (e.metrics.get("attribute_accuracy_by_objects") or {})
+                (float(evaluation.n), float(evaluation.metrics["attribute_accuracy_by_objects"][count]))
+                for evaluation in run.training_evaluations
+                if count in (evaluation.metrics.get("attribute_accuracy_by_objects") or {})
             ],
             colour=i,
             dots=True,
         )
-        for i, group in enumerate(groups)
+        for i, count in enumerate(counts)
     ]
     return line_chart(series, title="Attribute accuracy by number of objects", y_range=(0, 1))
 
@@ -260,17 +260,17 @@ def _training(runs: Sequence[Run]) -> str:
 
 
 def _by_noise(run: Run) -> str:
-    """The loss in each part of the noise levels, which differ by orders of magnitude."""
+    """The loss by range of noise levels. The ranges' losses differ by orders of magnitude."""
     rows = [row for row in run.rows if row.get("kind") == "train" and row.get("loss_by_noise")]
-    parts = sorted({part for row in rows for part in row["loss_by_noise"]})
+    levels = sorted({level for row in rows for level in row["loss_by_noise"]})
     series = [
         Series(
-            f"noise from {float(part):.0%}",
-            [(float(row["n"]), float(row["loss_by_noise"][part])) for row in rows if part in row["loss_by_noise"]],
+            f"noise from {float(level):.0%}",
+            [(float(row["n"]), float(row["loss_by_noise"][level])) for row in rows if level in row["loss_by_noise"]],
             colour=i,
             smooth=True,
         )
-        for i, part in enumerate(parts)
+        for i, level in enumerate(levels)
     ]
     return line_chart(series, title="Loss by noise level", y_label="log scale; 0% is the least noise", log_y=True)
 
@@ -300,25 +300,28 @@ def _speed(run: Run) -> str:
 
 
 def _unit(run: Run) -> str:
-    """Of the chart of arithmetic, with the last share of the peak where it is known."""
+    """The unit of the chart of arithmetic, with the last share of the device's peak where it is known."""
     used = run.curve("mfu")
     return "model TFLOP/s of a device" + (f"; {used[-1][1]:.0%} of its peak" if used else "")
 
 
 def step_times(run: Run) -> list[tuple[float, float]]:
-    """(samples seen, seconds) of every step: from the rows' lists of step times, or else their means."""
+    """(samples seen, seconds) of every step, from the rows' lists of step times or, without these, from their means."""
     points: list[tuple[float, float]] = []
-    before = 0
+    previous_n = 0
     for row in (row for row in run.rows if row.get("kind") == "train"):
-        times = row.get("steps_s") or ([row["step_s"]] if row.get("step_s") is not None else [])
-        points += [(before + (row["n"] - before) * (i + 1) / len(times), float(t)) for i, t in enumerate(times)]
-        before = row["n"]
+        step_seconds = row.get("steps_s") or ([row["step_s"]] if row.get("step_s") is not None else [])
+        points += [
+            (previous_n + (row["n"] - previous_n) * (i + 1) / len(step_seconds), float(seconds))
+            for i, seconds in enumerate(step_seconds)
+        ]
+        previous_n = row["n"]
     return points
 
 
 def _charts(charts: Sequence[str]) -> str:
-    drawn = "".join(charts)
-    return f'<div class="charts">{drawn}</div>' if drawn else ""
+    content = "".join(charts)
+    return f'<div class="charts">{content}</div>' if content else ""
 
 
 if __name__ == "__main__":

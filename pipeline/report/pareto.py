@@ -1,4 +1,4 @@
-"""The curve of FID against CLIP score over guidance scales: what more guidance buys, and what it costs."""
+"""FID against CLIP score over guidance scales: what more guidance gains and what it costs."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class Point:
 
 
 def pareto(evaluations: Sequence[Evaluation], fid: str) -> str:
-    """A chart with a curve for each sampler and number of steps of which several guidance scales were evaluated, or ""
-    where there is none. fid: name of the metric."""
+    """A chart with one curve for each sampler and number of steps that was evaluated at several guidance scales; ""
+    when there is none. fid: name of the metric."""
     curves = {label: points for label, points in _curves(evaluations, fid).items() if len(points) > 1}
     if not curves:
         return ""
-    every = [point for points in curves.values() for point in points]
-    ends = [end for point in every for end in point.bar or () if end > 0]
-    fids = [point.fid for point in every] + ends
-    clips = [point.clip for point in every]
+    all_points = [point for points in curves.values() for point in points]
+    ends = [end for point in all_points for end in point.bar or () if end > 0]
+    fids = [point.fid for point in all_points] + ends
+    clips = [point.clip for point in all_points]
     air = 0.06 * (max(clips) - min(clips)) or 1.0
     x_axis = Axis.around(min(clips) - air, max(clips) + air, LEFT, WIDTH - RIGHT)
     y_axis = Axis.around(*padded(min(fids), max(fids), True), HEIGHT - BOTTOM, TOP, True)
@@ -67,44 +67,48 @@ def pareto(evaluations: Sequence[Evaluation], fid: str) -> str:
 
 
 def _curves(evaluations: Sequence[Evaluation], fid: str) -> Mapping[str, list[Point]]:
-    """Points by what they were made with besides the scale, in order of it."""
-    found: dict[str, dict[float, Point]] = {}
-    for e in evaluations:
-        clip, value, guidance = (e.metrics.get(name) for name in ("clip_score", fid, "guidance"))
-        if not e.name or guidance is None or not _positive(clip) or not _positive(value):
+    """label -> points in order of guidance scale. A label names all settings but the scale."""
+    by_label: dict[str, dict[float, Point]] = {}
+    for evaluation in evaluations:
+        clip, value, guidance = (evaluation.metrics.get(name) for name in ("clip_score", fid, "guidance"))
+        if not evaluation.name or guidance is None or not _positive(clip) or not _positive(value):
             continue
         assert isinstance(clip, int | float) and isinstance(value, int | float)
-        point = Point(float(guidance), float(clip), float(value), spread(e.metrics, fid))
-        found.setdefault(_label(e), {})[point.guidance] = point
-    return {label: [points[scale] for scale in sorted(points)] for label, points in sorted(found.items())}
+        point = Point(float(guidance), float(clip), float(value), spread(evaluation.metrics, fid))
+        by_label.setdefault(_label(evaluation), {})[point.guidance] = point
+    return {label: [points[scale] for scale in sorted(points)] for label, points in sorted(by_label.items())}
 
 
 def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
-def _label(e: Evaluation) -> str:
-    """What tells curves apart."""
-    card = e.card
-    more = [f"{name} {value:g}" for name, value in (card.get("guidance_settings") or {}).items()]
-    parts = [f"{card.get('sampler', '?')}, {card.get('steps', '?')} steps", *more, f"{e.metrics.get('images')} images"]
+def _label(evaluation: Evaluation) -> str:
+    """The settings that distinguish an evaluation's curve."""
+    card = evaluation.card
+    guidance_settings = [f"{name} {value:g}" for name, value in (card.get("guidance_settings") or {}).items()]
+    parts = [
+        f"{card.get('sampler', '?')}, {card.get('steps', '?')} steps",
+        *guidance_settings,
+        f"{evaluation.metrics.get('images')} images",
+    ]
     if card.get("weights") == "raw":
         parts.append("raw weights")
     if card.get("seed"):
         parts.append(f"seed {json.dumps(card['seed'])}")
-    return f"{', '.join(parts)}, at {short(e.n)}"
+    return f"{', '.join(parts)}, at {short(evaluation.n)}"
 
 
 def _curve(label: str, points: Sequence[Point], number: int, x_axis: Axis, y_axis: Axis) -> str:
     colour = f"s{number % SERIES_COLOURS}"
-    places = [(x_axis.at(point.clip), y_axis.at(point.fid)) for point in points]
-    parts = [f'<path class="line {colour}" d="M{"L".join(f"{x} {y}" for x, y in places)}"/>']
-    for point, (x, y) in zip(points, places, strict=True):
+    pixels = [(x_axis.at(point.clip), y_axis.at(point.fid)) for point in points]
+    parts = [f'<path class="line {colour}" d="M{"L".join(f"{x} {y}" for x, y in pixels)}"/>']
+    for point, (x, y) in zip(points, pixels, strict=True):
         if point.bar and all(y_axis.shows(end) for end in point.bar):
             parts.append(error_bar(colour, x, *map(y_axis.at, point.bar)))
-        said = f"{label}, guidance {point.guidance:g}: FID {short(point.fid)}, CLIP score {point.clip:.2f}"
+        title = f"{label}, guidance {point.guidance:g}: FID {short(point.fid)}, CLIP score {point.clip:.2f}"
         parts.append(
-            f'<circle class="dot {colour}" r="3" cx="{x}" cy="{y}"><title>{escape(said)}</title></circle>'
+            f'<circle class="dot {colour}" r="3" cx="{x}" cy="{y}"><title>{escape(title)}</title></circle>'
             f'<text class="level" x="{x + 5}" y="{y - 5}">{point.guidance:g}</text>'
         )
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""What a run directory says about its run, read without the run's configuration or weights."""
+"""What a run directory tells a report: rows, evaluations and facts, read without the weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pipeline.tracking.tracker import METRICS_KEY, parse_rows
 class Evaluation:
     """One folder of evals/.
 
-    n: samples seen by the weights. name: "" for evaluations inside training, else what `latentmill eval` called it.
-    metrics: of metrics.json. grid: PNG bytes, or empty; tiles: what grid.json says of it.
+    n: samples seen by the weights. name: "" for evaluations inside training, else the name that `latentmill
+    eval` gave it. metrics: content of metrics.json. grid: PNG bytes, may be empty. tiles: content of grid.json.
     """
 
     n: int
@@ -32,10 +32,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """All that a report shows of one run.
+    """What a report shows of one run.
 
-    rows: of metrics.jsonl in order of writing. evaluations: in order of n. steps: of steps.json, where `latentmill
-    demo` keeps heading, command and seconds of each of its steps; else empty.
+    rows: rows of metrics.jsonl in the order in which they were written. evaluations: in order of n. steps: rows of
+    steps.json, in which `latentmill demo` keeps heading, command and seconds of each of its steps; [] for other runs.
     """
 
     url: str
@@ -47,7 +47,7 @@ class Run:
     steps: list[dict[str, Any]]
 
     def curve(self, metric: str, kind: str = "train") -> list[tuple[float, float]]:
-        """(samples seen, value) wherever rows of that kind have the metric as a number."""
+        """(samples seen, value) of the rows of that kind in which the metric is a number."""
         return [
             (float(row["n"]), float(row[metric]))
             for row in self.rows
@@ -57,14 +57,14 @@ class Run:
     def evaluation_curve(self, metric: str) -> list[tuple[float, float]]:
         """(samples seen, value) over the evaluations inside training."""
         return [
-            (float(e.n), float(e.metrics[metric]))
-            for e in self.training_evaluations
-            if _is_number(e.metrics.get(metric))
+            (float(evaluation.n), float(evaluation.metrics[metric]))
+            for evaluation in self.training_evaluations
+            if _is_number(evaluation.metrics.get(metric))
         ]
 
     def evaluation_bars(self, metric: str) -> dict[float, tuple[float, float]]:
         """Error bars of the evaluations inside training, by samples seen."""
-        bars = {float(e.n): spread(e.metrics, metric) for e in self.training_evaluations}
+        bars = {float(evaluation.n): spread(evaluation.metrics, metric) for evaluation in self.training_evaluations}
         return {n: bar for n, bar in bars.items() if bar}
 
     @property
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def last(self) -> Evaluation | None:
-        """The evaluation that a headline quotes: inside training, of the most samples."""
+        """The evaluation inside training at the most samples, which a headline quotes."""
         return max(self.training_evaluations, key=lambda e: e.n, default=None)
 
     @property
@@ -82,14 +82,14 @@ class Run:
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """Rows written when a process began or resumed the run."""
+        """Rows that were written when a process began or resumed the run."""
         return [row for row in self.rows if row.get("kind") == "start"]
 
     @property
     def seconds(self) -> float:
-        """Time from row to row, without that between a process's last row and the next one's start."""
+        """Time from row to row, without the time between a process's last row and the next process's start."""
         pairs = pairwise(self.rows)
-        return sum(row["time"] - before["time"] for before, row in pairs if row.get("kind") != "start")
+        return sum(row["time"] - previous["time"] for previous, row in pairs if row.get("kind") != "start")
 
     @property
     def restarts(self) -> int:
@@ -114,14 +114,14 @@ def load(url: str) -> Run:
 
 
 def _evaluations(storage: Storage) -> Iterator[Evaluation]:
-    """Every folder of evals/ that has a whole metrics.json (it is written last)."""
+    """Every folder of evals/ that has a metrics.json, which is written last."""
     keys = {info.key for info in storage.list("evals")}
     for key in sorted(key for key in keys if key.endswith("/metrics.json")):
         folder = key.rsplit("/", 1)[0]
         number, _, name = folder.rsplit("/", 1)[-1].partition("-")
         if not number.isdecimal():
             continue
-        others = {
+        files = {
             file: storage.get(f"{folder}/{file}") if f"{folder}/{file}" in keys else b""
             for file in ("card.json", "grid.png", "grid.json")
         }
@@ -129,9 +129,9 @@ def _evaluations(storage: Storage) -> Iterator[Evaluation]:
             n=int(number),
             name=name,
             metrics=json.loads(storage.get(key)),
-            card=json.loads(others["card.json"] or b"{}"),
-            grid=others["grid.png"],
-            tiles=json.loads(others["grid.json"] or b"{}"),
+            card=json.loads(files["card.json"] or b"{}"),
+            grid=files["grid.png"],
+            tiles=json.loads(files["grid.json"] or b"{}"),
         )
 
 
@@ -143,8 +143,8 @@ def _get(storage: Storage, key: str) -> bytes:
 
 
 def spread(metrics: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
-    """Ends of a figure's error bar, where its evaluation has one: an interval (..._low, ..._high), else one standard
-    error (..._error) to both sides."""
+    """Ends of a figure's error bar: its interval (..._low, ..._high) or, without one, one standard error (..._error) to
+    both sides. None when the metrics hold neither."""
     low, high, error = (metrics.get(f"{metric}_{end}") for end in ("low", "high", "error"))
     if _is_number(low) and _is_number(high):
         return float(low), float(high)  # type: ignore[arg-type]

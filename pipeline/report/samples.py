@@ -1,4 +1,4 @@
-"""Samples on a page: every evaluation's sheet of tiles is embedded once, and tiles are cut from it by the browser."""
+"""Samples on a page: every evaluation's sheet of tiles is embedded once, and the browser cuts tiles from it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from html import escape
 
 from pipeline.report.run import Evaluation, Run
 
-COLUMNS_OVER_TIME = 8  # evaluations shown beside each other
+COLUMNS_OVER_TIME = 8  # evaluations shown side by side
 CAPTIONS_OVER_TIME = 8
-CRISP_BELOW = 128  # tiles of fewer pixels are shown with hard pixels rather than blurred
+CRISP_BELOW = 128  # pixels of width; smaller tiles are enlarged without smoothing
 
 
 def final(run: Run, heading: bool = True) -> str:
@@ -30,14 +30,14 @@ def final(run: Run, heading: bool = True) -> str:
 
 def over_time(run: Run) -> str:
     """The same captions from the same noise at several evaluations: a row for each caption."""
-    shown = _spread([e for e in run.training_evaluations if _has_tiles(e)], COLUMNS_OVER_TIME)
-    if len(shown) < 2:
+    columns = _evenly_spaced([e for e in run.training_evaluations if _has_tiles(e)], COLUMNS_OVER_TIME)
+    if len(columns) < 2:
         return ""
-    captions = shown[-1].tiles["captions"][:CAPTIONS_OVER_TIME]
-    rules = "".join(_sheet_rule(run, e) for e in shown if e is not run.last)
-    head = "<th></th>" + "".join(f"<th>{e.n:,}</th>" for e in shown)
+    captions = columns[-1].tiles["captions"][:CAPTIONS_OVER_TIME]
+    rules = "".join(_sheet_rule(run, e) for e in columns if e is not run.last)
+    head = "<th></th>" + "".join(f"<th>{e.n:,}</th>" for e in columns)
     rows = "".join(
-        f"<tr><td>{escape(caption)}</td>{''.join(f'<td>{_tile(run, e, i)}</td>' for e in shown)}</tr>"
+        f"<tr><td>{escape(caption)}</td>{''.join(f'<td>{_tile(run, e, i)}</td>' for e in columns)}</tr>"
         for i, caption in enumerate(captions)
     )
     return (
@@ -50,8 +50,8 @@ def _has_tiles(evaluation: Evaluation) -> bool:
     return bool(evaluation.grid and evaluation.tiles.get("captions"))
 
 
-def _spread(evaluations: Sequence[Evaluation], most: int) -> list[Evaluation]:
-    """First, last and evenly between them, `most` in all."""
+def _evenly_spaced(evaluations: Sequence[Evaluation], most: int) -> list[Evaluation]:
+    """At most `most` evaluations: the first, the last, and evenly spaced ones between them."""
     if len(evaluations) <= most:
         return list(evaluations)
     return [evaluations[round(i * (len(evaluations) - 1) / (most - 1))] for i in range(most)]
@@ -70,8 +70,8 @@ def _sheet_rule(run: Run, evaluation: Evaluation) -> str:
 def _tile(run: Run, evaluation: Evaluation, index: int) -> str:
     """One tile of the sheet, as an element that scales with its column.
 
-    Percentages of background-size and -position are relative to the element, so the sheet's geometry in units of one
-    tile is all that is needed.
+    Percentages of background-size and -position are relative to the element, so they follow from the sheet's geometry
+    in units of one tile.
     """
     tiles = evaluation.tiles
     width, height, gap, columns = tiles["width"], tiles["height"], tiles["gap"], tiles["columns"]

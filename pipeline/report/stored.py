@@ -1,4 +1,4 @@
-"""What a dataset holds, in words and tables: its contract, the bytes of each member, its latents."""
+"""What a dataset holds, in text and tables: its contract, the bytes of each member, its latents."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ STORAGES = {
 
 
 def records_and_bytes(manifest: Manifest) -> tuple[int, int]:
-    """Records in the tars, excluded ones with them, and the tars' bytes."""
+    """Number of records in the tars, including excluded ones, and the tars' size in bytes."""
     return sum(shard.samples for shard in manifest.shards), sum(shard.bytes for shard in manifest.shards)
 
 
 def in_words(manifest: Manifest) -> str:
-    """The contract in words, and folded whole."""
+    """A table of the contract in words, and the whole contract as folded JSON."""
     contract, states = manifest.contract, manifest.contract.text
     threads = f" with {counted(contract.threads, 'thread')}" if contract.threads else ""
     crop = f"{contract.crop} crop" + (f" of seed {contract.seed}" if contract.crop == "random" else "")
-    more = " …" if len(manifest.sources) > MOST_SOURCES else ""
+    ellipsis = " …" if len(manifest.sources) > MOST_SOURCES else ""
     facts = {
         "Images": f"{_sizes(contract)}, {crop}, resized by {contract.resize}",
         "Flipped": "every image is stored a second time, flipped left to right" if contract.flip else "no",
-        "Filters": _listed(f"{name}={_plain(value)}" for name, value in _filters(contract)) or "none",
+        "Filters": _comma_separated(f"{name}={_setting_text(value)}" for name, value in _filters(contract)) or "none",
         "Captions": f"from {contract.caption_key}, never dropped; stored {states.storage}: {STORAGES[states.storage]}",
         "Text states": f"{states.length} × {states.width}, {states.layer} layer; padded with {states.pad}",
-        "Text tower": f"{_named(contract, 'text', 'text_pretrained')}, weights {contract.text_sha256}",
-        "Autoencoder": f"{_named(contract, 'vae', 'vae_subfolder', 'vae_dtype')}, weights {contract.vae_sha256}",
+        "Text tower": f"{_encoder(contract, 'text', 'text_pretrained')}, weights {contract.text_sha256}",
+        "Autoencoder": f"{_encoder(contract, 'vae', 'vae_subfolder', 'vae_dtype')}, weights {contract.vae_sha256}",
         "Encoded on": f"{contract.device}{threads}, in batches of {contract.batch}; "
-        + _listed(f"{name} {version}" for name, version in sorted(contract.versions.items())),
-        "Sources": _listed(manifest.sources[:MOST_SOURCES]) + more,
+        + _comma_separated(f"{name} {version}" for name, version in sorted(contract.versions.items())),
+        "Sources": _comma_separated(manifest.sources[:MOST_SOURCES]) + ellipsis,
     }
     rows = (f"<tr><td>{name}</td>{prose(value, 4 * LONGEST)}</tr>" for name, value in facts.items())
-    whole = json.dumps(asdict(contract), indent=2, ensure_ascii=False, sort_keys=True)
-    return table((), rows) + folded("The whole contract", f"<pre>{text(whole, 100 * LONGEST)}</pre>")
+    contract_json = json.dumps(asdict(contract), indent=2, ensure_ascii=False, sort_keys=True)
+    return table((), rows) + folded("The whole contract", f"<pre>{text(contract_json, 100 * LONGEST)}</pre>")
 
 
 def _sizes(contract: Contract) -> str:
-    """The crops that there are."""
+    """The sizes of the crops."""
     sizes = [f"{width} × {height}" for width, height in contract.buckets]
     if len(sizes) == 1:
         return f"{sizes[0]} pixels"
@@ -56,28 +56,28 @@ def _sizes(contract: Contract) -> str:
 
 
 def _filters(contract: Contract) -> list[tuple[str, object]]:
-    """The filters that are on."""
+    """Filters whose value is not the default."""
     off = asdict(FiltersConfig())
     return [(name, value) for name, value in sorted(contract.filters.items()) if value and value != off.get(name)]
 
 
-def _named(contract: Contract, *names: str) -> str:
-    """What the encoders' configuration says under these names."""
-    return _listed(str(contract.encoders[name]) for name in names if contract.encoders.get(name))
+def _encoder(contract: Contract, *names: str) -> str:
+    """Values of the encoders' configuration under these names, without empty ones."""
+    return _comma_separated(str(contract.encoders[name]) for name in names if contract.encoders.get(name))
 
 
-def _listed(words: Iterable[str]) -> str:
+def _comma_separated(words: Iterable[str]) -> str:
     """Words with commas between them."""
     return ", ".join(words)
 
 
-def _plain(value: object) -> str:
-    """A setting; lists and tuples look the same."""
+def _setting_text(value: object) -> str:
+    """A setting as text, in which lists and tuples look the same."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def by_member(manifest: Manifest, member_bytes: Mapping[str, int]) -> str:
-    """Bytes by member; what the members do not take is the tars' own."""
+    """A table of bytes by member, and of the tars' own headers and padding."""
     records, size = records_and_bytes(manifest)
     members = {member.name: member for member in manifest.contract.members}
     lines = [
@@ -85,12 +85,12 @@ def by_member(manifest: Manifest, member_bytes: Mapping[str, int]) -> str:
         for name, member in members.items()
     ]
     lines += [(name, "", "") for name in sorted(member_bytes.keys() - members.keys())]
-    rest = {"tar headers and padding": size - sum(member_bytes.values())}
+    overhead = {"tar headers and padding": size - sum(member_bytes.values())}
     rows = []
-    for name, shape, dtype in [*lines, *((name, "", "") for name in rest)]:
-        taken = (rest if name in rest else member_bytes).get(name, 0)
-        cells = map(cell, (name, shape, dtype, amount(taken / max(records, 1)), amount(taken)))
-        rows.append(f"<tr>{''.join(cells)}{meter(taken, size)}</tr>")
+    for name, shape, dtype in [*lines, *((name, "", "") for name in overhead)]:
+        member_size = (overhead if name in overhead else member_bytes).get(name, 0)
+        cells = map(cell, (name, shape, dtype, amount(member_size / max(records, 1)), amount(member_size)))
+        rows.append(f"<tr>{''.join(cells)}{meter(member_size, size)}</tr>")
     cells = map(cell, ("all", "", "", amount(size / max(records, 1)), amount(size), ""))
     rows.append(f'<tr class="sum">{"".join(cells)}</tr>')
     varies = any("*" in shape for _, shape, _ in lines)
@@ -99,10 +99,10 @@ def by_member(manifest: Manifest, member_bytes: Mapping[str, int]) -> str:
 
 
 def latents(manifest: Manifest) -> str:
-    """How a latent is got from what is stored, and its statistics."""
+    """How a latent is computed from the stored posterior, and the latents' statistics."""
     contract, statistics = manifest.contract, manifest.statistics
     shifted = f"(z − {contract.shift:g})" if contract.shift else "z"
-    told = (
+    definition = (
         f"A latent is {shifted} × {contract.scale:g} for a sample z of the posterior that is stored, "
         f"with {contract.downsampling} pixels to a position. Scaled posterior means, by channel:"
     )
@@ -110,4 +110,4 @@ def latents(manifest: Manifest) -> str:
         f"<tr>{cell(str(number))}{cell(f'{mean:+.4f}')}{cell(f'{std:.4f}')}</tr>"
         for number, (mean, std) in enumerate(zip(statistics.mean, statistics.std))
     )
-    return f'<p>{told}</p><div class="beside">{table(("channel", "mean", "standard deviation"), rows)}</div>'
+    return f'<p>{definition}</p><div class="beside">{table(("channel", "mean", "standard deviation"), rows)}</div>'

@@ -15,13 +15,13 @@ from pipeline.report.charts import short
 from pipeline.report.run import Evaluation, Run, spread
 
 NAMES = ("run", "tracking.group", "launch.processes", "launch.threads", "device")
-"""Keys of the configuration that tell runs apart and change nothing of them."""
+"""Keys of the configuration that may differ between runs without changing their results."""
 NO_FID = re.compile(r"_floor|_(low|high|error)$")
-"""What belongs to a FID and is none."""
+"""Ends of metric names that belong to a FID but are no FID."""
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
-    """Every evaluation's figures with their floors, and below it how each was measured."""
+    """Every evaluation's figures with their floors, and below the table how each evaluation was made."""
     if not evaluations:
         return ""
     fids = fids_of_all(evaluations)
@@ -34,26 +34,35 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
         ("guidance", lambda e: e.metrics.get("guidance")),
         (
             "attribute accuracy",
-            lambda e: _fixed(e.metrics.get("attribute_accuracy"), 3) + _plus(e, "attribute_accuracy", 3),
+            lambda e: _fixed(e.metrics.get("attribute_accuracy"), 3) + _half_width(e, "attribute_accuracy", 3),
         ),
-        ("CLIP score", lambda e: _fixed(e.metrics.get("clip_score"), 2) + _plus(e, "clip_score", 2)),
+        (
+            "CLIP score",
+            lambda e: _fixed(e.metrics.get("clip_score"), 2) + _half_width(e, "clip_score", 2),
+        ),
     ]
     for name in fids:
         columns += [
-            (name, lambda e, name=name: _short(e.metrics.get(name)) + _plus(e, name, 2)),
+            (
+                name,
+                lambda e, name=name: _short(e.metrics.get(name)) + _half_width(e, name, 2),
+            ),
             ("real floor", lambda e, name=name: _short(e.metrics.get(f"{name}_floor_real"))),
-            ("reconstruction floor", lambda e, name=name: _short(e.metrics.get(f"{name}_floor_reconstruction"))),
+            (
+                "reconstruction floor",
+                lambda e, name=name: _short(e.metrics.get(f"{name}_floor_reconstruction")),
+            ),
         ]
     columns.append(("seconds", lambda e: _fixed(e.metrics.get("seconds"), 1)))
     columns = [column for column in columns if any(column[1](e) not in (None, "") for e in evaluations)]
     table = _table([heading for heading, _ in columns], [[value(e) for _, value in columns] for e in evaluations])
     cards = [e.card["line"] for e in evaluations if e.card.get("line")]
-    listed = "".join(f"<p>{escape(line)}</p>" for line in cards)
-    return table + (f"<details><summary>How each was measured</summary>{listed}</details>" if cards else "")
+    card_lines = "".join(f"<p>{escape(line)}</p>" for line in cards)
+    return table + (f"<details><summary>How each was measured</summary>{card_lines}</details>" if cards else "")
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """A row for each run, with what differs between their configurations."""
+    """A row for each run, with the settings that differ between the runs."""
     configs = [_flat(yaml.safe_load(run.config) or {}) for run in runs]
     differing = [
         key
@@ -97,11 +106,11 @@ def comparison(runs: Sequence[Run]) -> str:
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """A configuration by dotted key."""
-    found: dict[str, Any] = {}
+    """dotted key -> value of a configuration."""
+    settings: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return found
+        settings |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return settings
 
 
 def _setting(value: Any) -> str:
@@ -109,7 +118,7 @@ def _setting(value: Any) -> str:
 
 
 def alerts(run: Run) -> str:
-    """What the run called attention to: spikes and stalls."""
+    """The run's alerts: spikes and stalls."""
     rows = [
         [Sorted(f"{row['n']:,}", row["n"]), row.get("alert", ""), row.get("text", "")]
         for row in run.rows
@@ -119,7 +128,7 @@ def alerts(run: Run) -> str:
 
 
 def starts(run: Run) -> str:
-    """When the run was begun and resumed; nothing for a run without restarts."""
+    """When the run was begun and resumed; "" for a run without restarts."""
     if run.restarts == 0:
         return ""
     rows = [[Sorted(f"{row['n']:,}", row["n"]), row.get("world", ""), row.get("engine", "")] for row in run.starts]
@@ -127,7 +136,7 @@ def starts(run: Run) -> str:
 
 
 def commits(run: Run) -> str:
-    """What commits cost: a line; nothing where rows do not tell."""
+    """A line about the cost of commits; "" when the rows do not hold it."""
     rows = [row for row in run.rows if row.get("kind") == "checkpoint" and row.get("write_s")]
     if not rows:
         return ""
@@ -141,7 +150,7 @@ def commits(run: Run) -> str:
 
 
 def steps(run: Run) -> str:
-    """What was done around the training, command by command with its time, where the run's folder tells (the demo)."""
+    """Commands around the training and their times, which the demo keeps; "" for other runs."""
     rows = [[step["heading"], duration(step["seconds"]), step["command"]] for step in run.steps]
     if not rows:
         return ""
@@ -161,7 +170,7 @@ def facts_and_config(run: Run) -> str:
 
 @dataclass(frozen=True)
 class Sorted:
-    """A cell that shows one thing and is sorted by another."""
+    """A cell that shows `text` and is sorted by `by`."""
 
     text: str
     by: float | None
@@ -170,15 +179,15 @@ class Sorted:
 def _table(
     headings: Sequence[str], rows: Sequence[Sequence[Any]], prose: Sequence[str] = (), sortable: bool = True
 ) -> str:
-    """A table that scrolls by itself when the page is too narrow. prose: headings of columns whose text may wrap.
-    sortable: by a click on a heading."""
+    """A table that scrolls on its own when the page is too narrow. prose: headings of columns whose text may wrap.
+    sortable: whether a click on a heading sorts it."""
     kinds = [' class="text"' if heading in prose else "" for heading in headings]
-    shown = [
+    heading_cells = [
         f'<button type="button">{escape(heading)}</button>' if sortable else escape(heading) for heading in headings
     ]
-    lines = [f'<th scope="col"{kind}>{heading}</th>' for heading, kind in zip(shown, kinds, strict=True)]
+    header_cells = [f'<th scope="col"{kind}>{heading}</th>' for heading, kind in zip(heading_cells, kinds, strict=True)]
     body = "".join(f"<tr>{''.join(map(_cell, row, kinds))}</tr>" for row in rows)
-    head = f"<thead><tr>{''.join(lines)}</tr></thead>"
+    head = f"<thead><tr>{''.join(header_cells)}</tr></thead>"
     kind = ' class="sortable"' if sortable else ""
     return f'<div class="scroll"><table{kind}>{head}<tbody>{body}</tbody></table></div>'
 
@@ -190,8 +199,8 @@ def _cell(value: Any, kind: str) -> str:
     return f"<td{kind}{by}>{escape('–' if value in (None, '') else str(value))}</td>"
 
 
-def _plus(evaluation: Evaluation, name: str, digits: int) -> str:
-    """Half the width of a figure's error bar, where there is one."""
+def _half_width(evaluation: Evaluation, name: str, digits: int) -> str:
+    """Plus-minus and half the width of a figure's error bar; "" when it has none."""
     bar = spread(evaluation.metrics, name)
     return f" ± {(bar[1] - bar[0]) / 2:.{digits}f}" if bar else ""
 
@@ -211,14 +220,14 @@ def fids_of(metrics: Mapping[str, Any]) -> list[str]:
 
 def fids_of_all(evaluations: Sequence[Evaluation]) -> list[str]:
     """Names of the FIDs among all of them."""
-    return list(dict.fromkeys(name for e in evaluations for name in fids_of(e.metrics)))
+    return list(dict.fromkeys(name for evaluation in evaluations for name in fids_of(evaluation.metrics)))
 
 
 def duration(seconds: float) -> str:
     """42 s, 7 min 30 s, 3 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"

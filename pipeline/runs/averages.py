@@ -1,4 +1,4 @@
-"""Which weights of a run a verb takes: raw ones, its own average, another that it keeps, or one made from snapshots.
+"""Loads the weights of a run that a verb asks for: raw, the run's own average, another stored one, or a fitted one.
 
 averages/checkpoints/000001000000/       a snapshot of the power-function averages, laid out as a checkpoint is
 """
@@ -17,20 +17,21 @@ from pipeline.runs.directory import AVERAGES, committed
 from pipeline.runs.profiles import Profile, coefficients, gamma_of, kind_of
 from pipeline.storage.base import Storage
 
-FARTHEST = 0.05
-"""Relative L2 distance of a fitted profile from the wanted one, beyond which it is said."""
+WARNING_DISTANCE = 0.05
+"""A warning is logged when the relative L2 distance of a fitted profile from its target is larger."""
 
 
 def label(weights: str, ema: float) -> str:
-    """What cards and folders call the weights: raw, ema, or ema=0.1."""
+    """The name of the weights in cards and folders: raw, ema, or ema=0.1."""
     return f"ema={ema:g}" if ema else weights
 
 
 def load_average(run: Storage, n: int = 0, weights: str = "ema", ema: float = 0.0) -> tuple[int, dict[str, Tensor]]:
     """(n, full fp32 weights by parameter name) of the checkpoint at n samples, 0 = the newest good one.
 
-    weights: ema or raw. ema: 0, a half-life in samples that the run keeps, or a relative width. Every file is verified
-    first. Raises RunError where there is no such checkpoint or average, CheckpointCorrupt.
+    weights: ema or raw. ema: 0 for none, or another average instead: a half-life in samples that the run keeps, or a
+    relative width. Every file is verified first. Raises RunError when there is no such checkpoint or average,
+    CheckpointCorrupt.
     """
     if not ema:
         return load_weights(run, n, weights)
@@ -38,17 +39,18 @@ def load_average(run: Storage, n: int = 0, weights: str = "ema", ema: float = 0.
     kinds = Reader(run, commit).kinds()
     if (kind := kind_of(ema)) in kinds:
         return load_weights(run, commit.n, kind)
-    kept = sorted(kind for kind in kinds if kind.startswith(("ema-", "power-")))
-    powers = [float(kind.removeprefix("power-")) for kind in kept if kind.startswith("power-")]
-    if ema >= 1 or not powers:
-        there = ", ".join(kind.partition("-")[2] for kind in kept) or "none but its own"
-        wanted = "ema.widths=[0.05,0.10] and ema.snapshots=" if ema < 1 else f"ema.half_lives=[{ema:g}]"
-        raise RunError(f"ema={ema:g}: {run.url} keeps no such average (it has {there}); train with {wanted}")
-    return commit.n, _fitted(run, commit, powers, ema)
+    stored_kinds = sorted(kind for kind in kinds if kind.startswith(("ema-", "power-")))
+    widths = [float(kind.removeprefix("power-")) for kind in stored_kinds if kind.startswith("power-")]
+    if ema >= 1 or not widths:
+        available = ", ".join(kind.partition("-")[2] for kind in stored_kinds) or "none but its own"
+        keys = "ema.widths=[0.05,0.10] and ema.snapshots=" if ema < 1 else f"ema.half_lives=[{ema:g}]"
+        raise RunError(f"ema={ema:g}: {run.url} keeps no such average (it has {available}); train with {keys}")
+    return commit.n, _fit_average(run, commit, widths, ema)
 
 
-def _fitted(run: Storage, newest: Commit, widths: list[float], wanted: float) -> dict[str, Tensor]:
-    """The average of a wanted width at the newest commit, from that and the snapshots before it."""
+def _fit_average(run: Storage, newest: Commit, widths: list[float], target_width: float) -> dict[str, Tensor]:
+    """The average of the target width at the newest commit, as a linear combination of the averages in that commit and
+    in the snapshots before it. widths: of the averages that each of them holds."""
     snapshots = run.child(AVERAGES)
     sources = [(run, newest)]
     sources += [(snapshots, read_commit(snapshots, n)) for n in committed(snapshots) if n < newest.n]
@@ -56,15 +58,15 @@ def _fitted(run: Storage, newest: Commit, widths: list[float], wanted: float) ->
         verify(storage, commit)
     pieces = [(storage, commit, width) for storage, commit in sources for width in widths]
     profiles = [Profile(gamma_of(width), commit.n) for _, commit, width in pieces]
-    shares, distance = coefficients(profiles, Profile(gamma_of(wanted), newest.n))
-    if distance > FARTHEST:
+    factors, distance = coefficients(profiles, Profile(gamma_of(target_width), newest.n))
+    if distance > WARNING_DISTANCE:
         log.warning(
-            f"ema={wanted:g}: {len(sources)} snapshots give a profile that is {distance:.1%} from the one "
+            f"ema={target_width:g}: {len(sources)} snapshots give a profile that is {distance:.1%} from the one "
             "that is asked for; a lower ema.snapshots keeps more of them",
         )
     sums = {name: torch.zeros(math.prod(shape), dtype=torch.float64) for name, shape in newest.shapes.items()}
-    for (storage, commit, width), share in zip(pieces, shares.tolist(), strict=True):
+    for (storage, commit, width), factor in zip(pieces, factors.tolist(), strict=True):
         read = Reader(storage, commit)
         for name, total in sums.items():
-            total += share * read(kind_of(width), name, 0, len(total)).double()
+            total += factor * read(kind_of(width), name, 0, len(total)).double()
     return {name: total.float().view(newest.shapes[name]) for name, total in sums.items()}

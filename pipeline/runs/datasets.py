@@ -1,4 +1,4 @@
-"""Which datasets a run reads, in which versions, and whether they fit it."""
+"""Opens the datasets of a run in the versions that it began with, and checks that they fit the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.data.format.contract import ENCODER_FACTS, require_match
 from pipeline.data.format.manifest import UNCOND, find_version, load_manifest
 from pipeline.errors import ConfigError, ContractMismatch, RunError, ShardCorrupt
 from pipeline.log import log
-from pipeline.runs.directory import RunInfo, begun_with, dataset_digests, dataset_urls
+from pipeline.runs.directory import RunInfo, committed_digests, dataset_digests, dataset_urls
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from pipeline.distributed.world import World
 
 
-def ordered(run: RunInfo, dataset: str = "") -> tuple[Dataset, AnyOrder]:
-    """The dataset that a run began with, and its order. dataset: where it lies, when not in data.train; of a mixture
-    URLs with commas between. Raises RunError when it is not there."""
+def dataset_and_order(run: RunInfo, dataset: str = "") -> tuple[Dataset, AnyOrder]:
+    """The dataset that a run began with, and its order. dataset: its URL, where it is not data.train; for a mixture,
+    URLs separated by commas. Raises RunError when the dataset is not there."""
     data = run.config.data
     urls = dataset_urls(data)
     if dataset:
         urls = (dataset,) if not data.mix else tuple(dataset.strip("[]").split(","))
-    held = pinned(run, urls)
-    return held, held.order(run.config.seed, run.config.optim.batch, data.tail, data.weights)
+    opened = dataset_of_run(run, urls)
+    return opened, opened.order(run.config.seed, run.config.optim.batch, data.tail, data.weights)
 
 
-def pinned(run: RunInfo, urls: Sequence[str]) -> Dataset:
-    """The datasets at `urls` in the versions that a run is trained on. Raises ConfigError for more or fewer than the
-    run has, and RunError for others."""
+def dataset_of_run(run: RunInfo, urls: Sequence[str]) -> Dataset:
+    """The datasets at `urls` in the versions that a run is trained on. Raises ConfigError when their number is not the
+    run's, and RunError when a URL holds another dataset."""
     from pipeline.data.order.dataset import Dataset, part_of
 
     digests = dataset_digests(run.facts)
@@ -61,19 +61,19 @@ def pinned(run: RunInfo, urls: Sequence[str]) -> Dataset:
     return Dataset(parts)
 
 
-EMPTY_TOKENS = 2  # start and end
+EMPTY_TOKENS = 2  # tokens of the empty caption: start and end
 
 
-def trained_on(config: TrainConfig, run: Storage, world: World) -> Dataset:
-    """data.train and data.mix, each in the version that the run began with, though shards were appended."""
+def training_datasets(config: TrainConfig, run: Storage, world: World) -> Dataset:
+    """data.train and data.mix, each in the version that the run began with, even if shards were appended since."""
     from pipeline.data.order.dataset import Dataset, part_of
 
-    before, parts = begun_with(run), []
+    initial_digests, parts = committed_digests(run), []
     for number, url in enumerate(dataset_urls(config.data)):
         cache = open_storage(url)
         manifest = newest = load_manifest(cache)
-        if number < len(before) and before[number] != newest.digest:
-            manifest = find_version(cache, before[number]) or newest
+        if number < len(initial_digests) and initial_digests[number] != newest.digest:
+            manifest = find_version(cache, initial_digests[number]) or newest
         if manifest is not newest and world.rank == 0:
             log.info(
                 f"train: {cache.url} has grown to version {newest.version}; this run goes on with version "
@@ -84,16 +84,16 @@ def trained_on(config: TrainConfig, run: Storage, world: World) -> Dataset:
 
 
 def check_mixture(config: TrainConfig, manifests: Sequence[Manifest], members: Sequence[str]) -> None:
-    """Raises ContractMismatch when the caches of data.mix do not fit data.train; sizes of latents may differ. members:
+    """Raise ContractMismatch when the caches of data.mix do not fit data.train; sizes of latents may differ. members:
     arrays that are read besides moments."""
     facts = tuple(name for name in ENCODER_FACTS if name != "latent_shape")
-    dtypes = [{m.name: m.dtype for m in manifest.contract.members} for manifest in manifests]
-    for url, manifest, mine in zip(config.data.mix, manifests[1:], dtypes[1:], strict=True):
+    train_dtypes, *mix_dtypes = [{m.name: m.dtype for m in manifest.contract.members} for manifest in manifests]
+    for url, manifest, dtypes in zip(config.data.mix, manifests[1:], mix_dtypes, strict=True):
         require_match(manifests[0].contract, manifest.contract, f"data.mix={url}", facts)
         for name in ("moments", *members):
-            if mine.get(name) != dtypes[0].get(name):
+            if dtypes.get(name) != train_dtypes.get(name):
                 raise ContractMismatch(
-                    f"data.mix={url} holds {name} as {mine.get(name, 'nothing')}, not {dtypes[0].get(name)} as "
+                    f"data.mix={url} holds {name} as {dtypes.get(name, 'nothing')}, not {train_dtypes.get(name)} as "
                     f"data.train={config.data.train} does. Encode it with the same encoders and conditions"
                 )
 
@@ -101,7 +101,8 @@ def check_mixture(config: TrainConfig, manifests: Sequence[Manifest], members: S
 def check_against_contract(
     config: TrainConfig, manifest: Manifest, validation: Manifest | None, members: tuple[str, ...]
 ) -> None:
-    """Raises ContractMismatch when the caches do not fit the model, the task or each other."""
+    """Raise ContractMismatch when the caches do not fit the model, the task or each other. members: arrays that the
+    task reads besides moments."""
     contract, cache = manifest.contract, f"data.train={config.data.train}"
     channels = contract.latent_shape[0]
     if (config.model.in_channels, config.model.out_channels) != (channels, channels):
@@ -120,8 +121,8 @@ def check_against_contract(
         )
     if validation is not None:
         require_match(contract, validation.contract, f"data.val={config.data.val}")
-        held = {member.name for member in validation.contract.members}
-        if missing := sorted(set(stored_members(members, validation.contract)) - held):
+        available = {member.name for member in validation.contract.members}
+        if missing := sorted(set(stored_members(members, validation.contract)) - available):
             raise ContractMismatch(
                 f"data.val={config.data.val} lacks {', '.join(missing)}, which task={config.task.name} reads; encode "
                 "it with the conditions of data.train"
@@ -129,7 +130,8 @@ def check_against_contract(
 
 
 def empty_caption(cache: Storage, manifest: Manifest) -> Tensor:
-    """The cache's encoded empty caption (L, D) float32, its hash checked; of trimmed texts, zeros after its end."""
+    """The cache's encoded empty caption (L, D) float32; with trimmed texts, it is zero after its end token. Raises
+    ShardCorrupt when its hash is not the manifest's."""
     import numpy as np
     import torch
 
@@ -143,5 +145,6 @@ def empty_caption(cache: Storage, manifest: Manifest) -> Tensor:
 
 
 def stored_members(members: tuple[str, ...], contract: Contract) -> tuple[str, ...]:
-    """What is read of a record for what a task wants: ids in place of text states where a cache holds those."""
+    """Names of a record's arrays that hold the members that a task reads: token ids instead of text states, where the
+    cache stores ids."""
     return tuple("tokens" if name == "text" and contract.text.storage == "tokens" else name for name in members)

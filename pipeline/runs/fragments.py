@@ -1,4 +1,4 @@
-"""Files of fragments: safetensors, written and hashed in one pass."""
+"""Fragments of parameters, and safetensors files of them, which are written and hashed in one pass."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import Tensor
 from pipeline.storage.base import local_errors
 
 PIECE = 16 * 1024 * 1024
-"""Bytes that are written and hashed at once."""
+"""Bytes written and hashed at once."""
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     """Write fp32 CPU tensors as a safetensors file; returns its size and SHA-256. Raises StorageError.
 
-    The file is written and hashed in pieces straight from the tensors' memory, during which other threads run. (The
-    library's own writer holds Python's lock as long as it takes, and a second copy of the state in memory.)
+    The file is written and hashed in pieces straight from the tensors' memory, and other threads can run meanwhile.
+    (The library's own writer holds Python's lock all the time, and a second copy of the state in memory.)
     """
     header: dict[str, Any] = {}
     end = 0
@@ -40,11 +40,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, s
     with local_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb", buffering=0) as file:
-            pieces = [memoryview(struct.pack("<Q", len(text)) + text)]
-            pieces += [tensor.numpy().view("u1").data for tensor in tensors.values() if tensor.numel()]
-            for whole in pieces:
-                for start in range(0, len(whole), PIECE):
-                    piece = whole[start : start + PIECE]
+            buffers = [memoryview(struct.pack("<Q", len(text)) + text)]
+            buffers += [tensor.numpy().view("u1").data for tensor in tensors.values() if tensor.numel()]
+            for buffer in buffers:
+                for start in range(0, len(buffer), PIECE):
+                    piece = buffer[start : start + PIECE]
                     digest.update(piece)
                     while piece:
                         piece = piece[file.write(piece) :]
@@ -53,9 +53,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, s
 
 @dataclass(frozen=True)
 class Fragment:
-    """A run of one parameter's elements, in the order of its flattened values.
+    """Contiguous elements of one flattened parameter.
 
-    name: the parameter. offset: of the first element. view: (length,) fp32, a view of where the values live.
+    name: of the parameter. offset: of the first element. view: (length,) fp32, a view of the memory of the values.
     """
 
     name: str

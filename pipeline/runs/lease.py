@@ -1,13 +1,14 @@
-"""One lease per run: who trains it now, so that nobody else does (docs/promises.md, fault 24).
+"""One lease per run says which process trains it now, so that no other process does (docs/explained/promises.md).
 
-    lease/000001.json, lease/000002.json, ...        the newest says who holds the run, or how the last one left it
+    lease/000001.json, lease/000002.json, ...        the newest says who holds the run, or how the last holder left it
 
-Whoever takes a run puts the next number, if it is absent: on a store with conditional puts there is one winner however
-late a rival is. On one that may have several, the bytes are looked at again after a pause, at every heartbeat and
-before every commit, and whoever finds another's there stops. So a rank that a lost node still runs cannot commit.
+A process takes a run by a conditional put of the next number. A store that supports conditional puts lets one process
+win, however late a rival comes. On a store that may let several win, the process reads the lease again after a pause,
+at every heartbeat and before every commit, and stops when it finds another process's lease. So a rank that still runs
+on a lost node cannot commit.
 
-A lease is dead when its Slurm job is; where there is no job, when its process on this machine is, or when it has not
-been renewed for a while. A job that Slurm has put back into the queue takes over its own. Imports no torch.
+A lease is dead when its Slurm job is dead. Without a job it is dead when its process on this machine is, or when it has
+not been renewed for DEAD_SECONDS. A job that Slurm has requeued takes over its own lease. Imports no torch.
 """
 
 from __future__ import annotations
@@ -35,27 +36,28 @@ FOLDER = "lease/"
 BEAT_SECONDS = 30.0
 """Between renewals."""
 DEAD_SECONDS = 600.0
-"""A lease that nobody can ask about otherwise, and that was not renewed for so long, is dead."""
+"""A lease that was not renewed for this long is dead, where neither Slurm nor this machine's processes can tell."""
 PAUSE_SECONDS = 1.0
-"""Before bytes are looked at again, on stores where two writers may both win."""
+"""Before a new lease is read again, on stores where two writers may both win."""
 KEPT = 16
 """Former leases that are kept."""
 FRUITLESS = 5
-"""Lives of a job that end without a word and without a commit, after which it stays down."""
+"""A job that has died this many times in a row, without giving back its lease and without a commit, may not start
+again."""
 
 State = Literal["queued", "held", "stopped", "finished", "failed"]
-"""queued: submitted. held: training. stopped: with everything committed, to be gone on with. finished and failed."""
+"""queued: submitted. held: training. stopped: everything is committed, and the run can be resumed. finished, failed."""
 
-_given_back: set[str] = set()
-"""Tokens of leases that this process has given back, whether or not the store could take note."""
+_released_tokens: set[str] = set()
+"""Tokens of leases that this process has released, even where the store could not be told."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """What a lease says."""
+    """The process that a lease names, and how far it has come: the JSON of a lease."""
 
     token: str
-    """Of this process alone."""
+    """Unique to this process."""
     state: State = "held"
     job: str = ""
     """Slurm's number of the job; "" outside of Slurm."""
@@ -65,26 +67,26 @@ class Holder:
     """How often Slurm has put the job back into the queue."""
     host: str = ""
     machine: str = ""
-    """The machine's boot and process namespace: within one, process numbers can be compared."""
+    """The machine's boot and process namespace: process numbers can be compared within one of them."""
     pid: int = 0
     started: str = ""
-    """When the process started, as the kernel counts: process numbers come again."""
+    """When the process started, in the kernel's clock ticks: tells apart processes that had the same number."""
     life: int = 0
-    """How many processes have held the run, this one included."""
+    """Number of processes that have held the run, this one included."""
     began: float = 0.0
     """Unix time."""
     beat: float = 0.0
     """Unix time of the last renewal."""
     first: int = 0
-    """Samples committed when it began."""
+    """Samples committed when the process began."""
     n: int = 0
     """Samples seen at the last renewal."""
     message: str = ""
-    """How it ended."""
+    """How the process ended."""
 
 
-def myself(environ: Mapping[str, str] = os.environ) -> Holder:
-    """This process."""
+def this_process(environ: Mapping[str, str] = os.environ) -> Holder:
+    """This process as the holder of a lease."""
     now = time.time()
     return Holder(
         token=secrets.token_hex(8),
@@ -94,16 +96,16 @@ def myself(environ: Mapping[str, str] = os.environ) -> Holder:
         host=socket.gethostname(),
         machine=_machine(),
         pid=os.getpid(),
-        started=_started(os.getpid()),
+        started=_start_ticks(os.getpid()),
         began=now,
         beat=now,
     )
 
 
 class Lease:
-    """`with Lease.take(run) as lease:` holds the run, renews the lease in a thread of its own, and says how it ended.
+    """`with Lease.take(run) as lease:` holds the run, renews the lease in a thread, and records how the process ended.
 
-    progress: samples seen now; to be set by who counts them.
+    progress: returns the samples seen so far; the trainer sets it.
     """
 
     def __init__(self, run: Storage, key: str, holder: Holder) -> None:
@@ -114,46 +116,46 @@ class Lease:
 
     @classmethod
     def take(cls, run: Storage, me: Holder | None = None, first: int = 0) -> Lease:
-        """The run's lease for `me` (this process), which begins at `first` committed samples.
+        """Take the run's lease for `me` (default: this process), which begins at `first` committed samples.
 
-        Raises RunError when another holds the run, or when this job has come back for nothing FRUITLESS times.
+        Raises RunError when another process holds the run, or when this job has died FRUITLESS times without a commit.
         """
-        me = replace(me or myself(), first=first, n=first)
+        me = replace(me or this_process(), first=first, n=first)
         while True:
-            number, before = newest(run)
-            if before is not None and (why := claim_of(before, me)):
-                raise RunError(f"{run.url} is {why}; one run is trained once at a time, or choose another run=")
+            number, former = newest(run)
+            if former is not None and (claim := claim_of(former, me)):
+                raise RunError(f"{run.url} is {claim}; one run is trained once at a time, or choose another run=")
             _refuse_fruitless(run, me, number)
-            me = replace(me, life=(before.life if before else 0) + (me.state != "queued"))
+            me = replace(me, life=(former.life if former else 0) + (me.state != "queued"))
             lease = cls(run, _key(number + 1), me)
-            if run.put_if_absent(lease._key, _text(me)) or lease._is_mine():
+            if run.put_if_absent(lease._key, _text(me)) or lease._is_stored():
                 break
         if run.local_path(lease._key) is None:
             time.sleep(PAUSE_SECONDS)
-            lease.require_mine()
+            lease.require_held()
         if number >= KEPT:
             with suppress(LatentmillError):
                 run.delete(_key(number + 1 - KEPT))
         return lease
 
-    def require_mine(self) -> None:
-        """Raises RunError when another has taken the run since, StorageError."""
+    def require_held(self) -> None:
+        """Raises RunError when another process has taken the run since, StorageError."""
         _, holder = newest(self._run)
         if holder is None or holder.token != self.holder.token:
-            by = f"is {described(holder)}" if holder else "has lost its lease"
-            raise RunError(f"{self._run.url} {by}, and no longer this process's: nothing more is committed here")
+            what = f"is {in_words(holder)}" if holder else "has lost its lease"
+            raise RunError(f"{self._run.url} {what}, and no longer this process's: nothing more is committed here")
 
     def release(self, state: State, message: str = "") -> None:
-        """Say how it ended. An error of the store is a warning: the lease is found dead without it."""
-        _given_back.add(self.holder.token)
+        """Record how the process ended. An error of the store is only logged: the lease will be found dead anyway."""
+        _released_tokens.add(self.holder.token)
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
         try:
-            if self._is_mine():
+            if self._is_stored():
                 self._put(replace(self.holder, state=state, message=message))
         except LatentmillError as error:
-            log.warning(f"the lease of {self._run.url} was not given back: {error}")
+            log.warning(f"the lease of {self._run.url} could not be released: {error}")
 
     def __enter__(self) -> Lease:
         self._thread.start()
@@ -165,26 +167,26 @@ class Lease:
         if error is None:
             self.release("finished")
         else:
-            said = " ".join(str(error).split()) or type(error).__name__
-            self.release("stopped" if isinstance(error, Interrupted) else "failed", said)
+            message = " ".join(str(error).split()) or type(error).__name__
+            self.release("stopped" if isinstance(error, Interrupted) else "failed", message)
 
     def _renew(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
             try:
-                self.require_mine()
+                self.require_held()
                 self._put(self.holder)
             except RunError as error:
                 log.warning(error)
                 os.kill(os.getpid(), signal.SIGTERM)  # the loop stops at the next step, and may not commit
                 return
             except LatentmillError:
-                continue  # the store is away: the next renewal may reach it
+                continue  # the store does not answer: the next renewal may reach it
 
     def _put(self, holder: Holder) -> None:
         self._run.put(self._key, _text(replace(holder, beat=time.time(), n=self.progress())))
 
-    def _is_mine(self) -> bool:
-        """Whether the bytes under our number are ours: a put that was retried may meet itself."""
+    def _is_stored(self) -> bool:
+        """Whether the lease under this number is this process's: a put that was retried may find its own first try."""
         with suppress(NotFound):
             return _read(self._run, self._key).token == self.holder.token
         return False
@@ -195,24 +197,24 @@ class Lease:
 
 
 def newest(run: Storage) -> tuple[int, Holder | None]:
-    """(number, what it says) of the newest lease; (0, None) where there has been none."""
+    """(number, holder) of the newest lease; (0, None) where there has been none."""
     while numbers := [int(name) for info in run.list(FOLDER) if (name := _name(info.key)).isdigit()]:
-        with suppress(NotFound):  # swept between the two
+        with suppress(NotFound):  # removed after it was listed
             return max(numbers), _read(run, _key(max(numbers)))
     return 0, None
 
 
 def require_free(run: Storage) -> None:
-    """Raises RunError when another than this process holds the run."""
+    """Raises RunError when a process other than this one holds the run."""
     _, holder = newest(run)
-    if holder is not None and (why := claim_of(holder, myself())):
-        raise RunError(f"{run.url} is {why}; one run is trained once at a time, or choose another run=")
+    if holder is not None and (claim := claim_of(holder, this_process())):
+        raise RunError(f"{run.url} is {claim}; one run is trained once at a time, or choose another run=")
 
 
 def enqueue(run: Storage, job: str) -> None:
-    """Note that a job in Slurm's queue is to train the run, unless it does so already. Raises RunError when another
-    holds the run, StorageError."""
-    me = replace(myself(), state="queued", job=job, cluster=slurm.cluster_name(), restart=0)
+    """Record that a job in Slurm's queue will train the run, unless it already does. Raises RunError when another
+    process holds the run, StorageError."""
+    me = replace(this_process(), state="queued", job=job, cluster=slurm.cluster_name(), restart=0)
     if _is_of_same_job(newest(run)[1], me):
         return
     try:
@@ -223,25 +225,26 @@ def enqueue(run: Storage, job: str) -> None:
 
 
 def claim_of(holder: Holder, me: Holder) -> str:
-    """Why a run is another's than mine now, such as "being trained by Slurm job 7 ..."; "" when I may take it."""
+    """Why `me` may not take the run that `holder` had last, such as "being trained by Slurm job 7 ..."; "" when `me`
+    may take it."""
     same_job = _is_of_same_job(holder, me)
-    if holder.state in ("finished", "failed") or holder.token in _given_back:
+    if holder.state in ("finished", "failed") or holder.token in _released_tokens:
         return ""
     if same_job and (holder.state != "held" or holder.restart < me.restart):
         return ""
     if holder.job and not same_job:
         state = job_state(holder)
         if state is not None:
-            return "" if state in ("", *slurm.ENDED) else f"{described(holder)}: Slurm says {state}"
+            return "" if state in ("", *slurm.ENDED) else f"{in_words(holder)}: Slurm says {state}"
     if holder.state != "held":
-        return ""  # a job that nobody here can ask about, and that does not run
+        return ""  # a job that does not run, and whose state Slurm cannot be asked for here
     if holder.machine == me.machine:
-        alive = _started(holder.pid) == holder.started != ""
-        return described(holder) if alive else ""
+        alive = _start_ticks(holder.pid) == holder.started != ""
+        return in_words(holder) if alive else ""
     age = time.time() - holder.beat
     if age >= DEAD_SECONDS:
         return ""
-    return f"{described(holder)}, last heard of {age:.0f} s ago (taken for dead after {DEAD_SECONDS:.0f} s)"
+    return f"{in_words(holder)}, last heard of {age:.0f} s ago (taken for dead after {DEAD_SECONDS:.0f} s)"
 
 
 def _is_of_same_job(holder: Holder | None, me: Holder) -> bool:
@@ -249,14 +252,16 @@ def _is_of_same_job(holder: Holder | None, me: Holder) -> bool:
 
 
 def job_state(holder: Holder) -> str | None:
-    """Slurm's word for the state of a lease's job; "" for one that it has forgotten, None where it cannot be asked."""
+    """Slurm's word for the state of a lease's job; "" for a job that Slurm has forgotten, None where Slurm cannot be
+    asked."""
     if not slurm.is_here() or (holder.cluster and holder.cluster != slurm.cluster_name()):
         return None
     return slurm.job_state(holder.job)
 
 
-def described(holder: Holder) -> str:
-    """Who a lease is of, after "is": "being trained by Slurm job 7 (restart 1), process 12 on n1, since ..."."""
+def in_words(holder: Holder) -> str:
+    """What is said of a run with this holder after "is": "being trained by Slurm job 7 (restart 1), process 12 on n1,
+    since ..."."""
     job = f"Slurm job {holder.job} (restart {holder.restart})" if holder.job else ""
     if holder.state == "queued":
         return f"waiting in the queue as {job}"
@@ -266,11 +271,12 @@ def described(holder: Holder) -> str:
 
 
 def _refuse_fruitless(run: Storage, me: Holder, number: int) -> None:
-    """Raises RunError when the last lives of this job have all ended without a word and without a commit."""
-    last = range(number, number - FRUITLESS, -1)
-    if not me.job or me.state != "held" or last[-1] < 1:
+    """Raises RunError when this job has died FRUITLESS times in a row without releasing its lease and without a
+    commit. number: of the newest lease."""
+    last_numbers = range(number, number - FRUITLESS, -1)
+    if not me.job or me.state != "held" or last_numbers[-1] < 1:
         return
-    for key in map(_key, last):
+    for key in map(_key, last_numbers):
         try:
             holder = _read(run, key)
         except StorageError:
@@ -300,7 +306,7 @@ def _name(key: str) -> str:
 
 
 def _machine() -> str:
-    """This boot of this machine, and the process namespace in it; "" where Linux does not say."""
+    """This boot of this machine, and the process namespace in it; "" where there is no /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -308,8 +314,8 @@ def _machine() -> str:
         return ""
 
 
-def _started(pid: int) -> str:
-    """When a process of this machine started; "" when there is none, or only what its parent has not yet reaped."""
+def _start_ticks(pid: int) -> str:
+    """When a process of this machine started, in clock ticks since boot; "" for no process, and for a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

@@ -1,10 +1,11 @@
-"""The proof that every sample was trained on once: a local file of JSON lines for each rank, a line per stretch of
-steps between commits.
+"""The ledger, which proves that every sample was trained on once: a file of JSON lines for each rank, with one line per
+stretch of steps between commits.
 
 A line holds two sums modulo 2**64 over the stretch's samples: of a hash of (n, shard number, row of its tar), and of a
-hash of (n, the random draws that it got). Sums do not care which rank or stretch a sample fell in, so the totals of two
-runs over the same numbers are equal exactly when they trained on the same records with the same noise, whatever their
-worlds were. And as the order of the records is arithmetic, `latentmill ledger` computes the first sum anew (proof.py).
+hash of (n, the random draws that the sample got). A sum does not depend on the rank or stretch that a sample fell in,
+so the totals of two runs over the same numbers are equal exactly when both trained on the same records with the same
+noise, whatever their worlds were. The order of the records is arithmetic, so `latentmill ledger` computes the first sum
+again (proof.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import RunError
+from pipeline.philox import GOLDEN, mix64
 from pipeline.storage.base import Storage
 
 LEDGER = "ledger/rank{rank:05d}.jsonl"
@@ -42,8 +44,8 @@ class Stretch:
 
 
 class Ledger:
-    """One rank's samples. folder: where the file grows; it is the run's own when that is local, else `upload` brings
-    it there."""
+    """Records one rank's samples. The file grows in a local run directory itself, or else in `folder`, from where
+    `upload` copies it into the run directory."""
 
     def __init__(self, run: Storage, folder: Path, rank: int, world: int) -> None:
         self._run, self._rank, self._world = run, rank, world
@@ -58,22 +60,22 @@ class Ledger:
         self._noise: Tensor | int = 0
 
     def start(self, n: int) -> None:
-        """Begin or resume at n samples, after truncate_ledgers."""
+        """Begin or resume at n samples. truncate_ledgers must have run before."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._uploads:
             self._path.write_bytes(self._run.get(self._key) if self._run.exists(self._key) else b"")
         self._begin(n)
 
     def add(self, numbers: Tensor, shards: Tensor, rows: Tensor, noise: Tensor) -> None:
-        """This rank's samples of a step. numbers, shards, rows (b,) int64 on the CPU: which record each sample was;
-        noise: of noise_digest, on any device."""
+        """Add this rank's samples of a step. numbers, shards, rows: (b,) int64 on the CPU, the record that each sample
+        was. noise: from noise_digest, on any device."""
         hashes = record_hashes(numbers.numpy(), shards.numpy(), rows.numpy())
         self._records = (self._records + int(hashes.sum())) % MODULUS
         self._samples += len(numbers)
         self._noise = noise + self._noise  # stays on the device until commit
 
     def commit(self, n: int) -> None:
-        """Write the stretch that ends at n, to be there before a commit of the state at n."""
+        """Write the stretch that ends at n. Must be called before the state at n is committed."""
         if n > self._first:
             noise = int(self._noise) % MODULUS
             stretch = Stretch(self._first, n, self._rank, self._world, self._samples, self._records, noise)
@@ -84,7 +86,7 @@ class Ledger:
             self._begin(n)
 
     def upload(self) -> None:
-        """Bring the file into the run directory where that is not local. From any thread."""
+        """Copy the file into the run directory, if that is not local. Any thread may call it."""
         if self._uploads:
             self._run.put(self._key, self._path.read_bytes())
 
@@ -92,27 +94,20 @@ class Ledger:
 # --------------------------------------------------------------------------------------------------------------------
 # Hashes
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = np.uint64(GOLDEN)
 _ODD = (-7046029254386353131, -4417276706812531889)  # 2**64 / golden ratio and an odd companion, as signed integers
 
 
 def record_hashes(numbers: np.ndarray, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """(N,) int64 sample numbers, shard numbers and rows -> (N,) uint64."""
     place = (shards.astype(np.uint64) << np.uint64(32)) + rows.astype(np.uint64)
-    return _mix_numpy(_mix_numpy(place + _GOLDEN) + (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
-
-
-def _mix_numpy(x: np.ndarray) -> np.ndarray:
-    """Stafford's variant 13 of MurmurHash3's finalizer."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return mix64(mix64(place + _GOLDEN) + (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def noise_digest(numbers: Tensor, draws: Iterable[Tensor]) -> Tensor:
     """Scalar int64: the sum modulo 2**64, over samples, of a hash of a sample's number and the bits of its draws.
 
-    numbers (b,) int64; draws (b, ...) of any dtype. Stays on the device.
+    numbers: (b,) int64. draws: (b, ...) of any dtype. The result stays on their device.
     """
     state = numbers * _ODD[0]
     for i, draw in enumerate(draws):
@@ -124,7 +119,7 @@ def noise_digest(numbers: Tensor, draws: Iterable[Tensor]) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Every bit of x reaches every bit of the result, or nearly."""
+    """An integer hash: nearly every bit of x changes nearly every bit of the result."""
     x = (x ^ (x >> 29)) * _ODD[1]
     x = (x ^ (x >> 32)) * _ODD[0]
     return x ^ (x >> 29)
@@ -135,7 +130,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def parse_ledger(data: bytes, where: str = "a ledger") -> list[Stretch]:
-    """The lines of a ledger file; a last line that a killed process left unfinished is no line. Raises RunError for
+    """The lines of a ledger file, except for a last line that a killed process left unfinished. Raises RunError for
     lines of another format."""
     stretches = []
     for line in data.split(b"\n"):
@@ -145,37 +140,37 @@ def parse_ledger(data: bytes, where: str = "a ledger") -> list[Stretch]:
             continue
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise RunError(
-                f"{where} was written by another version of latentmill, with other sums than this one's: go on with "
+                f"{where} was written by another version of latentmill, whose sums differ from this one's: go on with "
                 "that version, or choose another run="
             )
         try:
             stretches.append(Stretch(**fields))
-        except TypeError:  # damaged: what it stood for is missing now, and found missing
+        except TypeError:  # a damaged line: prove() reports its samples as missing
             continue
     return stretches
 
 
 def truncate_ledgers(run: Storage, n: int) -> None:
-    """Drop what lies beyond n samples from every rank's ledger, whatever world wrote it, and lines left unfinished.
-    Rank 0 only."""
+    """Remove lines beyond n samples and unfinished lines from every rank's ledger, whatever world wrote it. Rank 0
+    only."""
     for info in run.list("ledger/"):
-        before = run.get(info.key)
-        kept = [line for line in parse_ledger(before, run.locate(info.key)) if line.last <= n]
-        after = "".join(map(_line, kept)).encode()
-        if after != before:
-            run.put(info.key, after)
+        stored = run.get(info.key)
+        kept_lines = [line for line in parse_ledger(stored, run.locate(info.key)) if line.last <= n]
+        truncated = "".join(map(_line, kept_lines)).encode()
+        if truncated != stored:
+            run.put(info.key, truncated)
 
 
 def read_ledger(run: Storage) -> list[Stretch]:
-    """All ranks' lines of a run, by first sample and rank."""
+    """The lines of all ranks of a run, sorted by first sample and rank."""
     stretches: list[Stretch] = []
     for info in run.list("ledger/"):
         stretches += parse_ledger(run.get(info.key), run.locate(info.key))
-    return sorted(stretches, key=lambda s: (s.first, s.rank))
+    return sorted(stretches, key=lambda stretch: (stretch.first, stretch.rank))
 
 
 def totals(stretches: Iterable[Stretch]) -> tuple[int, int, int]:
-    """(samples, records, noise) of some lines together; equal for equal samples with equal noise."""
+    """(samples, records, noise) summed over lines; equal for equal samples with equal noise."""
     lines = list(stretches)
     records, noise = sum(line.records for line in lines) % MODULUS, sum(line.noise for line in lines) % MODULUS
     return sum(line.samples for line in lines), records, noise

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept when another is committed, and the removal of the rest."""
+"""Chooses which checkpoints of a run to keep when another is committed, and removes the rest."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from pipeline.config import CheckpointConfig, FeaturesName
 from pipeline.errors import CheckpointCorrupt, NotFound
 from pipeline.log import log
 from pipeline.runs.checkpoint import read_commit
-from pipeline.runs.directory import CHECKPOINTS, COMMIT, SNAPSHOT, checkpoint_folder, committed
+from pipeline.runs.directory import CHECKPOINTS, COMMIT, SNAPSHOT, checkpoint_folder, committed, evaluation_folder
 from pipeline.storage.base import Storage
 
 LOWER_IS_BETTER = {"fid": True, "kid": True, "cmmd": True, "clip_score": False, "attribute_accuracy": False}
 ABANDONED_SECONDS = 3600.0
-"""A half-written file that nobody has written to for so long is of a process that was killed."""
+"""A half-written file that nobody has written to for this long was left by a process that was killed."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """keep: how many of the newest. every: samples of which the first checkpoint at or after each multiple stays (0 =
-    none). best: the figure of evaluations whose best checkpoint stays ("" = none)."""
+    """Rules for keeping checkpoints. keep: number of the newest ones. every: the first checkpoint at or after each
+    multiple of this many samples is kept (0 = none). best: the figure of evaluations whose best checkpoint is kept
+    ("" = none)."""
 
     keep: int
     every: int = 0
@@ -31,60 +32,61 @@ class Retention:
 
     @classmethod
     def of(cls, config: CheckpointConfig) -> Retention:
-        """What a configuration asks for."""
+        """The rules that a configuration sets."""
         return cls(config.keep, config.keep_every, config.best)
 
 
 def retain(run: Storage, retention: Retention) -> None:
-    """Remove the checkpoints that are not to be kept, and what unfinished saves have left. By one process alone, when
-    nothing is being saved.
+    """Remove the checkpoints that the rules do not keep, and the files of unfinished saves. Only one process may call
+    this, while nothing is being saved.
 
-    Nothing is removed unless the newest commit and the files that it names are there in their sizes (whoever wrote them
-    has just read them back); else it is said on standard error. A commit goes before the files that it names, so a
-    removal cut short leaves no checkpoint without some of its files.
+    If the newest commit is damaged, or one of its files is missing or has another size, nothing is removed and a
+    warning is logged. (Whoever wrote the files has just read them back.) A checkpoint's commit.json is removed before
+    its files, so an interrupted removal leaves no committed checkpoint without some of its files.
     """
-    there = committed(run)
-    if not there:
+    checkpoints = committed(run)
+    if not checkpoints:
         return
     try:
-        commit = read_commit(run, there[0])
-        require_sizes(run, commit.n, commit.files)
+        newest = read_commit(run, checkpoints[0])
+        require_sizes(run, newest.n, newest.files)
     except (CheckpointCorrupt, NotFound) as error:
         log.warning(f"no checkpoint is removed, for the newest is damaged ({error})")
         return
-    kept = chosen(run, there, retention)
-    named = {checkpoint_folder(commit.n) + entry["name"] for entry in commit.files}
-    doomed = []
+    kept = kept_checkpoints(run, checkpoints, retention)
+    newest_files = {checkpoint_folder(newest.n) + entry["name"] for entry in newest.files}
+    keys_to_remove = []
     for info in run.list(CHECKPOINTS):
-        n = int(info.key.split("/")[1])
-        stem = info.key.removesuffix(".json") + ".safetensors"
-        leftover = n == commit.n and info.key not in named and stem not in named and not info.key.endswith(COMMIT)
-        if leftover or (n not in kept and n < commit.n):
-            doomed.append(info.key)
-    for key in sorted(doomed, key=lambda key: not key.endswith("/" + COMMIT)):
+        n, key = int(info.key.split("/")[1]), info.key
+        weights_file = key.removesuffix(".json") + ".safetensors"
+        belongs_to_newest = key in newest_files or weights_file in newest_files or key.endswith(COMMIT)
+        if (n == newest.n and not belongs_to_newest) or (n not in kept and n < newest.n):
+            keys_to_remove.append(key)
+    for key in sorted(keys_to_remove, key=lambda key: not key.endswith("/" + COMMIT)):
         run.delete(key)
     run.sweep(ABANDONED_SECONDS)
 
 
-def chosen(run: Storage, there: Sequence[int], retention: Retention) -> set[int]:
-    """Which of the committed checkpoints (newest first) are to be kept."""
-    kept = set(there[: max(retention.keep, 1)])
+def kept_checkpoints(run: Storage, checkpoints: Sequence[int], retention: Retention) -> set[int]:
+    """The n of the committed checkpoints (given newest first) that the rules keep."""
+    kept = set(checkpoints[: max(retention.keep, 1)])
     if retention.every:
-        first: dict[int, int] = {}
-        for n in sorted(there):
-            first.setdefault(n // retention.every, n)
-        kept |= {n for period, n in first.items() if period}
+        first_of_period: dict[int, int] = {}
+        for n in sorted(checkpoints):
+            first_of_period.setdefault(n // retention.every, n)
+        kept |= {n for period, n in first_of_period.items() if period}
     if retention.best:
-        figures = {n: figure for n in there if (figure := _figure(run, n, retention.best)) is not None}
+        figures = {n: figure for n in checkpoints if (figure := _figure(run, n, retention.best)) is not None}
         if figures:
-            pick = min if LOWER_IS_BETTER[retention.best] else max
-            kept.add(pick(figures, key=lambda n: figures[n]))
-        kept |= {n for n in there if n not in figures and run.exists(f"evals/{n:012d}/{SNAPSHOT}")}  # yet to come
+            best = min if LOWER_IS_BETTER[retention.best] else max
+            kept.add(best(figures, key=lambda n: figures[n]))
+        # An evaluation that runs outside of training may still find one of these the best.
+        kept |= {n for n in checkpoints if n not in figures and run.exists(f"{evaluation_folder(n)}/{SNAPSHOT}")}
     return kept
 
 
 def require_sizes(run: Storage, n: int, files: Sequence[dict[str, Any]]) -> None:
-    """Raises CheckpointCorrupt unless the files of the checkpoint at n are there, as large as their commit says."""
+    """Raises CheckpointCorrupt unless every file of the checkpoint at n exists in the size that its commit names."""
     for entry in files:
         key = checkpoint_folder(n) + entry["name"]
         try:
@@ -96,9 +98,10 @@ def require_sizes(run: Storage, n: int, files: Sequence[dict[str, Any]]) -> None
 
 
 def _figure(run: Storage, n: int, name: str) -> float | None:
-    """A figure of the evaluation at n by its short name: fid is that of whichever features it was made with."""
+    """A figure of the evaluation at n by its short name, None for none or NaN. "fid" is the FID of whichever features
+    the evaluation used."""
     try:
-        metrics = json.loads(run.get(f"evals/{n:012d}/metrics.json"))
+        metrics = json.loads(run.get(f"{evaluation_folder(n)}/metrics.json"))
     except (NotFound, ValueError):
         return None
     keys = [name, *(f"{name}_{features}" for features in get_args(FeaturesName))]

@@ -1,1 +1,1 @@
-"""Slurm: batch scripts as text, and its commands."""
+"""Slurm: batch scripts as text, and Slurm's commands."""

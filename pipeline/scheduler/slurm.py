@@ -1,6 +1,6 @@
-"""Slurm: batch scripts as text that one can read, and the commands that check and submit them.
+"""Slurm's commands: they check, submit, cancel and requeue jobs, and tell their states.
 
-Nothing of the caller's reaches a shell unquoted, but for the set-up lines of conf/cluster, which are shell.
+No text of the caller reaches a shell unquoted, except the set-up lines of conf/cluster, which are shell code.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from pipeline.config.values.times import limit_seconds
 from pipeline.errors import ConfigError, SubmitError
 
 ANSWER_SECONDS = 60.0
-"""How long a command of Slurm may take to answer."""
+"""Longest time in which a command of Slurm must answer."""
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What launchers tell a rank."""
+"""Variables in which launchers tell a rank its place."""
 CLIENT = ("SLURM_CONF", "SLURM_CLUSTERS")
-"""What tells Slurm's commands where the cluster is."""
-
-
+"""Variables that tell Slurm's commands where the cluster is."""
 ENDED = (
     "COMPLETED",
     "CANCELLED",
@@ -37,36 +35,33 @@ ENDED = (
 """States of a job that will not run again."""
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Talking to Slurm
-
-
 def is_here() -> bool:
     """Whether this machine can submit."""
     return shutil.which("sbatch") is not None
 
 
 def check(text: str, partition: str, time: str) -> str:
-    """When Slurm would start a script. Raises SubmitError with Slurm's reason, ConfigError for what Slurm overlooks."""
+    """Slurm's words about when it would start a script. Raises SubmitError with Slurm's reason where it refuses the
+    script, ConfigError for mistakes that Slurm overlooks."""
     limits = _partitions()
     for name in filter(None, partition.split(",")):
         if name not in limits:
             known = ", ".join(name for name in limits if name)
             raise ConfigError(f"cluster.partition={name}: Slurm has no such partition here; there are {known}")
-    # Slurm takes a job beyond its partition's limit, and leaves it pending for ever.
+    # Slurm accepts a job beyond its partition's limit, and leaves it pending for ever.
     allowed = [limit_seconds(limits[name]) or float("inf") for name in partition.split(",") if name in limits]
     if allowed and (limit_seconds(time) or 0) > max(allowed):
         most = ", ".join(f"{limits[name]} in {name or 'the default one'}" for name in partition.split(","))
         raise ConfigError(f"cluster.time={time} is more than the partition's limit ({most})")
     done = _ask(["sbatch", "--test-only"], text)
-    said = " ".join(re.sub(r"sbatch:( error:)?", "", done.stderr).split())
+    answer = " ".join(re.sub(r"sbatch:( error:)?", "", done.stderr).split())
     if done.returncode:
-        raise SubmitError(f"Slurm refuses the job: {said}")
-    return said
+        raise SubmitError(f"Slurm refuses the job: {answer}")
+    return answer
 
 
 def send(text: str, *options: str) -> str:
-    """Submit a script; the job's number. Raises SubmitError with Slurm's reason."""
+    """Submit a script; returns the job's number. Raises SubmitError with Slurm's reason."""
     done = _ask(["sbatch", "--parsable", *options], text)
     if done.returncode:
         raise SubmitError(f"Slurm refused the job: {' '.join(done.stderr.split())}")
@@ -74,7 +69,7 @@ def send(text: str, *options: str) -> str:
 
 
 def cancel(*jobs: str) -> None:
-    """End jobs, or take them out of the queue. Raises SubmitError when Slurm does not answer."""
+    """End running jobs and remove waiting ones from the queue. Raises SubmitError where Slurm does not answer."""
     _ask(["scancel", *jobs])
 
 
@@ -86,22 +81,24 @@ def requeue(job: str) -> None:
 
 
 def requeue_without(job: str, nodes: Sequence[str]) -> None:
-    """Send a running job back to the queue, and keep it off some nodes besides those that it is kept off already.
+    """Send a running job back to the queue, and exclude some nodes from it, besides those that are excluded already.
 
-    Only a job that waits can be kept off nodes, so it is held meanwhile. Raises SubmitError with Slurm's reason, or
-    when its partition has too few other nodes: the job would wait for ever.
+    Slurm excludes nodes only from a waiting job, so the job is held meanwhile. Raises SubmitError with Slurm's reason,
+    or where the partition has too few other nodes, since the job would wait for ever.
     """
     facts = dict(
         word.partition("=")[::2] for word in _ask(["scontrol", "--oneliner", "show", "job", job]).stdout.split()
     )
-    before = facts.get("ExcNodeList", "(null)")
-    excluded = [*(hostnames(before) if before != "(null)" else []), *nodes]
+    exclusions = facts.get("ExcNodeList", "(null)")
+    excluded = [*(hostnames(exclusions) if exclusions != "(null)" else []), *nodes]
     partition = facts.get("Partition", "")
-    there = set(_ask(["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N"]).stdout.split())
-    wanted = int(facts.get("NumNodes", "1").partition("-")[0])
-    if len(there - set(excluded)) < wanted:
+    partition_nodes = set(
+        _ask(["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N"]).stdout.split()
+    )
+    needed = int(facts.get("NumNodes", "1").partition("-")[0])
+    if len(partition_nodes - set(excluded)) < needed:
         raise SubmitError(
-            f"partition {partition} has no nodes for job {job}, which wants {wanted}, but {', '.join(excluded)}: "
+            f"partition {partition} has no nodes for job {job}, which wants {needed}, but {', '.join(excluded)}: "
             "mend them, and submit the same again"
         )
     for command in (
@@ -115,7 +112,7 @@ def requeue_without(job: str, nodes: Sequence[str]) -> None:
 
 
 def hostnames(nodes: str) -> list[str]:
-    """The nodes of a list as Slurm writes it: n[1-2] -> n1, n2. Raises SubmitError."""
+    """The nodes of a list in Slurm's notation: n[1-2] -> n1, n2. Raises SubmitError."""
     done = _ask(["scontrol", "show", "hostnames", nodes])
     if done.returncode:
         raise SubmitError(f"Slurm does not name the nodes {nodes}: {' '.join(done.stderr.split())}")
@@ -123,36 +120,36 @@ def hostnames(nodes: str) -> list[str]:
 
 
 def own_job(environ: Mapping[str, str]) -> str:
-    """The number of the job that this process is part of, as 7 or 7_2 of an array; "" outside of Slurm."""
+    """The number of the job that this process belongs to, such as 7, or 7_2 in an array; "" outside of Slurm."""
     if "SLURM_ARRAY_TASK_ID" in environ and "SLURM_ARRAY_JOB_ID" in environ:
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
     return environ.get("SLURM_JOB_ID", "")
 
 
 def job_state(job: str) -> str | None:
-    """Slurm's word for a job's state, such as RUNNING; "" for a job that it does not know (any longer), None when it
-    cannot be asked."""
+    """Slurm's word for a job's state, such as RUNNING; "" for a job that it does not know (any longer), None where
+    Slurm does not answer."""
     try:
         done = _ask(["scontrol", "--oneliner", "show", "job", job])
     except SubmitError:
         return None
-    found = re.search(r"JobState=(\w+)", done.stdout)
-    if found:
-        return found[1]
+    state = re.search(r"JobState=(\w+)", done.stdout)
+    if state:
+        return state[1]
     return "" if "Invalid job id" in done.stderr else None
 
 
 def cluster_name() -> str:
-    """The cluster's name in slurm.conf; "" when Slurm cannot be asked."""
+    """The cluster's name in slurm.conf; "" where Slurm does not answer."""
     try:
-        found = re.search(r"^ClusterName\s*=\s*(\S+)", _ask(["scontrol", "show", "config"]).stdout, re.MULTILINE)
+        name = re.search(r"^ClusterName\s*=\s*(\S+)", _ask(["scontrol", "show", "config"]).stdout, re.MULTILINE)
     except SubmitError:
         return ""
-    return found[1] if found else ""
+    return name[1] if name else ""
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment that jobs get: this one's, without its own place among ranks and in jobs of Slurm."""
+    """The environment for new jobs: this process's, without the variables of its own place among ranks and in a job."""
     return {
         name: value
         for name, value in environ.items()
@@ -161,7 +158,8 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _partitions() -> dict[str, str]:
-    """Time limit of each partition that this user sees, the default one also as "". Raises SubmitError."""
+    """Time limit of each partition that this user may see; the default partition is also listed as "". Raises
+    SubmitError."""
     done = _ask(["sinfo", "--noheader", "--format=%P %l"])
     if done.returncode:
         raise SubmitError(f"Slurm does not answer here: {' '.join(done.stderr.split())}")
@@ -175,7 +173,8 @@ def _partitions() -> dict[str, str]:
 
 
 def _ask(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command of Slurm. Raises SubmitError when it is not there or does not answer."""
+    """Run a command of Slurm with `text` as its input. Raises SubmitError where it is not installed or does not
+    answer."""
     try:
         return subprocess.run(
             command,

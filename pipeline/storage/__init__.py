@@ -1,1 +1,1 @@
-"""Objects by URL: a local path or s3://."""
+"""Storage of objects under a URL: a local folder or s3://."""

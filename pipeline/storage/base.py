@@ -1,4 +1,4 @@
-"""What a store can do: the interface, keys, errors."""
+"""The interface of a store, and what its implementations share: keys, errors, temporary names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from pipeline.errors import NotFound, StorageError
 
 TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
-"""Names of files that are being written; never listed."""
+"""Names of files that are still being written; `list` never returns them."""
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What a store knows of an object without reading it."""
+    """What a store knows about an object without reading it."""
 
     key: str
-    """Relative to the storage that was asked."""
+    """Relative to the storage that returned it."""
     size: int
     """Bytes."""
     etag: str
@@ -28,7 +28,7 @@ class ObjectInfo:
 
 
 class Storage(ABC):
-    """A root under which objects lie. All methods are safe to call from several threads."""
+    """A root with objects under it. All methods may be called from several threads at once."""
 
     url: str
 
@@ -44,32 +44,33 @@ class Storage(ABC):
 
     @abstractmethod
     def read_into(self, key: str, offset: int, view: memoryview) -> None:
-        """Fills `view` with the bytes from `offset` on. Raises as `get_range`."""
+        """Fill `view` with the bytes from `offset` on. Raises what `get_range` raises."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
-        """Write the object, whole or not at all, over whatever is there."""
+        """Write the object completely or not at all, and replace one that exists. Raises StorageError."""
 
     @abstractmethod
     def put_file(self, key: str, path: Path) -> None:
-        """Make a finished local file the object, whole or not at all, over whatever is there. It may be larger than
-        memory. The file is consumed: `path` is gone after success, and stays where the object could not be written.
-        Raises NotFound when there is no such file, StorageError."""
+        """Make a finished local file the object, completely or not at all, and replace one that exists. The file may be
+        larger than memory. On success it is removed from `path`; on failure it stays there. Raises NotFound where there
+        is no such file, StorageError."""
 
     @abstractmethod
     def staging_path(self) -> Path:
-        """Where to write a file that is meant for `put_file`: a new name at every call, with nothing there yet, never
-        listed, and on the storage's own file system if it has one (publishing is then a rename). On S3 a name in the
-        system's temporary folder (TMPDIR). The caller removes what it does not publish. Raises StorageError."""
+        """Path at which to write a file for `put_file`: a new name at every call, at which nothing exists yet, which is
+        never listed, and which is on the storage's own file system if it has one (publishing is then a rename). On S3
+        it is in the system's temporary folder (TMPDIR). The caller removes what it does not publish. Raises
+        StorageError."""
 
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write the object unless there is one. False: there is one already, possibly this very call's own after a
-        retried request, so compare bytes before calling it somebody else's."""
+        """Write the object unless it exists. False: it exists already. A request that was retried may have written it
+        itself, so compare the bytes before you conclude that another writer did."""
 
     @abstractmethod
     def stat(self, key: str) -> ObjectInfo:
-        """Size and etag. Raises NotFound."""
+        """Size and etag of the object. Raises NotFound."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[ObjectInfo]:
@@ -77,11 +78,11 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove the object; no error when there is none."""
+        """Remove the object; no error where it does not exist."""
 
     @abstractmethod
     def local_path(self, key: str) -> Path | None:
-        """Where the object lies on this machine's disk, or None."""
+        """Path of the object on this machine's disk; None where the store is not a local disk."""
 
     @abstractmethod
     def child(self, prefix: str) -> Storage:
@@ -89,13 +90,13 @@ class Storage(ABC):
 
     @abstractmethod
     def sweep(self, seconds: float) -> None:
-        """Remove files of writers that were killed: half-written ones that nobody has written to for `seconds`.
+        """Remove incomplete files of killed writers: those to which nothing was written for `seconds`.
 
-        Nothing where writers leave none (S3: a bucket's lifecycle rule ends uploads that were cut off).
+        Does nothing where writers leave none (on S3 a bucket's lifecycle rule removes interrupted uploads).
         """
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object."""
+        """Whether the object exists."""
         try:
             self.stat(key)
         except NotFound:
@@ -111,7 +112,8 @@ class Storage(ABC):
 
 
 def check_key(key: str) -> str:
-    """`key` itself. Keys may come from a manifest that somebody else wrote: none may lead out of the storage."""
+    """The key itself, if it is valid: a key from somebody else's manifest must not lead out of the storage. Raises
+    StorageError."""
     parts = key.split("/")
     if not key or key.startswith("/") or "\0" in key or any(part in ("", ".", "..") for part in parts):
         raise StorageError(f"{key!r} is not a key: keys are relative paths without '.', '..' or empty parts")
@@ -119,7 +121,7 @@ def check_key(key: str) -> str:
 
 
 class local_errors:
-    """Turns an OSError into an error that says what was tried, where, and what to do."""
+    """Turns an OSError into NotFound or a StorageError that says what was attempted, where, and what to do."""
 
     def __init__(self, action: str, path: Path) -> None:
         self.action, self.path = action, path
@@ -140,5 +142,5 @@ class local_errors:
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` that nothing has and that is never listed."""
+    """A new name in the folder of `path` that no file has and that is never listed."""
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")

@@ -1,11 +1,12 @@
-"""Objects by URL, on a local disk or on S3, behind one small interface.
+"""Objects in a folder on a local disk.
 
-A `Storage` is a root (a folder, or s3://bucket/prefix) and keys are relative posix paths under it. An object is there
-whole or not at all: a local write goes to a temporary file beside its destination, is synced and then renamed, and S3
-makes an object visible when its upload is complete. Nothing here trusts a store to keep bytes: readers compare hashes.
-Two writers that race may both win on some stores, so what is written under one key must not depend on the writer.
+A `Storage` is a root (a folder, or s3://bucket/prefix), and keys are relative posix paths under it. An object exists
+completely or not at all: a local write goes to a temporary file beside its destination, which is synced and then
+renamed, and S3 makes an object visible when its upload is complete. A store is not trusted to keep bytes: readers
+compare hashes. When two writers race, both may succeed on some stores, so what is written under a key must not depend
+on the writer.
 
-pipeline/storage/s3.py talks to S3; pipeline/storage/patterns.py finds the objects that a user's pattern names.
+pipeline/storage/s3.py is the same for S3; pipeline/storage/patterns.py finds the objects that a user's pattern names.
 """
 
 from __future__ import annotations
@@ -24,15 +25,11 @@ from pipeline.errors import NotFound, StorageError
 from pipeline.storage.base import TEMPORARY, ObjectInfo, Storage, check_key, local_errors, temporary_path
 
 COPY_BYTES = 16 * 1024 * 1024
-"""A file that is copied between disks is held in pieces of this size."""
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Local folders
+"""A file is copied between disks in pieces of this size."""
 
 
 class LocalStorage(Storage):
-    """A folder. It need not exist before something is written."""
+    """A folder, which need not exist before something is written."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
@@ -52,8 +49,8 @@ class LocalStorage(Storage):
     def read_into(self, key: str, offset: int, view: memoryview) -> None:
         path, done = self.local_path(key), 0
         with local_errors("read", path), path.open("rb", buffering=0) as file:
-            while done < len(view) and (got := os.preadv(file.fileno(), [view[done:]], offset + done)):
-                done += got
+            while done < len(view) and (count := os.preadv(file.fileno(), [view[done:]], offset + done)):
+                done += count
         if done != len(view):
             raise StorageError(f"{path} ends at byte {offset + done}; {offset + len(view)} were expected")
 
@@ -88,7 +85,7 @@ class LocalStorage(Storage):
     def sweep(self, seconds: float) -> None:
         for parent, _, names in os.walk(self.root):
             for path in (Path(parent, name) for name in names if TEMPORARY.fullmatch(name)):
-                with suppress(OSError):  # published or removed by its owner since
+                with suppress(OSError):  # its owner may have published or removed it
                     if time.time() - path.stat().st_mtime >= seconds:
                         path.unlink()
 
@@ -110,15 +107,15 @@ class LocalStorage(Storage):
     def stat(self, key: str) -> ObjectInfo:
         path = self.local_path(key)
         with local_errors("read", path):
-            found = path.stat()
+            status = path.stat()
         if not path.is_file():
             raise NotFound(f"{path} is a folder")
-        return _local_info(key, found)
+        return _local_info(key, status)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         folder = prefix.rpartition("/")[0]
         top = self.local_path(folder) if folder else self.root
-        found = []
+        infos = []
         for parent, folders, names in os.walk(top, onerror=_raise_unless_absent):
             folders.sort()
             for name in names:
@@ -127,10 +124,10 @@ class LocalStorage(Storage):
                 if not key.startswith(prefix) or TEMPORARY.fullmatch(name):
                     continue
                 try:
-                    found.append(_local_info(key, path.stat()))
+                    infos.append(_local_info(key, path.stat()))
                 except FileNotFoundError:
-                    continue  # removed since the folder was read
-        return sorted(found, key=lambda info: info.key)
+                    continue  # it was removed after the folder was read
+        return sorted(infos, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
         path = self.local_path(key)
@@ -139,7 +136,7 @@ class LocalStorage(Storage):
 
 
 def _write_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> Path:
-    """What `fill` writes, in a synced temporary file beside `path`."""
+    """A synced temporary file beside `path` with what `fill` writes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
@@ -154,7 +151,7 @@ def _write_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> Path:
 
 
 def _rename(temporary: Path, path: Path) -> None:
-    """Give a synced temporary file its name, so that it survives a power cut."""
+    """Give a synced temporary file its final name, so that it survives a power cut."""
     try:
         temporary.replace(path)
     except BaseException:
@@ -172,14 +169,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _local_info(key: str, found: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key=key, size=found.st_size, etag=f"{found.st_mtime_ns:x}-{found.st_size:x}")
+def _local_info(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key=key, size=status.st_size, etag=f"{status.st_mtime_ns:x}-{status.st_size:x}")
 
 
 def _raise_unless_absent(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise StorageError(f"cannot list {error.filename}: {error.strerror}") from error
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# URLs

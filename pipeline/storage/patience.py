@@ -1,4 +1,4 @@
-"""How long one keeps trying: waits that grow, at random, until nothing has been gained for PATIENCE_SECONDS."""
+"""How long an operation is retried: random waits that grow, until PATIENCE_SECONDS have passed without progress."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import secrets
 import time
 
 PATIENCE_SECONDS = 120.0
-"""How long an operation on S3 is tried again while it gains nothing. A shorter outage is a delay and no error."""
+"""How long an operation on S3 is retried without progress. A shorter outage is a delay and no error."""
 STRANGER_SECONDS = 10.0
-"""The same for an endpoint that has never answered this process: its address is more likely wrong than it is away."""
+"""The same for an endpoint that has never answered this process: its address is more likely wrong than it is down."""
 PAUSES = (0.2, 10.0)
-"""Seconds: the longest that the first pause between tries may be, and any."""
+"""Longest first pause between attempts, and longest pause, in seconds."""
 
 _random = secrets.SystemRandom()  # ranks that share a seed must not share their waits
-answered: set[int] = set()  # processes that S3 has ever answered
+answered: set[int] = set()  # numbers of the processes that have had an answer from S3
 
 
 class Patience:
-    """Says whether what failed is tried again, and waits before it: longer every time, and at random, so that the
-    clients that one outage stopped do not all come back at once. seconds: how long, if not the module's limits."""
+    """Decides whether an operation that failed is retried, and waits before it: longer every time, and at random, so
+    that clients that one outage stopped do not all come back at once. seconds: how long to retry, in place of the
+    limits above."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self._seconds = seconds
         self.gained()
 
     def gained(self) -> None:
-        """Something was gained: patience begins anew."""
+        """There was progress: the time begins anew."""
         self._failures, self._since = 0, 0.0
 
     def wait(self) -> bool:
-        """After a failure: False when it is the last."""
+        """Wait after a failure; False, without a wait, where the operation is not to be retried."""
         now = time.monotonic()
         self._since = self._since if self._failures else now
         self._failures += 1

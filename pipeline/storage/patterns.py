@@ -1,4 +1,4 @@
-"""The objects that a user's pattern names, on a local disk or on S3: braces, globs, and the sizes of what they give."""
+"""The objects that a user's pattern names, on a local disk or on S3: braces, globs, and the sizes of the matches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.storage.urls import open_storage, split_url
 
 
 def expand(pattern: str) -> list[tuple[Storage, str]]:
-    """The objects that a pattern names, sorted by URL, each once.
+    """(storage, key) of the objects that a pattern names, sorted by URL, each once.
 
-    Braces ({00000..00009}, {a,b}) name objects that must all exist; globs (*, **, ?, [..]) name those that do.
-    Raises SourceError when nothing matches or when something that braces name is missing.
+    Braces ({00000..00009}, {a,b}) name objects that must all exist; globs (*, **, ?, [..]) name those that exist.
+    Raises SourceError where nothing matches or where an object that braces name is missing.
     """
     from braceexpand import braceexpand
 
@@ -34,30 +34,30 @@ def expand(pattern: str) -> list[tuple[Storage, str]]:
             )
         count = f"{len(missing)} of the {len(literal)} shards" if len(literal) > 1 else "it"
         raise SourceError(f"{pattern}: {count} cannot be found, the first missing is {missing[0]}")
-    found = set(literal)
+    urls = set(literal)
     for name in names:
         if _is_glob(name):
-            found.update(_glob(name))
-    if not found:
+            urls.update(_glob(name))
+    if not urls:
         raise SourceError(f"{pattern}: nothing matches")
-    return _places(sorted(found))
+    return _places(sorted(urls))
 
 
 def sizes(places: list[tuple[Storage, str]]) -> list[int]:
-    """Bytes of each object, in the order given. On S3 each root is listed once, from what its keys have in common,
-    instead of asking for every object. Raises SourceError that names the first one missing, StorageError."""
+    """Size in bytes of each object, in the given order. On S3 each root is listed once, from the common prefix of its
+    keys, instead of one request per object. Raises SourceError that names the first missing object, StorageError."""
     listed = _listed(places)
-    found = []
+    object_sizes = []
     for storage, key in places:
         try:
-            found.append(listed[storage.url][key] if storage.url in listed else storage.stat(key).size)
+            object_sizes.append(listed[storage.url][key] if storage.url in listed else storage.stat(key).size)
         except (KeyError, NotFound) as error:
             raise SourceError(f"{storage.locate(key)} cannot be found") from error
-    return found
+    return object_sizes
 
 
 def _places(urls: list[str]) -> list[tuple[Storage, str]]:
-    """(storage, key) of each; those under one root share their storage."""
+    """(storage, key) of each URL; URLs under one root share their storage."""
     roots: dict[str, Storage] = {}
     places = []
     for root, key in map(split_url, urls):
@@ -68,7 +68,8 @@ def _places(urls: list[str]) -> list[tuple[Storage, str]]:
 
 
 def _listed(places: list[tuple[Storage, str]]) -> dict[str, dict[str, int]]:
-    """Root -> key -> bytes, for every root that is on no local disk: one listing, from what its keys begin with."""
+    """Root -> key -> size in bytes, for every root that is not on a local disk, by one listing of the keys' common
+    prefix."""
     keys: dict[str, list[str]] = {}
     storages = {}
     for storage, key in places:
@@ -78,13 +79,13 @@ def _listed(places: list[tuple[Storage, str]]) -> dict[str, dict[str, int]]:
     listed = {}
     for root, storage in storages.items():
         first, last = min(keys[root]), max(keys[root])
-        start = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last)))
+        start = "".join(character for character, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last)))
         listed[root] = {info.key: info.size for info in storage.list(start)}
     return listed
 
 
 def _missing(urls: list[str]) -> list[str]:
-    """Those that do not exist."""
+    """The URLs at which nothing exists."""
     missing = [url for url in urls if "://" not in url and not Path(url).expanduser().is_file()]
     remote = _places([url for url in urls if "://" in url])
     listed = _listed(remote)

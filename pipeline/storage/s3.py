@@ -1,7 +1,7 @@
-"""Objects in a bucket on S3, or on anything that speaks it. The only importer of boto3, which it imports late.
+"""Objects in a bucket on S3, or on another store with its protocol. Only this module imports boto3, inside functions.
 
-What fails is tried again with growing random waits until PATIENCE_SECONDS pass without anything gained; boto3's own
-retries are off, because they are few, share a budget among threads and end at the headers of an answer.
+Requests that fail are retried with growing random waits until PATIENCE_SECONDS pass without progress. boto3's own
+retries are off, because they are few, share a budget among threads and cover an answer's headers but not its body.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from pipeline.storage.patience import Patience, answered
 MULTIPART_BYTES = 64 * 1024 * 1024
 """S3 objects larger than this are uploaded in parts."""
 PART_BYTES = 16 * 1024 * 1024
-"""Size of a part; more where the object would have over 10,000. S3 wants 5 MiB or more."""
+"""Size of a part; larger where an object would have over 10,000 parts. S3 requires 5 MiB or more."""
 CHUNK_BYTES = 1024 * 1024
-"""Of a body, read at once."""
+"""Bytes of a body that are read at once."""
 PART_THREADS = 4
-"""Parts of one object that are on their way at once; each is held in memory."""
+"""Parts of one object that are uploaded at the same time; each is held in memory."""
 CONNECT_SECONDS = 10.0
-"""How long a connection to S3 may take."""
+"""Longest time in which a connection to S3 must be made."""
 READ_SECONDS = 30.0
 """How long S3 may be silent in the middle of an answer."""
 PASSING_STATUS = (408, 429, 500, 502, 503, 504)
-"""HTTP statuses after which the same request may succeed."""
+"""HTTP statuses after which the same request may succeed later."""
 PASSING_CODES = (
     "SlowDown",
     "InternalError",
     "RequestTimeout",  # comes with status 400
-    "OperationAborted",  # 409: somebody else works on the same key
+    "OperationAborted",  # 409: another request changes the same key
     "ConditionalRequestConflict",  # the same for conditional puts
     "BadDigest",  # bytes were damaged on their way to the store
     "XAmzContentSHA256Mismatch",
 )
-"""S3's error codes after which it may, whatever their status."""
+"""S3's error codes after which the same request may succeed later, whatever their status."""
 
 
 class S3Storage(Storage):
-    """A bucket and prefix on S3 or on anything that speaks it (AWS_ENDPOINT_URL_S3). Credentials come from boto3's own
-    chain: the environment, a profile, an instance's role."""
+    """A bucket and prefix on S3, or on another store with its protocol (AWS_ENDPOINT_URL_S3). boto3 finds the
+    credentials as usual: in the environment, a profile or an instance's role."""
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self.bucket, self.prefix = bucket, prefix.strip("/")
@@ -97,18 +97,18 @@ class S3Storage(Storage):
         return self._call("put_object", key, request, when={"PreconditionFailed": None, "412": None}) is not None
 
     def stat(self, key: str) -> ObjectInfo:
-        found = self._call("head_object", key)
-        return ObjectInfo(key=key, size=found["ContentLength"], etag=found["ETag"].strip('"'))
+        answer = self._call("head_object", key)
+        return ObjectInfo(key=key, size=answer["ContentLength"], etag=answer["ETag"].strip('"'))
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         root = f"{self.prefix}/" if self.prefix else ""
-        request, found = {"Prefix": root + prefix}, []
+        request, infos = {"Prefix": root + prefix}, []
         while True:
             page = self._call("list_objects_v2", prefix, request)
             for item in page.get("Contents", ()):
-                found.append(ObjectInfo(item["Key"][len(root) :], item["Size"], item["ETag"].strip('"')))
+                infos.append(ObjectInfo(item["Key"][len(root) :], item["Size"], item["ETag"].strip('"')))
             if not page.get("IsTruncated"):
-                return sorted(found, key=lambda info: info.key)
+                return sorted(infos, key=lambda info: info.key)
             request["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, key: str) -> None:
@@ -119,11 +119,11 @@ class S3Storage(Storage):
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
 
     def _put_parts(self, key: str, size: int, read: Callable[[int, int], bytes]) -> None:
-        """Upload `size` bytes, of which `read(start, end)` gives any piece, in parts that are each tried again by
-        themselves. The object appears when all are in; parts that no abort could remove are the bucket's lifecycle
-        rule's to expire."""
+        """Upload `size` bytes in parts, each of which is retried separately. read(start, end): returns any piece of the
+        bytes. The object appears when all parts are uploaded. The bucket's lifecycle rule removes parts that remain
+        where an abort failed."""
         step = max(PART_BYTES, -(-size // 10_000))
-        # boto3 sends Amazon a checksum with every part, which the upload must have announced.
+        # boto3 sends Amazon a checksum with every part, and the upload must announce that.
         sums = {} if _own_endpoint() else {"ChecksumAlgorithm": "CRC32"}
         upload = {"UploadId": self._call("create_multipart_upload", key, sums)["UploadId"]}
 
@@ -144,7 +144,7 @@ class S3Storage(Storage):
             try:
                 self._call("abort_multipart_upload", key, upload, patience=Patience(0.0))
             except LatentmillError:
-                pass  # what failed first is raised
+                pass  # the first failure is raised
             raise
 
     def _call(
@@ -156,17 +156,17 @@ class S3Storage(Storage):
         when: Mapping[str, Any] | None = None,
         patience: Patience | None = None,
     ) -> Any:
-        """What S3 answers to an operation on the object `key` (of a listing: the prefix). `when` gives answers for
-        some of S3's error codes; other failures are tried again if that may help, then raised as StorageError."""
+        """S3's answer to an operation on the object `key` (for a listing: on the prefix). when: the result for some of
+        S3's error codes. Other failures are retried where that may help, and then raised as StorageError."""
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
 
         where = f"{self.url}/{key}" if key else self.url
-        place = {"Bucket": self.bucket} | ({} if operation == "list_objects_v2" else {"Key": self._name(key)})
+        target = {"Bucket": self.bucket} | ({} if operation == "list_objects_v2" else {"Key": self._name(key)})
         patience = patience or Patience()
         while True:
             try:
-                answer = getattr(s3_client(), operation)(**place, **(request or {}))
+                answer = getattr(s3_client(), operation)(**target, **(request or {}))
                 answered.add(os.getpid())
                 return answer
             except (BotoCoreError, ClientError, ResponseParserError) as error:
@@ -179,50 +179,52 @@ class S3Storage(Storage):
                     raise _s3_error(error, where, self.bucket, patience) from error
 
     def _read(self, key: str, start: int, view: memoryview | None) -> memoryview:
-        """The object's bytes from `start` on: as many as `view` holds, which is filled, or all that there are. A body
-        that is cut short on its way is resumed from where it broke off, and only while the object is the same."""
+        """The object's bytes from `start` on: as many as fit into `view`, which is filled, or with view=None all of
+        them. A body that breaks off is resumed from there, unless the object has changed since. Raises NotFound,
+        StorageError."""
         from botocore.exceptions import BotoCoreError, FlexibleChecksumError
         from urllib3.exceptions import HTTPError
 
         bounded, data = view is not None, view if view is not None else memoryview(b"")
-        held = 0
+        received = 0
         etag: str | None = None
         patience = Patience()
-        while etag is None or held < len(data):
+        while etag is None or received < len(data):
             request: dict[str, Any] = {}
-            if start or held or bounded:
-                request["Range"] = f"bytes={start + held}-{start + len(data) - 1 if bounded else ''}"
+            if start or received or bounded:
+                request["Range"] = f"bytes={start + received}-{start + len(data) - 1 if bounded else ''}"
             if etag is not None:
                 request["IfMatch"] = etag
             response = self._call("get_object", key, request, patience=patience)
-            left = response["ContentLength"]
+            announced = response["ContentLength"]
             if etag is None and not bounded:
-                data = memoryview(bytearray(left))
-            if left != len(data) - held:
+                data = memoryview(bytearray(announced))
+            if announced != len(data) - received:
                 if etag is None:
                     raise StorageError(
-                        f"{self.locate(key)} ends at byte {start + left}; {start + len(data)} were expected"
+                        f"{self.locate(key)} ends at byte {start + announced}; {start + len(data)} were expected"
                     )
-                raise StorageError(f"{self.locate(key)}: {len(data) - held} bytes were left, and {left} came")
-            etag, before = response["ETag"], held
+                raise StorageError(f"{self.locate(key)}: {len(data) - received} bytes were left, and {announced} came")
+            etag, received_before = response["ETag"], received
             failure: Exception = EOFError("it ended early")
             try:
                 for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
-                    data[held : held + len(chunk)] = chunk
-                    held += len(chunk)
+                    data[received : received + len(chunk)] = chunk
+                    received += len(chunk)
             except FlexibleChecksumError as error:
-                failure, held = error, 0
+                failure, received = error, 0
             except (BotoCoreError, HTTPError, OSError) as error:
                 failure = error
-            if held > before:
+            if received > received_before:
                 patience.gained()
-            if held < len(data) and not patience.wait():
+            if received < len(data) and not patience.wait():
                 raise StorageError(f"{self.locate(key)}: the body broke off, {patience}: {failure}") from failure
         return data
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed later: no connection, no or half an answer, a server that says so."""
+    """Whether the same request may succeed later: there was no connection, no complete answer, or the server says
+    so."""
     from botocore.exceptions import (
         ClientError,
         ConnectionError,
@@ -241,7 +243,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _s3_error(error: Exception, where: str, bucket: str, patience: Patience) -> StorageError:
-    """The error class and line for what boto3 raised."""
+    """The error with which an exception of boto3 is reported. where: the object's URL."""
     from botocore.exceptions import ClientError, NoCredentialsError
 
     if isinstance(error, NoCredentialsError):
@@ -270,7 +272,7 @@ _clients_lock = threading.Lock()
 
 
 def s3_client() -> Any:
-    """This process's S3 client (boto3 clients are safe among threads, not across a fork). Raises ConfigError when the
+    """This process's S3 client (threads may share a boto3 client, but a fork may not). Raises ConfigError where the
     environment names an endpoint that is no URL."""
     with _clients_lock:
         client = _clients.get(os.getpid())
@@ -278,7 +280,7 @@ def s3_client() -> Any:
             import boto3
             from botocore.config import Config
 
-            # Stores other than Amazon's rarely serve a bucket as a host name or know its newer checksum trailers.
+            # Other stores rarely give each bucket a host name, or support Amazon's newer checksum trailers.
             checksums = "when_required" if _own_endpoint() else "when_supported"
             config = Config(
                 retries={"mode": "standard", "total_max_attempts": 1},
@@ -301,12 +303,13 @@ def s3_client() -> Any:
 
 
 def _own_endpoint() -> bool:
-    """Whether the store is another than Amazon's."""
+    """Whether the environment names another store than Amazon's."""
     return bool(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
 
 
 def _refuse_half_an_answer(response_dict: Mapping[str, Any], operation_model: Any, **_: Any) -> None:
-    """botocore parses what came without counting it: a listing cut to nothing would be an empty folder."""
+    """Refuse an incomplete answer. botocore parses one without counting its bytes, so that a truncated listing would
+    look like an empty folder."""
     from botocore.exceptions import IncompleteReadError
 
     body, announced = response_dict["body"], response_dict["headers"].get("content-length")

@@ -1,4 +1,4 @@
-"""A path or a URL -> its store."""
+"""From a path or URL to its store."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def split_url(url: str) -> tuple[str, str]:
     if not root:
         return ("/" if url.startswith("/") else "."), key
     return root, key
+
+
+def without_folders(path: str) -> str:
+    """An absolute local path's last part; anything else as it is."""
+    return path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path

@@ -1,4 +1,4 @@
-"""How far a long step is: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of a long step: a bar with rate and remaining time on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Any, TextIO
 
 LINE_SECONDS = 15.0
-"""Least time between two plain lines."""
+"""Shortest time between two plain lines."""
 
 
 class Progress:
     """`with Progress(total, "encode") as progress: progress.update(k, loss=0.1)`. Silent when not enabled (rank > 0).
 
-    total: how many there are. start: how many a resumed step had done already. stream: stderr unless given.
+    total: number of units. start: number that a resumed step had already done. stream: by default stderr.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Progress:
         self.total, self.label, self.unit, self.enabled = total, label, unit, enabled
         self.done, self.start = start, start
         self.stream = stream or sys.stderr
-        self.began = self.told = time.monotonic()
+        self.began = self._last_line = time.monotonic()
         self.notes: dict[str, Any] = {}
         self.bar: Any = None
         if enabled and self.stream.isatty():
@@ -50,19 +50,19 @@ class Progress:
             self._line(time.monotonic())
 
     def update(self, k: int = 1, **notes: Any) -> None:
-        """`k` more are done; `notes` (a loss, a count) stand beside the rate."""
+        """`k` more units are done. notes: values shown beside the rate, such as a loss."""
         self.done += k
         self.notes |= notes
         if self.bar is not None:
             if notes:
                 self.bar.set_postfix(notes, refresh=False)
             self.bar.update(k)
-        elif self.enabled and self.done < self.total and time.monotonic() - self.told >= LINE_SECONDS:
+        elif self.enabled and self.done < self.total and time.monotonic() - self._last_line >= LINE_SECONDS:
             self._line(time.monotonic())
 
     def _line(self, now: float) -> None:
         """label: done/total unit, rate, time left or taken, notes."""
-        self.told = now
+        self._last_line = now
         seconds = max(now - self.began, 1e-9)
         rate = (self.done - self.start) / seconds
         if self.done < self.total:
@@ -75,9 +75,9 @@ class Progress:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"
 
 
 def _number(value: Any) -> str:

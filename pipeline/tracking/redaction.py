@@ -1,4 +1,4 @@
-"""What is secret in plain data, and a copy without it: for what leaves the machine or is kept (invariant 8)."""
+"""Copies of plain data without secrets, for data that leaves the machine or is stored."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SIGNED_QUERY = re.compile(r"(?i)([?&](?:x-amz-signature|x-amz-security-token|sig
 
 
 def redact(value: Any, key: str = "") -> Any:
-    """A copy of plain data in which nothing secret is left.
+    """A copy of plain data without secrets.
 
-    Values whose key has a word such as key, secret, token or password are replaced whole, and so are user names and
-    passwords in URLs and signatures in their queries.
+    Replaced are values whose key contains a word such as key, secret, token or password, and in URLs user names,
+    passwords and the signatures of queries.
     """
     if isinstance(value, Mapping):
         return {k: redact(v, str(k)) for k, v in value.items()}

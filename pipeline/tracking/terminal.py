@@ -1,4 +1,4 @@
-"""Carried out of other files."""
+"""Text for a terminal: tables and durations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """Columns for a terminal, two spaces in; `left`: those that begin at the left."""
+    """Lines of columns, indented by two spaces. left: numbers of the columns that are aligned on the left."""
     widths = [max(map(len, column)) for column in zip(headings, *rows)]
 
     def line(cells: Sequence[str]) -> str:
@@ -14,3 +14,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence
         return ("  " + "   ".join(padded)).rstrip()
 
     return "\n".join(map(line, [headings, *rows])) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """Roughly how long: 40 s, 12 min, 3.5 h, 2.1 d."""
+    for unit, size in (("d", 86400), ("h", 3600)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{max(0.0, seconds):.0f} s"

@@ -2,9 +2,9 @@
 
 metrics.jsonl holds every row, one JSON object a line, flushed as it is written:
     {"n": samples seen, "time": unix seconds, "kind": "train" | "eval" | "start" | ..., then the metrics}
-wandb gets the same rows from a thread of its own. Whatever happens there (no network, a slow server, a full disk) costs
-the run nothing but one warning. Neither gets a secret: values under secret-sounding keys and passwords inside URLs are
-redacted, and the environment is never sent.
+A thread sends the same rows to wandb. A failure there (no network, a slow server, a full disk) costs the run one
+warning and nothing else. Neither gets a secret: values under secret-sounding keys and passwords in URLs are redacted,
+and the environment is never sent.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ WANDB_MODES = ("auto", "online", "offline", "off")
 
 
 class Tracker:
-    """Where the rank that logs sends its rows; disabled on the others, where every method does nothing.
+    """The metrics of a run, written by the rank that logs. On other ranks it is disabled: every method does nothing.
 
-    run: the run directory. folder: where metrics.jsonl grows and wandb keeps its files when the run directory is not
-    local (s3://); its rows are uploaded by `commit`. settings: the resolved configuration as plain data, sent to wandb
-    redacted. name: of the run in wandb; by default the last part of the run's URL.
+    run: the run directory. folder: for metrics.jsonl and wandb's files when the run directory is not local (s3://);
+    `commit` uploads the rows. settings: the resolved configuration as plain data, which is redacted and sent to wandb.
+    name: of the run in wandb, by default the last part of the run's URL.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Tracker:
         self._enabled = enabled
         self._file: TextIO | None = None
         self._wandb: WandbRun | None = None
-        self._lock = threading.RLock()  # evaluations beside training log from a thread of their own
+        self._lock = threading.RLock()  # evaluations beside training log from their own thread
         self.evaluations: set[int] = set()
-        """n of the evaluations that metrics.jsonl has a row of."""
+        """n of the evaluations in metrics.jsonl."""
         if not enabled:
             return
         local = run.local_path(METRICS_KEY)
@@ -80,7 +80,7 @@ class Tracker:
             )
 
     def start(self, n: int, **facts: Any) -> None:
-        """Mark that a process begins or resumes the run at n: rows beyond n are dropped, and a "start" row is written.
+        """Begin or resume the run at n: drop the rows beyond n and write a "start" row.
 
         The report counts restarts by these rows. facts: world size, versions and the like.
         """
@@ -88,19 +88,19 @@ class Tracker:
             return
         with self._lock:
             self._close_file()
-            kept = [row for row in read_rows(self._path) if row["n"] <= n]
+            rows = [row for row in read_rows(self._path) if row["n"] <= n]
             partial = self._path.with_name(self._path.name + ".partial")
             with open(partial, "w", encoding="utf-8") as file:
-                file.writelines(_line(row) for row in kept)
+                file.writelines(_line(row) for row in rows)
             os.replace(partial, self._path)
-            self.evaluations = _evaluated(kept)
+            self.evaluations = _evaluated(rows)
             self.log(n, facts, kind="start")
 
     def log(self, n: int, metrics: Mapping[str, Any], kind: str = "train") -> None:
-        """One row at n samples seen. metrics: numbers, strings, lists and dicts of them; not-a-number becomes null."""
+        """Write one row at n samples seen. metrics: numbers, strings, lists and dicts of them. NaN becomes null."""
         if not self._enabled:
             return
-        row = _plain({"n": int(n), "time": round(time.time(), 3), "kind": kind, **metrics})
+        row = _json_value({"n": int(n), "time": round(time.time(), 3), "kind": kind, **metrics})
         with self._lock:
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time
@@ -113,13 +113,13 @@ class Tracker:
                 self._wandb.put(numbers | {"samples": n})
 
     def image(self, n: int, name: str, png: bytes, caption: str = "") -> None:
-        """A picture at n samples seen, for wandb alone: the run directory keeps its own under evals/."""
+        """Send a picture at n samples seen to wandb. The run directory has its own copy under evals/."""
         if self._enabled and self._wandb is not None:
             self._wandb.put({"samples": n, f"images/{name}": Picture(png, caption)})
 
     def alert(self, kind: str, n: int, text: str) -> None:
-        """What somebody should look at, at n samples seen: a row of kind "alert", a line on standard error, and wandb's
-        alert. kind: spike, stall or skipped."""
+        """Report something that needs attention at n samples seen: a row of kind "alert", a line on standard error and
+        an alert of wandb. kind: spike, stall or skipped."""
         if not self._enabled:
             return
         self.log(n, {"alert": kind, "text": text}, kind="alert")
@@ -128,27 +128,27 @@ class Tracker:
             self._wandb.put(Alert(kind, f"at {n} samples: {text}"))
 
     def checkpoint(self, n: int, url: str, stall_s: float = 0.0, write_s: float = 0.0, bytes: int = 0) -> None:
-        """A commit at n samples seen lies at this URL: a row of kind "checkpoint", and of wandb's summary.
+        """Record a commit at n samples seen: a row of kind "checkpoint", and wandb's summary. url: where it is.
 
-        stall_s: how long training waited for it. write_s: from its beginning to its commit, seconds. bytes: of rank 0's
-        file.
+        stall_s: seconds that training waited for it. write_s: seconds from its beginning to its commit. bytes: size of
+        rank 0's file.
         """
         if not self._enabled:
             return
         url = redact(url)
-        took = {"stall_s": round(stall_s, 4), "write_s": round(write_s, 4), "bytes": bytes}
-        self.log(n, {"url": url, **took}, kind="checkpoint")
+        costs = {"stall_s": round(stall_s, 4), "write_s": round(write_s, 4), "bytes": bytes}
+        self.log(n, {"url": url, **costs}, kind="checkpoint")
         if self._wandb is not None:
             self._wandb.put(Summary({"checkpoint": url, "checkpoint_samples": n}))
 
     def commit(self) -> None:
-        """Bring metrics.jsonl into the run directory where that is not local; called before each checkpoint's commit,
-        which promises the rows up to it."""
+        """Upload metrics.jsonl where the run directory is not local. Called before each checkpoint's commit, which
+        guarantees the rows up to it."""
         if self._enabled and self._run.local_path(METRICS_KEY) is None and self._path.exists():
             self._run.put(METRICS_KEY, self._path.read_bytes())
 
     def close(self) -> None:
-        """Bring the rows home and wait for wandb, a while at most."""
+        """Upload the rows and wait for wandb, but not forever."""
         try:
             self.commit()
         finally:
@@ -171,8 +171,8 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes. After an error its own failures are not raised, and a store that has failed is not asked again: it
-        would take as long again to fail."""
+        """Close. After an error, failures of closing are not raised, and after a StorageError nothing is uploaded: the
+        store would take as long to fail again."""
         if error is None:
             self.close()
         elif isinstance(error, StorageError):
@@ -185,7 +185,7 @@ class Tracker:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a killed process left unfinished is no row."""
+    """The rows of a metrics.jsonl, without a last line that a killed process left unfinished."""
     return parse_rows(path.read_bytes()) if path.exists() else []
 
 
@@ -203,7 +203,7 @@ def parse_rows(data: bytes) -> list[dict[str, Any]]:
 
 
 def _identity(run: Storage) -> str:
-    """wandb's id of this run: made once and kept in the run directory, so that a resumed run goes on under it."""
+    """wandb's id of this run. It is drawn once and stored in the run directory, so that a resumed run keeps it."""
     stored = _get(run, WANDB_ID_KEY).decode().strip()
     if not stored:
         run.put_if_absent(WANDB_ID_KEY, secrets.token_hex(4).encode())
@@ -226,12 +226,12 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
-    """Values as JSON has them: numpy and torch scalars as Python numbers, not-a-number and infinity as null."""
+def _json_value(value: Any) -> Any:
+    """A value that JSON can hold: numpy and torch scalars become Python numbers, NaN and infinity become null."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _json_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_json_value(v) for v in value]
     if value is None or isinstance(value, bool | int | str):
         return value
     number = value.item() if hasattr(value, "item") else value
@@ -241,11 +241,11 @@ def _plain(value: Any) -> Any:
 
 
 def _numbers(row: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int | float]]:
-    """The numbers of a row, those of nested dicts under dotted names; what wandb draws."""
-    found: list[tuple[str, int | float]] = []
+    """(name, number) pairs of a row, which wandb draws. Numbers in nested dicts have dotted names."""
+    numbers: list[tuple[str, int | float]] = []
     for key, value in row.items():
         if isinstance(value, Mapping):
-            found += _numbers(value, f"{prefix}{key}.")
+            numbers += _numbers(value, f"{prefix}{key}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((prefix + str(key), value))
-    return found
+            numbers.append((prefix + str(key), value))
+    return numbers

@@ -1,7 +1,7 @@
-"""A run of wandb's behind a queue: whatever happens there costs training nothing but one warning.
+"""A wandb run behind a queue: a failure there costs training one warning and nothing else.
 
-No network, a slow server, a full disk or an error of wandb's own: the rows are in metrics.jsonl all the same
-(tracking.py). The environment, the command line and the host are never sent.
+Without a network, with a slow server, a full disk or an error of wandb itself, the rows are still in metrics.jsonl
+(tracker.py). The environment, the command line and the host are never sent.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from urllib.parse import urlsplit
 from pipeline.log import log
 
 WANDB_URL = "https://api.wandb.ai"
-REACH_SECONDS = 3.0  # how long a connection to wandb's server may take before the run is tracked offline
-FINISH_SECONDS = 30.0  # how long the end of a run waits for wandb
-QUEUED_ROWS = 10_000  # rows that wait for a slow wandb; more are left to metrics.jsonl alone
+REACH_SECONDS = 3.0  # time for a connection to wandb's server, after which the run is tracked offline
+FINISH_SECONDS = 30.0  # time that the end of a run waits for wandb
+QUEUED_ROWS = 10_000  # most rows that wait for a slow wandb; further rows are only in metrics.jsonl
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, as a value in a row."""
+    """A PNG as a value of a row."""
 
     png: bytes
     caption: str
@@ -37,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Alert:
-    """What somebody should look at."""
+    """Something that needs attention."""
 
     title: str
     text: str
@@ -45,7 +45,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the summary of the run is to say."""
+    """Values for the summary of the run."""
 
     values: dict[str, Any]
 
@@ -55,7 +55,7 @@ Row = dict[str, Any]
 
 
 class WandbRun:
-    """A wandb run behind a queue: the training loop puts rows, a daemon thread does all that may wait or fail."""
+    """A wandb run behind a queue: the training loop puts rows, and a daemon thread does what may block or fail."""
 
     def __init__(
         self,
@@ -83,17 +83,17 @@ class WandbRun:
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
-    def put(self, what: Row | Alert | Summary) -> None:
-        """Send it when its turn comes; never waits, never raises."""
+    def put(self, item: Row | Alert | Summary) -> None:
+        """Queue an item. Never waits and never raises."""
         if self._failed:
             return
         try:
-            self._queue.put_nowait(what)
+            self._queue.put_nowait(item)
         except queue.Full:
             self._warn("wandb is too slow; some rows are in metrics.jsonl alone")
 
     def close(self) -> None:
-        """Wait until all is sent, FINISH_SECONDS or so at most."""
+        """Wait until everything is sent, for about FINISH_SECONDS at most."""
         try:
             self._queue.put(None, timeout=FINISH_SECONDS)
         except queue.Full:
@@ -104,9 +104,9 @@ class WandbRun:
 
     def _work(self) -> None:
         run = self._guarded(self._open)
-        while (what := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
             if not self._failed:
-                self._guarded(partial(_send, run, what))
+                self._guarded(partial(_send, run, item))
         if run is not None:
             self._guarded(run.finish)
 
@@ -124,7 +124,7 @@ class WandbRun:
             console="off",
             disable_git=True,
             disable_code=True,
-            x_disable_meta=True,  # command line, host and environment stay here
+            x_disable_meta=True,  # command line, host and environment are not sent
             x_disable_machine_info=True,
             x_save_requirements=False,
             init_timeout=20,
@@ -136,7 +136,7 @@ class WandbRun:
         return run
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
-        """Run an action of wandb's; whatever it raises ends tracking there, with one warning."""
+        """Run an action of wandb. If it raises, tracking by wandb ends with one warning."""
         try:
             return action()
         except Exception as error:  # wandb must never end a run, and its errors have no common base
@@ -150,17 +150,17 @@ class WandbRun:
             log.warning(message)
 
 
-def _send(run: Any, what: Row | Alert | Summary) -> None:
-    if isinstance(what, Alert):
-        run.alert(title=what.title, text=what.text, level="WARN")
-    elif isinstance(what, Summary):
-        run.summary.update(what.values)
+def _send(run: Any, item: Row | Alert | Summary) -> None:
+    if isinstance(item, Alert):
+        run.alert(title=item.title, text=item.text, level="WARN")
+    elif isinstance(item, Summary):
+        run.summary.update(item.values)
     else:
-        run.log({key: _picture(value) if isinstance(value, Picture) else value for key, value in what.items()})
+        run.log({key: _picture(value) if isinstance(value, Picture) else value for key, value in item.items()})
 
 
 def _picture(picture: Picture) -> Any:
-    """It as wandb has pictures."""
+    """The picture as a wandb.Image."""
     import wandb
     from PIL import Image
 

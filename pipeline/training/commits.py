@@ -70,10 +70,10 @@ class Commits:
 
     def _require_same_run(self, commit: Commit) -> None:
         """Raise RunError where a commit is of other datasets, or of a configuration that this one may not go on."""
-        before, now = ({**one, "val": ""} for one in (commit.manifests, self.manifests))
-        if before != now or commit.mixture != list(self.mixture):
-            what = "another dataset" if before != now else "another mixture"
-            raise shared(RunError(f"{self.run.url} was trained on {what}; choose another run="))
+        stored, current = ({**manifests, "val": ""} for manifests in (commit.manifests, self.manifests))
+        if stored != current or commit.mixture != list(self.mixture):
+            difference = "another dataset" if stored != current else "another mixture"
+            raise shared(RunError(f"{self.run.url} was trained on {difference}; choose another run="))
         if isinstance(commit.config, str):
             return  # the digest that commits of earlier versions hold, which names no keys
         committed = to_dict(from_dict(TrainConfig, {"run": self.config.run, **commit.config}))
@@ -108,8 +108,8 @@ class Commits:
 
     def _snapshots_due(self) -> list[str]:
         """Kinds of which a snapshot is kept with the commit at n: the first at or after a multiple of ema.snapshots."""
-        every, before = self.config.ema.snapshots, max(self.newest, 0)
-        if not every or self.state.n // every == before // every:
+        every, previous = self.config.ema.snapshots, max(self.newest, 0)
+        if not every or self.state.n // every == previous // every:
             return []
         return [kind_of(width) for width in self.config.ema.widths]
 

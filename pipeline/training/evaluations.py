@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
 from pipeline.runs.datasets import stored_members
-from pipeline.runs.directory import evaluated, last_sample
+from pipeline.runs.directory import is_evaluated, last_sample
 from pipeline.runs.profiles import OWN
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -142,7 +142,7 @@ class Evaluations:
             return
         if not (n in (0, self.end) or due(n, self.config.eval.every, self.state.batch)):
             return
-        if self.world.first(evaluated(self.run, n)):
+        if self.world.first(is_evaluated(self.run, n)):
             return
         if n > 0 and self.commits.newest != n and self.config.eval.where == "train":
             self.commits.save()  # an evaluation is long, and may be killed

@@ -8,7 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.config import TrainConfig
-from pipeline.runs.datasets import check_against_contract, check_mixture, empty_caption, stored_members, trained_on
+from pipeline.runs.datasets import (
+    check_against_contract,
+    check_mixture,
+    empty_caption,
+    stored_members,
+    training_datasets,
+)
 from pipeline.runs.directory import roles
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -78,7 +84,7 @@ def open_data(config: TrainConfig, run: Storage, world: World) -> Data:
     from pipeline.data.reading.stream import Stream
     from pipeline.models.tasks.choose import make_task
 
-    dataset = trained_on(config, run, world)
+    dataset = training_datasets(config, run, world)
     cache, manifest = dataset.parts[0].storage, dataset.parts[0].manifest
     validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
     contract = manifest.contract

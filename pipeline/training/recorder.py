@@ -80,7 +80,7 @@ class Recorder:
         row = self.meter.flush() | {"lr": lr, "grad_norm": norm, "weight_norm": state.engine.weight_norm()}
         row |= {"steps_skipped": state.guard.skipped} if state.guard.on else {}
         self.tracker.log(state.n, row)
-        for sentence in self.spikes.found(row):
+        for sentence in self.spikes.sentences(row):
             self.tracker.alert("spike", state.n, sentence)
 
     def commit(self, n: int) -> None:

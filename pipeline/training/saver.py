@@ -1,9 +1,9 @@
-"""Commits that are written while training goes on.
+"""Writes commits in the background while training continues.
 
-`Saver.begin` copies this rank's state at n, which is all that training waits for. A thread writes the copy beside its
-place, hashes it on the way, publishes it, reads it back, and leaves its hash in the run directory. Rank 0's thread
-waits there for the hashes of all ranks, writes commit.json, and removes the checkpoints that are not to be kept. So
-ranks meet through the storage and through no collective, and what is committed has been read back by who wrote it.
+Training waits only for `Saver.begin`, which copies this rank's state at n. A thread then writes the copy to a staging
+file, hashing it meanwhile, publishes the file, reads it back, and stores its hash in the run directory. Rank 0's thread
+waits there for the hashes of all ranks, writes commit.json, and removes the checkpoints that are not kept. So the ranks
+meet through the storage and not through collectives, and every committed file was read back by the rank that wrote it.
 """
 
 from __future__ import annotations
@@ -28,59 +28,59 @@ from pipeline.runs.fragments import Fragment, write_safetensors
 from pipeline.runs.retention import Retention, retain
 from pipeline.storage.base import Storage
 
-LOOK_SECONDS = (0.01, 1.0)
-"""Between looks for the other ranks' files: at first, and at most."""
+POLL_SECONDS = (0.01, 1.0)
+"""Pause between two checks for the other ranks' files: the first, and the longest."""
 MEET_SECONDS = 1.0
-"""Ranks that wait for a commit ask each other so often whether one has failed."""
+"""Interval at which ranks that wait for a commit tell each other whether one has failed."""
 Fragments = Mapping[str, Sequence[Fragment]]
 """This rank's share of the state, by kind."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a run's commits say of it beside n."""
+    """The facts that all commits of a run share."""
 
     stage: str
     """Engine and ZeRO stage."""
     config: Mapping[str, Any]
-    """Of the configuration, what may not change within a run."""
+    """The configuration keys that may not change within a run."""
     manifests: Mapping[str, str]
     """Digest of each dataset's manifest, by role."""
     shapes: Mapping[str, Sequence[int]]
     """Shape of every parameter."""
     mixture: Sequence[int] = ()
-    """Weights of the datasets, in integers; () of one."""
+    """Weights of the datasets, in integers; () for a single dataset."""
 
 
 @dataclass
 class Save:
-    """One checkpoint on its way. over: set when this rank has nothing more to do with it."""
+    """One checkpoint that is being saved. ended: set when this rank has done its part, or failed."""
 
     n: int
     steps: int
     tensors: dict[str, Tensor]
     guard: Mapping[str, Any] = field(default_factory=dict)
     kept: Sequence[str] = ()
-    """Kinds of which a snapshot goes into averages/ too."""
+    """Kinds of averages of which a snapshot goes into averages/ too."""
     copy_s: float = 0.0
-    """What the copy took, seconds."""
+    """Seconds that the copy took."""
     wait_s: float = 0.0
-    """What training waited for it beside the copy."""
+    """Seconds that training waited for this save, beside the copy."""
     write_s: float = 0.0
-    """From its beginning until this rank has nothing more to do with it."""
+    """Seconds from the thread's start until this rank had done its part."""
     bytes: int = 0
-    """Of this rank's file."""
+    """Size of this rank's file."""
     error: BaseException | None = None
-    over: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Saver:
     """Writes the commits of one life of a run, one at a time.
 
-    background: whether training goes on meanwhile; else nothing is copied that lies on the CPU. fence: raises when this
-    process may no longer commit. before: what each rank brings into the run directory ahead of a commit, in the
-    thread. life: the name of this life of the run; by default one that rank 0 draws. Collective to make. As a context
-    manager it waits, on leaving in good order or with an error that all ranks share, for the save that is on its way.
+    background: whether training continues during a save; else tensors on the CPU are not copied. fence: raises when
+    this process may no longer commit. before: called on each rank in the thread, ahead of a commit, to upload other
+    files. life: the name of this life of the run; by default rank 0 draws one. The constructor is collective. The
+    context manager waits for the save in progress when it is left without an error, or with one that all ranks share.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class Saver:
         self.life = life or world.first(secrets.token_hex(4))
         self.committed = -1
         """n of the newest commit of this run that this rank knows of."""
-        self.last: Save | None = None
-        """The newest that was begun here and has ended well."""
+        self.last_save: Save | None = None
+        """The newest save that was begun here and has ended without an error."""
         self._save: Save | None = None
         self._buffers: dict[str, Tensor] = {}
-        self._left = threading.Event()
+        self._abandoned = threading.Event()  # set when this saver is left
 
     def begin(
         self,
@@ -114,47 +114,50 @@ class Saver:
         guard: Mapping[str, Any] = MappingProxyType({}),
         kept: Sequence[str] = (),
     ) -> list[Save]:
-        """Start to commit the state at n, after `steps` optimizer steps; the commits that have ended since the last
-        call are returned. Collective: waits for the save before, and raises on every rank what failed there."""
-        done = self.settle()
+        """Start to commit the state at n, after `steps` optimizer steps. Returns the saves that have ended since the
+        last call. Collective: waits for the previous save, and raises its failure on every rank.
+
+        guard: state of the guard. kept: kinds of averages of which a snapshot is stored too.
+        """
+        ended = self.settle()
         began = time.perf_counter()
         save = self._save = Save(n, steps, self._snapshot(fragments), guard, kept)
         save.copy_s = time.perf_counter() - began
         threading.Thread(target=self._work, args=(save,), name=f"save-{n}", daemon=True).start()
         if not self.background:
-            done += self.settle()
-        return done
+            ended += self.settle()
+        return ended
 
     @property
     def failed(self) -> bool:
-        """Whether the save on its way has failed on this rank: `settle` then raises, on every rank."""
+        """Whether the save in progress has failed on this rank. `settle` then raises on every rank."""
         return self._save is not None and self._save.error is not None
 
     def finished(self) -> list[Save]:
-        """The save that has ended well since the last look, on this rank (on rank 0: is committed)."""
+        """The save that has ended without an error since the last call, on this rank (on rank 0: is committed)."""
         save = self._save
-        if save is None or not save.over.is_set() or save.error is not None:
+        if save is None or not save.ended.is_set() or save.error is not None:
             return []
-        self._save, self.last, self.committed = None, save, save.n
+        self._save, self.last_save, self.committed = None, save, save.n
         return [save]
 
     def settle(self) -> list[Save]:
-        """Wait until what was begun is committed. Collective: any rank's failure is raised on all."""
+        """Wait until the save in progress is committed. Collective: any rank's failure is raised on all."""
         began = time.perf_counter()
         while True:
             save = self._save
-            waits = save is not None and not save.over.wait(MEET_SECONDS)
+            waits = save is not None and not save.ended.wait(MEET_SECONDS)
             error = save.error if save is not None else None
-            waiting, failures = self.world.sum([waits, error is not None])
-            if failures:
-                self._left.set()
+            waiting_ranks, failed_ranks = self.world.sum([waits, error is not None])
+            if failed_ranks:
+                self._abandoned.set()
                 self.world.raise_together(error)
-            if not waiting:
+            if not waiting_ranks:
                 break
-        done = self.finished()
-        for save in done:
+        ended = self.finished()
+        for save in ended:
             save.wait_s += time.perf_counter() - began
-        return done
+        return ended
 
     def __enter__(self) -> Saver:
         return self
@@ -162,18 +165,18 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        in_order = error is None or is_shared(error)
-        if in_order and self._save is not None and not self._left.is_set():
-            self._save.over.wait()
-        self._left.set()
+        all_ranks_leave = error is None or is_shared(error)
+        if all_ranks_leave and self._save is not None and not self._abandoned.is_set():
+            self._save.ended.wait()
+        self._abandoned.set()
 
     # ----------------------------------------------------------------------------------------------------------------
 
     def _snapshot(self, fragments: Fragments) -> dict[str, Tensor]:
-        """The fragments as they are now, in memory of the CPU that is the same at every save."""
+        """A copy of the fragments in CPU memory that every save reuses."""
         tensors = {}
-        for kind, many in fragments.items():
-            for fragment in many:
+        for kind, kind_fragments in fragments.items():
+            for fragment in kind_fragments:
                 name, view = f"{kind}/{fragment.name}@{fragment.offset}", fragment.view.detach()
                 if self.background or view.device.type != "cpu":
                     if name not in self._buffers or self._buffers[name].shape != view.shape:
@@ -186,7 +189,7 @@ class Saver:
         return tensors
 
     def _work(self, save: Save) -> None:
-        """A thread: this rank's part of a save, and rank 0's commit of the whole."""
+        """The thread: writes this rank's part of a save, and commits it on rank 0."""
         began = time.perf_counter()
         try:
             self._write_part(save)
@@ -196,22 +199,23 @@ class Saver:
             save.error = error
         finally:
             save.write_s = time.perf_counter() - began
-            save.over.set()
+            save.ended.set()
 
     def _write_part(self, save: Save) -> None:
-        for bring in self.before:
-            bring()
-        for storage, tensors in self._parcels(save):
+        for action in self.before:
+            action()
+        for storage, tensors in self._destinations(save):
             save.bytes = self._write_file(storage, save.n, tensors)
 
-    def _parcels(self, save: Save) -> list[tuple[Storage, dict[str, Tensor]]]:
-        """Where a save goes, and what of it: a snapshot of averages first, so that a commit has the one that is its."""
+    def _destinations(self, save: Save) -> list[tuple[Storage, dict[str, Tensor]]]:
+        """Where each part of a save is stored. The snapshot of averages comes first, so that it is there whenever the
+        commit that belongs to it is."""
         kept = {name: tensor for name, tensor in save.tensors.items() if name.partition("/")[0] in save.kept}
         snapshot = [(self.run.child(AVERAGES), kept)] if save.kept else []
         return [*snapshot, (self.run, save.tensors)]
 
     def _write_file(self, storage: Storage, n: int, tensors: Mapping[str, Tensor]) -> int:
-        """This rank's file of a checkpoint, and then its hash; its size."""
+        """Store this rank's file of a checkpoint, and then its hash. Returns its size in bytes."""
         base = checkpoint_folder(n)
         name = f"rank{self.world.rank:05d}-{self.life}"
         path = storage.staging_path()
@@ -227,13 +231,14 @@ class Saver:
         return size
 
     def _commit(self, save: Save) -> None:
-        """Rank 0: commit when all ranks' files are in, then sweep. Without an error where the run was left before."""
+        """On rank 0: commit when all ranks' files are there, then remove old checkpoints. Returns without a commit when
+        the saver is left before that."""
         base = checkpoint_folder(save.n)
-        for storage, _ in self._parcels(save):
+        for storage, _ in self._destinations(save):
             if self.fence is not None:
                 self.fence()
             if storage.exists(base + COMMIT):
-                storage.delete(base + COMMIT)  # a damaged one that was passed over at resume
+                storage.delete(base + COMMIT)  # a damaged one, which the resume did not take
             files = self._await_parts(storage, base)
             if files is None:
                 return
@@ -262,27 +267,12 @@ class Saver:
         storage.put(checkpoint_folder(save.n) + COMMIT, seal(commit))
 
     def _await_parts(self, storage: Storage, base: str) -> list[dict[str, Any]] | None:
-        """What all ranks say of their files, in their order; None when the run is left before all have come."""
+        """The name, size and hash of every rank's file, in the order of ranks; None when the saver is left before all
+        are there."""
         keys = [f"{base}rank{rank:05d}-{self.life}.json" for rank in range(self.world.size)]
-        pause, most = LOOK_SECONDS
+        pause, longest_pause = POLL_SECONDS
         while not set(keys) <= {info.key for info in storage.list(base)}:
-            if self._left.wait(pause):
+            if self._abandoned.wait(pause):
                 return None
-            pause = min(1.5 * pause, most)
+            pause = min(1.5 * pause, longest_pause)
         return [json.loads(storage.get(key)) for key in keys]
-
-
-def save_now(
-    run: Storage,
-    world: World,
-    fragments: Fragments,
-    *,
-    n: int,
-    steps: int,
-    stamp: Stamp,
-    retention: Retention | None = None,
-    life: str = "",
-) -> None:
-    """Write and commit a checkpoint, and wait for it. Collective; if any rank fails, all raise."""
-    with Saver(run, world, stamp, retention=retention, background=False, life=life) as saver:
-        saver.begin(n, steps, fragments)

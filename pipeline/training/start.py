@@ -1,7 +1,7 @@
-"""What a run begins with (`init=`): the weights of another run, of a diffusers folder or of a CompVis checkpoint.
+"""Initial weights of a run (`init=`): those of another run, of a diffusers folder or of a CompVis checkpoint.
 
-The UNet's weights are taken, and the average starts from them. Autoencoder and text tower are never: latents and text
-states are the cache's, and its contract says what made them.
+Only the UNet's weights are loaded, and the average starts from them. The autoencoder's and the text tower's never are:
+latents and text states come from the cache, whose contract names the encoders that made them.
 """
 
 from __future__ import annotations
@@ -29,33 +29,32 @@ from pipeline.storage.urls import open_storage
 
 RUN = "run.json"
 PROCESS = ("schedule", "timesteps", "beta_start", "beta_end", "zero_terminal_snr", "sigma_data")
-"""What of the noise levels a network has learnt; others may be learnt from there."""
+"""Keys of `diffusion` that set the noise levels a network was trained at. A run that begins from it may have others."""
 
 
 def begin(config: TrainConfig, denoiser: Denoiser, contract: Contract) -> dict[str, Any]:
-    """Give the denoiser the weights that config.init names; returns what run.json records of them.
+    """Load the weights that config.init names into the denoiser. Returns what run.json records of them.
 
-    Raises WeightsError for weights that cannot be had or are those of another network, another kind of prediction or
-    other latents; says what is not known, and what of the network is new.
+    Raises WeightsError for weights that cannot be read, or that belong to another network, another kind of prediction
+    or other latents. Logs what is not known about them, and which input channels are new.
     """
     unet = denoiser.unet
-    kind, found, facts = _find(config, unet.config, contract)
-    _check(config, contract, found)
-    facts = {"from": config.init, "kind": kind, **facts, "sha256": weights_hash(found.state.items())}
-    print(f"train: begins with the weights of {config.init} ({', '.join(_words(facts))})", flush=True)
-    theirs = found.state["conv_in.weight"].shape[1]
-    if theirs < unet.config.in_channels:
-        facts["new_input_channels"] = unet.config.in_channels - theirs
-        print(
-            f"train: {facts['new_input_channels']} input channels after the first {theirs} are new, and start at zero",
-            flush=True,
+    kind, weights, facts = _read_weights(config, unet.config, contract)
+    _check(config, contract, weights)
+    facts = {"from": config.init, "kind": kind, **facts, "sha256": weights_hash(weights.state.items())}
+    log.info(f"train: begins with the weights of {config.init} ({', '.join(_in_words(facts))})")
+    channels = weights.state["conv_in.weight"].shape[1]
+    if channels < unet.config.in_channels:
+        facts["new_input_channels"] = unet.config.in_channels - channels
+        log.info(
+            f"train: {facts['new_input_channels']} input channels after the first {channels} are new, and start at zero"
         )
-    unet.load_state_dict(pretrained.widened(found.state, unet.config))
+    unet.load_state_dict(pretrained.widened(weights.state, unet.config))
     return facts
 
 
 def share(denoiser: Denoiser, world: World) -> None:
-    """Give every rank the weights that rank 0 has. Collective."""
+    """Copy rank 0's weights to every rank. Collective."""
     if world.size == 1:
         return
     with torch.no_grad():
@@ -65,18 +64,22 @@ def share(denoiser: Denoiser, world: World) -> None:
             parameter.copy_(values)
 
 
-def _find(config: TrainConfig, model: ModelConfig, contract: Contract) -> tuple[str, Pretrained, dict[str, Any]]:
-    """What kind of thing config.init is, its weights, and what more there is to record."""
+def _read_weights(
+    config: TrainConfig, model: ModelConfig, contract: Contract
+) -> tuple[str, Pretrained, dict[str, Any]]:
+    """(kind, weights, further facts for run.json) of what config.init names. kind: run, diffusers or compvis."""
     where, which = config.init, config.init_weights
     path = Path(where).expanduser()
     if "://" in where:
         if open_storage(where).exists(RUN):
-            return _run(config, model, contract)
-        raise WeightsError(f"init={where}: no run is there ({RUN}); a diffusers folder or a file is read from a disk")
+            return _read_run(config, model, contract)
+        raise WeightsError(
+            f"init={where}: no run is there ({RUN}); a diffusers folder or a CompVis file must be on a local disk"
+        )
     if path.is_file():
         return "compvis", pretrained.load_compvis(path, model, which), {"weights": which}
     if (path / RUN).is_file():
-        return _run(config, model, contract)
+        return _read_run(config, model, contract)
     if (path / "unet" / "config.json").is_file() or (path / "config.json").is_file():
         return "diffusers", pretrained.load_diffusers(path, model), {}
     if path.exists():
@@ -89,66 +92,69 @@ def _find(config: TrainConfig, model: ModelConfig, contract: Contract) -> tuple[
     )
 
 
-def _run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tuple[str, Pretrained, dict[str, Any]]:
-    """A run of ours: its newest good checkpoint."""
+def _read_run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tuple[str, Pretrained, dict[str, Any]]:
+    """The same for a latentmill run: the weights of its newest good checkpoint."""
     info = load_run(config.init)
-    theirs = contract_from_json(info.contract)
+    init_contract = contract_from_json(info.contract)
     pretrained.require_same_architecture(f"init={config.init}", info.config.model, model)
     n, state = load_weights(info.storage, 0, config.init_weights)
     unet = {name.removeprefix("unet."): t for name, t in state.items() if name.startswith("unet.")}
     if unet["conv_in.weight"].shape[1] > model.in_channels:
         raise WeightsError(
-            f"init={config.init} reads {unet['conv_in.weight'].shape[1]} channels, and this run {model.in_channels}"
+            f"init={config.init} reads {unet['conv_in.weight'].shape[1]} channels, and this run {model.in_channels}: "
+            "begin with other weights"
         )
-    for what, there, here in (
-        ("another text tower", theirs.text_sha256, contract.text_sha256),
-        ("another autoencoder", theirs.vae_sha256, contract.vae_sha256),
+    for encoder, init_sha256, sha256 in (
+        ("text tower", init_contract.text_sha256, contract.text_sha256),
+        ("autoencoder", init_contract.vae_sha256, contract.vae_sha256),
     ):
-        if there != here:
-            _warn(f"{config.init} was trained on a cache of {what} than {config.data.train}: {there[:12]}, {here[:12]}")
+        if init_sha256 != sha256:
+            log.warning(
+                f"{config.init} was trained on a cache of another {encoder} than {config.data.train}: "
+                f"{init_sha256[:12]}, {sha256[:12]}"
+            )
     process = info.config.diffusion
     if differing := [name for name in PROCESS if getattr(process, name) != getattr(config.diffusion, name)]:
-        told = ", ".join(f"diffusion.{name}={getattr(process, name)}" for name in differing)
-        _warn(f"{config.init} was trained with {told}, which are other noise levels than this run's")
-    found = Pretrained(unet, info.config.diffusion.prediction, theirs.scale, theirs.shift, theirs.text.width)
-    return "run", found, {"weights": config.init_weights, "n": n}
+        settings = ", ".join(f"diffusion.{name}={getattr(process, name)}" for name in differing)
+        log.warning(f"{config.init} was trained with {settings}, which are other noise levels than this run's")
+    weights = Pretrained(unet, process.prediction, init_contract.scale, init_contract.shift, init_contract.text.width)
+    return "run", weights, {"weights": config.init_weights, "n": n}
 
 
-def _check(config: TrainConfig, contract: Contract, found: Pretrained) -> None:
-    """Hold what is known of the weights against this run. Raises WeightsError."""
-    ours = config.diffusion.prediction
-    if found.prediction is not None and found.prediction != ours:
+def _check(config: TrainConfig, contract: Contract, weights: Pretrained) -> None:
+    """Compare what is known about the weights with this run. Raises WeightsError."""
+    prediction = config.diffusion.prediction
+    if weights.prediction is not None and weights.prediction != prediction:
         raise WeightsError(
-            f"init={config.init} predicts {found.prediction}, and diffusion.prediction={ours}: set "
-            f"diffusion.prediction={found.prediction}, or begin with other weights"
+            f"init={config.init} predicts {weights.prediction}, and diffusion.prediction={prediction}: set "
+            f"diffusion.prediction={weights.prediction}, or begin with other weights"
         )
-    there, here = (found.scale or 0.0, found.shift or 0.0), (contract.scale, contract.shift)
-    if found.scale is not None and not all(map(partial(math.isclose, rel_tol=1e-6), there, here)):
+    init_scaling, scaling = (weights.scale or 0.0, weights.shift or 0.0), (contract.scale, contract.shift)
+    if weights.scale is not None and not all(map(partial(math.isclose, rel_tol=1e-6), init_scaling, scaling)):
         raise WeightsError(
-            f"init={config.init} was trained on latents of scale {there[0]:g} and shift {there[1]:g}, and "
-            f"{config.data.train} holds latents of scale {here[0]:g} and shift {here[1]:g}: encode with the "
+            f"init={config.init} was trained on latents of scale {init_scaling[0]:g} and shift {init_scaling[1]:g}, "
+            f"and {config.data.train} holds latents of scale {scaling[0]:g} and shift {scaling[1]:g}: encode with the "
             "autoencoder of those weights, or begin with others"
         )
     unknown = [
         name
-        for name, value in (("kind of prediction", found.prediction), ("latent scale", found.scale))
+        for name, value in (("kind of prediction", weights.prediction), ("latent scale", weights.scale))
         if value is None
     ]
     if unknown:
-        _warn(f"{config.init} does not say its {' and '.join(unknown)}, so nothing proves that they are this run's")
-    if found.text_width not in (None, contract.text.width):
-        _warn(
-            f"the text encoder of {config.init} has states of width {found.text_width}, and {config.data.train} holds "
-            f"such of width {contract.text.width}: the cache's are what this run reads"
+        log.warning(
+            f"{config.init} does not say its {' and '.join(unknown)}, so nothing proves that they are this run's"
+        )
+    if weights.text_width not in (None, contract.text.width):
+        log.warning(
+            f"the text encoder of {config.init} has states of width {weights.text_width}, and {config.data.train} "
+            f"holds states of width {contract.text.width}: this run reads the cache's"
         )
 
 
-def _words(facts: Mapping[str, Any]) -> list[str]:
+def _in_words(facts: Mapping[str, Any]) -> list[str]:
+    """Such as ["run", "ema weights", "at 12,800 samples", "SHA-256 0123456789ab"]."""
     words = [str(facts["kind"])]
     words += [f"{facts['weights']} weights"] if "weights" in facts else []
     words += [f"at {facts['n']:,} samples"] if "n" in facts else []
     return [*words, f"SHA-256 {facts['sha256'][:12]}"]
-
-
-def _warn(line: str) -> None:
-    log.warning(line)

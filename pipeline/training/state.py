@@ -18,7 +18,7 @@ class TrainingState:
         self.batch = config.optim.batch
         self.n = 0
         self.engine = engine
-        self.ema = Ema(config.ema, [fragment.view for fragment in engine.owned()])
+        self.ema = Ema(config.ema, [fragment.view for fragment in engine.weights()])
         self.guard = Guard(config.guard)
 
     @property
@@ -28,16 +28,16 @@ class TrainingState:
 
     def averages(self) -> dict[str, list[Fragment]]:
         """This rank's share of every average, by kind."""
-        owned = self.engine.owned()
+        weights = self.engine.weights()
         return {
-            kind: [Fragment(f.name, f.offset, average) for f, average in zip(owned, averages, strict=True)]
+            kind: [Fragment(f.name, f.offset, average) for f, average in zip(weights, averages, strict=True)]
             for kind, averages in self.ema.averages.items()
         }
 
     def fragments(self) -> dict[str, list[Fragment]]:
         """This rank's share of everything that is stored as tensors, by kind. The views are those that training
         changes in place."""
-        return {"weights": self.engine.owned(), **self.engine.moments(), **self.averages()}
+        return {"weights": self.engine.weights(), **self.engine.moments(), **self.averages()}
 
     def load(self, read: Reader, commit: Commit) -> None:
         """Take up a commit. Collective."""

@@ -1,7 +1,7 @@
-"""The objective on held-out records: the first of data.val, always with the same noise at the same noise levels.
+"""The validation loss: the objective on held-out records, always the first of data.val with the same noise.
 
-Nothing is sampled, so it costs a few steps' time; what moves it from one look to the next is the weights alone, so it
-tells sooner than the training loss whether they still get better, and whether they fit the training records too well.
+No image is sampled, so it costs the time of a few steps. Only the weights change from one evaluation to the next, so it
+shows sooner than the training loss whether they still improve, and whether they overfit the training records.
 """
 
 from __future__ import annotations
@@ -26,33 +26,36 @@ from pipeline.storage.base import Storage
 from pipeline.training.watch.meter import by_noise
 
 SEED = 0x76616C
-"""Of the noise: no seed of a run, so that no record meets here what it met in training."""
+"""Seed of the noise. It is not the run's, so that no record gets the noise that it got in training."""
 
 Losses = Callable[[Tensor, Randomness, dict[str, Tensor]], Tensor]
-"""(latents (b, C, h, w), draws, what else the network reads) -> each one's loss (b,)."""
+"""(latents (b, C, h, w), draws, other tensors that the network reads) -> losses (b,)."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Records of one size of latent that one rank looks at together. weights: (b,) 0 for those that fill up a batch."""
+    """A batch of records with latents of one size, on one rank. numbers: (b,) int64, of the records. tensors: (b, ...)
+    by member name. weights: (b,) 1 for records, 0 for repeated ones that fill up the batch."""
 
     numbers: Tensor
     tensors: dict[str, Tensor]
     weights: Tensor
 
 
-def filled(array: np.ndarray, length: int) -> np.ndarray:
-    """A copy of (l, ...) with rows of zeros up to `length`, as the stream fills up trimmed texts; 0 for none."""
+def pad(array: np.ndarray, length: int) -> np.ndarray:
+    """A copy of (l, ...) with rows of zeros up to `length`, as the stream pads trimmed texts. length: 0 for no
+    padding."""
     missing = max(0, length - len(array))
     return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) if missing else np.array(array)
 
 
 class ValidationLoss:
-    """batches: this rank's, equally many on every rank, for a forward pass may be collective. count: records in all."""
+    """batches: this rank's, of the same number on every rank, since a forward pass may be collective. count: records on
+    all ranks."""
 
     def __init__(self, batches: Sequence[Rows], count: int, diffusion: DiffusionConfig, world: World) -> None:
         self.batches, self.count, self.world = batches, count, world
-        self._diffusion = replace(diffusion, timestep_sampling="stratified")  # the levels are spread evenly
+        self._diffusion = replace(diffusion, timestep_sampling="stratified")  # spreads the noise levels evenly
 
     @classmethod
     def load(
@@ -65,35 +68,39 @@ class ValidationLoss:
         diffusion: DiffusionConfig,
         world: World,
     ) -> ValidationLoss:
-        """The first `count` records of a cache, or all when it has fewer. members: arrays besides moments. batch:
-        records that all ranks take together. Raises DatasetError for a cache without records, StorageError,
+        """Load the first `count` records of a cache, or all when it has fewer. members: arrays besides moments. batch:
+        records in a batch of all ranks together. Raises DatasetError for a cache without records, StorageError,
         ShardCorrupt."""
-        sizes: dict[tuple[int, ...], list[tuple[int, dict[str, np.ndarray]]]] = {}
+        by_size: dict[tuple[int, ...], list[tuple[int, dict[str, np.ndarray]]]] = {}
         names = ("moments", *members)
         length = manifest.contract.text.length if manifest.contract.trimmed else 0
         total = 0
         for number, record in enumerate(first_records(storage, manifest, count, names)):
-            arrays = {name: filled(record.members[name], length if name == "text" else 0) for name in names}
-            sizes.setdefault(arrays["moments"].shape, []).append((number, arrays))
+            arrays = {name: pad(record.members[name], length if name == "text" else 0) for name in names}
+            by_size.setdefault(arrays["moments"].shape, []).append((number, arrays))
             total += 1
         if not total:
-            raise DatasetError(f"{storage.url} has no records to take a validation loss of")
+            raise DatasetError(
+                f"{storage.url} has no records to take a validation loss of; name another data.val, or set "
+                "eval.loss_images=0"
+            )
         share = max(1, batch // world.size)
         batches = []
-        for rows in sizes.values():
-            for first in range(0, len(rows), share * world.size):
-                wanted = range(first + world.rank * share, first + (world.rank + 1) * share)
-                weights = torch.tensor([float(i < len(rows)) for i in wanted])
-                chosen = [rows[min(i, len(rows) - 1)] for i in wanted]
-                numbers = torch.tensor([number for number, _ in chosen])
-                tensors = {name: torch.from_numpy(np.stack([arrays[name] for _, arrays in chosen])) for name in names}
+        for records in by_size.values():
+            for first in range(0, len(records), share * world.size):
+                indices = range(first + world.rank * share, first + (world.rank + 1) * share)
+                weights = torch.tensor([float(i < len(records)) for i in indices])
+                rows = [records[min(i, len(records) - 1)] for i in indices]
+                numbers = torch.tensor([number for number, _ in rows])
+                tensors = {name: torch.from_numpy(np.stack([arrays[name] for _, arrays in rows])) for name in names}
                 batches.append(Rows(numbers, tensors, weights))
         return cls(batches, total, diffusion, world)
 
     @torch.no_grad()
     def __call__(self, losses: Losses, scale: float, shift: float) -> dict[str, Any]:
-        """Mean loss, in all and by fifths of the noise levels. scale, shift: of the cache's latents. Collective."""
-        sums = torch.zeros(2, BUCKETS, dtype=torch.float64)
+        """Mean loss over all records, and by fifths of the noise levels. scale, shift: of the cache's latents.
+        Collective."""
+        sums = torch.zeros(2, BUCKETS, dtype=torch.float64)  # of losses, and of records, by noise level
         for batch in self.batches:
             device = self.world.device
             numbers = batch.numbers.to(device)

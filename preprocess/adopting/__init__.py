@@ -1,1 +1,1 @@
-"""Tars of latents that others wrote."""
+"""Adopts tars of latents that other programs wrote."""

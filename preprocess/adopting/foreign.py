@@ -1,5 +1,5 @@
-"""What holds for tars of latents that others wrote, which tars cannot say: a contract from the configuration, the
-encoders if they are given, and the first records."""
+"""Facts about adopted tars of latents that the tars do not state: a contract made from the configuration, the encoders
+if they are given, and the first records."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from preprocess.proving.against_source import STATE_TOLERANCE
 UNKNOWN = "unknown"
 MEMBERS = ("moments", "text")
 OWN = {"moments": "moments.npy", "text": "text.npy", "caption": "json:caption"}
-CAPTIONS_PROVED = 16  # encoded again and compared with the text states that are stored
+CAPTIONS_PROVED = 16  # captions that are encoded again and compared with the stored text states
 DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What holds for all tars. layout: None where members have the names that `encode` gives them. made: whether
-    `encode` began this dataset, whose contract stays. towers: the encoders, when they were given."""
+    """Facts about all tars. layout: names of the members, None when they are those of `encode`. made: whether `encode`
+    began this dataset; its contract is kept then. towers: the encoders, if they are given."""
 
     contract: Contract
     layout: dict[str, str] | None
@@ -40,12 +40,13 @@ class Facts:
 
 
 def facts_of(storage: Storage, names: list[str], config: IndexConfig) -> Facts:
-    """Contract and layout: of the `encode` that began this dataset, or from the configuration and the first record."""
+    """Contract and layout: those of the `encode` that began this dataset, or made from configuration and first
+    record."""
     plan = read_plan(storage)
     if plan is not None and plan.contract.device != UNKNOWN:
         return Facts(plan.contract, None, made=True)
-    given = {"moments": config.moments_member, "text": config.text_member, "caption": config.caption_key}
-    layout = None if given == OWN else given
+    names_of_members = {"moments": config.moments_member, "text": config.text_member, "caption": config.caption_key}
+    layout = None if names_of_members == OWN else names_of_members
     towers = (load_autoencoder(config.encoders), load_text(config.encoders)) if config.encoders else None
     records = first_records(storage, names, layout, config)
     contract = contract_of(records[0], towers, layout, config)
@@ -57,31 +58,31 @@ def facts_of(storage: Storage, names: list[str], config: IndexConfig) -> Facts:
 def first_records(
     storage: Storage, names: list[str], layout: dict[str, str] | None, config: IndexConfig
 ) -> list[Record]:
-    """Records that can be read, the first few of the first tar that has any: all others must have the first one's
-    shapes. Raises SourceError when there is none."""
+    """The first few readable records of the first tar that has any. All other records must have the shapes of the
+    first. Raises SourceError when there is none."""
     problem = ""
     for name in names:
-        found = list[Record]()
+        records = list[Record]()
         with LatentShard(storage, name, config.limits) as shard:
-            for one in read_records(shard, MEMBERS, layout):
-                if one.record is not None:
-                    found.append(one.record)
+            for scanned in read_records(shard, MEMBERS, layout):
+                if scanned.record is not None:
+                    records.append(scanned.record)
                 elif not problem:
-                    problem = f"{storage.locate(name)}, byte {one.offset}: {one.detail}"
-                if len(found) == CAPTIONS_PROVED or (one.record is None and not config.max_rejects):
+                    problem = f"{storage.locate(name)}, byte {scanned.offset}: {scanned.detail}"
+                if len(records) == CAPTIONS_PROVED or (scanned.record is None and not config.max_rejects):
                     break
-        if found or (problem and not config.max_rejects):
+        if records or (problem and not config.max_rejects):
             break
-    if not found:
+    if not records:
         raise SourceError(
             f"{problem or config.source + ' holds no record'}. Records of {', '.join(wanted_files(MEMBERS, layout))} "
             "are looked for: say what yours are called with moments_member=, text_member= and caption_key="
         )
-    return found
+    return records
 
 
 def prove_texts(records: list[Record], tower: TextTower, config: IndexConfig) -> None:
-    """Raises ContractMismatch unless the tower gives the text states that are stored for these captions."""
+    """Raises ContractMismatch unless the text tower reproduces the stored text states of these captions."""
     fresh = tower.encode(tower.tokenize([record.meta["caption"] for record in records])).cpu().numpy()
     for record, states in zip(records, fresh, strict=True):
         stored = record.members["text"].astype(np.float32)
@@ -97,7 +98,7 @@ def prove_texts(records: list[Record], tower: TextTower, config: IndexConfig) ->
 def contract_of(
     record: Record, towers: tuple[FirstStage, TextTower] | None, layout: dict[str, str] | None, config: IndexConfig
 ) -> Contract:
-    """The contract of tars whose records are as this one. Raises SourceError, ContractMismatch when it cannot be."""
+    """The contract of tars with records like this one. Raises SourceError when its members cannot be used."""
     stage, tower = towers or (None, None)
     moments, text = (record.members[name] for name in MEMBERS)
     files = layout or OWN
@@ -105,14 +106,18 @@ def contract_of(
     factor = stage.downsampling if stage else config.downsampling
     if moments.ndim != 3 or moments.shape[0] != 2 * channels:
         plain_latent = moments.ndim == 3 and moments.shape[0] == channels
-        why = "a latent without its log-variance, on which training is not written yet" if plain_latent else "neither"
+        explanation = (
+            "a latent without its log-variance, on which training is not written yet" if plain_latent else "neither"
+        )
         raise SourceError(
             f"record {record.key}: {files['moments']} has shape {moments.shape}, and moments are ({2 * channels}, h, w)"
-            f", mean and log-variance of {channels} channels: it is {why}"
+            f", mean and log-variance of {channels} channels: it is {explanation}"
         )
     if text.ndim != 2 or (tower is not None and text.shape != (tower.length, tower.width)):
-        wanted = f"({tower.length}, {tower.width})" if tower else "(L, D)"
-        raise SourceError(f"record {record.key}: {files['text']} has shape {text.shape}, text states are {wanted}")
+        expected_shape = f"({tower.length}, {tower.width})" if tower else "(L, D)"
+        raise SourceError(
+            f"record {record.key}: {files['text']} has shape {text.shape}, text states are {expected_shape}"
+        )
     for name in MEMBERS:
         if record.members[name].dtype.name not in DTYPES:
             raise SourceError(f"record {record.key}: {files[name]} is {record.members[name].dtype}, not float16 or 32")
@@ -154,28 +159,30 @@ def contract_of(
 
 
 def empty_caption(storage: Storage, facts: Facts) -> bytes:
-    """The bytes of uncond.npy: what is there, else the tower's (L, D) float16. Raises DatasetError when it is neither
-    there nor to be made, or not the tower's."""
+    """The bytes of uncond.npy: those of the existing file, or else the text tower's states (L, D) float16. Raises
+    DatasetError when there is neither a file nor a tower or the file is unusable, and ContractMismatch when the file is
+    not what the tower gives."""
     text = facts.contract.text
     tower = facts.towers[1] if facts.towers else None
-    made = tower.encode(tower.tokenize([""]))[0].half().cpu().numpy() if tower else None
+    tower_states = tower.encode(tower.tokenize([""]))[0].half().cpu().numpy() if tower else None
     try:
         data = storage.get(UNCOND)
     except NotFound:
-        if made is None:
+        if tower_states is None:
             raise DatasetError(
                 f"{storage.url} has no {UNCOND}, the encoded empty caption ({text.length}, {text.width}): put it "
                 "there, or give the encoders (encoders=sd1), which make it"
             ) from None
-        return npy_bytes(made)
+        return npy_bytes(tower_states)
     try:
-        found = parse_npy(memoryview(data))
+        stored = parse_npy(memoryview(data))
     except ShardCorrupt as error:
         raise DatasetError(f"{storage.locate(UNCOND)}: {error}") from None
-    if found.shape != (text.length, text.width) or found.dtype.name not in DTYPES or not np.isfinite(found).all():
+    if stored.shape != (text.length, text.width) or stored.dtype.name not in DTYPES or not np.isfinite(stored).all():
         raise DatasetError(
-            f"{storage.locate(UNCOND)} is {found.dtype} {found.shape}, not finite states ({text.length}, {text.width})"
+            f"{storage.locate(UNCOND)} is {stored.dtype} {stored.shape}, not finite states ({text.length}, "
+            f"{text.width})"
         )
-    if made is not None and np.abs(found.astype(np.float32) - made).max() > STATE_TOLERANCE:
+    if tower_states is not None and np.abs(stored.astype(np.float32) - tower_states).max() > STATE_TOLERANCE:
         raise ContractMismatch(f"{storage.locate(UNCOND)} is not what encoders= give for the empty caption")
     return data

@@ -1,4 +1,4 @@
-"""Reading tars of latents that others wrote: strictly, once, into where each record lies and what it hashes to."""
+"""Reads adopted tars of latents strictly and once, and records the place and the hash of every record."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PICKLES = ("pth", "pt", "pkl", "pickle", "pyd", "pyc")
 
 
 @dataclass(frozen=True)
-class Found:
-    """One record of a tar, or what is wrong with it. files: names of its files, as after the key."""
+class ScannedRecord:
+    """One record of a tar, or the reason of its rejection. files: the names of its files after the key."""
 
     key: str
     offset: int
@@ -35,38 +35,40 @@ class Found:
 
 
 class LatentShard(SourceShard):
-    """A tar of latents: an input shard whose members keep their place and bytes, headers with them."""
+    """A tar of latents: an input shard that also gives the offset and the bytes of its members, headers included."""
 
     def __init__(self, storage: Storage, key: str, limits: LimitsConfig) -> None:
         super().__init__(storage, key, limits)
         self._parts: list[bytes] = []
 
     def groups(self) -> Iterator[tuple[str, int, bytes, tuple[str, ...]]]:
-        """(key, offset, bytes, names of the files) of neighbours with one key; "" for files that have none. Raises
-        ShardCorrupt."""
+        """Yields (key, offset, bytes, names of the files) of neighbouring files with the same key; files without a key
+        come one by one with the key "". Raises ShardCorrupt."""
         key, start, parts, files, end = "", 0, list[bytes](), list[str](), 0
         for name, _ in self._members():
             stem, rest = split_key(name)
-            here = stem if rest and stem.rpartition("/")[2] else ""
-            if here != key or not here:
+            file_key = stem if rest and stem.rpartition("/")[2] else ""
+            if file_key != key or not file_key:
                 if files:
                     yield key, start, b"".join(parts), tuple(files)
-                key, start, parts, files = here, end, [], []
+                key, start, parts, files = file_key, end, [], []
             parts += self._parts
-            files.append(rest if here else name)
+            files.append(rest if file_key else name)
             self._parts, end = [], self.position
         if files:
             yield key, start, b"".join(parts), tuple(files)
 
     def _read(self, size: int, what: str) -> bytes:
         data = super()._read(size, what)
-        if what != "padding":  # of the archive's end, which may be long
+        if what != "padding":  # the end of the archive, which may be long
             self._parts.append(data)
         return data
 
 
-def read_records(shard: LatentShard, members: tuple[str, ...], layout: Mapping[str, str] | None) -> Iterator[Found]:
-    """The records of a tar in order, as the trainer's reader reads them, those that it cannot with them."""
+def read_records(
+    shard: LatentShard, members: tuple[str, ...], layout: Mapping[str, str] | None
+) -> Iterator[ScannedRecord]:
+    """Yields the records of a tar in order, read as the trainer reads them, including those that it cannot read."""
     seen = set[str]()
     for key, offset, data, files in shard.groups():
         if not key:
@@ -92,11 +94,11 @@ def read_records(shard: LatentShard, members: tuple[str, ...], layout: Mapping[s
             except ShardCorrupt as error:
                 record, reason, detail = None, "member_unreadable", f"record {key}: {error}"
         seen.add(key)
-        yield Found(key, offset, data, files, record, reason, detail)
+        yield ScannedRecord(key, offset, data, files, record, reason, detail)
 
 
 def wanted_files(members: tuple[str, ...], layout: Mapping[str, str] | None) -> list[str]:
-    """Files that every record must have."""
+    """Names of the files that every record must have."""
     if layout is None:
         return [f"{name}.npy" for name in members]
     return [*(layout[name] for name in members), layout["caption"].partition(":")[0]]
@@ -104,8 +106,9 @@ def wanted_files(members: tuple[str, ...], layout: Mapping[str, str] | None) -> 
 
 @dataclass
 class Scan:
-    """What one tar holds. rows: [offset, size, SHA-256] of the records that are accepted. rejected: counts by reason;
-    problem: the first of them, in words. size: (width, height) in pixels of their crops. first: the first record."""
+    """The content of one tar. rows: [offset, size, SHA-256] of the accepted records. rejected: counts by reason.
+    problem: the first reject in words. size: (width, height) of the crops in pixels. first: the first accepted
+    record."""
 
     name: str
     bytes: int = 0
@@ -118,7 +121,7 @@ class Scan:
     first: Record | None = None
 
     def index(self, layout: Mapping[str, str] | None) -> dict[str, object]:
-        """Its index, as ShardWriter writes it, with the layout where there is one."""
+        """The index of the tar, like ShardWriter's, with the layout if there is one."""
         facts: dict[str, object] = {"format": INDEX_FORMAT, "samples": len(self.rows), "bytes": self.bytes}
         facts |= {"sha256": self.sha256, "records": self.rows}
         return facts if layout is None else {**facts, "layout": dict(layout)}
@@ -127,35 +130,36 @@ class Scan:
 def scan(
     storage: Storage, name: str, contract: Contract, layout: Mapping[str, str] | None, limits: LimitsConfig
 ) -> Scan:
-    """Reads one tar from its first byte to its last. Raises ShardCorrupt, StorageError."""
-    found = Scan(name)
+    """Reads one tar completely. Raises ShardCorrupt and StorageError."""
+    result = Scan(name)
     members = tuple(member.name for member in contract.members)
     with LatentShard(storage, name, limits) as shard:
-        for one in read_records(shard, members, layout):
-            record, reason, detail = one.record, one.reason, one.detail
+        for scanned in read_records(shard, members, layout):
+            record, reason, detail = scanned.record, scanned.reason, scanned.detail
             if record is not None:
-                size = found.size if found.rows else crop_size(record, contract)
+                size = result.size if result.rows else crop_size(record, contract)
                 try:
                     check_record(record, contract, size)
                 except ShardCorrupt as error:
                     record, reason, detail = None, "member_mismatch", str(error)
                 if record is not None and len(record.meta["caption"].encode()) > limits.caption_bytes:
                     record, reason = None, "caption_too_long"
-                    detail = f"record {one.key}: its caption is longer than {limits.caption_bytes=}"
+                    detail = f"record {scanned.key}: its caption is longer than {limits.caption_bytes=}"
             if record is None:
-                found.rejected[reason] += 1
-                found.problem = found.problem or f"{storage.locate(name)}, byte {one.offset}: {detail}"
+                result.rejected[reason] += 1
+                result.problem = result.problem or f"{storage.locate(name)}, byte {scanned.offset}: {detail}"
                 continue
-            found.size, found.first = size, found.first or record
-            found.rows.append([one.offset, len(one.data), hashlib.sha256(one.data).hexdigest()])
+            result.size, result.first = size, result.first or record
+            result.rows.append([scanned.offset, len(scanned.data), hashlib.sha256(scanned.data).hexdigest()])
             mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
-            found.moments.add((mean - contract.shift) * contract.scale)
-        found.bytes, found.sha256 = shard.bytes, shard.sha256
-    return found
+            result.moments.add((mean - contract.shift) * contract.scale)
+        result.bytes, result.sha256 = shard.bytes, shard.sha256
+    return result
 
 
 def crop_size(record: Record, contract: Contract) -> tuple[int, int]:
-    """(width, height) in pixels that a record's latents are of, when the contract has such crops; else its first."""
+    """(width, height) in pixels of the crop that a record's latents belong to; the contract's first size if it has no
+    such bucket."""
     shape = record.members["moments"].shape
     size = (shape[-1] * contract.downsampling, shape[-2] * contract.downsampling) if len(shape) == 3 else (0, 0)
     return size if size in contract.buckets else contract.buckets[0]

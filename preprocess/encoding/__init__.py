@@ -1,1 +1,1 @@
-"""Shards to a cache: who does what, in which order, and what is published when."""
+"""Encodes shards into a cache: plan, claims, the stages of encoding, published files and the manifest."""

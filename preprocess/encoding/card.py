@@ -1,4 +1,4 @@
-"""The dataset card: what `latentmill encode` found out about its source, on one page beside the manifest."""
+"""The dataset card: one page beside the manifest that shows what `latentmill encode` found in its source."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from preprocess.source.sample import FILTERED
 CARD = "card.html"
 MOST_SHARDS = 50
 MOST_THUMBNAILS = 48
-THUMBNAIL_BYTES = 24_000  # of a JPEG; 48 of them leave room on a page of 2 MB
-JPEG = b"\xff\xd8\xff"  # begins every JPEG
-WIDEST = 12  # bins of aspect ratios from the square: beyond 8:1 they are counted together
+THUMBNAIL_BYTES = 24_000  # the largest JPEG shown; 48 of them leave room on a page of 2 MB
+JPEG = b"\xff\xd8\xff"  # the first bytes of every JPEG
+WIDEST = 12  # the last bin of aspect ratios, counted from the square: all beyond 8:1 fall into it
 MOST_TICKS = 9
 
 
 def write_card(storage: Storage, manifest: Manifest, reports: list[Report]) -> None:
-    """Writes card.html beside the manifest, unless it is there. reports: of all units, in their order."""
+    """Writes card.html beside the manifest, unless it is there already. reports: one per unit, in their order."""
     html = page(manifest, gather(manifest, reports)).encode()
     try:
         if storage.get(CARD) == html:
@@ -39,7 +39,7 @@ def write_card(storage: Storage, manifest: Manifest, reports: list[Report]) -> N
 
 
 def gather(manifest: Manifest, reports: Sequence[Report]) -> DatasetFacts:
-    """What the page shows of all units together."""
+    """Collects what the page shows of all units together."""
     totals = collections.Counter[str]()
     member_bytes = collections.Counter[str]()
     counts = {name: collections.Counter[str]() for name in ("aspects", "sides", "tokens", "sizes")}
@@ -70,7 +70,7 @@ def _is_filter(reason: str) -> bool:
 
 
 def input_shards(manifest: Manifest) -> list[InputShard]:
-    """All input shards in order; of more than MOST_SHARDS, those with rejects that have the most defects."""
+    """All input shards in order. When there are more than MOST_SHARDS: the ones with rejects, most defects first."""
     records = collections.Counter[int]()
     for shard in manifest.shards:
         records[shard.unit] += shard.samples
@@ -97,16 +97,16 @@ def input_shards(manifest: Manifest) -> list[InputShard]:
 
 
 def thumbnails(reports: Sequence[Report]) -> list[Thumbnail]:
-    """Up to MOST_THUMBNAILS, evenly over those that there are; what is no small JPEG is left out."""
-    there = [one for report in reports for one in report.facts["thumbnails"]]
-    count = min(len(there), MOST_THUMBNAILS)
-    picked = [there[i * (len(there) - 1) // max(count - 1, 1)] for i in range(count)]
-    found = ((str(one.get("caption", "")), _jpeg(one.get("jpeg"))) for one in picked)
-    return [Thumbnail(caption, jpeg) for caption, jpeg in found if jpeg]
+    """Picks up to MOST_THUMBNAILS thumbnails, evenly spaced. Leaves out those that are not small JPEGs."""
+    candidates = [thumbnail for report in reports for thumbnail in report.facts["thumbnails"]]
+    count = min(len(candidates), MOST_THUMBNAILS)
+    picked = [candidates[i * (len(candidates) - 1) // max(count - 1, 1)] for i in range(count)]
+    decoded = ((str(thumbnail.get("caption", "")), _jpeg(thumbnail.get("jpeg"))) for thumbnail in picked)
+    return [Thumbnail(caption, jpeg) for caption, jpeg in decoded if jpeg]
 
 
 def _jpeg(encoded: Any) -> bytes:
-    """The bytes of a thumbnail; b"" unless it is base64 of a JPEG, and nothing else, of a size that a page can bear."""
+    """The bytes of a thumbnail, or b"" unless it is pure base64 of a JPEG of at most THUMBNAIL_BYTES."""
     try:
         data = base64.b64decode(encoded, validate=True)
     except (ValueError, TypeError):
@@ -119,9 +119,9 @@ def _jpeg(encoded: Any) -> bytes:
 
 
 def histograms(manifest: Manifest, census: Census) -> list[Histogram]:
-    """Of the accepted samples; records by bucket too when there are several."""
-    found = [_aspects(census.aspects), _sides(census.sides), _tokens(census.tokens, manifest.contract.text.length)]
-    return found + ([_buckets(manifest)] if len(manifest.contract.buckets) > 1 else [])
+    """The histograms of the accepted samples, and of records by bucket when there are several buckets."""
+    charts = [_aspects(census.aspects), _sides(census.sides), _tokens(census.tokens, manifest.contract.text.length)]
+    return charts + ([_buckets(manifest)] if len(manifest.contract.buckets) > 1 else [])
 
 
 def _aspects(counts: Mapping[int, int]) -> Histogram:
@@ -139,7 +139,7 @@ def _aspects(counts: Mapping[int, int]) -> Histogram:
 
 
 def _ratio(octaves: float) -> str:
-    """2 to this power, as width : height."""
+    """2 to the power of `octaves`, as width:height."""
     wide, high = max(2**octaves, 1), max(2**-octaves, 1)
     return f"{wide:.3g}:{high:.3g}"
 
@@ -155,7 +155,7 @@ def _sides(counts: Mapping[int, int]) -> Histogram:
 
 
 def _tokens(counts: Mapping[int, int], length: int) -> Histogram:
-    """length: of the context, which is marked; captions of more than twice that are counted together."""
+    """length: of the context in tokens, which is marked. Captions longer than twice that share the last bin."""
     most = 2 * length // TOKEN_STEP
     _, last, bins = _within(counts, 0, most, (0, length // TOKEN_STEP + 1))
     bars = []
@@ -182,9 +182,10 @@ def _buckets(manifest: Manifest) -> Histogram:
 def _within(
     counts: Mapping[int, int], lowest: int, highest: int, shown: tuple[int, int]
 ) -> tuple[int, int, list[tuple[int, int]]]:
-    """First bin, last bin, and (bin, count) of each between them: those that are counted, and `shown` whatever counts.
+    """Returns the first bin, the last bin, and (bin, count) of every bin between them.
 
-    Nothing lies outside lowest to highest: what would is counted in the first or the last.
+    The range covers all counted bins and the bins of `shown`. Counts outside lowest to highest are added to the lowest
+    or the highest bin.
     """
     clamped = collections.Counter[int]()
     for bin_, count in counts.items():
@@ -194,5 +195,5 @@ def _within(
 
 
 def _step(count: int, steps: Sequence[int]) -> int:
-    """The smallest of `steps` that leaves MOST_TICKS of `count`."""
+    """The smallest of `steps` that leaves at most MOST_TICKS ticks of `count`."""
     return next((step for step in steps if count <= MOST_TICKS * step), steps[-1])

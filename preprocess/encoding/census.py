@@ -1,4 +1,4 @@
-"""What a source is like: counts over accepted samples of one unit."""
+"""Counts over the accepted samples of one unit, for the dataset card."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from PIL import Image
 
 from preprocess.source.sample import Prepared
 
-ASPECT_STEP = 0.25  # of log2(width / height)
-SIDE_STEP = 0.5  # of log2(shorter side)
-TOKEN_STEP = 4
+ASPECT_STEP = 0.25  # width of a bin of log2(width / height)
+SIDE_STEP = 0.5  # width of a bin of log2(shorter side)
+TOKEN_STEP = 4  # tokens in a bin
 THUMBNAIL = 96  # pixels, longer side
-THUMBNAILS = 4  # of each input shard
+THUMBNAILS = 4  # per input shard
 
 
 @dataclass
 class Census:
-    """Histograms over accepted samples: bin number -> count; a bin begins at its number times its step (of aspects, its
-    middle is there).
+    """Histograms over accepted samples: bin number -> count. A bin begins at its number times its step; a bin of
+    aspects has its middle there.
 
-    aspects: of log2(width / height) of the originals. sides: of log2 of their shorter side in pixels. tokens: of the
-    captions' tokens, before truncation. sizes: samples by "WIDTHxHEIGHT" of their crop (of the first target).
+    aspects: log2(width / height) of the originals. sides: log2 of the shorter side of the originals in pixels.
+    tokens: tokens of the captions before truncation. sizes: samples by "WIDTHxHEIGHT" of their crop (first target).
     """
 
     aspects: collections.Counter[int] = field(default_factory=collections.Counter)

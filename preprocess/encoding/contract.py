@@ -1,4 +1,4 @@
-"""A cache's contract: everything that its bytes depend on besides its source."""
+"""The contract of a cache: everything besides the source that its bytes depend on."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from pipeline.data.format.contract import Contract, Member, TextFacts, canonical
 from pipeline.errors import ConfigError
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
-from preprocess.encoding.plan import without_folders
+from pipeline.storage.urls import without_folders
 from preprocess.source.image import RESIZE
 from preprocess.source.recipe import Target
 from preprocess.source.sample import LOWRES_FACTOR, MOST_BOXES
 
 PACKAGES = ("diffusers", "numpy", "open_clip_torch", "pillow", "torch")
-VARIES = -1  # a side that differs between records
+VARIES = -1  # stands for a side that differs between records
 
 
 def build_contract(
     config: EncodeConfig, target: Target, stage: FirstStage, text: TextTower, device: torch.device
 ) -> Contract:
-    """The contract of one dataset. Raises ConfigError when its sizes do not suit the autoencoder."""
+    """Builds the contract of one dataset. Raises ConfigError when a size is not a multiple of the autoencoder's
+    factor."""
     factor = stage.downsampling
     if target.resolution % factor:
         raise ConfigError(f"resolution={target.resolution} is not a multiple of the autoencoder's {factor}")
@@ -67,7 +68,7 @@ def build_contract(
 
 
 def members(config: EncodeConfig, target: Target, stage: FirstStage, text: TextTower) -> tuple[Member, ...]:
-    """The arrays of every record."""
+    """The arrays that every record holds."""
     channels = stage.latent_channels
     width, height = target.sizes[0] if len(target.sizes) == 1 else (VARIES, VARIES)
 
@@ -96,14 +97,14 @@ def members(config: EncodeConfig, target: Target, stage: FirstStage, text: TextT
 
 
 def portable(encoders: EncodersConfig) -> dict[str, Any]:
-    """The encoders' configuration without this machine's paths: of an absolute one, only the last part."""
+    """The encoders' configuration without paths of this machine: of an absolute path only the last part is kept."""
     fields = asdict(encoders)
     for name in ("vae", "text", "text_pretrained"):
         fields[name] = without_folders(fields[name])
-    del fields["weights"]  # the hashes say which they are, wherever they lie
+    del fields["weights"]  # the hashes identify the weights, wherever they are stored
     return fields
 
 
 def contract_digest(contract: Contract) -> str:
-    """Identity of a contract."""
+    """SHA-256 that identifies a contract."""
     return hashlib.sha256(canonical_json(asdict(contract))).hexdigest()

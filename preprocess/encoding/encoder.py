@@ -1,4 +1,4 @@
-"""Batches through the autoencoder and the text tower."""
+"""Runs batches through the autoencoder and the text tower."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.models.encoders.text import TextTower
 from preprocess.encoding.plan import Unit
 from preprocess.source.sample import Picture, Prepared, hole
 
-TEXT_STEP = 8  # captions of a batch that differ are encoded in multiples of this many, or of a smaller batch
+TEXT_STEP = 8  # the distinct captions of a batch are padded to a multiple of this many rows, or of a smaller batch
 
 
 @dataclass
 class Item:
-    """What becomes one record: a picture of a sample, of one target. row: number in its key."""
+    """One record to be: a sample's picture for one target. row: the row number in its key."""
 
     row: int
     sample: Prepared
@@ -32,7 +32,7 @@ class Item:
 
 @dataclass
 class Batch:
-    """Items of one unit, target and bucket. position: bytes of the unit's input shard read so far."""
+    """Items of one unit, target and bucket. position: bytes read so far of the unit's input shard."""
 
     unit: Unit
     target: int
@@ -48,11 +48,11 @@ class Batch:
 
 @dataclass
 class Encoded:
-    """A batch and what the encoders made of it: float16 moments (n, 2C, h, w), text states (n, L, D) unless only tokens
-    are stored, posterior means of the masked images (n, C, h, w) and masks (n, H, W) uint8 when they are wanted.
+    """A batch and the encoders' output for it: float16 moments (n, 2C, h, w); text states (n, L, D), None when only
+    tokens are stored; posterior means of the masked images (n, C, h, w) and masks (n, H, W) uint8, None without masks.
 
-    retried: whether the autoencoder had to be asked again in float32. eot: the id that ends a caption. seconds: of
-    autoencoder and text tower.
+    retried: whether the autoencoder had to run again in float32. eot: the id that ends a caption. seconds: spent in
+    the autoencoder and in the text tower.
     """
 
     batch: Batch
@@ -65,7 +65,7 @@ class Encoded:
     seconds: tuple[float, float]
 
     def records(self, text_storage: str) -> list[Record]:
-        """Its records. text_storage: full, trimmed or tokens. Raises NonFinite, naming the sample."""
+        """The records of the batch. text_storage: full, trimmed or tokens. Raises NonFinite, which names the sample."""
         records = []
         for i, (key, item) in enumerate(zip(self.batch.keys, self.batch.items, strict=True)):
             members = {"moments": self.moments[i]}
@@ -89,8 +89,8 @@ class Encoded:
 
 
 class Encoder:
-    """Both encoders. batch: rows of every autoencoder batch, to which fewer are padded. text_storage: full, trimmed or
-    tokens. masks: whether cond.mask and cond.masked are wanted."""
+    """Autoencoder and text tower. batch: rows of every autoencoder batch; smaller batches are padded. text_storage:
+    full, trimmed or tokens. masks: whether cond.mask and cond.masked are made."""
 
     def __init__(
         self, first_stage: FirstStage, text: TextTower, batch: int, *, text_storage: str = "full", masks: bool = False
@@ -99,7 +99,7 @@ class Encoder:
         self.text_storage, self.masks = text_storage, masks
 
     def encode(self, batch: Batch) -> Encoded:
-        """One batch of up to `batch` items."""
+        """Encodes one batch of up to `batch` items."""
         started = time.perf_counter()
         pixels = [item.picture.pixels for item in batch.items]
         images = self._images(pixels)
@@ -109,8 +109,8 @@ class Encoder:
         if self.masks:
             size = batch.items[0].picture.crop.size
             masks = np.stack([hole(key, size) for key in batch.keys])
-            masked, again = self._masked(images, masks)
-            retried |= again
+            masked, masked_retried = self._masked(images, masks)
+            retried |= masked_retried
         encoded = time.perf_counter()
         text = None
         if self.text_storage != "tokens":
@@ -119,7 +119,7 @@ class Encoder:
         return Encoded(batch, moments, text, masked, masks, retried, self.text.eot, seconds)
 
     def text_states(self, ids: list[list[int]]) -> np.ndarray:
-        """Rows of L ids -> (n, L, D) float16. Equal rows are encoded once."""
+        """n rows of L ids -> text states (n, L, D) float16. Equal rows are encoded once."""
         unique: dict[tuple[int, ...], int] = {}
         places = [unique.setdefault(tuple(row), len(unique)) for row in ids]
         rows = list(unique)
@@ -128,17 +128,17 @@ class Encoder:
         return states[places]
 
     def _images(self, pixels: list[np.ndarray]) -> Tensor:
-        """n crops (H, W, 3) uint8 -> (batch, 3, H, W) float32 in [-1, 1] on the device; grey beyond the n."""
+        """n crops (H, W, 3) uint8 -> (batch, 3, H, W) float32 in [-1, 1] on the device; the padding is black."""
         stacked = np.zeros((self.batch, *pixels[0].shape), dtype=np.uint8)
-        for i, one in enumerate(pixels):
-            stacked[i] = one
-        there = torch.from_numpy(stacked)
+        for i, crop in enumerate(pixels):
+            stacked[i] = crop
+        pixels_BHWC = torch.from_numpy(stacked)
         if self.first_stage.device.type == "cuda":
-            there = there.pin_memory()
-        return to_unit_range(there.to(self.first_stage.device, non_blocking=True))
+            pixels_BHWC = pixels_BHWC.pin_memory()
+        return to_unit_range(pixels_BHWC.to(self.first_stage.device, non_blocking=True))
 
     def _moments(self, images_BCHW: Tensor, count: int) -> tuple[np.ndarray, bool]:
-        """float16 moments of the first `count` images, and whether they had to be made in float32."""
+        """Returns float16 moments of the first `count` images, and whether they had to be computed in float32."""
         moments = self.first_stage.encode_moments(images_BCHW)[:count].half()
         retried = self.first_stage.dtype != torch.float32 and not bool(torch.isfinite(moments).all())
         if retried:
@@ -146,7 +146,8 @@ class Encoder:
         return moments.cpu().numpy(), retried
 
     def _masked(self, images_BCHW: Tensor, masks_NHW: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Posterior means of the images with mid grey where a mask is 1."""
+        """Returns posterior means of the images with mid grey where the mask is 1, and whether they were computed in
+        float32."""
         hidden = torch.zeros((len(images_BCHW), 1, *masks_NHW.shape[1:]), device=images_BCHW.device)
         hidden[: len(masks_NHW), 0] = torch.from_numpy(masks_NHW).to(hidden)
         moments, retried = self._moments(images_BCHW * (1 - hidden), len(masks_NHW))

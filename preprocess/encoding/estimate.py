@@ -1,4 +1,4 @@
-"""`latentmill encode dry_run=true`: what a whole source would take, from a few of its samples."""
+"""`latentmill encode dry_run=true`: estimates the size and time of a whole source from a few of its samples."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.tokenizer import Tokenizer
 from pipeline.storage.patterns import expand, sizes
+from pipeline.tracking.terminal import duration
 from preprocess.encoding.encoder import Batch, Encoder, Item
 from preprocess.encoding.plan import Unit
 from preprocess.source.decoders import prepare_all
@@ -26,15 +27,15 @@ from preprocess.source.recipe import Recipe, recipe_of
 from preprocess.source.sample import Prepared
 from preprocess.source.shard import SourceShard
 
-TRIED = 256  # samples of the first shards, at most
-SHARDS = 4
+TRIED = 256  # samples that are tried, at most
+SHARDS = 4  # input shards that they come from, at most
 TEXT = ("full", "trimmed", "tokens")
 
 
 @dataclass
 class Trial:
-    """A few samples, read and prepared. rejected: by reason. decode_s: seconds of one core. source_bytes: read for
-    them."""
+    """A few samples, read and prepared. rejected: counts by reason. decode_s: seconds of one core spent on preparing.
+    source_bytes: bytes of the source that were read for them."""
 
     samples: list[Prepared]
     rejected: collections.Counter[str]
@@ -49,10 +50,10 @@ class Trial:
 
 @dataclass
 class Estimate:
-    """What a source is thought to hold and to take.
+    """The estimated content and cost of a source.
 
-    samples, accepted: in all of it. record_bytes: of an accepted sample in the tars, by text storage. rate: images/s of
-    one process. tars: cached tars.
+    samples, accepted: samples of the whole source. record_bytes: bytes of an accepted sample in the tars, by text
+    storage. rate: images/s of one process. tars: number of cached tars.
     """
 
     config: EncodeConfig
@@ -74,8 +75,8 @@ class Estimate:
 
     @property
     def tars(self) -> int:
-        each = max(1, round(self.accepted / self.shards))
-        return sum(min(len(target.sizes), each) for target in self.recipe.targets) * self.shards
+        samples_per_shard = max(1, round(self.accepted / self.shards))
+        return sum(min(len(target.sizes), samples_per_shard) for target in self.recipe.targets) * self.shards
 
     def told(self) -> str:
         """A page of text."""
@@ -99,15 +100,15 @@ class Estimate:
                 "",
                 f"about {self.accepted * variants * datasets:,.0f} records in {self.tars:,} tars; with indexes and "
                 f"reports {objects:,} objects",
-                f"about {self.rate:,.1f} images/s a process here: {_duration(seconds / self.processes)} with "
-                f"{self.processes}, {_duration(seconds)} of process time",
+                f"about {self.rate:,.1f} images/s a process here: {duration(seconds / self.processes)} with "
+                f"{self.processes}, {duration(seconds)} of process time",
                 "nothing was written",
             ]
         )
 
 
 def estimate(config: EncodeConfig) -> str:
-    """A page of text. Raises SourceError when none of the samples that were tried is usable."""
+    """The estimate as text. Raises SourceError when none of the tried samples is usable."""
     inputs = expand(config.source)
     recipe, place = recipe_of(config), worker_place()
     device = pick_device(config.device, place.local_rank)
@@ -128,7 +129,7 @@ def estimate(config: EncodeConfig) -> str:
     encoder = Encoder(stage, text, config.batch, text_storage=config.text_storage, masks=masks)
     encode_s, decode_s = seconds_per_image(encoder, units[0], trial) * recipe.variants, trial.decode_s / trial.read
     workers = config.workers or max(1, cores() // here)
-    if device.type == "cpu":  # decoding takes from the cores that encode
+    if device.type == "cpu":  # decoding and encoding share the cores
         rate = 1 / (encode_s + decode_s / threads)
     else:
         rate = min(workers / decode_s, 1 / encode_s)
@@ -137,54 +138,54 @@ def estimate(config: EncodeConfig) -> str:
 
 
 def try_samples(units: list[Unit], recipe: Recipe, tokenizer: Tokenizer) -> Trial:
-    """The first samples of each unit, TRIED in all at most."""
+    """Prepares the first samples of each unit, at most TRIED in total."""
     trial = Trial([], collections.Counter(), 0.0, 0)
     for unit in units:
         with SourceShard(unit.storage, unit.key, recipe.limits) as shard:
-            raw = list(itertools.islice(shard.samples(), TRIED // len(units)))
+            samples = list(itertools.islice(shard.samples(), TRIED // len(units)))
             trial.source_bytes += shard.position
-        found, seconds = prepare_all(raw, recipe, tokenizer)
+        results, seconds = prepare_all(samples, recipe, tokenizer)
         trial.decode_s += seconds
-        for one in found:
-            if isinstance(one, str):
-                trial.rejected[one] += 1
+        for result in results:
+            if isinstance(result, str):
+                trial.rejected[result] += 1
             else:
-                trial.samples.append(one)
+                trial.samples.append(result)
     return trial
 
 
 def items(unit: Unit, trial: Trial, target: int) -> dict[int, list[Item]]:
     """The samples as items of one target, by bucket."""
-    found = collections.defaultdict(list)
+    items_by_bucket = collections.defaultdict(list)
     for row, sample in enumerate(trial.samples):
         picture = sample.pictures[target]
-        found[picture.bucket].append(Item(row, sample, target, picture))
-    return found
+        items_by_bucket[picture.bucket].append(Item(row, sample, target, picture))
+    return items_by_bucket
 
 
 def record_bytes(encoder: Encoder, unit: Unit, trial: Trial) -> float:
-    """Mean bytes in the tars of one sample, over all targets."""
+    """Mean bytes of one sample in the tars, summed over all targets."""
     states = encoder.text_states([trial.samples[0].ids])
     total = 0
     for target in range(len(trial.samples[0].pictures)):
-        for bucket, some in items(unit, trial, target).items():
-            made = encoder.encode(Batch(unit, target, bucket, some[:1], 0))
-            for item in some:
+        for bucket, bucket_items in items(unit, trial, target).items():
+            encoded = encoder.encode(Batch(unit, target, bucket, bucket_items[:1], 0))
+            for item in bucket_items:
                 batch = Batch(unit, target, bucket, [item], 0)
-                text = None if made.text is None else states
-                record = replace(made, batch=batch, text=text).records(encoder.text_storage)[0]
+                text = None if encoded.text is None else states
+                record = replace(encoded, batch=batch, text=text).records(encoder.text_storage)[0]
                 total += sum(BLOCK + len(data) + -len(data) % BLOCK for _, data in pack(record))
     return total / len(trial.samples)
 
 
 def seconds_per_image(encoder: Encoder, unit: Unit, trial: Trial) -> float:
-    """Seconds that both encoders take for one sample, over all targets, in full batches."""
+    """Seconds that both encoders take for one sample in full batches, summed over all targets."""
     seconds = 0.0
     for target in range(len(trial.samples[0].pictures)):
-        bucket, some = max(items(unit, trial, target).items(), key=lambda place: len(place[1]))
-        full = list(itertools.islice(itertools.cycle(some), encoder.batch))
-        batch = Batch(unit, target, bucket, full, 0)
-        encoder.encode(batch)  # the first also warms up
+        bucket, bucket_items = max(items(unit, trial, target).items(), key=lambda place: len(place[1]))
+        batch_items = list(itertools.islice(itertools.cycle(bucket_items), encoder.batch))
+        batch = Batch(unit, target, bucket, batch_items, 0)
+        encoder.encode(batch)  # warms up
         started = time.perf_counter()
         encoder.encode(batch)
         seconds += (time.perf_counter() - started) / encoder.batch
@@ -197,9 +198,3 @@ def _bytes(count: float) -> str:
             return f"{count:,.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -1,4 +1,5 @@
-"""From units to a dataset: which are done, what they hold, which records are repeated, and the manifest, last."""
+"""Turns finished units into a dataset: finds which units are done and which records are repeated, then writes the
+manifest."""
 
 from __future__ import annotations
 
@@ -23,26 +24,26 @@ from preprocess.encoding.writer import Moments
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import DIGEST_BYTES, FILTERED
 
-READERS = 32  # small objects read at a time
+READERS = 32  # small objects that are read at a time
 
 
 @dataclass(frozen=True)
 class Report:
-    """A unit's report. sha256: of its bytes."""
+    """The report of a unit. sha256: of its bytes."""
 
     facts: dict[str, Any]
     sha256: str
 
 
 def read_reports(storage: Storage, numbers: Iterable[int]) -> list[Report]:
-    """Reports of units that are done. Raises NotFound, and DestinationExists for one that this version did not
-    write."""
+    """Reads the reports of units that are done. Raises NotFound when one is missing, and DestinationExists for one that
+    this version did not write."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(lambda number: read_report(storage, number), numbers))
 
 
 def read_report(storage: Storage, number: int) -> Report:
-    """One unit's report. Raises as read_reports."""
+    """Reads the report of one unit. Raises like read_reports."""
     data = storage.get(report_key(number))
     try:
         facts = json.loads(data)
@@ -56,15 +57,15 @@ def read_report(storage: Storage, number: int) -> Report:
 
 
 def survey(destination: Destination, units: list[Unit]) -> set[int]:
-    """Numbers of the units that are done in one dataset: reported, with all that the report names there.
+    """Numbers of the units that are done in one dataset: those with a report, and with all files that the report names.
 
-    The report of a unit whose tar or index is gone is removed, so that the unit is made again. Shards are compared by
-    size here; `latentmill verify` compares hashes. Raises DestinationExists for a unit made from another shard or under
-    another contract.
+    Deletes the report of a unit whose tar or index is gone, so that the unit is encoded again. Compares the sizes of
+    tars; `latentmill verify` compares hashes. Raises DestinationExists for a unit that was made from another input
+    shard or under another contract.
     """
     storage = destination.storage
-    there = {info.key: info.size for info in storage.list("")}
-    reported = [unit for unit in units if unit.report_name in there]
+    listed_sizes = {info.key: info.size for info in storage.list("")}
+    reported = [unit for unit in units if unit.report_name in listed_sizes]
     done = set()
     for unit, report in zip(reported, read_reports(storage, (unit.number for unit in reported)), strict=True):
         facts = report.facts
@@ -73,9 +74,9 @@ def survey(destination: Destination, units: list[Unit]) -> set[int]:
                 f"{storage.locate(unit.report_name)} was made from another {unit.name} (of {facts['source']['bytes']} "
                 f"bytes, now {unit.bytes}) or another contract: choose another dest, or delete it and {MANIFEST}"
             )
-        wanted = {shard["name"]: shard["bytes"] for shard in facts["shards"]}
-        wanted |= {name.removesuffix(".tar") + ".index.json": None for name in wanted}
-        if all(_is_there(storage, there, key, size) for key, size in wanted.items()):
+        expected_sizes = {shard["name"]: shard["bytes"] for shard in facts["shards"]}
+        expected_sizes |= {name.removesuffix(".tar") + ".index.json": None for name in expected_sizes}
+        if all(_is_there(storage, listed_sizes, key, size) for key, size in expected_sizes.items()):
             done.add(unit.number)
         else:
             storage.delete(unit.report_name)
@@ -83,23 +84,24 @@ def survey(destination: Destination, units: list[Unit]) -> set[int]:
 
 
 def _is_there(storage: Storage, listed: dict[str, int], key: str, size: int | None) -> bool:
-    """Whether an object is there, with this size; a listing that lacks it may be behind the times."""
-    found = listed.get(key)
-    if found is None:
+    """Whether an object exists with this size (None: any size). Looks again for a key that is not listed, as the
+    listing may be out of date."""
+    actual_size = listed.get(key)
+    if actual_size is None:
         try:
-            found = storage.stat(key).size
+            actual_size = storage.stat(key).size
         except NotFound:
             return False
-    return size is None or found == size
+    return size is None or actual_size == size
 
 
 def missing_units(storage: Storage, plan: Plan) -> list[int]:
     """Numbers of the units without a report."""
-    there = {info.key for info in storage.list("units/")}
+    listed_keys = {info.key for info in storage.list("units/")}
     return [
         number
         for number in range(len(plan.names))
-        if report_key(number) not in there and not storage.exists(report_key(number))
+        if report_key(number) not in listed_keys and not storage.exists(report_key(number))
     ]
 
 
@@ -108,10 +110,10 @@ def missing_units(storage: Storage, plan: Plan) -> list[int]:
 
 
 def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manifest, list[Report], bool]:
-    """Reconciles all units of the plan and writes the manifest.
+    """Merges all units of the plan and writes the manifest.
 
-    Returns it, the reports, and whether this call wrote it. Raises SourceError when too much was rejected, and NotFound
-    when a unit is not done.
+    Returns the manifest, the reports, and whether this call wrote the manifest. Raises SourceError when too many
+    samples were rejected, and NotFound when a unit is not done.
     """
     reports = read_reports(storage, range(len(plan.names)))
     moments, units, shards = Moments(), list[UnitEntry](), list[ShardEntry]()
@@ -152,7 +154,7 @@ def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manife
 
 
 def refuse_rejects(units: list[UnitEntry], max_rejects: float, source: str) -> None:
-    """Raises SourceError when nothing is left, or more samples are defective than max_rejects allows."""
+    """Raises SourceError when no sample was accepted, or when more are defective than max_rejects allows."""
     read, accepted = sum(unit.read for unit in units), sum(unit.accepted for unit in units)
     total: dict[str, int] = {}
     for unit in units:
@@ -170,10 +172,11 @@ def refuse_rejects(units: list[UnitEntry], max_rejects: float, source: str) -> N
 
 
 def find_repeated(storage: Storage, plan: Plan, reports: list[Report]) -> np.ndarray:
-    """(N, 2) int32, sorted: shard number and row of each record whose sample stands in an earlier unit already.
+    """Finds records whose sample occurs in an earlier unit already. Returns their shard numbers and rows, (N, 2) int32,
+    sorted.
 
-    Of equal samples the one in the unit of the lowest number stays, whatever the order in which units were encoded.
-    Takes about 50 bytes of memory a sample.
+    Of equal samples the one in the unit with the lowest number is kept, in whatever order the units were encoded.
+    Takes about 50 bytes of memory per sample.
     """
     variants = recipe_of_contract(plan.contract).variants
     digests, places, shard = list[np.ndarray](), list[np.ndarray](), 0
@@ -190,42 +193,42 @@ def find_repeated(storage: Storage, plan: Plan, reports: list[Report]) -> np.nda
     if not digests:
         return np.empty((0, 2), dtype=np.int32)
     keys = np.ascontiguousarray(np.concatenate(digests)).view(f"V{DIGEST_BYTES}").reshape(-1)
-    _, first = np.unique(keys, return_index=True)
+    _, first_indices = np.unique(keys, return_index=True)
     repeated = np.ones(len(keys), dtype=bool)
-    repeated[first] = False
-    found = np.concatenate(places)[repeated]
-    rows = found[:, None, 1] * variants + np.arange(variants)
-    pairs = np.stack([np.broadcast_to(found[:, :1], rows.shape), rows], axis=-1).reshape(-1, 2)
+    repeated[first_indices] = False
+    repeated_places = np.concatenate(places)[repeated]
+    rows = repeated_places[:, None, 1] * variants + np.arange(variants)
+    pairs = np.stack([np.broadcast_to(repeated_places[:, :1], rows.shape), rows], axis=-1).reshape(-1, 2)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].astype(np.int32)
 
 
 def _places(table: np.ndarray, shards: list[dict[str, Any]], plan: Plan, first_shard: int) -> np.ndarray:
-    """(N, 2): shard number of each sample of a unit, and how many samples stand before it there."""
+    """(N, 2) int64: shard number of each sample of a unit, and the number of samples before it in that shard."""
     buckets = np.ascontiguousarray(table[:, DIGEST_BYTES:]).view("<u2").reshape(-1)
     numbers = {plan.contract.buckets.index(tuple(shard["size"])): i for i, shard in enumerate(shards)}
     places = np.empty((len(buckets), 2), dtype=np.int64)
     for bucket, i in numbers.items():
-        here = buckets == bucket
-        places[here, 0], places[here, 1] = first_shard + i, np.arange(here.sum())
+        in_bucket = buckets == bucket
+        places[in_bucket, 0], places[in_bucket, 1] = first_shard + i, np.arange(in_bucket.sum())
     return places
 
 
 def tidy(storage: Storage, seconds: float) -> None:
-    """Removes what workers that died have left: claims, and files that nobody has written to for `seconds`."""
+    """Removes what dead workers have left: claims, and temporary files that nobody has written to for `seconds`."""
     for info in storage.list(f"{CLAIMS}/"):
         storage.delete(info.key)
     storage.sweep(seconds)
 
 
 def summary(url: str, manifest: Manifest) -> str:
-    """What the verb ends with."""
+    """The last line that the verb prints."""
     read = sum(unit.read for unit in manifest.units)
     rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "none"
     repeated = f", {manifest.excluded:,} repeated in other shards" if manifest.excluded else ""
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
-    later = f", version {manifest.version}" if manifest.version > 1 else ""
+    version = f", version {manifest.version}" if manifest.version > 1 else ""
     return (
         f"encode: {url} is complete: {manifest.samples:,} records of {read:,} samples read (rejected: "
         f"{rejects}{repeated}) in "
-        f"{len(manifest.shards)} shards, {size:,.1f} MB, dataset {manifest.digest[:12]}{later}"
+        f"{len(manifest.shards)} shards, {size:,.1f} MB, dataset {manifest.digest[:12]}{version}"
     )

@@ -1,6 +1,6 @@
-"""What a unit becomes: tars and indexes per dataset and bucket, and the report that makes it done.
+"""The published files of a unit: tars and indexes per dataset and bucket, and the report that marks the unit as done.
 
-A unit's tars grow in files of their own, are published when the unit is complete, and the report comes last.
+The tars of a unit grow in temporary files. They are published when the unit is complete, and the report comes last.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REPORT_FORMAT = 1
 
 @dataclass(frozen=True)
 class Destination:
-    """One dataset that is being made. digest: identity of its contract."""
+    """One dataset that is being made. digest: SHA-256 of its contract."""
 
     storage: Storage
     contract: Contract
@@ -40,9 +40,9 @@ class Destination:
 
 @dataclass
 class UnitFacts:
-    """All of an input shard has been read and handed over: what is to be said of it.
+    """What the report says of an input shard that has been read completely.
 
-    censuses, thumbnails: per dataset. digests: what duplicates share, of each accepted sample, b"" each when they are
+    censuses, thumbnails: per dataset. digests: of each accepted sample, equal for duplicates; b"" when duplicates are
     kept. buckets: per dataset, the bucket of each accepted sample.
     """
 
@@ -58,7 +58,8 @@ class UnitFacts:
     buckets: list[list[int]] = field(default_factory=list)
 
     def hashes(self, dataset: int) -> bytes | None:
-        """uint8 (N, 18) .npy: each accepted sample's digest and bucket number (little-endian); None without digests."""
+        """Bytes of an .npy (N, 18) uint8: digest and bucket number (little-endian) of each accepted sample. None
+        without digests."""
         if not any(self.digests):
             return None
         digests = np.frombuffer(b"".join(self.digests), dtype=np.uint8).reshape(self.accepted, -1)
@@ -67,7 +68,7 @@ class UnitFacts:
 
 
 class _Tar:
-    """One tar that grows in a file."""
+    """One tar that grows in a temporary file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +77,7 @@ class _Tar:
 
 
 class UnitOutput:
-    """The tars of one unit, in the writer's thread: `add` batches, then `publish`, or `discard`."""
+    """The tars of one unit, used in the writer's thread: `add` batches, then `publish` or `discard`."""
 
     def __init__(self, destinations: list[Destination]) -> None:
         self.destinations = destinations
@@ -86,7 +87,7 @@ class UnitOutput:
         self._retried = [0 for _ in destinations]
 
     def add(self, encoded: Encoded) -> None:
-        """Appends a batch. Raises NonFinite, StorageError."""
+        """Appends a batch. Raises NonFinite and StorageError."""
         batch = encoded.batch
         contract = self.destinations[batch.target].contract
         self._retried[batch.target] += encoded.retried
@@ -101,13 +102,13 @@ class UnitOutput:
                 self._moments[batch.target].add((mean - contract.shift) * contract.scale)
 
     def publish(self, facts: UnitFacts, variants: int) -> None:
-        """Puts the tars, then their indexes, then the report of each dataset. Raises StorageError."""
+        """Publishes each dataset's tars with their indexes, then its report. Raises StorageError."""
         assert facts.accepted + facts.rejected.total() == facts.read, "every sample read is accepted or rejected"
         for number, destination in enumerate(self.destinations):
             report = self._finish(number, destination, facts, variants)
             key, data = facts.unit.report_name, canonical_json(report)
             if destination.storage.exists(key) and destination.storage.get(key) == data:
-                continue  # another worker made the same
+                continue  # another worker has published the same unit
             for bucket, (shard, index) in self._shards(number).items():
                 destination.storage.put_file(shard["name"], self._tars[number, bucket].path)
                 destination.storage.put(shard["name"].removesuffix(".tar") + ".index.json", index)
@@ -118,28 +119,28 @@ class UnitOutput:
         self.discard()
 
     def discard(self) -> None:
-        """Removes what was not published."""
+        """Removes the tars that were not published."""
         for tar in self._tars.values():
             tar.file.close()
             tar.path.unlink(missing_ok=True)
 
     def _finish(self, number: int, destination: Destination, facts: UnitFacts, variants: int) -> dict[str, Any]:
-        """Ends the tars of one dataset; its report."""
+        """Ends the tars of one dataset and returns its report."""
         contract, unit = destination.contract, facts.unit
         members: collections.Counter[str] = collections.Counter()
         for (target, bucket), tar in sorted(self._tars.items()):
             if target != number:
                 continue
             with disk_errors():
-                said = tar.writer.finish()
+                facts_of_tar = tar.writer.finish()
                 tar.file.close()
-            index = canonical_json(said)
+            index = canonical_json(facts_of_tar)
             size = contract.buckets[bucket]
             shard = {
                 "name": unit.tar_name(size, len(contract.buckets)),
                 "size": size,
                 "index_sha256": hashlib.sha256(index).hexdigest(),
-                **{name: said[name] for name in ("samples", "bytes", "sha256")},
+                **{name: facts_of_tar[name] for name in ("samples", "bytes", "sha256")},
             }
             self._finished[number, bucket] = shard, index
             members += tar.writer.member_bytes
@@ -166,13 +167,15 @@ class UnitOutput:
         }
 
     def _shards(self, number: int) -> dict[int, tuple[dict[str, Any], bytes]]:
-        """What was said of each finished tar of a dataset, and its index, by bucket."""
-        return {bucket: said for (target, bucket), said in self._finished.items() if target == number}
+        """The report's entry and the index of each finished tar of a dataset, by bucket."""
+        return {
+            bucket: entry_and_index for (target, bucket), entry_and_index in self._finished.items() if target == number
+        }
 
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turns what a full or broken disk says into a StorageError that says what to do."""
+    """Turns the error of a full or broken disk into a StorageError that says what to do."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""A destination's plan: the contract and the input shards that it was begun with, and those that were appended later.
+"""The plan of a destination: its contract, the input shards that it was begun with, and those appended later.
 
-Written before anything is encoded, never changed: `contract.json` with the first shards, `plans/000002.json` and so on
-with each batch of shards that a finished dataset grows by. A unit is one input shard; its number is its place in all of
-the plan.
+The files of a plan are written before anything is encoded and never change: `contract.json` holds the first shards,
+`plans/000002.json` and so on each group of shards that was appended to the finished dataset. A unit is one input shard;
+its number is its position in the whole plan.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pipeline.data.format.manifest import Manifest
 from pipeline.errors import DestinationExists, NotFound, SourceError
 from pipeline.storage.base import Storage
 from pipeline.storage.patterns import expand
+from pipeline.storage.urls import without_folders
 
 PLAN = "contract.json"
 PARTS = "plans"
@@ -24,7 +25,7 @@ PARTS = "plans"
 
 @dataclass(frozen=True)
 class Unit:
-    """One input shard, and where it is read. name: as the plan knows it. bytes: its size now."""
+    """One input shard and the place it is read from. name: its name in the plan. bytes: its current size."""
 
     number: int
     storage: Storage
@@ -34,27 +35,27 @@ class Unit:
 
     @property
     def report_name(self) -> str:
-        """What is written last, when the unit is done."""
+        """Key of its report, which is written last."""
         return report_key(self.number)
 
     @property
     def hashes_name(self) -> str:
-        """What its samples' duplicates are found by, when duplicates are filtered."""
+        """Key of the digests by which duplicates of its samples are found, when duplicates are filtered."""
         return f"units/{self.number:06d}.hashes.npy"
 
     def tar_name(self, size: tuple[int, int], buckets: int) -> str:
-        """Its cached tar of crops of `size`."""
+        """Key of its cached tar of crops of `size` (width, height)."""
         return f"{self.number:06d}.tar" if buckets == 1 else f"{self.number:06d}-{size[0]}x{size[1]}.tar"
 
 
 def report_key(number: int) -> str:
-    """Key of a unit's report."""
+    """Key of the report of a unit."""
     return f"units/{number:06d}.json"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Input shards that came together. source: the pattern, without a machine's folders."""
+    """Input shards that were planned together. source: their pattern, without the folders of a machine."""
 
     source: str
     names: tuple[str, ...]
@@ -62,7 +63,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a destination will be."""
+    """The contract and all input shards of a destination."""
 
     contract: Contract
     parts: tuple[Part, ...]
@@ -74,7 +75,7 @@ class Plan:
 
 
 def read_plan(storage: Storage) -> Plan | None:
-    """The plan of this destination, or None when it is fresh. Raises DestinationExists when it cannot be read."""
+    """The plan of a destination, or None when it has none yet. Raises DestinationExists when it cannot be read."""
     try:
         first = json.loads(storage.get(PLAN))
         contract = contract_from_json(first["contract"])
@@ -88,9 +89,10 @@ def read_plan(storage: Storage) -> Plan | None:
 
 
 def agree(storage: Storage, contract: Contract, source: str, names: Sequence[str], finished: bool) -> Plan:
-    """Begins the destination with this plan, extends a finished one, or checks that this is what it was begun with.
+    """Begins a destination with this plan, extends the plan of a finished one, or checks that it was begun with this
+    plan.
 
-    finished: whether the manifest holds all of the plan. Raises DestinationExists.
+    finished: whether the manifest holds all parts of the plan. Raises DestinationExists when the plans differ.
     """
     part = Part(without_folders(source), tuple(names))
     plan = read_plan(storage)
@@ -130,7 +132,7 @@ def _other_source(storage: Storage, plan: Plan, source: str, names: Sequence[str
 
 
 def name_units(urls: Sequence[str]) -> list[str]:
-    """Names for input shards: file names, with as many folders before them as make all of them different.
+    """Names for input shards: file names, preceded by as many folders as make all of them different.
 
     Raises SourceError when one is given twice.
     """
@@ -144,10 +146,11 @@ def name_units(urls: Sequence[str]) -> list[str]:
 
 
 def find_inputs(manifest: Manifest, source: str, dataset: str) -> dict[int, tuple[Storage, str]]:
-    """Where the input shards of a dataset are, by unit number. source: their pattern, "" for the manifest's own.
+    """Finds the input shards of a dataset: their storage and key by unit number. source: their pattern, "" for the one
+    in the manifest.
 
-    Raises SourceError when they are not there, or not those of the manifest, and for a dataset that `latentmill index`
-    made, whose images are unknown.
+    Raises SourceError when shards are missing or differ from those of the manifest, and for a dataset that `latentmill
+    index` made, whose images are unknown.
     """
     if manifest.adopted:
         raise SourceError(f"{dataset} was indexed from latents that were there: nothing says which images they are of")
@@ -160,8 +163,3 @@ def find_inputs(manifest: Manifest, source: str, dataset: str) -> dict[int, tupl
             f"{len(names)} shards {names[0]} to {names[-1]}"
         )
     return {number: places[name] for number, name in enumerate(names)}
-
-
-def without_folders(path: str) -> str:
-    """An absolute local path's last part; anything else as it is."""
-    return path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path

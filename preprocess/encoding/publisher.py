@@ -1,4 +1,4 @@
-"""Encoded batches to published units, in threads of their own: one writes, others upload what is complete."""
+"""Turns encoded batches into published units: one thread writes tars, others upload complete units."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from preprocess.encoding.output import Destination, UnitFacts, UnitOutput
 from preprocess.encoding.plan import Unit
 from preprocess.encoding.tally import UPLOADS, Tally
 
-QUEUED = 3  # encoded batches that wait for the writer, at most
+QUEUED = 3  # encoded batches that may wait for the writer
 
 
 class Publisher:
-    """`with Publisher(...) as publisher`: `add` a unit's batches in order, then `end` or `drop` it; `finish` at last.
+    """`with Publisher(...) as publisher`: `add` the batches of a unit in order, then `end` or `drop` the unit; call
+    `finish` last.
 
-    variants: records per sample. done: called with each unit when all of it is published. What goes wrong in a thread
-    is raised by a later call. Leaving publishes what has ended before, and removes what has not.
+    variants: records per sample. done: called with each unit once it is fully published. An error in a thread is raised
+    by a later call. Leaving the block publishes the units that have ended and removes the files of the others.
     """
 
     def __init__(
@@ -34,25 +35,25 @@ class Publisher:
         self._output = UnitOutput(destinations)
 
     def add(self, encoded: Encoded) -> None:
-        """A batch of the current unit. May wait for the writer."""
+        """Queues a batch of the current unit. May wait for the writer."""
         self._writes.append(self._writer.submit(self._write, self._output, encoded))
         drain(self._writes, QUEUED)
 
     def end(self, facts: UnitFacts) -> None:
-        """The current unit is complete. May wait for earlier ones to be uploaded."""
+        """Ends the current unit, whose batches are complete. May wait for uploads of earlier units."""
         drain(self._writes)
         self._uploads.append(self._uploader.submit(self._upload, self._output, facts))
         self._output = UnitOutput(self._destinations)
         drain(self._uploads, UPLOADS)
 
     def drop(self) -> None:
-        """Nothing of the current unit is wanted."""
+        """Discards the current unit."""
         drain(self._writes)
         self._output.discard()
         self._output = UnitOutput(self._destinations)
 
     def finish(self) -> None:
-        """Waits until everything that has ended is published."""
+        """Waits until every unit that has ended is published."""
         drain(self._uploads)
 
     def __enter__(self) -> Publisher:
@@ -62,7 +63,7 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and isinstance(error, Exception):
-            with suppress(Exception):  # what came first is said
+            with suppress(Exception):  # the first error is the one that is raised
                 drain(self._uploads)
         self._writer.shutdown(cancel_futures=True)
         self._uploader.shutdown(cancel_futures=True)
@@ -82,6 +83,6 @@ class Publisher:
 
 
 def drain(futures: collections.deque[Future[None]], most: int = 0) -> None:
-    """Waits until at most `most` are left; raises what one raised."""
+    """Waits until at most `most` futures are left. Raises what one of them raised."""
     while len(futures) > most:
         futures.popleft().result()

@@ -1,9 +1,9 @@
-"""Units of work through the encoders; reading, decoding, encoding, writing and uploading go on side by side.
+"""Runs units of work through the encoders. Reading, decoding, encoding, writing and uploading run concurrently.
 
     reader thread -> decoding workers -> (batches) -> the calling thread: autoencoder, text -> publisher's threads
 
-Batches never cross units, and the last of each dataset and bucket is padded to the full size, so a unit's bytes do not
-depend on what was encoded before it.
+A batch holds samples of one unit only, and the last batch of each dataset and bucket is padded to the full size, so the
+bytes of a unit do not depend on what was encoded before it.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from preprocess.source.recipe import Recipe
 from preprocess.source.sample import FILTERED, Prepared
 from preprocess.source.shard import SourceShard
 
-QUEUED = 3  # batches kept ready for the encoders
+QUEUED = 3  # batches that are read ahead of the encoders
 
 
 @dataclass
 class _Finished:
-    """A unit whose last batch has been handed over."""
+    """Marks the end of a unit, after its last batch."""
 
     facts: UnitFacts
 
 
 @dataclass
 class _Damaged:
-    """A unit that turned out to be damaged before its end."""
+    """Marks a unit whose input shard is damaged."""
 
     error: ShardCorrupt
     bytes: int
 
 
 class Stage:
-    """Encodes units, in the order in which they are given.
+    """Encodes units in the order in which `run` is given them.
 
-    max_rejects: share of defective samples beyond which it stops before everything has been read; total_bytes: of the
-    input shards that it will read, as far as that is known.
+    max_rejects: share of defective samples beyond which it stops before everything has been read. total_bytes: size of
+    the input shards that it will read, as far as that is known. label: of the progress bar; "" shows none.
     """
 
     def __init__(
@@ -74,15 +74,14 @@ class Stage:
         done: Callable[[Unit], None] = lambda unit: None,
         stop: Callable[[], None] = lambda: None,
     ) -> str:
-        """Encodes what `next_unit` gives, until it gives None; calls `done` with each unit that is published.
+        """Encodes the units that `next_unit` returns, until it returns None. Calls `done` with each published unit.
 
-        stop: called when it ends for another reason, so that `next_unit` returns if it waits. Returns a line that says
-        where the time went. A damaged input shard leaves nothing, and is raised as ShardCorrupt when all others are
-        done. Raises at once what else goes wrong in any thread; units that were finished stay, and nothing is left of
-        the others.
+        stop: called at the end, so that a waiting `next_unit` returns. Returns a line about the time that each stage
+        took. Nothing of a damaged input shard is published; ShardCorrupt is raised for it once all other units are
+        done. Any other error in any thread is raised at once: finished units stay, and nothing of the others is left.
         """
         self.tally = Tally()
-        feed, before = self._feed(next_unit), 0
+        feed, bytes_before = self._feed(next_unit), 0
         damaged: list[ShardCorrupt] = []
         with (
             ThreadPoolExecutor(1, "latentmill-read") as reader,
@@ -97,7 +96,7 @@ class Stage:
                     if item is None:
                         break
                     ready.append(reader.submit(next, feed, None))
-                    position = before
+                    position = bytes_before
                     if isinstance(item, Batch):
                         publisher.add(self._encode(item))
                         position += item.position
@@ -110,9 +109,9 @@ class Stage:
                         publisher.end(item.facts)
                         self._count(item.facts)
                         self._refuse_early()
-                    before = self.tally.bytes
+                    bytes_before = self.tally.bytes
                     progress.update(
-                        max(position, before) // 1_000_000 - progress.done,
+                        max(position, bytes_before) // 1_000_000 - progress.done,
                         images_s=f"{self.tally.rate:.0f}",
                         rejects=self.tally.rejected.total(),
                     )
@@ -142,12 +141,12 @@ class Stage:
         tally.bytes += facts.shard.bytes
 
     def _refuse_early(self) -> None:
-        """Raises SourceError once the defects found exceed what all of the source may hold."""
+        """Raises SourceError once there are more defects than the whole source is allowed to have."""
         tally = self.tally
         if tally.bytes >= self.total_bytes:
-            return  # everything has been read: the manifest's own check says it better
-        whole = tally.read * max(1.0, self.total_bytes / max(tally.bytes, 1))  # samples, estimated
-        if tally.defects > self.max_rejects * whole:
+            return  # everything has been read: the check of finalize gives the exact numbers
+        expected_samples = tally.read * max(1.0, self.total_bytes / max(tally.bytes, 1))  # samples, estimated
+        if tally.defects > self.max_rejects * expected_samples:
             reasons = ", ".join(f"{count} {reason}" for reason, count in tally.rejected.most_common())
             raise SourceError(
                 f"{tally.defects} of the first {tally.read} samples were rejected ({reasons}): that is already more "
@@ -155,10 +154,10 @@ class Stage:
                 "higher max_rejects to accept that"
             )
 
-    # The reader's thread ---------------------------------------------------------------------------------------------
+    # The reader thread -----------------------------------------------------------------------------------------------
 
     def _feed(self, next_unit: Callable[[], Unit | None]) -> Generator[Batch | _Finished | _Damaged]:
-        """Batches of decoded samples, and a _Finished after each unit."""
+        """Yields batches of decoded samples, and _Finished or _Damaged at the end of each unit."""
         while (unit := next_unit()) is not None:
             try:
                 yield from self._unit(unit)
@@ -197,7 +196,7 @@ class Stage:
             yield _Finished(facts)
 
     def _accept(self, sample: Prepared, facts: UnitFacts) -> Iterator[Item]:
-        """The records that a sample becomes; counts it."""
+        """Counts an accepted sample and yields the items of its records."""
         first = facts.accepted * self.recipe.variants
         facts.accepted += 1
         facts.truncated += sample.tokens > len(sample.ids)
@@ -212,7 +211,7 @@ class Stage:
                 yield Item(first + 1, sample, target, picture.flipped(), flipped=True)
 
     def _decoded(self, shard: SourceShard) -> Iterator[Prepared | str]:
-        """Each sample of the shard in order: ready for the encoders, or the reason of its rejection."""
+        """Yields, for each sample of the shard in order, the prepared sample or the reason of its rejection."""
         pending: collections.deque[Future[Prepares]] = collections.deque()
         samples = shard.samples()
         more = True

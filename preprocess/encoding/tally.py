@@ -1,4 +1,4 @@
-"""Where a stage's time went, and what became of its samples."""
+"""Time spent in each stage of the work, and counts of samples."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from preprocess.source.sample import FILTERED
 
-UPLOADS = 2  # finished units that are uploaded while others are encoded
+UPLOADS = 2  # finished units that are uploaded at a time while others are encoded
 STAGES = ("read", "decode", "wait", "autoencoder", "text", "write", "upload")
 
 
 @dataclass
 class Tally:
-    """Seconds of work by stage (of all threads together) and counts. images: encoded, of all resolutions and flips."""
+    """Seconds of work by stage (sum over all threads) and counts. images: encoded, over all resolutions and flips."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -28,7 +28,7 @@ class Tally:
 
     @property
     def defects(self) -> int:
-        """Rejects that no filter asked for."""
+        """Rejects that are defects, not the choice of a filter."""
         return sum(count for reason, count in self.rejected.items() if not reason.startswith(FILTERED))
 
     @property
@@ -43,7 +43,7 @@ class Tally:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time inside to a stage."""
+        """Adds the time spent inside to a stage."""
         started = time.perf_counter()
         try:
             yield
@@ -51,7 +51,7 @@ class Tally:
             self.seconds[stage] += time.perf_counter() - started
 
     def told(self, workers: int) -> str:
-        """A line for people: rate, rejects, and where the time went."""
+        """A line for people: rate, rejects, and the time spent in each stage."""
         parts = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())
         rejects = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items())) or "none"
         return (
@@ -60,7 +60,7 @@ class Tally:
         )
 
     def busiest(self, workers: int) -> str:
-        """The stage that the others wait for: each works beside the others."""
+        """The stage that the others wait for, as all stages run concurrently."""
         return max(
             ("read", self.seconds["read"]),
             ("decode", self.seconds["decode"] / workers),

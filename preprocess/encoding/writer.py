@@ -1,4 +1,4 @@
-"""Cached shards: bytes that depend on their records alone, and the index that makes them random-access and provable."""
+"""Writes cached shards, whose bytes depend on their records alone, and indexes for random access and verification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ INDEX_FORMAT = 2
 
 
 class Moments:
-    """Count, mean and squared deviations per channel, in float64; merged in one order they are the same everywhere."""
+    """Count, mean and sum of squared deviations per channel, in float64. Merging in a fixed order gives the same result
+    on every machine."""
 
     def __init__(self, count: int = 0, mean: Any = 0.0, m2: Any = 0.0) -> None:
         self.count = count
@@ -22,13 +23,13 @@ class Moments:
         self.m2 = np.asarray(m2, dtype=np.float64)
 
     def add(self, x_CHW: np.ndarray) -> None:
-        """Takes in one latent (C, h, w)."""
+        """Adds one latent (C, h, w)."""
         x = x_CHW.reshape(len(x_CHW), -1).astype(np.float64)
         mean = x.mean(axis=1)
         self.merge(Moments(x.shape[1], mean, ((x - mean[:, None]) ** 2).sum(axis=1)))
 
     def merge(self, other: Moments) -> None:
-        """Takes in another's figures (Chan et al. 1979)."""
+        """Adds the figures of another (Chan et al. 1979)."""
         if other.count == 0:
             return
         total = self.count + other.count
@@ -43,12 +44,12 @@ class Moments:
         return np.sqrt(self.m2 / max(self.count, 1))
 
     def to_json(self) -> dict[str, Any]:
-        """What the constructor takes."""
+        """The arguments of the constructor."""
         return {"count": self.count, "mean": np.atleast_1d(self.mean).tolist(), "m2": np.atleast_1d(self.m2).tolist()}
 
 
 class ShardWriter:
-    """Writes one cached tar to a file from its beginning. `add` records in order, then `finish`.
+    """Writes one cached tar to a file. `add` records in order, then `finish`.
 
     samples: records so far. member_bytes: payload bytes so far by member name ("json", "moments", ...).
     """
@@ -74,7 +75,7 @@ class ShardWriter:
         self._write(data)
 
     def finish(self) -> dict[str, Any]:
-        """Ends the tar. What its index says: samples, bytes, sha256, records [[offset, size, sha256], ...]."""
+        """Ends the tar. Returns its index: samples, bytes, sha256 and records [[offset, size, sha256], ...]."""
         self._write(END_OF_TAR)
         return {
             "format": INDEX_FORMAT,

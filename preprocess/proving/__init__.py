@@ -1,1 +1,1 @@
-"""Whether a cache is what its manifest says."""
+"""Checks that a cache is what its manifest says."""

@@ -1,4 +1,4 @@
-"""A cache beside its source: a few records taken back to the images and captions that they were made from."""
+"""Compares a few records of a cache with the images and captions that they were made from."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from preprocess.source.shard import SourceShard
 
 SHARDS_COMPARED = 8  # input shards that are read again, at most
 ENCODED_TOGETHER = 64
-STATE_TOLERANCE = 0.02  # of text states whose values are about 1; fp16 and other batches give 0.002
-LATENT_TOLERANCE = 0.05  # root mean square of scaled latents, whose values are about 1
+STATE_TOLERANCE = 0.02  # of text states, whose values are about 1; fp16 and other batch sizes cause 0.002
+LATENT_TOLERANCE = 0.05  # root mean square, of scaled latents, whose values are about 1
 
 
 @dataclass
 class Original:
-    """A record, and its source sample prepared anew. picture: flipped where the record's is."""
+    """A record and its source sample, prepared again. picture: flipped if the record is."""
 
     record: Record
     sample: Prepared
@@ -47,7 +47,7 @@ class Original:
 
 
 def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, findings: Findings) -> list[Pair]:
-    """Takes config.samples records back to their source; pairs of image and decoded latent, worst first."""
+    """Compares config.samples records with their source. Returns pairs of image and decoded latent, worst first."""
     try:
         inputs = find_inputs(manifest, config.source, config.dataset)
     except SourceError as error:
@@ -56,40 +56,48 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
         findings.add("source", f"not compared, for it is not here ({error}): give source=")
         return []
     first_stage, tower = load_encoders(manifest.contract, pick_device("auto"), config.encoders)
-    pairs, states, latents, problems = list[Pair](), 0.0, list[float](), list[str]()
+    pairs, worst_text, latents, problems = list[Pair](), 0.0, list[float](), list[str]()
     chosen = choose(manifest, config.samples)
     with Progress(sum(map(len, chosen.values())), "compare") as progress:
         for number, rows in chosen.items():
-            found = _originals(storage, manifest, number, inputs[manifest.shards[number].unit], rows, tower, problems)
-            while batch := list(itertools.islice(found, ENCODED_TOGETHER)):
-                states = max(states, text_difference(tower, batch, manifest.contract.text.storage))
+            originals = _originals(
+                storage, manifest, number, inputs[manifest.shards[number].unit], rows, tower, problems
+            )
+            while batch := list(itertools.islice(originals, ENCODED_TOGETHER)):
+                worst_text = max(worst_text, text_difference(tower, batch, manifest.contract.text.storage))
                 latents += latent_differences(first_stage, batch)
                 pairs += compare(first_stage, batch)
                 progress.update(len(batch))
     psnr = np.array([pair.psnr for pair in pairs] or [np.nan])
     findings.add("source", f"{len(chosen)} input shards read again: hashes, keys, captions and crops right", *problems)
-    wrong = f"text states differ by up to {states:.3g} from what the contract's text tower gives for their captions"
-    findings.add("text", f"encoded again within {states:.2g}", *([wrong] if states > STATE_TOLERANCE else []))
-    worst = max(latents, default=0.0)
-    wrong = f"latents differ by up to {worst:.3g} (rms) from what the contract's autoencoder gives for their images"
-    findings.add("moments", f"encoded again within {worst:.2g}", *([wrong] if worst > LATENT_TOLERANCE else []))
-    told = f"{len(pairs)} decoded: PSNR median {np.median(psnr):.1f} dB, worst {psnr.min():.1f} dB"
+    problem = (
+        f"text states differ by up to {worst_text:.3g} from what the contract's text tower gives for their captions"
+    )
+    findings.add("text", f"encoded again within {worst_text:.2g}", *([problem] if worst_text > STATE_TOLERANCE else []))
+    worst_latent = max(latents, default=0.0)
+    problem = (
+        f"latents differ by up to {worst_latent:.3g} (rms) from what the contract's autoencoder gives for their images"
+    )
+    findings.add(
+        "moments", f"encoded again within {worst_latent:.2g}", *([problem] if worst_latent > LATENT_TOLERANCE else [])
+    )
+    summary = f"{len(pairs)} decoded: PSNR median {np.median(psnr):.1f} dB, worst {psnr.min():.1f} dB"
     if not np.median(psnr) >= config.min_psnr:
-        findings.poor = f"{told}, below min_psnr={config.min_psnr:g}"
-    findings.add("pixels", findings.poor or told)
+        findings.poor = f"{summary}, below min_psnr={config.min_psnr:g}"
+    findings.add("pixels", findings.poor or summary)
     return sorted(pairs, key=lambda pair: pair.psnr)
 
 
 def choose(manifest: Manifest, count: int) -> dict[int, list[int]]:
-    """Shard number -> rows: about `count` records, evenly over at most SHARDS_COMPARED evenly spaced shards."""
+    """Chooses about `count` records, evenly over at most SHARDS_COMPARED evenly spaced shards: rows by shard number."""
     filled = [number for number, entry in enumerate(manifest.shards) if entry.samples]
     picked = [filled[i] for i in spread(len(filled), min(SHARDS_COMPARED, count))]
-    each = -(-count // max(len(picked), 1))
-    return {number: spread(manifest.shards[number].samples, each) for number in picked}
+    rows_per_shard = -(-count // max(len(picked), 1))
+    return {number: spread(manifest.shards[number].samples, rows_per_shard) for number in picked}
 
 
 def spread(length: int, count: int) -> list[int]:
-    """Up to `count` indices of a list, evenly, the first and last with them."""
+    """Up to `count` evenly spaced indices of a list of this length, including the first and the last."""
     return sorted(set(np.linspace(0, length - 1, min(length, count)).round().astype(int).tolist()))
 
 
@@ -97,24 +105,24 @@ def _originals(
     storage: Storage,
     manifest: Manifest,
     number: int,
-    place: tuple[Storage, str],
+    input_place: tuple[Storage, str],
     rows: list[int],
     tower: TextTower,
     problems: list[str],
 ) -> Iterator[Original]:
-    """Records of one shard beside their source samples; reads the input shard to its end."""
+    """Yields records of one shard with their source samples. Reads the input shard to its end."""
     entry, contract = manifest.shards[number], manifest.contract
     unit = manifest.units[entry.unit]
     shard = fetch_shard(storage, entry)
-    wanted: dict[str, list[Record]] = collections.defaultdict(list)
+    records_by_key: dict[str, list[Record]] = collections.defaultdict(list)
     for record in map(shard.record, rows):
-        wanted[record.meta["key"]].append(record)
+        records_by_key[record.meta["key"]].append(record)
     recipe = recipe_of_contract(contract)
-    with SourceShard(*place, recipe.limits) as source:
+    with SourceShard(*input_place, recipe.limits) as source:
         for sample in source.samples():
-            if sample.key not in wanted or sample.problem:
+            if sample.key not in records_by_key or sample.problem:
                 continue
-            records = wanted.pop(sample.key)
+            records = records_by_key.pop(sample.key)
             try:
                 prepared = prepare(sample, recipe, tower.ids)
             except RecordRejected as rejection:
@@ -129,52 +137,58 @@ def _originals(
                 picture = prepared.pictures[0]
                 yield Original(record, prepared, picture.flipped() if flipped else picture)
         if source.sha256 != unit.source_sha256:
-            problems.append(f"{place[0].locate(place[1])} is not the shard that was encoded: its SHA-256 differs")
-    if wanted:
-        problems.append(f"{unit.source} lacks {len(wanted)} samples that are cached, such as {next(iter(wanted))}")
+            problems.append(
+                f"{input_place[0].locate(input_place[1])} is not the shard that was encoded: its SHA-256 differs"
+            )
+    if records_by_key:
+        problems.append(
+            f"{unit.source} lacks {len(records_by_key)} samples that are cached, such as {next(iter(records_by_key))}"
+        )
 
 
 def text_difference(tower: TextTower, originals: list[Original], storage: str) -> float:
-    """Largest difference between cached text states and those of the source's captions; of tokens, infinite if any
-    differs."""
+    """Largest absolute difference between the cached text states and those of the source's captions. For stored tokens:
+    0, or infinite if any differs."""
     ids = [original.sample.ids for original in originals]
     if storage == "tokens":
-        same = all(one.record.members["tokens"].tolist() == row for one, row in zip(originals, ids, strict=True))
-        return 0.0 if same else float("inf")
+        all_equal = all(
+            original.record.members["tokens"].tolist() == row for original, row in zip(originals, ids, strict=True)
+        )
+        return 0.0 if all_equal else float("inf")
     states = tower.encode(torch.tensor(ids)).cpu().numpy()
     worst = 0.0
-    for fresh, one in zip(states, originals, strict=True):
-        cached = one.record.members["text"].astype(np.float32)
-        if len(cached) != (len(fresh) if storage == "full" else one.sample.ids.index(tower.eot) + 1):
+    for fresh, original in zip(states, originals, strict=True):
+        cached = original.record.members["text"].astype(np.float32)
+        if len(cached) != (len(fresh) if storage == "full" else original.sample.ids.index(tower.eot) + 1):
             return float("inf")
         worst = max(worst, float(np.abs(fresh[: len(cached)] - cached).max()))
     return worst
 
 
 def latent_differences(stage: FirstStage, originals: list[Original]) -> list[float]:
-    """Root mean square difference of each cached posterior mean from that of the source's pixels, both scaled."""
-    found = []
-    for some in by_size(originals):
-        pixels = torch.from_numpy(np.stack([one.picture.pixels for one in some]))
+    """Root mean square difference between each cached posterior mean and that of the source's pixels, both scaled."""
+    differences = []
+    for group in by_size(originals):
+        pixels = torch.from_numpy(np.stack([original.picture.pixels for original in group]))
         fresh = sample_posterior(stage.encode_moments(to_unit_range(pixels)).cpu(), None, stage.scale, stage.shift)
-        found += (fresh - cached_latents(stage, some)).square().mean(dim=(1, 2, 3)).sqrt().tolist()
-    return found
+        differences += (fresh - cached_latents(stage, group)).square().mean(dim=(1, 2, 3)).sqrt().tolist()
+    return differences
 
 
 def compare(stage: FirstStage, originals: list[Original]) -> list[Pair]:
-    """Images beside their decoded latents."""
+    """Pairs of source image and decoded cached latent."""
     pairs = []
-    for some in by_size(originals):
-        decoded = to_uint8(stage.decode(cached_latents(stage, some)))
+    for group in by_size(originals):
+        decoded = to_uint8(stage.decode(cached_latents(stage, group)))
         pairs += [
-            Pair(one.record.key, one.sample.caption, one.picture.pixels, image)
-            for one, image in zip(some, decoded, strict=True)
+            Pair(original.record.key, original.sample.caption, original.picture.pixels, image)
+            for original, image in zip(group, decoded, strict=True)
         ]
     return pairs
 
 
 def by_size(originals: list[Original]) -> list[list[Original]]:
-    """In groups whose latents have one shape."""
+    """Groups originals by the shape of their latents."""
     groups: dict[tuple[int, ...], list[Original]] = collections.defaultdict(list)
     for original in originals:
         groups[original.record.members["moments"].shape].append(original)
@@ -182,6 +196,6 @@ def by_size(originals: list[Original]) -> list[list[Original]]:
 
 
 def cached_latents(stage: FirstStage, originals: list[Original]) -> torch.Tensor:
-    """Scaled posterior modes (B, C, h, w) of records."""
-    moments = torch.from_numpy(np.stack([one.record.members["moments"] for one in originals]))
+    """Scaled posterior means (B, C, h, w) of the cached records."""
+    moments = torch.from_numpy(np.stack([original.record.members["moments"] for original in originals]))
     return sample_posterior(moments, None, stage.scale, stage.shift)

@@ -1,4 +1,4 @@
-"""What a verification finds."""
+"""The findings of a verification."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Findings:
-    """What was checked (name, result) and what is wrong."""
+    """checks: (name, result) of each check. problems: everything that is wrong."""
 
     checks: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     poor: str = ""
-    """What is as promised, and yet not good: how badly the encoders reconstruct the images."""
+    """How badly the encoders reconstruct the images: the cache is as promised, yet not good. "" when it is good."""
 
     def add(self, check: str, result: str, *problems: str) -> None:
-        """One check's outcome."""
+        """Records the outcome of one check."""
         self.checks.append((check, f"WRONG: {problems[0]}" if problems else result))
         self.problems += problems

@@ -1,4 +1,4 @@
-"""The page of `latentmill verify`: what was checked, and images beside their decoded latents, worst first."""
+"""The page of `latentmill verify`: the checks, and images beside their decoded latents, worst first."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pipeline.report.samples import CRISP_BELOW
 from pipeline.storage.urls import open_storage, split_url
 
 MOST_PAIRS = 48
-LARGEST = 256  # pixels of the longer side of what is shown, lest the page take tens of megabytes
+LARGEST = 256  # pixels of the longer side of an image on the page; larger ones would make it tens of megabytes
 
 
 @dataclass
 class Pair:
-    """A source image and what its cached latent decodes to, (H, W, 3) uint8 each; pairs may differ in size."""
+    """A source image and its decoded cached latent, (H, W, 3) uint8 each. Pairs may differ in size."""
 
     key: str
     caption: str
     image: np.ndarray
     decoded: np.ndarray
     psnr: float = field(init=False)
-    """In dB, peak 255."""
+    """Peak signal-to-noise ratio in dB, for a peak of 255."""
 
     def __post_init__(self) -> None:
         error = (self.image.astype(np.float64) - self.decoded) ** 2
@@ -59,7 +59,7 @@ def _pair(pair: Pair) -> str:
 
 
 def _small(image_HWC: np.ndarray) -> np.ndarray:
-    """The image, shrunk to LARGEST pixels at most."""
+    """The image, shrunk to at most LARGEST pixels on the longer side."""
     picture = Image.fromarray(image_HWC)
     picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return np.asarray(picture)

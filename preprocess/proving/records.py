@@ -1,4 +1,4 @@
-"""Whether a record is what its contract says."""
+"""Checks a record against its contract."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pipeline.data.format.records import Record
 from pipeline.errors import ShardCorrupt
 from preprocess.source.sample import LOWRES_FACTOR
 
-SHORTEST = 2  # tokens of a caption: start and end
+SHORTEST = 2  # tokens of the empty caption: start and end
 
 
 def check_record(record: Record, contract: Contract, size: tuple[int, int]) -> None:
-    """Raises ShardCorrupt unless the record's members are those of the contract for a crop of `size`, and finite."""
+    """Raises ShardCorrupt unless the record has finite members with the contract's names, shapes and dtypes, and a
+    caption. size: (width, height) of its crop in pixels."""
     for member in contract.members:
         array = record.members.get(member.name)
         shape = member_shape(member, contract, size, array)
@@ -30,8 +31,8 @@ def check_record(record: Record, contract: Contract, size: tuple[int, int]) -> N
 def member_shape(
     member: Member, contract: Contract, size: tuple[int, int], found: np.ndarray | None
 ) -> tuple[int, ...]:
-    """A member's shape in a record whose crop is `size` (width, height); a trimmed text may have any length that the
-    context allows."""
+    """The shape that a member must have in a record whose crop is `size` (width, height). A trimmed text may have any
+    length that the context allows; for an array of such a length, that length is returned."""
     if -1 not in member.shape:
         return member.shape
     if member.name == "text":

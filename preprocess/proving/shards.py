@@ -1,4 +1,4 @@
-"""Every shard, count and hash of a cache."""
+"""Checks every shard, count and hash of a cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from preprocess.proving.records import check_record
 
 @dataclass
 class ShardFindings:
-    """What one shard was found to hold. rows: the numbers in its records' keys."""
+    """The content of one shard. rows: the numbers in the keys of its records."""
 
     moments: Moments = field(default_factory=Moments)
     rows: list[int] = field(default_factory=list)
@@ -33,7 +33,7 @@ class ShardFindings:
 
 
 def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> None:
-    """Hashes, counts, contents and statistics of every shard."""
+    """Checks hashes, counts, contents and statistics of every shard."""
     moments, problems = Moments(), list[str]()
     rows: dict[int, list[int]] = collections.defaultdict(list)
     with (
@@ -44,33 +44,34 @@ def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> No
         for number, entry in enumerate(manifest.shards):
             pending.append(pool.submit(check_shard, storage, manifest.contract, entry, manifest.adopted))
             while len(pending) > cores() or (pending and number == len(manifest.shards) - 1):
-                found = pending.popleft().result()
-                moments.merge(found.moments)
-                problems += found.problems
-                rows[manifest.shards[number - len(pending)].unit] += found.rows
+                content = pending.popleft().result()
+                moments.merge(content.moments)
+                problems += content.problems
+                rows[manifest.shards[number - len(pending)].unit] += content.rows
                 progress.update(1)
     size = sum(entry.bytes for entry in manifest.shards)
     findings.add("shards", f"{len(manifest.shards)} tars and indexes, {size:,} bytes: every hash right", *problems)
     if not problems:
         problems = check_counts(manifest, rows)
     read = sum(unit.read for unit in manifest.units)
-    counted = f"{sum(len(found) for found in rows.values()):,} records = {read:,} read - "
+    counted = f"{sum(map(len, rows.values())):,} records = {read:,} read - "
     counted += f"{sum(manifest.rejected.values()):,} rejected"
     counted += ", each also flipped" if manifest.contract.flip else ""
     findings.add("counts", counted, *problems)
     if problems:
         return
     mean, std = np.array(manifest.statistics.mean), np.array(manifest.statistics.std)
-    off = not (np.allclose(moments.mean, mean, atol=1e-6) and np.allclose(moments.std, std, atol=1e-6))
-    told = ", ".join(f"{m:+.3f} ± {s:.3f}" for m, s in zip(moments.mean, moments.std, strict=True))
-    wrong = f"latents have mean ± std {told} by channel, the manifest says {mean.round(3)} ± {std.round(3)}"
-    findings.add("latents", f"mean ± std by channel {told}", *([wrong] if off else []))
+    differ = not (np.allclose(moments.mean, mean, atol=1e-6) and np.allclose(moments.std, std, atol=1e-6))
+    measured = ", ".join(f"{m:+.3f} ± {s:.3f}" for m, s in zip(moments.mean, moments.std, strict=True))
+    problem = f"latents have mean ± std {measured} by channel, the manifest says {mean.round(3)} ± {std.round(3)}"
+    findings.add("latents", f"mean ± std by channel {measured}", *([problem] if differ else []))
 
 
 def check_counts(manifest: Manifest, rows: dict[int, list[int]]) -> list[str]:
-    """What is wrong with the counts: accepted + rejected = read, and a record for each sample accepted, of each unit.
+    """The problems with the counts of each unit: accepted + rejected must be read, and each accepted sample must have
+    its records.
 
-    rows: numbers in the keys of each unit's records.
+    rows: the numbers in the keys of each unit's records.
     """
     problems = []
     variants = 2 if manifest.contract.flip and not manifest.adopted else 1
@@ -84,24 +85,25 @@ def check_counts(manifest: Manifest, rows: dict[int, list[int]]) -> list[str]:
 
 
 def check_shard(storage: Storage, contract: Contract, entry: ShardEntry, adopted: bool) -> ShardFindings:
-    """Reads one shard whole. adopted: others wrote it, so that keys are any, and not all of it need be records."""
+    """Reads one shard completely. adopted: whether another program wrote it, so that keys are arbitrary and not every
+    file need belong to a record."""
     findings = ShardFindings()
-    names = [member.name for member in contract.members] if adopted else None
+    members = [member.name for member in contract.members] if adopted else None
     try:
         shard = fetch_shard(storage, entry)
-        places = [(record[0], record[1]) for record in shard.records]
-        found = [("", *place) for place in places] if adopted else list(find_records(shard.view))
-        if [(offset, size) for _, offset, size in found] != places:
+        indexed_places = [(record[0], record[1]) for record in shard.records]
+        record_places = [("", *place) for place in indexed_places] if adopted else list(find_records(shard.view))
+        if [(offset, size) for _, offset, size in record_places] != indexed_places:
             raise ShardCorrupt("its index places records elsewhere than they are")
-        if len(found) != entry.samples:
-            raise ShardCorrupt(f"it holds {len(found)} records, the manifest says {entry.samples}")
-        for row, (key, offset, size) in enumerate(found):
+        if len(record_places) != entry.samples:
+            raise ShardCorrupt(f"it holds {len(record_places)} records, the manifest says {entry.samples}")
+        for row, (key, offset, size) in enumerate(record_places):
             data = shard.view[offset : offset + size]
             unit, _, number = (key or f"{entry.unit:06d}_{row}").partition("_")
             if hashlib.sha256(data).hexdigest() != shard.records[row][2] or unit != f"{entry.unit:06d}":
                 raise ShardCorrupt(f"record {key} in row {row} is not what its index says")
             findings.rows.append(int(number))
-            record = shard.record(row, names)
+            record = shard.record(row, members)
             check_record(record, contract, entry.size)
             mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
             findings.moments.add((mean - contract.shift) * contract.scale)
@@ -111,21 +113,22 @@ def check_shard(storage: Storage, contract: Contract, entry: ShardEntry, adopted
 
 
 def check_uncond(storage: Storage, manifest: Manifest, findings: Findings) -> None:
-    """The encoded empty caption."""
+    """Checks the encoded empty caption."""
     try:
         data = storage.get(UNCOND)
-        wanted = (manifest.contract.text.length, manifest.contract.text.width)
-        right = (
-            hashlib.sha256(data).hexdigest() == manifest.uncond_sha256 and parse_npy(memoryview(data)).shape == wanted
+        expected_shape = (manifest.contract.text.length, manifest.contract.text.width)
+        is_right = (
+            hashlib.sha256(data).hexdigest() == manifest.uncond_sha256
+            and parse_npy(memoryview(data)).shape == expected_shape
         )
     except (NotFound, ShardCorrupt):
-        right = False
-    wrong = f"{storage.url}/{UNCOND} is missing or not what the manifest promises"
-    findings.add("empty caption", "hash right", *([] if right else [wrong]))
+        is_right = False
+    problem = f"{storage.url}/{UNCOND} is missing or not what the manifest promises"
+    findings.add("empty caption", "hash right", *([] if is_right else [problem]))
 
 
 def check_excluded(storage: Storage, manifest: Manifest, findings: Findings) -> None:
-    """The list of records that are never read."""
+    """Checks the list of excluded records, which are never read."""
     if not manifest.excluded:
         return
     problems = []

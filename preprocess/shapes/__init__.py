@@ -1,1 +1,1 @@
-"""Captioned shapes: scenes, pictures, wording, shards."""
+"""The captioned-shapes dataset: scenes, pictures, captions and shards."""

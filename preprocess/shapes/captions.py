@@ -1,9 +1,8 @@
-"""What a scene of the captioned-shapes world holds, and the wording of its caption.
+"""The objects of a scene of the captioned-shapes world, and the wording of its caption.
 
-A caption names every object's colour and shape, sometimes its size, and sometimes where things are. It only states a
-place or a relation that is plain to see (`CLEAR_EDGE`, `CLEAR_OFFSET`), so that the pixel oracle can hold a picture to
-it.
-The probabilities here are part of the world's definition: changing one makes another dataset.
+A caption names the colour and shape of every object, sometimes the size, and sometimes places or relations. It states a
+place or a relation only when it is plain to see (`CLEAR_EDGE`, `CLEAR_OFFSET`), so that the pixel oracle can check a
+picture against it. The probabilities are part of the world's definition: a change of one makes another dataset.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 SIZES = ("small", "large")
 
-CANVAS = 64  # pixels a side
+CANVAS = 64  # side of a picture in pixels
 CLEAR_EDGE = 22.0  # a centre this near to a side (pixels) is plainly "on the left", "at the top", ...
 CLEAR_MIDDLE = 6.0  # a centre within this of the canvas's centre on both axes is plainly "in the middle"
 CLEAR_OFFSET = 14.0  # two centres this far apart on the dominant axis are plainly "left of", "above", ...
@@ -27,8 +26,8 @@ SIZE_NAMED = 0.7  # probability that a caption names an object's size
 PLACE_NAMED = 0.5  # ... a lone object's place, where one is plain
 RELATION_NAMED = 0.6  # ... the relation of the first two objects, where one is plain
 
-RESERVED = 4  # one caption in so many is kept for split "val"
-WORDINGS_TRIED = 16  # of the same facts, until one is on the split's side; then the facts are drawn anew
+RESERVED = 4  # one caption in this many is reserved for split "val"
+WORDINGS_TRIED = 16  # of the same facts, until one belongs to the split; after that the facts are drawn again
 
 PREFIXES = ("", "a picture of ", "an image of ", "a drawing of ", "there is ", "one sees ")
 SHAPE_WORDS = {
@@ -55,7 +54,7 @@ RELATION_WORDS = {
 
 @dataclass(frozen=True)
 class ShapeObject:
-    """One object of a scene; lengths in pixels, y downwards, pixel (i, j) covering [j, j+1) x [i, i+1)."""
+    """One object of a scene. Lengths are in pixels, y points down, and pixel (i, j) covers [j, j+1) x [i, i+1)."""
 
     shape: str  # one of SHAPES
     colour: str  # one of COLOURS
@@ -66,7 +65,7 @@ class ShapeObject:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1), which every shape fills from side to side."""
+        """The bounding box (x0, y0, x1, y1), which every shape touches on all sides."""
         (x, y), r = self.centre, self.radius
         return x - r, y - r, x + r, y + r
 
@@ -78,7 +77,7 @@ class ShapeObject:
 
 @dataclass(frozen=True)
 class StatedObject:
-    """What a caption says of one object; None where it says nothing."""
+    """What a caption says of one object. size: None when the caption does not name it."""
 
     shape: str
     colour: str
@@ -87,7 +86,7 @@ class StatedObject:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption states, in its order of mention."""
+    """What a caption states, in the order of mention."""
 
     objects: tuple[StatedObject, ...]
     place: str | None = None  # of a lone object: a key of PLACE_WORDS
@@ -95,21 +94,22 @@ class Facts:
 
 
 def is_held_out(size: str, colour: str, shape: str) -> bool:
-    """Whether the triple is kept out of splits "train" and "val": 12 of the 48.
+    """Whether a triple is kept out of the splits "train" and "val", as 12 of the 48 are.
 
-    small ones where shape = colour (mod 4), large ones where shape = colour + 2 (mod 4), both counted as in SHAPES and
-    COLOURS. So every colour loses 2, every shape 3, every size 6, and no (colour, shape) pair loses both its sizes.
+    Held out are small objects with shape = colour (mod 4) and large ones with shape = colour + 2 (mod 4), counted as in
+    SHAPES and COLOURS. So every colour loses 2 triples, every shape 3, every size 6, and no pair of colour and shape
+    loses both sizes.
     """
     return SHAPES.index(shape) == (COLOURS.index(colour) + 2 * SIZES.index(size)) % len(SHAPES)
 
 
 def is_reserved(caption: str) -> bool:
-    """Whether this very caption is kept for split "val": split "train" words what it shows in another way."""
+    """Whether this caption is reserved for split "val"; split "train" chooses another wording."""
     return hashlib.sha256(caption.encode()).digest()[0] % RESERVED == 0
 
 
 def plain_places(x: float, y: float) -> list[str]:
-    """The places (keys of PLACE_WORDS) that a lone object centred there plainly has; none, one or two."""
+    """The places (keys of PLACE_WORDS) that a single object with this centre plainly has: none, one or two."""
     far = CANVAS - CLEAR_EDGE
     places = [name for name, holds in (("left", x <= CLEAR_EDGE), ("right", x >= far)) if holds]
     places += [name for name, holds in (("top", y <= CLEAR_EDGE), ("bottom", y >= far)) if holds]
@@ -135,9 +135,9 @@ def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
 def describe(
     objects: Sequence[ShapeObject], rng: np.random.Generator, always_size: frozenset[int] = frozenset()
 ) -> tuple[str, Facts]:
-    """A caption for `objects` and the facts it states.
+    """Draws a caption for `objects`. Returns the caption and the facts that it states.
 
-    The order of mention is drawn from `rng`; the objects whose index is in `always_size` have their size named.
+    The order of mention is drawn from `rng`. The sizes of the objects whose indices are in `always_size` are named.
     """
     order = [int(i) for i in np.argsort(rng.random(len(objects)))]
     mentioned = [objects[i] for i in order]
@@ -160,7 +160,7 @@ def describe(
 
 
 def describe_on_side(objects: Sequence[ShapeObject], rng: np.random.Generator, reserved: bool) -> tuple[str, Facts]:
-    """As `describe`, with a caption for which `is_reserved` is `reserved`."""
+    """Like `describe`, with a caption for which `is_reserved` gives `reserved`."""
     while True:
         caption, facts = describe(objects, rng)
         for _ in range(WORDINGS_TRIED):
@@ -170,7 +170,7 @@ def describe_on_side(objects: Sequence[ShapeObject], rng: np.random.Generator, r
 
 
 def wording(facts: Facts, rng: np.random.Generator) -> str:
-    """One of the captions that state `facts`."""
+    """Draws one of the captions that state `facts`."""
     phrases = []
     for thing in facts.objects:
         size_word = _pick(rng, SIZE_WORDS[thing.size]) + " " if thing.size else ""
@@ -186,15 +186,18 @@ def wording(facts: Facts, rng: np.random.Generator) -> str:
 
 
 def holds(facts: Facts, objects: Sequence[ShapeObject]) -> bool:
-    """Whether a picture of exactly `objects` plainly shows what a caption states: nothing wrong, missing or extra."""
-    there = {(thing.shape, thing.colour): thing for thing in objects}
-    if len(facts.objects) != len(objects) or any((f.shape, f.colour) not in there for f in facts.objects):
+    """Whether a picture of exactly `objects` plainly shows what a caption states, with nothing wrong, missing or
+    extra."""
+    objects_by_look = {(thing.shape, thing.colour): thing for thing in objects}
+    if len(facts.objects) != len(objects) or any(
+        (stated.shape, stated.colour) not in objects_by_look for stated in facts.objects
+    ):
         return False
-    meant = [there[f.shape, f.colour] for f in facts.objects]
-    if len({id(thing) for thing in meant}) != len(objects):
+    mentioned = [objects_by_look[stated.shape, stated.colour] for stated in facts.objects]
+    if len({id(thing) for thing in mentioned}) != len(objects):
         return False
     return (
-        all(f.size in (None, thing.size) for f, thing in zip(facts.objects, meant, strict=True))
-        and (facts.place is None or facts.place in plain_places(*meant[0].centre))
-        and (facts.relation is None or facts.relation == plain_relation(meant[0], meant[1]))
+        all(stated.size in (None, thing.size) for stated, thing in zip(facts.objects, mentioned, strict=True))
+        and (facts.place is None or facts.place in plain_places(*mentioned[0].centre))
+        and (facts.relation is None or facts.relation == plain_relation(mentioned[0], mentioned[1]))
     )

@@ -1,4 +1,4 @@
-"""Scenes and their pictures."""
+"""Draws scenes and renders their pictures."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from preprocess.shapes.captions import (
     is_held_out,
 )
 
-WORLD = "captioned-shapes-1"  # named in synth.json; a change of the distribution needs a new one
-
-
+WORLD = "captioned-shapes-1"  # named in synth.json; a change of the distribution needs a new name
 PALETTE = {
     "red": (220, 40, 40),
     "green": (40, 170, 60),
@@ -32,50 +30,24 @@ PALETTE = {
     "purple": (150, 50, 190),
     "cyan": (50, 200, 210),
 }
-
-
-COLOUR_JITTER = 10  # levels of 255 a channel, uniform
-
-
+COLOUR_JITTER = 10  # levels of 255 per channel, uniform
 BACKGROUND = (200, 245)  # grey levels, inclusive
-
-
 RADII = {"small": (7.0, 8.0), "large": (12.0, 13.0)}  # pixels, half of the extent
-
-
-MARGIN = 1.0  # pixels between a box and the canvas's edge
-
-
-GAP = 3.0  # pixels between two boxes, on at least one axis
-
-
-COUNT_CUMULATIVE = (0.5, 0.85, 1.0)  # of one, two, three objects
-
-
+MARGIN = 1.0  # pixels between a box and the edge of the canvas
+GAP = 3.0  # pixels between two boxes on at least one axis
+COUNT_CUMULATIVE = (0.5, 0.85, 1.0)  # probabilities of at most one, two, three objects
 TRIPLES = tuple(itertools.product(SIZES, COLOURS, SHAPES))
-
-
 HELD_OUT = tuple(triple for triple in TRIPLES if is_held_out(*triple))
-
-
 SHOWN = tuple(triple for triple in TRIPLES if triple not in HELD_OUT)
-
-
 ALLOWED = {"train": SHOWN, "val": SHOWN, "heldout": TRIPLES, "all": TRIPLES}
-
-
-SPLITS = {"train": 0, "heldout": 1, "all": 2, "val": 3}  # in the generator's key: splits of one seed share no scene
-
-
-LAYOUTS_TRIED = 32  # layouts drawn at a time until one keeps its distances
-
-
+SPLITS = {"train": 0, "heldout": 1, "all": 2, "val": 3}  # in the generator's counter: splits of a seed share no scene
+LAYOUTS_TRIED = 32  # layouts that are drawn at a time, until one keeps the distances
 PIXEL_CENTRES = np.arange(CANVAS, dtype=np.float32) + 0.5
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's truth."""
+    """The content of one picture."""
 
     objects: tuple[ShapeObject, ...]
     background: int  # grey level
@@ -84,7 +56,7 @@ class Scene:
 
 
 def scene(seed: int, index: int, split: str = "train") -> Scene:
-    """Scene number `index` of the stream (seed, split); both in [0, 2**63)."""
+    """Scene number `index` of the stream (seed, split). seed and index are in [0, 2**63)."""
     rng = np.random.Generator(np.random.Philox(counter=[0, 0, 0, SPLITS[split]], key=[seed, index]))
     count = 1 + int(np.searchsorted(COUNT_CUMULATIVE, rng.random(), side="right"))
     triples = _draw_triples(rng, count, split)
@@ -104,12 +76,13 @@ def scene(seed: int, index: int, split: str = "train") -> Scene:
 
 
 def _integer(rng: np.random.Generator, low: int, high: int) -> int:
-    """Uniform in [low, high]; by way of random(), whose stream numpy keeps between versions, unlike integers()."""
+    """A uniform integer in [low, high], drawn with random(), whose stream numpy keeps between versions, unlike
+    integers()."""
     return low + int(rng.random() * (high - low + 1))
 
 
 def _draw_triples(rng: np.random.Generator, count: int, split: str) -> list[tuple[str, str, str]]:
-    """`count` (size, colour, shape) triples of the split, no two of one colour and shape."""
+    """Draws `count` (size, colour, shape) triples of the split, no two with the same colour and shape."""
     triples: list[tuple[str, str, str]] = []
     if split == "heldout":
         triples.append(HELD_OUT[_integer(rng, 0, len(HELD_OUT) - 1)])
@@ -121,7 +94,8 @@ def _draw_triples(rng: np.random.Generator, count: int, split: str) -> list[tupl
 
 
 def _draw_centres(rng: np.random.Generator, radii: np.ndarray) -> np.ndarray:
-    """Centres (N, 2) of boxes of the given half-widths (N,): uniform over the layouts that keep MARGIN and GAP."""
+    """Draws centres (N, 2) of boxes with half-widths `radii` (N,), uniformly over the layouts that keep MARGIN and
+    GAP."""
     low = radii + MARGIN
     while True:
         layouts = low[:, None] + rng.random((LAYOUTS_TRIED, len(radii), 2)) * (CANVAS - 2 * low)[:, None]
@@ -134,7 +108,8 @@ def _draw_centres(rng: np.random.Generator, radii: np.ndarray) -> np.ndarray:
 
 
 def _coverage(thing: ShapeObject) -> np.ndarray:
-    """(64, 64) float32 in [0, 1]: how much of each pixel the object covers, by its centre's distance to the edge."""
+    """How much of each pixel an object covers, estimated from the distance of the pixel's centre to the edge: (64, 64)
+    float32 in [0, 1]."""
     dx = PIXEL_CENTRES[None, :] - np.float32(thing.centre[0])
     dy = PIXEL_CENTRES[:, None] - np.float32(thing.centre[1])
     r = np.float32(thing.radius)
@@ -153,7 +128,7 @@ def _coverage(thing: ShapeObject) -> np.ndarray:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture, (64, 64, 3) uint8 RGB."""
+    """The picture of a scene, (64, 64, 3) uint8 RGB."""
     canvas = np.full((CANVAS, CANVAS, 3), scene.background, dtype=np.float32)
     for thing in scene.objects:
         cover = _coverage(thing)[..., None]
@@ -162,7 +137,8 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def label_map(scene: Scene) -> np.ndarray:
-    """(64, 64) uint8: 0 for background, else the `ShapeObject.label` that covers at least half of the pixel."""
+    """The label map of a scene, (64, 64) uint8: the `ShapeObject.label` that covers at least half of the pixel, or
+    0."""
     labels = np.zeros((CANVAS, CANVAS), dtype=np.uint8)
     for thing in scene.objects:
         labels[_coverage(thing) >= 0.5] = thing.label

@@ -1,4 +1,4 @@
-"""Shards of captioned shapes."""
+"""Writes shards of captioned shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from preprocess.shapes.drawing import SPLITS, WORLD, _png, label_map, render, sc
 
 
 def _sample_members(seed: int, index: int, split: str, key: str) -> list[tuple[str, bytes]]:
-    """The tar members of one sample: picture, caption, img2dataset's metadata with our truth, label map."""
+    """The tar members of one sample: img2dataset's metadata with the scene's content, label map, picture and
+    caption."""
     truth = scene(seed, index, split)
     picture = _png(render(truth))
     metadata = {
@@ -48,12 +49,12 @@ def _sample_members(seed: int, index: int, split: str, key: str) -> list[tuple[s
 
 
 def build_shard(shard: int, rows: range, seed: int, split: str, advance: Callable[[int], Any]) -> bytes:
-    """The bytes of one tar: `rows` are the scene indices it holds. The same arguments always give the same bytes."""
+    """The bytes of one tar. rows: indices of its scenes. Equal arguments give equal bytes."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row, index in enumerate(rows):
             for name, payload in _sample_members(seed, index, split, f"{shard:05d}{row:04d}"):
-                member = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644: nothing of this machine
+                member = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644: independent of the machine
                 member.size = len(payload)
                 tar.addfile(member, io.BytesIO(payload))
             advance(1)
@@ -61,11 +62,11 @@ def build_shard(shard: int, rows: range, seed: int, split: str, advance: Callabl
 
 
 def _nothing(count: int) -> None:
-    """Takes a progress report and shows none."""
+    """Ignores a progress report."""
 
 
 def _read_summary(storage: Storage) -> dict[str, Any] | None:
-    """synth.json, or None where there is none; {} when it is not one of ours."""
+    """The content of synth.json: None when there is none, {} when it is not one of `latentmill synth`."""
     try:
         summary = json.loads(storage.get("synth.json"))
     except NotFound:
@@ -76,7 +77,7 @@ def _read_summary(storage: Storage) -> dict[str, Any] | None:
 
 
 def _is_whole(storage: Storage, name: str, entry: dict[str, Any]) -> bool:
-    """Whether a shard of synth.json is still there with its size."""
+    """Whether a shard that synth.json lists still exists with its size."""
     try:
         return storage.stat(name).size == entry["bytes"]
     except NotFound:
@@ -93,10 +94,10 @@ def write_shards(
 ) -> tuple[dict[str, Any], int]:
     """Writes `images` scenes to `dest` (path or URL) as img2dataset shards.
 
-    `00000.tar`, `00000_stats.json`, ...; synth.json (parameters, and the size and SHA-256 of every shard) comes last. A
-    rerun with the same parameters finds it and writes nothing; after an interruption it goes on. `progress` is called
-    with the number of images done since its last call. Returns what synth.json holds, and how many shards were new.
-    Raises ConfigError, and DestinationExists where `dest` holds other shards.
+    The files are `00000.tar`, `00000_stats.json`, ...; synth.json (parameters, and the size and SHA-256 of every shard)
+    comes last. A rerun with the same parameters finds it and writes nothing; after an interruption a rerun continues.
+    progress: called with the number of images made since its last call. Returns the content of synth.json and the
+    number of new shards. Raises ConfigError, and DestinationExists when `dest` holds other shards.
     """
     if split not in SPLITS:
         raise ConfigError(f"split={split} does not exist: choose one of {', '.join(SPLITS)}")
@@ -106,31 +107,31 @@ def write_shards(
         raise ConfigError(f"images={images} must be at least 1 and shard_size={shard_size} between 1 and 10000")
     storage = open_storage(dest)
     parameters = {"world": WORLD, "images": images, "seed": seed, "split": split, "shard_size": shard_size}
-    found = _read_summary(storage)
-    if found is not None and found.get("parameters") != parameters:
+    former = _read_summary(storage)
+    if former is not None and former.get("parameters") != parameters:
         raise DestinationExists(
-            f"{dest} already holds shards of other parameters ({found.get('parameters')}): choose another dest, "
+            f"{dest} already holds shards of other parameters ({former.get('parameters')}): choose another dest, "
             "or delete that one"
         )
-    if found is not None and all(_is_whole(storage, name, entry) for name, entry in found["shards"].items()):
+    if former is not None and all(_is_whole(storage, name, entry) for name, entry in former["shards"].items()):
         progress(images)
-        return found, 0
+        return former, 0
     starts = range(0, images, shard_size)
-    ours = {f"{shard:05d}.tar" for shard in range(len(starts))}
-    there = [info.key for info in storage.list()]
-    strangers = [key for key in there if key.endswith(".tar") and key not in ours]
-    if strangers:
-        raise DestinationExists(f"{dest} already holds other shards ({strangers[0]}, ...): choose another dest")
+    own_names = {f"{shard:05d}.tar" for shard in range(len(starts))}
+    existing_keys = [info.key for info in storage.list()]
+    foreign_keys = [key for key in existing_keys if key.endswith(".tar") and key not in own_names]
+    if foreign_keys:
+        raise DestinationExists(f"{dest} already holds other shards ({foreign_keys[0]}, ...): choose another dest")
 
     shards: dict[str, dict[str, Any]] = {}
-    new = 0
+    new_count = 0
     for shard, start in enumerate(starts):
         rows = range(start, min(start + shard_size, images))
         payload = build_shard(shard, rows, seed, split, progress)
         name = f"{shard:05d}.tar"
-        # An interrupted run of the same parameters left exactly these bytes; anything else is someone's data.
+        # An interrupted run with the same parameters left exactly these bytes; other bytes are somebody's data.
         written = storage.put_if_absent(name, payload)
-        new += written
+        new_count += written
         if not written and storage.get(name) != payload:
             raise DestinationExists(f"{dest}/{name} exists and holds something else: choose another dest")
         stats = {
@@ -144,4 +145,4 @@ def write_shards(
         shards[name] = {"images": len(rows), "bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
     summary = {"parameters": parameters, "shards": shards}
     storage.put("synth.json", json.dumps(summary, indent=1).encode())
-    return summary, new
+    return summary, new_count

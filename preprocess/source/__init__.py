@@ -1,1 +1,1 @@
-"""Untrusted shards of images and captions, read strictly."""
+"""Reads untrusted shards of images and captions strictly."""

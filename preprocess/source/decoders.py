@@ -1,8 +1,8 @@
-"""Decoding workers: samples in, prepared samples or reasons out, in processes of their own or in threads.
+"""Decoding workers, processes or threads, which turn samples into prepared samples or reasons of rejection.
 
-A worker process imports neither PyTorch nor the module that started us, so it is there in half a second, and holds one
-end of a pipe: when this process dies, however it dies, the pipe ends and so does the worker. Pixels come back through
-memory that both share.
+A worker process imports neither PyTorch nor the main module, so it starts in half a second. It holds one end of a pipe:
+when the process that started it dies in whatever way, the pipe ends and the worker exits. Pixels come back through
+shared memory.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from preprocess.source.recipe import Recipe
 from preprocess.source.sample import Prepared, prepare
 from preprocess.source.shard import Sample
 
-CHUNK = 16  # samples that one task takes
-STOP_SECONDS = 5.0
+CHUNK = 16  # samples per task
+STOP_SECONDS = 5.0  # that a worker has to exit in before it is killed
 
 Prepares = tuple[list[Prepared | str], float]
-"""What became of a task's samples, in order: prepared, or the reason of a rejection; and the seconds that it took."""
+"""The result of a task: for each sample in order the prepared sample or the reason of its rejection, and the seconds
+that the task took."""
 
 
 def prepare_all(samples: list[Sample], recipe: Recipe, tokenizer: Tokenizer) -> Prepares:
-    """One task, here and now."""
+    """Runs one task in this thread."""
     started = time.perf_counter()
     results: list[Prepared | str] = []
     for sample in samples:
@@ -49,7 +50,7 @@ def prepare_all(samples: list[Sample], recipe: Recipe, tokenizer: Tokenizer) -> 
 
 
 class Decoders:
-    """`with Decoders(...) as decoders: decoders.submit(samples).result()`; `count` tasks are worked on at a time."""
+    """`with Decoders(...) as decoders: decoders.submit(samples).result()`. `count` tasks run at a time."""
 
     def __init__(self, recipe: Recipe, encoders: EncodersConfig, count: int, *, processes: bool) -> None:
         self.recipe, self.encoders, self.count = recipe, encoders, count
@@ -65,7 +66,7 @@ class Decoders:
             self._tokenizer = load_tokenizer(encoders)
 
     def submit(self, samples: list[Sample]) -> Future[Prepares]:
-        """Up to CHUNK samples. The future raises DataError when the worker dies of them."""
+        """Queues up to CHUNK samples. The future raises DataError when the worker dies while it decodes them."""
         return self._threads.submit(self._run, samples)
 
     def _run(self, samples: list[Sample]) -> Prepares:
@@ -89,23 +90,23 @@ class Decoders:
 
 
 class _Worker:
-    """One process, and this side of what it shares with us."""
+    """One worker process, with this side of the pipe and of the shared memory."""
 
     def __init__(self, recipe: Recipe, encoders: EncodersConfig) -> None:
         areas = (max(width * height for width, height in target.sizes) for target in recipe.targets)
         self._memory = SharedMemory(CHUNK * 3 * sum(areas))
-        ours, theirs = socket.socketpair()
-        with theirs:
-            shared = theirs.fileno(), self._memory.descriptor
+        parent_end, worker_end = socket.socketpair()
+        with worker_end:
+            descriptors = worker_end.fileno(), self._memory.descriptor
             command = [
                 sys.executable,
                 "-m",
                 "preprocess.source.decoders",
-                *map(str, shared),
+                *map(str, descriptors),
                 str(self._memory.size),
             ]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=shared)
-        self._pipe = Connection(ours.detach())
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
+        self._pipe = Connection(parent_end.detach())
         self._pipe.send((recipe, encoders))
 
     def prepare(self, samples: list[Sample]) -> Prepares:
@@ -114,9 +115,9 @@ class _Worker:
             answer: Prepares | str = self._pipe.recv()
         except (EOFError, OSError):
             status = self._process.wait()
-            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+            cause = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
             raise DataError(
-                f"a decoding worker {how} while it decoded samples {samples[0].key} to {samples[-1].key}. If memory "
+                f"a decoding worker {cause} while it decoded samples {samples[0].key} to {samples[-1].key}. If memory "
                 "ran out, give fewer workers= or lower limits.pixels; if not, an image of these breaks its decoder: "
                 "leave it out of the source"
             ) from None
@@ -139,7 +140,7 @@ class _Worker:
 
 
 class SharedMemory:
-    """Anonymous memory of `size` bytes; a process that inherits its descriptor maps the same."""
+    """Anonymous memory of `size` bytes, which a process that inherits the descriptor can map as well."""
 
     def __init__(self, size: int, descriptor: int = -1) -> None:
         self.size, self.descriptor = size, descriptor
@@ -150,11 +151,11 @@ class SharedMemory:
         self._used = 0
 
     def clear(self) -> None:
-        """What `put` placed before may be overwritten."""
+        """Lets later `put`s overwrite earlier ones."""
         self._used = 0
 
     def put(self, pixels: np.ndarray) -> np.ndarray:
-        """Places an array (H, W, 3) uint8; what stands for it in a message: int64 (offset, H, W)."""
+        """Stores an array (H, W, 3) uint8. Returns its place, int64 (offset, H, W), for `take` in the other process."""
         end = self._used + pixels.size
         np.frombuffer(self._map, np.uint8)[self._used : end] = pixels.reshape(-1)
         place = np.array([self._used, *pixels.shape[:2]])
@@ -162,7 +163,7 @@ class SharedMemory:
         return place
 
     def take(self, place: np.ndarray) -> np.ndarray:
-        """A copy of what `put` placed."""
+        """A copy of the array that `put` stored at this place."""
         offset, height, width = place.tolist()
         flat = np.frombuffer(self._map, np.uint8, height * width * 3, offset)
         return flat.reshape(height, width, 3).copy()
@@ -173,14 +174,15 @@ class SharedMemory:
 
 
 def serve(arguments: list[str]) -> None:
-    """A worker's life: lists of samples in, Prepares out, until the other end is closed.
+    """The main loop of a worker: receives lists of samples and sends Prepares, until the other end of the pipe is
+    closed.
 
-    arguments: descriptors of the pipe and of the shared memory, and the size of that.
+    arguments: the descriptors of the pipe and of the shared memory, and the size of the memory.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # terminals and schedulers signal every process; our owner ends us
-    descriptor, shared, size = map(int, arguments)
-    pipe, memory = Connection(descriptor), SharedMemory(size, shared)
+        signal.signal(number, signal.SIG_IGN)  # sent to every process of a job; the owner ends its workers
+    pipe_descriptor, memory_descriptor, size = map(int, arguments)
+    pipe, memory = Connection(pipe_descriptor), SharedMemory(size, memory_descriptor)
     recipe, encoders = pipe.recv()
     tokenizer = load_tokenizer(encoders)
     while True:

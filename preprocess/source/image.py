@@ -1,8 +1,8 @@
-"""One untrusted image: its bytes to a crop of RGB pixels, or a reason why not.
+"""Turns the bytes of one untrusted image into a crop of RGB pixels, or into a reason of rejection.
 
-Every mode that JPEG, PNG and WebP know becomes 8-bit RGB: CMYK and greys by Pillow's conversion, 16 bits by their upper
-8, transparency (alpha, or a transparent palette entry) over white. EXIF orientation is applied. Embedded colour
-profiles are not. Of an animation, the first picture counts.
+Every mode of JPEG, PNG and WebP becomes 8-bit RGB: CMYK and greys by Pillow's conversion, 16-bit greys by their upper 8
+bits, transparency (alpha, or a transparent palette entry) over white. EXIF orientation is applied; embedded colour
+profiles are not. Of an animation the first picture is used.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TURNS = {
 }
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, OverflowError)
 
-Image.MAX_IMAGE_PIXELS = None  # open_image has a bound of its own, which a user can set
+Image.MAX_IMAGE_PIXELS = None  # open_image has its own limit, which a user can set
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Where the pixels of a crop come from: the upright original's size, the size that it was resized to, and the
-    crop's left, top, width and height in the resized image. All in pixels."""
+    """The origin of a crop's pixels: width and height of the upright original, the (width, height) that it was resized
+    to, and the box (left, top, width, height) of the crop in the resized image. All in pixels."""
 
     width: int
     height: int
@@ -52,10 +52,10 @@ class Crop:
 
 
 def place_crop(width: int, height: int, size: tuple[int, int], policy: str, seed: int, key: str) -> Crop:
-    """A crop of `size` (width, height) from an image resized until it just covers it.
+    """Places a crop of `size` (width, height) in an image that is resized until it just covers the crop.
 
-    policy: centre, or random: a place that depends on (seed, the sample's key) alone, uniform up to the rounding of a
-    64-bit integer.
+    policy: centre or random. A random place depends only on seed and key (the sample's), and is uniform up to the
+    rounding of a 64-bit integer.
     """
     scale = max(size[0] / width, size[1] / height)
     resized = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
@@ -69,8 +69,8 @@ def place_crop(width: int, height: int, size: tuple[int, int], policy: str, seed
 
 
 def open_image(data: bytes, limits: LimitsConfig) -> Image.Image:
-    """An image whose header alone has been read. Raises RecordRejected: image_unreadable, image_truncated,
-    image_too_large (its header says so; no pixel is decoded)."""
+    """Opens an image by reading only its header. Raises RecordRejected: image_unreadable, image_truncated, or
+    image_too_large (according to the header; no pixel is decoded)."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (UnidentifiedImageError, *UNREADABLE) as error:
@@ -83,7 +83,7 @@ def open_image(data: bytes, limits: LimitsConfig) -> Image.Image:
 
 
 def decode_image(image: Image.Image, data: bytes) -> Image.Image:
-    """An opened image's pixels, upright, RGB. data: its bytes. Raises RecordRejected: image_unreadable,
+    """Decodes an opened image to upright RGB. data: the bytes of its file. Raises RecordRejected: image_unreadable or
     image_truncated."""
     try:
         image.load()
@@ -97,16 +97,16 @@ def _unreadable(data: bytes, error: Exception) -> RecordRejected:
 
 
 def crop_image(image: Image.Image, crop: Crop) -> np.ndarray:
-    """Resizes with antialiasing and crops: (height, width, 3) uint8 RGB."""
+    """Resizes an image with antialiasing and crops it to (height, width, 3) uint8 RGB."""
     if image.size != crop.resized:
         image = image.resize(crop.resized, FILTERS[RESIZE])
     return np.asarray(_cut(image, crop))
 
 
 def crop_labels(data: bytes, crop: Crop, limits: LimitsConfig) -> np.ndarray:
-    """A label map (PNG of class numbers, as large as its image) cropped the same way, without mixing classes.
+    """Crops a label map (a PNG of class numbers, as large as its image) like the image, without mixing classes.
 
-    Returns (height, width) uint8. Raises RecordRejected: labels_unreadable, labels_size.
+    Returns (height, width) uint8. Raises RecordRejected: labels_unreadable or labels_size.
     """
     try:
         labels: Image.Image = Image.open(io.BytesIO(data), formats=("PNG",))
@@ -131,14 +131,14 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     except UNREADABLE:
-        return image  # damaged EXIF says nothing; the pixels are whole
+        return image  # damaged EXIF is ignored, as the pixels may be intact
     return image.transpose(turn) if turn is not None else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16 bits of grey
+    if image.mode.startswith("I"):  # 16-bit grey
         grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -149,7 +149,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _is_cut(data: bytes) -> bool:
-    """Whether the bytes begin as an image that we know and lack its end."""
+    """Whether the bytes begin like a JPEG, PNG or WebP file and lack its end."""
     if data.startswith(b"\xff\xd8\xff"):
         return b"\xff\xd9" not in data[-64:]
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

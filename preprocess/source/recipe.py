@@ -1,7 +1,7 @@
-"""What is done to every sample, apart from the encoders: all that a decoding worker needs to know.
+"""The recipe: how every sample is processed before the encoders. A decoding worker needs to know nothing else.
 
-It comes from the configuration of `encode`, and again from a cache's contract when `verify` and `reference` go back to
-the source.
+`encode` takes it from its configuration; `verify` and `reference`, which read the source again, take it from the
+cache's contract.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class Target:
-    """One dataset that a pass makes.
+    """One dataset that a pass over the source makes.
 
-    resolution: side in pixels of the square whose area its crops have. sizes: (width, height) of the crops.
+    resolution: side in pixels of a square whose area no crop exceeds. sizes: (width, height) of the crops in pixels.
     """
 
     resolution: int
     sizes: tuple[tuple[int, int], ...]
 
     def nearest(self, width: int, height: int) -> int:
-        """Number of the size whose aspect ratio is nearest to an image's, on a logarithmic scale; of two, the first."""
+        """Index of the size whose aspect ratio is nearest to that of an image on a logarithmic scale; the first of
+        equals."""
         aspect = math.log(width / height)
         return min(range(len(self.sizes)), key=lambda i: abs(aspect - math.log(self.sizes[i][0] / self.sizes[i][1])))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Targets, crop policy, filters and limits; the fields are EncodeConfig's."""
+    """Targets, crop policy, filters and limits. The fields are those of EncodeConfig."""
 
     targets: tuple[Target, ...]
     crop: str = "centre"
@@ -46,12 +47,12 @@ class Recipe:
 
     @property
     def variants(self) -> int:
-        """Records per accepted sample."""
+        """Number of records per accepted sample."""
         return 2 if self.flip else 1
 
 
 def recipe_of(config: EncodeConfig) -> Recipe:
-    """The recipe of a configuration. Raises ConfigError when buckets cannot be formed."""
+    """The recipe that a configuration asks for. Raises ConfigError when there are no buckets of its step."""
     return Recipe(
         targets=tuple(
             Target(side, bucket_sizes(side, config.buckets, config.bucket_aspect)) for side in config.resolution
@@ -82,8 +83,8 @@ def recipe_of_contract(contract: Contract) -> Recipe:
 def bucket_sizes(resolution: int, step: int, most_aspect: float) -> tuple[tuple[int, int], ...]:
     """(width, height) of aspect-ratio buckets, from narrow to wide (Podell et al. 2023, section 2.3).
 
-    Sides are multiples of `step`, areas resolution^2 at most and as near to it as the step allows, longer sides at most
-    `most_aspect` times the shorter. step 0: the square alone.
+    Sides are multiples of `step`; areas are at most resolution^2 and as near to it as the step allows; longer sides are
+    at most `most_aspect` times the shorter ones. With step 0 there is only the square.
     """
     if step == 0:
         return ((resolution, resolution),)

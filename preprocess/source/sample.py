@@ -1,4 +1,5 @@
-"""One source sample to what the encoders are given, or a reason why not (docs/promises.md, 4)."""
+"""Turns one source sample into the input of the encoders, or into a reason of rejection (docs/explained/promises.md,
+4)."""
 
 from __future__ import annotations
 
@@ -20,15 +21,15 @@ from preprocess.source.shard import Sample
 MOST_BOXES = 8
 LOWRES_FACTOR = 4
 DIGEST_BYTES = 16
-FILTERED = "filter:"  # begins the reasons of rejects that are whole but not wanted
+FILTERED = "filter:"  # prefix of the reasons of intact samples that a filter rejects
 
 
 @dataclass
 class Picture:
-    """A sample's image at one target.
+    """The image of a sample for one target.
 
-    bucket: number of its size among the target's. pixels: (height, width, 3) uint8 RGB. conditions: arrays of `cond.*`
-    that need no encoder, by name ("boxes").
+    bucket: index of its size in the target's sizes. pixels: (height, width, 3) uint8 RGB. conditions: the arrays of
+    `cond.*` that need no encoder, by name ("boxes").
     """
 
     bucket: int
@@ -37,14 +38,14 @@ class Picture:
     conditions: dict[str, np.ndarray] = field(default_factory=dict)
 
     def flipped(self) -> Picture:
-        """Left and right exchanged. Its crop stays that of the image as it was."""
+        """The picture with left and right exchanged. Its crop still refers to the image that was not flipped."""
         conditions = dict(self.conditions)
         for name in conditions.keys() & {"labels", "lowres"}:
             conditions[name] = np.ascontiguousarray(conditions[name][..., ::-1])
         if "boxes" in conditions:
             boxes = conditions["boxes"].copy()
-            there = boxes[:, 0] >= 0
-            boxes[there, 1], boxes[there, 3] = 1 - boxes[there, 3], 1 - boxes[there, 1]
+            used_rows = boxes[:, 0] >= 0
+            boxes[used_rows, 1], boxes[used_rows, 3] = 1 - boxes[used_rows, 3], 1 - boxes[used_rows, 1]
             conditions["boxes"] = boxes
         return Picture(self.bucket, self.crop, self.pixels[:, ::-1], conditions)
 
@@ -53,8 +54,9 @@ class Picture:
 class Prepared:
     """A sample ready for the encoders.
 
-    ids: L token ids. tokens: the caption's tokens with start and end before truncation. size: the upright original's
-    (width, height). digest: what equal samples share, b"" when duplicates are kept. pictures: one for each target.
+    ids: L token ids. tokens: number of tokens of the caption with start and end, before truncation. size: (width,
+    height) of the upright original in pixels. digest: equal for duplicates, b"" when duplicates are kept. pictures: one
+    per target.
     """
 
     key: str
@@ -66,8 +68,8 @@ class Prepared:
     pictures: list[Picture]
 
     def meta(self, target: int = 0, *, flipped: bool = False) -> dict[str, Any]:
-        """The json of its record. crop: left, top, width and height in pixels of the image after it was resized to
-        `resized`, before any flip."""
+        """The json of the record. Its crop is (left, top, width, height) in pixels of the image after resizing to
+        `resized` and before any flip."""
         crop = self.pictures[target].crop
         meta = {
             "key": self.key,
@@ -83,7 +85,7 @@ class Prepared:
 
 
 def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list[int], int]]) -> Prepared:
-    """Reads, checks and crops one sample. Raises RecordRejected with the first reason found."""
+    """Reads, checks and crops one sample. Raises RecordRejected with the first reason that applies."""
     if sample.problem:
         raise RecordRejected(sample.problem, sample.key)
     data = sample.image()
@@ -105,8 +107,8 @@ def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list
 
 
 def refuse_unwanted(sample: Sample, text: str, filters: FiltersConfig) -> None:
-    """Raises RecordRejected when a filter on the caption or the json says so: filter:min_caption, filter:max_caption,
-    filter:RULE, and column_missing:KEY."""
+    """Raises RecordRejected for a sample that a filter on the caption or the json excludes: filter:min_caption,
+    filter:max_caption, filter:RULE or column_missing:KEY."""
     if len(text) < filters.min_caption:
         raise RecordRejected(f"{FILTERED}min_caption")
     if filters.max_caption and len(text) > filters.max_caption:
@@ -121,7 +123,7 @@ def refuse_unwanted(sample: Sample, text: str, filters: FiltersConfig) -> None:
 
 
 def refuse_size(size: tuple[int, int], filters: FiltersConfig) -> None:
-    """Raises RecordRejected: filter:min_side, filter:max_aspect."""
+    """Raises RecordRejected for a size (width, height) that a filter excludes: filter:min_side or filter:max_aspect."""
     if min(size) < filters.min_side:
         raise RecordRejected(f"{FILTERED}min_side")
     if filters.max_aspect and max(size) > filters.max_aspect * min(size):
@@ -129,7 +131,7 @@ def refuse_size(size: tuple[int, int], filters: FiltersConfig) -> None:
 
 
 def content_digest(data: bytes, text: str, duplicates: str) -> bytes:
-    """What two samples share when one of them is a duplicate: a hash of DIGEST_BYTES, b"" when duplicates are kept."""
+    """A hash of DIGEST_BYTES that duplicates have in common, or b"" when duplicates are kept."""
     if duplicates == "keep":
         return b""
     digest = hashlib.sha256(data)
@@ -139,18 +141,18 @@ def content_digest(data: bytes, text: str, duplicates: str) -> bytes:
 
 
 def caption(sample: Sample, where: str, most_bytes: int) -> str:
-    """The sample's caption, without white space around it. where: "txt" or "json:KEY". Raises RecordRejected."""
+    """The caption of a sample without surrounding white space. where: "txt" or "json:KEY". Raises RecordRejected."""
     if where == "txt":
         if "txt" not in sample.members:
             raise RecordRejected("caption_missing")
         data = sample.members["txt"]
     else:
-        found = metadata(sample).get(where.removeprefix("json:"))
-        if found is None:
+        value = metadata(sample).get(where.removeprefix("json:"))
+        if value is None:
             raise RecordRejected("caption_missing")
-        if not isinstance(found, str):
+        if not isinstance(value, str):
             raise RecordRejected("caption_not_text")
-        data = found.encode("utf-8", "surrogatepass")
+        data = value.encode("utf-8", "surrogatepass")
     if len(data) > most_bytes:
         raise RecordRejected("caption_too_long", f"{len(data)} bytes")
     try:
@@ -163,16 +165,16 @@ def caption(sample: Sample, where: str, most_bytes: int) -> str:
 
 
 def metadata(sample: Sample) -> dict[str, Any]:
-    """The sample's json object, {} when it has none. Raises RecordRejected("json_unreadable")."""
+    """The json object of a sample, {} when it has none. Raises RecordRejected: json_unreadable."""
     if "json" not in sample.members:
         return {}
     try:
-        found = json.loads(sample.members["json"])
+        columns = json.loads(sample.members["json"])
     except (ValueError, RecursionError):
         raise RecordRejected("json_unreadable") from None
-    if not isinstance(found, dict):
+    if not isinstance(columns, dict):
         raise RecordRejected("json_unreadable", "it is not an object")
-    return found
+    return columns
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -180,39 +182,40 @@ def metadata(sample: Sample) -> dict[str, Any]:
 
 
 def conditions(sample: Sample, recipe: Recipe, picture: Picture) -> dict[str, np.ndarray]:
-    """The conditions that need no encoder. Raises RecordRejected."""
-    found = {}
+    """The conditions of a picture that need no encoder, by name. Raises RecordRejected."""
+    arrays = {}
     if "boxes" in recipe.conditions:
-        found["boxes"] = boxes(sample, picture.crop)
+        arrays["boxes"] = boxes(sample, picture.crop)
     if "labels" in recipe.conditions:
         if "labels.png" not in sample.members:
             raise RecordRejected("labels_missing")
-        found["labels"] = crop_labels(sample.members["labels.png"], picture.crop, recipe.limits)
+        arrays["labels"] = crop_labels(sample.members["labels.png"], picture.crop, recipe.limits)
     if "lowres" in recipe.conditions:
-        found["lowres"] = lowres(picture.pixels)
-    return found
+        arrays["lowres"] = lowres(picture.pixels)
+    return arrays
 
 
 def boxes(sample: Sample, crop: Crop) -> np.ndarray:
-    """The json's `boxes` [[class, x0, y0, x1, y1], ...], edges as fractions of the image, as fractions of the crop.
+    """Converts `boxes` of the json, [[class, x0, y0, x1, y1], ...] with edges as fractions of the image, to fractions
+    of the crop.
 
-    Returns (MOST_BOXES, 5) float16; boxes outside the crop are gone, rows beyond the last are -1. Raises
-    RecordRejected: boxes_missing, boxes_unreadable, boxes_too_many.
+    Returns (MOST_BOXES, 5) float16 without the boxes outside the crop; unused rows are -1. Raises RecordRejected:
+    boxes_missing, boxes_unreadable or boxes_too_many.
     """
-    found = metadata(sample).get("boxes")
-    if found is None:
+    entries = metadata(sample).get("boxes")
+    if entries is None:
         raise RecordRejected("boxes_missing")
     try:
-        given = np.array(found, dtype=np.float64).reshape(-1, 5)
+        boxes_in_image = np.array(entries, dtype=np.float64).reshape(-1, 5)
     except (ValueError, TypeError):
         raise RecordRejected("boxes_unreadable") from None
-    if not np.isfinite(given).all() or (given[:, 0] < 0).any() or (given[:, 0] > 2048).any():
+    if not np.isfinite(boxes_in_image).all() or (boxes_in_image[:, 0] < 0).any() or (boxes_in_image[:, 0] > 2048).any():
         raise RecordRejected("boxes_unreadable", "a class outside 0 to 2048, or an edge that is not a number")
     resized, (left, top, width, height) = np.array(crop.resized * 2), crop.box
-    edges = given[:, 1:] * resized - [left, top, left, top]
+    edges = boxes_in_image[:, 1:] * resized - [left, top, left, top]
     edges = (edges / [width, height, width, height]).clip(0, 1)
     inside = (edges[:, 2] > edges[:, 0]) & (edges[:, 3] > edges[:, 1])
-    kept = np.concatenate([given[inside, :1], edges[inside]], axis=1)
+    kept = np.concatenate([boxes_in_image[inside, :1], edges[inside]], axis=1)
     if len(kept) > MOST_BOXES:
         raise RecordRejected("boxes_too_many", f"{len(kept)}, at most {MOST_BOXES}")
     result = np.full((MOST_BOXES, 5), -1, dtype=np.float16)
@@ -221,19 +224,19 @@ def boxes(sample: Sample, crop: Crop) -> np.ndarray:
 
 
 def lowres(pixels_HWC: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (3, H/4, W/4) uint8: means over 4 x 4 pixels, rounded half up."""
+    """(H, W, 3) uint8 -> (3, H/4, W/4) uint8: means over blocks of 4 x 4 pixels, rounded half up."""
     height, width = (side // LOWRES_FACTOR for side in pixels_HWC.shape[:2])
-    whole = pixels_HWC[: height * LOWRES_FACTOR, : width * LOWRES_FACTOR]
-    blocks = whole.reshape(height, LOWRES_FACTOR, width, LOWRES_FACTOR, 3).astype(np.uint32)
+    cropped = pixels_HWC[: height * LOWRES_FACTOR, : width * LOWRES_FACTOR]
+    blocks = cropped.reshape(height, LOWRES_FACTOR, width, LOWRES_FACTOR, 3).astype(np.uint32)
     area = LOWRES_FACTOR**2
     return ((blocks.sum(axis=(1, 3)) + area // 2) // area).astype(np.uint8).transpose(2, 0, 1)
 
 
 def hole(record_key: str, size: tuple[int, int]) -> np.ndarray:
-    """The inpainting mask of a record whose crop is `size` (width, height), (height, width) uint8, 1 inside: a
-    rectangle that depends on the record's key alone.
+    """The inpainting mask of a record whose crop is `size` (width, height): (height, width) uint8, 1 inside a rectangle
+    that depends on the record's key alone.
 
-    Its sides are uniform between a quarter and three quarters of the image's, its place uniform inside.
+    The sides of the rectangle are uniform between a quarter and three quarters of the crop's; its place is uniform.
     """
     words = np.frombuffer(hashlib.sha256(f"mask {record_key}".encode()).digest(), dtype="<u4").astype(np.uint64)
     (left, width), (top, height) = (
@@ -245,7 +248,7 @@ def hole(record_key: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def _span(length_word: int, place_word: int, side: int) -> tuple[int, int]:
-    """Start and length of a span inside [0, side)."""
+    """Returns start and length of a span inside [0, side)."""
     shortest, longest = side // 4, side * 3 // 4
     length = shortest + length_word % (longest - shortest + 1)
     return place_word % (side - length + 1), length

@@ -1,12 +1,12 @@
-"""Input shards: untrusted tars, read strictly and as a stream, into samples.
+"""Reads input shards, which are untrusted tars, strictly and as a stream into samples.
 
-Everything that a cut or damaged tar can do ends in ShardCorrupt: headers must match their checksums, members must be
-whole, two zero blocks must end the archive and nothing but zeros may follow. Links, devices and names that lead
-elsewhere are refused. Sizes and counts are bounded before anything is read. Nothing is unpickled or written to disk.
+A truncated or damaged tar always raises ShardCorrupt: headers must match their checksums, members must be complete, two
+zero blocks must end the archive and only zeros may follow. Links, devices and names that lead out of the archive are
+refused. Sizes and counts are checked against limits before data are read. Nothing is unpickled or written to disk.
 
-Members belong to one sample when they stand next to each other and share a key, as WebDataset has it. The key is the
-name without one of SUFFIXES, and keeps its dots ("a.b.jpg" has key "a.b"). A key that comes back later in the shard is
-a sample of its own, which is rejected, so that it is counted.
+Neighbouring members that share a key belong to one sample, as in WebDataset. The key is the name without one of
+SUFFIXES, and keeps its dots ("a.b.jpg" has the key "a.b"). A key that occurs again later in the shard becomes a sample
+of its own, which is rejected and thereby counted.
 """
 
 from __future__ import annotations
@@ -25,47 +25,48 @@ from pipeline.errors import RecordRejected, ShardCorrupt
 from pipeline.storage.base import Storage
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-SUFFIXES = ("labels.png", *IMAGES, "txt", "json")  # the first that fits; whatever has none of them is passed over
+SUFFIXES = ("labels.png", *IMAGES, "txt", "json")  # the first match counts; files with none of them are passed over
 CHUNK = 8 * 1024 * 1024  # bytes per read
-AHEAD = 3  # chunks fetched ahead from a bucket
+AHEAD = 3  # chunks that are fetched ahead from a bucket
 EXTENSION_BYTES = 64 * 1024  # largest pax header or long name
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd", b"PK": "zip"}
 
 
 @dataclass
 class Sample:
-    """One sample as it stands in the tar: members by suffix. problem: why it cannot be used, whatever it holds."""
+    """One sample as it is in the tar. members: contents by suffix. problem: the reason for which it is rejected, or
+    ""."""
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
     problem: str = ""
 
     def image(self) -> bytes:
-        """The bytes of its one image. Raises RecordRejected."""
-        found = [self.members[suffix] for suffix in IMAGES if suffix in self.members]
-        if len(found) != 1:
-            raise RecordRejected("image_repeated" if found else "image_missing")
-        return found[0]
+        """The bytes of its only image. Raises RecordRejected: image_missing or image_repeated."""
+        images = [self.members[suffix] for suffix in IMAGES if suffix in self.members]
+        if len(images) != 1:
+            raise RecordRejected("image_repeated" if images else "image_missing")
+        return images[0]
 
 
 class SourceShard:
-    """One input shard. Iterate over `samples()` once; then `sha256`, `bytes` and `passed_over` hold.
+    """One input shard. Iterate over `samples()` once; after that `sha256`, `bytes` and `passed_over` are those of the
+    whole shard.
 
-    Of an object in a bucket, AHEAD chunks are fetched before they are asked for; close it, or use it as a context
-    manager.
+    Of an object in a bucket, AHEAD chunks are fetched ahead. Close the shard, or use it as a context manager.
     """
 
     def __init__(self, storage: Storage, key: str, limits: LimitsConfig) -> None:
         self.name = key.rpartition("/")[2]
         self.bytes = storage.stat(key).size
         self.passed_over = 0
-        """Files that are no part of a sample, such as img2dataset's parquet."""
+        """Number of files that belong to no sample, such as img2dataset's parquet."""
         self._storage, self._key, self._limits = storage, key, limits
         self._digest = hashlib.sha256()
         self._offset = 0
-        self._held = memoryview(b"")
+        self._chunk_rest = memoryview(b"")
         self._ahead: collections.deque[Future[bytes]] = collections.deque()
-        self._asked = 0  # bytes asked for
+        self._requested = 0  # bytes requested so far
         remote = storage.local_path(key) is None and self.bytes > CHUNK
         self._fetchers = ThreadPoolExecutor(AHEAD, "latentmill-fetch") if remote else None
 
@@ -78,22 +79,22 @@ class SourceShard:
         self.close()
 
     def close(self) -> None:
-        """Ends the fetches that are under way."""
+        """Cancels the pending fetches."""
         if self._fetchers is not None:
             self._fetchers.shutdown(cancel_futures=True)
 
     @property
     def sha256(self) -> str:
-        """Of all bytes read so far: of the shard, once its samples have been read."""
+        """SHA-256 of all bytes read so far; of the whole shard once its samples have been read."""
         return self._digest.hexdigest()
 
     @property
     def position(self) -> int:
-        """Bytes read so far."""
+        """Number of bytes read so far."""
         return self._offset
 
     def samples(self) -> Iterator[Sample]:
-        """The samples in order. Raises ShardCorrupt."""
+        """Yields the samples in order. Raises ShardCorrupt."""
         current: Sample | None = None
         seen: set[str] = set()
         for name, payload in self._members():
@@ -115,7 +116,7 @@ class SourceShard:
     # The tar ---------------------------------------------------------------------------------------------------------
 
     def _members(self) -> Iterator[tuple[str, bytes]]:
-        """(name, content) of each file; checks the whole archive on its way."""
+        """Yields (name, content) of each file, and checks the whole archive on the way."""
         count = 0
         override: dict[str, bytes] = {}  # name and size from a pax header or a GNU long name, for the next member
         while True:
@@ -170,33 +171,35 @@ class SourceShard:
         return data
 
     def _read(self, size: int, what: str) -> bytes:
-        """The next `size` bytes, by way of chunks. Raises ShardCorrupt when the shard ends before them."""
+        """Reads the next `size` bytes in chunks. Raises ShardCorrupt when the shard ends before them."""
         if self._offset + size > self.bytes:
             raise self._corrupt(self._offset, f"it is cut in {what}: it ends at byte {self.bytes}")
-        parts, wanted = [], size
-        while wanted:
-            if not self._held:
+        parts, remaining = [], size
+        while remaining:
+            if not self._chunk_rest:
                 chunk = self._next_chunk()
                 self._digest.update(chunk)
-                self._held = memoryview(chunk)
-            parts.append(bytes(self._held[:wanted]))
-            self._held = self._held[wanted:]
-            wanted -= len(parts[-1])
+                self._chunk_rest = memoryview(chunk)
+            parts.append(bytes(self._chunk_rest[:remaining]))
+            self._chunk_rest = self._chunk_rest[remaining:]
+            remaining -= len(parts[-1])
             self._offset += len(parts[-1])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _next_chunk(self) -> bytes:
-        """The next CHUNK bytes, or those that are left."""
+        """Fetches the next CHUNK bytes, or what remains."""
         if self._fetchers is None:
-            start, self._asked = self._asked, min(self._asked + CHUNK, self.bytes)
-            return self._storage.get_range(self._key, start, self._asked - start)
-        while len(self._ahead) <= AHEAD and self._asked < self.bytes:
-            start, self._asked = self._asked, min(self._asked + CHUNK, self.bytes)
-            self._ahead.append(self._fetchers.submit(self._storage.get_range, self._key, start, self._asked - start))
+            start, self._requested = self._requested, min(self._requested + CHUNK, self.bytes)
+            return self._storage.get_range(self._key, start, self._requested - start)
+        while len(self._ahead) <= AHEAD and self._requested < self.bytes:
+            start, self._requested = self._requested, min(self._requested + CHUNK, self.bytes)
+            self._ahead.append(
+                self._fetchers.submit(self._storage.get_range, self._key, start, self._requested - start)
+            )
         return self._ahead.popleft().result()
 
     def _pax(self, data: bytes, at: int) -> dict[str, bytes]:
-        """What matters of a pax header: path and size."""
+        """The fields of a pax header that matter: path and size."""
         try:
             fields = pax_fields(data)
         except ShardCorrupt as error:
@@ -221,7 +224,8 @@ class SourceShard:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A member's name -> (key, suffix): "x/a.b.JPG" -> ("x/a.b", "jpg"); suffix "" when it is no part of a sample."""
+    """Splits a member's name into key and suffix: "x/a.b.JPG" -> ("x/a.b", "jpg"). The suffix is "" when the file
+    belongs to no sample."""
     lower = name.lower()
     for suffix in SUFFIXES:
         stem = name[: -len(suffix) - 1]

@@ -1,1 +1,1 @@
-"""How the shipped demo encoders are made; scripts/train_demo_encoders.py is the command."""
+"""Trains the demo encoders that ship with the package; the command is scripts/train_demo_encoders.py."""

@@ -1,15 +1,15 @@
 """The demo CLIP: open_clip's architecture, trained contrastively on captioned shapes (Radford et al. 2021).
 
-Beside the contrastive loss there are three aids. False captions made from true ones (one colour, shape, size, side or
-relation changed) are negatives in each batch, so that binding and place matter; captions that happen to be true of
-another picture are not. A linear probe on the picture's embedding names the triples it shows. Linear probes on the text
-states name, at each shape's word, that object's attributes, so that the per-token states which condition the UNet are
-as useful as the pooled one. Linear probes on the states of the end token say what the whole caption states, and draw a
-thumbnail of the picture: a small denoiser learns from states in which where things are is plain. The probes are thrown
-away afterwards.
+Besides the contrastive loss there are several aids. False captions, made from true ones by a change of one colour,
+shape, size, side or relation, are negatives in each batch, so that binding and place matter; captions that happen to be
+true of another picture are no negatives. A linear probe on the embedding of the picture predicts the triples that it
+shows. Linear probes on the text states predict, at the word of each shape, the attributes of that object, so that the
+per-token states that condition the UNet are as useful as the pooled one. Linear probes on the states of the end token
+predict the content of the whole caption and a thumbnail of the picture, since a small denoiser learns more easily from
+states that make the places of objects plain. The probes are discarded after training.
 
-Captions are padded with the end token, as Stable Diffusion 1's are, and the probes read every one of them: what
-conditions a UNet holds the whole caption many times over, and no state that was never trained.
+Captions are padded with the end token, like those of Stable Diffusion 1, and the probes read every one of these tokens.
+So the context of a UNet holds the whole caption many times, and no untrained states.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ TEXT_WIDTH = 128
 STEPS = 1600
 BATCH = 128
 LR = 1e-3
-LENGTH = 24  # tokens that training looks at: no caption of the world is longer
+LENGTH = 24  # tokens used in training: no caption of captioned shapes is longer
 SMALLEST_TEMPERATURE = 0.01
 AID_WEIGHT = 0.5
-THUMBNAIL = 8  # pixels a side
+THUMBNAIL = 8  # pixels per side
 THUMBNAIL_WEIGHT = 4.0
 
 PAIRS = len(SHAPES) * len(COLOURS)
@@ -86,7 +86,7 @@ def architecture(vocab_size: int) -> dict:
 
 
 def build(vocab_size: int) -> open_clip.CLIP:
-    """The model with random weights."""
+    """Builds the model with random weights."""
     config = architecture(vocab_size)
     return open_clip.CLIP(
         config["embed_dim"],
@@ -96,7 +96,7 @@ def build(vocab_size: int) -> open_clip.CLIP:
 
 
 def spoil(facts: Facts, truth: Scene, rng: np.random.Generator) -> Facts:
-    """`facts` with one thing changed, so that they no longer hold of `truth`."""
+    """Changes one thing in `facts`, so that they are no longer true of `truth`."""
     while True:
         objects = list(facts.objects)
         i = int(rng.integers(len(objects)))
@@ -122,35 +122,35 @@ def spoil(facts: Facts, truth: Scene, rng: np.random.Generator) -> Facts:
 
 
 def truths(stated: Sequence[Facts], scenes: Sequence[Scene]) -> torch.Tensor:
-    """(len(scenes), len(stated)) bool: which caption holds of which scene."""
+    """(len(scenes), len(stated)) bool: whether a caption is true of a scene."""
 
     def pairs(things: Sequence) -> int:
         return sum(1 << (SHAPES.index(t.shape) * len(COLOURS) + COLOURS.index(t.colour)) for t in things)
 
     shown = np.array([pairs(truth.objects) for truth in scenes])
     said = np.array([pairs(facts.objects) for facts in stated])
-    result = shown[:, None] == said[None, :]  # the same colours and shapes: worth a closer look
+    result = shown[:, None] == said[None, :]  # equal colours and shapes: candidates for the exact check
     for i, j in zip(*np.nonzero(result), strict=True):
         result[i, j] = holds(stated[j], scenes[i].objects)
     return torch.from_numpy(result)
 
 
 def text_states(model: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:
-    """Per-token states after the final norm, (B, L, TEXT_WIDTH), for tokens (B, L), L at most the context length."""
+    """States after the final norm (B, L, TEXT_WIDTH) of tokens (B, L). L is at most the context length."""
     length = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
     return model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
 
 
 class Aids(nn.Module):
-    """Linear probes that are trained along and thrown away."""
+    """Linear probes that are trained with the model and discarded after training."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.picture = nn.Linear(EMBED, PAIRS * len(SIZES))  # which triples are shown
+        self.picture = nn.Linear(EMBED, PAIRS * len(SIZES))  # the triples that are shown
         self.word = nn.Linear(TEXT_WIDTH, len(SIZE_NAMES) + len(COLOURS) + len(SHAPES) + len(RELATIONS))
         self.end = nn.Linear(TEXT_WIDTH, PAIRS + len(RELATIONS) + len(PLACES))
-        self.thumbnail = nn.Linear(TEXT_WIDTH, 3 * THUMBNAIL * THUMBNAIL)  # the picture, as far as words tell it
+        self.thumbnail = nn.Linear(TEXT_WIDTH, 3 * THUMBNAIL * THUMBNAIL)  # the picture, as far as it is described
 
     def forward(
         self,
@@ -184,7 +184,7 @@ class Aids(nn.Module):
         for facet, logits in enumerate(self.word(states[at_shapes].float()).split(widths, dim=1)):
             loss = loss + F.cross_entropy(logits, targets[:, facet]) / 4
 
-        row, column = torch.nonzero(tokens == tokens.max(), as_tuple=True)  # the end token and all after it
+        row, column = torch.nonzero(tokens == tokens.max(), as_tuple=True)  # the end token and its copies after it
         ends = states[row, column].float()
         pairs, relation, place = self.end(ends).split([PAIRS, len(RELATIONS), len(PLACES)], dim=1)
         said = torch.zeros(len(stated), PAIRS)
@@ -201,23 +201,24 @@ class Aids(nn.Module):
 def contrast(
     image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, also_true: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The symmetric contrastive loss and the share of pictures whose own caption wins.
+    """Returns the symmetric contrastive loss, and the share of pictures whose own caption scores highest.
 
-    image (B, D), text (M, D) with M >= B: text i < B is picture i's caption, the rest are false ones. also_true (B, M):
-    captions that hold of a picture; those that are not its own are left out of the comparison.
+    image: (B, D). text: (M, D) with M >= B; text i < B is the caption of picture i, the others are false ones.
+    also_true: (B, M), captions that are true of a picture; except for its own they are left out of the comparison.
     """
     count = len(image)
     logits = scale * F.normalize(image.float(), dim=1) @ F.normalize(text.float(), dim=1).T
-    own = torch.arange(count)
+    own_caption = torch.arange(count)
     ignored = also_true.clone()
-    ignored[own, own] = False
+    ignored[own_caption, own_caption] = False
     logits = logits.masked_fill(ignored, float("-inf"))
-    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, :count].T, own)) / 2
-    return loss, (logits.argmax(dim=1) == own).float().mean()
+    loss = (F.cross_entropy(logits, own_caption) + F.cross_entropy(logits[:, :count].T, own_caption)) / 2
+    return loss, (logits.argmax(dim=1) == own_caption).float().mean()
 
 
 def train(folder: Path, seed: int, steps: int, every_minutes: float) -> dict[str, float]:
-    """Trains CLIP into `folder`, where the tokenizer is already, and returns its figures on unseen pictures."""
+    """Trains CLIP, saves it to `folder`, which holds the tokenizer already, and returns its figures on unseen
+    pictures."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     images, scenes = pictures(TRAIN_SEED, IMAGES)
@@ -237,7 +238,8 @@ def train(folder: Path, seed: int, steps: int, every_minutes: float) -> dict[str
         tokens = tokenizer(captions)[:, :LENGTH]
         tokens = torch.where(torch.arange(LENGTH) > tokens.argmax(dim=1, keepdim=True), tokens.max(), tokens)
         pixels = as_input(images[chosen])
-        # The fused attention's backward pass takes half of a step in bf16 on a CPU; the plain one an eighth of that.
+        # In bf16 on a CPU the backward pass of fused attention takes half of a step, that of plain attention an eighth
+        # of that.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             image = model.encode_image(pixels)
             states = text_states(model, tokens)
@@ -276,11 +278,11 @@ def save(model: open_clip.CLIP, folder: Path) -> None:
 
 @torch.no_grad()
 def measure(folder: Path, count: int = 1024) -> dict[str, float]:
-    """Figures of the saved CLIP on `count` unseen pictures.
+    """Computes figures of the saved CLIP on `count` unseen pictures.
 
-    picks_16: how often the true caption scores highest of 16, the others being captions of other pictures that are
-    false of this one; picks_16_plain: the same with any other pictures' captions, true ones too; picks_spoiled: how
-    often it beats itself with one thing changed.
+    picks_16: how often the true caption scores highest among 16, where the others belong to other pictures and are
+    false of this one. picks_16_plain: the same with captions of any other pictures, including true ones. picks_spoiled:
+    how often the true caption scores higher than a copy with one thing changed.
     """
     tokenizer = vocabulary.load(folder)
     model = build(tokenizer.vocab_size).eval()
@@ -291,9 +293,11 @@ def measure(folder: Path, count: int = 1024) -> dict[str, float]:
     spoiled = [spoil(truth.facts, truth, rng) for truth in scenes]
     captions = [truth.caption for truth in scenes] + [wording(facts, rng) for facts in spoiled]
     batches = [slice(i, i + 128) for i in range(0, 2 * count, 128)]
-    pictured = torch.cat([model.encode_image(as_input(images[b]), normalize=True) for b in batches if b.start < count])
-    said = torch.cat([model.encode_text(tokenizer(captions[b]), normalize=True) for b in batches])
-    scores = (pictured @ said[:count].T).numpy()
+    image_embeddings = torch.cat(
+        [model.encode_image(as_input(images[b]), normalize=True) for b in batches if b.start < count]
+    )
+    text_embeddings = torch.cat([model.encode_text(tokenizer(captions[b]), normalize=True) for b in batches])
+    scores = (image_embeddings @ text_embeddings[:count].T).numpy()
     true = truths(stated, scenes).numpy()
     picks = {"picks_16": 0, "picks_16_plain": 0}
     for i in range(count):
@@ -303,5 +307,7 @@ def measure(folder: Path, count: int = 1024) -> dict[str, float]:
         picks["picks_16"] += int(scores[i, i] > scores[i, false_ones].max())
         picks["picks_16_plain"] += int(scores[i, i] > scores[i, others].max())
     figures = {name: round(wins / count, 4) for name, wins in picks.items()}
-    beats = (pictured * said[:count]).sum(1) > (pictured * said[count:]).sum(1)
-    return {**figures, "picks_spoiled": round(float(beats.float().mean()), 4)}
+    wins_over_spoiled = (image_embeddings * text_embeddings[:count]).sum(1) > (
+        image_embeddings * text_embeddings[count:]
+    ).sum(1)
+    return {**figures, "picks_spoiled": round(float(wins_over_spoiled.float().mean()), 4)}

@@ -1,4 +1,4 @@
-"""Pictures, captions and files for the encoders' training."""
+"""Pictures, files and the training loop that the demo encoders share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 
 from preprocess.shapes.drawing import Scene, render, scene
 
-TRAIN_SEED = 1_000_000  # a seed of the world that no user's default and no test shares
+TRAIN_SEED = 1_000_000  # a seed that is neither a default nor used by tests
 EVAL_SEED = 2_000_000
-IMAGES = 40_000  # rendered before training: about 0.5 GB
+IMAGES = 40_000  # rendered before training, about 0.5 GB
 
 
 def pictures(seed: int, count: int) -> tuple[np.ndarray, list[Scene]]:
-    """`count` scenes of split "all": pictures (count, 64, 64, 3) uint8 and their truths."""
+    """Draws `count` scenes of split "all". Returns pictures (count, 64, 64, 3) uint8 and the scenes."""
     scenes = [scene(seed, index, "all") for index in range(count)]
     return np.stack([render(truth) for truth in scenes]), scenes
 
@@ -32,16 +32,16 @@ def as_input(pixels: np.ndarray) -> torch.Tensor:
 
 
 def save_half(model: torch.nn.Module, path: Path) -> None:
-    """Writes the state dict in fp16, whole or not at all."""
+    """Writes the state dict in fp16, atomically."""
     state = {name: t.half().contiguous() if t.is_floating_point() else t for name, t in model.state_dict().items()}
     partial = path.with_name(path.name + ".partial")
     save_file(state, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # safetensors writes for the owner alone
+    partial.chmod(0o644)  # safetensors makes files that only the owner can read
     os.replace(partial, path)
 
 
 def save_json(content: object, path: Path) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(partial, path)
@@ -53,7 +53,7 @@ def sha256(path: Path) -> str:
 
 
 class Average:
-    """Exponential moving average of a model's parameters, warmed up so that it forgets the start."""
+    """Exponential moving average of a model's parameters, with a warm-up that forgets the start."""
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
@@ -61,18 +61,18 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module) -> None:
-        """Takes in the parameters after a step."""
+        """Updates the average with the parameters after a step."""
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 10))
         torch._foreach_lerp_(self.values, [p.detach() for p in model.parameters()], 1 - decay)
 
     @torch.no_grad()
     def swap(self, model: torch.nn.Module) -> None:
-        """Exchanges the average and the model's parameters; call twice to come back."""
-        for mine, p in zip(self.values, model.parameters(), strict=True):
-            kept = mine.clone()
-            mine.copy_(p)
-            p.copy_(kept)
+        """Exchanges the average and the model's parameters. A second call exchanges them back."""
+        for average, p in zip(self.values, model.parameters(), strict=True):
+            saved = average.clone()
+            average.copy_(p)
+            p.copy_(saved)
 
 
 def optimise(
@@ -86,14 +86,14 @@ def optimise(
     every_minutes: float,
     provisional: Callable[[int], None],
 ) -> None:
-    """AdamW with warm-up and a cosine; prints now and then, and calls `provisional(step)` every few minutes.
+    """Trains with AdamW, warm-up and a cosine; prints progress, and calls `provisional(step)` every few minutes.
 
-    loss_of_step: the loss of one step, with figures to print. During `provisional` the model holds the average.
+    loss_of_step: returns the loss of a step and figures to print. During `provisional` the model holds the average.
     """
     matrices = [p for p in parameters if p.ndim >= 2]
-    others = [p for p in parameters if p.ndim < 2]
+    vectors = [p for p in parameters if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
+        [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
     )
     started = saved = time.monotonic()
     for step in range(steps):
@@ -107,9 +107,9 @@ def optimise(
         optimizer.step()
         average.update(model)
         if step % 50 == 0 or step == steps - 1:
-            spent = time.monotonic() - started
-            shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            print(f"step {step}/{steps} {spent:.0f} s loss {loss.item():.4f} {shown}", flush=True)
+            seconds = time.monotonic() - started
+            line = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            print(f"step {step}/{steps} {seconds:.0f} s loss {loss.item():.4f} {line}", flush=True)
         if time.monotonic() - saved > every_minutes * 60:
             saved = time.monotonic()
             average.swap(model)

@@ -1,4 +1,4 @@
-"""pipeline/assets/demo/hashes.json: what ships, and how it was made."""
+"""Writes pipeline/assets/demo/hashes.json: the files that ship, and how they were made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from demo_encoders.data import save_json, sha256
 
 
 def record(dest: Path, part: str, figures: dict[str, float], *, seed: int, steps: int) -> None:
-    """Writes or renews the entry of `part` ("vae" or "clip"): its files' SHA-256, command, versions and figures."""
+    """Writes or replaces the entry of `part` ("vae" or "clip"): SHA-256 of its files, command, versions and figures."""
     path = dest / "hashes.json"
     content = json.loads(path.read_text()) if path.exists() else {}
     files = sorted(file for file in (dest / part).iterdir() if not file.name.endswith(".partial"))

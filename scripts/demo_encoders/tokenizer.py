@@ -1,7 +1,7 @@
-"""The demo CLIP's vocabulary: byte-level BPE in CLIP's merges format, learned on the world's captions.
+"""The vocabulary of the demo CLIP: byte-level BPE in CLIP's merges format, learned on the captions of captioned shapes.
 
-Every word of the world becomes one token and any other text falls back to bytes: 256 bytes, 256 bytes that end a word,
-the merges, and the two special tokens; at most 1,024 in all.
+Every word of these captions becomes one token, and other text falls back to bytes. The tokens are 256 bytes, 256 bytes
+that end a word, the merges and two special tokens, at most 1,024 in total.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from preprocess.shapes.drawing import scene
 CAPTIONS = 20_000
 CONTEXT_LENGTH = 32
 LARGEST_VOCABULARY = 1024
-WORD = regex.compile(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")  # as CLIP cuts text, less English contractions
+WORD = regex.compile(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")  # as CLIP splits text, without English contractions
 
 
 def learn_merges(counts: Counter[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent first (ties in alphabetical order), until every counted word is one symbol."""
+    """Learns byte-pair merges, most frequent first (ties in alphabetical order), until every word is one symbol."""
     symbols = bytes_to_unicode()
     words = {}
     for word, count in counts.items():
@@ -58,13 +58,13 @@ def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def build(folder: Path) -> SimpleTokenizer:
-    """Learns the merges and writes `folder`/bpe.txt.gz, the same bytes every time."""
+    """Learns the merges and writes `folder`/bpe.txt.gz with the same bytes every time."""
     counts: Counter[str] = Counter()
     for index in range(CAPTIONS):
         counts.update(WORD.findall(scene(TRAIN_SEED, index, "all").caption))
     merges = learn_merges(counts)
     assert 512 + len(merges) + 2 <= LARGEST_VOCABULARY
-    # No newline at the end: open_clip would take the empty line after it for a merge.
+    # No newline at the end: open_clip would read the empty line after it as a merge.
     text = "\n".join(["#version: latentmill captioned shapes", *(" ".join(pair) for pair in merges)])
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "bpe.txt.gz.partial"
@@ -76,5 +76,5 @@ def build(folder: Path) -> SimpleTokenizer:
 
 
 def load(folder: Path) -> SimpleTokenizer:
-    """open_clip's tokenizer over the vocabulary in `folder`."""
+    """open_clip's tokenizer with the vocabulary in `folder`."""
     return SimpleTokenizer(bpe_path=str(folder / "bpe.txt.gz"), context_length=CONTEXT_LENGTH)

@@ -1,4 +1,5 @@
-"""The demo autoencoder: diffusers' AutoencoderKL at f = 8, 64x64x3 to 8x8x4 (Rombach et al. 2021, section 3.1)."""
+"""The demo autoencoder: diffusers' AutoencoderKL with f = 8, from 64x64x3 to 8x8x4 (Rombach et al. 2021, section
+3.1)."""
 
 from __future__ import annotations
 
@@ -42,22 +43,23 @@ ARCHITECTURE = {
 STEPS = 2000
 BATCH = 16
 LR = 2e-3
-# Of the mean KL per latent number, against the mean squared error per pixel value. The ELBO of a Gaussian decoder whose
-# variance s is about the error we expect, 2 s (256 latent numbers / 12288 pixel values), with s = 0.005, would be 2e-4.
+# Weight of the mean KL per latent number relative to the mean squared error per pixel value. For the ELBO of a Gaussian
+# decoder whose variance s is about the expected error it is 2 s (256 latent numbers / 12288 pixel values): 2e-4 for
+# s = 0.005.
 KL_WEIGHT = 3e-4
-NOISE = 0.2  # standard deviation of the latent noise that the decoder learns to forgive beyond the posterior's own
+NOISE = 0.2  # standard deviation of latent noise, beyond that of the posterior, that the decoder learns to tolerate
 L1_WEIGHT = 0.05
-# Of the squared error of a linear map from a cell's four latent numbers to the mean colour of its 8x8 pixels. Stable
-# Diffusion's latents happen to be nearly linear in colour; here it is asked for, because a small denoiser learns
-# such latents many times sooner than a code in which neighbouring colours lie anywhere.
+# Weight of the squared error of a linear map from the four latent numbers of a cell to the mean colour of its pixels.
+# Stable Diffusion's latents happen to be nearly linear in colour; here this is enforced, because a small denoiser
+# learns such latents many times faster than a code in which neighbouring colours may be far apart.
 COLOUR_WEIGHT = 0.3
-SPREAD_WEIGHT = 0.02  # holds every latent channel at mean 0 and variance 1, so that none dies and none dominates
-MEANING_WEIGHT = 0.02  # lets each latent cell know the colour and shape of the object that it is part of
-OWNED = 0.25  # share of a cell's 8 x 8 pixels from which it is part of an object
+SPREAD_WEIGHT = 0.02  # keeps every latent channel near mean 0 and variance 1, so that none dies or dominates
+MEANING_WEIGHT = 0.02  # makes each latent cell predict colour and shape of the object that it is part of
+OWNED = 0.25  # share of the 8 x 8 pixels of a cell that makes it part of an object
 
 
 def train(folder: Path, seed: int, steps: int, every_minutes: float) -> dict[str, float]:
-    """Trains the autoencoder into `folder` and returns its figures on unseen pictures."""
+    """Trains the autoencoder, saves it to `folder` and returns its figures on unseen pictures."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     images, scenes = pictures(TRAIN_SEED, IMAGES)
@@ -119,14 +121,15 @@ def train(folder: Path, seed: int, steps: int, every_minutes: float) -> dict[str
 
 
 def cell_owners(labels: np.ndarray) -> np.ndarray:
-    """Label map (64, 64) to (8, 8) uint8: the label that covers most of a latent cell, 0 where none has OWNED of it."""
+    """Label map (64, 64) -> (8, 8) uint8: the label that covers most of a latent cell, 0 if it covers less than
+    OWNED."""
     cells = labels.reshape(8, 8, 8, 8).swapaxes(1, 2).reshape(8, 8, 64)
     counts = np.stack([(cells == label).sum(axis=2) for label in range(1, 25)])
     return np.where(counts.max(axis=0) >= OWNED * 64, counts.argmax(axis=0) + 1, 0).astype(np.uint8)
 
 
 def save(model: Any, folder: Path) -> None:
-    """Writes weights and config.json, with the scaling factor that gives sampled latents unit standard deviation."""
+    """Writes weights and config.json with the scaling factor that gives sampled latents a standard deviation of 1."""
     images, _ = pictures(TRAIN_SEED, 1024)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
@@ -140,10 +143,10 @@ def save(model: Any, folder: Path) -> None:
 
 @torch.no_grad()
 def measure(folder: Path, count: int = 512) -> dict[str, float]:
-    """Figures of the saved autoencoder on `count` unseen pictures.
+    """Computes figures of the saved autoencoder on `count` unseen pictures.
 
-    psnr: mean over pictures of the PSNR in dB of the posterior mode's reconstruction, as uint8; psnr_noisy: the same
-    with noise of 0.2 latent standard deviations on the mode.
+    psnr: mean over pictures of the PSNR in dB of the uint8 reconstruction from the posterior mode. psnr_noisy: the same
+    with noise of 0.2 latent standard deviations added to the mode.
     """
     model: Any = AutoencoderKL.from_pretrained(folder).eval()
     images, _ = pictures(EVAL_SEED, count)
@@ -156,8 +159,8 @@ def measure(folder: Path, count: int = 512) -> dict[str, float]:
         modes.append(posterior.mode())
         posterior_std.append(posterior.std)
         psnr.append(picture_psnr(model.decode(posterior.mode()).sample, batch))
-        wrong = torch.randn(posterior.mean.shape, generator=generator) * 0.2 / scale
-        noisy.append(picture_psnr(model.decode(posterior.mode() + wrong).sample, batch))
+        noise = torch.randn(posterior.mean.shape, generator=generator) * 0.2 / scale
+        noisy.append(picture_psnr(model.decode(posterior.mode() + noise).sample, batch))
     z = torch.cat(modes)
     figures = {
         "psnr": float(torch.cat(psnr).mean()),
@@ -172,7 +175,7 @@ def measure(folder: Path, count: int = 512) -> dict[str, float]:
 
 
 def to_uint8(decoded: torch.Tensor) -> np.ndarray:
-    """Decoder output (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8."""
+    """Decoder output (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
     return decoded.add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 

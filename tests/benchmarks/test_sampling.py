@@ -34,7 +34,7 @@ def test_the_sampling_benchmark_draws_the_same_on_both_sides_and_prints_its_targ
 
 def test_ours_is_so_many_times_a_peer_as_it_takes_less_time() -> None:
     """The middle of three rounds, each against its own neighbour."""
-    found = sampling.Found({"ours": [1.0, 2.0, 4.0], "diffusers": [3.0, 4.0, 4.0]})
+    found = sampling.Timings({"ours": [1.0, 2.0, 4.0], "diffusers": [3.0, 4.0, 4.0]})
     assert found.ratio("diffusers") == 2.0
 
 

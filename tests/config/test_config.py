@@ -163,9 +163,9 @@ def test_any_text_passes_hydras_grammar_unchanged(text: str) -> None:
     from omegaconf import OmegaConf
 
     (override,) = OverridesParser.create().parse_overrides([f"++key={quote(text)}"])
-    held = OmegaConf.create({})
-    OmegaConf.update(held, "key", override.value())
-    plain = OmegaConf.to_container(held, resolve=True)
+    tree = OmegaConf.create({})
+    OmegaConf.update(tree, "key", override.value())
+    plain = OmegaConf.to_container(tree, resolve=True)
     assert plain == {"key": text}
 
 
@@ -265,9 +265,9 @@ def test_what_cannot_be_parsed_is_named_and_ends_with_2(override: str) -> None:
         (["checkpoint.best=clip_score"], "goes by evaluations, and there are none: data.val=CACHE"),
         (["checkpoint.best=fid", "data.val=other"], "wants statistics of real images: eval.reference=FILE"),
         (["watchdog_s=-1"], "watchdog_s=-1: a number of seconds"),
-        (["ema.half_lives=[0.5]"], "0.5 is no number of samples"),
+        (["ema.half_lives=[0.5]"], "ema.half_lives=0.5: 1 or more is wanted"),
         (["ema.half_lives=[100,100]"], "ema.half_lives names one twice"),
-        (["ema.widths=[0.5]", "ema.snapshots=10"], "ema.widths: 0.5 is no relative width: above 0 and below 0.28"),
+        (["ema.widths=[0.5]", "ema.snapshots=10"], "ema.widths=0.5: a number above 0 and below 0.28 is wanted"),
         (["ema.widths=[0.1]"], "ema.widths=[0.1] with ema.snapshots=0: give both"),
         (["ema.snapshots=1000"], "ema.widths=[] with ema.snapshots=1000: give both"),
         (["guard.loss=0.5"], "guard.loss=0.5: a factor above 1 is wanted (0 = not looked at)"),

@@ -1,4 +1,5 @@
-"""data/order/buckets.py: batches of one bucket, every record once an epoch, buckets as often as the data has them."""
+"""data/order/buckets.py: each batch is of one bucket, each record comes once per epoch, and buckets as often as in the
+data."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pipeline.errors import ConfigError
 
 
 def make(data: st.DataObject) -> tuple[Buckets, np.ndarray, np.ndarray] | None:
-    """Any order of buckets with its blocks' sizes and buckets; None where no bucket fills a batch."""
+    """Any order of buckets, with the sizes and buckets of its blocks; None if no bucket fills a batch."""
     count = data.draw(st.integers(1, 40))
     sizes = np.array(data.draw(st.lists(st.integers(0, 30), min_size=count, max_size=count)))
     buckets = np.array(data.draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)))

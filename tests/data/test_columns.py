@@ -1,4 +1,4 @@
-"""columns.py: the arrays of a block are found where reading its records one by one finds them, or not at all."""
+"""columns.py: the arrays of a block are located where reading its records one by one locates them, or refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEMBERS = ("moments", "text")
 
 
 def block(records: list[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bytes, offsets and sizes of records that stand one after the other."""
+    """Bytes, offsets and sizes of consecutive records."""
     parts = [b"".join(tar_member(name, payload) for name, payload in pack(one)) for one in records]
     sizes = np.array([len(part) for part in parts])
     return np.frombuffer(b"".join(parts), dtype=np.uint8), np.cumsum(sizes) - sizes, sizes
@@ -36,7 +36,7 @@ def record(row: int, caption: str, tokens: int = 3) -> Record:
 
 
 def check(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, layout: dict[str, str] | None = None) -> None:
-    """The columns show what `unpack` reads."""
+    """Assert that the columns have what `unpack` reads."""
     found = find_columns(data, offsets, sizes, MEMBERS, layout)
     assert set(found) == set(MEMBERS)
     for place, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
@@ -95,7 +95,7 @@ def test_a_member_that_is_missing_is_named() -> None:
 @settings(deadline=None, max_examples=150)
 @given(place=st.integers(0, 3 * 512 - 1), bit=st.integers(0, 7), row=st.integers(0, 3))
 def test_a_damaged_header_is_refused_or_read_as_unpack_reads_it(place: int, bit: int, row: int) -> None:
-    """Hashes are what finds damage; what slips past them must not read outside of a record."""
+    """Hashes find damage; damage that they miss must not cause reads outside of a record."""
     data, offsets, sizes = block([record(row, "words") for row in range(4)])
     changed = data.copy()
     changed[offsets[row] + place] ^= 1 << bit

@@ -1,4 +1,5 @@
-"""device.py: what arrives on the device is what was collated, ahead of use and without waiting for the host."""
+"""device.py: batches arrive on the device as they were collated, ahead of their use and without waiting for the
+host."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def batches(folder: Path, device: torch.device, count: int) -> list[dict[str, to
 
 @pytest.mark.gpu
 def test_batches_on_a_gpu_are_those_on_the_cpu(tmp_path: Path) -> None:
-    """Memory is used again while copies from it may be under way, so there are many batches."""
+    """Many batches, because memory could be reused while a copy from it is still running."""
     if not torch.cuda.is_available():
         pytest.skip("needs CUDA")
     there = batches(tmp_path / "a", torch.device("cuda"), 60)

@@ -1,4 +1,5 @@
-"""data/format/manifest.py: canonical, committed once, and refused when it is not what is needed."""
+"""data/format/manifest.py: its bytes are canonical, it is committed once, and a manifest that does not fit is
+refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""data/reading/memory.py: memory comes back when nothing shows it any more, never before, and is used again."""
+"""data/reading/memory.py: memory returns to the pool when no array views it, never earlier, and is then reused."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_memory_is_used_again_when_its_last_view_is_gone() -> None:
     other = pool.take(100_000)
     other[:] = 2
     assert view.tolist() == [1] * 10  # still shown, so not given to another
-    held = pool.held
+    held = pool.allocated_bytes
     del view, other
     gc.collect()
     for _ in range(20):
         pool.take(100_000)[:] = 3
-    assert pool.held == held
+    assert pool.allocated_bytes == held
 
 
 def test_threads_never_share_memory() -> None:
@@ -46,7 +46,7 @@ def test_threads_never_share_memory() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert pool.held <= 6 * 2 * rounded(SMALLEST + 6000)
+    assert pool.allocated_bytes <= 6 * 2 * rounded(SMALLEST + 6000)
 
 
 @pytest.mark.parametrize("count", [0, 1, SMALLEST, SMALLEST + 1, 7_999_488, 8_000_000, 2**31 + 1])

@@ -1,4 +1,4 @@
-"""mixture.py and dataset.py: shares that are exact, each dataset once per epoch of its own, any start."""
+"""mixture.py and dataset.py: shares are exact, each dataset comes once per its own epoch, from any start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.format.kept import Kept
+from pipeline.data.format.kept import KeptRecords
 from pipeline.data.order.blocks import Blocks
 from pipeline.data.order.dataset import Dataset, Part
 from pipeline.data.order.mixture import LONGEST, PERIOD, Mixture, interleave, suitable_slots, whole_weights
@@ -23,17 +23,17 @@ WEIGHTS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
 def part(name: str, sizes: list[int], kinds: int = 1, latent: int = 8, block_bytes: int = 2000) -> Part:
-    """A cache of shards of so many records of 500 bytes each; shard i is of bucket i % kinds."""
+    """A cache of shards with these numbers of records of 500 bytes each; shard i is of bucket i % kinds."""
     shards = [SimpleNamespace(name=f"{i}", samples=n, bytes=500 * n, size=(i % kinds, 1)) for i, n in enumerate(sizes)]
     contract = SimpleNamespace(buckets=tuple((i, 1) for i in range(kinds)), latent_shape=(4, latent, latent))
     manifest = SimpleNamespace(shards=shards, contract=contract)
-    blocks = Blocks(manifest, Kept(manifest, np.empty((0, 2), dtype=np.int32)), block_bytes)  # type: ignore[arg-type]
+    blocks = Blocks(manifest, KeptRecords(manifest, np.empty((0, 2), dtype=np.int32)), block_bytes)  # type: ignore[arg-type]
     return Part(SimpleNamespace(url=name), manifest, blocks)  # type: ignore[arg-type]
 
 
 @st.composite
 def mixtures(draw: st.DrawFn, tails: tuple[str, ...] = ("drop", "wrap")) -> tuple[Dataset, Mixture]:
-    """Any datasets, weights, batch and seed; with buckets or latents of two sizes, batch by batch."""
+    """Any datasets, weights, batch and seed; mixed by batches if there are buckets or latents of two sizes."""
     count = draw(st.integers(2, 4))
     batch = draw(st.sampled_from([4, 8, 12, 24]))
     by_batch = draw(st.booleans())
@@ -103,7 +103,7 @@ def test_shares_are_exact_within_two_items_in_every_slot_and_every_batch(
     made: tuple[Dataset, Mixture], steps: int
 ) -> None:
     _, order = made
-    which, _ = order.own_numbers(np.arange(steps * order.batch))
+    which, _ = order.dataset_numbers(np.arange(steps * order.batch))
     shares = np.array(order.weights) / sum(order.weights)
     items = which.reshape(steps, order.slots, -1, order.item)
     assert (items == items[..., :1]).all()
@@ -138,9 +138,9 @@ def test_each_record_comes_once_in_an_epoch_of_its_own_dataset_and_tails_are_cou
 @settings(max_examples=40, deadline=None)
 @given(mixtures())
 def test_an_epoch_is_whole_before_the_next_but_one_begins(made: tuple[Dataset, Mixture]) -> None:
-    """Numbers of each dataset's own are used without gaps: after any batch all but the last few are."""
+    """Each dataset's own numbers are used without gaps: after any batch, all except the last few have been used."""
     _, order = made
-    which, own = order.own_numbers(np.arange(200 * order.batch))
+    which, own = order.dataset_numbers(np.arange(200 * order.batch))
     for number in range(len(order.orders)):
         mine = np.sort(own[which == number])
         assert len(np.unique(mine)) == len(mine)
@@ -165,7 +165,7 @@ def test_any_start_and_any_world_give_the_same_batches(made: tuple[Dataset, Mixt
 
 
 def test_a_rank_reads_only_lanes_of_its_own() -> None:
-    """Two datasets of 512 blocks, 16 slots, 4 ranks: each block is read by one rank, but where a border cuts."""
+    """Two datasets of 512 blocks, 16 slots, 4 ranks: one rank reads each block, except blocks that a border cuts."""
     dataset = Dataset([part("a", [16] * 128), part("b", [16] * 128)])
     order = dataset.order(3, 16, weights=(3, 1))
     assert isinstance(order, Mixture)
@@ -215,7 +215,7 @@ def test_slots_suit_the_largest_dataset_and_the_smallest_has_a_record_for_each()
 def test_a_dataset_that_is_too_small_is_refused_by_name() -> None:
     large, small, none = part("large", [64] * 4), part("small", [5], latent=16), part("none", [])
     with pytest.raises(
-        ConfigError, match=r"small cannot be mixed in, .* has 5 records, fewer than one global batch of 8"
+        ConfigError, match=r"small cannot be mixed in: .* has 5 records, fewer than one global batch of 8"
     ):
         Dataset([large, small]).order(0, 8)
     Dataset([large, small]).order(0, 8, "wrap")
@@ -225,7 +225,7 @@ def test_a_dataset_that_is_too_small_is_refused_by_name() -> None:
 
 
 def test_the_mixture_is_what_it_was_when_it_was_published() -> None:
-    """A change would change the data of every run that resumes: these values are part of the format."""
+    """Other values would change the data of every resumed run: these are part of the format."""
     assert interleave([4, 2, 1]).tolist() == [0, 0, 1, 0, 1, 0, 2]
     dataset = Dataset([part("a", [9, 7, 8] * 3), part("b", [12, 5])])
     order = dataset.order(7, 8, weights=(2, 1))

@@ -1,4 +1,4 @@
-"""data/format/records.py and preprocess/encoding/writer.py: one record, its bytes, and other people's readers."""
+"""data/format/records.py and preprocess/encoding/writer.py: a record, its bytes, and reading it with other software."""
 
 from __future__ import annotations
 

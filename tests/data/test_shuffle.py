@@ -1,4 +1,4 @@
-"""data/order/shuffle.py: every record once an epoch, whoever asks, from anywhere, and well mixed."""
+"""data/order/shuffle.py: every record comes once per epoch, for any rank and from any start, and well mixed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def records(order: Order, numbers: np.ndarray) -> list[tuple[int, int]]:
 
 
 def make(data: st.DataObject, tail: str) -> Order | None:
-    """Any order that a dataset, a batch and their lanes allow; None where the dataset is too small."""
+    """Any order that a dataset, a batch and their lanes allow; None if the dataset is too small."""
     sizes = data.draw(SIZES)
     shards = np.sort(np.array(data.draw(st.lists(st.integers(0, 6), min_size=len(sizes), max_size=len(sizes)))))
     batch = data.draw(st.integers(1, 12))
@@ -97,7 +97,7 @@ def test_any_subset_in_any_order_is_located_alike() -> None:
 
 
 def test_threads_may_locate_in_one_order_at_once() -> None:
-    """Readers far apart, so that each wants tables of epochs of its own."""
+    """The readers are in different epochs, so that each needs its own tables."""
     order, failures = Order([3, 5, 4, 6], 0, 6), []
     expected = {first: order.locate(np.arange(first, first + 18)) for first in range(0, 1800, 18)}
 
@@ -131,7 +131,7 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
 
 def test_neighbours_come_from_far_apart() -> None:
     """400 shards of 5 blocks of 50 records, batches of 256 over 64 lanes. The measure: the distance in the source
-    (shard, then row) of two samples that stand side by side in a batch, or one after the other along a lane, as a part
+    (shard, then row) of two samples that are neighbours in a batch, or consecutive in a lane, as a fraction
     of the dataset (a random permutation: 0.33; 0.25 where one in four shares a block); and the correlation of source
     positions from lane to lane."""
     order = Order([50] * 2000, 3, 256, block_shards=np.repeat(np.arange(400), 5))
@@ -147,7 +147,8 @@ def test_neighbours_come_from_far_apart() -> None:
 
 @pytest.mark.parametrize(("nodes", "most"), [(1, 1.0), (2, 1.02), (4, 1.02), (32, 1.02), (3, 1.1), (5, 2.0), (7, 2.0)])
 def test_all_nodes_together_read_the_dataset_about_once_an_epoch(nodes: int, most: float) -> None:
-    """Blocks that a border between lanes cuts are read by both; where nodes do not divide the lanes, some lanes are."""
+    """Both nodes read a block that a border between lanes cuts; if nodes do not divide the lanes, two read some
+    lanes."""
     batch = 64 * 105
     order = Order([50] * 4000, 9, batch, block_shards=np.repeat(np.arange(400), 10), lanes=32)
     places = order.locate(np.arange(order.epoch_samples))
@@ -157,7 +158,7 @@ def test_all_nodes_together_read_the_dataset_about_once_an_epoch(nodes: int, mos
 
 
 def test_a_reader_needs_few_shards_at_a_time() -> None:
-    """So it keeps few indexes: along a lane, 2,000 samples in a row touch few more shards than a group."""
+    """So it keeps few indexes: 2,000 consecutive samples of a lane are in few more shards than a group has."""
     order = Order([50] * 4000, 9, 64, block_shards=np.repeat(np.arange(400), 10), lanes=1)
     places = order.locate(np.arange(2000))
     assert len(np.unique(places.block // 10)) <= 2 * 8
@@ -191,7 +192,7 @@ def test_impossible_orders_are_refused(sizes: list[int], tail: str) -> None:
 
 
 def test_the_order_is_what_it_was_when_it_was_published() -> None:
-    """A change would change the data of every run that resumes: these values are part of the format."""
+    """Other values would change the data of every resumed run: these are part of the format."""
     places = Order([5, 3, 4], 7, 4).locate(np.arange(12))
     assert places.block.tolist() == [2, 2, 2, 2, 0, 0, 1, 1, 0, 1, 0, 0]
     assert places.place.tolist() == [2, 0, 3, 1, 4, 3, 1, 2, 2, 0, 0, 1]

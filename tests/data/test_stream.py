@@ -1,4 +1,4 @@
-"""stream.py: the right records in the right order, verified, within its memory, and honest about failures."""
+"""stream.py: the right records in the right order, verified and within the memory bound; failures are reported."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def drain(stream: Stream, steps: int = 20) -> list[str]:
 
 
 class Watched(LocalStorage):
-    """Counts reads of tars and can fail them."""
+    """A storage that counts reads of tars and can make them fail."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -120,7 +120,7 @@ def test_memory_holds_and_every_shard_is_read_once_an_epoch(tmp_path: Path) -> N
     with stream_of((storage, manifest), window=3, lanes=1, memory_bytes=memory, workers=2) as stream:
         for _ in range(3 * 24):  # three epochs
             next(stream)
-            assert stream._held_bytes <= memory
+            assert stream._block_bytes <= memory
         assert len(storage.reads) <= 3 * 12 + 5  # and what was fetched ahead
         assert len(set(storage.reads)) == 12
 
@@ -359,11 +359,11 @@ def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
             next(stream)
         # Blocks that fit and one that comes; of batches, those ready, one in the making and two with the loop.
         pieces = 5 + 1 + (4 + 1 + 2) * len(MEMBERS)
-        assert stream._pool.held <= pieces * SMALLEST
+        assert stream._pool.allocated_bytes <= pieces * SMALLEST
 
 
 def test_a_read_ahead_drops_what_is_needed_last(tmp_path: Path) -> None:
-    """Memory for little more than a window: no block is fetched twice within an epoch."""
+    """With memory for little more than a window, no block is fetched twice within an epoch."""
     manifest = make_cache(str(tmp_path), [16] * 24)
     storage = Watched(str(tmp_path))
     memory = 5 * manifest.shards[0].bytes

@@ -1,4 +1,4 @@
-"""Objectives by configuration: those that are packaged, those that cannot be, and runs that were begun before."""
+"""Objectives by configuration: packaged ones, impossible ones, and those of runs from earlier versions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import DiffusionConfig, TrainConfig
-from pipeline.config.check.groups import check_diffusion
+from pipeline.config import DataConfig, DiffusionConfig, TrainConfig
+from pipeline.config.check.verbs import check
 from pipeline.config.loading.folders import groups
 from pipeline.config.loading.load import load
 from pipeline.config.loading.merge import from_dict, to_dict
@@ -112,7 +112,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "message"), REFUSED)
 def test_objectives_that_cannot_be_are_refused_with_what_to_do(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        check_diffusion(DiffusionConfig(**changes))
+        check(TrainConfig(run="r", data=DataConfig(train="c"), diffusion=DiffusionConfig(**changes)))
     assert "\n" not in str(caught.value)
 
 
@@ -122,7 +122,7 @@ def test_a_refusal_reaches_the_command_line():
 
 
 def test_a_run_that_was_begun_before_these_keys_goes_on():
-    """Its config.yaml has seven of them; the rest are defaults, which change nothing."""
+    """Its config.yaml has seven of the keys; the defaults of the others change nothing."""
     now = load("train", TRAIN)
     stored = to_dict(now)
     before = ("schedule", "timesteps", "beta_start", "beta_end", "prediction", "timestep_sampling", "loss")

@@ -1,4 +1,4 @@
-"""Guidance in an interval of noise levels, and rescaled."""
+"""Guidance in an interval of noise levels, and rescaled guidance."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_rescale_is_diffusers(phi: float) -> None:
 
 def test_all_settings_of_a_sampler_reach_guidance() -> None:
     config = SamplerConfig(guidance=2.0, guidance_low=0.1, guidance_high=4.0, rescale=0.5)
-    assert Guidance.of(config) == Guidance(2.0, 0.1, 4.0, 0.5)
+    assert Guidance.from_config(config) == Guidance(2.0, 0.1, 4.0, 0.5)
     assert config.guidance_settings == {"guidance_low": 0.1, "guidance_high": 4.0, "rescale": 0.5}
 
 

@@ -24,7 +24,7 @@ LATENT = (4, 8, 8)
 
 
 def made(prediction: str, **changes: Any) -> DiffusionConfig:
-    """A configuration that predicts so, with the density that it needs."""
+    """A configuration with this prediction, and the density that it needs."""
     density = "log_normal" if prediction == "edm" else "uniform"
     return replace(CONFIG, **({"prediction": prediction, "timestep_density": density} | changes))
 
@@ -77,13 +77,13 @@ def test_loss_is_each_samples_mean_distance_to_the_target(prediction, loss, expe
     losses = objective.loss(denoise, x0, noise, t)
     assert torch.allclose(losses, torch.tensor([0.0, expected, expected]), atol=1e-5)
     assert torch.equal(seen[0][0], objective.prediction.scale(alpha * x0 + sigma * noise, sigma))
-    told = {"flow": 1000 * t, "edm": t.log() / 4}.get(prediction, t)
-    assert torch.equal(seen[0][1], told)
+    timestep_input = {"flow": 1000 * t, "edm": t.log() / 4}.get(prediction, t)
+    assert torch.equal(seen[0][1], timestep_input)
 
 
 @given(st.floats(1e-3, 0.999), st.floats(0.5, 20), st.sampled_from(["epsilon", "v", "x0"]))
 def test_min_snr_weights_are_the_papers(alpha_bar, gamma, prediction):
-    """Hang et al. 2023, section 3.4, as the paper writes them."""
+    """Hang et al. 2023, section 3.4, in the paper's form."""
     snr = alpha_bar / (1 - alpha_bar)
     paper = {"x0": min(snr, gamma), "epsilon": min(snr, gamma) / snr, "v": min(snr, gamma) / (snr + 1)}[prediction]
     alpha, sigma = torch.tensor([alpha_bar, 1 - alpha_bar], dtype=torch.float64).sqrt()
@@ -91,7 +91,7 @@ def test_min_snr_weights_are_the_papers(alpha_bar, gamma, prediction):
 
 
 def test_min_snr_is_one_weight_of_the_error_in_x0_whatever_is_predicted():
-    """The same wrong x_0, told as each prediction, costs the same: min(SNR, 5) times its squared error."""
+    """The same wrong x_0, expressed in each prediction, costs the same: min(SNR, 5) times its squared error."""
     x0, noise = torch.randn(2, 4, *LATENT, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([20, 100, 400, 900])
     alpha, sigma = Schedule(CONFIG).at(t)
@@ -114,7 +114,7 @@ def test_min_snr_is_one_weight_of_the_error_in_x0_whatever_is_predicted():
 
 def test_the_edm_loss_is_karras_weighted_error_of_the_denoiser():
     """lambda(sigma) ||D(x) - x_0||^2 with lambda = (sigma^2 + s^2) / (sigma s)^2 (Karras et al. 2022, equations 2 and
-    8, table 1), D made of c_skip, c_out, c_in and c_noise as the table writes them."""
+    8, table 1), where D is made of c_skip, c_out, c_in and c_noise as in the table."""
     s = 0.7
     sigma = torch.tensor([0.01, 0.5, 3.0, 60.0])
     x0, noise = torch.randn(2, 4, *LATENT, generator=torch.Generator().manual_seed(0)).double()
@@ -147,11 +147,12 @@ def test_edm_preconditioning_equals_diffusers():
     assert torch.equal(alpha, torch.ones(3, 1, 1, 1))
     assert torch.allclose(ours.scale(x, sigma), theirs.precondition_inputs(x, sigma))
     assert torch.allclose(ours.to_x0(output, x, alpha, sigma), theirs.precondition_outputs(x, output, sigma))
-    assert torch.allclose(make_process(made("edm")).told(sigma_B), theirs.precondition_noise(sigma_B))
+    assert torch.allclose(make_process(made("edm")).timestep_input(sigma_B), theirs.precondition_noise(sigma_B))
 
 
 def test_edm_inputs_and_targets_have_unit_variance_at_every_level():
-    """What the preconditioning is for (Karras et al. 2022, appendix B.6), on data of the standard deviation assumed."""
+    """The purpose of preconditioning (Karras et al. 2022, appendix B.6), on data with the assumed standard
+    deviation."""
     x0, noise = torch.randn(2, 4, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     ours, sigma = make_prediction(made("edm")), torch.tensor([0.002, 0.3, 2.0, 80.0]).view(4, 1, 1, 1)
     x0 = 0.5 * x0
@@ -167,11 +168,11 @@ def test_flow_noise_and_time_equal_diffusers():
     process = make_process(made("flow"))
     x0, noise = torch.randn(2, 4, *LATENT, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.001, 0.25, 0.5, 1.0])
-    told = process.told(t)
-    assert told.tolist() == pytest.approx([1, 250, 500, 1000])
+    timestep_input = process.timestep_input(t)
+    assert timestep_input.tolist() == pytest.approx([1, 250, 500, 1000])
     alpha, sigma = process.at(t)
     timesteps = theirs.timesteps[[999, 750, 500, 0]]
-    assert torch.allclose(timesteps, told)
+    assert torch.allclose(timesteps, timestep_input)
     assert torch.allclose(add_noise(x0, noise, alpha, sigma), theirs.scale_noise(x0, timesteps, noise), atol=1e-6)
     h = 1e-3  # the target is the velocity of the path
     later = add_noise(x0.double(), noise.double(), *process.at(t.double() + h))

@@ -46,7 +46,7 @@ def test_numpy_and_torch_words_are_equal():
         in_torch = philox.words(seed, Stream.SHUFFLE, torch.tensor(NUMBERS), 11)
         assert in_numpy.dtype == np.uint32
         assert np.array_equal(in_numpy.astype(np.int64), in_torch.numpy())
-        many = philox.FEW // 2  # on a CPU, PyTorch's own operations take over beyond FEW blocks
+        many = philox.NUMPY_BLOCKS // 2  # on a CPU, PyTorch's own operations take over beyond NUMPY_BLOCKS
         in_numpy = philox.words_numpy(seed, Stream.NOISE, np.array(NUMBERS, np.uint64), many)
         assert np.array_equal(in_numpy.astype(np.int64), philox.words(seed, Stream.NOISE, torch.tensor(NUMBERS), many))
 

@@ -49,8 +49,8 @@ def diffusers_sample(scheduler: Any, noise: Tensor, steps: int) -> Tensor:
 @pytest.mark.parametrize("name", ["epsilon", "v", "x0", "cosine-epsilon", "cosine-v", "zero_snr-v", "zero_snr-x0",
                                   "zero_snr-cosine", "flow", "edm", "edm-1"])  # fmt: skip
 def test_every_sampler_equals_diffusers_with_the_exported_config(name, sampler, steps):
-    """Where no scheduler of diffusers is the same the export says so. zero_snr: numbers of steps that divide T, since
-    diffusers' DDIM steps by T // steps whatever it is."""
+    """If no scheduler of diffusers is the same, the export says so. With zero_snr, numbers of steps that divide T,
+    because diffusers' DDIM always steps by T // steps."""
     declare_torchvision_ops()
     import diffusers
 
@@ -89,8 +89,8 @@ def test_heun_of_edm_is_the_papers_algorithm_1():
     meaning, noise = make_prediction(EDM), initial_noise(0, NUMBERS, LATENT).double()
 
     def denoised(x: Tensor, sigma: float) -> Tensor:
-        told = torch.full((len(x),), math.log(sigma) / 4)
-        return meaning.to_x0(network(meaning.scale(x, sigma), told), x, 1.0, sigma)
+        timestep_input = torch.full((len(x),), math.log(sigma) / 4)
+        return meaning.to_x0(network(meaning.scale(x, sigma), timestep_input), x, 1.0, sigma)
 
     t = [level.sigma for level in karras_levels(EDM, 9)]
     x = math.hypot(1, t[0]) * noise
@@ -138,7 +138,7 @@ def test_samplers_converge_on_a_gaussian_at_their_order(sampler, order):
 
 
 def interpolated(config: DiffusionConfig, timestep: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma of the discrete process between its timesteps, sigma / alpha in its logarithm."""
+    """alpha and sigma of the discrete process between its timesteps: log(sigma / alpha) is interpolated."""
     alpha_bar = Schedule(config).alpha_bar.clone()
     alpha_bar[-1] = alpha_bar[-1].clamp(min=2.0**-24)
     known = ((1 - alpha_bar) / alpha_bar).log() / 2
@@ -148,7 +148,7 @@ def interpolated(config: DiffusionConfig, timestep: Tensor) -> tuple[Tensor, Ten
 
 
 def exact_network(config: DiffusionConfig) -> Any:
-    """The network that predicts E[x_0 | x] exactly, in the configuration's terms: what training converges to."""
+    """The network that predicts E[x_0 | x] exactly, in the configuration's parameterization: the limit of training."""
     process, meaning = make_process(config), make_prediction(config)
 
     def network(scaled: Tensor, told_B: Tensor, conditioning: Conditioning | None = None) -> Tensor:
@@ -170,8 +170,8 @@ def exact_network(config: DiffusionConfig) -> Any:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_exact_denoiser_is_what_the_loss_asks_for(name):
-    """An error d of a conditional mean costs d^2 and no more or less: so the network that samplers are right with is
-    the one that training goes to, told the same times."""
+    """An error d of the conditional mean costs exactly d^2. So training converges to the network with which samplers
+    are exact, with the same timestep inputs."""
     config, numbers = CASES[name], torch.arange(4096)
     draws = training_randomness(0, numbers, LATENT, config, 0.0)
     x0 = MEAN + SPREAD * draws.posterior
@@ -211,8 +211,8 @@ def test_sampling_with_the_exact_denoiser_gives_the_data(name, sampler):
     ],
 )
 def test_samplers_converge_over_each_process_own_levels(name, sampler, order, steps, error):
-    """To the flow's exact end, MEAN + SPREAD (x - alpha MEAN) / sqrt((alpha SPREAD)^2 + sigma^2), from pure noise or
-    from sigma_max to zero noise.
+    """They converge to the flow's exact end, MEAN + SPREAD (x - alpha MEAN) / sqrt((alpha SPREAD)^2 + sigma^2), from
+    pure noise or from sigma_max to zero noise.
 
     Timesteps of equal strides leave the discrete process at sigma^2 = O(1 / steps), and the step from there to no noise
     is of first order in sigma^2, so no sampler is of second order on them. Its T is large here, against rounding.
@@ -237,7 +237,7 @@ def test_samplers_converge_over_each_process_own_levels(name, sampler, order, st
 @pytest.mark.parametrize(("sampler", "order", "steps"), [("euler", 1, 320), ("heun", 2, 160)])
 @pytest.mark.parametrize("name", ["epsilon", "v", "x0", "cosine-v", "flow", "edm"])
 def test_eulers_and_heuns_method_converge_at_their_order_for_every_prediction(name, sampler, order, steps):
-    """To the flow's exact state at the last level above no noise, and from there by the one step that is left."""
+    """They converge to the flow's exact state at the last level with noise, and then take the one remaining step."""
     config = CASES[name]
     noise = torch.linspace(-2, 2, 5, dtype=torch.float64).view(5, 1, 1, 1)
     errors = []
@@ -253,7 +253,8 @@ def test_eulers_and_heuns_method_converge_at_their_order_for_every_prediction(na
 
 
 def test_unipc_needs_fewer_steps_than_dpm_solver_on_a_mixture():
-    """Why it is here: with 10 steps its error on 40 sharp Gaussians in 16 dimensions is two thirds of the other's."""
+    """The reason to have it: with 10 steps its error on 40 sharp Gaussians in 16 dimensions is two thirds of the
+    other's."""
     centres = torch.randn(40, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.9
     noise = torch.randn(200, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -272,8 +273,8 @@ def test_unipc_needs_fewer_steps_than_dpm_solver_on_a_mixture():
 
 
 def test_steps_of_the_solver_from_no_signal_at_all_are_its_limits():
-    """As alpha goes to 0 the solver's first step goes to DDIM's, and the second forgets the first (r goes to infinity):
-    at alpha = 0 both are DDIM's, and tiny alphas come near that."""
+    """As alpha goes to 0, the solver's first step converges to DDIM's, and the influence of the first prediction on the
+    second step vanishes (r goes to infinity). At alpha = 0 both steps are DDIM's, and tiny alphas are close to that."""
     x = torch.tensor([-1.5, 0.3, 2.0], dtype=torch.float64)
     rest = [Level(0, 0.6, 0.8), Level(0, 0.8, 0.6)]
     limit = dpmpp_2m(gaussian_x0, [Level(0, 0.0, 1.0), *rest], x)
@@ -343,13 +344,13 @@ def test_an_image_does_not_depend_on_its_batch(sampler):
     given, null = conditionings()
     noise = initial_noise(4, NUMBERS, LATENT)
     whole = sample(network, CONFIG, noise, given, null, sampler=sampler, steps=10, guidance=2.0)
+    contexts = [context for context in (given.context, null.context) if context is not None]
     for i in range(3):
         alone = sample(
             network,
             CONFIG,
             initial_noise(4, torch.tensor([i]), LATENT),
-            given.rows(slice(i, i + 1)),
-            null.rows(slice(i, i + 1)),
+            *(Conditioning(context[i : i + 1]) for context in contexts),
             sampler=sampler,
             steps=10,
             guidance=2.0,

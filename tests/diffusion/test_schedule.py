@@ -1,4 +1,4 @@
-"""The discrete process: its betas against diffusers' and against the papers."""
+"""The discrete process: its betas equal those of diffusers and of the papers."""
 
 import math
 from dataclasses import replace
@@ -45,7 +45,7 @@ def test_stable_diffusions_schedule_has_its_known_ends():
 
 @given(st.integers(10, 4000))
 def test_the_cosine_schedule_is_equation_17(timesteps):
-    """alpha_bar_t = f(t) / f(0) as long as no beta is cut at 0.999 (Nichol & Dhariwal 2021)."""
+    """alpha_bar_t = f(t) / f(0) as long as no beta is clipped at 0.999 (Nichol & Dhariwal 2021)."""
     betas = cosine(0.0, 0.0, timesteps)
     alpha_bar = torch.cumprod(1 - betas, dim=0)
 
@@ -59,7 +59,7 @@ def test_the_cosine_schedule_is_equation_17(timesteps):
 
 @pytest.mark.parametrize("name", ["scaled_linear", "linear", "cosine"])
 def test_zero_terminal_snr_keeps_the_first_level_and_the_shape(name):
-    """Lin et al. 2023, algorithm 1: the root of alpha_bar is moved and stretched, nothing else."""
+    """Lin et al. 2023, algorithm 1: the root of alpha_bar is only shifted and scaled."""
     before = Schedule(replace(CONFIG, schedule=name)).alpha_bar.sqrt()
     schedule = Schedule(replace(CONFIG, schedule=name, prediction="v", zero_terminal_snr=True))
     after = schedule.alpha_bar.sqrt()

@@ -1,4 +1,4 @@
-"""Which noise level a sample gets: the stated distribution, evenly spread, and a function of (seed, n) alone."""
+"""The noise levels of samples: they have the stated distribution, evenly spread, and depend only on (seed, n)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +33,7 @@ def test_timesteps_are_uniform_over_all_noise_levels(sampling):
 
 
 def test_the_timesteps_of_saved_runs_never_change():
-    """Drawn before there were densities: a run that is resumed goes on with them."""
+    """Timesteps of a version without densities: a resumed run continues with them."""
     numbers = torch.tensor([0, 1, 17, 2**35])
     assert draw_times(9, numbers, CONFIG).tolist() == UNIFORM
     assert draw_times(9, numbers, replace(CONFIG, timestep_sampling="stratified")).tolist() == STRATIFIED
@@ -68,8 +68,8 @@ def expected_distribution(config: DiffusionConfig) -> Callable[[np.ndarray], np.
     ],
 )
 def test_continuous_times_have_the_stated_distribution(config, sampling):
-    """Kolmogorov-Smirnov: independent draws within the 0.1% critical value 1.95 / sqrt(N), low-discrepancy ones, which
-    miss by O(log N / N), a hundred times closer than that."""
+    """Kolmogorov-Smirnov distance: independent draws are within the 0.1% critical value 1.95 / sqrt(N); low-discrepancy
+    draws, whose distance is O(log N / N), are a hundred times closer."""
     times = draw_times(2, torch.arange(N) + 10**12, replace(config, timestep_sampling=sampling))
     assert times.dtype == torch.float32
     distance = scipy.stats.kstest(times.double().numpy(), expected_distribution(config)).statistic
@@ -96,7 +96,7 @@ def test_discrete_logit_normal_timesteps_have_the_stated_probabilities(sampling,
 
 @given(st.integers(0, 2**32 - 1), st.floats(-20, 20), st.floats(0.01, 8))
 def test_no_word_leaves_the_range_of_timesteps(word, mean, std):
-    """Not even where logit(t) is so large that t rounds to 1."""
+    """Not even if logit(t) is so large that t rounds to 1."""
     t = logit_normal(torch.tensor([word]), mean, std)
     assert 0 <= t.item() <= 1
     assert min(int(t.item() * 1000), 999) in range(1000)
@@ -109,14 +109,14 @@ def test_extreme_means_stay_within_the_timesteps():
 
 
 def star_discrepancy(times: Tensor, cdf: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Of the times' quantiles, over one batch: the Kolmogorov-Smirnov distance."""
+    """Star discrepancy of the times' quantiles in one batch: the Kolmogorov-Smirnov distance."""
     return scipy.stats.kstest(times.double().numpy(), cdf).statistic
 
 
 @pytest.mark.parametrize("config", [FLOW, replace(FLOW, timestep_density="logit_normal"), EDM])
 @pytest.mark.parametrize("first", [0, 977, 2**40])
 def test_stratified_times_of_a_batch_are_evenly_spread_in_every_density(config, first):
-    """Any 64 consecutive samples: discrepancy below 3 / 64, where independent ones have about 0.87 / sqrt(64)."""
+    """Any 64 consecutive samples have a discrepancy below 3 / 64; independent samples have about 0.87 / sqrt(64)."""
     cdf = expected_distribution(config)
     numbers = torch.arange(64) + first
     stratified = star_discrepancy(draw_times(0, numbers, replace(config, timestep_sampling="stratified")), cdf)

@@ -1,4 +1,4 @@
-"""pipeline/distributed/allocator.py: memory that was freed is used again without being faulted in anew."""
+"""pipeline/distributed/allocator.py: freed memory is used again without being faulted in again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks of one machine start together, hear the same signals and end together."""
+"""Ranks of one machine start together, receive the same signals and end together."""
 
 from __future__ import annotations
 

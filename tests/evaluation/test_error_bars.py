@@ -60,7 +60,6 @@ def test_fid_infinity_has_no_bias_where_fid_has() -> None:
     values = [one.value for one in found]
     assert min(plain) > 0.04 and abs(np.mean(values)) < np.mean(plain) / 10
     assert np.std(values) < np.mean([one.error for one in found]) < 3 * np.std(values)
-    assert np.mean([one.slope for one in found]) == pytest.approx(images * np.mean(plain), rel=0.1)
 
 
 def test_few_images_have_the_fid_of_the_full_matrix() -> None:

@@ -202,7 +202,7 @@ def test_precision_and_recall_are_the_brute_force_ones(block: int, monkeypatch: 
 
 def test_precision_and_recall_are_bounded_in_memory() -> None:
     """10,000 against 10,000 in pieces: all their distances at once would be 800 MB."""
-    command = "import resource, sys; sys.path.insert(0, 'tests'); from test_metrics import features\n"
+    command = "import resource, sys; sys.path.insert(0, 'tests/evaluation'); from test_fid import features\n"
     command += "from pipeline.evaluation.metrics.manifold import precision_recall\n"
     command += "x = features(20_000, 4, 1)\n"
     command += "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -221,6 +221,14 @@ def test_a_login_node_needs_no_torch() -> None:
     )
 
 
+def test_diffusers_and_open_clip_are_imported_when_encoders_are_built() -> None:
+    """Their import takes seconds, which a command that fails early or uses no encoders should not wait for."""
+    heavy = ("diffusers", "open_clip", "transformers", "timm")
+    packages = "pipeline.models.encoders.packages"
+    assert {one for one, path in MODULES.items() if any(within(i, *heavy) for i in imports(path, True))} == {packages}
+    assert not any(within(i, packages) for path in SOURCES for i in imports(path, True))
+
+
 def test_what_the_command_line_imports_first_is_the_standard_librarys_and_light() -> None:
     for one in ("pipeline.cli", "pipeline.verbs", "pipeline.errors", "pipeline.distributed.exits"):
         for imported in imports(MODULES[one], True):

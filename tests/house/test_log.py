@@ -42,5 +42,5 @@ def test_the_level_is_chosen_by_the_environment(level: str, shown: int) -> None:
 
 def test_an_unknown_level_is_said_and_shows_what_the_default_shows() -> None:
     _, lines = said(LATENTMILL_LOG="loud")
-    assert "LATENTMILL_LOG=loud: there are debug, info, warning, error; showing info" in lines[0]
+    assert "LATENTMILL_LOG=loud is none of debug, info, warning, error; showing info" in lines[0]
     assert len(lines) == 4

@@ -38,7 +38,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(path, copy)
     (copy / "README.md").touch()
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "--wheel-dir", str(folder), str(copy)], check=True, stdin=subprocess.DEVNULL)
+    build = [*command, "--wheel-dir", str(folder), str(copy)]
+    subprocess.run(build, env=environment(), check=True, stdin=subprocess.DEVNULL)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -52,7 +53,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv = tmp_path_factory.mktemp("installed") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     command = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install", "--quiet"]
-    subprocess.run([*command, "--no-deps", "--no-index", str(wheel)], check=True, stdin=subprocess.DEVNULL)
+    install = [*command, "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, env=environment(), check=True, stdin=subprocess.DEVNULL)
     (packages,) = (venv / "lib").glob("python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     return packages

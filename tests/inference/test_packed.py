@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.diffusion.conditioning import Known
+from pipeline.diffusion.conditioning import ContextCache
 from pipeline.inference import packed
 from pipeline.inference.packed import PackedConv2d, PackedGeglu, PackedLinear, PackedUpsample, pack
 from pipeline.models.unet.model import UNet
@@ -31,9 +31,9 @@ def network() -> UNet:
     return unet.eval().requires_grad_(False)
 
 
-def predict(unet: UNet, batch: int, height: int, width: int, known: Known | None = None) -> Tensor:
+def predict(unet: UNet, batch: int, height: int, width: int, context_cache: ContextCache | None = None) -> Tensor:
     x, context = normal(batch, 4, height, width), normal(batch, 5, 24)
-    return unet(x, torch.arange(batch) * 100, context, known=known)
+    return unet(x, torch.arange(batch) * 100, context, context_cache=context_cache)
 
 
 def test_this_pytorch_can() -> None:
@@ -51,10 +51,10 @@ def test_a_packed_unet_predicts_the_same_for_every_size_and_batch() -> None:
         expected = predict(plain, *size)
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(predict(other, *size), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
-    known: Known = {}
-    twice = [predict(other, 1, 8, 8, known) for _ in range(2)]
+    context_cache: ContextCache = {}
+    twice = [predict(other, 1, 8, 8, context_cache) for _ in range(2)]
     torch.testing.assert_close(twice[1], predict(plain, 1, 8, 8), rtol=1e-5, atol=1e-5)
-    assert known
+    assert context_cache
 
 
 def test_what_is_not_fp32_stays_as_it_is() -> None:

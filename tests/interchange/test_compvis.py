@@ -24,7 +24,10 @@ from pipeline.inference.trained import load_encoders, load_trained
 from pipeline.interchange import compvis
 from pipeline.interchange import unet as convert
 from pipeline.models.encoders import compvis_vae
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.storage.urls import open_storage
+
+declare_torchvision_ops()
 
 LAYERS = ("last", "penultimate")  # what Stable Diffusion 1 and 2 read of their text towers
 

@@ -20,6 +20,9 @@ from pipeline.inference.trained import Trained, load_encoders, load_trained
 from pipeline.interchange import clip
 from pipeline.interchange import unet as convert
 from pipeline.interchange.diffusers import MARKER
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+
+declare_torchvision_ops()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +127,7 @@ def test_pictures_of_the_exported_pipeline_are_our_samplers(
     export.main(ExportConfig(run=run, dest=dest))
     sampler = SamplerConfig(sampler="ddim", steps=10, guidance=guidance)
     caption = "a large red circle left of a small blue square"
-    ours = sample.sample_images(SampleConfig(run=run, n=3, sampler=sampler, seed=5, device="cpu"), [caption])[0]
+    ours = sample.sample_rows(SampleConfig(run=run, n=3, sampler=sampler, seed=5, device="cpu"), [caption])[0]
 
     pipeline = StableDiffusionPipeline.from_pretrained(dest, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
@@ -142,7 +145,7 @@ def test_pictures_of_the_exported_pipeline_are_our_samplers(
     assert difference <= 2 / 255
     levels = ours.astype(int)
     config = SampleConfig(run=run, n=3, sampler=sampler, seed=5, device="cpu")
-    other = sample.sample_images(config, ["a small green cross"])[0].astype(int)
+    other = sample.sample_rows(config, ["a small green cross"])[0].astype(int)
     assert np.abs(levels - other).max() > 8, "pictures that no caption changes agree whatever is wrong"
     assert levels.std() > 10, "pictures of one grey agree whatever is wrong"
     assert all(np.abs(levels[i] - levels[j]).mean() > 2 for i, j in ((0, 1), (1, 2))), "and so do pictures of no noise"

@@ -19,6 +19,9 @@ from pipeline.diffusion.sampling import initial_noise, sample
 from pipeline.diffusion.schedule import Schedule
 from pipeline.inference.trained import load_encoders, load_trained
 from pipeline.interchange.scheduler import pipeline_runs, scheduler_config
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+
+declare_torchvision_ops()
 
 CONFIG = DiffusionConfig()
 RUNS = {

@@ -76,4 +76,4 @@ def test_a_node_that_does_not_answer_at_once_is_asked_again(
     assert "n2 did not answer, and will be asked again" in capsys.readouterr().err
     at = 100
     assert nodecheck.check(2, 0, []) == 75
-    assert (len(asked), left_out) == (2 + nodecheck.ASKED, ["n2"])
+    assert (len(asked), left_out) == (2 + nodecheck.ATTEMPTS, ["n2"])

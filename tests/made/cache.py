@@ -1,4 +1,4 @@
-"""Small caches made without encoders, for tests of what reads them."""
+"""Makes small caches without encoders, for tests of code that reads them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def contract(**changes: object) -> Contract:
 
 
 def record(unit: int, row: int) -> Record:
-    """Values that tell where the record is from."""
+    """A record whose values identify its unit and row."""
     rng = np.random.default_rng([unit, row])
     return Record(
         record_key(unit, row),
@@ -65,16 +65,16 @@ def record(unit: int, row: int) -> Record:
 
 
 def make_cache(url: str, sizes: list[int]) -> Manifest:
-    """Writes a cache with `sizes` records per shard."""
+    """Writes a cache whose shards hold `sizes` records each. Returns its manifest."""
     storage = open_storage(url)
     units, entries, moments = [], [], Moments()
     for unit, size in enumerate(sizes):
         tar = io.BytesIO()
         writer = ShardWriter(tar)
         for row in range(size):
-            one = record(unit, row)
-            writer.add(one)
-            moments.add((one.members["moments"][:4].astype(np.float64) - 0.25) * 0.5)
+            new_record = record(unit, row)
+            writer.add(new_record)
+            moments.add((new_record.members["moments"][:4].astype(np.float64) - 0.25) * 0.5)
         facts = writer.finish()
         index = canonical_json(facts)
         storage.put(f"{unit:06d}.tar", tar.getvalue())

@@ -1,4 +1,5 @@
-"""Small sources and encodes of them, with encoders of the shipped architecture and random weights."""
+"""Makes small sources and their `encode` configurations, with encoders of the shipped architecture and random
+weights."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def config(source: str, dest: Path | str, **changes: Any) -> EncodeConfig:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, but for those that a killed process left half-written."""
+    """Contents of all files below a folder by relative path, except temporary files that a killed process left."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".tmp")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -43,7 +44,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 
 def write_sized(path: Path, sizes: list[tuple[int, int]], first: int = 0) -> None:
-    """A shard of noise images of these sizes, (width, height), with captions."""
+    """Writes a shard of captioned noise images of these sizes (width, height). first: number of the first image."""
     members = []
     for i, size in enumerate(sizes, first):
         members += [(f"{i:05d}.png", png(size, i)), (f"{i:05d}.txt", f"picture number {i}".encode())]

@@ -1,4 +1,4 @@
-"""Encoders of the real architectures, in small and with random weights, and what tests of fetching do with them."""
+"""Small encoders of the real architectures with random weights, and helpers for tests of fetching."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = [
     "vae/config.json",
     "vae/diffusion_pytorch_model.safetensors",
 ]
-VAE: dict[str, Any] = {  # Stable Diffusion's in small, with the shift of its third version
+VAE: dict[str, Any] = {  # a small version of Stable Diffusion's, with the shift of version 3
     "_class_name": "AutoencoderKL",
     "block_out_channels": [8, 16],
     "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -41,20 +41,20 @@ VAE: dict[str, Any] = {  # Stable Diffusion's in small, with the shift of its th
 
 
 def small_clip(name: str) -> dict[str, Any]:
-    """An architecture of open_clip's list, of an eighth of its width and two layers."""
-    listed = json.loads((tokenizer._open_clip() / "model_configs" / f"{name}.json").read_text())
-    text, vision = listed["text_cfg"], listed["vision_cfg"]
+    """An architecture of open_clip's list with an eighth of its width and two layers."""
+    architecture = json.loads((tokenizer._open_clip() / "model_configs" / f"{name}.json").read_text())
+    text, vision = architecture["text_cfg"], architecture["vision_cfg"]
     text |= {"width": text["width"] // 8, "heads": text["heads"] // 4, "layers": 2}
     vision |= {"image_size": 28, "width": vision["width"] // 8, "layers": 1, "head_width": 16}
-    return listed | {"embed_dim": 32}
+    return architecture | {"embed_dim": 32}
 
 
 def make_sources(where: Path) -> Path:
-    """Encoders of one's own: vae/ and the towers ViT-L-14/ and ViT-H-14/."""
+    """Writes a user's own encoders: vae/ and the towers ViT-L-14/ and ViT-H-14/."""
     (where / "vae").mkdir()
     (where / "vae" / "config.json").write_text(json.dumps(VAE))
     stage = load_autoencoder(c.EncodersConfig(vae=str(where / "vae"), seed=5))
-    state = {name: tensor.half() for name, tensor in stage.model.state_dict().items()}  # as many are published
+    state = {name: tensor.half() for name, tensor in stage.model.state_dict().items()}  # like many published weights
     save_file(state, where / "vae" / "diffusion_pytorch_model.safetensors")
     half = {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7]}
     for name in ("ViT-L-14", "ViT-H-14"):
@@ -68,17 +68,17 @@ def make_sources(where: Path) -> Path:
 
 
 def own(sources: Path, **changes: Any) -> c.EncodersConfig:
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "name": "own",
         "vae": str(sources / "vae"),
         "text": str(sources / "ViT-L-14"),
         "text_length": 77,
     }
-    return c.EncodersConfig(**(given | {"text_pad": 49407} | changes))
+    return c.EncodersConfig(**(fields | {"text_pad": 49407} | changes))
 
 
 def fetch(encoders: c.EncodersConfig, dest: object) -> dict[str, Any]:
-    """Runs the verb; returns the manifest."""
+    """Runs `latentmill fetch`. Returns its manifest."""
     assert main(c.FetchConfig(encoders=encoders, dest=str(dest))) == 0
     return json.loads(open_storage(str(dest)).get("encoders.json"))
 
@@ -88,20 +88,24 @@ def with_weights(encoders: c.EncodersConfig, weights: object) -> c.EncodersConfi
 
 
 def assert_same_encoders(ours: c.EncodersConfig, theirs: c.EncodersConfig) -> None:
-    """Equal hashes of weights, equal ids, and outputs that are equal to the bit."""
-    stage, again = load_autoencoder(ours), load_autoencoder(theirs)
-    assert stage.weights_sha256 == again.weights_sha256
-    assert (stage.scale, stage.shift, stage.downsampling) == (again.scale, again.shift, again.downsampling)
+    """Asserts equal hashes of weights, equal ids, and outputs that are equal to the bit."""
+    stage, their_stage = load_autoencoder(ours), load_autoencoder(theirs)
+    assert stage.weights_sha256 == their_stage.weights_sha256
+    assert (stage.scale, stage.shift, stage.downsampling) == (
+        their_stage.scale,
+        their_stage.shift,
+        their_stage.downsampling,
+    )
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     moments = stage.encode_moments(x)
-    assert torch.equal(moments, again.encode_moments(x))
+    assert torch.equal(moments, their_stage.encode_moments(x))
     z = moments[:, : stage.latent_channels]
-    assert torch.equal(stage.decode(z), again.decode(z))
-    tower, same = load_text(ours), load_text(theirs)
-    assert (tower.weights_sha256, tower.image_sha256) == (same.weights_sha256, same.image_sha256)
+    assert torch.equal(stage.decode(z), their_stage.decode(z))
+    tower, their_tower = load_text(ours), load_text(theirs)
+    assert (tower.weights_sha256, tower.image_sha256) == (their_tower.weights_sha256, their_tower.image_sha256)
     ids = tower.tokenize(CAPTIONS)
-    assert torch.equal(ids, same.tokenize(CAPTIONS))
+    assert torch.equal(ids, their_tower.tokenize(CAPTIONS))
     assert [load_tokenizer(theirs).ids(caption)[0] for caption in CAPTIONS] == ids.tolist()
-    assert torch.equal(tower.encode(ids), same.encode(ids))
-    assert torch.equal(tower.pooled(ids), same.pooled(ids))
-    assert torch.equal(tower.encode_image(x), same.encode_image(x))
+    assert torch.equal(tower.encode(ids), their_tower.encode(ids))
+    assert torch.equal(tower.pooled(ids), their_tower.pooled(ids))
+    assert torch.equal(tower.encode_image(x), their_tower.encode_image(x))

@@ -1,9 +1,9 @@
-"""50 training steps whose losses are held in golden_losses.json, so that no later change drifts unnoticed.
+"""50 training steps whose losses are stored in golden_losses.json, so that no change of the arithmetic goes unnoticed.
 
-    PYTHONPATH=. python tests/made/golden_losses.py            # the losses against the file, by threads and format
-    PYTHONPATH=. python tests/made/golden_losses.py --write    # writes the file anew: only with a reason in the commit
+    PYTHONPATH=. python tests/made/golden_losses.py            # compares with the file, by threads and memory format
+    PYTHONPATH=. python tests/made/golden_losses.py --write    # rewrites the file: only with a reason in the commit
 
-Everything is a function of seeds: weights, data, noise, timesteps and dropped contexts. Plain PyTorch's AdamW, fp32.
+Weights, data, noise, timesteps and dropped contexts are functions of seeds. Trains with PyTorch's AdamW in fp32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.models.tasks.choose import make_task
 FILE = Path(__file__).with_suffix(".json")
 STEPS = 50
 BATCH = 4
-RECORDS = 64  # of the dataset
+RECORDS = 64  # in the dataset
 TOKENS = 7
 SEED = 11
 TINY = ModelConfig(name="tiny", blocks=1, norm_groups=8)  # conf/model/tiny.yaml
@@ -32,7 +32,7 @@ SD1 = ModelConfig(  # conf/model/sd1.yaml, a tenth as wide
     name="sd1", channels=32, multipliers=(1, 2, 4, 4), blocks=2, attention=(1, 2, 4), heads=8, context_width=48
 )
 MODELS = {"tiny": (TINY, 8), "sd1": (SD1, 16)}
-"""Each with the side of its latents."""
+"""Models by name, each with the side of its latents."""
 
 
 def losses(
@@ -44,14 +44,14 @@ def losses(
     channels_last: bool = False,
     denoiser: Denoiser | None = None,
 ) -> list[float]:
-    """The loss of each of `steps` steps. denoiser: another than that of the configuration, with its weights."""
+    """The loss of each of `steps` steps. denoiser: trained instead of the one that the configuration describes."""
     diffusion = diffusion or DiffusionConfig()
     denoiser = denoiser or make_denoiser(model, side)
     if channels_last:
         denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=5e-4, weight_decay=0.01)
     objective = Objective(diffusion)
-    found = []
+    step_losses = []
     for step in range(steps):
         numbers = torch.arange(BATCH) + step * BATCH
         draws = training_randomness(SEED, numbers, (4, side, side), diffusion, 0.1)
@@ -66,12 +66,12 @@ def losses(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        found.append(loss.item())
-    return found
+        step_losses.append(loss.item())
+    return step_losses
 
 
 def make_denoiser(model: ModelConfig, side: int) -> Denoiser:
-    """UNet and text task, with weights of a seed."""
+    """A UNet with the text task, with weights drawn from SEED."""
     empty = philox.normal(SEED, 103, torch.zeros(1, dtype=torch.int64), (TOKENS, model.context_width))[0]
     denoiser = Denoiser(model, make_task(TaskConfig(name="text"), (4, side, side), empty))
     denoiser.reset_parameters(SEED)
@@ -79,7 +79,7 @@ def make_denoiser(model: ModelConfig, side: int) -> Denoiser:
 
 
 def records(numbers_B: Tensor, model: ModelConfig, side: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Latents (B, 4, side, side) that differ in colour and have some detail, and the texts that say which colour."""
+    """Latents (B, 4, side, side) that differ in colour and have some detail, and texts that state the colour."""
     colour = philox.normal(SEED, 100, numbers_B, (4, 1, 1))
     detail = philox.normal(SEED, 101, numbers_B, (4, side, side))
     words = philox.normal(SEED, 102, numbers_B, (TOKENS, model.context_width))
@@ -88,20 +88,23 @@ def records(numbers_B: Tensor, model: ModelConfig, side: int) -> tuple[Tensor, d
 
 
 def held() -> dict[str, list[float]]:
-    """What the file says."""
+    """The losses in the file, by model."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
-def furthest(mine: list[float], other: list[float]) -> float:
-    """The largest relative difference of any step's loss."""
-    return max(abs(a / b - 1) for a, b in zip(mine, other, strict=True))
+def furthest(actual: list[float], expected: list[float]) -> float:
+    """The largest relative difference between two losses of the same step."""
+    return max(abs(a / b - 1) for a, b in zip(actual, expected, strict=True))
 
 
 def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     if arguments == ["--write"]:
-        found = {name: losses(model, side) for name, (model, side) in MODELS.items()}
-        lines = [f'  "{name}": {json.dumps([round(loss, 8) for loss in many])}' for name, many in found.items()]
+        losses_by_model = {name: losses(model, side) for name, (model, side) in MODELS.items()}
+        lines = [
+            f'  "{name}": {json.dumps([round(loss, 8) for loss in model_losses])}'
+            for name, model_losses in losses_by_model.items()
+        ]
         FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         print(f"written: {FILE.name}")
         return 0
@@ -109,9 +112,9 @@ def main(arguments: list[str]) -> int:
         for threads in (1, 2):
             for channels_last in (False, True):
                 torch.set_num_threads(threads)
-                differs = furthest(losses(model, side, channels_last=channels_last), held()[name])
+                difference = furthest(losses(model, side, channels_last=channels_last), held()[name])
                 shape = "channels_last" if channels_last else "contiguous"
-                print(f"{name:5} {threads} threads, {shape:13}: differs by {differs:.1e} at most", flush=True)
+                print(f"{name:5} {threads} threads, {shape:13}: differs by {difference:.1e} at most", flush=True)
     return 0
 
 

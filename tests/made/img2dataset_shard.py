@@ -1,6 +1,6 @@
-"""Shards in img2dataset's layout, for tests: one that it wrote itself, and a builder that writes the same bytes.
+"""Shards in img2dataset's layout for tests: one that img2dataset wrote, and a builder that writes the same bytes.
 
-Seen in img2dataset 1.47.0 with webdataset 0.2.111 (docs/img2dataset.md; scripts/img2dataset_check.py runs it):
+Seen in img2dataset 1.47.0 with webdataset 0.2.111 (docs/how_to/img2dataset.md; scripts/img2dataset_check.py runs it):
 
 - `00000.tar`, `00000.parquet` and `00000_stats.json` side by side; the parquet also has the rows that failed.
 - A sample's members stand in the order of their suffixes: `jpg json txt`, `json png txt`, `json txt webp`. Keys are
@@ -27,7 +27,8 @@ FACTS = ("key", "status", "error_message", "width", "height", "original_width", 
 
 
 class Row(NamedTuple):
-    """One success: the file's bytes as img2dataset stores them, and columns of the list that it carries."""
+    """One successful download: the bytes of the file as img2dataset stores them, and the columns that it carries
+    over."""
 
     key: str
     image: bytes
@@ -37,7 +38,7 @@ class Row(NamedTuple):
 
 
 def write_shard(path: Path, suffix: str, rows: list[Row]) -> None:
-    """Writes a tar as img2dataset's WebDatasetSampleWriter does, and what lies beside it. suffix: jpg, png or webp."""
+    """Writes a tar like img2dataset's WebDatasetSampleWriter, and the files beside it. suffix: jpg, png or webp."""
     with path.open("wb") as file:
         writer = webdataset.TarWriter(file)
         for row in rows:

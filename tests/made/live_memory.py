@@ -1,4 +1,4 @@
-"""What tests measure memory with: bytes kept for the backward pass, and bytes of tensors alive at any time."""
+"""Measures memory for tests: bytes kept for the backward pass, and bytes of the tensors alive at any time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 
 def kept_bytes(forward: Callable[[], Tensor], modules: dict[str, nn.Module]) -> tuple[Tensor, dict[str, int]]:
-    """What a forward pass returned, and the bytes of the storages that it keeps for the backward pass.
+    """Runs a forward pass. Returns its output and the bytes of the storages that it keeps for the backward pass, by the
+    name of the module that ran when a storage was first kept ("" outside all modules).
 
-    By the name of the module that was running when it first kept them; "" outside all of them. Parameters are not
-    counted, and a storage is counted once.
+    Parameters are not counted, and each storage is counted once.
     """
     running = [""]
-    found: dict[str, int] = defaultdict(int)
-    kept: dict[int, Tensor] = {}  # held, so that no address is used twice
+    bytes_by_module: dict[str, int] = defaultdict(int)
+    kept: dict[int, Tensor] = {}  # keeps tensors alive, so that no address is used twice
     handles = []
     for name, module in modules.items():
 
@@ -38,7 +38,7 @@ def kept_bytes(forward: Callable[[], Tensor], modules: dict[str, nn.Module]) -> 
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights and storage.data_ptr() not in kept:
             kept[storage.data_ptr()] = tensor
-            found[running[-1]] += storage.nbytes()
+            bytes_by_module[running[-1]] += storage.nbytes()
         return tensor
 
     try:
@@ -47,30 +47,32 @@ def kept_bytes(forward: Callable[[], Tensor], modules: dict[str, nn.Module]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    return out, dict(found)
+    return out, dict(bytes_by_module)
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the storages that were made within it and are alive: `now`, and `peak`."""
+    """Counts bytes of storages that were made inside the mode and are alive: `now`, and the highest so far, `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._sizes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        input_storages = {
+            id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
-                if id(storage) not in given and storage not in self._seen:
+                if id(storage) not in input_storages and storage not in self._sizes:
                     self._add(storage)
         return out
 
     def _add(self, storage: Any) -> None:
         size = storage.nbytes()
-        self._seen[storage] = size
+        self._sizes[storage] = size
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._free, size)

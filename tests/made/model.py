@@ -1,4 +1,4 @@
-"""The smallest UNet."""
+"""The configuration of the smallest UNet."""
 
 from __future__ import annotations
 

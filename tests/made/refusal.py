@@ -1,4 +1,4 @@
-"""What a verb says when it refuses."""
+"""The message with which a verb refuses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pipeline import cli
 
 
 def refusal(capsys: pytest.CaptureFixture[str], status: int, *words: str) -> str:
-    """The one line that a `latentmill submit` ends with."""
+    """Runs `latentmill submit`, asserts its exit status, and returns its only line of stderr."""
     assert cli.main(["submit", *words]) == status
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1, said
-    return said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1, message
+    return message

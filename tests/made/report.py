@@ -1,4 +1,4 @@
-"""Run directories for the report, and its pages read strictly."""
+"""Makes run directories for the report, and parses its pages strictly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CAPTIONS = ["a large red circle", HOSTILE, "красный круг слева",
 
 
 def fake_run(folder: Path, evaluations: int = 4, seed: int = 0, captions: list[str] = CAPTIONS) -> Path:
-    """A run directory as training leaves it, with made-up figures."""
+    """Makes a run directory like one of training, with invented figures."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("run: runs/a\nmodel:\n  name: tiny\n")
@@ -59,7 +59,7 @@ def fake_run(folder: Path, evaluations: int = 4, seed: int = 0, captions: list[s
 
 
 class Strict(html.parser.HTMLParser):
-    """Collects tags and addresses, and checks that elements nest."""
+    """Collects tags, addresses and text of a page, and checks that elements nest."""
 
     VOID = frozenset(["meta", "br", "img", "link", "input"])
 

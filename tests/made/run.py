@@ -1,6 +1,6 @@
-"""A small cache and a small run with a committed checkpoint, for tests of what reads runs.
+"""Makes a small cache and a small run with a committed checkpoint, for tests of code that reads runs.
 
-Encoders and denoiser have seeded random weights, so pictures show nothing, but every part is the real one.
+Encoders and denoiser have seeded random weights, so pictures show nothing meaningful, but every part is the real one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from made.commits import save_now
 from pipeline.config import (
     DataConfig,
     DiffusionConfig,
@@ -32,7 +33,7 @@ from pipeline.runs.directory import fixed_keys
 from pipeline.runs.fragments import Fragment
 from pipeline.storage.urls import open_storage
 from pipeline.train import describe_run
-from pipeline.training.saver import Stamp, save_now
+from pipeline.training.saver import Stamp
 from preprocess import encode
 from preprocess.shapes.shards import write_shards
 
@@ -44,7 +45,7 @@ SAMPLER = SamplerConfig(sampler="ddim", steps=4, guidance=2.0, batch=5)
 
 
 def make_cache(folder: Path, images: int = IMAGES, encoders: EncodersConfig | None = None, **changes: Any) -> Path:
-    """Captioned shapes of the held-out split in folder/shapes, and their cache in folder/cache."""
+    """Writes captioned shapes of split "val" to folder/shapes, and their cache to folder/cache."""
     write_shards(str(folder / "shapes"), images, 1, "val", shard_size=images // 2)
     config = EncodeConfig(
         source=str(folder / SOURCE),
@@ -80,7 +81,7 @@ def train_config(
 
 
 def make_denoiser(config: TrainConfig, empty_LD: Tensor | None = None) -> Denoiser:
-    """A denoiser that is not zero anywhere, as it would be when freshly initialised."""
+    """A denoiser without zero weights, which a freshly initialised one has."""
     task = make_task(config.task, (4, 8, 8), torch.zeros(32, 128) if empty_LD is None else empty_LD)
     denoiser = Denoiser(config.model, task)
     denoiser.reset_parameters(0)
@@ -92,8 +93,8 @@ def make_denoiser(config: TrainConfig, empty_LD: Tensor | None = None) -> Denois
 
 
 def make_run(folder: Path, n: int = 128, kept: dict[str, float] | None = None, **changes: Any) -> TrainConfig:
-    """A run directory at folder/run with one commit; the cache must be there. Raw weights are the EMA's doubled. kept:
-    further averages by kind, as multiples of it."""
+    """Makes a run directory folder/run with one commit; folder/cache must exist. The raw weights are twice the EMA.
+    kept: further averages by kind, as multiples of the EMA."""
     config = train_config(folder, **changes)
     manifest = load_manifest(open_storage(config.data.train))
     run = open_storage(config.run)

@@ -1,4 +1,4 @@
-"""Settings of samplers, and networks whose exact answers are known."""
+"""Settings of samplers, and networks whose exact outputs are known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUMBERS = torch.arange(3)
 
 
 def network(x: Tensor, timestep_B: Tensor, conditioning: Conditioning | None = None) -> Tensor:
-    """A fixed nonlinear function of latent, timestep and context, in a network's place."""
+    """A fixed nonlinear function of latent, timestep and context that replaces a network."""
     shift = torch.zeros(())
     if conditioning is not None and conditioning.context is not None:
         shift = conditioning.context.mean(dim=(1, 2)).view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""The words of a run that a real Slurm trains in seconds."""
+"""The arguments of a run that a real Slurm trains in seconds."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ TRAIN = [
 ]
 
 
-def until(there: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
-    while not there():
+    while not condition():
         assert time.monotonic() < deadline, f"{what} has not come within {seconds:.0f} s"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Worlds whose ranks are threads of one process: every collective is a real meeting, and nothing is started for it."""
+"""Worlds whose ranks are threads of one process, so that collectives are real and no process is started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.distributed.world import World
 
 
 class Meeting:
-    """Where the ranks of a world meet; a rank that dies leaves the others with BrokenBarrierError."""
+    """Exchanges values between the ranks of a world. When a rank dies the others get BrokenBarrierError."""
 
     def __init__(self, size: int) -> None:
         self.values: list[Any] = [None] * size
@@ -27,7 +27,7 @@ class Meeting:
 
 @dataclass(frozen=True)
 class ThreadWorld(World):
-    """One thread's place."""
+    """The world as one of its threads sees it."""
 
     meeting: Meeting = field(default_factory=lambda: Meeting(1))
 
@@ -42,12 +42,12 @@ class ThreadWorld(World):
 
 
 def on_ranks(size: int, act: Callable[[World], Any]) -> list[Any]:
-    """What act(world) returns on each rank, or the exception with which it ends there."""
+    """Runs act(world) on every rank. Returns, per rank, its result or the exception that ended it."""
     meeting, results = Meeting(size), [None] * size
 
     def run(rank: int) -> None:
         try:
-            results[rank] = act(ThreadWorld(rank, size, rank, size, meeting=meeting))
+            results[rank] = act(ThreadWorld(rank, size, meeting=meeting))
         except BaseException as error:
             results[rank] = error  # type: ignore[call-overload]
             if not getattr(error, "shared", False):

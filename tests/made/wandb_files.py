@@ -1,4 +1,4 @@
-"""What a run of wandb without a network has written, read back."""
+"""Reads the files of a wandb run without a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def offline_records(run: Path) -> list:
-    """Every record of the newest offline wandb run, whose file wandb's own process completes shortly after the end."""
+    """Every record of the newest offline wandb run. wandb's own process completes the file shortly after the end."""
     path = max(run.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     for _ in range(100):
         records = wandb_records(path)
@@ -19,10 +19,10 @@ def offline_records(run: Path) -> list:
 
 
 def wandb_records(path: Path) -> list:
-    """The records of a .wandb file: LevelDB-log blocks of 32 KiB behind a 7-byte header."""
+    """The records of a .wandb file: LevelDB log blocks of 32 KiB after a 7-byte header."""
     from wandb.proto import wandb_internal_pb2
 
-    data, place, whole, records = path.read_bytes(), 7, b"", []
+    data, place, content, records = path.read_bytes(), 7, b"", []
     assert data.startswith(b":W&B")
     while place + 7 <= len(data):
         if (left := 32_768 - place % 32_768) < 7:
@@ -31,12 +31,12 @@ def wandb_records(path: Path) -> list:
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
         if place + 7 + size > len(data):
             break  # still being written
-        whole += data[place + 7 : place + 7 + size]
+        content += data[place + 7 : place + 7 + size]
         if kind in (1, 4):  # a full record, or the last part of one
             record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-            record.ParseFromString(whole)
+            record.ParseFromString(content)
             records.append(record)
-            whole = b""
+            content = b""
         place += 7 + size
     return records
 

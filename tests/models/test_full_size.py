@@ -1,4 +1,4 @@
-"""Stable Diffusion's UNets at full size beside diffusers', with seeded random weights. 15 GB and minutes each."""
+"""Stable Diffusion's UNets at full size equal diffusers', with seeded random weights. Each takes 15 GB and minutes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_full_size_prediction_and_gradients_equal_diffusers(name: str) -> None:
 def theirs(
     config: ModelConfig, x: Tensor, t: Tensor, context: Tensor, weight: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """diffusers' prediction, gradients and weights; its model is gone afterwards, for its memory."""
+    """diffusers' prediction, gradients and weights; its model is freed afterwards, because of its memory."""
     declare_torchvision_ops()
     import diffusers
 

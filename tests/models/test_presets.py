@@ -1,4 +1,4 @@
-"""The UNets of conf/model: Stable Diffusion's, the paper's and SDXL's, by configuration alone."""
+"""The UNets of conf/model: those of Stable Diffusion, of the paper and of SDXL, by configuration alone."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_preset_goes_to_compvis_and_back(name: str) -> None:
 
 
 def test_sdxl_is_built_as_its_published_configuration_says() -> None:
-    """The settings of its unet/config.json, given to diffusers' class as they stand there."""
+    """The settings of its unet/config.json, passed to diffusers' class unchanged."""
     published = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256,

@@ -1,12 +1,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, TaskConfig
+from pipeline.config.tasks import TASK_FACTS
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.models.denoiser import Denoiser
@@ -21,7 +22,7 @@ CONFIG = ModelConfig(
 
 
 def awake(denoiser: Denoiser) -> Denoiser:
-    """Random weights where reset_parameters puts zeros, so that every input shows in the output."""
+    """Set random weights where reset_parameters sets zeros, so that every input affects the output."""
     denoiser.reset_parameters(0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -96,10 +97,9 @@ def test_masks_are_dropped_and_joined_with_their_tokens():
     joined = given.cat(task.null(2, "cpu"))
     assert joined.context_mask is not None
     assert joined.context_mask.sum(dim=1).tolist() == [2, 2, 5, 5]
-    second = joined.rows(slice(1, 3))
-    assert second.context is not None
-    assert torch.equal(second.context[0], members["text"][1])
-    assert second.concat is None
+    assert joined.context is not None
+    assert torch.equal(joined.context[1], members["text"][1])
+    assert joined.concat is None
 
 
 def test_text_of_another_length_or_width_is_refused():
@@ -114,11 +114,19 @@ def test_a_text_task_without_an_empty_caption_is_refused():
 
 
 def test_the_tasks_in_the_configuration_are_those_that_exist():
-    assert get_args(get_type_hints(TaskConfig)["name"]) == tuple(TASKS)
+    assert get_args(get_type_hints(TaskConfig)["name"]) == tuple(TASKS) == tuple(TASK_FACTS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_table_without_torch_says_what_each_task_reads_and_concatenates(name: Any) -> None:
+    facts, task = TASK_FACTS[name], make_task(TaskConfig(name=name), LATENT, EMPTY)
+    assert facts.members == task.members == TASKS[name].members
+    assert task.in_channels(4) == 4 + facts.extra_channels
+    assert facts.needs_text == ("text" in facts.members)
 
 
 class EveryInput(Task):
-    """A task such as those to come: learned tokens for a class, a concatenated mask, a vector."""
+    """A task with everything that tasks may have: learned tokens for a class, a concatenated mask, a vector."""
 
     members = ("cond.class", "cond.mask")
 

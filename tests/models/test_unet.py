@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.diffusion.conditioning import Known
+from pipeline.diffusion.conditioning import ContextCache
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.models.unet.layers import CrossAttention, Transformer, timestep_features
 from pipeline.models.unet.model import Block, UNet
@@ -22,7 +22,7 @@ TINY = ModelConfig(channels=32, multipliers=(1, 2), attention=(2,), blocks=1, he
 
 
 def built(config: ModelConfig, seed: int = 0, **arguments: int) -> UNet:
-    """A UNet with nothing at zero, so that every part shows in its output."""
+    """A UNet without zero weights, so that every part affects its output."""
     unet = UNet(config, **arguments)
     unet.reset_parameters(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -194,12 +194,12 @@ def test_a_context_is_projected_once_for_all_passes_that_share_what_is_known(mas
     attentions = [part for part in unet.modules() if isinstance(part, CrossAttention)]
     for part in attentions:
         part.kv.register_forward_hook(lambda *_: projected.append(1))
-    known: Known = {}
+    context_cache: ContextCache = {}
     with torch.no_grad():
         for timestep in (900, 20):
             t = torch.full((2,), timestep)
-            assert torch.equal(unet(x, t, context, mask, known=known), unet(x, t, context, mask))
-    assert len(known) == len(attentions)
+            assert torch.equal(unet(x, t, context, mask, context_cache=context_cache), unet(x, t, context, mask))
+    assert len(context_cache) == len(attentions)
     assert len(projected) == 3 * len(attentions)
 
 

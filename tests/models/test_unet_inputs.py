@@ -1,4 +1,4 @@
-"""Unusual inputs of the UNet: buckets, contexts of any length and masks, single images, and what it refuses."""
+"""Unusual inputs of the UNet: buckets, contexts of any length, masks, single images, and inputs that it refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUCKETS = [(8, 8), (8, 24), (24, 8), (16, 40), (40, 16), (8, 64)]  # heights and
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[UNet, Any]:
-    """Ours and diffusers' with the same seeded weights."""
+    """Our UNet and diffusers', with the same seeded weights."""
     declare_torchvision_ops()
     import diffusers
 
@@ -55,7 +55,7 @@ def test_every_bucket_is_predicted_as_diffusers_does(pair: tuple[UNet, Any], hei
 
 @torch.no_grad()
 def test_one_network_takes_buckets_in_any_order(pair: tuple[UNet, Any]) -> None:
-    """What one size leaves behind in the module changes no other size's prediction."""
+    """State that one size leaves in the module does not change the prediction for another size."""
     ours = pair[0]
     first = {size: ours(*inputs(*size)) for size in BUCKETS}
     assert all(torch.equal(ours(*inputs(*size)), first[size]) for size in reversed(BUCKETS))
@@ -64,7 +64,7 @@ def test_one_network_takes_buckets_in_any_order(pair: tuple[UNet, Any]) -> None:
 @pytest.mark.parametrize("length", [1, 77, 78, 154, 231])
 @torch.no_grad()
 def test_a_context_may_have_any_length(pair: tuple[UNet, Any], length: int) -> None:
-    """Also beyond the 77 tokens of CLIP: several towers' windows side by side."""
+    """Also more than CLIP's 77 tokens, as with the concatenated windows of several towers."""
     x, t, context = inputs(length=length)
     ours, theirs = pair
     assert equal(ours(x, t, context), theirs(x, t, context).sample)

@@ -1,4 +1,4 @@
-"""The FLOP model against torch's counter, and parameters against the network's."""
+"""The FLOP model equals torch's counter, and its parameters those of the network."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ CASES = pytest.mark.parametrize(
 def counted(
     config: ModelConfig, batch: int, height: int, width: int, tokens: int, *, train: bool, learned: bool = False
 ) -> dict[str, int]:
-    """What torch's counter counts, by operation, without computing anything.
+    """FLOPs by torch's counter, by operation, without computing anything.
 
-    On the meta device attention is its two products; on a CPU the counter does not know the fused kernel.
+    On the meta device attention is its two products; on a CPU the counter does not count the fused kernel.
     """
     with torch.device("meta"):
         unet = UNet(config)
@@ -135,7 +135,7 @@ def test_every_part_has_the_parameters_of_the_module_of_its_name(
 
 
 def test_sd2_at_512_pixels_costs_what_its_layers_cost() -> None:
-    """What others may compare their own figures with: GFLOPs of a forward pass, and of forward and backward pass."""
+    """Figures for comparison with other software: GFLOPs of a forward pass, and of a forward and backward pass."""
     cost = unet_cost(SD2, 1, 64, 64, 77)
     assert round(sum(cost.forward_flops().values()) / 1e9) == 804
     assert round(sum(cost.training_flops().values()) / 1e9) == 2409
@@ -160,7 +160,7 @@ def test_a_login_node_can_plan_without_torch(module: str) -> None:
 
 
 def test_every_further_average_is_counted_in_a_ranks_memory() -> None:
-    """4 bytes a parameter / ranks each."""
+    """Each takes 4 bytes per parameter, divided by the number of ranks."""
     config = load("train", ["data.train=cache", "run=r", "optim.batch=64", "deepspeed=zero2"])
     more = replace(config, ema=replace(config.ema, half_lives=(10.0, 20.0), widths=(0.1,), snapshots=1000))
     facts = contract(latent_shape=(4, 8, 8))

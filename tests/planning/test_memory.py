@@ -1,4 +1,4 @@
-"""The memory model against what is kept, alive and seen by the kernel; and blocks recomputed within a budget."""
+"""The memory model compared with kept tensors, live tensors and the process's memory; recomputation within a budget."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def kept_of(unet: UNet, given: tuple[Any, ...], by: str = "module") -> dict[str,
 
 @pytest.fixture(autouse=True)
 def attention_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small attention on a CPU keeps a matrix of scores, which is not modelled."""
+    """On a CPU, small attention keeps a matrix of scores, which the model does not include."""
     monkeypatch.setattr(fused, "SCORES", 0)
 
 
@@ -146,7 +146,7 @@ def test_kept_activations_are_those_that_the_backward_pass_is_given(
 
 
 def test_bfloat16_halves_them_where_attention_is_computed_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: on a CPU layers.attend goes through float32, whose copies are not modelled."""
+    """As on a GPU: on a CPU, layers.attend uses float32, whose copies the model does not include."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
@@ -185,7 +185,7 @@ def test_the_peak_of_a_step_is_that_of_the_tensors_alive(
 
 @pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_peak_of_a_step_is_that_of_the_process(checkpointing: bool) -> None:
-    """glibc gives freed blocks back at once here; as it comes it holds on to as much as a third more."""
+    """Here glibc returns freed blocks at once; by default it keeps up to a third more memory."""
     config = ModelConfig(
         channels=64, multipliers=(1, 2, 2, 2), attention=(1, 2, 4), heads=8, checkpointing=checkpointing
     )
@@ -228,7 +228,7 @@ QUICK = {("sd", 0.4), ("deep", 0.7), *(("pixels", share) for share in SHARES)}
 def test_a_budget_is_honoured_with_no_block_too_many(
     config: ModelConfig, batch: int, height: int, width: int, share: float
 ) -> None:
-    """share: of the way from everything recomputed to nothing."""
+    """share: position of the budget between recomputing everything (0) and nothing (1)."""
     cost = cost_of(config, batch, height, width)
     least, most = (memory.activation_bytes(cost, "fp32", names) for names in (blocks(cost), ()))
     budget = round(least + share * (most - least))
@@ -284,7 +284,7 @@ def test_a_budget_that_cannot_be_kept_says_by_how_much_it_misses() -> None:
 
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """What ranks of one and of two hold under each engine (tests/ranks/state_memory.py)."""
+    """Memory of the ranks of worlds of one and two under each engine (tests/ranks/state_memory.py)."""
     folder = tmp_path_factory.mktemp("held")
     for ranks in (1, 2):
         job = ("ranks.state_memory", [str(folder)], ranks, 1)

@@ -10,8 +10,7 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from preprocess.encoding.encoder import to_unit_range
 from preprocess.shapes.drawing import label_map, render, scene
 from preprocess.shapes.shards import write_shards
 from preprocess.source.sample import hole, lowres
+from ranks import encode_worker
 
 SHARDS, IMAGES = 3, 25  # 10 + 10 + 5
 
@@ -315,89 +315,34 @@ def test_a_latent_that_is_not_finite_stops_the_stage_and_names_the_sample(
     assert not (tmp_path / "000000.tar").exists()
 
 
-def test_a_kill_at_any_write_and_a_rerun_end_in_the_same_bytes(tmp_path: Path) -> None:
-    """One process loads everything; for each n it forks a child that kills itself at its n-th change of the store,
-    before or after the effect, and then another that goes on."""
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.long)], ids=["before", "after"])
+def test_a_kill_at_any_write_and_a_rerun_end_in_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """For each n a worker kills itself at its n-th change of the store, before or after the effect, and another run
+    goes on. A kill before a change finds the store as a kill after the change before it does, so that the kills before
+    each change and the one after the last leave every state behind."""
     write_shards(str(tmp_path / "s"), 5, 0, "train", shard_size=3)
     source = str(tmp_path / "s/{00000..00001}.tar")
     main(config(source, tmp_path / "clean"))
-    script = tmp_path / "kills.py"
-    script.write_text(KILL_SCRIPT)
-    subprocess.run(
-        [sys.executable, str(script), source, str(tmp_path)],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=250,
-    )
     clean = files(tmp_path / "clean")
-    tried = sorted(path for path in tmp_path.iterdir() if path.name.startswith("killed"))
+    monkeypatch.setattr("preprocess.encoding.claims.POLL", 0.01)
+
+    def killed(n: int, after: bool) -> bool:
+        """Whether there is an n-th change, at which the worker has died; the dataset is whole then all the same."""
+        dest, output = tmp_path / f"killed-{after}-{n:02d}", tmp_path / "output"
+        work = config(source, dest, claim_seconds=60.0)
+        status = encode_worker.wait(encode_worker.start(encode_worker.die_at_change, output, work, n, after))
+        assert status in (0, -signal.SIGKILL), output.read_text()
+        assert main(config(source, dest, claim_seconds=0.1)) == 0
+        assert files(dest) == clean, dest.name
+        return status != 0
+
     # Plan, empty caption; claim, tar, index, report and the claim's end, twice; two manifests, card: 15 changes of the
-    # store, each with a kill before and after. Between them the store is as it was.
-    assert len(tried) == 30
-    for folder in tried:
-        left = {name: data for name, data in files(folder).items() if not name.endswith(".tmp")}
-        assert left == clean, folder.name
-
-
-KILL_SCRIPT = '''
-import os, signal, sys
-import torch
-from pipeline.config import EncodeConfig, EncodersConfig, LaunchConfig
-from pipeline.storage.local import LocalStorage
-from preprocess import encode
-
-source, folder = sys.argv[1:]
-torch.set_num_threads(1)
-encoders = EncodersConfig(seed=1)
-stage, tower = encode.load_autoencoder(encoders), encode.load_text(encoders)
-encode.load_autoencoder, encode.load_text = lambda *_: stage, lambda *_: tower
-
-
-def run(dest, kill_at, after):
-    """Encodes in a child of its own; returns its exit status."""
-    child = os.fork()
-    if child == 0:
-        said = os.dup(2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os.dup2(2, 1)
-        writes = [0]
-
-        def wrapped(real):
-            def write(self, *given):
-                writes[0] += 1
-                if writes[0] == kill_at and not after:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                result = real(self, *given)
-                if writes[0] == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return result
-            return write
-
-        LocalStorage.put = wrapped(LocalStorage.put)
-        LocalStorage.put_file = wrapped(LocalStorage.put_file)
-        LocalStorage.delete = wrapped(LocalStorage.delete)
-        LocalStorage.put_if_absent = wrapped(LocalStorage.put_if_absent)
-        config = EncodeConfig(source=source, dest=dest, encoders=encoders, batch=4, workers=2, decode_in="threads",
-                              claim_seconds=60.0 if kill_at else 0.1, launch=LaunchConfig(threads=1))
-        try:
-            os._exit(encode.main(config))
-        except BaseException as error:
-            os.write(said, f"{dest}: {error!r}\\n".encode())
-            os._exit(9)
-    return os.waitpid(child, 0)[1]
-
-
-for after in (False, True):
-    for n in range(1, 100):
-        dest = f"{folder}/killed-{after}-{n:02d}"
-        status = run(dest, n, after)
-        if status == 0:
-            import shutil
-            shutil.rmtree(dest)  # it ended undisturbed: every write has had its kill
-            break
-        assert status == signal.SIGKILL, status
-        assert run(dest, 0, after) == 0
-'''
+    # store. A worker that lives to its sixteenth has had no kill.
+    assert [n for n in range(1, 17) if killed(n, after)] == list(range(1, 16))
+    if not after:
+        assert killed(15, True)
 
 
 def test_two_processes_make_the_same_cache(shapes: str, tmp_path: Path) -> None:

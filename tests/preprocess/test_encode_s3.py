@@ -1,5 +1,5 @@
 """encode, verify and training's reads on a real S3 server: what is made there is what is made on a disk, whatever the
-network does (docs/promises.md, 2; faults 7 and 8)."""
+network does (docs/explained/promises.md, 2)."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ def test_faults_of_the_network_change_nothing(
     source: str, s3: str, made: dict[str, bytes], faults: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("preprocess.source.shard.CHUNK", CHUNK)
+    monkeypatch.setattr("pipeline.storage.patience.PAUSES", (0.02, 1.0))
     rules = [
         faults.add(Fault(kind="slow_down", every=5)),
         faults.add(Fault(kind="cut", method="GET", key=".tar", every=2, at=9_000)),

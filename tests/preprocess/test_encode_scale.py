@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +22,10 @@ from hypothesis import strategies as st
 from made.cache import make_cache
 from made.encode import ENCODERS, config, files, png, write_sized, write_tar
 from pipeline.config import EncodersConfig, FiltersConfig, LaunchConfig, LimitsConfig, VerifyConfig
-from pipeline.data.format.kept import Kept
+from pipeline.data.format.kept import KeptRecords
 from pipeline.data.format.manifest import MANIFEST, load_excluded, load_manifest, parse_manifest
 from pipeline.data.reading.shards import first_records
-from pipeline.errors import DataError, DestinationExists, ShardCorrupt, SourceError
+from pipeline.errors import DataError, DestinationExists, Interrupted, ShardCorrupt, SourceError
 from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.storage.local import LocalStorage
@@ -40,6 +43,7 @@ from preprocess.source.image import Crop, crop_image, decode_image, open_image
 from preprocess.source.recipe import recipe_of
 from preprocess.source.sample import Prepared
 from preprocess.source.shard import Sample
+from ranks import encode_worker
 
 
 def proved(dest: Path, source: str, samples: int = 40) -> None:
@@ -52,77 +56,36 @@ def proved(dest: Path, source: str, samples: int = 40) -> None:
 
 
 def test_one_worker_four_and_four_that_are_killed_at_random_make_the_same_bytes(tmp_path: Path) -> None:
-    """Workers are forked from a process that holds everything; SIGKILL comes after random times, and whoever died is
-    replaced until the dataset is whole."""
+    """SIGKILL comes after random times, and whoever died is replaced until the dataset is whole."""
     write_shards(str(tmp_path / "s"), 44, 0, "train", shard_size=4)
-    source = str(tmp_path / "s/{00000..00010}.tar")
+    source, output = str(tmp_path / "s/{00000..00010}.tar"), tmp_path / "output"
     main(config(source, tmp_path / "one"))
-    script = tmp_path / "workers.py"
-    script.write_text(WORKERS)
-    said = subprocess.run(
-        [sys.executable, str(script), source, str(tmp_path)],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=250,
-    )
-    killed = int(said.stdout.split()[-1])
-    assert killed >= 8
+
+    def start(folder: str, rank: int) -> BaseProcess:
+        work = config(source, tmp_path / folder, workers=1, claim_seconds=0.5)
+        return encode_worker.start(encode_worker.run_worker, output, work, rank, 4)
+
+    four = [start("four", rank) for rank in range(4)]
+    assert [encode_worker.wait(worker) for worker in four] == [0] * 4, output.read_text()
     assert files(tmp_path / "four") == files(tmp_path / "one")
+
+    chance, killed = random.Random(0), 0
+    workers = {rank: start("killed", rank) for rank in range(4)}
+    while workers:
+        time.sleep(chance.uniform(0.02, 0.12))
+        if killed < 12:
+            workers[chance.choice(list(workers))].kill()
+        for rank, worker in list(workers.items()):
+            if worker.exitcode is None:
+                continue
+            del workers[rank]
+            status = encode_worker.wait(worker)
+            assert status in (0, -signal.SIGKILL), output.read_text()
+            killed += status != 0
+            if status or not (tmp_path / "killed" / MANIFEST).exists():
+                workers[rank] = start("killed", rank)
+    assert killed >= 8
     assert files(tmp_path / "killed") == files(tmp_path / "one")
-
-
-WORKERS = """
-import os, random, signal, sys, time
-import torch
-from pipeline.config import EncodeConfig, EncodersConfig, LaunchConfig
-from preprocess import encode
-
-source, folder = sys.argv[1:]
-torch.set_num_threads(1)
-encoders = EncodersConfig(seed=1)
-stage, tower = encode.load_autoencoder(encoders), encode.load_text(encoders)
-encode.load_autoencoder, encode.load_text = lambda *_: stage, lambda *_: tower
-
-
-def start(dest, rank):
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(1, 2)
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "4"}
-        config = EncodeConfig(source=source, dest=dest, encoders=encoders, batch=4, workers=1, decode_in="threads",
-                              claim_seconds=0.5, launch=LaunchConfig(threads=1))
-        try:
-            os._exit(encode.main(config))
-        except BaseException as error:
-            os._exit(9)
-    return child
-
-
-for rank, child in [(rank, start(f"{folder}/four", rank)) for rank in range(4)]:
-    assert os.waitpid(child, 0)[1] == 0, rank
-
-random.seed(0)
-dest, killed = f"{folder}/killed", 0
-workers = {rank: start(dest, rank) for rank in range(4)}
-while workers:
-    time.sleep(random.uniform(0.02, 0.12))
-    if killed < 12:
-        rank = random.choice(list(workers))
-        os.kill(workers[rank], signal.SIGKILL)
-    for rank, child in list(workers.items()):
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid == 0:
-            continue
-        del workers[rank]
-        assert status in (0, signal.SIGKILL), status
-        killed += status == signal.SIGKILL
-        if status or not os.path.exists(f"{dest}/manifest.json"):
-            workers[rank] = start(dest, rank)
-print(killed)
-"""
 
 
 def test_two_workers_on_one_unit_leave_one_entry_and_the_same_bytes_whoever_wins(tmp_path: Path) -> None:
@@ -259,7 +222,7 @@ def test_rows_that_are_kept_are_all_but_the_excluded_ones_in_order(data: st.Data
     chosen = data.draw(st.lists(st.sampled_from(rows), unique=True)) if rows else []
     excluded = np.array(sorted(chosen), dtype=np.int32).reshape(-1, 2)
     manifest = _Sizes(sizes)
-    kept = Kept(manifest, excluded)  # type: ignore[arg-type]
+    kept = KeptRecords(manifest, excluded)  # type: ignore[arg-type]
     for shard, size in enumerate(sizes):
         wanted = [row for row in range(size) if (shard, row) not in set(chosen)]
         assert kept.sizes[shard] == len(wanted)
@@ -285,7 +248,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_more_shards_append_to_a_finished_dataset_as_a_new_version(shards: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What encode makes of all of them, undisturbed."""
+    dest = tmp_path_factory.mktemp("whole") / "c"
+    main(config(str(shards / "*.tar"), dest))
+    return files(dest)
+
+
+def test_more_shards_append_to_a_finished_dataset_as_a_new_version(
+    shards: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
     first, more = str(shards / "{00000..00001}.tar"), str(shards / "{00002..00003}.tar")
     main(config(first, tmp_path / "c"))
     storage = open_storage(str(tmp_path / "c"))
@@ -306,8 +279,7 @@ def test_more_shards_append_to_a_finished_dataset_as_a_new_version(shards: Path,
         assert files(tmp_path / "c") == now
     proved(tmp_path / "c", str(shards / "*.tar"))
     # Named all at once, or grown: the same records.
-    main(config(str(shards / "*.tar"), tmp_path / "d"))
-    assert [entry.sha256 for entry in load_manifest(open_storage(str(tmp_path / "d"))).shards] == [
+    assert [entry.sha256 for entry in parse_manifest(whole[MANIFEST]).shards] == [
         entry.sha256 for entry in after.shards
     ]
 
@@ -362,7 +334,7 @@ def test_finalize_writes_the_manifest_only_when_every_shard_is_done(shards: Path
     with pytest.raises(SourceError, match="was not begun"):
         main(config(source, tmp_path / "c", finalize=True))
     main(config(source, tmp_path / "c"))
-    whole = files(tmp_path / "c")
+    made = files(tmp_path / "c")
     for name in (MANIFEST, "manifests/000001.json", "card.html"):
         (tmp_path / "c" / name).unlink()
     (tmp_path / "c/units/000002.json").rename(tmp_path / "aside")
@@ -370,7 +342,7 @@ def test_finalize_writes_the_manifest_only_when_every_shard_is_done(shards: Path
         main(config(source, tmp_path / "c", finalize=True))
     (tmp_path / "aside").rename(tmp_path / "c/units/000002.json")
     assert main(config(source, tmp_path / "c", finalize=True)) == 0
-    assert files(tmp_path / "c") == whole
+    assert files(tmp_path / "c") == made
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -570,19 +542,21 @@ def test_small_caches_have_nothing_excluded(tmp_path: Path) -> None:
     assert load_excluded(open_storage(str(tmp_path)), manifest).shape == (0, 2)
 
 
-def test_two_local_processes_share_the_work(shards: Path, tmp_path: Path) -> None:
-    main(config(str(shards / "*.tar"), tmp_path / "one"))
+@pytest.mark.long  # test_encode.py holds the same promise with fewer shards
+def test_two_local_processes_share_the_work(shards: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     two = config(str(shards / "*.tar"), tmp_path / "two", launch=LaunchConfig(processes=2, threads=1))
     assert main(two) == 0
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert files(tmp_path / "two") == whole
 
 
-def test_one_damaged_shard_does_not_keep_the_others_from_being_done(shards: Path, tmp_path: Path) -> None:
+def test_one_damaged_shard_does_not_keep_the_others_from_being_done(
+    shards: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
     (tmp_path / "s").mkdir()
     for path in sorted(shards.iterdir()):
         if path.suffix == ".tar":
             (tmp_path / "s" / path.name).write_bytes(path.read_bytes())
-    whole = (tmp_path / "s/00001.tar").read_bytes()
+    mended = (tmp_path / "s/00001.tar").read_bytes()
     for name in ("00001.tar", "00002.tar"):
         data = (tmp_path / "s" / name).read_bytes()
         (tmp_path / "s" / name).write_bytes(data[: len(data) // 2])
@@ -594,44 +568,27 @@ def test_one_damaged_shard_does_not_keep_the_others_from_being_done(shards: Path
     made = files(tmp_path / "c")
     assert {"units/000000.json", "units/000003.json"} <= set(made)
     assert not {name for name in made if name.startswith(("000001", "000002", "manifest", "claims"))}
-    (tmp_path / "s/00001.tar").write_bytes(whole)
+    (tmp_path / "s/00001.tar").write_bytes(mended)
     (tmp_path / "s/00002.tar").write_bytes((shards / "00002.tar").read_bytes())
     main(config(source, tmp_path / "c"))
-    main(config(str(shards / "*.tar"), tmp_path / "d"))
-    assert files(tmp_path / "c") == files(tmp_path / "d")
+    assert files(tmp_path / "c") == whole
 
 
 def test_a_worker_that_is_asked_to_stop_gives_up_its_claims_and_can_be_started_again(
-    shards: Path, tmp_path: Path
+    shards: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    source = str(shards / "*.tar")
-    script = tmp_path / "stopped.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from pipeline import cli\n"
-        "from preprocess.encoding import output\n"
-        "real, count = output.UnitOutput.publish, []\n"
-        "def publish(self, *given):\n"
-        "    real(self, *given)\n"
-        "    count.append(1)\n"
-        "    if len(count) == 2:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "output.UnitOutput.publish = publish\n"
-        "if __name__ == '__main__':\n"
-        "    sys.exit(cli.main(['encode', *sys.argv[1:]]))\n"
-    )
-    arguments = [f"source={source}", f"dest={tmp_path / 'c'}", "encoders.seed=1", "encoders.text_length=32", "batch=4"]
-    command = [sys.executable, str(script), *arguments, "encoders.text_pad=0", "launch.threads=1", "device=cpu"]
-    stopped = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert stopped.returncode == 75, stopped.stderr
-    assert "stopped by SIGTERM" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    source, output = str(shards / "*.tar"), tmp_path / "output"
+    words = [f"source={source}", f"dest={tmp_path / 'c'}", "encoders.seed=1", "encoders.text_length=32", "batch=4"]
+    words += ["encoders.text_pad=0", "launch.threads=1", "device=cpu"]
+    status = encode_worker.wait(encode_worker.start(encode_worker.stop_after_units, output, words, 2))
+    assert status == Interrupted.exit_code == 75, output.read_text()
+    assert "stopped by SIGTERM" in output.read_text()
+    assert "Traceback" not in output.read_text()
     made = files(tmp_path / "c")
     assert not {name for name in made if name.startswith(("claims", "manifest"))}
     assert 2 <= sum(name.startswith("units/") for name in made) < 4
     main(config(source, tmp_path / "c"))
-    main(config(source, tmp_path / "d"))
-    assert files(tmp_path / "c") == files(tmp_path / "d")
+    assert files(tmp_path / "c") == whole
 
 
 def test_a_caption_that_spells_the_end_token_is_trimmed_there(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""image.py and sample.py: every mode becomes RGB, and what cannot be used says why (docs/promises.md, 4)."""
+"""image.py and sample.py: every mode becomes RGB, and what cannot be used says why (docs/explained/promises.md, 4)."""
 
 from __future__ import annotations
 

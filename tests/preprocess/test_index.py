@@ -43,6 +43,14 @@ COUNTS = (7, 5)
 Sample = dict[str, Any]
 
 
+@pytest.fixture(autouse=True)
+def _plan_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams read one epoch of twelve samples here; planning thousands of batches ahead would take most of the
+    time."""
+    for name, number in (("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8), ("HORIZON_BATCHES", 8)):
+        monkeypatch.setattr(f"pipeline.data.reading.stream.{name}", number)
+
+
 def sample(tar: int, row: int) -> Sample:
     """One sample as webdataset's writer takes it."""
     rng = np.random.default_rng([tar, row])

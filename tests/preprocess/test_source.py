@@ -1,4 +1,5 @@
-"""preprocess/source/shard.py: hostile and damaged tars (docs/promises.md, 4 and 7) and how samples are told apart."""
+"""preprocess/source/shard.py: hostile and damaged tars (docs/explained/promises.md, 4 and 7), and how samples are
+told apart."""
 
 from __future__ import annotations
 

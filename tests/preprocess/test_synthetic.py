@@ -1,5 +1,6 @@
 """The captioned-shapes world: what is promised of its pictures, its captions and its shards."""
 
+import functools
 import hashlib
 import io
 import itertools
@@ -29,7 +30,7 @@ from preprocess.shapes.captions import (
     plain_places,
     plain_relation,
 )
-from preprocess.shapes.drawing import PALETTE, SPLITS, _coverage, label_map, render, scene
+from preprocess.shapes.drawing import PALETTE, SPLITS, Scene, _coverage, label_map, render, scene
 from preprocess.shapes.shards import build_shard, write_shards
 from preprocess.synthetic import main
 
@@ -41,6 +42,12 @@ IMG2DATASET_KEYS = {
 
 def triple(thing: ShapeObject) -> tuple[str, str, str]:
     return thing.size, thing.colour, thing.shape
+
+
+@functools.cache
+def scenes(seed: int, split: str) -> list[Scene]:
+    """The first 4000 scenes, which several tests look at."""
+    return [scene(seed, index, split) for index in range(4000)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -80,21 +87,22 @@ def test_twelve_triples_are_held_out_evenly() -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_train_and_val_never_show_a_held_out_triple_and_show_all_others(split: str) -> None:
-    shown = {triple(thing) for i in range(3000) for thing in scene(1, i, split).objects}
+    shown = {triple(thing) for truth in scenes(1, split) for thing in truth.objects}
     assert len(shown) == 36
     assert not any(is_held_out(*t) for t in shown)
 
 
 def test_val_captions_are_never_seen_in_training_whatever_the_seeds() -> None:
-    assert not any(is_reserved(scene(seed, i, "train").caption) for seed in (0, 1) for i in range(2000))
-    assert all(is_reserved(scene(seed, i, "val").caption) for seed in (0, 1) for i in range(2000))
+    assert not any(is_reserved(truth.caption) for truth in scenes(1, "train"))
+    assert all(is_reserved(truth.caption) for truth in scenes(1, "val"))
+    assert not any(is_reserved(scene(0, i, "train").caption) for i in range(2000))
+    assert all(is_reserved(scene(0, i, "val").caption) for i in range(2000))
 
 
 def test_every_heldout_caption_names_a_held_out_triple_and_was_never_seen_in_training() -> None:
-    train = {scene(1, i, "train").caption for i in range(4000)}
+    train = {truth.caption for truth in scenes(1, "train")}
     held_out = set()
-    for i in range(1500):
-        truth = scene(1, i, "heldout")
+    for truth in scenes(1, "heldout")[:1500]:
         stated = [(o.size, o.colour, o.shape) for o in truth.facts.objects if o.size]
         new = [t for t in stated if is_held_out(*t)]
         assert new, truth.caption
@@ -106,11 +114,11 @@ def test_every_heldout_caption_names_a_held_out_triple_and_was_never_seen_in_tra
 
 @pytest.mark.parametrize("split", ["train", "val", "heldout", "all"])
 def test_scenes_keep_the_documented_distribution(split: str) -> None:
-    scenes = [scene(2, i, split) for i in range(4000)]
-    counts = Counter(len(truth.objects) for truth in scenes)
+    drawn = scenes(1, split)
+    counts = Counter(len(truth.objects) for truth in drawn)
     for number, share in ((1, 0.5), (2, 0.35), (3, 0.15)):
-        assert abs(counts[number] / len(scenes) - share) < 0.03
-    for truth in scenes:
+        assert abs(counts[number] / len(drawn) - share) < 0.03
+    for truth in drawn:
         assert 200 <= truth.background <= 245
         assert len({(o.shape, o.colour) for o in truth.objects}) == len(truth.objects)
         for thing in truth.objects:
@@ -122,22 +130,22 @@ def test_scenes_keep_the_documented_distribution(split: str) -> None:
         for a, b in itertools.combinations(truth.objects, 2):
             apart = max(abs(a.centre[k] - b.centre[k]) for k in (0, 1)) - a.radius - b.radius
             assert apart >= 3 - 1e-9
-    sizes = [o.size is not None for truth in scenes for o in truth.facts.objects]
+    sizes = [o.size is not None for truth in drawn for o in truth.facts.objects]
     if split != "heldout":  # there the held-out ones are always named
         assert abs(np.mean(sizes) - 0.7) < 0.03
-    several = [t.facts for t in scenes if len(t.objects) > 1]
+    several = [t.facts for t in drawn if len(t.objects) > 1]
     assert abs(np.mean([facts.relation is not None for facts in several]) - 0.6) < 0.04  # almost all are plain
     assert {facts.relation for facts in several} == {None, "left", "right", "above", "below"}
-    lone = [t.facts for t in scenes if len(t.objects) == 1]
+    lone = [t.facts for t in drawn if len(t.objects) == 1]
     assert {facts.place for facts in lone} == {None, "left", "right", "top", "bottom", "middle"}
 
 
 def test_captions_state_only_what_is_plain_in_many_wordings() -> None:
-    scenes = [scene(3, i, "all") for i in range(3000)]
-    assert all(holds(truth.facts, truth.objects) for truth in scenes)
-    words = {word for truth in scenes for word in truth.caption.replace(",", "").split()}
+    drawn = scenes(1, "all")
+    assert all(holds(truth.facts, truth.objects) for truth in drawn)
+    words = {word for truth in drawn for word in truth.caption.replace(",", "").split()}
     assert {"large", "big", "small", "little", "circle", "disc", "square", "box", "over", "under", "top"} <= words
-    assert len({truth.caption for truth in scenes}) > 2500
+    assert len({truth.caption for truth in drawn[:3000]}) > 2500
 
 
 def test_plain_means_plain() -> None:

@@ -1,6 +1,6 @@
-"""Runs that only consume: the real stream, ledger and run directory without a network, all ranks in one process.
+"""Runs that only consume data: the real stream, ledger and run directory without a network, all ranks in one process.
 
-They are killed where a test says, and go on on another number of ranks.
+They are killed at the point that a test chooses, and continue on another number of ranks.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from pipeline.runs.ledger import Ledger, noise_digest, truncate_ledgers
 from pipeline.storage.urls import open_storage
 from pipeline.train import describe_run
 
-SIZES = [7, 12, 5, 9, 11]  # 44 records, of which an epoch takes 40
+SIZES = [7, 12, 5, 9, 11]  # 44 records, of which an epoch uses 40
 BATCH = 8
 EVERY = 3 * BATCH  # samples between commits
 END = 30 * BATCH
 WORLDS = (1, 2, 4)
 
 Seen = dict[int, tuple[str, str]]
-"""Sample number: key of its record, hash of its moments."""
+"""By sample number: the key of its record and the hash of its moments."""
 Change = Callable[[int, Batch], list[Batch]]
-"""(rank, its batch) -> the batches that it trains on instead."""
+"""(rank, batch) -> the batches that the rank trains on instead."""
 
 
 def begin(
     folder: Path | str, cache: str, seed: int = 3, mix: tuple[str, ...] = (), weights: tuple[float, ...] = ()
 ) -> TrainConfig:
-    """A run directory with nothing trained."""
+    """Make a run directory in which nothing has been trained."""
     data = DataConfig(train=cache, mix=mix, weights=weights)
     config = TrainConfig(run=str(folder), data=data, optim=OptimConfig(batch=BATCH), seed=seed)
     dataset = dataset_of(config)
@@ -49,7 +49,7 @@ def begin(
 
 
 def dataset_of(config: TrainConfig) -> Dataset:
-    """What a run reads."""
+    """The dataset that a run reads."""
     caches = [open_storage(url) for url in dataset_urls(config.data)]
     return Dataset([part_of(cache, load_manifest(cache)) for cache in caches])
 
@@ -63,12 +63,12 @@ def live(
     torn: int = 0,
     change: Change = lambda rank, batch: [batch],
 ) -> None:
-    """One life of a run on `world` ranks: it resumes, consumes, commits every so many samples, and is killed after
-    `steps` steps if END does not come before. torn: ranks that had written their ledgers when the kill came, in the
-    middle of a commit; the one after them is caught in the middle of its line."""
+    """One execution of a run on `world` ranks: it resumes, consumes, commits every EVERY samples, and is killed after
+    `steps` steps unless it reaches END first. torn: the number of ranks that had written their ledgers when the kill
+    came in the middle of a commit; the next rank's line is written in part."""
     run, dataset = open_storage(config.run), dataset_of(config)
     order = dataset.order(config.seed, BATCH, weights=config.data.weights)
-    of = dataset.shard_starts
+    starts = dataset.shard_starts
     n = next(iter(committed(run)), 0)
     truncate_ledgers(run, n)
     with ExitStack() as stack:
@@ -81,17 +81,20 @@ def live(
             ledger.start(n)
         while n < END and steps > 0:
             for rank in range(world):
-                taken = next(streams[rank])
-                own = taken.shards.numpy() - of[np.searchsorted(of, taken.shards.numpy(), side="right") - 1]
-                where = zip(own.tolist(), taken.rows.tolist())
-                assert taken.keys == [record_key(shard, row) for shard, row in where]
-                for batch in change(rank, taken):
+                batch_of_rank = next(streams[rank])
+                shard_numbers = (
+                    batch_of_rank.shards.numpy()
+                    - starts[np.searchsorted(starts, batch_of_rank.shards.numpy(), side="right") - 1]
+                )
+                places = zip(shard_numbers.tolist(), batch_of_rank.rows.tolist())
+                assert batch_of_rank.keys == [record_key(shard, row) for shard, row in places]
+                for batch in change(rank, batch_of_rank):
                     ledgers[rank].add(
                         batch.numbers, batch.shards, batch.rows, noise_digest(batch.numbers, [batch.numbers * 3])
                     )
                     for number, key, moments in zip(batch.numbers.tolist(), batch.keys, batch.tensors["moments"]):
-                        one = key, hashlib.sha256(moments.numpy().tobytes()).hexdigest()
-                        assert seen.setdefault(number, one) == one
+                        record = key, hashlib.sha256(moments.numpy().tobytes()).hexdigest()
+                        assert seen.setdefault(number, record) == record
             n, steps = n + BATCH, steps - 1
             if n % EVERY == 0 or n == END:
                 for ledger in ledgers:

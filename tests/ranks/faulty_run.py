@@ -1,8 +1,8 @@
-"""A small cache and runs of `latentmill train` on it, for tests that make its data fail; also a rank of such runs:
+"""A small cache and runs of `latentmill train` on it for tests in which the data fail; also a rank of such runs:
 `python -m ranks.faulty_run FOLDER URL SCENARIO...`, started by pipeline.distributed.ranks.
 
-Shards are as many, and memory as small, that a run reads from its store as long as it lasts. Everything is the real
-thing: stream, UNet, engine, checkpoints, ledger.
+There are so many shards, and so little memory, that a run reads from its store until it ends. Stream, UNet, engine,
+checkpoints and ledger are the real ones.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def make_cache(folder: Path, sizes: list[int] | None = None) -> str:
 
 
 def upload(cache: str, url: str) -> Storage:
-    """A copy of a cache on a disk."""
+    """Copy a cache from a disk to a URL."""
     storage = open_storage(url)
     for info in open_storage(cache).list():
         storage.put(info.key, open_storage(cache).get(info.key))
@@ -72,16 +72,16 @@ def upload(cache: str, url: str) -> Storage:
 
 
 def config_of(run: str, cache: str, like: str = "", world: int = 1, **changes: Any) -> TrainConfig:
-    """A run whose ranks have memory for one window each. like: where the cache can be looked at, if not in `cache`.
-    changes: fields, and `every`, the samples between commits."""
+    """A run whose ranks have memory for one window each. like: a copy of the cache to read the manifest from, if not
+    `cache`. changes: fields, and `every`, the samples between commits."""
     storage = open_storage(like or cache)
     blocks = dataset_of(storage, load_manifest(storage))
     order, share = blocks.order(3, BATCH), BATCH // world
-    held = max(order.window_bytes(blocks.bytes, rank * share, share) for rank in range(world))
+    window_bytes = max(order.window_bytes(blocks.bytes, rank * share, share) for rank in range(world))
     base = TrainConfig(
         run=run,
         seed=3,
-        data=DataConfig(train=cache, memory_gb=(held + 1) / 1e9, prefetch=1),
+        data=DataConfig(train=cache, memory_gb=(window_bytes + 1) / 1e9, prefetch=1),
         model=MODEL,
         optim=OptimConfig(lr=1e-3, warmup=80, batch=BATCH),
         ema=EmaConfig(half_life=200.0),
@@ -96,27 +96,27 @@ def config_of(run: str, cache: str, like: str = "", world: int = 1, **changes: A
 
 
 def users(cache: str, shard: str, n: int, world: int) -> list[int]:
-    """Ranks whose share of the global batch at n holds a record of a shard."""
+    """Ranks whose share of the global batch at n contains a record of a shard."""
     storage = open_storage(cache)
     manifest = load_manifest(storage)
     blocks = dataset_of(storage, manifest)
-    found = blocks.order(3, BATCH).locate(np.arange(n, n + BATCH))
-    names = [manifest.shards[number].name for number in blocks.shards[found.block].tolist()]
+    located = blocks.order(3, BATCH).locate(np.arange(n, n + BATCH))
+    names = [manifest.shards[number].name for number in blocks.shards[located.block].tolist()]
     return sorted({place // (BATCH // world) for place, name in enumerate(names) if name == shard})
 
 
 def late_shard(cache: str, world: int) -> tuple[str, int]:
-    """The shard that is needed last, and n of the batch that needs it first."""
-    first = {
+    """The shard that is needed latest, and the n of the batch that needs it first."""
+    first_needed = {
         entry.name: next(n for n in range(0, END, BATCH) if users(cache, entry.name, n, world))
         for entry in load_manifest(open_storage(cache)).shards
     }
-    name = max(first, key=lambda name: first[name])
-    return name, first[name]
+    name = max(first_needed, key=lambda name: first_needed[name])
+    return name, first_needed[name]
 
 
 def damaged(data: bytes, how: str, other: bytes) -> bytes:
-    """A shard with a bit turned, cut, or swapped for another."""
+    """The bytes of a shard with a flipped bit, truncated, or replaced by another shard."""
     middle = len(data) // 2
     if how == "flip":
         return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
@@ -124,12 +124,12 @@ def damaged(data: bytes, how: str, other: bytes) -> bytes:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What a run left
+# The results of a run
 
 
 def state(url: str, n: int = 0) -> tuple[int, list[str], tuple[int, int, int]]:
-    """n, the hashes of a commit's files (weights, both moments, EMA), and the ledger's totals up to it (samples,
-    records, noise). n: 0 for the newest commit. The files are found to be what the commit says."""
+    """Returns n, the hashes of a commit's files (weights, both moments, EMA), and the totals of the ledger up to it
+    (samples, records, noise). n: 0 for the newest commit. Verifies that the files are what the commit says."""
     run = open_storage(url)
     commit = read_commit(run, n or committed(run)[0])
     verify(run, commit)
@@ -138,7 +138,7 @@ def state(url: str, n: int = 0) -> tuple[int, list[str], tuple[int, int, int]]:
 
 
 def rows(url: str) -> dict[int, dict[str, Any]]:
-    """Rows of training metrics by n, one per step."""
+    """Rows of training metrics, one per step, by n."""
     return {row["n"]: row for row in parse_rows(open_storage(url).get("metrics.jsonl")) if row["kind"] == "train"}
 
 
@@ -151,32 +151,32 @@ def losses(url: str) -> dict[int, float]:
 
 
 def attempt(config: TrainConfig, world: World) -> list[Any]:
-    """Train as a rank of a world that lives on: how it ended, and whether all ranks ended so."""
+    """Train as a rank of a world that lives on. Returns how the run ended, and whether all ranks ended in this way."""
     try:
         train.train(config, world)
     except Exception as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the engine
+        traceback.clear_frames(error.__traceback__)  # the frames hold the engine
         return [type(error).__name__, str(error), distributed.is_shared(error)]
     return ["finished", "", True]
 
 
 def straight(world: World, folder: Path, url: str) -> None:
-    """Undisturbed, from the disk."""
+    """Trains undisturbed from the disk."""
     attempt(config_of(f"{folder}/straight", f"{folder}/cache", world=world.size, samples=LONG), world)
 
 
 def damages(world: World, folder: Path, url: str) -> None:
-    """A shard that is needed late is flipped, cut or swapped before the first batch; later it is mended, and the same
-    command is given again."""
+    """Damages a shard that is needed late (flip, cut or swap) before the first batch; then repairs it and runs the same
+    command again."""
     name, _ = late_shard(f"{folder}/cache", world.size)
-    good, other = (Path(folder, "cache", one).read_bytes() for one in (name, "000000.tar"))
+    good, other = (Path(folder, "cache", shard).read_bytes() for shard in (name, "000000.tar"))
     next_batch = Trainer._next_batch
     for how in ("flip", "cut", "swap"):
         cache = open_storage(f"{url}/{how}")
 
         def damage(self: Trainer, stream: Stream, how: str = how, cache: Storage = cache) -> Batch:
             if self.n == 0:
-                world.barrier()  # every rank has looked whether its shards are there
+                world.barrier()  # every rank has checked that its shards exist
                 if world.rank == 0:
                     cache.put(name, damaged(good, how, other))
                 world.barrier()
@@ -195,31 +195,32 @@ def damages(world: World, folder: Path, url: str) -> None:
 
 
 def missing(world: World, folder: Path, url: str) -> None:
-    """The cache lacks a shard."""
+    """Trains on a cache that lacks a shard."""
     config = config_of(f"{folder}/missing", f"{url}/missing", f"{folder}/cache", world.size)
     tell(Path(config.run), world, attempt(config, world))
 
 
 def absent(world: World, folder: Path, url: str) -> None:
-    """There is no cache."""
+    """Trains on a cache that does not exist."""
     config = config_of(f"{folder}/absent", f"{url}/absent", f"{folder}/cache", world.size)
     tell(Path(config.run), world, attempt(config, world))
 
 
 def uneven(world: World, folder: Path, url: str) -> None:
-    """Three uneven shards, by one thread for each rank and by four."""
+    """Trains on three uneven shards, with one reading thread per rank and with four."""
     for workers in (1, 4):
         config = config_of(f"{folder}/uneven{workers}", f"{url}/uneven", f"{folder}/uneven", world.size)
         attempt(replace(config, data=replace(config.data, workers=workers)), world)
 
 
 def flaky(world: World, folder: Path, url: str) -> None:
-    """What the proxy does to this cache is passing."""
+    """Trains on a cache for which the proxy injects temporary faults."""
     attempt(config_of(f"{folder}/flaky", f"{url}/flaky", f"{folder}/cache", world.size), world)
 
 
 def gone(world: World, folder: Path, url: str) -> None:
-    """The store of the cache and of the run is gone, until an object "back" is written; then the same command again."""
+    """Trains while the store of cache and run is gone, until an object "back" is written; then runs the same command
+    again."""
     config = config_of(f"{url}/gone/run", f"{url}/gone", f"{folder}/cache", world.size)
     outcome: dict[str, Any] = {"gone": attempt(config, world)}
     if world.rank == 0:
@@ -231,7 +232,7 @@ def gone(world: World, folder: Path, url: str) -> None:
 
 
 def moves(world: World, folder: Path, url: str) -> None:
-    """MOVE samples on all ranks, MOVE more on one of them, and on all again those that are left."""
+    """Trains MOVE samples on all ranks, MOVE more on one of them, and the rest on all ranks again."""
     for size, samples in ((world.size, MOVE), (1, 2 * MOVE), (world.size, LONG)):
         config = config_of(f"{folder}/moved", f"{folder}/cache", world=size, samples=samples, every=MOVE)
         if size > 1 or world.rank == 0:
@@ -240,13 +241,13 @@ def moves(world: World, folder: Path, url: str) -> None:
 
 
 def tell(run: Path, world: World, outcome: Any) -> None:
-    """What a rank saw, for the test."""
+    """Writes what a rank saw, for the test."""
     run.mkdir(parents=True, exist_ok=True)
     (run / f"outcome{world.rank}.json").write_text(json.dumps(outcome))
 
 
 def main(argv: list[str]) -> int:
-    """`patient` as the first scenario leaves the patience with S3 as it is; `verb=RUN` as the last is the verb."""
+    """`patient` as the first scenario keeps the default patience with S3; `verb=RUN` as the last one runs the verb."""
     folder, url, *scenarios = argv
     if scenarios[0] == "patient":
         del scenarios[0]

@@ -1,7 +1,7 @@
-"""A rank of a run on two that is killed, frozen or let be: `python -m ranks.killed_run FOLDER WHAT N`.
+"""A rank of a run on two ranks that is killed, frozen or undisturbed: `python -m ranks.killed_run FOLDER WHAT N`.
 
-WHAT befalls the last rank before the step at N: kill (SIGKILL) or freeze (SIGSTOP). With "finish" nothing does, and an
-undisturbed run of the same kind follows in the same processes.
+WHAT happens to the last rank before the step at N: kill (SIGKILL) or freeze (SIGSTOP). With "finish" nothing happens,
+and an undisturbed run of the same kind follows in the same processes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def main(argv: list[str]) -> int:
         return 0
     next_batch = Trainer._next_batch
 
-    def befallen(self: Trainer, stream: Stream) -> Batch:
+    def struck(self: Trainer, stream: Stream) -> Batch:
         if self.n == int(n) and self.world.rank == 1:
             os.kill(os.getpid(), SIGNALS[what])
         return next_batch(self, stream)
 
-    Trainer._next_batch = befallen  # type: ignore[method-assign]
+    Trainer._next_batch = struck  # type: ignore[method-assign]
     return guarded("train", partial(train.main, replace(config, watchdog_s=WATCHDOG_SECONDS)))
 
 

@@ -1,7 +1,7 @@
-"""A training step in a process of its own: `python -m ranks.peak_job '{"channels": 128, ...}' BATCH SIDE TOKENS`.
+"""Measures training steps in their own process: `python -m ranks.peak_job '{"channels": 128, ...}' BATCH SIDE TOKENS`.
 
-Prints the process's growth in bytes over what its imports and a step of a network of next to nothing took: the most
-resident memory, as the kernel saw it. AdamW as the trainer makes it, on fp32 weights, two steps.
+Prints the peak resident memory in bytes, as the kernel counts it, less the memory after the imports and a step of a
+tiny network. Two steps with AdamW as the trainer makes it, on fp32 weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.training.engines.optimizer import make_optimizer
 
 
 def train(config: ModelConfig, batch: int, side: int, tokens: int, steps: int) -> None:
-    """`steps` steps on random latents, with gradients freed between them as the engine frees them."""
+    """Train `steps` steps on random latents. Gradients are freed between them, as the engine does."""
     unet = UNet(config)
     unet.reset_parameters(0)
     optimizer = make_optimizer(unet, OptimConfig())
@@ -35,21 +35,21 @@ def train(config: ModelConfig, batch: int, side: int, tokens: int, steps: int) -
 
 
 def most_resident() -> int:
-    """Bytes, of this program alone: getrusage's figure is at least that of the process that started this one."""
+    """Peak resident bytes of this program alone: getrusage's figure is at least that of the parent process."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def main(settings: str, *sizes: str) -> int:
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(settings).items()
     }
     batch, side, tokens = map(int, sizes)
     torch.set_num_threads(1)
-    fused.SCORES = 0  # attention as on a GPU, which is what is modelled
+    fused.SCORES = 0  # attention as on a GPU, which the model of memory describes
     train(ModelConfig(channels=32, blocks=1, context_width=8), 1, 4, 2, 2)
     baseline = psutil.Process().memory_info().rss
-    train(ModelConfig(**given), batch, side, tokens, 2)
+    train(ModelConfig(**fields), batch, side, tokens, 2)
     print(most_resident() - baseline)
     return 0
 

@@ -1,7 +1,7 @@
-"""What tests of training run as ranks: `python -m ranks.scenarios SCENARIO FOLDER`.
+"""Ranks for tests of training: `python -m ranks.scenarios FOLDER SCENARIO...`.
 
-A small denoiser and a stream made of arithmetic stand in for the UNet and a cache; engine, trainer, checkpoints and
-launcher are the real ones. Results go to FOLDER as JSON.
+A small denoiser and an arithmetic stream replace the UNet and a cache; engine, trainer, checkpoints and launcher are
+the real ones. Results are written to FOLDER as JSON.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ OPTIM = OptimConfig(lr=2e-3, warmup=64, batch=BATCH, clip=0.5, weight_decay=0.1)
 
 
 class TinyDenoiser(nn.Module):
-    """Convolutions, two matrices in one bias-free weight, and a norm: parameters of several ranks and odd sizes."""
+    """Convolutions, two matrices fused in one weight without bias, and a norm: parameters of several ranks and odd
+    sizes."""
 
     FUSED: ClassVar[dict[str, int]] = {"text": 2}
     ADAM_ONLY = ("leave",)
@@ -82,10 +83,10 @@ class TinyDenoiser(nn.Module):
 
 
 class ArithmeticStream:
-    """Batches as pipeline.data.reading.stream gives them, made from sample numbers.
+    """Batches like those of pipeline.data.reading.stream, computed from sample numbers.
 
-    bad: a sample whose latent is NaN; wild: samples whose latents are far too large.
-    stop_at, lost_at: n at which the last rank gets SIGTERM, or a damaged shard.
+    bad: a sample whose latent is NaN. wild: samples whose latents are far too large. stop_at, lost_at: the n at which
+    the last rank gets SIGTERM or a damaged shard.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ def build(
 
 
 def train(config: TrainConfig, world: World, folder: Path) -> None:
-    """One process's life of a run: resume if there is something, train to config.samples."""
+    """One execution of a run: resumes from a commit if there is one, and trains to config.samples."""
     engine, trainer = build(config, world, open_storage(str(folder)))
     try:
         trainer.run()
@@ -188,9 +189,9 @@ def engines_2_3(world: World, folder: Path) -> None:
 
 
 def engines(world: World, folder: Path, stages: Sequence[int] = range(4)) -> None:
-    """Every stage (and the oracle, in a world of one) trains 50 steps; losses, norms, weights and shares are kept.
+    """Every stage, and the oracle in a world of one, trains 50 steps. Losses, norms, weights and shares are stored.
 
-    With AdamW, and in folders named -muon with Muon.
+    Trains with AdamW, and with Muon in folders named -muon.
     """
     kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in stages]
     if world.size == 1:
@@ -198,7 +199,9 @@ def engines(world: World, folder: Path, stages: Sequence[int] = range(4)) -> Non
     elif world.size == 2:
         kinds += [(f"offload{stage}", {"stage": stage, "offload": True}) for stage in (1, 2, 3)]
     optimizers: tuple[Literal["adamw", "muon"], ...] = ("adamw", "muon")
-    for kind, settings, optimizer in [(*one, o) for o in optimizers for one in kinds]:
+    for kind, settings, optimizer in [
+        (*kind_and_settings, optimizer_name) for optimizer_name in optimizers for kind_and_settings in kinds
+    ]:
         name = kind if optimizer == "adamw" else f"{kind}-{optimizer}"
         config = config_of(
             samples=50 * BATCH,
@@ -209,18 +212,21 @@ def engines(world: World, folder: Path, stages: Sequence[int] = range(4)) -> Non
         engine, trainer = build(config, world, open_storage(str(folder / name)))
         trainer.run()
         trainer.recorder.tracker.close()
-        shares = {kind: [[f.name, f.offset, len(f.view)] for f in many] for kind, many in engine.moments().items()}
-        shares["weights"] = [[f.name, f.offset, len(f.view)] for f in engine.owned()]
-        whole = {name: tensor.clone() for name, tensor in engine.full_weights().items()}
+        shares = {
+            kind: [[fragment.name, fragment.offset, len(fragment.view)] for fragment in fragments]
+            for kind, fragments in engine.moments().items()
+        }
+        shares["weights"] = [[fragment.name, fragment.offset, len(fragment.view)] for fragment in engine.weights()]
+        full_weights = {name: tensor.clone() for name, tensor in engine.gather(engine.weights()).items()}
         (folder / name / f"shares{world.rank}.json").write_text(json.dumps(shares))
         if world.rank == 0:
-            torch.save(whole, folder / name / "weights.pt")
+            torch.save(full_weights, folder / name / "weights.pt")
         engine.destroy()
         del engine, trainer
 
 
 def bf16(world: World, folder: Path) -> None:
-    """bf16 in stages 1 to 3."""
+    """Trains in bf16 in stages 1 to 3."""
     for stage in (1, 2, 3):
         config = config_of(
             precision="bf16",
@@ -233,7 +239,7 @@ def bf16(world: World, folder: Path) -> None:
 
 
 def straight(world: World, folder: Path) -> None:
-    """40 steps at once, and 20 + 20 with a new trainer in between: stage 2, this world, with AdamW and with Muon."""
+    """Trains 40 steps at once, and 20 + 20 with a new trainer in between: stage 2, this world, with AdamW and Muon."""
     for name, optim in (("", OPTIM), ("-muon", replace(OPTIM, name="muon"))):
         train(config_of(samples=40 * BATCH, optim=optim), world, folder / f"straight{world.size}{name}")
         for samples in (20 * BATCH, 40 * BATCH):
@@ -241,7 +247,7 @@ def straight(world: World, folder: Path) -> None:
 
 
 def moves(world: World, folder: Path) -> None:
-    """Go on with the runs FOLDER/moved* for 10 more steps in another stage, as the last process left them."""
+    """Continues the runs FOLDER/moved* for 10 more steps in another stage."""
     stages: dict[int, Literal[0, 1, 2, 3]] = {0: 2, 10: 0, 20: 3}
     for name, optim in (("", OPTIM), ("-muon", replace(OPTIM, name="muon"))):
         run = folder / f"moved{name}"
@@ -251,8 +257,8 @@ def moves(world: World, folder: Path) -> None:
 
 
 def faults(world: World, folder: Path) -> None:
-    """A NaN in one rank's latent, SIGTERM to one rank in a step or in the last evaluation, a shard damaged for one
-    rank: each ends all ranks alike."""
+    """Ends all ranks in the same way by a NaN in the latent of one rank, by SIGTERM to one rank in a step or in the
+    last evaluation, and by a shard that is damaged for one rank."""
 
     def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> None:
         if n == 20 * BATCH and world.rank == world.size - 1:
@@ -280,8 +286,8 @@ def faults(world: World, folder: Path) -> None:
 
 
 def signals(world: World, folder: Path) -> None:
-    """SIGTERM to the last rank at start-up, in a step, and while a save is on its way, each followed by the same run
-    again; the saves of 40 steps are kept."""
+    """Sends SIGTERM to the last rank at start-up, in a step, and during a save; then starts the same run again. Stores
+    the saves of 40 steps."""
     for name in ("start-up", "step", "save"):
         run = open_storage(str(folder / name))
         trouble: dict[str, Any] = {"stop_at": 7 * BATCH} if name == "step" else {}
@@ -314,8 +320,8 @@ AVERAGES = EmaConfig(half_life=100.0, warmup=10.0, half_lives=(50.0, 1000.0), wi
 
 
 def averages(world: World, folder: Path) -> None:
-    """Several averages over 40 steps, by the oracle or by stages 0 to 3, with a snapshot at every second commit; stage
-    3 also in two halves."""
+    """Keeps several averages over 40 steps, with the oracle or with stages 0 to 3, and a snapshot at every second
+    commit. Stage 3 also trains in two halves."""
     names = ["torch"] if world.size == 1 else ["zero0", "zero1", "zero2", "zero3"]
     for name in names:
         engine: dict[str, Any] = {"engine": "torch"} if name == "torch" else {"stage": int(name[-1])}
@@ -332,7 +338,7 @@ def averages(world: World, folder: Path) -> None:
 
 
 def validated(world: World, folder: Path) -> None:
-    """Every stage trains 20 steps twice: with a look at held-out records every second step, and without."""
+    """Every stage trains 20 steps twice: with a validation on held-out records every second step, and without."""
     for stage in range(4):
         for name in ("with", "without"):
             run = open_storage(str(folder / f"zero{stage}-{name}"))
@@ -350,19 +356,20 @@ def validated(world: World, folder: Path) -> None:
             del engine, trainer
 
 
-WILD = (12 * BATCH + 3, 15 * BATCH, 16 * BATCH + BATCH - 1)  # of the first and of the last rank's
+WILD = (12 * BATCH + 3, 15 * BATCH, 16 * BATCH + BATCH - 1)  # samples of the first and of the last rank
 GUARD = GuardConfig(action="skip", window=8, loss=3.0, grad_norm=0.0)
 
 
 def guarded(world: World, folder: Path) -> None:
-    """Every stage (and the oracle) trains 20 steps, of which the guard skips those with WILD samples; stage 2 also in
-    two halves with a skipped step's memory between them, until three in a row end it, and with a guard that stops."""
+    """Every stage and the oracle train 20 steps, of which the guard skips those with WILD samples. Stage 2 also trains
+    in two halves that share the memory of a skipped step, until three skips in a row end it, and with a guard that
+    stops."""
     kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in range(4)]
     if world.size == 1:
         kinds = [("torch", {"engine": "torch"})]
 
-    def life(name: str, config: TrainConfig, wild: tuple[int, ...] = WILD) -> list[Any]:
-        config = replace(config, diffusion=DiffusionConfig(prediction="v"))  # whose loss a large latent makes large
+    def attempt(name: str, config: TrainConfig, wild: tuple[int, ...] = WILD) -> list[Any]:
+        config = replace(config, diffusion=DiffusionConfig(prediction="v"))  # its loss grows with the latent
         engine, trainer = build(config, world, open_storage(str(folder / name)), wild=wild)
         try:
             trainer.run()
@@ -374,20 +381,20 @@ def guarded(world: World, folder: Path) -> None:
             engine.destroy()
 
     for name, settings in kinds:
-        life(name, config_of(samples=20 * BATCH, guard=GUARD, deepspeed=DeepSpeedConfig(**settings)))
+        attempt(name, config_of(samples=20 * BATCH, guard=GUARD, deepspeed=DeepSpeedConfig(**settings)))
     if world.size > 1:
         for steps in (13, 20):
-            life("halves", config_of(samples=steps * BATCH, guard=GUARD))
-        many = tuple(range(12 * BATCH, 20 * BATCH, BATCH))
+            attempt("halves", config_of(samples=steps * BATCH, guard=GUARD))
+        wild_samples = tuple(range(12 * BATCH, 20 * BATCH, BATCH))
         outcomes = {
-            "most": life("most", config_of(guard=replace(GUARD, most=2)), many),
-            "stop": life("stop", config_of(guard=replace(GUARD, action="stop"))),
+            "most": attempt("most", config_of(guard=replace(GUARD, most=2)), wild_samples),
+            "stop": attempt("stop", config_of(guard=replace(GUARD, action="stop"))),
         }
         (folder / f"outcomes{world.rank}.json").write_text(json.dumps(outcomes))
 
 
 def damaged(world: World, folder: Path) -> None:
-    """The newest of two checkpoints is damaged; the run goes on from the one before."""
+    """Damages the newest of two checkpoints. The run continues from the one before."""
     train(config_of(samples=20 * BATCH), world, folder)
     if world.rank == 0:
         name = read_commit(open_storage(str(folder)), 20 * BATCH).files[1]["name"]
@@ -403,9 +410,9 @@ def main(scenarios: list[str], folder: Path) -> int:
     world = distributed.start("cpu", threads=1)
     for scenario in scenarios:
         name = scenario.partition("_")[0]  # engines_2_3 are some of the engines
-        where = folder if scenario in ("straight", "moves") else folder / f"{name}{world.size}"
-        where.mkdir(parents=True, exist_ok=True)
-        globals()[scenario](world, where)
+        scenario_folder = folder if scenario in ("straight", "moves") else folder / f"{name}{world.size}"
+        scenario_folder.mkdir(parents=True, exist_ok=True)
+        globals()[scenario](world, scenario_folder)
     distributed.stop(world)
     return 0
 

@@ -1,5 +1,5 @@
-"""Stands in for python in jobs of the soak test: the real verb, whose steps each take SLOW seconds longer, so that much
-can befall a run of few steps."""
+"""Replaces python in jobs of the soak test: runs the real verb with steps that take SLOW seconds longer, so that a run
+of few steps lasts long enough to be disturbed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.training.trainer import Trainer
 
 
 def main(argv: list[str]) -> int:
-    """argv: -m pipeline.cli VERB KEY=VALUE ..., or -m and another module, which is left alone."""
+    """argv: -m pipeline.cli VERB KEY=VALUE ..., or -m and another module, which is not slowed down."""
     if argv[1] != "pipeline.cli":
         os.execv(sys.executable, [sys.executable, *argv])
     seconds, next_batch = float(os.environ["SLOW"]), Trainer._next_batch

@@ -1,6 +1,6 @@
-"""What tests of memory run as ranks: bytes of weights, gradients, optimizer and EMA that a rank holds by engine.
+"""Ranks that measure memory: bytes of weights, gradients, optimizer and EMA that a rank holds, by engine.
 
-`python -m ranks.state_memory FOLDER`, started by pipeline.distributed.ranks; each rank leaves FOLDER/WORLD-RANK.json.
+`python -m ranks.state_memory FOLDER`, started by pipeline.distributed.ranks. Each rank writes FOLDER/WORLD-RANK.json.
 """
 
 from __future__ import annotations
@@ -27,27 +27,29 @@ LAYERS = 6
 KINDS: tuple[tuple[str, Any, Any], ...] = (
     ("torch", "fp32", {"engine": "torch", "stage": 0}),
     *((f"zero{stage}", "fp32", {"stage": stage}) for stage in range(4)),
-    *((f"zero{stage}", "bf16", {"stage": stage}) for stage in (3, 2, 1)),  # last, what of stage 1 is not collected
+    # Stage 1 last, as it leaves objects that are not collected.
+    *((f"zero{stage}", "bf16", {"stage": stage}) for stage in (3, 2, 1)),
 )
 
 
-def held() -> int:
-    """Bytes of all tensors of this process, each storage once."""
+def tensor_bytes() -> int:
+    """Bytes of all tensors of this process, with each storage counted once."""
     gc.collect()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of deprecated attributes that looking at every object touches
-        tensors = [one for one in gc.get_objects() if isinstance(one, Tensor)]
+        warnings.simplefilter("ignore")  # visiting every object touches deprecated attributes
+        tensors = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
 def measure(world: World) -> dict[str, Any]:
-    """By engine and precision: bytes in a step, before the optimizer's, and between steps; and the parameters."""
-    found: dict[str, Any] = {"parameters": LAYERS * WIDTH * WIDTH}
+    """By engine and precision: bytes in a step before the optimizer runs, and between steps; also the parameter
+    count."""
+    figures: dict[str, Any] = {"parameters": LAYERS * WIDTH * WIDTH}
     for name, precision, settings in KINDS:
         if name == "torch" and world.size > 1:
             continue
-        before = held()
+        bytes_before = tensor_bytes()
         module = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
         config = TrainConfig(
             run="unused",
@@ -58,25 +60,25 @@ def measure(world: World) -> dict[str, Any]:
         )
         engine = make_engine(module, config, world)
         del module
-        ema = Ema(EmaConfig(), [fragment.view for fragment in engine.owned()])
+        ema = Ema(EmaConfig(), [fragment.view for fragment in engine.weights()])
         for step in range(2):
             x = torch.ones(2, WIDTH, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
             engine.backward(engine(x).float().square().mean())
             del x
             norm = engine.grad_norm()
-            stepping = held() - before
+            stepping = tensor_bytes() - bytes_before
             engine.step(1e-4, norm)
             ema.update(2 * (step + 1), 2)
-        found[f"{name} {precision}"] = [stepping, held() - before]
+        figures[f"{name} {precision}"] = [stepping, tensor_bytes() - bytes_before]
         engine.destroy()
         del engine, ema
-    return found
+    return figures
 
 
 def main(folder: Path) -> int:
     world = distributed.start("cpu", threads=1)
-    found = measure(world)
-    (folder / f"{world.size}-{world.rank}.json").write_text(json.dumps(found))
+    figures = measure(world)
+    (folder / f"{world.size}-{world.rank}.json").write_text(json.dumps(figures))
     distributed.stop(world)
     return 0
 

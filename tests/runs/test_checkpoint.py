@@ -1,4 +1,5 @@
-"""Checkpoints: what any world reads of what any world wrote, and what damage and death leave (docs/promises.md, 5)."""
+"""Checkpoints: any world reads what any world wrote; damaged and unfinished ones are detected
+(docs/explained/promises.md, 5)."""
 
 import hashlib
 import os

@@ -1,4 +1,5 @@
-"""One run is trained once at a time (docs/promises.md, fault 24). What Slurm says of jobs is in test_slurm_train.py."""
+"""One run is trained once at a time (docs/explained/promises.md). What Slurm says of jobs is in
+tests/system/test_slurm_train.py."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from pipeline.data.reading.batch import Batch
 from pipeline.errors import Interrupted, NonFinite, RunError
 from pipeline.runs import lease as module
 from pipeline.runs.directory import committed
-from pipeline.runs.lease import DEAD_SECONDS, FRUITLESS, KEPT, Holder, Lease, claim_of, enqueue, myself, newest
+from pipeline.runs.lease import DEAD_SECONDS, FRUITLESS, KEPT, Holder, Lease, claim_of, enqueue, newest, this_process
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.training.trainer import Trainer
@@ -195,8 +196,8 @@ def test_former_leases_are_kept_for_a_while(run: Storage) -> None:
     [
         (elsewhere, "being trained by process 12 on n9"),
         (lambda: elsewhere(beat=time.time() - DEAD_SECONDS - 1), ""),
-        (lambda: replace(myself(), token="x"), "being trained by process"),
-        (lambda: replace(myself(), started="1"), ""),  # the number of a process that came again
+        (lambda: replace(this_process(), token="x"), "being trained by process"),
+        (lambda: replace(this_process(), started="1"), ""),  # the number of a process that came again
         (lambda: in_job("8"), "being trained by Slurm job 8 (restart 0), process 12 on n9"),
         (lambda: in_job("8", beat=time.time() - DEAD_SECONDS - 1), ""),
         (lambda: in_job("8", state="queued"), ""),  # of a cluster that cannot be asked, and it does not run
@@ -207,7 +208,7 @@ def test_former_leases_are_kept_for_a_while(run: Storage) -> None:
     ],
 )
 def test_whose_a_run_is_where_slurm_cannot_be_asked(holder: Callable[[], Holder], why: str) -> None:
-    found = claim_of(holder(), in_job("7", restart=1, machine=myself().machine))
+    found = claim_of(holder(), in_job("7", restart=1, machine=this_process().machine))
     assert found.startswith(why)
     assert bool(found) == bool(why)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.format.kept import Kept
+from pipeline.data.format.kept import KeptRecords
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.order.blocks import Blocks
 from pipeline.data.order.dataset import Dataset, Part
@@ -30,7 +30,7 @@ def manifest_of(sizes: list[int], buckets: int = 1) -> Manifest:
 def dataset(sizes: list[int], excluded: list[list[int]] | np.ndarray, buckets: int = 1, size: int = 10**6) -> Dataset:
     manifest = manifest_of(sizes, buckets)
     gone = np.array(excluded, dtype=np.int32).reshape(-1, 2)
-    return Dataset([Part(None, manifest, Blocks(manifest, Kept(manifest, gone), size))])  # type: ignore[arg-type]
+    return Dataset([Part(None, manifest, Blocks(manifest, KeptRecords(manifest, gone), size))])  # type: ignore[arg-type]
 
 
 @st.composite
@@ -104,7 +104,7 @@ def test_an_order_that_repeats_a_record_within_an_epoch_is_no_proof() -> None:
     assert problem == "epoch 0 takes 20 records twice, and its order says 0"
 
 
-def test_a_gap_between_spans_that_lack_one_rank_is_told_too() -> None:
+def test_a_gap_between_spans_that_lack_one_rank_is_reported_too() -> None:
     blocks = dataset([40, 40], [])
     lines = [Stretch(first, first + 8, 0, 2, 4, 0, 0) for first in (0, 8, 24, 32)]
     found = prove(lines, 40, blocks.order(1, BATCH), blocks).problems

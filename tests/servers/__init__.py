@@ -1,1 +1,1 @@
-"""Real servers that tests talk to over loopback."""
+"""Real servers, which tests use over loopback."""

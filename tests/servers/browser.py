@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through chromedriver's WebDriver protocol (W3C) by the standard library alone."""
+"""A headless Chromium, driven with the standard library through chromedriver's WebDriver protocol (W3C)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm
 
 
 class Browser:
-    """One window. Nothing that it opens may reach the network: every host but this machine is unknown to it."""
+    """One window. No page in it can reach the network, as it resolves no host but this machine."""
 
     def __init__(self) -> None:
         (port,) = _free_ports(1)
@@ -34,30 +34,30 @@ class Browser:
 
     @staticmethod
     def missing() -> str:
-        """Why there can be none here; "" where there can."""
-        lacking = [command for command in COMMANDS if shutil.which(command) is None]
-        if not lacking:
+        """The reason why no browser can run here, or ""."""
+        missing_commands = [command for command in COMMANDS if shutil.which(command) is None]
+        if not missing_commands:
             return ""
         packages = "chromium chromium-driver (python3 scripts/install.py --test)"
-        return f"no {', '.join(lacking)} here: apt-get install {packages}"
+        return f"no {', '.join(missing_commands)} here: apt-get install {packages}"
 
     def __enter__(self) -> Browser:
-        limit = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while True:
             try:
                 self._ask("GET", "/status")
                 break
             except OSError:
-                if time.monotonic() > limit or self._process.poll() is not None:
+                if time.monotonic() > deadline or self._process.poll() is not None:
                     self._end()
                     raise
                 time.sleep(0.05)
-        chrome = {
+        chrome_options = {
             "binary": shutil.which("chromium"),
             "args": [*OPTIONS, "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"],
         }
-        wanted = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
-        answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        capabilities = {"goog:chromeOptions": chrome_options, "goog:loggingPrefs": {"browser": "ALL"}}
+        answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
         self._session = f"/session/{answer['sessionId']}"
         return self
 
@@ -74,7 +74,7 @@ class Browser:
         self._process.wait()
 
     def open(self, path: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Open a file's page in a window of that size in CSS pixels. Returns when it is drawn."""
+        """Open the page of a file in a window of this size in CSS pixels. Returns when the page is loaded."""
         self.console()
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._control("Emulation.setDeviceMetricsOverride", size)
@@ -83,16 +83,16 @@ class Browser:
         self._ask("POST", f"{self._session}/url", {"url": path.resolve().as_uri()})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a function body returns on the page."""
+        """Run a function body on the page. Returns its value."""
         return self._ask("POST", f"{self._session}/execute/sync", {"script": script, "args": list(arguments)})
 
     def click(self, selector: str) -> None:
-        """Click on the first element of a CSS selector, as a user's mouse does."""
-        found = self._ask("POST", f"{self._session}/element", {"using": "css selector", "value": selector})
-        self._ask("POST", f"{self._session}/element/{next(iter(found.values()))}/click", {})
+        """Click on the first element that a CSS selector matches, as a user's mouse does."""
+        element = self._ask("POST", f"{self._session}/element", {"using": "css selector", "value": selector})
+        self._ask("POST", f"{self._session}/element/{next(iter(element.values()))}/click", {})
 
     def console(self) -> list[str]:
-        """What the console has said since the last call: errors, warnings, refused requests."""
+        """The messages of the console since the last call: errors, warnings, refused requests."""
         return [entry["message"] for entry in self._ask("POST", f"{self._session}/se/log", {"type": "browser"})]
 
     def screenshot(self) -> bytes:

@@ -1,7 +1,7 @@
-"""An HTTP proxy in front of an S3 server, in a thread of the test's own process, that injects faults by rule.
+"""An HTTP proxy in front of an S3 server, in a thread of the test's process, which injects faults by rule.
 
-Requests go on byte for byte (S3's signatures cover the Host header), one connection to the server each. Bodies are held
-in memory. A rule counts what it did, so that a test can claim that its fault really happened.
+Requests are passed on byte for byte (S3's signatures cover the Host header), each over its own connection to the
+server. Bodies are held in memory. A rule counts its faults, so that a test can assert that its fault really happened.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ Kind = Literal["slow_down", "reset", "lose", "cut", "stall", "flip"]
 class Fault:
     """One rule: what happens to which requests.
 
-    slow_down: 503 in S3's words; the server is not asked.
-    reset:     the connection is reset, before the server is asked or, with `at`, in the middle of the answer's body.
-    lose:      the server does what it is asked; the connection is reset instead of its answer.
-    cut:       the answer's body ends after `at` bytes, with an orderly end of the connection.
-    stall:     silence for `seconds`, before the server is asked or, with `at`, in the middle of the answer's body.
-    flip:      a bit of byte `at` of the body is turned: of the request's where it is a PUT, else of the answer's.
+    slow_down: answers 503 in S3's words without asking the server.
+    reset:     resets the connection before the server is asked or, with `at`, in the middle of the response body.
+    lose:      lets the server execute the request, then resets the connection instead of answering.
+    cut:       ends the response body after `at` bytes and closes the connection in order.
+    stall:     is silent for `seconds`, before the server is asked or, with `at`, in the middle of the response body.
+    flip:      flips a bit of byte `at` of the body: of the request for a PUT, otherwise of the response.
     """
 
     kind: Kind
     method: str = ""
     """Only requests with this method."""
     key: str = ""
-    """Only requests with this in their path or query."""
+    """Only requests whose path or query contains this."""
     times: int | None = None
-    """At most so many faults."""
+    """At most this many faults."""
     every: int = 1
-    """Every n-th of the requests that match."""
+    """Only every n-th of the matching requests."""
     after: str = ""
-    """A pattern: only once a request has come whose "METHOD target" it is found in; that one is served."""
+    """A pattern: faults begin after a request whose "METHOD target" matches it; that request is served."""
     until: str = ""
-    """A pattern: no more once a request has come that it is found in; that one is served."""
+    """A pattern: faults end with a request whose "METHOD target" matches it; that request is served."""
     lasts: float = float("inf")
-    """Seconds from the first fault on; none later."""
+    """Seconds after the first fault during which further faults may happen."""
     probability: float = 1.0
-    """Of those, a share drawn with `seed`."""
+    """Share of the remaining requests, drawn with `seed`."""
     seed: int = 0
     at: int | None = None
-    """Bytes of the body before the fault; in a shorter body, its last byte."""
+    """Bytes of the body before the fault; in a shorter body the fault is at its last byte."""
     seconds: float = 0.0
     injected: int = 0
-    """Faults that happened."""
+    """Number of faults that have happened."""
     _matched: int = 0
     _awaits: bool = field(init=False)
     _ends: float = float("inf")
@@ -71,7 +71,7 @@ class Fault:
         self._awaits = bool(self.after)
 
     def strikes(self, method: str, target: str) -> bool:
-        """Whether this request is one of those; counts it."""
+        """Whether the fault happens to this request; counts it."""
         if self._awaits:
             self._awaits = not re.search(self.after, f"{method} {target}")
             return False
@@ -90,18 +90,19 @@ class Fault:
         return True
 
     def place(self, body: bytes) -> int:
-        """The byte of `body` at which it happens."""
+        """The byte of `body` at which the fault happens."""
         return max(min(self.at or 0, len(body) - 1), 0)
 
 
 class FaultProxy:
-    """`with FaultProxy(url) as proxy:` serves on `proxy.url`. Rules are asked in the order in which they were added."""
+    """`with FaultProxy(url) as proxy:` serves on `proxy.url`. The first rule that applies, in order of addition, is
+    used."""
 
     def __init__(self, backend: str) -> None:
         parts = urlsplit(backend)
         self.backend = (parts.hostname or "", parts.port or 80)
         self.requests: list[str] = []
-        """ "METHOD target" of everything that came, in order."""
+        """ "METHOD target" of all requests in order."""
         self.stopping = threading.Event()
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -110,19 +111,19 @@ class FaultProxy:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def add(self, fault: Fault) -> Fault:
-        """From now on; returns the rule, whose `injected` counts."""
+        """Apply a rule from now on. Returns the rule, whose `injected` counts its faults."""
         with self._lock:
             self._faults.append(fault)
         return fault
 
     def clear(self) -> None:
-        """No more faults, and no requests noted."""
+        """Remove all rules and all recorded requests."""
         with self._lock:
             self._faults.clear()
             self.requests.clear()
 
     def fault(self, method: str, target: str) -> Fault | None:
-        """What happens to this request."""
+        """Record a request. Returns the rule that applies to it, if any."""
         with self._lock:
             self.requests.append(f"{method} {target}")
             return next((fault for fault in self._faults if fault.strikes(method, target)), None)
@@ -151,7 +152,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self.connections: set[socket.socket] = set()
 
     def close_connections(self) -> None:
-        """Wake the threads that wait for another request."""
+        """Wake the threads that wait for another request on their connections."""
         for connection in list(self.connections):
             try:
                 connection.shutdown(socket.SHUT_RDWR)
@@ -159,7 +160,7 @@ class _Server(http.server.ThreadingHTTPServer):
                 pass
 
     def handle_error(self, *_: object) -> None:
-        """A client that went away is nothing to tell."""
+        """Print nothing: clients may disconnect at any time."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -177,7 +178,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, *_: object) -> None:
-        """Nothing on stderr."""
+        """Print nothing to stderr."""
 
     def _serve(self) -> None:
         fault = self.server.proxy.fault(self.command, self.path)
@@ -211,29 +212,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(
         self, status: int, reason: str, headers: list[tuple[str, str]], body: bytes, fault: Fault | None
     ) -> None:
-        """Send an answer, framed as the server framed it (chunked or with a length), up to where the fault lies."""
+        """Send a response, framed like the server's (chunked or with a length), up to the place of the fault."""
         if fault is not None and not body:
             fault.injected, fault = fault.injected - 1, None  # nothing to damage
-        named = {name.lower() for name, _ in headers}
-        if not named & {"content-length", "transfer-encoding"}:
+        header_names = {name.lower() for name, _ in headers}
+        if not header_names & {"content-length", "transfer-encoding"}:
             headers = [*headers, ("Content-Length", str(len(body)))]
         lines = [f"HTTP/1.1 {status} {reason}"]
         lines += [f"{name}: {value}" for name, value in headers if name.lower() != "connection"]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        before, after = b"", b""
-        if "transfer-encoding" in named:
-            before, after = (b"%x\r\n" % len(body), b"\r\n0\r\n\r\n") if body else (b"", b"0\r\n\r\n")
+        prefix, suffix = b"", b""
+        if "transfer-encoding" in header_names:
+            prefix, suffix = (b"%x\r\n" % len(body), b"\r\n0\r\n\r\n") if body else (b"", b"0\r\n\r\n")
         if self.command == "HEAD":
-            before, body, after = b"", b"", b""
+            prefix, body, suffix = b"", b"", b""
         if fault is None:
-            self.connection.sendall(head + before + body + after)
+            self.connection.sendall(head + prefix + body + suffix)
         elif fault.kind == "flip":
-            self.connection.sendall(head + before + _flipped(body, fault.place(body)) + after)
+            self.connection.sendall(head + prefix + _flipped(body, fault.place(body)) + suffix)
         else:
-            self.connection.sendall(head + before + body[: fault.place(body)])
+            self.connection.sendall(head + prefix + body[: fault.place(body)])
             self.close_connection = True
             if fault.kind == "reset":
-                self.server.proxy.stopping.wait(0.02)  # a reset at once could overtake what was sent
+                self.server.proxy.stopping.wait(0.02)  # an immediate reset could overtake the data
                 self._reset()
             elif fault.kind == "stall":
                 self._stall(fault)
@@ -242,7 +243,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         self.server.connections.discard(self.connection)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        os.close(self.connection.detach())  # close() would wait for the files that were made of the socket
+        os.close(self.connection.detach())  # close() would wait for the files made from the socket
 
     def _stall(self, fault: Fault) -> None:
         self.close_connection = True

@@ -1,9 +1,9 @@
-"""A real Slurm on this machine: munge, slurmctld and a few slurmd in a folder of their own, over loopback.
+"""A real Slurm on this machine: munge, slurmctld and a few slurmd in one folder, over loopback.
 
-Every daemon runs in a PID namespace of its own that lasts as long as our end of a pipe is open: whatever becomes of the
-tests, the daemon, its job steps and what those started are gone when the process that held the pipe is. A node has its
-own host name too, and taking its pipe away is a crash of the whole machine. Needs Debian's slurm-wlm and munge (the
-build that allows several slurmd on a host), and root or sudo without a password.
+Every daemon runs in its own PID namespace, which lasts as long as this process holds its end of a pipe open: when this
+process ends in whatever way, the daemon, its job steps and their children are killed. Each node also has its own host
+name, and closing its pipe is a crash of the whole machine. Needs Debian's slurm-wlm and munge (the build that allows
+several slurmd on a host), and root or sudo without a password.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from types import TracebackType
 
 from servers.swift import _free_ports
 
-START_SECONDS = 60.0  # a second where the machine is quiet
+START_SECONDS = 60.0  # takes a second on an idle machine
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
-SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # daemons are not on everyone's PATH
+SYSTEM_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # users may lack the daemons' folders in PATH
 
 SLURM_CONF = """
 ClusterName=latentmill
@@ -62,21 +62,21 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 """
-"""cred_expire: a requeued job waits for its former credential to expire, two minutes by default."""
+"""cred_expire: a requeued job waits until its former credential expires, two minutes by default."""
 
 NODE = "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=16000 Gres=gpu:2"
-"""Counts that this machine need not have: config_overrides has Slurm believe them."""
+"""This machine need not have these counts: config_overrides makes Slurm believe them."""
 PARTITIONS = (
     "PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP GraceTime=60",
     "PartitionName=urgent Nodes=ALL MaxTime=1-00:00:00 State=UP PriorityTier=10",
 )
-"""Jobs of the second take nodes from those of the first, which have a minute to commit."""
-GPUS = "Name=gpu File=/dev/null,/dev/zero"  # two devices that exist anywhere: a count alone is refused
+"""Jobs of the second partition preempt those of the first, which have a minute to commit."""
+GPUS = "Name=gpu File=/dev/null,/dev/zero"  # two devices that always exist, as Slurm refuses a mere count
 
 HOLD = '"$@" & cat >/dev/null; exit'
 AS_NODE = f'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 || exit; {HOLD}'
-"""Run a daemon beside a `cat` of the pipe. The shell is the namespace's first process: it reaps the orphans that job
-steps leave, and when it ends the kernel kills the rest."""
+"""Run a daemon beside a `cat` of the pipe. The shell is the first process of the namespace: it reaps orphans of job
+steps, and when it ends the kernel kills all others."""
 
 
 class Slurm:
@@ -92,10 +92,11 @@ class Slurm:
 
     @staticmethod
     def missing() -> str:
-        """What this machine lacks to run it, and how to get it; "" when nothing does."""
-        lacking = [name for name in COMMANDS if not shutil.which(name, path=SYSTEM_PATH)]
-        if lacking:
-            return f"no {', '.join(lacking)} here: apt-get install slurm-wlm munge (python3 scripts/install.py --test)"
+        """What this machine lacks to run Slurm and how to get it, or ""."""
+        missing_commands = [name for name in COMMANDS if not shutil.which(name, path=SYSTEM_PATH)]
+        if missing_commands:
+            packages = "slurm-wlm munge (python3 scripts/install.py --test)"
+            return f"no {', '.join(missing_commands)} here: apt-get install {packages}"
         sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
         trial = [*sudo, "unshare", "--pid", "--fork", "--mount", "--uts", "--mount-proc", "true"]
         if not shutil.which(trial[0]) or subprocess.run(trial, capture_output=True, check=False).returncode:
@@ -126,31 +127,35 @@ class Slurm:
         self._start(node, ["slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", node], node)
 
     def crash(self, node: str) -> None:
-        """A node's machine is gone, with all that ran on it."""
+        """Kill a node with everything that runs on it."""
         self._end(node)
 
     def on(self, node: str, *command: str) -> None:
-        """Run a command as root among the mounts of a node."""
+        """Run a command as root in the mount namespace of a node."""
+        # By its configuration, for another session's Slurm may have a node of this name.
+        daemon = b"".join(
+            word.encode() + b"\0" for word in ("slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", node)
+        )
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
-                if path.read_bytes().startswith(b"slurmd\0") and path.read_bytes().endswith(f"-N\0{node}\0".encode()):
+                if path.read_bytes() == daemon:
                     enter = ["nsenter", f"--mount=/proc/{path.parent.name}/ns/mnt"]
                     subprocess.run([*self._sudo, *enter, *command], check=True)
                     return
         raise RuntimeError(f"{node} is not up")
 
     def stop(self) -> None:
-        """End every daemon and all that jobs started."""
+        """End every daemon and all processes of jobs."""
         for name in reversed(list(self._pipes)):
             self._end(name)
 
     def states(self) -> dict[str, str]:
-        """State of each node as slurmctld sees it; empty while it does not answer."""
+        """State of each node according to slurmctld; empty while it does not answer."""
         words = self.ask("sinfo", "--noheader", "--Node", "--format=%N %T").split()
         return dict(zip(words[::2], words[1::2]))
 
     def wait(self, *jobs: str, seconds: float = 120.0) -> None:
-        """Until none of these jobs is in the queue. Raises TimeoutError with the queue."""
+        """Wait until none of these jobs is in the queue. Raises TimeoutError with the queue."""
         deadline = time.monotonic() + seconds
         while queue := self.ask("squeue", "--noheader", "--array", f"--jobs={','.join(jobs)}"):
             if time.monotonic() > deadline:
@@ -158,11 +163,11 @@ class Slurm:
             time.sleep(0.1)
 
     def jobs(self) -> list[str]:
-        """Numbers of all jobs there are or have been."""
+        """Numbers of all present and past jobs."""
         return self.ask("squeue", "--noheader", "--states=all", "--format=%A").split()
 
     def ends(self, job: str) -> list[tuple[str, str]]:
-        """(state, exit code) of a job, or of each task of an array in their order."""
+        """(state, exit code) of a job, or of each task of an array in order."""
         tasks = []
         for line in self.ask("scontrol", "--oneliner", "show", "job", job).splitlines():
             facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
@@ -170,7 +175,7 @@ class Slurm:
         return [(state, code) for _, state, code in sorted(tasks)]
 
     def ask(self, *command: str) -> str:
-        """What a client command of Slurm prints; "" when it fails."""
+        """The output of a client command of Slurm, or "" when it fails."""
         environment = os.environ | self.environment
         done = subprocess.run(["timeout", "20", *command], capture_output=True, text=True, check=False, env=environment)
         return done.stdout.strip() if done.returncode == 0 else ""
@@ -180,7 +185,7 @@ class Slurm:
         return [f"--{option}={self.folder}/{name}" for option, name in files.items()]
 
     def _write_conf(self) -> None:
-        """slurm.conf, the fake GPUs, a munge key of this cluster's own and the nodes' /etc/hosts."""
+        """Write slurm.conf, the fake GPUs, a munge key for this cluster and the nodes' /etc/hosts."""
         host = socket.gethostname().partition(".")[0]
         text = SLURM_CONF.format(host=host, port=self._ports["slurmctld"], folder=self.folder)
         lines = [NODE.format(name=node, port=self._ports[node]) for node in self.nodes]
@@ -189,13 +194,13 @@ class Slurm:
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(self.nodes)}\n")
         (self.folder / "munge.key").touch(mode=0o600)
         (self.folder / "munge.key").write_bytes(os.urandom(1024))
-        if self._sudo:  # munged refuses a key that is not its user's
+        if self._sudo:  # munged refuses a key that another user owns
             subprocess.run([*self._sudo, "chown", "root", str(self.folder / "munge.key")], check=True)
 
     def _start(self, name: str, daemon: list[str], node: str = "") -> None:
-        """Run a daemon in namespaces of its own for as long as our end of its pipe is open."""
-        place = ["--mount", "--propagation", "private", "--uts"] if node else ["--mount"]
-        namespaces = ["unshare", "--pid", "--fork", "--kill-child=KILL", *place, "--mount-proc"]
+        """Run a daemon in its own namespaces as long as this process holds its end of the pipe open."""
+        options = ["--mount", "--propagation", "private", "--uts"] if node else ["--mount"]
+        namespaces = ["unshare", "--pid", "--fork", "--kill-child=KILL", *options, "--mount-proc"]
         script = ["sh", "-c", AS_NODE, "sh", f"{self.folder}/hosts", node] if node else ["sh", "-c", HOLD, "sh"]
         environment = ["env", f"PATH={SYSTEM_PATH}"]
         with (self.folder / f"{name}.out").open("ab") as log:
@@ -204,7 +209,7 @@ class Slurm:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for pytest, which then ends them in order
+                start_new_session=True,  # Ctrl-C reaches pytest alone, which ends the daemons in order
             )
 
     def _end(self, name: str) -> None:
@@ -214,7 +219,7 @@ class Slurm:
         process.wait(timeout=30)
 
     def _wait(self, what: str, ready: Callable[[], bool]) -> None:
-        """Until it is ready. Raises RuntimeError with the ends of all logs."""
+        """Wait until a part is ready. Raises RuntimeError with the ends of all logs."""
         deadline = time.monotonic() + START_SECONDS
         while not ready():
             if time.monotonic() > deadline:

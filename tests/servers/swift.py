@@ -1,6 +1,6 @@
-"""OpenStack Swift with its S3 interface: a real, eventually consistent object store, from PyPI, without root.
+"""OpenStack Swift with its S3 interface: a real, eventually consistent object store from PyPI that needs no root.
 
-One replica on one disk folder; account, container and object servers and the proxy each in a process of their own.
+It keeps one replica in one folder. The account, container and object servers and the proxy are one process each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 ACCESS_KEY, SECRET_KEY = "testkey", "testsecret"
-START_SECONDS = 180.0  # seconds where the machine is quiet
+START_SECONDS = 180.0  # takes a few seconds on an idle machine
 BACKENDS = ("account", "container", "object")
 
 SWIFT_CONF = """
@@ -82,7 +82,7 @@ for kind, port in (word.split(":") for word in sys.argv[2:]):
     builder.get_ring().save(f"{sys.argv[1]}/{kind}.ring.gz")
 """
 
-# Swift reads /etc/swift/swift.conf unless told otherwise before its servers are imported.
+# Swift reads /etc/swift/swift.conf unless another path is set before its servers are imported.
 RUNNER = """
 import importlib, sys
 import swift.common.utils as utils
@@ -93,7 +93,7 @@ sys.exit(importlib.import_module("swift." + {"object": "obj"}.get(kind, kind) + 
 
 
 class Swift:
-    """`with Swift(folder) as server:` runs it; `server.environment` is what boto3 needs to reach it."""
+    """`with Swift(folder) as server:` runs it. `server.environment` holds the variables with which boto3 reaches it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -141,7 +141,7 @@ class Swift:
         self.processes.clear()
 
     def _build_rings(self) -> None:
-        """A partition table per server, each with this machine's one disk in it."""
+        """Build a partition table per server, each with the only disk."""
         ports = [f"{kind}:{self.ports[kind]}" for kind in BACKENDS]
         command = [sys.executable, "-W", "ignore", "-c", RINGS, str(self.folder), *ports]
         done = subprocess.run(command, capture_output=True, check=False, text=True)
@@ -153,7 +153,7 @@ class Swift:
         (self.folder / f"{kind}.conf").write_text(COMMON.format(**values) + rest)
 
     def _proxy(self) -> str:
-        """The proxy's pipeline of filters."""
+        """The configuration of the proxy and its filters."""
         parts = [f"\n[pipeline:main]\npipeline = {' '.join(FILTERS)} proxy-server"]
         parts.append("[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true")
         for name, settings in FILTERS.items():
@@ -177,25 +177,25 @@ class Swift:
             self.processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
 
     def _wait(self) -> None:
-        """Until every server listens and the proxy says that it is well."""
+        """Wait until every server listens and the proxy reports that it is healthy."""
         deadline = time.monotonic() + START_SECONDS
-        waiting = [f"http://127.0.0.1:{self.ports['proxy']}/healthcheck"]
-        backends = list(BACKENDS)
-        while waiting or backends:
+        health_urls = [f"http://127.0.0.1:{self.ports['proxy']}/healthcheck"]
+        waiting_backends = list(BACKENDS)
+        while health_urls or waiting_backends:
             if time.monotonic() > deadline or any(process.poll() is not None for process in self.processes):
                 logs = {path.name: path.read_text()[-2000:] for path in (self.folder / "log").iterdir()}
                 raise RuntimeError(f"Swift did not start within {START_SECONDS:.0f} s: {logs}")
             time.sleep(0.05)
-            backends = [kind for kind in backends if not _listens(self.ports[kind])]
+            waiting_backends = [kind for kind in waiting_backends if not _listens(self.ports[kind])]
             try:
-                with urllib.request.urlopen(waiting[0], timeout=5):
-                    waiting = []
+                with urllib.request.urlopen(health_urls[0], timeout=5):
+                    health_urls = []
             except (OSError, IndexError):
                 pass
 
 
 def _free_ports(count: int) -> list[int]:
-    """Different ports of the loopback interface that nothing listens on."""
+    """`count` different unused ports of the loopback interface."""
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))

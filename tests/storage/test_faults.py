@@ -308,7 +308,7 @@ def test_a_storm_of_faults_changes_no_byte(store: Storage, faults: FaultProxy) -
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         (Fault(kind="slow_down"), "SlowDown: Please reduce your request rate"),
         (Fault(kind="reset"), "onnection"),
@@ -319,12 +319,12 @@ def test_a_storm_of_faults_changes_no_byte(store: Storage, faults: FaultProxy) -
 )
 @pytest.mark.alone
 def test_an_outage_without_end_is_one_clear_error_in_bounded_time(
-    store: Storage, faults: FaultProxy, fault: Fault, said: str, monkeypatch: pytest.MonkeyPatch
+    store: Storage, faults: FaultProxy, fault: Fault, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.storage.patience.PATIENCE_SECONDS", 0.5)
     rule = faults.add(replace(fault))
     begun = time.monotonic()
-    with pytest.raises(StorageError, match=said) as caught:
+    with pytest.raises(StorageError, match=message) as caught:
         store.get("old")
     assert time.monotonic() - begun < 0.5 + 2 * SILENCE + 3.0
     assert rule.injected > 1
@@ -368,9 +368,9 @@ def test_pauses_grow_and_differ_between_clients(monkeypatch: pytest.MonkeyPatch)
         random.seed(0)
         slept: list[float] = []
         monkeypatch.setattr(patience.time, "sleep", slept.append)
-        one = Patience(seconds=100.0)
+        patience_of_100_s = Patience(seconds=100.0)
         for _ in range(9):
-            assert one.wait()
+            assert patience_of_100_s.wait()
         return slept
 
     runs = [pauses() for _ in range(50)]

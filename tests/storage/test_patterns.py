@@ -83,14 +83,14 @@ def test_sizes_ask_s3_once_for_every_root(s3: str, monkeypatch: pytest.MonkeyPat
     for name in ("a/1.tar", "a/2.tar", "a/other", "b/1.tar"):
         open_storage(s3).put(name, name.encode() * 3)
     places = expand(f"{s3}/a/*.tar") + expand(f"{s3}/b/*.tar")
-    asked = []
+    listed_urls = []
     whole = S3Storage.list
 
     def list_(self: S3Storage, prefix: str = "") -> list[ObjectInfo]:
-        asked.append(self.locate(prefix))
+        listed_urls.append(self.locate(prefix))
         return whole(self, prefix)
 
     monkeypatch.setattr(S3Storage, "list", list_)
     monkeypatch.setattr(S3Storage, "stat", None)
     assert sizes(places) == [21, 21, 21]
-    assert sorted(asked) == [f"{s3}/a/", f"{s3}/b/1.tar"]
+    assert sorted(listed_urls) == [f"{s3}/a/", f"{s3}/b/1.tar"]

@@ -45,10 +45,10 @@ def test_what_is_put_is_got_whole_and_by_ranges(store: Storage) -> None:
 
 def test_put_replaces_and_changes_the_etag(store: Storage) -> None:
     store.put("key", b"one")
-    before = store.stat("key").etag
+    first_etag = store.stat("key").etag
     store.put("key", b"two!")
     assert store.get("key") == b"two!"
-    assert store.stat("key").etag != before
+    assert store.stat("key").etag != first_etag
 
 
 def test_a_range_beyond_the_end_is_an_error(store: Storage) -> None:
@@ -328,9 +328,9 @@ class _CutBodies(http.server.BaseHTTPRequestHandler):
     flips = 0
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range", "bytes=0-")
-        self.ranges.append(asked)
-        start, _, end = asked.removeprefix("bytes=").partition("-")
+        byte_range = self.headers.get("Range", "bytes=0-")
+        self.ranges.append(byte_range)
+        start, _, end = byte_range.removeprefix("bytes=").partition("-")
         body = self.data[int(start) : int(end) + 1 if end else None]
         self.send_response(206 if "Range" in self.headers else 200)
         self.send_header("Content-Length", str(len(body)))

@@ -1,5 +1,5 @@
 """What goes wrong with the data while a run trains: it is retried and changes no bit, or it ends the run in one line
-before a step is taken on it (docs/promises.md; faults 6 to 10). One rank; test_train_faults_ranks.py has two.
+before a step is taken on it (docs/explained/promises.md). One rank; test_data_faults_of_ranks.py has two.
 
 The S3 server is real, behind a proxy of faults; the run is `latentmill train` without DeepSpeed.
 """
@@ -27,7 +27,7 @@ from servers.fault_proxy import Fault, FaultProxy
 SILENCE = 0.4
 """Seconds after which these tests' client calls S3 silent; in earnest it is READ_SECONDS, 30."""
 OUTAGE = 3.0
-"""Seconds for which S3 is away; test_train_faults_ranks.py has a minute."""
+"""Seconds for which S3 is away; test_data_faults_of_ranks.py has a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_an_outage_without_end_ends_the_run_in_one_line_and_the_same_command_end
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Of the data alone; where the run lies on the store that is gone: test_train_faults_ranks.py."""
+    """Of the data alone; where the run lies on the store that is gone: test_data_faults_of_ranks.py."""
     rule = faults.add(Fault(kind="reset", key="/cache/", after=f"/cache/{late_shard(cache, 1)[0]}"))
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.storage.patience.PATIENCE_SECONDS", 1.0)

@@ -1,6 +1,6 @@
 """What goes wrong with the data of one rank of two stops both, or neither; uneven shards; moves between worlds
-(docs/promises.md; faults 6, 8, 9, 11 and 22). Two ranks of DeepSpeed (stage 2), started once for the module: see
-faulty_run.py, which they run.
+(docs/explained/promises.md). Two ranks of DeepSpeed (stage 2), started once for the module: see ranks/faulty_run.py,
+which they run.
 
 The S3 server is real, behind a proxy of faults.
 """

@@ -1,5 +1,5 @@
 """A rank of two that is killed or frozen takes the other with it, the job's status says that a signal did it, and the
-same command reaches the end of an undisturbed run (docs/promises.md, faults 12 and 19)."""
+same command reaches the end of an undisturbed run (docs/explained/promises.md)."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ def test_caches_of_other_sizes_are_mixed_batch_by_batch(tmp_path: Path, caches: 
     small = str(tmp_path / "small")
     change_contract(small, [5], latent_shape=(4, 4, 4))
     with pytest.raises(
-        ConfigError, match=r"small cannot be mixed in, .* has 5 records, fewer than one global batch of 8"
+        ConfigError, match=r"small cannot be mixed in: .* has 5 records, fewer than one global batch of 8"
     ):
         train.main(settings_of(tmp_path, (caches[0], small), run=str(tmp_path / "other")))
 

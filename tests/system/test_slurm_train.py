@@ -1,5 +1,5 @@
 """`latentmill submit train` on a real Slurm of two nodes: what is told to stop comes back and reaches the end that an
-undisturbed run reaches, and nobody else trains the run meanwhile (docs/promises.md, faults 12, 18 and 24)."""
+undisturbed run reaches, and nobody else trains the run meanwhile (docs/explained/promises.md)."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_preempted_run_comes_back_to_the_end_of_an_undisturbed_one_and_is_trai
     assert committed(open_storage(run)) == [3 * BATCH]
     said = refusal(capsys, 1, "train", *TRAIN, *SMALL, *words)
     assert f"{run} is to be gone on with by Slurm job {job} (restart 0)" in said
-    assert status(run).state == f"stopped, to be gone on with (Slurm job {job}: PENDING)"
+    assert status(run).state == f"stopped, to be continued (Slurm job {job}: PENDING)"
 
     slurm.wait(job)
     assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
@@ -331,7 +331,7 @@ def test_a_node_that_cannot_train_is_kept_out_and_the_job_runs_elsewhere(
     finally:
         slurm.on("n1", "umount", str(tmp_path / "disk"))
     assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
-    assert f"latentmill: node n1 is bad: {tmp_path}/disk has 0.0 GB free" in log(tmp_path, job)
+    assert f"node n1 is bad: {tmp_path}/disk has 0.0 GB free" in log(tmp_path, job)
     assert "back to the queue, without n1" in log(tmp_path, job)
     assert [(part, restart) for part, _, restart, _ in notes()] == [("train", "1")]
     assert "ExcNodeList=n1 " in slurm.ask("scontrol", "--oneliner", "show", "job", job)
@@ -355,6 +355,6 @@ def test_a_job_whose_bad_node_no_other_can_replace_fails_and_says_so(
     finally:
         slurm.on("n2", "umount", str(tmp_path / "disk"))
     assert slurm.ends(job) == [("FAILED", "1")], log(tmp_path, job)
-    assert f"latentmill: node n2 is bad: {tmp_path}/disk has 0.0 GB free" in log(tmp_path, job)
+    assert f"node n2 is bad: {tmp_path}/disk has 0.0 GB free" in log(tmp_path, job)
     assert f"partition main has no nodes for job {job}, which wants 2, but n2: mend them" in log(tmp_path, job)
     assert notes() == []

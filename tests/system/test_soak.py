@@ -1,5 +1,6 @@
 """A run on a real Slurm that for half an hour is killed, frozen, told to stop, preempted, resized and robbed of its
-nodes, at random by seed: its ledger, noise and weights are those of a run that nothing befell (docs/promises.md).
+nodes, at random by seed: its ledger, noise and weights are those of a run that nothing befell
+(docs/explained/promises.md).
 
     .venv/bin/python -m pytest -m long tests/system/test_soak.py -s        SOAK_SECONDS=1800 SOAK_SEED=0 by default
 """

@@ -1,4 +1,4 @@
-"""What is said of training: rows of metrics, spikes and stalls."""
+"""Rows of training metrics, and alerts of spikes and stalls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_row_has_the_means_of_its_steps_and_of_each_fifth_of_the_noise() -> No
         ),
     ],
 )
-def test_noise_is_told_in_fifths_of_its_levels(config: DiffusionConfig, times: list[float], buckets: list[int]) -> None:
+def test_noise_levels_fall_into_fifths(config: DiffusionConfig, times: list[float], buckets: list[int]) -> None:
     dtype = torch.int64 if config.prediction == "epsilon" else torch.float32
     assert noise_bucket(torch.tensor(times, dtype=dtype), config).tolist() == buckets
 
@@ -65,35 +65,35 @@ def test_flops_are_those_of_the_cost_model_and_peaks_what_is_known() -> None:
 def test_a_jump_is_a_spike_and_a_slow_rise_is_none() -> None:
     spikes = Spikes(3.0)
     for i in range(60):
-        assert spikes.found({"loss": 1.03**i, "grad_norm_max": 1.0}) == []
-    assert spikes.found({"loss": 1.03**60, "grad_norm_max": 3.1}) == [
+        assert spikes.sentences({"loss": 1.03**i, "grad_norm_max": 1.0}) == []
+    assert spikes.sentences({"loss": 1.03**60, "grad_norm_max": 3.1}) == [
         "grad_norm_max is 3.1, 3.1 times its median of late"
     ]
-    assert spikes.found({"loss": 1e3, "grad_norm_max": 1.0})[0].startswith("loss is 1000")
+    assert spikes.sentences({"loss": 1e3, "grad_norm_max": 1.0})[0].startswith("loss is 1000")
 
 
 def test_the_first_rows_and_a_factor_of_zero_are_never_spikes() -> None:
     early, off = Spikes(3.0), Spikes(0.0)
     for _ in range(FEWEST - 1):
-        assert early.found({"loss": 1.0}) == [] == off.found({"loss": 1.0})
-    assert early.found({"loss": 100.0}) == []
-    assert [off.found({"loss": math.exp(i)}) for i in range(30)] == [[]] * 30
+        assert early.sentences({"loss": 1.0}) == [] == off.sentences({"loss": 1.0})
+    assert early.sentences({"loss": 100.0}) == []
+    assert [off.sentences({"loss": math.exp(i)}) for i in range(30)] == [[]] * 30
 
 
 @pytest.mark.alone
-def test_a_stall_is_told_once_and_so_is_its_end() -> None:
-    told: list[tuple[int, str]] = []
-    with Stalls(1.0, lambda n, text: told.append((n, text))) as stalls:
+def test_a_stall_is_reported_once_and_so_is_its_end() -> None:
+    reports: list[tuple[int, str]] = []
+    with Stalls(1.0, lambda n, text: reports.append((n, text))) as stalls:
         for n in range(4):
             stalls.beat(n)
             time.sleep(0.05)
-        assert told == []
+        assert reports == []
         time.sleep(2.2)
-        assert told == [(3, "no step has ended for 1 s")]
+        assert reports == [(3, "no step has ended for 1 s")]
         stalls.beat(4)
-        ((n, text),) = told[1:]
+        ((n, text),) = reports[1:]
         assert (n, text[:24]) == (4, "steps come again, after ")
         assert 2 <= int(text[24:].removesuffix(" s")) < 60
         stalls.pause()
         time.sleep(1.7)
-    assert len(told) == 2
+    assert len(reports) == 2

@@ -1,4 +1,5 @@
-"""What the engine takes from DeepSpeed's insides; test_training_runs compares what it computes with plain PyTorch."""
+"""The internals of DeepSpeed that the engine relies on. Its results are compared with plain PyTorch's in
+tests/system/test_engines_and_worlds.py."""
 
 import inspect
 import math
@@ -9,19 +10,19 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from pipeline.training.engines.base import _square_sum
 from pipeline.training.engines.deepspeed import IDLE, IDLE_ALONE
-from pipeline.training.engines.placement import Joined
+from pipeline.training.engines.placement import Concatenated
 
 
 @pytest.mark.parametrize("name", IDLE + IDLE_ALONE)
-def test_what_is_left_out_of_deepspeeds_steps_is_still_called_so(name):
-    """A renamed method would be called again, and nothing but the time would show it."""
+def test_the_methods_of_deepspeed_that_the_engine_replaces_still_exist(name):
+    """If DeepSpeed renamed one, it would run again, and only the time would show it."""
     assert callable(getattr(DeepSpeedZeroOptimizer, name))
 
 
-def test_a_partitions_gradient_in_one_piece_is_found_by_deepspeed_and_not_joined_again():
+def test_deepspeed_finds_a_partitions_concatenated_gradient_and_does_not_concatenate_it_again():
     flat = torch.arange(6.0)
-    held = type("Zero", (), {"averaged_gradients": {0: Joined([flat])}})()
-    assert DeepSpeedZeroOptimizer._get_preflattened_grad_partition(held, 0).data_ptr() == flat.data_ptr()
+    zero = type("Zero", (), {"averaged_gradients": {0: Concatenated([flat])}})()
+    assert DeepSpeedZeroOptimizer._get_preflattened_grad_partition(zero, 0).data_ptr() == flat.data_ptr()
     assert "_get_preflattened_grad_partition" in inspect.getsource(DeepSpeedZeroOptimizer.step)
 
 

@@ -1,4 +1,4 @@
-"""What the guard against jumps of the loss calls a jump, and that it remembers over a resume."""
+"""Which steps the guard against jumps of the loss calls a jump, and that its memory survives a resume."""
 
 import json
 from dataclasses import replace

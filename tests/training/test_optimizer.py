@@ -1,4 +1,4 @@
-"""Muon's arithmetic, and which parameters it steps. How it fares under ZeRO: test_training_runs.py."""
+"""Muon's arithmetic, and which parameters it steps. Muon under ZeRO: tests/system/test_engines_and_worlds.py."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
-"""Commits that are written while training goes on: what is stored is the state of its own n, one rank's failure is
-everybody's, and a process that has lost its run changes nothing (docs/promises.md, 5)."""
+"""Commits that are written while training continues: the state of the commit's own n is stored, one rank's failure is
+raised on all ranks, and a process that has lost its run changes nothing (docs/explained/promises.md, 5)."""
 
 import json
 import threading
@@ -14,13 +14,13 @@ from pipeline.errors import CheckpointCorrupt, RunError, StorageError
 from pipeline.runs.checkpoint import load_weights, read_commit
 from pipeline.runs.directory import SNAPSHOT, checkpoint_folder, committed
 from pipeline.runs.fragments import Fragment
-from pipeline.runs.retention import Retention, chosen, retain
+from pipeline.runs.retention import Retention, kept_checkpoints, retain
 from pipeline.storage.local import LocalStorage
 from pipeline.training.saver import Saver
 
 
 class Gated(LocalStorage):
-    """Files are written (gate="staging_path") or published (gate="put_file") only when it is let."""
+    """Writes (gate="staging_path") or publishes (gate="put_file") files only after `open` is set."""
 
     def __init__(self, root, gate="put_file"):
         super().__init__(root)
@@ -218,4 +218,4 @@ def test_nothing_is_removed_while_the_newest_checkpoint_is_not_whole(run, damage
 
 
 def test_the_newest_is_always_among_those_that_are_kept(run):
-    assert chosen(run, [300, 200, 100], Retention(0)) == {300}
+    assert kept_checkpoints(run, [300, 200, 100], Retention(0)) == {300}

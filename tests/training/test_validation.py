@@ -1,4 +1,4 @@
-"""The loss of held-out records: the same on any number of ranks, of every record once, with noise of its own."""
+"""The validation loss: the same on any number of ranks, over every record once, with noise of its own seed."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,5 @@
-"""A rank without progress shows its stacks and ends as one that a signal has killed (docs/promises.md, fault 19)."""
+"""A rank without progress shows its stacks and ends as one that a signal has killed
+(docs/explained/promises.md)."""
 
 import signal
 import subprocess

@@ -44,9 +44,9 @@ def test_an_error_is_one_line_and_its_status(
 
     verb.main = fail  # type: ignore[attr-defined]
     assert cli.main(["synth", "dest=out"]) == status
-    said = capsys.readouterr()
-    assert said.err == f"latentmill synth: {' '.join(str(error).split())}\n"
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert printed.err == f"latentmill synth: {' '.join(str(error).split())}\n"
+    assert printed.out == ""
 
 
 def test_debug_shows_the_traceback(
@@ -97,15 +97,15 @@ def test_a_wrong_command_line_is_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, words: str
 ) -> None:
     assert cli.main(arguments) == status
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert printed.count("\n") == 1
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n  {verb} " in said for verb in VERBS)
+    printed = capsys.readouterr().out
+    assert all(f"\n  {verb} " in printed for verb in VERBS)
 
 
 def test_no_verb_at_all_shows_the_help_and_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,14 +116,14 @@ def test_no_verb_at_all_shows_the_help_and_ends_with_2(capsys: pytest.CaptureFix
 @pytest.mark.parametrize("verb_name", sorted(VERBS))
 def test_a_verbs_help_names_its_keys_with_defaults(verb_name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb_name, "--help"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     if verb_name == "train":
-        assert "\n  optim.lr=0.0001\n      Peak learning rate.\n" in said
-        assert "\n  resume=auto  {auto,must,never}\n" in said
-        assert "\n  model={ldm4_class," in said and "sd1,sd2,sdxl,small,tiny}\n" in said
-        assert "\n  init=\n      What the UNet begins with: a run" in said
-        assert "\n  run=...  (must be given)\n" in said
-    assert max(map(len, said.splitlines())) <= 120
+        assert "\n  optim.lr=0.0001  (> 0)\n      Peak learning rate.\n" in printed
+        assert "\n  resume=auto  {auto,must,never}\n" in printed
+        assert "\n  model={ldm4_class," in printed and "sd1,sd2,sdxl,small,tiny}\n" in printed
+        assert "\n  init=\n      Weights that the UNet begins with: a run" in printed
+        assert "\n  run=...  (must be given)\n" in printed
+    assert max(map(len, printed.splitlines())) <= 120
 
 
 def test_ranks_name_themselves_in_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,18 +138,6 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     code = f"import sys, {', '.join(f'pipeline.{room}' for room in rooms.split(', '))};"
     code += "print(sorted({'torch', 'numpy', 'boto3', 'hydra', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-def test_help_costs_less_than_half_a_second_of_cpu() -> None:
-    """CPU seconds rather than the clock's: other tests' servers share the machine."""
-
-    def seconds() -> float:
-        before = os.times()
-        subprocess.run([sys.executable, "-m", "pipeline.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert min(seconds() for _ in range(3)) < 0.5
 
 
 def test_help_into_a_closed_pipe_is_quiet() -> None:
@@ -203,10 +191,10 @@ def test_encode_waits_passively_for_its_threads_unless_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its decoding workers need the cores on which OpenMP's threads would spin."""
-    for given, expected in (("", "passive"), ("active", "active")):
+    for setting, expected in (("", "passive"), ("active", "active")):
         monkeypatch.setenv("OMP_WAIT_POLICY", "before")
         monkeypatch.delenv("OMP_WAIT_POLICY")
-        if given:
-            monkeypatch.setenv("OMP_WAIT_POLICY", given)
+        if setting:
+            monkeypatch.setenv("OMP_WAIT_POLICY", setting)
         assert cli.main(["encode", "--help"]) == 0
         assert os.environ["OMP_WAIT_POLICY"] == expected

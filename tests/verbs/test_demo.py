@@ -103,7 +103,7 @@ def test_the_printed_commands_can_be_typed() -> None:
     config = DemoConfig(dest="runs/de mo's")
     steps = demo.data_steps(config, Path(config.dest)) + demo.result_steps(Path(config.dest), ["it's {red}, $x"], 0)
     for step in steps:
-        shown = " ".join(map(demo._shown, step.arguments[1:]))
+        shown = " ".join(map(demo._quoted, step.arguments[1:]))
         assert shlex.split(shown) == step.arguments[1:]
         load(step.arguments[0], step.arguments[1:])
 

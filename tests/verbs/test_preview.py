@@ -32,7 +32,7 @@ def cache(tmp_path: Path) -> tuple[str, Manifest]:
     return url, make_cache(url, SIZES)
 
 
-def asked(url: str, **changes: object) -> DataVerbConfig:
+def config_of(url: str, **changes: object) -> DataVerbConfig:
     return replace(DataVerbConfig(dataset=url, batch=BATCH, world=4, nodes=2, seed=5), **changes)  # type: ignore[arg-type]
 
 
@@ -43,31 +43,31 @@ def test_the_blocks_told_of_each_rank_are_those_that_the_stream_reads(
     monkeypatch.setattr(stream_module, "POLL", 0.005)
     url, manifest = cache
     storage = open_storage(url)
-    job = job_of(asked(url, at=at))
-    told = reads(job, at, at + 5 * BATCH)
+    job = job_of(config_of(url, at=at))
+    previewed = reads(job, at, at + 5 * BATCH)
     order = dataset_of(storage, manifest).order(5, BATCH)
     for rank in range(4):
         with Stream(dataset_of(storage, manifest), order, rank=rank, world=4, batch=BATCH, start_n=at) as stream:
             read = {shard for _ in range(5) for shard in next(stream).shards.tolist()}
-        assert set(job.dataset.shards[told.touched[rank]].tolist()) == read
-    per_rank = told.touched @ job.dataset.bytes
-    assert told.by_node(2, job.dataset.bytes).tolist() == [per_rank[:2].sum(), per_rank[2:].sum()]
+        assert set(job.dataset.shards[previewed.touched[rank]].tolist()) == read
+    per_rank = previewed.touched @ job.dataset.bytes
+    assert previewed.by_node(2, job.dataset.bytes).tolist() == [per_rank[:2].sum(), per_rank[2:].sum()]
 
 
 def test_amplification_bandwidth_and_memory_are_those_of_an_epoch(cache: tuple[str, Manifest]) -> None:
     url, manifest = cache
-    job = job_of(asked(url, images_per_s=100.0))
+    job = job_of(config_of(url, images_per_s=100.0))
     (order,) = orders_of(job.order)
-    said = describe(job, 2)
+    text = describe(job, 2)
     blocks = job.order.locate(np.arange(order.epoch_samples)).block.reshape(-1, 4, BATCH // 4)
     of_rank = [set(blocks[:, rank].reshape(-1).tolist()) for rank in range(4)]
     count, distinct = sum(map(len, of_rank)), len(set().union(*of_rank))
-    assert f"{count / distinct:.3f}   {count} reads of {distinct} blocks" in said
+    assert f"{count / distinct:.3f}   {count} reads of {distinct} blocks" in text
     per_rank = [sum(int(job.dataset.bytes[block]) for block in mine) for mine in of_rank]
     busiest = max(per_rank[0] + per_rank[1], per_rank[2] + per_rank[3])
-    assert f"{size(busiest / order.epoch_samples * 100)}/s   at 100 images/s of all ranks, busiest node" in said
+    assert f"{size(busiest / order.epoch_samples * 100)}/s   at 100 images/s of all ranks, busiest node" in text
     needed = max(job.order.window_bytes(job.dataset.bytes, rank * 4, 4) for rank in range(4))
-    assert f"{size(needed)}   at most" in said
+    assert f"{size(needed)}   at most" in text
     assert sum(entry.bytes for entry in manifest.shards) <= job.dataset.bytes.sum()
 
 
@@ -92,11 +92,11 @@ def test_a_run_tells_dataset_version_batch_seed_commit_and_rate(
     assert job.dataset.parts[0].manifest.version == 1
     assert (job.batch, job.order.seed, job.at, job.images_per_s) == (BATCH, 5, 3 * BATCH, 100.0)
     assert cli.main(["data", f"run={run}", "world=4", "nodes=4", "batches=3"]) == 0
-    said = capsys.readouterr().out
-    assert "4 ranks on 4 nodes, from sample 48 (epoch 0)" in said
-    assert "The next 3 batches, samples 48 to 95" in said
-    assert "at 100 images/s" in said
-    assert "at most; data.memory_gb=4 is enough" in said
+    text = capsys.readouterr().out
+    assert "4 ranks on 4 nodes, from sample 48 (epoch 0)" in text
+    assert "The next 3 batches, samples 48 to 95" in text
+    assert "at 100 images/s" in text
+    assert "at most; data.memory_gb=4 is enough" in text
     assert job_of(DataVerbConfig(run=run, world=4, seed=6, at=0, images_per_s=7)).order.seed == 6
 
 
@@ -108,11 +108,11 @@ def test_memory_that_is_too_little_for_a_rank_is_said(cache: tuple[str, Manifest
 def test_what_cannot_be_planned_is_one_line(cache: tuple[str, Manifest], tmp_path: Path) -> None:
     url = cache[0]
     with pytest.raises(ConfigError, match="does not divide among 3 ranks"):
-        job_of(asked(url, world=3, nodes=1))
+        job_of(config_of(url, world=3, nodes=1))
     with pytest.raises(ConfigError, match="at=17: batches of 16 start at 16 and 32"):
-        job_of(asked(url, at=17))
+        job_of(config_of(url, at=17))
     with pytest.raises(DatasetError, match="is not a dataset"):
-        job_of(asked(str(tmp_path / "absent")))
+        job_of(config_of(str(tmp_path / "absent")))
 
 
 def test_nodes_must_share_the_ranks_and_something_must_be_asked(capsys: pytest.CaptureFixture[str]) -> None:

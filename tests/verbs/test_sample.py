@@ -30,6 +30,11 @@ def config(folder: Path, tmp_path: Path) -> SampleConfig:
     return SampleConfig(run=str(folder / "run"), n=2, dest=str(tmp_path / "new" / "out.png"), sampler=SAMPLER)
 
 
+def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
+    """Images of one size: (prompts, n, H, W, 3) uint8."""
+    return np.stack(sample.sample_rows(config, prompts))
+
+
 def test_picture_has_a_row_for_each_caption_of_any_script(config: SampleConfig) -> None:
     prompts = ("a red circle", "一个大红圆", "دائرة {حمراء} 'x'", "a 🔴 " * 60)
     assert sample.main(replace(config, prompt=prompts)) == 0
@@ -39,17 +44,17 @@ def test_picture_has_a_row_for_each_caption_of_any_script(config: SampleConfig) 
 
 def test_images_depend_on_their_number_and_the_seed_alone(config: SampleConfig) -> None:
     prompts = ["a red circle", "a blue box", "a red circle"]
-    whole = sample.sample_images(config, prompts)
-    other = sample.sample_images(replace(config, sampler=replace(SAMPLER, batch=2)), prompts)
+    whole = sample_images(config, prompts)
+    other = sample_images(replace(config, sampler=replace(SAMPLER, batch=2)), prompts)
     assert whole.shape == (3, 2, 64, 64, 3)
     assert np.abs(whole.astype(int) - other.astype(int)).max() <= 1
     assert (whole[0] != whole[2]).any()  # same caption, other noise
-    assert (whole != sample.sample_images(replace(config, seed=1), prompts)).any()
+    assert (whole != sample_images(replace(config, seed=1), prompts)).any()
 
 
 def test_guidance_shorthand_is_the_samplers(config: SampleConfig) -> None:
     short, long, none = (
-        sample.sample_images(one, ["a red circle"])
+        sample_images(one, ["a red circle"])
         for one in (
             replace(config, guidance=5.0),
             replace(config, sampler=replace(SAMPLER, guidance=5.0)),
@@ -60,10 +65,10 @@ def test_guidance_shorthand_is_the_samplers(config: SampleConfig) -> None:
 
 
 def test_another_average_of_the_run_is_taken_by_its_width(config: SampleConfig) -> None:
-    own, other = (sample.sample_images(replace(config, ema=ema), ["a red circle"]) for ema in (0.0, 0.1))
+    own, other = (sample_images(replace(config, ema=ema), ["a red circle"]) for ema in (0.0, 0.1))
     assert (own != other).any()
     with pytest.raises(RunError, match=r"ema=1000: .*keeps no such average \(it has 0.1\)"):
-        sample.sample_images(replace(config, ema=1000.0), ["a red circle"])
+        sample_images(replace(config, ema=1000.0), ["a red circle"])
 
 
 def test_other_encoders_are_refused(config: SampleConfig) -> None:
@@ -91,13 +96,13 @@ def test_a_caption_longer_than_the_context_is_said_and_its_rest_not_read(
     config = SampleConfig(run=str(folder / "run"), n=1, sampler=SAMPLER, device="cpu")
     short = "a large red circle left of a small blue square"
     long = " ".join([short] * 8)
-    pictures = sample.sample_images(config, [short, long])
+    pictures = sample_images(config, [short, long])
     told = capsys.readouterr().err
     assert (
         "'a large red circle left of a small blue ...' has 82 tokens with start and end, and the model reads 32" in told
     )
     assert told.count("the model reads") == 1
-    longer = sample.sample_images(config, [short, long + " and a green cross"])
+    longer = sample_images(config, [short, long + " and a green cross"])
     assert (longer == pictures).all()
 
 
@@ -121,11 +126,11 @@ def test_a_size_that_the_model_cannot_make_is_refused(config: SampleConfig) -> N
 
 def test_a_negative_prompt_takes_the_empty_captions_place(config: SampleConfig) -> None:
     prompts = ["a red circle"]
-    plain = sample.sample_images(config, prompts)
-    away = sample.sample_images(replace(config, negative="a blue box"), prompts)
+    plain = sample_images(config, prompts)
+    away = sample_images(replace(config, negative="a blue box"), prompts)
     assert (plain != away).any()
-    same = sample.sample_images(replace(config, negative="a red circle"), prompts)
-    alone = sample.sample_images(replace(config, guidance=1.0), prompts)
+    same = sample_images(replace(config, negative="a red circle"), prompts)
+    alone = sample_images(replace(config, guidance=1.0), prompts)
     assert np.abs(same.astype(int) - alone.astype(int)).max() <= 1  # away from itself: guidance is none
 
 

@@ -14,9 +14,10 @@ import pytest
 from made.lease import elsewhere, in_job
 from pipeline import cli, train
 from pipeline.runs import lease
-from pipeline.runs.lease import DEAD_SECONDS, Holder, Lease, myself
-from pipeline.status import duration, runs_at, state_of, status
+from pipeline.runs.lease import DEAD_SECONDS, Holder, Lease, this_process
+from pipeline.status import runs_at, state_of, status
 from pipeline.storage.urls import open_storage
+from pipeline.tracking.terminal import duration
 from ranks.faulty_run import BATCH, config_of, losses, make_cache, rows
 
 
@@ -35,7 +36,7 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> list[list[str]]:
     """The cells of what `latentmill status` prints, without the headings."""
     assert cli.main(["status", *words]) == 0
     headings, *lines = capsys.readouterr().out.splitlines()
-    assert re.split(" {2,}", headings) == [
+    assert re.split(" {2,}", headings.strip()) == [
         "run",
         "state",
         "samples",
@@ -58,12 +59,12 @@ def test_a_finished_run_in_a_line(folder: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_run_that_is_trained_says_how_far_it_is_whatever_is_committed(folder: Path) -> None:
     run = str(folder / "sweep/lr=1")
-    held = Lease.take(open_storage(run), first=4 * BATCH)
-    held.progress = lambda: 4 * BATCH + 3
-    held._put(held.holder)
-    found = status(run)
-    held.release("finished")
-    assert (found.samples, found.committed, found.restarts) == (4 * BATCH + 3, 4 * BATCH, 1)
+    taken = Lease.take(open_storage(run), first=4 * BATCH)
+    taken.progress = lambda: 4 * BATCH + 3
+    taken._put(taken.holder)
+    state = status(run)
+    taken.release("finished")
+    assert (state.samples, state.committed, state.restarts) == (4 * BATCH + 3, 4 * BATCH, 1)
 
 
 def test_a_folder_of_runs_is_as_good_as_its_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,15 +79,15 @@ def test_a_folder_of_runs_is_as_good_as_its_runs(folder: Path, capsys: pytest.Ca
     ("holder", "words"),
     [
         (lambda: None, "not being trained"),
-        (lambda: myself({}), f"training ({myself({}).host})"),
+        (lambda: this_process({}), f"training ({this_process({}).host})"),
         (elsewhere, "training (n9)"),
         (lambda: elsewhere(beat=elsewhere().beat - 300), "training (n9; silent for 5 min)"),
         (lambda: elsewhere(beat=elsewhere().beat - DEAD_SECONDS - 1), "dead (n9)"),
-        (lambda: replace(myself({}), started="1"), f"dead ({myself({}).host})"),
+        (lambda: replace(this_process({}), started="1"), f"dead ({this_process({}).host})"),
         (lambda: in_job("7"), "training (Slurm job 7, n9)"),
         (
             lambda: in_job("7", state="stopped"),
-            "stopped, to be gone on with (Slurm job 7, which cannot be asked for here)",
+            "stopped, to be continued (Slurm job 7, which cannot be asked for here)",
         ),
         (lambda: elsewhere(state="stopped"), "stopped; the same command goes on"),
         (lambda: elsewhere(state="failed", message="a latent is NaN"), "failed: a latent is NaN"),

@@ -67,8 +67,8 @@ def test_what_cannot_be_meant_is_one_line_before_anything_is_submitted(
 def test_a_dry_run_needs_no_slurm(without_slurm: None, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["source=a", "dest=b", "cluster=a100", "cluster.options=--qos=high", "cluster.options=--mem=9G"]
     assert cli.main(["submit", "encode", *words, "--dry-run"]) == 0
-    said = capsys.readouterr()
-    array, finalize = said.out.split("# Then, when every task of the job above has ended:\n")
+    printed = capsys.readouterr()
+    array, finalize = printed.out.split("# Then, when every task of the job above has ended:\n")
     for line in ("--partition=a100", "--gres=gpu:a100:4", "--ntasks=4", "--qos=high", "--mem=9G", "--array=0-15%8"):
         assert f"#SBATCH {line}\n" in array
     assert "--mem=480G" not in array
@@ -76,7 +76,7 @@ def test_a_dry_run_needs_no_slurm(without_slurm: None, capsys: pytest.CaptureFix
     assert "#SBATCH --partition=a100\n" in finalize
     assert "gpu" not in finalize
     assert "    finalize=true || status=$?\n" in finalize
-    assert "not checked by Slurm" in said.err
+    assert "not checked by Slurm" in printed.err
 
 
 def test_a_device_that_is_given_is_kept(without_slurm: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +170,7 @@ def test_training_is_one_task_a_rank_and_the_script_says_how_the_batch_is_shared
 ) -> None:
     words = [*train, "cluster=a100", "nodes=3", "cluster.time=1-00", "optim.micro_batch=2", "--dry-run"]
     assert cli.main(["submit", *words]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     for line in (
         "--nodes=3",
         "--ntasks-per-node=4",
@@ -182,13 +182,13 @@ def test_training_is_one_task_a_rank_and_the_script_says_how_the_batch_is_shared
         "--requeue",
         "--open-mode=append",
     ):
-        assert f"#SBATCH {line}\n" in said.out
-    assert "srun --ntasks=12 --ntasks-per-node=4 --cpus-per-task=16 --kill-on-bad-exit=0 --wait=120 \\\n" in said.out
-    assert "    device=cuda \\\n    launch.threads=16 || status=$?\n" in said.out
-    assert 'if [ "$status" -eq 75 ] || [ "$status" -ge 128 ]; then scontrol requeue' in said.out
+        assert f"#SBATCH {line}\n" in printed.out
+    assert "srun --ntasks=12 --ntasks-per-node=4 --cpus-per-task=16 --kill-on-bad-exit=0 --wait=120 \\\n" in printed.out
+    assert "    device=cuda \\\n    launch.threads=16 || status=$?\n" in printed.out
+    assert 'if [ "$status" -eq 75 ] || [ "$status" -ge 128 ]; then scontrol requeue' in printed.out
     for note in ("3 nodes x 4 = 12 ranks; global batch 48 = 12 x 2 x 2 samples", "memory: 0 million parameters"):
-        assert f"# {note}" in said.out
-        assert f"submit: {note}" in said.err
+        assert f"# {note}" in printed.out
+        assert f"submit: {note}" in printed.err
     assert not (tmp_path / "run").exists()
 
 
@@ -242,8 +242,8 @@ def test_a_chain_checks_each_verb_and_what_is_still_to_be_made_may_be_missing(
     chain = ["then", "train", "data.train=b", f"run={tmp_path}/r", "nodes=2", "cluster.time=3-00"]
     chain += ["then", "eval", f"run={tmp_path}/r", "images=10"]
     assert cli.main(["submit", *encode, *chain, "--dry-run"]) == 0
-    said = capsys.readouterr()
-    scripts = said.out.split("#!/bin/bash\n")[1:]
+    printed = capsys.readouterr()
+    scripts = printed.out.split("#!/bin/bash\n")[1:]
     assert [script.count("\n# Then, when the job above has ended well:\n") for script in scripts] == [0, 1, 1, 0]
     array, _, train, evaluation = scripts
     for script, time, nodes, gres in (
@@ -255,7 +255,7 @@ def test_a_chain_checks_each_verb_and_what_is_still_to_be_made_may_be_missing(
         assert f"#SBATCH --nodes={nodes}\n" in script
         assert f"#SBATCH --gres={gres}\n" in script
     assert "requeue" not in evaluation.split("#SBATCH --requeue")[1]
-    assert "memory: not looked at, because the dataset is not there yet" in said.err
+    assert "memory: not looked at, because the dataset is not there yet" in printed.err
     assert "so it is not a dataset" in refusal(capsys, 1, "train", "data.train=b", f"run={tmp_path}/r", "--dry-run")
     assert "is not a run directory" in refusal(capsys, 1, "eval", f"run={tmp_path}/r", "--dry-run")
     assert "which verb is to be submitted?" in refusal(capsys, 2, *encode, "then")
@@ -291,10 +291,10 @@ def test_ranks_that_srun_starts_know_their_place_and_where_to_meet() -> None:
     place = {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n4"}
     assert environ == {**step, **place, "MASTER_PORT": "20017"}
     others = [{**step, "SLURM_PROCID": "0"}, {**step, "SLURM_RESTART_COUNT": "1"}]
-    for other in others:
-        adopt_step(other)
-    assert [other["MASTER_PORT"] for other in others] == ["20017", "21026"]  # all alike, and another at each restart
+    for task in others:
+        adopt_step(task)
+    assert [task["MASTER_PORT"] for task in others] == ["20017", "21026"]  # all alike, and another at each restart
     for alone in ({**step, "SLURM_NTASKS": "1"}, {"SLURM_PROCID": "0"}, {**step, "RANK": "1", "WORLD_SIZE": "2"}):
-        before = dict(alone)
+        unchanged = dict(alone)
         adopt_step(alone)
-        assert alone == before
+        assert alone == unchanged

@@ -1,1 +1,1 @@
-"""Contradictions between fields, by group and by verb."""
+"""Checks of whole configurations, by group and by verb."""

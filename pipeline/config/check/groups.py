@@ -1,22 +1,19 @@
-"""Contradictions within the groups of a run (model, diffusion, optim, ...), each refused with one line that says how to
-mend it. configcheck.py asks for them, verb by verb."""
+"""Contradictions between fields of a run's groups (model, diffusion, optim, ...), each refused with one line that says
+how to resolve it. check/verbs.py calls these functions, verb by verb. Bounds of single fields are beside the fields."""
 
 from __future__ import annotations
 
 import math
 
 from pipeline import config as c
-from pipeline.config.values.bounds import at_least, fraction, require
-
-WIDEST = 0.28
-"""Relative widths of power-function averages lie below: a plain mean has 1 / sqrt(12)."""
+from pipeline.config.tasks import TASK_FACTS
+from pipeline.config.train import WIDEST
+from pipeline.config.values.bounds import require
 
 
 def check_checkpoint(config: c.TrainConfig) -> None:
-    """Commits, and the watchdog that lets them be gone on with."""
+    """The metric by which the best checkpoint is kept."""
     settings = config.checkpoint
-    at_least(1, **{"checkpoint.every": settings.every, "checkpoint.keep": settings.keep})
-    at_least(0, **{"checkpoint.keep_every": settings.keep_every})
     require(
         settings.best == "" or config.data.val != "",
         f"checkpoint.best={settings.best} goes by evaluations, and there are none: data.val=CACHE names the captions",
@@ -25,19 +22,10 @@ def check_checkpoint(config: c.TrainConfig) -> None:
         settings.best in ("", "clip_score", "attribute_accuracy") or config.eval.reference != "",
         f"checkpoint.best={settings.best} wants statistics of real images: eval.reference=FILE (latentmill reference)",
     )
-    require(
-        config.watchdog_s >= 0, f"watchdog_s={config.watchdog_s:g}: a number of seconds is wanted (0 = no watchdog)"
-    )
 
 
 def check_ema(config: c.EmaConfig) -> None:
-    """The averages that a run keeps."""
-    require(config.half_life > 0, f"ema.half_life={config.half_life:g}: a number above 0 is wanted")
-    require(config.warmup > 0, f"ema.warmup={config.warmup:g}: a number above 0 is wanted")
-    for value in config.half_lives:
-        require(value >= 1, f"ema.half_lives: {value:g} is no number of samples: 1 or more is wanted")
-    for value in config.widths:
-        require(0 < value < WIDEST, f"ema.widths: {value:g} is no relative width: above 0 and below {WIDEST} is wanted")
+    """The averages that a run keeps: none twice, and widths together with snapshots."""
     for name, values in (("half_lives", config.half_lives), ("widths", config.widths)):
         labels = [f"{value:g}" for value in values]
         require(len(set(labels)) == len(labels), f"ema.{name} names one twice: {', '.join(labels)}")
@@ -49,7 +37,7 @@ def check_ema(config: c.EmaConfig) -> None:
 
 
 def check_average(weights: str, ema: float) -> None:
-    """Which of a run's averages a verb takes."""
+    """Which weights of a run a verb takes: raw, or one of its averages."""
     require(weights == "ema" or ema == 0, f"weights={weights} with ema={ema:g}: leave one of them out")
     require(
         ema == 0 or 0 < ema < WIDEST or ema >= 1,
@@ -57,23 +45,9 @@ def check_average(weights: str, ema: float) -> None:
     )
 
 
-def check_guard(config: c.GuardConfig) -> None:
-    """The guard against jumps of the loss."""
-    at_least(8, **{"guard.window": config.window})
-    at_least(1, **{"guard.most": config.most})
-    for name in ("loss", "grad_norm"):
-        factor = getattr(config, name)
-        require(factor == 0 or factor > 1, f"guard.{name}={factor:g}: a factor above 1 is wanted (0 = not looked at)")
-
-
 def check_evaluation(config: c.TrainConfig) -> None:
-    """Evaluation inside training."""
+    """Evaluation during training."""
     settings = config.eval
-    at_least(1, **{"eval.images": settings.images})
-    at_least(
-        0, **{"eval.every": settings.every, "eval.final_images": settings.final_images, "eval.grid": settings.grid}
-    )
-    at_least(0, **{"eval.loss_images": settings.loss_images, "eval.loss_every": settings.loss_every})
     check_sampler(settings.sampler, config.diffusion.timesteps, "eval.sampler.")
     require(
         settings.reference == "" or config.data.val != "",
@@ -86,7 +60,7 @@ def check_evaluation(config: c.TrainConfig) -> None:
 
 
 def check_mix(prefix: str, first: str, mix: tuple[str, ...], weights: tuple[float, ...]) -> None:
-    """Caches that are mixed, and their weights. prefix: of the keys, in messages."""
+    """Caches that are mixed, and their weights. prefix: what precedes the keys in messages, such as "data."."""
     urls, shown = [first.rstrip("/"), *(url.rstrip("/") for url in mix)], f"{prefix}weights={list(weights)}"
     require(all(url.strip() for url in mix), f"{prefix}mix={list(mix)}: the name of a cache is empty")
     twice = sorted({url for url in urls if urls.count(url) > 1})
@@ -99,35 +73,23 @@ def check_mix(prefix: str, first: str, mix: tuple[str, ...], weights: tuple[floa
         len(weights) in (0, len(urls)),
         f"{shown}: {len(urls)} weights are wanted, the first cache's and one for each of {prefix}mix",
     )
-    require(
-        all(math.isfinite(weight) and weight > 0 for weight in weights),
-        f"{shown}: numbers above 0 are wanted; leave out a cache that is not to be read",
-    )
 
 
 def check_model(model: c.ModelConfig, task: c.TaskConfig) -> None:
     """The UNet's widths, levels and heads."""
-    at_least(
-        1, **{f"model.{name}": getattr(model, name) for name in ("channels", "blocks", "in_channels", "out_channels")}
-    )
-    at_least(1, **{"model.norm_groups": model.norm_groups})
-    at_least(0, **{"model.context_width": model.context_width, "model.vector_width": model.vector_width})
-    at_least(0, **{"model.vector_time_ids": model.vector_time_ids})
     require(
         model.vector_time_ids * 256 <= model.vector_width,
         f"model.vector_time_ids={model.vector_time_ids}: they are 256 channels each, more than model.vector_width="
         f"{model.vector_width}",
     )
     require(len(model.multipliers) > 0, "model.multipliers=[]: one number per level is wanted, such as [1,2,4]")
-    at_least(1, **{"model.multipliers": min(model.multipliers)})
-    fraction("model.dropout", model.dropout)
     require(
         (model.heads > 0) != (model.head_width > 0),
         f"model.heads={model.heads} and model.head_width={model.head_width}: give one of them and set the other to 0",
     )
     require(
-        task.name != "text" or model.context_width > 0,
-        "task=text needs cross-attention: model.context_width must be the text width of the cache (it is 0)",
+        not TASK_FACTS[task.name].needs_text or model.context_width > 0,
+        f"task={task.name} needs cross-attention: model.context_width must be the text width of the cache (it is 0)",
     )
     factors = [2**level for level in range(len(model.multipliers))]
     check_depth(model, factors)
@@ -141,10 +103,12 @@ def check_model(model: c.ModelConfig, task: c.TaskConfig) -> None:
 
 
 def check_depth(model: c.ModelConfig, factors: list[int]) -> None:
-    """Transformer blocks of every level that attends; the last number is the middle's too."""
+    """A list of transformer blocks per level: every level with attention needs some. The last is the middle's too.
+
+    factors: the downsampling factor of each level."""
     depth = model.transformer_depth
     if isinstance(depth, int):
-        return at_least(1, **{"model.transformer_depth": depth})
+        return
     shown = f"model.transformer_depth={list(depth)}"
     require(len(depth) == len(factors), f"{shown}: one number for each of the {len(factors)} model.multipliers")
     for level, (factor, blocks) in enumerate(zip(factors, depth)):
@@ -153,19 +117,12 @@ def check_depth(model: c.ModelConfig, factors: list[int]) -> None:
 
 
 def check_diffusion(diffusion: c.DiffusionConfig) -> None:
-    """Noise levels, objective, and what cannot go together in them."""
+    """Settings of noise levels and objective that exclude each other."""
     prediction, density = diffusion.prediction, diffusion.timestep_density
-    at_least(1, **{"diffusion.timesteps": diffusion.timesteps})
     require(
         0 < diffusion.beta_start <= diffusion.beta_end < 1,
         f"diffusion.beta_start={diffusion.beta_start:g}, beta_end={diffusion.beta_end:g}: 0 < start <= end < 1",
     )
-    for name in ("min_snr_gamma", "offset_noise"):
-        value = getattr(diffusion, name)
-        require(0 <= value < math.inf, f"diffusion.{name}={value:g}: 0 (off) or more is wanted")
-    for name in ("timestep_std", "sigma_data", "rho"):
-        value = getattr(diffusion, name)
-        require(0 < value < math.inf, f"diffusion.{name}={value:g}: a number above 0 is wanted")
     require(
         abs(diffusion.timestep_mean) + 7 * diffusion.timestep_std <= 80,
         f"diffusion.timestep_mean={diffusion.timestep_mean:g}, timestep_std={diffusion.timestep_std:g}: seven standard "
@@ -206,22 +163,8 @@ def check_diffusion(diffusion: c.DiffusionConfig) -> None:
         )
 
 
-def check_optim(optim: c.OptimConfig, processes: int) -> None:
-    """The optimizer; the batch against the ranks that this machine starts (under torchrun see check_world)."""
-    require(optim.lr > 0, f"optim.lr={optim.lr:g}: a number above 0 is wanted")
-    require(optim.eps > 0, f"optim.eps={optim.eps:g}: a number above 0 is wanted")
-    for beta in optim.betas:
-        require(0 <= beta < 1, f"optim.betas={list(optim.betas)}: numbers from 0 to below 1 are wanted")
-    require(0 <= optim.momentum < 1, f"optim.momentum={optim.momentum:g}: a number from 0 to below 1 is wanted")
-    at_least(0, **{"optim.warmup": optim.warmup, "optim.micro_batch": optim.micro_batch})
-    require(optim.weight_decay >= 0, f"optim.weight_decay={optim.weight_decay:g}: 0 or more is wanted")
-    require(optim.clip >= 0, f"optim.clip={optim.clip:g}: 0 (off) or more is wanted")
-    at_least(1, **{"optim.batch": optim.batch})
-    check_world(optim, processes)
-
-
 def check_world(optim: c.OptimConfig, world: int) -> None:
-    """The global batch against the number of ranks: call it again when torchrun or srun says how many there are."""
+    """The global batch against the number of ranks. Call it again where torchrun or srun decides how many there are."""
     require(
         optim.batch % world == 0,
         f"optim.batch={optim.batch} does not divide among {world} ranks; the nearest that does is "
@@ -236,24 +179,19 @@ def check_world(optim: c.OptimConfig, world: int) -> None:
 
 
 def check_sampler(sampler: c.SamplerConfig, timesteps: int, prefix: str) -> None:
-    """Steps, guidance and batch of a sampler."""
-    at_least(1, **{f"{prefix}steps": sampler.steps, f"{prefix}batch": sampler.batch})
+    """Steps and guidance of a sampler. prefix: what precedes the keys in messages."""
     require(sampler.steps <= timesteps, f"{prefix}steps={sampler.steps}: at most diffusion.timesteps={timesteps}")
     check_guidance((sampler.guidance,), sampler.guidance_low, sampler.guidance_high, sampler.rescale, prefix)
 
 
 def check_guidance(scales: tuple[float, ...], low: float, high: float, rescale: float, prefix: str = "") -> None:
-    """Guidance scales, and what else is said of guidance."""
-    for scale in scales:
-        require(scale >= 0, f"{prefix}guidance={scale:g}: 0 or more is wanted (1 = none)")
-    at_least(0, **{f"{prefix}guidance_low": low, f"{prefix}guidance_high": high})  # type: ignore[arg-type]
+    """Guidance scales against the other settings of guidance. prefix: what precedes the keys in messages."""
     require(
         not high or low < high,
         f"{prefix}guidance_low={low:g}, guidance_high={high:g}: low < high, or 0 for no bound",
     )
-    fraction(f"{prefix}rescale", rescale)
-    given = [name for name, value in (("guidance_low", low), ("guidance_high", high), ("rescale", rescale)) if value]
+    others = [name for name, value in (("guidance_low", low), ("guidance_high", high), ("rescale", rescale)) if value]
     require(
-        not given or any(scale != 1 for scale in scales),
-        f"{prefix}{' and '.join(given)} without guidance: {prefix}guidance=1 is none; give a scale, or leave them out",
+        not others or any(scale != 1 for scale in scales),
+        f"{prefix}{' and '.join(others)} without guidance: {prefix}guidance=1 is none; give a scale, or leave them out",
     )

@@ -1,1 +1,1 @@
-"""YAML and KEY=VALUE to a verb's dataclass; the only room of Hydra beside sweeps."""
+"""From YAML and KEY=VALUE to a verb's dataclass. Besides sweeps, only this folder uses Hydra."""

@@ -1,4 +1,4 @@
-"""Where YAML is found, and which groups there are."""
+"""The folders that hold YAML, and the groups in them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pipeline.errors import ConfigError
 
 def conf_dir() -> Path:
     """The conf directory: inside the package when installed, beside it in a checkout."""
-    inside = Path(__file__).parent.parent.parent / "conf"
-    return inside if inside.is_dir() else inside.parent.parent / "conf"
+    packaged = Path(__file__).parent.parent.parent / "conf"
+    return packaged if packaged.is_dir() else packaged.parent.parent / "conf"
 
 
 def own_conf_dir() -> Path | None:
-    """The user's own folder of groups, such as experiment/mine.yaml, that LATENTMILL_CONF names."""
-    named = os.environ.get("LATENTMILL_CONF", "")
-    if named and not Path(named).is_dir():
-        raise ConfigError(f"LATENTMILL_CONF={named} is not a folder")
-    return Path(named).resolve() if named else None
+    """The user's own folder of groups (with files such as experiment/mine.yaml), which LATENTMILL_CONF names; None
+    where it is not set. Raises ConfigError where it names no folder."""
+    folder = os.environ.get("LATENTMILL_CONF", "")
+    if folder and not Path(folder).is_dir():
+        raise ConfigError(f"LATENTMILL_CONF={folder} is not a folder")
+    return Path(folder).resolve() if folder else None
 
 
 def groups(verb: str) -> dict[str, list[str]]:

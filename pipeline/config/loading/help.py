@@ -12,30 +12,31 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline import config as c
 from pipeline.config.loading.folders import groups
+from pipeline.config.values.bounds import bounds_of
 
 WIDTH = 110
 USAGE = {
     "submit": "latentmill submit VERB [--dry-run] [cluster=NAME] [nodes=N] KEY=VALUE ... [then VERB KEY=VALUE ...]"
 }
-"""Verbs that are called in another way than the rest."""
+"""Verbs whose arguments are not just KEY=VALUE."""
 
 
 def verb_help(verb: str) -> str:
-    """Every key of a verb: type or choices, default, and what it is for."""
+    """The help of a verb: its groups, and every key with its default, its choices or bounds, and its purpose."""
     cls = c.CONFIGS[verb]
     usage = USAGE.get(verb, f"latentmill {verb} KEY=VALUE ...")
     lines = [*textwrap.wrap(" ".join((cls.__doc__ or "").split()), WIDTH), "", f"usage: {usage}", ""]
     choices = {name: names for name, names in groups(verb).items() if names}
     if choices:
-        lines += ["Groups (each sets several keys; keys given beside it win):"]
+        lines += ["Groups (each sets several keys at once; a key that is given as well wins):"]
         lines += [line for name, names in choices.items() for line in _group(name, names)] + [""]
     lines += ["Keys:", *_keys(cls, "")]
     if verb == "train":
         lines += [
             "",
             *textwrap.wrap(
-                "-m sweeps: latentmill train -m optim.lr=1e-4,2e-4 ... runs one job per value, and with cluster=NAME "
-                "on Slurm, side by side.",
+                "-m runs a sweep: latentmill train -m optim.lr=1e-4,2e-4 ... runs one job per value, and with "
+                "cluster=NAME the jobs run side by side on Slurm.",
                 WIDTH,
             ),
         ]
@@ -47,14 +48,14 @@ def _group(name: str, names: list[str]) -> list[str]:
 
 
 def _listed(spaced: str) -> list[str]:
-    """A name and its choices, on as many lines as they need; they are broken at ", "."""
+    """A name and its choices, wrapped to as many lines as they need. Lines are broken at ", " alone."""
     lines = textwrap.wrap(spaced, WIDTH, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False)
     return [line.replace(", ", ",") for line in lines]
 
 
 def _keys(cls: type, path: str) -> list[str]:
     """Two lines or more per field, groups after the verb's own fields."""
-    docs, hints = field_docs(cls), get_type_hints(cls)
+    docs, hints, with_bounds = field_docs(cls), get_type_hints(cls), get_type_hints(cls, include_extras=True)
     plain, nested = [], []
     for field in dataclasses.fields(cls):
         kind = next((k for k in (hints[field.name], *get_args(hints[field.name])) if dataclasses.is_dataclass(k)), None)
@@ -62,7 +63,8 @@ def _keys(cls: type, path: str) -> list[str]:
         if isinstance(kind, type):
             nested += ["", f"  {path}{field.name}.*: {doc}", *_keys(kind, f"{path}{field.name}.")]
         else:
-            plain += _listed(f"{path}{field.name}={_default(field)}{_choices(hints[field.name])}".replace(",", ", "))
+            key = f"{path}{field.name}={_default(field)}{_choices(hints[field.name])}".replace(",", ", ")
+            plain += _listed(f"{key}{_bounds(with_bounds[field.name])}")
             plain += textwrap.wrap(doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return plain + nested
 
@@ -77,16 +79,22 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _choices(kind: Any) -> str:
-    """The choices of a Literal, alone or as the elements of a list."""
+    """The choices of a Literal, which may be the type of a list's elements."""
     literal = next((k for k in (kind, *get_args(kind)) if get_origin(k) is Literal), None)
     return (
         f"  {{{','.join(map(str, get_args(literal)))}}}" if literal is not None and len(get_args(literal)) > 1 else ""
     )
 
 
+def _bounds(kind: Any) -> str:
+    """The bounds that a type declares, such as "  (>= 1)" for a number and "  (each >= 1)" for a list."""
+    shown = [f"each {bound}" if of_list else str(bound) for bound, of_list in bounds_of(kind)]
+    return f"  ({' or '.join(shown)})" if shown else ""
+
+
 @cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a config dataclass, on one line. Empty where the source is not there."""
+    """The docstring under each field of a config dataclass, on one line. Empty where there is no source code."""
     try:
         source = inspect.getsource(cls)
     except OSError:

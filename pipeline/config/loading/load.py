@@ -1,7 +1,7 @@
-"""From a verb and its command-line overrides to a checked, frozen configuration; and back to plain data and YAML.
+"""From a verb and its command-line overrides to a checked, frozen configuration.
 
-Hydra composes the packaged conf directory. Values are then merged into the dataclasses of config/ by `from_dict`,
-which takes nothing on trust: an unknown key, a wrong type or a choice that there is not is one line that says so.
+Hydra composes the packaged conf directory. `from_dict` then merges the values into the dataclasses of config/. It
+trusts nothing: an unknown key, a wrong type or an unknown choice is refused with one line that says so.
 """
 
 from __future__ import annotations
@@ -24,10 +24,6 @@ def load(verb: str, overrides: Sequence[str] = ()) -> Any:
     return config
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Composing
-
-
 def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The tree of plain values that Hydra composes from conf/ and the overrides."""
     from hydra import compose as hydra_compose
@@ -47,11 +43,3 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise OverrideError(" ".join(str(error).split())) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Merging
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Back to plain data

@@ -1,4 +1,4 @@
-"""Plain values <-> the dataclasses, strictly."""
+"""Conversion between plain values and config dataclasses, with every key and type checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
-    """An instance of a config dataclass from plain values. Strict: raises ConfigError with one line."""
+    """An instance of a config dataclass from plain values. path: prefix of the keys in messages. Raises ConfigError for
+    an unknown key, a missing one or a wrong type, but does not check bounds (see config/check/)."""
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in tree:
@@ -32,14 +33,14 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`, without guessing: 1e6 is an int where one is asked for, "3" is not."""
+    """`value` as the type `kind`, without guessing: 1e6 may become an int, "3" may not. where: the key in messages."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        kinds = [kind for kind in arguments if kind is not type(None)]
-        lists = [kind for kind in kinds if get_origin(kind) is tuple]
-        return _convert(lists[0] if lists and isinstance(value, list | tuple) else kinds[0], value, where)
+        alternatives = [kind for kind in arguments if kind is not type(None)]
+        lists = [kind for kind in alternatives if get_origin(kind) is tuple]
+        return _convert(lists[0] if lists and isinstance(value, list | tuple) else alternatives[0], value, where)
     if origin is Literal:
         if value in arguments and type(value) in {type(choice) for choice in arguments}:
             return value
@@ -59,12 +60,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if kind is str and isinstance(value, str):
         return value
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-    raise ConfigError(f"{where}={_show(value)}: {wanted} is wanted")
+    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+    raise ConfigError(f"{where}={_show(value)}: {expected} is wanted")
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    """A list as a tuple; one value alone is a list of one."""
+    """A list as a tuple; a single value counts as a list of one."""
     items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if arguments[-1] is Ellipsis:
         return tuple(_convert(arguments[0], item, where) for item in items)
@@ -74,14 +75,14 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
 
 
 def _show(value: Any) -> str:
-    """A value as one types it."""
+    """A value as a user would type it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def flat_types(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, type) of every field, groups themselves included."""
+    """(dotted key, type without bounds) of every field, including the groups themselves."""
     for name, kind in get_type_hints(cls).items():
         yield f"{path}{name}", kind
         inner = next((kind for kind in (kind, *get_args(kind)) if dataclasses.is_dataclass(kind)), None)
@@ -90,10 +91,10 @@ def flat_types(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    """The line that refuses a key, with the nearest that there is and its neighbours."""
+    """The line that refuses an unknown key: it names the nearest known key and the other keys of that group."""
     last = key.rpartition(".")[2]
-    same = [name for name in known if name.rpartition(".")[2] == last]
-    near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    same_name = [name for name in known if name.rpartition(".")[2] == last]
+    near = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [name for name in known if difflib.get_close_matches(last, [name.rpartition(".")[2]], cutoff=0.7)]
     group = (near[0] if near else key).rpartition(".")[0]
     neighbours = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == group]
@@ -104,7 +105,7 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain values, with lists for tuples: what from_dict takes and JSON and YAML hold."""
+    """A configuration as plain values, with lists for tuples, as from_dict takes them and JSON and YAML store them."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""KEY=VALUE as Hydra's grammar wants it."""
+"""Translation of KEY=VALUE words into Hydra's grammar."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.config.loading.folders import groups, own_conf_dir
 from pipeline.config.loading.merge import flat_types, unknown_key
 from pipeline.errors import ConfigError, OverrideError
 
-NAMES = ("data.mix", "mix", "size")  # lists of names, not of free text
-
+NAMES = ("data.mix", "mix", "size")
+"""Lists of names rather than of free text: they may be written [a,b]."""
 
 OVERRIDE = re.compile(r"(?P<mark>~|\+\+|\+)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
 
 
 def _check_grammar(word: str) -> None:
-    """Raises OverrideError naming a word that Hydra cannot parse, or one that is a sweep."""
+    """Raise OverrideError for a word that Hydra cannot parse, or one that is a sweep."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
@@ -32,17 +32,18 @@ def _check_grammar(word: str) -> None:
 
 
 def search_path() -> list[str]:
-    """The override that makes Hydra look into the user's own folder too."""
-    own = own_conf_dir()
-    return [f"hydra.searchpath=[{quote(f'file://{own}')}]"] if own else []
+    """The override that makes Hydra search the user's own folder too; empty where there is none."""
+    folder = own_conf_dir()
+    return [f"hydra.searchpath=[{quote(f'file://{folder}')}]"] if folder else []
 
 
 def translate(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Overrides as Hydra's grammar wants them.
+    """Overrides in Hydra's grammar.
 
-    Text and paths are quoted, so that braces, commas, apostrophes and `${` in them mean themselves. Values get Hydra's
-    `++`, because YAML holds only what differs from the dataclasses; from_dict refuses keys that are not there. A
-    repeated text list (`prompt=a prompt=b`) holds each value; lists of names may be written [a,b] too.
+    Text and paths are quoted, so that braces, commas, apostrophes and `${` in them are taken literally. Keys get
+    Hydra's `++`, which adds a key that the YAML lacks, because YAML holds only what differs from the dataclasses. A
+    list of texts is given by repeating its key (`prompt=a prompt=b`); a list of names may be written [a,b] too. Raises
+    OverrideError for a word that is not KEY=VALUE, ConfigError for an unknown key or an unknown choice of a group.
     """
     choices, kinds = groups(verb), dict(flat_types(CONFIGS[verb]))
     words: list[str] = []
@@ -71,17 +72,16 @@ def translate(verb: str, overrides: Sequence[str]) -> list[str]:
 
 
 def listed(text: str) -> list[str]:
-    """The names in [a,b], or the one name that a text is."""
+    """The names in [a,b]; any other text is one name."""
     if not (text.startswith("[") and text.endswith("]")):
         return [text]
     return [name.strip().strip("'\"") for name in text[1:-1].split(",")] if text[1:-1].strip() else []
 
 
 def quote(text: str) -> str:
-    """`text` as a quoted string of Hydra's grammar that comes out of OmegaConf as it went in."""
-    text = re.sub(
-        r"(\\*)\$\{", r"\1\1\\${", text
-    )  # OmegaConf: an odd number of backslashes before ${ takes it literally
+    """`text` as a quoted string of Hydra's grammar, which OmegaConf then gives back unchanged."""
+    # OmegaConf takes ${ literally after an odd number of backslashes.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     text = re.sub(r"(\\*)'", r"\1\1\\'", text)
     trailing = len(text) - len(text.rstrip("\\"))
     return f"'{text}{chr(92) * trailing}'"

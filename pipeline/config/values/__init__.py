@@ -1,1 +1,1 @@
-"""What a single value may be: bounds, conditions on columns, times."""
+"""What a single value may be: bounds, rules on metadata, time limits."""

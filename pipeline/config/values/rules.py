@@ -23,7 +23,7 @@ PATTERN = re.compile(r"\s*(?P<key>[^<>=!]+?)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<val
 
 @dataclass(frozen=True)
 class Rule:
-    """KEY OP VALUE; number: VALUE as a number, None when it is not one."""
+    """One rule, KEY OP VALUE. number: VALUE as a number; None where it is not one."""
 
     key: str
     op: str
@@ -33,27 +33,27 @@ class Rule:
     def __str__(self) -> str:
         return f"{self.key}{self.op}{self.value}"
 
-    def holds(self, found: Any) -> bool | None:
-        """Whether the rule holds for a column's value; None when that cannot be compared (missing, null, not a
-        number)."""
-        if found is None:
+    def holds(self, member_value: Any) -> bool | None:
+        """Whether the rule holds for the value of a sample's key; None where it cannot be compared because it is
+        missing, null or not a number."""
+        if member_value is None:
             return None
         if self.op in ORDER:
-            number = _number(found)
+            number = _number(member_value)
             return None if number is None else ORDER[self.op](number, self.number)
-        number = _number(found) if self.number is not None else None
-        equal = number == self.number if number is not None else str(found).strip() == self.value
+        number = _number(member_value) if self.number is not None else None
+        equal = number == self.number if number is not None else str(member_value).strip() == self.value
         return equal is EQUAL[self.op]
 
 
 def parse_rules(texts: Iterable[str]) -> list[Rule]:
-    """Rules from texts of one each, or of several as a list: "[similarity>=0.28,punsafe<0.1]". Raises ConfigError."""
+    """Rules from texts, each of one rule or a list of several: "[similarity>=0.28,punsafe<0.1]". Raises ConfigError."""
     words = (word for text in texts for word in text.strip().removeprefix("[").removesuffix("]").split(","))
     return [parse_rule(word.strip().strip("'\"")) for word in words]
 
 
 def parse_rule(text: str) -> Rule:
-    """Raises ConfigError for anything but KEY OP VALUE, with a number after >=, <=, > and <."""
+    """The rule that a text states. Raises ConfigError unless it is KEY OP VALUE; >=, <=, > and < need a number."""
     match = PATTERN.fullmatch(text)
     if match is None:
         raise ConfigError(
@@ -66,7 +66,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, given as one or written out; a truth value is none."""
+    """A finite number from a number or its text; None for anything else, such as true or false."""
     if isinstance(value, bool):
         return None
     try:

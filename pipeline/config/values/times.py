@@ -1,4 +1,4 @@
-"""Time limits as Slurm writes them."""
+"""Time limits in Slurm's notation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TIME = re.compile(
 
 
 def limit_seconds(text: str) -> float | None:
-    """A time limit as Slurm writes it, in seconds; infinite for UNLIMITED and 0, None for what is none."""
+    """A time limit in Slurm's notation, in seconds: infinite for UNLIMITED and 0, None for a text that is no limit."""
     if text.upper() in ("UNLIMITED", "INFINITE"):
         return float("inf")
     match = TIME.fullmatch(text)

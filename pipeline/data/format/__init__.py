@@ -1,1 +1,1 @@
-"""A dataset as it is stored: record, index, manifest, and which records are kept."""
+"""The stored format of a dataset: records, indexes, the manifest, and which records are read."""

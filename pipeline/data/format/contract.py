@@ -1,4 +1,4 @@
-"""The contract: what made a cache's values, and what two caches must share to serve one model."""
+"""The contract of a cache: how its values were made, and which facts two caches must share to serve one model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import ContractMismatch
 
-ENCODER_FACTS = (  # what two caches, or a cache and loaded encoders, must share to serve one model
+ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must share to serve one model
     "vae_sha256",
     "text_sha256",
     "pixel_range",
@@ -31,20 +31,20 @@ class Member:
     """One array of every record."""
 
     name: str
-    """moments, text or cond.NAME."""
+    """Name of the array: moments, text or cond.NAME."""
     shape: tuple[int, ...]
-    """Its shape; -1 where a side differs between records."""
+    """Shape of the array; -1 for a side that differs between records."""
     dtype: str
-    """numpy's name of its type."""
+    """numpy's name of its dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFacts:
-    """How captions became states (L, D)."""
+    """How captions were encoded to text states (L, D)."""
 
     storage: str = "full"
-    """full: every position of the context is stored; trimmed: those up to the caption's end token, and a model attends
-    to nothing else; tokens: `tokens` holds ids, and the trainer encodes them."""
+    """full: states of all positions are stored; trimmed: states up to the caption's end token, and a model attends only
+    to these; tokens: `tokens` has token ids, which the trainer encodes."""
     layer: str
     """Hidden layer, followed by the tower's final norm: last or penultimate."""
     length: int
@@ -56,39 +56,42 @@ class TextFacts:
     eot: int
     """Token id that ends a caption."""
     quick_gelu: bool = False
-    """Whether the tower's activation is x * sigmoid(1.702 x), as in OpenAI's CLIP: weights do not tell."""
+    """Whether the tower's activation is x * sigmoid(1.702 x), as in OpenAI's CLIP; weights do not show it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """Everything that a cache's bytes depend on besides its source. Trainers refuse a cache whose contract differs from
-    what they need; a rerun of encode refuses a destination begun under another one."""
+    """Everything that a cache's bytes depend on besides its source.
+
+    Trainers refuse a cache whose contract differs from the one that they need; a rerun of encode refuses a destination
+    that was begun with another contract.
+    """
 
     encoders: dict[str, Any]
-    """The encoders' configuration, as given."""
+    """The encoders' configuration."""
     vae_sha256: str
-    """Hash of the autoencoder's weights (autoencoder.weights_hash); "" where `latentmill index` was not told: that
-    proves nothing, and what compares contracts refuses it."""
+    """Hash of the autoencoder's weights (weights_hash); "" if `latentmill index` was given no encoders: then nothing
+    can be proved, and comparisons of contracts fail."""
     text_sha256: str
     """Hash of the text tower's weights, or ""."""
     pixel_range: tuple[float, float] = (-1.0, 1.0)
-    """Pixel values that the autoencoder was given."""
+    """Range of the pixel values that the autoencoder encoded."""
     channel_order: str = "RGB"
     """Order of the pixels' channels."""
     resolution: int
-    """Side of the encoded crop in pixels; of buckets, the side of the square whose area they keep."""
+    """Side of the encoded crop in pixels; with buckets, side of the square with the same area as theirs."""
     buckets: tuple[tuple[int, int], ...]
-    """(width, height) in pixels of the crops that there are: one square, or the aspect-ratio buckets."""
+    """(width, height) in pixels of each size of crop: one square, or the aspect-ratio buckets."""
     crop: str
-    """Place of a crop: centre or random."""
+    """Position of a crop: centre or random."""
     seed: int
-    """Of random crops."""
+    """Seed of random crops."""
     flip: bool
     """Whether every image was stored a second time, flipped left to right."""
     filters: dict[str, Any]
     """The configuration of the filters."""
     limits: dict[str, Any]
-    """The bounds on untrusted input, beyond which a sample was rejected."""
+    """Limits on untrusted input; a sample beyond them was rejected."""
     resize: str
     """Resampling filter."""
     latent_shape: tuple[int, int, int]
@@ -96,70 +99,76 @@ class Contract:
     downsampling: int
     """Pixels per latent position, along a side."""
     scale: float
-    """A latent is (z - shift) * scale for a posterior sample z. Stored moments are unscaled."""
+    """A latent is (z - shift) * scale for a posterior sample z. Stored moments are not scaled."""
     shift: float
     """See scale."""
     stored: str = "moments"
-    """moments: posterior mean and log-variance, from which the trainer samples anew at every visit."""
+    """moments: posterior mean and log-variance, from which the trainer draws a new sample at every visit."""
     caption_key: str
-    """Where captions came from. Captions are never dropped in a cache."""
+    """Where captions were read. No captions are dropped in a cache."""
     text: TextFacts
-    """The text states."""
+    """Facts of the text states."""
     members: tuple[Member, ...]
-    """Arrays of every record."""
+    """The arrays of each record."""
     batch: int
-    """Images per encoder batch; the last of a unit is padded to it."""
+    """Images per encoder batch; the last batch of a unit is padded to it."""
     device: str
     """Kind of device that encoded: cpu or cuda."""
     threads: int
     """CPU threads of each encoding process; 0 when a GPU encoded."""
     versions: dict[str, str]
-    """Packages whose arithmetic the bytes depend on."""
+    """Versions of the packages whose arithmetic the bytes depend on."""
 
     @property
     def trimmed(self) -> bool:
-        """Whether text states end with their caption, and a model attends to nothing else."""
+        """Whether text states beyond the caption's end are missing, and a model attends only to the others."""
         return self.text.storage == "trimmed"
 
     def differences(self, other: Contract, names: tuple[str, ...] | None = None) -> list[str]:
-        """One readable line per field (of `names`, or of all) whose values differ: 'name: mine, not other's'."""
+        """One line for people per differing field (of `names`, or of all): 'name: value here, not value of other'."""
         names = names or tuple(f.name for f in dataclasses.fields(self))
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
-        return [f"{name}: {_brief(mine)}, not {_brief(theirs)}" for name, mine, theirs in pairs if mine != theirs]
+        return [
+            f"{name}: {_brief(own_value)}, not {_brief(other_value)}"
+            for name, own_value, other_value in pairs
+            if own_value != other_value
+        ]
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON of a value: sorted keys, no spaces, floats by shortest round trip, no NaN, newline at the end."""
+    """The canonical JSON of a value: sorted keys, no spaces, floats by shortest round trip, no NaN, a final newline."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """A dataclass as what JSON gives back: dictionaries, lists, texts and numbers."""
+    """A dataclass as the values that JSON would parse to: dictionaries, lists, strings and numbers."""
     return json.loads(canonical_json(dataclasses.asdict(value)))
 
 
 def contract_from_json(value: dict[str, Any]) -> Contract:
-    """The contract that canonical_json(asdict(...)) wrote."""
+    """The contract of a parsed canonical_json(asdict(contract)). Raises ValueError, KeyError or TypeError."""
     members = tuple(_build(Member, {**m, "shape": tuple(m["shape"])}) for m in value["members"])
     nested = {"text": _build(TextFacts, value["text"]), "members": members}
     tuples = {name: tuple(value[name]) for name in ("pixel_range", "latent_shape")}
     return _build(Contract, {**value, **nested, **tuples, "buckets": tuple(map(tuple, value["buckets"]))})
 
 
-def require_match(wanted: Contract, found: Contract, what: str, names: tuple[str, ...] = ENCODER_FACTS) -> None:
-    """Raises ContractMismatch, which lists the differences, unless both contracts share the facts `names`.
+def require_match(required: Contract, actual: Contract, what: str, names: tuple[str, ...] = ENCODER_FACTS) -> None:
+    """Raise ContractMismatch, which lists the differences, unless both contracts have equal facts `names`.
 
-    what: names the cache in the message, for example "data.val=cache-val".
+    what: names the cache of the second contract in the message, for example "data.val=cache-val".
     """
-    for contract, whose in ((found, what), (wanted, "the cache that it is compared with")):
-        unknown = [name for name in ("vae_sha256", "text_sha256") if name in names and not getattr(contract, name)]
-        if unknown:
+    for contract, whose in ((actual, what), (required, "the cache that it is compared with")):
+        unknown_hashes = [
+            name for name in ("vae_sha256", "text_sha256") if name in names and not getattr(contract, name)
+        ]
+        if unknown_hashes:
             raise ContractMismatch(
-                f"{what} cannot be proved to fit: {whose} does not know its encoders ({', '.join(unknown)}). Index it "
-                "again with encoders=NAME"
+                f"{what} cannot be proved to fit: {whose} does not know its encoders ({', '.join(unknown_hashes)}). "
+                "Index it again with encoders=NAME"
             )
-    differences = found.differences(wanted, names)
+    differences = actual.differences(required, names)
     if differences:
         raise ContractMismatch(
             f"{what} was made differently: {'; '.join(differences)}. Encode it with the same encoders"
@@ -167,10 +176,10 @@ def require_match(wanted: Contract, found: Contract, what: str, names: tuple[str
 
 
 def _build(cls: type[T], value: dict[str, Any]) -> T:
-    """cls(**value), strict about names."""
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if set(value) != known:
-        raise ValueError(f"{cls.__name__} has {sorted(set(value) ^ known)} too many or too few")
+    """cls(**value). Raises ValueError when names of fields are missing or unknown."""
+    field_names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if set(value) != field_names:
+        raise ValueError(f"{cls.__name__} has missing or unknown fields {sorted(set(value) ^ field_names)}")
     return cls(**value)
 
 

@@ -1,7 +1,7 @@
-"""The manifest: what a cache promises (its contract) and what proves it (hashes and counts of every shard).
+"""The manifest: a cache's contract, and the hashes and counts of every shard, which prove its content.
 
-It is `manifest.json`, written last: without it there is no dataset. Its bytes are canonical, so equal caches have equal
-manifests, and no time, host or absolute path enters it.
+It is `manifest.json` and is written last: without it there is no dataset. Its bytes are canonical, so equal caches have
+equal manifests; it holds no time, host name or absolute path.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class UnitEntry:
-    """One input shard, and what became of its samples."""
+    """One input shard, and the counts of its accepted and rejected samples."""
 
     source: str
-    """Its name; with as many folders before it as tell it from the others."""
+    """Its name, with as many of its folders as distinguish it from the others."""
     source_sha256: str
-    """Of its bytes."""
+    """SHA-256 of its bytes."""
     source_bytes: int
-    """Its size."""
+    """Its size in bytes."""
     read: int
-    """Samples found in it."""
+    """Number of samples in it."""
     accepted: int
-    """Samples cached."""
+    """Number of samples that were cached."""
     rejected: dict[str, int]
-    """Samples rejected, by reason; `filter:...` are those that are whole but not wanted. With accepted they make up
-    read."""
+    """Number of rejected samples by reason; `filter:...` counts intact samples that a filter excluded. accepted and
+    rejected add up to read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +51,27 @@ class ShardEntry:
     name: str
     """Key of the tar, relative to the manifest."""
     unit: int
-    """Number of the input shard that it was made from, in the manifest's `units`."""
+    """Index in the manifest's `units` of the input shard that it was made from."""
     size: tuple[int, int]
-    """(width, height) in pixels of the crops that it holds: one bucket."""
+    """(width, height) in pixels of its crops, which are of one bucket."""
     samples: int
-    """Records in it."""
+    """Number of records in it."""
     bytes: int
-    """Size of the tar."""
+    """Size of the tar in bytes."""
     sha256: str
-    """Of the tar."""
+    """SHA-256 of the tar."""
     index_sha256: str
-    """Of the index."""
+    """SHA-256 of the index."""
 
     @property
     def index_name(self) -> str:
-        """Its index, relative to the manifest."""
+        """Key of its index, relative to the manifest."""
         return self.name.removesuffix(".tar") + ".index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Per-channel statistics of the scaled posterior means, (C,) each."""
+    """Mean and standard deviation by channel of the scaled posterior means, (C,) each."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -79,51 +79,51 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A finished cache."""
+    """The manifest of a finished cache."""
 
     contract: Contract
     units: tuple[UnitEntry, ...]
     shards: tuple[ShardEntry, ...]
     uncond_sha256: str
-    """Of uncond.npy, the encoded empty caption (L, D) float16."""
+    """SHA-256 of uncond.npy, the encoded empty caption (L, D) float16."""
     statistics: Statistics
     sources: tuple[str, ...]
-    """The source patterns as they were given, one for each time that shards were appended; only the last part of an
-    absolute path."""
+    """The source pattern of each encode that added shards; of an absolute path only the last component."""
     excluded: int = 0
-    """Records that are never read: duplicates of records in other shards (Manifest.excluded_name lists them)."""
+    """Number of records that are never read: duplicates of records in other shards (listed in
+    Manifest.excluded_name)."""
     excluded_sha256: str = ""
-    """Of that list; "" when there are none."""
+    """SHA-256 of that list; "" if there are no such records."""
     version: int = 1
-    """Version of this dataset; each `encode` that appends input shards makes another."""
+    """Version of this dataset; each `encode` that appends input shards makes the next one."""
     format: int = FORMAT
-    """Version of the layout."""
+    """Version of the stored layout."""
 
     @property
     def samples(self) -> int:
-        """Records that are read: those of the shards without the excluded ones."""
+        """Number of records that are read: those of the shards minus the excluded ones."""
         return sum(shard.samples for shard in self.shards) - self.excluded
 
     @property
     def name(self) -> str:
-        """Where this version stays when the dataset grows."""
+        """Key of this version's own copy, which stays when the dataset grows."""
         return f"{VERSIONS}/{self.version:06d}.json"
 
     @property
     def excluded_name(self) -> str:
-        """The list of excluded records: int32 (N, 2) .npy of shard number and row, sorted."""
+        """Key of the list of excluded records: int32 (N, 2) .npy of shard number and row, sorted."""
         return f"{VERSIONS}/{self.version:06d}.excluded.npy"
 
     @property
     def adopted(self) -> bool:
-        """Whether `latentmill index` made it of tars that were there: each is its own source, and its images are
-        unknown."""
-        same = [self.units[shard.unit].source_sha256 == shard.sha256 for shard in self.shards]
-        return bool(same) and all(same)
+        """Whether `latentmill index` made it from existing tars: each tar is its own source, and its images are not
+        known."""
+        is_own_source = [self.units[shard.unit].source_sha256 == shard.sha256 for shard in self.shards]
+        return bool(is_own_source) and all(is_own_source)
 
     @property
     def rejected(self) -> dict[str, int]:
-        """Rejects of all input shards by reason."""
+        """Number of rejected samples of all input shards, by reason."""
         total: dict[str, int] = {}
         for unit in self.units:
             for reason, count in unit.rejected.items():
@@ -132,7 +132,7 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the canonical bytes: the dataset's identity."""
+        """SHA-256 of the canonical bytes, which identifies the dataset."""
         return hashlib.sha256(manifest_bytes(self)).hexdigest()
 
 
@@ -146,7 +146,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Reads a manifest. Raises DatasetError when it is damaged or of a format that this version does not know."""
+    """Parse a manifest. Raises DatasetError when it is damaged or of a format that this version cannot read."""
     try:
         value = json.loads(data)
         if value.get("format") != FORMAT:
@@ -164,15 +164,16 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def load_manifest(storage: Storage) -> Manifest:
-    """The manifest of the cache at `storage`. Raises DatasetError, saying what to do, when there is none to be read."""
+    """The manifest of the cache at `storage`. Raises DatasetError, which says what to do, when it is missing or
+    damaged."""
     try:
         data = storage.get(MANIFEST)
     except NotFound:
-        begun = any(storage.list(""))
+        has_objects = any(storage.list(""))
         hint = (
             "its encode was not finished: run the same `latentmill encode` again"
-            if begun
-            else "nothing is there: encode it first, or mend the path"
+            if has_objects
+            else "nothing is there: encode it first, or correct the path"
         )
         raise DatasetError(f"{storage.url} holds no {MANIFEST}, so it is not a dataset; {hint}") from None
     try:
@@ -182,8 +183,8 @@ def load_manifest(storage: Storage) -> Manifest:
 
 
 def find_version(storage: Storage, digest: str) -> Manifest | None:
-    """The version of the dataset at `storage` whose digest this is, or None: what a run began with stays readable when
-    the dataset grows."""
+    """The version with this digest of the dataset at `storage`, or None. So a run can still read the version that it
+    began with after the dataset has grown."""
     for info in reversed(storage.list(f"{VERSIONS}/")):
         if info.key.endswith(".json"):
             data = storage.get(info.key)
@@ -193,22 +194,22 @@ def find_version(storage: Storage, digest: str) -> Manifest | None:
 
 
 def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
-    """Publishes the manifest; False when an identical one is there already.
+    """Publish the manifest; False if an identical one is already there.
 
-    The version's own copy is written first, then manifest.json, only over nothing or over the version before. Raises
-    DestinationExists when another dataset is there.
+    The version's own copy is written first, then manifest.json, which may replace only the previous version. Raises
+    DestinationExists if another dataset is there.
     """
     data = manifest_bytes(manifest)
-    other = DestinationExists(f"{storage.url} holds a finished cache with another {MANIFEST}: choose another dest")
+    conflict = DestinationExists(f"{storage.url} holds a finished cache with another {MANIFEST}: choose another dest")
     if not storage.put_if_absent(manifest.name, data) and storage.get(manifest.name) != data:
-        raise other
+        raise conflict
     if storage.put_if_absent(MANIFEST, data):
         return True
-    found = storage.get(MANIFEST)
-    if found == data:
+    published = storage.get(MANIFEST)
+    if published == data:
         return False
-    if manifest.version == 1 or parse_manifest(found).version != manifest.version - 1:
-        raise other
+    if manifest.version == 1 or parse_manifest(published).version != manifest.version - 1:
+        raise conflict
     storage.put(MANIFEST, data)
     return True
 

@@ -1,12 +1,12 @@
-"""One cached sample and its bytes: a few members of a plain WebDataset tar, written one way only and read strictly.
+"""Records, the cached samples: a few members each of a plain WebDataset tar, written in only one way and read strictly.
 
 A record is stored under the key `{unit:06d}_{row:06d}` as `KEY.json` and `KEY.NAME.npy` for each array (`moments`,
 `text`, `cond.boxes`, ...). Headers are ustar with owner 0, mode 0644 and time 0, so equal samples give equal bytes and
 any tar reader can read them.
 
-Tars that others wrote (`latentmill index`) may name their members otherwise, which a layout says: {"moments":
-"latent.npy", "text": "clip.npy", "caption": "json:prompt"}, the file of each array and of the caption, as after the
-key; without one the names are those above, and the caption is `txt` where there is no json.
+Tars of other software (`latentmill index`) may have other names. A layout states them, as in {"moments": "latent.npy",
+"text": "clip.npy", "caption": "json:prompt"}: the file of each array and of the caption, without the key. Without a
+layout the names are those above, and the caption is `txt` if there is no json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pipeline.errors import ShardCorrupt
 
 BLOCK = 512  # bytes of a tar block
 END_OF_TAR = bytes(2 * BLOCK)
-KINDS = (b"0", b"x", b"g", b"L", b"K", b"5")  # files; what other writers put before them: extended headers, folders
+# Files, and the entries that other writers put before them: extended headers, folders.
+KINDS = (b"0", b"x", b"g", b"L", b"K", b"5")
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 DTYPES: dict[str, np.dtype[Any]] = {
     "<f2": np.dtype("<f2"),
@@ -49,7 +50,7 @@ class Record:
 
 
 def record_key(unit: int, row: int) -> str:
-    """Key of row `row` of unit `unit`; free of dots, at the first of which webdataset splits names."""
+    """Key of row `row` of unit `unit`. It has no dots: webdataset splits names at the first one."""
     return f"{unit:06d}_{row:06d}"
 
 
@@ -81,7 +82,7 @@ def tar_member(name: str, payload: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Header:
-    """What a tar header says."""
+    """The fields of a tar header that are read."""
 
     name: bytes
     size: int
@@ -89,7 +90,7 @@ class Header:
 
 
 def parse_header(block: bytes | memoryview) -> Header:
-    """Reads one 512-byte tar header. Raises ShardCorrupt when its checksum or a number in it is wrong."""
+    """Parse one 512-byte tar header. Raises ShardCorrupt when its checksum or a number in it is wrong."""
     block = bytes(block)
     try:
         checksum = int(block[148:156].strip(b" \0"), 8)
@@ -105,12 +106,12 @@ def parse_header(block: bytes | memoryview) -> Header:
 
 
 def _negative_bytes(block: bytes) -> int:
-    """Bytes outside the checksum field that old writers summed as signed."""
+    """Number of bytes outside the checksum field that old writers summed as negative."""
     return sum(byte > 127 for byte in block[:148]) + sum(byte > 127 for byte in block[156:])
 
 
 def _parse_size(field: bytes) -> int:
-    """A size in octal, or in GNU's base 256 when the first bit is set."""
+    """A size in octal, or in GNU's base 256 if the first bit is set. Raises ShardCorrupt."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     try:
@@ -124,7 +125,7 @@ def _parse_size(field: bytes) -> int:
 
 
 def pack(record: Record) -> list[tuple[str, bytes]]:
-    """The members of a record, (name, bytes) in the order in which they stand in the tar."""
+    """The members of a record as (name, bytes), in their order in the tar."""
     meta = json.dumps(record.meta, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     arrays = [(f"{record.key}.{name}.npy", npy_bytes(array)) for name, array in sorted(record.members.items())]
     return [(f"{record.key}.json", meta), *arrays]
@@ -137,11 +138,11 @@ def unpack(
     meta: bool = True,
     layout: Mapping[str, str] | None = None,
 ) -> Record:
-    """Reads one record from its tar bytes; arrays are read-only views of them, not copies.
+    """Read one record from its tar bytes; arrays are read-only views of them, not copies.
 
-    members: names to read, None for all. meta: whether to parse the json. layout: names of the files when they are not
-    this module's; `meta` is then the caption alone. Raises ShardCorrupt when the bytes are not exactly one record of
-    this layout, or a member asked for is missing.
+    members: names of the arrays to read, None for all. meta: whether to parse the json. layout: names of the files if
+    they are not this module's; then `meta` has only the caption. Raises ShardCorrupt when the bytes are not exactly one
+    record of this layout, or a requested member is missing.
     """
     view = memoryview(view)
     arrays: dict[str, np.ndarray] = {}
@@ -158,7 +159,7 @@ def unpack(
 
 
 def walk(view: memoryview) -> Iterator[tuple[str, str, int, int]]:
-    """(key, rest of the name, offset, size) of each file of one record. Raises ShardCorrupt for anything else."""
+    """(key, rest of the name, offset, size) of each file of one record. Raises ShardCorrupt for any other content."""
     key, long_name, offset = "", b"", 0
     while offset < len(view):
         header = parse_header(view[offset : offset + BLOCK])
@@ -179,57 +180,57 @@ def walk(view: memoryview) -> Iterator[tuple[str, str, int, int]]:
 
 
 def role_of(name: str, layout: Mapping[str, str] | None) -> str:
-    """Which array the file `name` (after the key) holds: moments, text, ...; "" for none."""
+    """The array that the file `name` (without the key) holds: moments, text, ...; "" for none."""
     if not (name.endswith(".npy") or name == "npy"):
         return ""
     return name[:-4] if layout is None else next((role for role, file in layout.items() if file == name), "")
 
 
 def require_members(
-    key: str, found: Collection[str], members: Collection[str], layout: Mapping[str, str] | None
+    key: str, present: Collection[str], members: Collection[str], layout: Mapping[str, str] | None
 ) -> None:
-    """Raises ShardCorrupt, with the names of the files, when an array that is wanted is not among those found."""
-    if missing := sorted(set(members) - set(found)):
+    """Raise ShardCorrupt, with names of files, when one of the arrays `members` is not among those `present`."""
+    if missing := sorted(set(members) - set(present)):
         files = [(layout or {}).get(name, name) for name in missing]
         raise ShardCorrupt(f"record {key} has no {', '.join(files)}")
 
 
 def _meta(key: str, texts: Mapping[str, memoryview], layout: Mapping[str, str] | None) -> dict[str, Any]:
-    """A record's json, or its caption alone where there is a layout or no json. Raises ShardCorrupt."""
+    """A record's json, or only its caption if there is a layout or no json. Raises ShardCorrupt."""
     source = (layout or {}).get("caption", "json" if layout is not None or "json" in texts or not texts else "txt")
     file, _, column = source.partition(":")
     if file not in texts:
         raise ShardCorrupt(f"record {key or '?'} has no {file}")
     try:
         text = str(texts[file], "utf-8")
-        found = {"caption": text} if file == "txt" else json.loads(text)
-        return found if layout is None else {"caption": found[column or "caption"]}
+        meta = {"caption": text} if file == "txt" else json.loads(text)
+        return meta if layout is None else {"caption": meta[column or "caption"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ShardCorrupt(f"record {key}: {source} cannot be read ({type(error).__name__}: {error})") from None
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """A member's name -> (key, the rest), as webdataset splits it: at the first dot after the last slash."""
+    """A member's name -> (key, rest), split as in webdataset: at the first dot after the last slash."""
     folder, slash, base = name.rpartition("/")
     stem, _, rest = base.partition(".")
     return folder + slash + stem, rest
 
 
-def _long_name(kind: bytes, payload: memoryview, before: bytes) -> bytes:
-    """The name that an extended header (or what else stands before a file) gives the next one; b"" for none."""
+def _long_name(kind: bytes, payload: memoryview, current_name: bytes) -> bytes:
+    """The name that an entry before a file (such as an extended header) gives to that file; b"" for none."""
     if kind == b"L":
         return bytes(payload).rstrip(b"\0")
     if kind != b"x":
-        return b"" if kind == b"5" else before
+        return b"" if kind == b"5" else current_name
     fields = pax_fields(bytes(payload))
     if b"size" in fields:
         raise ShardCorrupt("a member's size stands in a pax header: members of 8 GB and more are no part of records")
-    return fields.get(b"path", before)
+    return fields.get(b"path", current_name)
 
 
 def pax_fields(data: bytes) -> dict[bytes, bytes]:
-    """The records "length key=value\\n" of a pax header. Raises ShardCorrupt."""
-    found = {}
+    """The fields of a pax header, stored as "length key=value\\n". Raises ShardCorrupt."""
+    fields = {}
     while data:
         digits, _, rest = data.partition(b" ")
         if not digits.isdigit() or len(digits) > 6 or not len(digits) + 1 < int(digits) <= len(data):
@@ -238,12 +239,12 @@ def pax_fields(data: bytes) -> dict[bytes, bytes]:
         key, equals, value = record.removesuffix(b"\n").partition(b"=")
         if not equals or not record.endswith(b"\n") or key.startswith(b"GNU.sparse"):
             raise ShardCorrupt("a pax header is damaged, or describes a sparse file")
-        found[key] = value
-    return found
+        fields[key] = value
+    return fields
 
 
 def find_records(tar: bytes | memoryview) -> Iterable[tuple[str, int, int]]:
-    """(key, offset, size) of each record of a whole cached tar. Raises ShardCorrupt unless it ends as a tar must."""
+    """(key, offset, size) of each record of a whole cached tar. Raises ShardCorrupt unless it ends like a tar."""
     view = memoryview(tar)
     key, start, offset = "", 0, 0
     while True:
@@ -275,14 +276,14 @@ def npy_bytes(array: np.ndarray) -> bytes:
     if array.dtype.str not in DTYPES:
         raise AssertionError(f"records hold {', '.join(DTYPES)}, not {array.dtype.str}")
     shape = ", ".join(map(str, array.shape)) + ("," if array.ndim == 1 else "")
-    text = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': ({shape}), }}"
-    padding = -(len(NPY_MAGIC) + 2 + len(text) + 1) % 64  # data begins at a multiple of 64 bytes
-    header = text.encode() + b" " * padding + b"\n"
+    header_text = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': ({shape}), }}"
+    padding = -(len(NPY_MAGIC) + 2 + len(header_text) + 1) % 64  # data begin at a multiple of 64 bytes
+    header = header_text.encode() + b" " * padding + b"\n"
     return NPY_MAGIC + len(header).to_bytes(2, "little") + header + array.tobytes()
 
 
 def parse_npy(view: memoryview) -> np.ndarray:
-    """The array of a .npy file, as a read-only view of its bytes. Raises ShardCorrupt for anything but DTYPES."""
+    """The array of a .npy file, as a read-only view of its bytes. Raises ShardCorrupt for dtypes outside DTYPES."""
     if bytes(view[:8]) != NPY_MAGIC:
         raise ShardCorrupt("an array member is not a version 1.0 .npy file")
     start = 10 + int.from_bytes(view[8:10], "little")
@@ -297,7 +298,7 @@ def parse_npy(view: memoryview) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _parse_npy_header(text: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """dtype and shape; literal_eval builds constants only."""
+    """dtype and shape of a .npy header; literal_eval can only build constants. Raises ShardCorrupt."""
     try:
         fields = ast.literal_eval(text.decode("latin-1").strip())
         dtype, shape, fortran = DTYPES[fields["descr"]], tuple(fields["shape"]), fields["fortran_order"]

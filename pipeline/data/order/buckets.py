@@ -1,7 +1,7 @@
-"""The order of a dataset of aspect-ratio buckets: every global batch is of one bucket, on all ranks the same one.
+"""The order of a dataset with aspect-ratio buckets: each global batch is of one bucket, the same on all ranks.
 
-Each bucket has an order of its own (order.py). An epoch is a shuffled sequence of its buckets' batches, as many of each
-as its records fill, so buckets come as often as the data has them.
+Each bucket has its own order (shuffle.py). An epoch is a shuffled sequence of the buckets' batches, as many of each as
+its records fill, so buckets occur as often as in the data.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import numpy as np
 
 from pipeline.data.order.shuffle import EPOCH_TABLES, Order, Positions
 from pipeline.errors import ConfigError
-from pipeline.philox import Stream, words_numpy
+from pipeline.philox import GOLDEN, Stream, words_numpy
 
-SCHEDULE = 3  # what a shuffle's counter is for: after those of Order
+SCHEDULE = 3  # purpose in the counter of random words, after those of Order
 
 
 class Buckets:
-    """As Order, for blocks of several buckets.
+    """Like Order, for blocks of several buckets.
 
-    block_buckets: the bucket of each block. Records of a bucket that do not fill a batch of all its lanes are dropped
-    (another few every epoch); those of a bucket with fewer than one batch, always. tail: "drop"; "wrap" fills up each
-    bucket's last batch.
+    block_buckets: the bucket of each block. tail: with "drop", records of a bucket that do not fill a batch of all its
+    lanes are dropped (different ones in each epoch), and a bucket with fewer records than a batch is dropped in all
+    epochs; "wrap" fills up each bucket's last batch.
     """
 
     def __init__(
@@ -37,24 +37,30 @@ class Buckets:
         lanes: int = 0,
         window: int = 0,
     ) -> None:
-        """Raises ConfigError as Order does, when no bucket fills a batch."""
+        """Raises ConfigError, as Order does, when no bucket fills a batch."""
         self.seed, self.batch, self.records = seed, batch, int(block_sizes.sum())
         self._blocks: list[np.ndarray] = []
         self._orders: list[Order] = []
         problem: ConfigError | None = None
         options = {"window": window} if window else {}
         for bucket in np.unique(block_buckets).tolist():
-            mine = np.flatnonzero(block_buckets == bucket)
-            # Buckets differ in their seed, so that blocks of one number are not shuffled alike.
-            own = (seed + 0x9E3779B97F4A7C15 * (bucket + 1)) % 2**64
+            bucket_blocks = np.flatnonzero(block_buckets == bucket)
+            # Each bucket has its own seed, so that buckets of equal sizes are not shuffled alike.
+            bucket_seed = (seed + GOLDEN * (bucket + 1)) % 2**64
             try:
                 order = Order(
-                    block_sizes[mine], own, batch, tail, block_shards=block_shards[mine], lanes=lanes, **options
+                    block_sizes[bucket_blocks],
+                    bucket_seed,
+                    batch,
+                    tail,
+                    block_shards=block_shards[bucket_blocks],
+                    lanes=lanes,
+                    **options,
                 )
             except ConfigError as error:
                 problem = error
                 continue
-            self._blocks.append(mine)
+            self._blocks.append(bucket_blocks)
             self._orders.append(order)
         if not self._orders:
             raise problem or ConfigError("the dataset has no records")
@@ -66,7 +72,7 @@ class Buckets:
         self._schedules: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def locate(self, n: np.ndarray) -> Positions:
-        """Sample numbers (N,) -> where each is."""
+        """Sample numbers (N,) -> the position of each."""
         n = np.asarray(n, dtype=np.int64)
         epoch, place = np.divmod(n, self.epoch_samples)
         step, within = np.divmod(place, self.batch)
@@ -74,21 +80,22 @@ class Buckets:
         for number in np.unique(epoch).tolist():
             buckets, turns = self._schedule(number)
             for bucket, order in enumerate(self._orders):
-                here = np.flatnonzero(epoch == number)
-                here = here[buckets[step[here]] == bucket]
-                if len(here):
-                    own = number * order.epoch_samples + turns[step[here]] * self.batch + within[here]
-                    found = order.locate(own)
-                    block[here], row[here] = self._blocks[bucket][found.block], found.place
+                chosen = np.flatnonzero(epoch == number)
+                chosen = chosen[buckets[step[chosen]] == bucket]
+                if len(chosen):
+                    bucket_number = number * order.epoch_samples + turns[step[chosen]] * self.batch + within[chosen]
+                    positions = order.locate(bucket_number)
+                    block[chosen], row[chosen] = self._blocks[bucket][positions.block], positions.place
         return Positions(epoch, block, row)
 
     def window_bytes(self, block_bytes: Sequence[int] | np.ndarray, first: int, count: int) -> int:
-        """As Order's: of all buckets, for any of them may come next."""
-        whole = np.asarray(block_bytes, dtype=np.int64)
-        return sum(o.window_bytes(whole[b], first, count) for b, o in zip(self._blocks, self._orders, strict=True))
+        """Like Order's; the sum over all buckets, because any of them may come next."""
+        all_bytes = np.asarray(block_bytes, dtype=np.int64)
+        return sum(o.window_bytes(all_bytes[b], first, count) for b, o in zip(self._blocks, self._orders, strict=True))
 
     def _schedule(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(T,) bucket of each batch of an epoch, and how many of that bucket's came before; the latest few are kept."""
+        """(T,) bucket of each batch of an epoch, and (T,) number of earlier batches of that bucket; results of the
+        latest epochs are kept."""
         if epoch not in self._schedules:
             buckets = np.repeat(np.arange(len(self._batches)), self._batches)
             counter = (np.uint64(epoch * 4 + SCHEDULE) << np.uint64(32)) + np.arange(len(buckets), dtype=np.uint64)

@@ -1,1 +1,1 @@
-"""Verified bytes of a cache to batches on a device."""
+"""Reading: from verified bytes of a cache to batches on a device."""

@@ -1,4 +1,4 @@
-"""A rank's part of a global batch, put together from verified blocks."""
+"""A rank's part of a global batch, collated from verified blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.data.reading.reader import Block
 from pipeline.errors import ShardCorrupt
 
 Take = Callable[[int], np.ndarray]
-"""Memory for a number of bytes: (count,) uint8."""
+"""Allocates memory for a number of bytes: count -> (count,) uint8."""
 
 
 @dataclass
@@ -23,9 +23,9 @@ class Batch:
     """One rank's part of one global batch.
 
     n: number of the global batch's first sample. numbers: (b,) int64, this rank's sample numbers. tensors: (b, ...) in
-    the cache's own dtypes, by member name ("moments" float16 (b, 2C, h, w), "text" float16 (b, L, D), "cond.NAME"), on
-    the stream's device. shards, rows: (b,) int64, number of each record's shard and row in its tar. about: (key,
-    caption) of each record, read when asked for. wait_s: seconds that the loop waited for this batch.
+    the cache's dtypes, by member name ("moments" float16 (b, 2C, h, w), "text" float16 (b, L, D), "cond.NAME"), on the
+    stream's device. shards, rows: (b,) int64, each record's shard number and row in its tar. read_captions: reads (key,
+    caption) of each record, on demand. wait_s: seconds that the training loop waited for this batch.
     """
 
     n: int
@@ -33,66 +33,72 @@ class Batch:
     tensors: dict[str, Tensor]
     shards: Tensor
     rows: Tensor
-    about: Callable[[], list[tuple[str, str]]]
+    read_captions: Callable[[], list[tuple[str, str]]]
     wait_s: float = 0.0
 
     @cached_property
-    def _about(self) -> list[tuple[str, str]]:
-        return self.about()
+    def _keys_captions(self) -> list[tuple[str, str]]:
+        return self.read_captions()
 
     @property
     def keys(self) -> list[str]:
-        """Record keys."""
-        return [key for key, _ in self._about]
+        """The records' keys."""
+        return [key for key, _ in self._keys_captions]
 
     @property
     def captions(self) -> list[str]:
-        return [caption for _, caption in self._about]
+        """The records' captions."""
+        return [caption for _, caption in self._keys_captions]
 
 
 def collate(
-    n: int, numbers: np.ndarray, found: Sequence[tuple[Block, int]], members: Sequence[str], length: int, take: Take
+    n: int, numbers: np.ndarray, records: Sequence[tuple[Block, int]], members: Sequence[str], length: int, take: Take
 ) -> Batch:
-    """The records `found`, blocks and places in them, as sample numbers `numbers`. length: rows that `text` is padded
-    to with zeros; 0 for none. Raises ShardCorrupt for arrays that differ in shape."""
+    """The batch of samples `numbers` (b,), whose records are given as blocks and places in them.
 
-    def about() -> list[tuple[str, str]]:
-        records = [block.record(place, ()) for block, place in found]
-        return [(record.key, record.meta["caption"]) for record in records]
+    n: number of the global batch's first sample. length: rows to which `text` is padded with zeros; 0 = no padding.
+    Raises ShardCorrupt for arrays that differ in shape.
+    """
+
+    def read_captions() -> list[tuple[str, str]]:
+        parsed = [block.record(place, ()) for block, place in records]
+        return [(record.key, record.meta["caption"]) for record in parsed]
 
     return Batch(
         n=n,
         numbers=torch.from_numpy(numbers.copy()),
-        tensors={name: gather(name, n, found, length if name == "text" else 0, take) for name in members},
-        shards=torch.tensor([block.shard for block, _ in found], dtype=torch.int64),
-        rows=torch.tensor([block.rows[place] for block, place in found], dtype=torch.int64),
-        about=about,
+        tensors={name: gather(name, n, records, length if name == "text" else 0, take) for name in members},
+        shards=torch.tensor([block.shard for block, _ in records], dtype=torch.int64),
+        rows=torch.tensor([block.rows[place] for block, place in records], dtype=torch.int64),
+        read_captions=read_captions,
     )
 
 
-def gather(name: str, n: int, found: Sequence[tuple[Block, int]], length: int, take: Take) -> Tensor:
-    """One array of each record, (b, ...)."""
-    first = found[0][0].columns[name]
-    shape = first.shape(found[0][1])
+def gather(name: str, n: int, records: Sequence[tuple[Block, int]], length: int, take: Take) -> Tensor:
+    """One member of all records, (b, ...). Raises ShardCorrupt for arrays that differ in shape or dtype."""
+    first = records[0][0].columns[name]
+    shape = first.shape(records[0][1])
     if length:
         shape = (length, *shape[1:])
     size = math.prod(shape) * first.dtype.itemsize
-    out = take(len(found) * size)
-    columns = {id(block): block.columns[name] for block, _ in found}
+    out = take(len(records) * size)
+    columns = {id(block): block.columns[name] for block, _ in records}
     if all(column.shapes == shape and column.dtype == first.dtype for column in columns.values()):
-        starts = [columns[id(block)].starts[place] for block, place in found]
-        parts = [block.data[start : start + size] for (block, _), start in zip(found, starts, strict=True)]
-        np.concatenate(parts, out=out)  # copies without the interpreter's lock
+        starts = [columns[id(block)].starts[place] for block, place in records]
+        parts = [block.data[start : start + size] for (block, _), start in zip(records, starts, strict=True)]
+        np.concatenate(parts, out=out)  # releases the interpreter's lock while it copies
     else:
         row_bytes = size // max(length, 1)
-        for i, (block, place) in enumerate(found):
+        for i, (block, place) in enumerate(records):
             column = columns[id(block)]
-            own = column.shape(place)
-            padded = (length, *own[1:]) if length and own[0] <= length else own
+            record_shape = column.shape(place)
+            padded = (length, *record_shape[1:]) if length and record_shape[0] <= length else record_shape
             if padded != shape or column.dtype != first.dtype:
-                raise ShardCorrupt(f"{name} differs in shape within the batch at sample {n}: {own} and {shape}")
-            count = own[0] * row_bytes if length else size
+                raise ShardCorrupt(
+                    f"{name} differs in shape within the batch at sample {n}: {record_shape} and {shape}"
+                )
+            count = record_shape[0] * row_bytes if length else size
             start = column.starts[place]
             out[i * size : i * size + count] = block.data[start : start + count]
             out[i * size + count : (i + 1) * size] = 0
-    return torch.from_numpy(out.view(first.dtype).reshape(len(found), *shape))
+    return torch.from_numpy(out.view(first.dtype).reshape(len(records), *shape))

@@ -1,9 +1,9 @@
-"""Where the arrays of many records lie in the bytes of their block: found for all records together.
+"""Locates the arrays of many records in the bytes of their block, for all records at once.
 
-Records of one dataset look alike: the same files in the same order, whose headers differ in key and size alone. So the
-tar headers are read as columns, and those of the arrays compared with the first record's. Records that do not look
-alike (others' long names, texts that end where captions do) are read one by one. Nothing here proves that the bytes are
-the right ones; the hashes of the records do.
+The records of a dataset are alike: they have the same files in the same order, and the files' headers differ only in
+key and size. So tar headers are read as columns, and headers of arrays are compared with those of the first record.
+Records that are not alike (long names of other writers, trimmed texts) are read one by one. This module does not prove
+that the bytes are right; the hashes of the records do.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ import numpy as np
 from pipeline.data.format.records import BLOCK, parse_header, parse_npy, require_members, role_of, split_key, walk
 from pipeline.errors import ShardCorrupt
 
-SIZE, CHECKSUM, PREFIX = slice(124, 135), slice(148, 156), slice(345, 500)  # of a tar header
+SIZE, CHECKSUM, PREFIX = slice(124, 135), slice(148, 156), slice(345, 500)  # fields of a tar header
 OCTAL = 8 ** np.arange(10, -1, -1)
-NPY_PREAMBLE = 10  # bytes before a .npy header's text
+NPY_PREAMBLE = 10  # bytes before the text of a .npy header
 
 
 @dataclass(frozen=True)
 class Column:
-    """One array of each record of a block. starts: byte offsets of their data; shapes: one each, or one for all."""
+    """One array of each record of a block. starts: byte offsets of their data. shapes: one per record, or one for
+    all."""
 
     starts: list[int]
     dtype: np.dtype
     shapes: list[tuple[int, ...]] | tuple[int, ...]
 
     def shape(self, place: int) -> tuple[int, ...]:
+        """Shape of the array of record `place`."""
         return self.shapes if isinstance(self.shapes, tuple) else self.shapes[place]
 
 
@@ -40,30 +42,30 @@ def find_columns(
     members: Sequence[str],
     layout: Mapping[str, str] | None = None,
 ) -> dict[str, Column]:
-    """The columns `members` of records that lie at `offsets` (n,) with `sizes` (n,) in `data` (m,) uint8.
+    """The columns `members` of the records at `offsets` (n,) with `sizes` (n,) in `data` (m,) uint8.
 
-    layout: names of the files, as of records.unpack. Raises ShardCorrupt when a record's bytes are not exactly one
+    layout: names of the files, as in records.unpack. Raises ShardCorrupt when a record's bytes are not exactly one
     record, or a member is missing.
     """
     if len(offsets) == 0:
         return {}
-    found = _alike(data, offsets, sizes, members, layout)
-    return found if found is not None else _one_by_one(data, offsets, sizes, members, layout)
+    columns = _alike(data, offsets, sizes, members, layout)
+    return columns if columns is not None else _one_by_one(data, offsets, sizes, members, layout)
 
 
 def _alike(
     data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, members: Collection[str], layout: Mapping[str, str] | None
 ) -> dict[str, Column] | None:
-    """None where the records do not look alike."""
+    """The columns of records that are alike; None if they are not."""
     if len(data) % BLOCK or (offsets % BLOCK).any() or (sizes % BLOCK).any():
         return None
-    blocks, at, ends = data.reshape(-1, BLOCK), offsets // BLOCK, (offsets + sizes) // BLOCK
-    found: dict[str, Column] = {}
+    blocks, positions, ends = data.reshape(-1, BLOCK), offsets // BLOCK, (offsets + sizes) // BLOCK
+    columns: dict[str, Column] = {}
     stem = ""
-    while at[0] < ends[0]:
-        if (at >= ends).any():
+    while positions[0] < ends[0]:
+        if (positions >= ends).any():
             return None
-        headers = blocks[at]
+        headers = blocks[positions]
         first = parse_header(headers[0].data)
         if not stem:
             stem = split_key(first.name.decode("utf-8", "replace"))[0]
@@ -75,47 +77,47 @@ def _alike(
             return None
         file = split_key(first.name.decode("utf-8", "replace"))[1]
         varies = (headers != headers[0]).any(axis=0)
-        sized = varies[SIZE].any()
+        sizes_vary = varies[SIZE].any()
         varies[:length] = varies[SIZE] = varies[CHECKSUM] = False
         if varies.any() or first.kind != b"0" or headers[0, PREFIX].any():
             return None
         payloads: np.ndarray | int = first.size
-        if sized:
+        if sizes_vary:
             digits = headers[:, SIZE].astype(np.int64) - ord("0")
             if ((digits < 0) | (digits > 7)).any():
                 return None
             payloads = digits @ OCTAL
-        at = at + 1
+        positions = positions + 1
         if (role := role_of(file, layout)) in members:
-            column = None if sized else _array(blocks, at, first.size)
+            column = None if sizes_vary else _array(blocks, positions, first.size)
             if column is None:
                 return None
-            found[role] = column
-        at = at + -(-payloads // BLOCK)
-        if (at > ends).any():
+            columns[role] = column
+        positions = positions + -(-payloads // BLOCK)
+        if (positions > ends).any():
             return None
-    if (at != ends).any():
+    if (positions != ends).any():
         return None
-    require_members(stem, found, members, layout)
-    return found
+    require_members(stem, columns, members, layout)
+    return columns
 
 
-def _array(blocks: np.ndarray, at: np.ndarray, length: int) -> Column | None:
-    """The arrays of .npy files of `length` bytes that begin at blocks `at`; None unless they have the first one's
-    header, within their first block."""
-    head = blocks[at]
+def _array(blocks: np.ndarray, starts: np.ndarray, length: int) -> Column | None:
+    """The column of .npy files of `length` bytes that begin at blocks `starts`; None unless all have the header of the
+    first one, within their first block."""
+    head = blocks[starts]
     size = NPY_PREAMBLE + int.from_bytes(head[0, NPY_PREAMBLE - 2 : NPY_PREAMBLE].tobytes(), "little")
     if size > BLOCK or (head[:, :size] != head[0, :size]).any():
         return None
-    start = int(at[0]) * BLOCK
+    start = int(starts[0]) * BLOCK
     first = parse_npy(blocks.data.cast("B")[start : start + length])
-    return Column((at * BLOCK + size).tolist(), first.dtype, first.shape)
+    return Column((starts * BLOCK + size).tolist(), first.dtype, first.shape)
 
 
 def _one_by_one(
     data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, members: Collection[str], layout: Mapping[str, str] | None
 ) -> dict[str, Column]:
-    """Whatever the records look like."""
+    """The columns of any records, read one by one. Raises ShardCorrupt."""
     view = data.data
     starts: dict[str, list[int]] = {name: [] for name in members}
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in members}

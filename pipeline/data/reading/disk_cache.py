@@ -1,8 +1,7 @@
-"""Blocks kept on a local disk, bounded by bytes and shared by the ranks of a machine.
+"""A cache of blocks on a local disk, with a bound on its bytes, shared by the ranks of a machine.
 
-Files are written whole and renamed, and nothing in them is trusted: whoever reads one compares its hashes, so a crash
-leaves nothing worse than a file that is fetched again. There are no locks: two ranks that fetch one block write equal
-bytes.
+Files are written whole and then renamed. Their content is not trusted: every reader compares hashes, so after a crash
+the worst case is a file that is fetched again. There are no locks: two ranks that fetch one block write equal bytes.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from pathlib import Path
 
 from pipeline.errors import StorageError
 
-FULL = 0.9  # of the bound that is left after making room
+FULL = 0.9  # fraction of the bound that stays after making room
 
 
 class DiskCache:
-    """`read_into` and `put` by name in `folder`; files used least recently go first when `most_bytes` are exceeded."""
+    """Files by name in `folder`; the least recently used ones are removed when `most_bytes` are exceeded."""
 
     def __init__(self, folder: Path | str, most_bytes: int) -> None:
         """Raises StorageError when the folder cannot be made."""
-        self._folder, self._most = Path(folder).expanduser(), most_bytes
+        self._folder, self._max_bytes = Path(folder).expanduser(), most_bytes
         self._lock = threading.Lock()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -33,18 +32,18 @@ class DiskCache:
         self._bytes = self._make_room()
 
     def read_into(self, name: str, view: memoryview) -> bool:
-        """Fills `view` with what is kept under a name, not checked; False when nothing of that length can be read."""
+        """Fill `view` with the content kept under a name, unverified; False if nothing of that length can be read."""
         path = self._folder / name
         with suppress(OSError), path.open("rb", buffering=0) as file:
             done = 0
-            while done < len(view) and (got := file.readinto(view[done:])):
-                done += got
+            while done < len(view) and (count := file.readinto(view[done:])):
+                done += count
             os.utime(path)
             return done == len(view) and not file.read(1)
         return False
 
     def put(self, name: str, data: bytes | memoryview) -> None:
-        """Keeps it, if the disk has room. Raises StorageError for a disk that fails otherwise."""
+        """Keep the data under a name, if the disk has room. Raises StorageError when the disk fails otherwise."""
         temporary = self._folder / f".{name}.{secrets.token_hex(4)}"
         try:
             temporary.write_bytes(data)
@@ -53,25 +52,26 @@ class DiskCache:
             with suppress(OSError):
                 temporary.unlink()
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return  # a cache does without
+                return  # the cache works without this block
             raise StorageError(f"data.cache={self._folder} cannot be written: {error.strerror}") from error
         with self._lock:
             self._bytes += len(data)
-            if self._bytes > self._most:
+            if self._bytes > self._max_bytes:
                 self._bytes = self._make_room()
 
     def _make_room(self) -> int:
-        """Removes what was used least recently, by whichever rank, until FULL of the bound is left; the bytes there."""
+        """If the bound is exceeded, remove the least recently used files of all ranks until FULL of it is left. Returns
+        the bytes that remain."""
         files = []
         for entry in os.scandir(self._folder):
             with suppress(OSError):  # removed by another rank meanwhile
-                found = entry.stat()
-                files.append((found.st_mtime_ns, found.st_size, entry.path))
+                stat = entry.stat()
+                files.append((stat.st_mtime_ns, stat.st_size, entry.path))
         total = sum(size for _, size, _ in files)
-        if total <= self._most:
+        if total <= self._max_bytes:
             return total
         for _, size, path in sorted(files):
-            if total <= FULL * self._most:
+            if total <= FULL * self._max_bytes:
                 break
             with suppress(OSError):
                 os.unlink(path)

@@ -1,6 +1,4 @@
-"""Memory that is used again: blocks and batches come and go, and pages that the kernel has to find anew cost more than
-copying into them.
-"""
+"""A pool of reusable memory for blocks and batches: fresh pages of the kernel cost more than copying into them."""
 
 from __future__ import annotations
 
@@ -13,48 +11,48 @@ from contextlib import suppress
 
 import numpy as np
 
-SMALLEST = 1 << 16  # bytes of a piece, at least
+SMALLEST = 1 << 16  # bytes of an allocation, at least
 
 
 class Pool:
-    """`take` gives memory; it comes back by itself when the last array that shows it is gone. Safe among threads.
+    """`take` gives memory, which returns to the pool when the last array that views it is gone. Thread-safe.
 
-    held: bytes that are with the pool or with those who took them.
+    allocated_bytes: bytes in the pool and in use.
     """
 
     def __init__(self) -> None:
         self._free: dict[int, list[mmap.mmap]] = defaultdict(list)
         self._lock = threading.Lock()
-        self.held = 0
+        self.allocated_bytes = 0
 
     def take(self, count: int) -> np.ndarray:
-        """(count,) uint8, holding anything."""
+        """(count,) uint8, uninitialized."""
         size = rounded(count)
         with self._lock:
             free = self._free[size]
             memory = free.pop() if free else None
-            self.held += size if memory is None else 0
+            self.allocated_bytes += size if memory is None else 0
         memory = memory or _new(size)
-        owner = (ctypes.c_ubyte * size).from_buffer(memory)  # what every view of it keeps alive
+        owner = (ctypes.c_ubyte * size).from_buffer(memory)  # every view of the memory keeps this alive
         weakref.finalize(owner, self._give_back, size, memory).atexit = False
         return np.frombuffer(memoryview(owner), dtype=np.uint8)[:count]
 
     def _give_back(self, size: int, memory: mmap.mmap) -> None:
-        # The list's own append: no lock, for this may run wherever Python collects garbage, also inside of `take`.
+        # No lock, because garbage collection may run this anywhere, also within `take`; list.append needs none.
         self._free[size].append(memory)
 
 
 def _new(size: int) -> mmap.mmap:
-    """Fresh memory; of few large pages where the kernel has them."""
+    """Fresh memory, with huge pages if the kernel supports them."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
+        with suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
 def rounded(count: int) -> int:
-    """A size that few others differ from by less: 1, 1.25, 1.5 or 1.75 times a power of two, and SMALLEST at least."""
+    """The size to allocate for `count` bytes: 1, 1.25, 1.5 or 1.75 times a power of two, and at least SMALLEST."""
     if count <= SMALLEST:
         return SMALLEST
     step = 1 << (count.bit_length() - 3)

@@ -1,7 +1,7 @@
-"""Reads blocks, each verified by the hashes of its records.
+"""Reads blocks and verifies each by the hashes of its records.
 
 A shard's index is read once, compared with the manifest, and kept in a compact form; a block is then one ranged read
-into memory that is used again.
+into memory of a pool.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from pipeline.data.reading.memory import Pool
 from pipeline.errors import ShardCorrupt, StorageError
 from pipeline.storage.base import Storage
 
-INDEX_BYTES = 256_000_000  # of indexes kept in memory
+INDEX_BYTES = 256_000_000  # of indexes that are kept in memory
 DIGEST = 32  # bytes of a SHA-256
 
 
 class Block:
     """A verified block in memory.
 
-    data: (m,) uint8, its bytes. shard, rows: which records of the dataset it holds. columns: where the arrays that the
-    reader was asked for lie in `data`.
+    data: (m,) uint8, its bytes. shard, rows: shard number and rows of its records. columns: the positions in `data` of
+    the arrays that the reader was made for.
     """
 
     def __init__(
@@ -72,10 +72,9 @@ class Index:
 
 
 class Reader:
-    """Reads blocks of one dataset; indexes up to INDEX_BYTES are kept in memory, and blocks in `cache`. Safe to call
-    from several threads.
+    """Reads blocks of one dataset. Indexes up to INDEX_BYTES are kept in memory, and blocks in `cache`. Thread-safe.
 
-    members: arrays whose columns a block has. pool: where its memory is from.
+    members: arrays whose columns a block has. pool: provides the memory of blocks.
     """
 
     def __init__(
@@ -89,13 +88,13 @@ class Reader:
         self._dataset, self._cache = dataset, cache
         self._members, self._pool = tuple(members), pool or Pool()
         self._indexes: collections.OrderedDict[int, Future[Index]] = collections.OrderedDict()
-        self._held = 0
+        self._index_bytes = 0
         self._lock = threading.Lock()
 
     def read(self, number: int) -> Block:
-        """A block whose every record is what the index says; read once more if it is not (a read can go wrong).
+        """A block all of whose records match the index; it is read once more if they do not (a read can go wrong).
 
-        Raises ShardCorrupt when it still is not, and StorageError or NotFound when it cannot be read.
+        Raises ShardCorrupt when they still do not, and StorageError or NotFound when the block cannot be read.
         """
         stretch, rows = self._dataset[number], self._dataset.rows(number)
         (storage, entry), index = self._dataset.shard(stretch.shard), self._index(stretch.shard)
@@ -105,7 +104,7 @@ class Reader:
         data = self._pool.take(end - start)
         name = f"{entry.sha256[:24]}-{stretch.first}-{stretch.count}"
         cached = self._cache is not None and self._cache.read_into(name, data.data)
-        if not cached or _wrong(data, offsets, sizes, index.digests[rows]) is not None:
+        if not cached or _first_mismatch(data, offsets, sizes, index.digests[rows]) is not None:
             _fetch(storage, entry, start, data, rows, (offsets, sizes, index.digests[rows]))
             if self._cache is not None:
                 self._cache.put(name, data.data)
@@ -116,14 +115,14 @@ class Reader:
         return Block(data, offsets, sizes, shard=stretch.shard, rows=rows, columns=columns, layout=index.layout)
 
     def _index(self, shard: int) -> Index:
-        """A shard's index, read and verified once while it is kept."""
+        """A shard's index, read and verified once as long as it is kept."""
         with self._lock:
             future = self._indexes.get(shard)
-            mine = future is None
+            reads_index = future is None
             if future is None:
                 future = self._indexes[shard] = Future()
             self._indexes.move_to_end(shard)
-        if mine:
+        if reads_index:
             try:
                 index = read_index(*self._dataset.shard(shard))
             except BaseException as error:
@@ -133,12 +132,12 @@ class Reader:
                 raise
             future.set_result(index)
             with self._lock:
-                self._held += index.nbytes
-                while self._held > INDEX_BYTES and len(self._indexes) > 1:
+                self._index_bytes += index.nbytes
+                while self._index_bytes > INDEX_BYTES and len(self._indexes) > 1:
                     oldest = next(iter(self._indexes))
                     if not self._indexes[oldest].done():
                         break
-                    self._held -= self._indexes.pop(oldest).result().nbytes
+                    self._index_bytes -= self._indexes.pop(oldest).result().nbytes
         return future.result()
 
 
@@ -150,7 +149,8 @@ def _fetch(
     rows: np.ndarray,
     facts: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    """Fills `data` with the shard's bytes from `start` on. facts: offsets in them, sizes and digests of `rows`."""
+    """Fill `data` with the shard's bytes from `start` on, and verify them. facts: offsets in them, sizes and digests of
+    `rows`. Raises ShardCorrupt, StorageError or NotFound."""
     problem = ""
     for _ in range(2):
         try:
@@ -160,25 +160,29 @@ def _fetch(
                 raise
             problem = str(error)
             continue
-        wrong = _wrong(data, *facts)
-        if wrong is None:
+        mismatch = _first_mismatch(data, *facts)
+        if mismatch is None:
             return
-        problem = f"the SHA-256 of row {rows[wrong]} is another"
+        problem = f"row {rows[mismatch]} has another SHA-256"
     raise ShardCorrupt(
         f"{storage.locate(entry.name)} was read twice and is not what the manifest promises ({problem}): "
         "restore it, or delete it and run the same `latentmill encode` again"
     )
 
 
-def _wrong(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, digests: np.ndarray) -> int | None:
-    """The first of the records at `offsets` whose SHA-256 is not that of `digests` (n, 32) uint8; None if none."""
+def _first_mismatch(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, digests: np.ndarray) -> int | None:
+    """The first of the records at `offsets` whose SHA-256 differs from `digests` (n, 32) uint8; None if all are
+    equal."""
     view, sha256 = data.data, hashlib.sha256
-    found = b"".join(
-        [sha256(view[at:end]).digest() for at, end in zip(offsets.tolist(), (offsets + sizes).tolist(), strict=True)]
+    actual_digests = b"".join(
+        [
+            sha256(view[begin:end]).digest()
+            for begin, end in zip(offsets.tolist(), (offsets + sizes).tolist(), strict=True)
+        ]
     )
-    if found == digests.tobytes():
+    if actual_digests == digests.tobytes():
         return None
-    differ = (np.frombuffer(found, dtype=np.uint8).reshape(-1, DIGEST) != digests).any(axis=1)
+    differ = (np.frombuffer(actual_digests, dtype=np.uint8).reshape(-1, DIGEST) != digests).any(axis=1)
     return int(np.flatnonzero(differ)[0])
 
 
@@ -196,13 +200,13 @@ def read_index(storage: Storage, entry: ShardEntry) -> Index:
 
 
 def read_verified(storage: Storage, key: str, sha256: str) -> bytes:
-    """A whole object whose hash is the manifest's; read once more if it is not. Raises ShardCorrupt."""
+    """A whole object whose SHA-256 is `sha256`; it is read once more if it differs. Raises ShardCorrupt."""
     for _ in range(2):
         data = storage.get(key)
-        found = hashlib.sha256(data).hexdigest()
-        if found == sha256:
+        actual_sha256 = hashlib.sha256(data).hexdigest()
+        if actual_sha256 == sha256:
             return data
     raise ShardCorrupt(
-        f"{storage.url}/{key} was read twice and is not what the manifest promises (SHA-256 {found[:12]}, not "
+        f"{storage.url}/{key} was read twice and is not what the manifest promises (SHA-256 {actual_sha256[:12]}, not "
         f"{sha256[:12]}): restore it, or delete it and run the same `latentmill encode` again"
     )

@@ -1,4 +1,4 @@
-"""Whole verified shards, for whoever reads them one after the other: verify, reference, evaluations."""
+"""Whole verified shards, for what reads them one after the other: verify, reference and evaluations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipeline.data.format.kept import Kept
+from pipeline.data.format.kept import KeptRecords
 from pipeline.data.format.manifest import Manifest, ShardEntry, load_excluded
 from pipeline.data.format.records import Record, unpack
 from pipeline.data.reading.reader import read_verified
@@ -24,13 +24,13 @@ class Shard:
         self._layout: dict[str, str] | None = index.get("layout")  # type: ignore[assignment]
 
     def record(self, row: int, members: Sequence[str] | None = None) -> Record:
-        """Row `row`; its arrays are views of the shard's bytes."""
+        """The record of row `row`; its arrays are views of the shard's bytes."""
         offset, size = self.records[row][:2]
         return unpack(self.view[offset : offset + size], members, layout=self._layout)
 
 
 def fetch_shard(storage: Storage, entry: ShardEntry) -> Shard:
-    """Reads a shard and its index and compares both with the manifest; once more if they differ (a read can go wrong).
+    """Read a shard and its index and compare both with the manifest; once more if they differ (a read can go wrong).
 
     Raises ShardCorrupt when they still differ, and StorageError or NotFound when they cannot be read.
     """
@@ -39,15 +39,15 @@ def fetch_shard(storage: Storage, entry: ShardEntry) -> Shard:
 
 
 def require_shards(storage: Storage, manifest: Manifest) -> None:
-    """Raises DatasetError, naming the first, when shards or indexes of the manifest are not there, or shards not as
-    long as it says."""
-    there = {info.key: info.size for info in storage.list("")}
-    missing = [name for shard in manifest.shards for name in (shard.name, shard.index_name) if name not in there]
+    """Raise DatasetError, which names the first one, when shards or indexes of the manifest are missing, or a shard's
+    size differs from the manifest."""
+    stored_sizes = {info.key: info.size for info in storage.list("")}
+    missing = [name for shard in manifest.shards for name in (shard.name, shard.index_name) if name not in stored_sizes]
     for shard in manifest.shards:
-        if there.get(shard.name, shard.bytes) != shard.bytes:
+        if stored_sizes.get(shard.name, shard.bytes) != shard.bytes:
             raise DatasetError(
-                f"{storage.locate(shard.name)} has {there[shard.name]} bytes, its manifest says {shard.bytes}: restore "
-                "it, or delete it and run the same `latentmill encode` again"
+                f"{storage.locate(shard.name)} has {stored_sizes[shard.name]} bytes, its manifest says {shard.bytes}: "
+                "restore it, or delete it and run the same `latentmill encode` again"
             )
     if missing:
         raise DatasetError(
@@ -60,16 +60,16 @@ def require_shards(storage: Storage, manifest: Manifest) -> None:
 def read(
     storage: Storage, manifest: Manifest, shard: int, rows: Sequence[int], members: Sequence[str] | None = None
 ) -> list[Record]:
-    """Some rows of shard number `shard`, by way of the whole verified shard."""
-    held = fetch_shard(storage, manifest.shards[shard])
-    return [held.record(row, members) for row in rows]
+    """The records of rows `rows` of shard number `shard`, from the whole verified shard."""
+    verified_shard = fetch_shard(storage, manifest.shards[shard])
+    return [verified_shard.record(row, members) for row in rows]
 
 
 def first_records(
     storage: Storage, manifest: Manifest, count: int, members: Sequence[str] | None = None
 ) -> Iterator[Record]:
-    """The first `count` records that are read, in the manifest's own order, or all when there are fewer."""
-    kept = Kept(manifest, load_excluded(storage, manifest))
+    """The first `count` records that are not excluded, in the order of the manifest, or all if there are fewer."""
+    kept = KeptRecords(manifest, load_excluded(storage, manifest))
     for number, size in enumerate(kept.sizes):
         if count <= 0:
             return

@@ -1,8 +1,8 @@
-"""Verified shards in, batches out: the trainer's data plane.
+"""The stream of batches that the trainer reads, from verified shards.
 
-One thread walks ahead of the loop, in the order that `Order` fixes, and asks a few others for the blocks that come
-next, as far ahead as the memory bound allows. A record is used only after its SHA-256 is found to be its index's, and
-the index's the manifest's. Nothing random happens here: what a batch holds depends on (order, rank, world, n) alone.
+One thread runs ahead of the training loop, in the sequence that `Order` determines, and asks a few others to fetch the
+next blocks, as far ahead as the memory bound allows. A record is used only after its SHA-256 has matched its index, and
+the index's SHA-256 the manifest. Nothing is random here: a batch depends only on (order, rank, world, n).
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ import torch
 from pipeline.data.order.dataset import Dataset
 from pipeline.data.order.mixture import AnyOrder
 from pipeline.data.reading.batch import Batch, collate
-from pipeline.data.reading.device import Moved, Mover
+from pipeline.data.reading.device import BatchTransfer, PendingBatch
 from pipeline.data.reading.disk_cache import DiskCache
 from pipeline.data.reading.memory import Pool
 from pipeline.data.reading.reader import Block, Reader
 from pipeline.data.reading.shards import require_shards
 from pipeline.errors import ConfigError, DatasetError, ShardCorrupt
 
-PLAN_BATCHES = 64  # batches located together, or
-PLAN_SAMPLES = 4096  # as many as hold this many samples of the rank, where that is more
-HORIZON_BATCHES = 2048  # batches located ahead, at most: as far as it is known which blocks are wanted again
-HORIZON_SAMPLES = 1 << 20  # of this rank among them, at most
-POLL = 0.1  # seconds between looks at whether the stream was closed
+PLAN_BATCHES = 64  # batches whose samples are located together, or
+PLAN_SAMPLES = 4096  # as many as hold this many samples of the rank, if that is more
+HORIZON_BATCHES = 2048  # batches located ahead, at most: up to there it is known which blocks are needed again
+HORIZON_SAMPLES = 1 << 20  # samples of this rank in them, at most
+POLL = 0.1  # seconds between checks whether the stream was closed
 CPU = torch.device("cpu")
 
 
 @dataclass
 class _Plan:
-    """A batch that will be needed: where its samples are."""
+    """A coming batch, and the positions of its samples."""
 
     n: int
     numbers: np.ndarray
     blocks: list[int]
     places: list[int]
-    needs: list[int]  # its blocks, each once
+    needs: list[int]  # numbers of its blocks, each once
 
 
 class Stream:
-    """Iterator over one rank's batches from sample number start_n on, without end.
+    """Endless iterator over one rank's batches from sample number start_n on.
 
     batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
-    b = batch / world. members: arrays to read. memory_bytes: bound on the blocks held; workers: threads that fetch and
-    verify; prefetch: batches kept ready. order: of `dataset`. cache: a disk that blocks are kept on. device: where the
-    batches' tensors go, ahead of their use.
-    Errors in any thread are raised by `next`. Use it as a context manager, or close().
+    b = batch / world. members: arrays to read. memory_bytes: bound on the blocks in memory. workers: threads that fetch
+    and verify. prefetch: batches kept ready. order: of `dataset`. cache: keeps blocks on a disk. device: to which
+    tensors are copied ahead of their use.
+    Errors in any thread are raised by `next`. Use it as a context manager, or call close().
 
     Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
     """
@@ -77,7 +77,9 @@ class Stream:
         device: torch.device = CPU,
     ) -> None:
         if batch % world or start_n % batch:
-            raise ConfigError(f"a global batch of {batch} must divide by {world} ranks and start at its own multiples")
+            raise ConfigError(
+                f"a global batch of {batch} must be divisible by the {world} ranks and start at a multiple of itself"
+            )
         for part in dataset.parts:
             missing = sorted(set(members) - {member.name for member in part.manifest.contract.members})
             if missing:
@@ -91,20 +93,21 @@ class Stream:
                 f"{dataset.url} at a time; give each rank at least that"
             )
         pool = self._pool = Pool()
-        self._dataset, self._order, self._mover = dataset, order, Mover(device, pool)
+        self._dataset, self._order, self._transfer = dataset, order, BatchTransfer(device, pool)
         self._reader = Reader(dataset, cache, members=members, pool=pool)
         self._members, self._memory = tuple(members), memory_bytes
         self._next_n = start_n
-        self._together = max(PLAN_BATCHES, PLAN_SAMPLES // self._share)
-        self._horizon = max(min(HORIZON_BATCHES, HORIZON_SAMPLES // self._share), self._together)
-        self._located: collections.deque[_Plan] = collections.deque()  # located, blocks not asked for yet
-        self._plans: collections.deque[_Plan] = collections.deque()  # blocks asked for
-        self._held: dict[int, Future[Block]] = {}
-        # Numbers n of the located batches that want each block, the next one first.
+        self._plan_batches = max(PLAN_BATCHES, PLAN_SAMPLES // self._share)
+        self._horizon = max(min(HORIZON_BATCHES, HORIZON_SAMPLES // self._share), self._plan_batches)
+        # Located batches whose blocks are not requested yet, and those whose blocks are.
+        self._located_plans: collections.deque[_Plan] = collections.deque()
+        self._requested_plans: collections.deque[_Plan] = collections.deque()
+        self._blocks: dict[int, Future[Block]] = {}
+        # For each block, the numbers n of the located batches that need it, the next one first.
         self._uses: collections.defaultdict[int, collections.deque[int]] = collections.defaultdict(collections.deque)
-        self._held_bytes = 0
+        self._block_bytes = 0
         self._closed = threading.Event()
-        self._ready: queue.Queue[Moved | BaseException] = queue.Queue(maxsize=max(prefetch, 1))
+        self._ready: queue.Queue[PendingBatch | BaseException] = queue.Queue(maxsize=max(prefetch, 1))
         self._fetchers = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="latentmill-fetch")
         self._producer = threading.Thread(target=self._produce, name="latentmill-stream", daemon=True)
         self._producer.start()
@@ -113,7 +116,7 @@ class Stream:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch. Raises what a worker raised, StopIteration once closed."""
+        """The next batch. Raises the error of a worker, and StopIteration once the stream is closed."""
         started = time.perf_counter()
         while not self._closed.is_set():
             try:
@@ -123,7 +126,7 @@ class Stream:
             if isinstance(item, BaseException):
                 self.close()
                 raise item
-            batch = self._mover.receive(item)
+            batch = self._transfer.receive(item)
             batch.wait_s = time.perf_counter() - started
             return batch
         raise StopIteration
@@ -137,38 +140,38 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """Stops the threads and frees the blocks. Batches handed out before stay valid."""
+        """Stop the threads and free the blocks. Batches that were handed out stay valid."""
         self._closed.set()
         self._producer.join()
         self._fetchers.shutdown(wait=True, cancel_futures=True)
-        self._held.clear()
+        self._blocks.clear()
 
-    # The producer's thread -------------------------------------------------------------------------------------------
+    # The producer thread ---------------------------------------------------------------------------------------------
 
     def _produce(self) -> None:
         try:
             while not self._closed.is_set():
                 self._plan_ahead()
-                plan = self._plans.popleft()
-                blocks = {number: self._await(self._held[number]) for number in plan.needs}
+                plan = self._requested_plans.popleft()
+                blocks = {number: self._await(self._blocks[number]) for number in plan.needs}
                 if self._closed.is_set():
                     return
                 self._hand_over(self._collate(plan, blocks))
                 self._done_with(plan)
-        except BaseException as error:  # whatever it is, the loop must hear of it
+        except BaseException as error:  # the training loop must learn of every error
             self._hand_over(error)
 
     def _await(self, block: Future[Block]) -> Block | None:
-        """The block, or None when the stream is closed first."""
+        """The block, or None if the stream is closed first."""
         while not self._closed.is_set():
             try:
                 return block.result(timeout=POLL)
             except TimeoutError:
                 if block.done():
-                    raise  # the fetch's own
+                    raise  # an error of the fetch, not of this wait
         return None
 
-    def _hand_over(self, item: Moved | BaseException) -> None:
+    def _hand_over(self, item: PendingBatch | BaseException) -> None:
         while not self._closed.is_set():
             try:
                 return self._ready.put(item, timeout=POLL)
@@ -176,50 +179,56 @@ class Stream:
                 continue
 
     def _plan_ahead(self) -> None:
-        """Asks for the blocks of coming batches, in order, while they fit; of the next batch in any case."""
-        while self._located or len(self._plans) < self._horizon:
-            if not self._located or len(self._located) + len(self._plans) < self._horizon:
+        """Request the blocks of coming batches, in order, while they fit; those of the next batch in any case."""
+        while self._located_plans or len(self._requested_plans) < self._horizon:
+            if not self._located_plans or len(self._located_plans) + len(self._requested_plans) < self._horizon:
                 self._locate()
-            plan = self._located[0]
-            new = [number for number in plan.needs if number not in self._held]
-            if new and not self._make_room(int(self._dataset.bytes[new].sum()), plan) and self._plans:
+            plan = self._located_plans[0]
+            missing_blocks = [number for number in plan.needs if number not in self._blocks]
+            if (
+                missing_blocks
+                and not self._make_room(int(self._dataset.bytes[missing_blocks].sum()), plan)
+                and self._requested_plans
+            ):
                 return
-            for number in new:
-                self._held[number] = self._fetchers.submit(self._reader.read, number)
-                self._held_bytes += int(self._dataset.bytes[number])
-            self._plans.append(self._located.popleft())
+            for number in missing_blocks:
+                self._blocks[number] = self._fetchers.submit(self._reader.read, number)
+                self._block_bytes += int(self._dataset.bytes[number])
+            self._requested_plans.append(self._located_plans.popleft())
 
     def _make_room(self, size: int, plan: _Plan) -> bool:
-        """Drops blocks until `size` bytes fit: those of no located batch first, then those that are needed last; never
-        one that is needed before the plan's own."""
-        excess = self._held_bytes + size - self._memory
+        """Drop blocks until `size` bytes fit: first those of no located batch, then those that are needed last, but
+        none that is needed before the plan's batch. Returns whether they fit."""
+        excess = self._block_bytes + size - self._memory
         if excess <= 0:
             return True
-        never = self._next_n
-        next_use = {number: (self._uses.get(number) or (never,))[0] for number in self._held}
-        keep = set(plan.needs)
+        no_use = self._next_n
+        next_use = {number: (self._uses.get(number) or (no_use,))[0] for number in self._blocks}
+        plan_blocks = set(plan.needs)
         for number in sorted(next_use, key=next_use.__getitem__, reverse=True):
             if excess <= 0 or next_use[number] <= plan.n:
                 break
-            if number not in keep:
-                del self._held[number]
-                self._held_bytes -= int(self._dataset.bytes[number])
+            if number not in plan_blocks:
+                del self._blocks[number]
+                self._block_bytes -= int(self._dataset.bytes[number])
                 excess -= int(self._dataset.bytes[number])
         return excess <= 0
 
     def _locate(self) -> None:
-        """Finds where the samples of the next batches are."""
-        starts = self._next_n + self._batch * np.arange(self._together, dtype=np.int64)
+        """Find the positions of the samples of the next batches."""
+        starts = self._next_n + self._batch * np.arange(self._plan_batches, dtype=np.int64)
         numbers = starts[:, None] + self._offset + np.arange(self._share, dtype=np.int64)
         positions = self._order.locate(numbers.reshape(-1))
         blocks, places = positions.block.reshape(numbers.shape), positions.place.reshape(numbers.shape)
-        for n, own, of, at in zip(starts.tolist(), numbers, blocks.tolist(), places.tolist(), strict=True):
-            # Needs in order of first use, so that fetches start in the order in which they are needed.
-            plan = _Plan(n, own, of, at, list(dict.fromkeys(of)))
-            self._located.append(plan)
+        for n, sample_numbers, block_numbers, block_places in zip(
+            starts.tolist(), numbers, blocks.tolist(), places.tolist(), strict=True
+        ):
+            # In order of first use, so that blocks are fetched in the order in which they are needed.
+            plan = _Plan(n, sample_numbers, block_numbers, block_places, list(dict.fromkeys(block_numbers)))
+            self._located_plans.append(plan)
             for number in plan.needs:
                 self._uses[number].append(n)
-        self._next_n += self._batch * self._together
+        self._next_n += self._batch * self._plan_batches
 
     def _done_with(self, plan: _Plan) -> None:
         for number in plan.needs:
@@ -228,16 +237,16 @@ class Stream:
             if not uses:
                 del self._uses[number]
 
-    def _collate(self, plan: _Plan, blocks: dict[int, Block | None]) -> Moved:
-        found = []
+    def _collate(self, plan: _Plan, blocks: dict[int, Block | None]) -> PendingBatch:
+        records = []
         for number, place in zip(plan.blocks, plan.places, strict=True):
             block = blocks[number]
             assert block is not None, "the stream was closed"
-            found.append((block, place))
+            records.append((block, place))
         contract = self._dataset.contract
         length = contract.text.length if contract.trimmed else 0
         try:
-            batch = collate(plan.n, plan.numbers, found, self._members, length, self._mover.take)
+            batch = collate(plan.n, plan.numbers, records, self._members, length, self._transfer.take)
         except ShardCorrupt as error:
             raise ShardCorrupt(f"{self._dataset.url}: {error}") from None
-        return self._mover.send(batch)
+        return self._transfer.send(batch)

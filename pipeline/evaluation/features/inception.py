@@ -22,7 +22,7 @@ Layer = tuple[str, int, int | tuple[int, int]]
 
 
 class Convolution(nn.Module):
-    """Convolution without bias, batch norm, ReLU: (B, C, H, W) -> (B, D, H', W')."""
+    """Convolution without bias, then batch norm and ReLU: (B, C, H, W) -> (B, D, H', W')."""
 
     def __init__(self, channels: int, width: int, kernel: int | tuple[int, int], stride: int, padded: bool) -> None:
         super().__init__()
@@ -36,11 +36,11 @@ class Convolution(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches side by side, their outputs concatenated in this order, and a pooled branch last.
+    """Parallel branches, whose outputs are concatenated in order, with a pooled branch last.
 
-    branches: each a chain of layers; a list in place of a layer splits the chain into parallel ones, at its end.
+    branches: chains of layers. A list in place of the last layer splits the chain into parallel layers.
     pool: "average" or "max" over 3 x 3 at the same size, followed by a 1 x 1 convolution to pool_width channels; or
-    "halve": branches end with stride 2, and so does a maximum that no convolution follows.
+    "halve", in which branches end with stride 2, and so does a max pool that no convolution follows.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ def _block_8(channels: int, pool: str) -> Mixed:
 
 
 class Inception(nn.Module):
-    """(B, 3, 299, 299) in about [-1, 1] -> features (B, 2048) of the last block's positions, averaged."""
+    """(B, 3, 299, 299) in about [-1, 1] -> features (B, 2048), averaged over the last block's positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,8 @@ class Inception(nn.Module):
 
     @torch.no_grad()
     def randomize(self, seed: int) -> None:
-        """Random weights under which activations keep their size through all the layers (He et al. 2015), for tests."""
+        """Random weights under which activations keep their magnitude through all layers (He et al. 2015), for
+        tests."""
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -1,7 +1,7 @@
-"""Feature networks that FID and its like compare pictures by: one table, one interface.
+"""Feature networks, by which FID and similar figures compare pictures: one table, one interface.
 
-A figure depends on the network, its weights and how pictures are resized for it; name, resize and hash are kept with
-every figure and reference, and what was made with different ones is not compared.
+A figure depends on the network, its weights and the resizing of pictures. Name, resize and hash are stored with every
+figure and reference, and figures of different ones are not compared.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pipeline.evaluation.features.inception import SIDE, WIDTH, Inception
 from pipeline.evaluation.features.resize import RESIZES
 from pipeline.evaluation.features.weights import weights_file
 from pipeline.inference.pictures import from_uint8
-from pipeline.models.encoders.fetched import one_line, unreachable
+from pipeline.models.encoders.fetched import hub_error, quiet_hub_clients
 from pipeline.models.encoders.text import load_text
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.weights import read_file, weights_hash
 
 INCEPTION_URL = (
@@ -34,9 +35,9 @@ INCEPTION_URL = (
 class Features:
     """A feature network: pictures (N, H, W, 3) uint8 -> features (N, E) float32 on the CPU.
 
-    name, resize, sha256: which network, how pictures are brought to its size, and the hash of its weights. width: E.
-    classes: (K, E) float32, for networks that classify: class scores are features times its transpose (the Inception
-    Score's, which leave the bias out).
+    name, resize, sha256: which network, how pictures are resized for it, and the hash of its weights. width: E.
+    classes: (K, E) float32, for networks that classify. Class scores are features times its transpose, without a bias,
+    as in the Inception Score.
     """
 
     name: str
@@ -53,9 +54,9 @@ class Features:
 
 @dataclass(frozen=True)
 class Source:
-    """A row of the table: how a network is loaded, how pictures are resized for it, and where its weights are from.
+    """A row of the table: how a network is loaded, how pictures are resized for it, and the origin of its weights.
 
-    load: (row, name, weights, device, seed) -> Features; weights "" = those of `origin`; seed >= 0: random ones.
+    load: (row, name, weights, device, seed) -> Features. weights: "" = those of `origin`. seed >= 0: random weights.
     """
 
     load: Callable[[Source, str, str, torch.device, int], Features]
@@ -65,7 +66,7 @@ class Source:
 
 
 def democlip(source: Source, name: str, weights: str, device: torch.device, seed: int) -> Features:
-    """Image embeddings, not normalised, of the CLIP that ships with latentmill and knows the captioned shapes alone."""
+    """Image embeddings, not normalised, of the CLIP that ships with latentmill and was trained on captioned shapes."""
     if weights:
         raise ConfigError(f"features={name} has its own weights: leave features_weights out")
     tower = load_text(EncodersConfig(seed=seed), device)
@@ -77,8 +78,9 @@ def democlip(source: Source, name: str, weights: str, device: torch.device, seed
 
 
 def inception(source: Source, name: str, weights: str, device: torch.device, seed: int) -> Features:
-    """The pool features of FID's Inception-v3, of pytorch-fid's .pth (tensors alone are read) or a .safetensors."""
-    network = _filled(Inception(), name, weights or source.origin, seed).to(device)
+    """The pool features of FID's Inception-v3, from pytorch-fid's .pth, of which only tensors are read, or a
+    .safetensors."""
+    network = _with_weights(Inception(), name, weights or source.origin, seed).to(device)
     resize = RESIZES[source.resize]
 
     def features(images: np.ndarray) -> Tensor:
@@ -105,21 +107,22 @@ def clip(source: Source, name: str, weights: str, device: torch.device, seed: in
 
 def dinov2(source: Source, name: str, weights: str, device: torch.device, seed: int) -> Features:
     """The class token after the last norm of DINOv2 (Oquab et al. 2023) through timm, at 224 pixels."""
+    declare_torchvision_ops()
     import timm
     from timm.data import create_transform, resolve_model_data_config
 
     fetch = seed < 0 and not weights
     options: dict[str, Any] = {"num_classes": 0, "img_size": 224}
     try:
-        with one_line():
+        with quiet_hub_clients():
             network = timm.create_model(source.origin, pretrained=fetch, **options)
     except (RuntimeError, OSError, ValueError) as error:
         raise WeightsError(
-            f"features={name}: timm cannot fetch {source.origin} ({unreachable(error)}). Bring its model.safetensors "
+            f"features={name}: timm cannot fetch {source.origin} ({hub_error(error)}). Bring its model.safetensors "
             "here by hand, and give features_weights=FILE"
         ) from error
     if weights:
-        network = _filled(network, name, weights, seed)
+        network = _with_weights(network, name, weights, seed)
     network = network.to(device).eval().requires_grad_(False)
     facts = resolve_model_data_config(network) | {"input_size": (3, 224, 224), "crop_pct": 1.0}
     transform = create_transform(**facts, is_training=False)
@@ -156,7 +159,7 @@ def load_features(name: str, device: torch.device | str = "cpu", seed: int = -1,
         return source.load(source, name, weights, torch.device(device), seed)
 
 
-def _filled(network: Any, name: str, weights: str, seed: int) -> Any:
+def _with_weights(network: Any, name: str, weights: str, seed: int) -> Any:
     """The network with the weights of a file or, for seed >= 0, random ones; in evaluation mode."""
     if seed >= 0:
         if isinstance(network, Inception):

@@ -1,4 +1,4 @@
-"""Files of feature networks: where they are, brought here once, and proved by hash."""
+"""Weight files of feature networks, downloaded once and verified by their hash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.storage.base import temporary_path
 from pipeline.storage.urls import open_storage, split_url
 
 PINNED = re.compile(r"#sha256=([0-9a-f]{8,64})$")
-NAMED = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")  # torch.hub's custom: the hash's beginning at the end of the name
+NAMED = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")  # torch.hub's convention: a name ends with the beginning of its hash
 CHUNK_BYTES = 16 * 1024 * 1024
 
 
@@ -24,36 +24,36 @@ def weights_file(source: str) -> Path:
     """The local file that `source` names: a path, or an s3://, http:// or https:// URL, downloaded once into
     ~/.cache/latentmill/features.
 
-    Its SHA-256 must begin with what follows "#sha256=" in `source` or, without that, with the eight or more hexadecimal
-    digits at the end of its name (pt_inception-2015-12-05-6726825d.pth). Raises WeightsError."""
-    pinned = PINNED.search(source)
-    place = source[: pinned.start()] if pinned else source
-    named = NAMED.search(place)
-    wanted = pinned[1] if pinned else named[1] if named else ""
-    if "://" not in place:
-        path = Path(place).expanduser()
+    Its SHA-256 must begin with the digits after "#sha256=" in `source` or, without these, with the eight or more
+    hexadecimal digits at the end of its name (pt_inception-2015-12-05-6726825d.pth). Raises WeightsError."""
+    pinned_hash = PINNED.search(source)
+    location = source[: pinned_hash.start()] if pinned_hash else source
+    named_hash = NAMED.search(location)
+    expected_hash = pinned_hash[1] if pinned_hash else named_hash[1] if named_hash else ""
+    if "://" not in location:
+        path = Path(location).expanduser()
         if not path.is_file():
             raise WeightsError(f"features_weights={source}: there is no such file")
-        return _proved(path, wanted, source)
-    key = hashlib.sha256(f"{place} {wanted}".encode()).hexdigest()[:16]
-    path = cache_root().parent / "features" / key / place.rpartition("/")[2]
+        return _verified(path, expected_hash, source)
+    key = hashlib.sha256(f"{location} {expected_hash}".encode()).hexdigest()[:16]
+    path = cache_root().parent / "features" / key / location.rpartition("/")[2]
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        log.info(f"downloading {place} into {path}")
+        log.info(f"downloading {location} into {path}")
         temporary = temporary_path(path)
         try:
             with temporary.open("xb") as file:
-                for piece in _pieces(place):
-                    file.write(piece)
-            _proved(temporary, wanted, source)
+                for chunk in _chunks(location):
+                    file.write(chunk)
+            _verified(temporary, expected_hash, source)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    return _proved(path, wanted, source)
+    return _verified(path, expected_hash, source)
 
 
-def _pieces(url: str) -> Iterator[bytes]:
-    """The object's bytes. Raises WeightsError where it cannot be had."""
+def _chunks(url: str) -> Iterator[bytes]:
+    """The object's bytes in chunks. Raises WeightsError when it cannot be fetched."""
     if url.startswith("s3://"):
         root, key = split_url(url)
         storage = open_storage(root)
@@ -65,9 +65,9 @@ def _pieces(url: str) -> Iterator[bytes]:
             yield storage.get_range(key, offset, min(CHUNK_BYTES, size - offset))
         return
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            while piece := answer.read(CHUNK_BYTES):
-                yield piece
+        with urllib.request.urlopen(url, timeout=60) as response:
+            while chunk := response.read(CHUNK_BYTES):
+                yield chunk
     except (urllib.error.URLError, OSError) as error:
         raise WeightsError(
             f"{url} cannot be fetched ({getattr(error, 'reason', error)}). Bring the file here by hand, and give "
@@ -75,13 +75,13 @@ def _pieces(url: str) -> Iterator[bytes]:
         ) from None
 
 
-def _proved(path: Path, wanted: str, source: str) -> Path:
-    if wanted:
+def _verified(path: Path, expected_hash: str, source: str) -> Path:
+    if expected_hash:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if not found.startswith(wanted):
+            actual_hash = hashlib.file_digest(file, "sha256").hexdigest()
+        if not actual_hash.startswith(expected_hash):
             raise WeightsError(
-                f"features_weights={source}: its SHA-256 begins with {found[: len(wanted)]}, not {wanted}; the file is "
-                "damaged, or another one"
+                f"features_weights={source}: its SHA-256 begins with {actual_hash[: len(expected_hash)]}, not "
+                f"{expected_hash}; the file is damaged, or another one"
             )
     return path

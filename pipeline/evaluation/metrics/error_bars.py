@@ -1,4 +1,4 @@
-"""How far figures would move if other images were drawn: standard errors, intervals, and FID without its bias."""
+"""How much figures vary between draws of images: standard errors, intervals, and FID without its bias."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from torch import Tensor
 from pipeline.evaluation.metrics.fid import Gaussian, frechet, symmetric_root
 
 DRAWS = 16
-"""Half-samples that an error bar is from; it is itself uncertain by about 1 / sqrt(2 x 15) = 18%."""
+"""Half-samples per error bar, which is itself uncertain by about 1 / sqrt(2 x 15) = 18%."""
 POINTS = 10
-"""Numbers of images that FID-infinity's line goes through."""
+"""Numbers of images to which FID-infinity's line is fitted."""
 Z95 = 1.959963984540054
 """Half the width of a normal's central 95%, in standard deviations."""
 
 
 def wilson(right: int, of: int) -> tuple[float, float]:
-    """95% interval of a share that was `right` out of `of` (Wilson 1927): honest near 0 and 1, where right +- error is
-    not."""
+    """95% interval of a share, `right` out of `of` (Wilson 1927). Unlike share +- error it is valid near 0 and 1."""
     if of == 0:
         return 0.0, 1.0
     share, z2 = right / of, Z95**2
@@ -34,7 +33,7 @@ def wilson(right: int, of: int) -> tuple[float, float]:
 def half_sample_error(n: int, figure: Callable[[Tensor], float], seed: int = 0, draws: int = DRAWS) -> float:
     """Standard error of a figure of n images: its standard deviation over random halves of them.
 
-    figure: of the images with these numbers. Halves are drawn without replacement: a statistic of m out of n images
+    figure: function of image numbers. Halves are drawn without replacement: a statistic of m out of n images
     scatters about that of all n with variance s^2 (1/m - 1/n), which is s^2 / n for a half (Politis & Romano 1994). A
     bootstrap with replacement repeats images, which narrows covariances and so pushes FID up.
     """
@@ -44,13 +43,13 @@ def half_sample_error(n: int, figure: Callable[[Tensor], float], seed: int = 0, 
 
 
 class FrechetTo:
-    """FID of sets of features against one reference, whose matrix root is taken once."""
+    """FID of sets of features against one reference, whose matrix root is computed once."""
 
     def __init__(self, reference: Gaussian) -> None:
         self.reference, self.root = reference, symmetric_root(reference.cov)
 
     def __call__(self, features: Tensor) -> float:
-        """FID of features (N, E). Fewer than E images have their product's eigenvalues from an (N, N) matrix."""
+        """FID of features (N, E). For N <= E the eigenvalues are those of an (N, N) matrix."""
         x_NE = features.double()
         mean = x_NE.mean(0)
         centred = (x_NE - mean) / math.sqrt(len(x_NE) - 1)
@@ -63,29 +62,28 @@ class FrechetTo:
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """FID-infinity, its standard error, and the line's slope: FID(N) is about value + slope / N."""
+    """FID-infinity and its standard error."""
 
     value: float
     error: float
-    slope: float
 
 
 def fid_infinity(features: Tensor, reference: Gaussian, seed: int = 0, points: int = POINTS) -> Extrapolated:
     """FID for infinitely many images (Chong & Forsyth 2020): FID's bias falls as 1 / N, so a line through FID at
     `points` numbers of images from N / 2 to N meets 1 / N = 0 without it.
 
-    features: (N, E). Each point is of a random subset; the error bar is that of half_sample_error, of the whole
-    extrapolation. Trustworthy where N / 2 is beyond E, the regime of full rank; the bias of the reference stays.
+    features: (N, E). Each point is the FID of a random subset. The error bar is half_sample_error of the whole
+    extrapolation. Reliable where N / 2 exceeds E, so that covariances have full rank. The bias of the reference stays.
     """
     distance = FrechetTo(reference)
 
-    def extrapolate(numbers: Tensor, draw: np.random.RandomState) -> tuple[float, float]:
+    def extrapolate(numbers: Tensor, draw: np.random.RandomState) -> float:
         sizes = np.linspace(len(numbers) / 2, len(numbers), points).astype(int)
         subsets = (numbers[torch.from_numpy(draw.permutation(len(numbers))[:size])] for size in sizes)
-        slope, value = np.polyfit(1 / sizes, [distance(features[subset]) for subset in subsets], 1)
-        return float(value), float(slope)
+        _, value = np.polyfit(1 / sizes, [distance(features[subset]) for subset in subsets], 1)
+        return float(value)
 
     draw = np.random.RandomState(seed)
-    value, slope = extrapolate(torch.arange(len(features)), draw)
-    error = half_sample_error(len(features), lambda numbers: extrapolate(numbers, draw)[0], seed + 1)
-    return Extrapolated(value, error, slope)
+    value = extrapolate(torch.arange(len(features)), draw)
+    error = half_sample_error(len(features), lambda numbers: extrapolate(numbers, draw), seed + 1)
+    return Extrapolated(value, error)

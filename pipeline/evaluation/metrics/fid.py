@@ -1,7 +1,7 @@
-"""Figures that say how good samples are: FID from mergeable feature statistics, Inception Score, and the CLIP score.
+"""FID from mergeable feature statistics, the Inception Score and the CLIP score.
 
-Kernel distances are in kernels.py, precision and recall in manifold.py, error bars in errorbars.py. All of them compute
-in float64 on features that are ordered by image number, so they do not depend on batches or ranks.
+Kernel distances are in kernels.py, precision and recall in manifold.py, error bars in error_bars.py. All of them
+compute in float64 on features in the order of image numbers, so they do not depend on batches or ranks.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor
 from pipeline.errors import NonFinite
 
 BITS, SLICES = 12, 4
-LARGEST = 2.0**BITS  # of a feature's size; 4 x 12 bits below it leave a grid of 2^-36
+LARGEST = 2.0**BITS  # bound of a feature's magnitude; 4 x 12 bits below it give a grid of 2^-36
 
 
 class RankDeficient(UserWarning):
-    """A covariance was estimated from too few images to have full rank; FID is then biased upwards all the more."""
+    """A covariance was estimated from too few images to have full rank, which biases FID upwards even more."""
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What FID compares: the mean (E,) and unbiased covariance (E, E), both float64, of the features of n images."""
+    """Mean (E,) and unbiased covariance (E, E), float64, of the features of n images, which FID compares."""
 
     n: int
     mean: Tensor
@@ -35,16 +35,16 @@ class Gaussian:
 
 @dataclass
 class Statistics:
-    """Sums over feature vectors, exact: bit-equal however the images were spread over batches and ranks.
+    """Exact sums over feature vectors: the same bits for any distribution of the images over batches and ranks.
 
-    Features are rounded to a grid of 2^-36 (float32 from 2^-12 to 2^12 in size are on it) and cut into four integers of
-    12 bits. Products of two of those are integers below 2^25, so float64 sums a batch of them without rounding, and
-    int64 sums of batches hold 2^25 images (after Ozaki et al. 2012, "Error-free transformations of matrix
+    Features are rounded to a grid of 2^-36, which holds all float32 of magnitude 2^-12 to 2^12, and cut into four
+    integers of 12 bits. Products of two slices are integers below 2^25, so float64 sums a batch of them without
+    rounding, and int64 sums of batches hold 2^25 images (after Ozaki et al. 2012, "Error-free transformations of matrix
     multiplication").
 
-    n: number of images. totals (2, E): sums of the slices, slice s in units of 2^(-12 s), two and two in one number.
-    outers (4, E, E): sums of products of slices s and t, in units of 2^(-12 (s + t)), levels s + t two and two in one.
-    int64 on the CPU: level k in units of 2^(-24 k - 12).
+    n: number of images. totals (2, E): sums of the slices, slice s in units of 2^(-12 s), two slices per number.
+    outers (4, E, E): sums of products of slices s and t, in units of 2^(-12 (s + t)), two levels s + t per number.
+    Both are int64 on the CPU: number k is in units of 2^(-24 k - 12).
     """
 
     n: int
@@ -67,7 +67,7 @@ class Statistics:
         return statistics
 
     def add(self, features: Tensor) -> None:
-        """Count the features (N, E) of N more images. Raises NonFinite for one that is not below 4096 in size."""
+        """Add the features (N, E) of N images. Raises NonFinite for a feature whose magnitude is not below 4096."""
         rest_NE = features.detach().to("cpu", torch.float64)
         if not bool((rest_NE.abs() < LARGEST).all()):
             raise NonFinite(
@@ -80,14 +80,14 @@ class Statistics:
             rest_NE = rest_NE - part * 2.0 ** (-BITS * s)
             slices.append(part)
             _count(self.totals, s, part.sum(0))
-        for s, left in enumerate(slices):
+        for s, first in enumerate(slices):
             for t in range(s, SLICES):
-                product = left.T @ slices[t]
+                product = first.T @ slices[t]
                 _count(self.outers, s + t, product if s == t else product + product.T)
 
     @classmethod
     def merge(cls, parts: Iterable[Statistics]) -> Statistics:
-        """Statistics of all images of the parts together; the same whatever the parts and their order."""
+        """Statistics of the images of all parts. They do not depend on the parts or their order."""
         parts = list(parts)
         return cls(
             sum(part.n for part in parts),
@@ -96,7 +96,7 @@ class Statistics:
         )
 
     def gaussian(self) -> Gaussian:
-        """Mean and unbiased covariance (divisor n - 1, as numpy.cov and the published FID codes have it)."""
+        """Mean and unbiased covariance (divisor n - 1, as in numpy.cov and the published FID code)."""
         assert self.n >= 2, f"a covariance needs two images, not {self.n}"
         total, outer = _scaled(self.totals), _scaled(self.outers)
         mean = total / self.n
@@ -105,12 +105,12 @@ class Statistics:
 
 
 def _count(levels: Tensor, level: int, sums: Tensor) -> None:
-    """Add whole numbers in units of 2^(-12 level) to their place."""
+    """Add integers in units of 2^(-12 level) to the number that holds this level."""
     levels[level // 2] += sums.long() * (1 if level % 2 else 2**BITS)
 
 
 def _scaled(levels: Tensor) -> Tensor:
-    """The sum of all levels in float64, the smallest first."""
+    """The sum of all levels in float64, from the smallest unit to the largest."""
     total = torch.zeros_like(levels[0], dtype=torch.float64)
     for k in reversed(range(len(levels))):
         total += levels[k].double() * 2.0 ** (-BITS * (2 * k + 1))
@@ -125,8 +125,8 @@ def fid(a: Gaussian, b: Gaussian) -> float:
     """Frechet inception distance (Heusel et al. 2017, equation 6) between two Gaussians, with any feature network.
 
     |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2). The symmetric form has real, non-negative eigenvalues, so no
-    general matrix root with its imaginary residue is needed; eigenvalues below zero are rounding and count as zero.
-    Depends on the number of images: fewer give more. Warns RankDeficient when either side has no more than E of them.
+    general matrix root with its imaginary residue is needed. Eigenvalues below zero are rounding and count as zero.
+    FID is larger for fewer images. Warns RankDeficient when either side has at most E images.
     """
     for side in (a, b):
         warn_of_rank(side.n, len(a.mean))
@@ -134,7 +134,7 @@ def fid(a: Gaussian, b: Gaussian) -> float:
 
 
 def warn_of_rank(images: int, width: int) -> None:
-    """Warns RankDeficient when so few images cannot give a covariance of full rank."""
+    """Warns RankDeficient when there are too few images for a covariance of full rank."""
     if images <= width:
         warnings.warn(
             f"FID from {images} images with features of width {width}: the covariance is rank deficient; compare only "
@@ -145,7 +145,7 @@ def warn_of_rank(images: int, width: int) -> None:
 
 
 def frechet(a: Gaussian, b: Gaussian, root_a: Tensor) -> float:
-    """`fid`, with the root of a's covariance, which many b may share."""
+    """`fid` with the root of a's covariance, which is computed once for many b."""
     eigenvalues = torch.linalg.eigvalsh(root_a @ b.cov @ root_a)
     cross = eigenvalues.clamp(min=0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross
@@ -159,14 +159,14 @@ def symmetric_root(matrix: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Figures that need no reference
+# Figures without a reference
 
 
 def inception_score(features: Tensor, classes: Tensor, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
     """Mean and standard deviation over `splits` of exp E KL(p(y|x) || p(y)) (Salimans et al. 2016).
 
     features (N, E), classes (K, E): logits are their product without a bias, as in the original and in torch-fidelity,
-    whose shuffle this is too. Depends on the number of images: more give more.
+    whose shuffle is used too. The score is larger for more images.
     """
     order = np.random.RandomState(seed).permutation(len(features))
     logits_NK = features[order].double() @ classes.double().T

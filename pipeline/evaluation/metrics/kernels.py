@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KID_SEED = 2020  # torch-fidelity's, so that its subsets are drawn
+KID_SEED = 2020  # torch-fidelity's, which gives the same subsets
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 BLOCK = 4096  # rows of features compared at once
 
@@ -18,9 +18,9 @@ def kid(
     """Kernel inception distance (Binkowski et al. 2018): mean and standard deviation, over subsets of `size` images of
     each side, of the unbiased squared MMD with the kernel (x.y / E + 1)^3.
 
-    generated (N, E), real (M, E): features of any dtype, used in float64. Subsets are torch-fidelity's; clean-fid's
-    formula is the same over subsets of its own. Fewer images than `size` on a side: as many as there are. Unbiased, so
-    it may be below zero, and figures of different N compare.
+    generated (N, E), real (M, E): features of any dtype, used in float64. Subsets are torch-fidelity's; clean-fid
+    has the same formula and other subsets. `size` is reduced to the smaller number of images. KID is unbiased, so it
+    may be below zero, and figures of different N can be compared.
     """
     size = min(size, len(generated), len(real))
     assert size >= 2, f"KID needs two images on each side, not {size}"
@@ -45,7 +45,8 @@ def cmmd(generated: Tensor, real: Tensor) -> float:
     """CLIP maximum mean discrepancy (Jayasumana et al. 2024): 1000 times the squared MMD with a Gaussian kernel of
     sigma 10 between normalised CLIP embeddings (N, E) and (M, E).
 
-    The estimator is the authors' code's: means over all pairs, each image with itself included. Memory: one block.
+    The estimator is that of the authors' code: means over all pairs, including pairs of an image with itself. Memory:
+    one block.
     """
     x, y = (F.normalize(side.double(), dim=1) for side in (generated, real))
     return CMMD_SCALE * (_gaussian_mean(x, x) + _gaussian_mean(y, y) - 2 * _gaussian_mean(x, y))

@@ -1,7 +1,6 @@
-"""What a caption of the captioned-shapes world claims, read from its text alone.
+"""What a caption of the captioned-shapes world claims, read from its text.
 
-The words are listed here anew, apart from those of preprocess/shapes/captions.py: the judge must not learn from
-the author what the author meant.
+The words are listed here independently of preprocess/shapes/captions.py: the judge must not share the author's code.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ LINK = re.compile(r",|and|, and")
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says of one object; `size` is None where it says nothing."""
+    """What a caption claims about one object. size: None when the caption names none."""
 
     shape: str
     colour: str
@@ -52,7 +51,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """What a caption says, objects in its order of mention. `relation` is that of the first to the second."""
+    """What a caption claims. objects: in order of mention. relation: of the first object to the second."""
 
     objects: tuple[Claim, ...]
     place: str | None = None
@@ -62,27 +61,27 @@ class Claims:
 def parse(caption: str) -> Claims | None:
     """The claims of a caption of the shapes world; None for any other text."""
     text = " ".join(caption.lower().replace(",", " , ").split()).strip(" .")
-    found = list(OBJECT.finditer(text))
-    if not found or not OPENING.fullmatch(text[: found[0].start()].strip()):
+    matches = list(OBJECT.finditer(text))
+    if not matches or not OPENING.fullmatch(text[: matches[0].start()].strip()):
         return None
     objects = tuple(
-        Claim(SHAPE_OF_WORD[m["shape"]], m["colour"], SIZE_OF_WORD[m["size"]] if m["size"] else None) for m in found
+        Claim(SHAPE_OF_WORD[m["shape"]], m["colour"], SIZE_OF_WORD[m["size"]] if m["size"] else None) for m in matches
     )
-    links = [text[a.end() : b.start()].strip().replace(" ,", ",") for a, b in pairwise(found)]
+    links = [text[a.end() : b.start()].strip().replace(" ,", ",") for a, b in pairwise(matches)]
     relation = None
     if links and not LINK.fullmatch(links[0]):
-        relation = _named(RELATION, links[0])
+        relation = _matching(RELATION, links[0])
         if relation is None:
             return None
         links = links[1:]
     if not all(LINK.fullmatch(link) for link in links):
         return None
-    ending = text[found[-1].end() :].strip()
-    place = _named(PLACE, ending)
+    ending = text[matches[-1].end() :].strip()
+    place = _matching(PLACE, ending)
     if ending and (place is None or len(objects) > 1):
         return None
     return Claims(objects, place, relation)
 
 
-def _named(patterns: dict[str, re.Pattern[str]], text: str) -> str | None:
+def _matching(patterns: dict[str, re.Pattern[str]], text: str) -> str | None:
     return next((name for name, pattern in patterns.items() if pattern.fullmatch(text)), None)

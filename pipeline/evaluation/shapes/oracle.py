@@ -1,11 +1,10 @@
 """The pixel judge of the captioned-shapes world: does a picture show what its caption says?
 
-It shares no code with the renderer and none with the models, and knows the world from its description alone: shapes of
-six saturated colours on a light grey, at most a few to a picture. `parse` reads a caption's claims, `see` finds the
-objects in the pixels, and `judge` holds the one to the other. A picture is right only when every claim is, and when it
-shows no object more and none less than the caption names. Anything the judge does not know (a shape that fits no
-template, a colour that is none of the six, two colours in one object, dark stains) is an object of unknown kind, and so
-wrong.
+It shares no code with the renderer or the models and knows only the description of the world: a few shapes of six
+saturated colours on a light grey. `parse` reads a caption's claims, `see` finds the objects in the pixels, and `judge`
+compares them. A picture is right only when every claim is right and it shows exactly as many objects as the caption
+names. Anything that the judge does not know (a shape that fits no template, a colour that is none of the six, two
+colours in one object, dark stains) is an object of unknown kind and therefore wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ COLOURS = {
 }
 COLOUR_NAMES = tuple(COLOURS)
 COLOUR_VALUES = np.array([COLOURS[name] for name in COLOUR_NAMES], dtype=np.float32)
-HUES = COLOUR_VALUES - COLOUR_VALUES.mean(axis=1, keepdims=True)  # mixing with grey shortens these, never turns them
+HUES = COLOUR_VALUES - COLOUR_VALUES.mean(axis=1, keepdims=True)  # mixing with grey shortens but never turns them
 HUES /= np.linalg.norm(HUES, axis=1, keepdims=True)
 CHROMAS = COLOUR_VALUES.max(axis=1) - COLOUR_VALUES.min(axis=1)
 UNKNOWN = "unknown"
@@ -39,20 +38,20 @@ UNKNOWN = "unknown"
 COVERED = 0.5  # share of the palette's chroma from which a pixel belongs to an object
 COLOUR_RADIUS = 60.0  # Euclidean distance in RGB levels within which an object has a palette's colour
 PURITY = 0.85  # share of the coloured pixels in an object's box that must have its hue
-SMALLEST = 25  # pixels; specks below it are not objects
-STAIN = 45.0  # levels of difference from the background that are an object even without colour
-# Intersection over union with its own template below which a shape is unknown. The triangle's tips blur away first.
+SMALLEST = 25  # pixels of area below which a component is no object
+STAIN = 45.0  # levels of difference from the background from which a colourless region is an object
+# Intersection over union with its own template below which a shape is unknown. The triangle's tips blur first.
 FIT = {"circle": 0.75, "square": 0.75, "triangle": 0.7, "cross": 0.75}
 TIP = (0.5, 1.0, 1.5)  # pixels of a triangle's tip that may be too faint to see
-MARGIN_OF_FIT = 0.02  # by which the best template must beat the next
+MARGIN_OF_FIT = 0.02  # by which the best template must exceed the next
 ASPECT = 0.75  # shortest side over longest side of any shape's box
 SMALL, LARGE = (10.5, 20.5), (20.5, 31.0)  # extent in pixels (mean of width and height)
-NEAR_SIDE = 24.0  # pixels from a side within which "on the left" and its like are granted (the world says at 22)
-NEAR_MIDDLE = 8.0  # pixels from the middle on both axes (the world says at 6)
-APART = 12.0  # pixels between centres for "left of" and its like (the world says at 14)
-DIAGONAL = 2.0  # pixels by which the other axis may exceed the named one (the world says 0)
+NEAR_SIDE = 24.0  # pixels from a side within which "on the left" and similar claims hold (the world: 22)
+NEAR_MIDDLE = 8.0  # pixels from the middle on both axes (the world: 6)
+APART = 12.0  # pixels between centres for "left of" and similar claims (the world: 14)
+DIAGONAL = 2.0  # pixels by which the other axis may exceed the named one (the world: 0)
 BORDER = 2  # pixels added around the picture and around each component's window
-MOST_MATCHED = 6  # objects considered for the assignment of claims; a picture with more is wrong by count anyway
+MOST_MATCHED = 6  # objects to which claims are assigned; a picture with more is wrong by count anyway
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
@@ -60,13 +59,12 @@ MOST_MATCHED = 6  # objects considered for the assignment of claims; a picture w
 
 @dataclass(frozen=True)
 class SeenObject:
-    """One object found in a picture; lengths in pixels, y downwards."""
+    """One object in a picture. Lengths in pixels, y downwards."""
 
     shape: str  # or UNKNOWN
     colour: str  # or UNKNOWN
     size: str  # small, large or UNKNOWN
     box: tuple[float, float, float, float]  # x0, y0, x1, y1, to a fraction of a pixel
-    fit: float  # soft intersection over union with the best template, 0 to 1
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -81,70 +79,71 @@ def see(image: np.ndarray) -> list[SeenObject]:
     assert image.dtype == np.uint8, image.dtype
     pixels = np.pad(image.astype(np.float32), ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), mode="edge")
     red, green, blue = np.moveaxis(pixels, 2, 0)
-    turned = pixels - ((red + green + blue) / 3)[:, :, None]
-    hue = (turned @ HUES.T).argmax(axis=2)
-    # With a grey background, the chroma of an anti-aliased pixel is the object's chroma times what it covers of it.
+    without_grey = pixels - ((red + green + blue) / 3)[:, :, None]
+    hue = (without_grey @ HUES.T).argmax(axis=2)
+    # With a grey background, the chroma of an anti-aliased pixel is the object's chroma times the covered share.
     chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     coverage = chroma / CHROMAS[hue]
-    for axis in (0, 1):  # the canvas ends here: what touches its edge ends with it
+    for axis in (0, 1):  # the canvas ends here, and so do objects that touch its edge
         np.moveaxis(coverage, axis, 0)[[*range(BORDER), *range(-BORDER, 0)]] = 0
     covered = coverage >= COVERED
     seen: list[tuple[int, SeenObject]] = []
     for colour in np.unique(hue[covered]):
         labels, _ = ndimage.label(covered & (hue == colour))
         for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
-            # `around` has BORDER pixels on each side of the component's bounding box.
-            around = (
+            # `window` has BORDER pixels on each side of the component's bounding box.
+            window = (
                 slice(rows.start - BORDER, rows.stop + BORDER),
                 slice(columns.start - BORDER, columns.stop + BORDER),
             )
-            mask = labels[around] == label
+            mask = labels[window] == label
             area = int(mask.sum())
             if area >= SMALLEST:
                 origin = (columns.start - 2 * BORDER, rows.start - 2 * BORDER)
-                seen.append((area, _look(pixels[around], coverage[around], covered[around], mask, origin)))
+                seen.append((area, _measure_component(pixels[window], coverage[window], covered[window], mask, origin)))
     seen += _stains(image.astype(np.float32), covered[BORDER:-BORDER, BORDER:-BORDER])
-    return [thing for _, thing in sorted(seen, key=lambda entry: -entry[0])]
+    return [seen_object for _, seen_object in sorted(seen, key=lambda entry: -entry[0])]
 
 
-def _look(
+def _measure_component(
     pixels: np.ndarray, coverage: np.ndarray, covered: np.ndarray, mask: np.ndarray, origin: tuple[int, int]
 ) -> SeenObject:
-    """Measures the component `mask` (h, w) bool in a window of the picture whose top left pixel is `origin` (x, y)."""
+    """Measure the component `mask` (h, w) bool in a window of the picture whose top left pixel is `origin` (x, y)."""
     core = ndimage.binary_erosion(mask)
     core = core if core.any() else mask
     rgb = np.median(pixels[core], axis=0)
     distances = np.linalg.norm(COLOUR_VALUES - rgb, axis=1)
     box = (slice(BORDER, -BORDER), slice(BORDER, -BORDER))
-    pure = mask.sum() >= PURITY * covered[box].sum()
-    colour = COLOUR_NAMES[int(distances.argmin())] if pure and distances.min() <= COLOUR_RADIUS else UNKNOWN
+    is_pure = mask.sum() >= PURITY * covered[box].sum()
+    colour = COLOUR_NAMES[int(distances.argmin())] if is_pure and distances.min() <= COLOUR_RADIUS else UNKNOWN
 
-    # What the object covers, to a fraction of a pixel: relative to its own chroma, and only at and beside its pixels.
+    # Coverage to a fraction of a pixel, relative to the object's own chroma, at its pixels and their neighbours.
     reach = ndimage.binary_dilation(mask, structure=np.ones((3, 3), dtype=bool)) & (mask | ~covered)
-    own = np.where(reach, np.minimum(coverage / np.median(coverage[core]), 1), 0)
-    x0, x1 = _edges(own.max(axis=0))
-    y0, y1 = _edges(own.max(axis=1))
+    own_coverage = np.where(reach, np.minimum(coverage / np.median(coverage[core]), 1), 0)
+    x0, x1 = _edges(own_coverage.max(axis=0))
+    y0, y1 = _edges(own_coverage.max(axis=1))
     boxes = dict.fromkeys(FIT, (x0, y0, x1, y1))
-    fits = {name: _overlap(own, _template(name, own.shape, box)) for name, box in boxes.items()}
-    for missing in TIP:  # a tip covers little of its pixels, so the box begins a little above what is seen of it
-        higher = (x0, y0 - missing, x1, y1)
-        fit = _overlap(own, _template("triangle", own.shape, higher))
+    fits = {name: _overlap(own_coverage, _template(name, own_coverage.shape, box)) for name, box in boxes.items()}
+    for tip in TIP:  # a tip covers little of its pixels, so the box begins slightly above its visible part
+        taller = (x0, y0 - tip, x1, y1)
+        fit = _overlap(own_coverage, _template("triangle", own_coverage.shape, taller))
         if fit > fits["triangle"]:
-            fits["triangle"], boxes["triangle"] = fit, higher
+            fits["triangle"], boxes["triangle"] = fit, taller
     best, second = sorted(fits, key=lambda name: fits[name], reverse=True)[:2]
     x0, y0, x1, y1 = boxes[best]
     width, height = x1 - x0, y1 - y0
     extent = (width + height) / 2
     size = "small" if SMALL[0] <= extent < SMALL[1] else "large" if LARGE[0] <= extent < LARGE[1] else UNKNOWN
-    whole = size != UNKNOWN and min(width, height) >= ASPECT * max(width, height)
-    clear = fits[best] >= FIT[best] and fits[best] - fits[second] >= MARGIN_OF_FIT
+    has_known_size = size != UNKNOWN and min(width, height) >= ASPECT * max(width, height)
+    is_clear = fits[best] >= FIT[best] and fits[best] - fits[second] >= MARGIN_OF_FIT
     x, y = origin
-    return SeenObject(best if whole and clear else UNKNOWN, colour, size, (x + x0, y + y0, x + x1, y + y1), fits[best])
+    return SeenObject(best if has_known_size and is_clear else UNKNOWN, colour, size, (x + x0, y + y0, x + x1, y + y1))
 
 
 def _edges(profile: np.ndarray) -> tuple[float, float]:
-    """Where a coverage profile begins and ends, in pixels: its outermost pixels of at least one half, less what these
-    lack, and more what their outer neighbours have. The profile has BORDER pixels of nothing on each side."""
+    """Where a coverage profile begins and ends, in pixels: at its outermost pixels of at least one half, corrected by
+    the coverage that these lack and that their outer neighbours have. The profile has BORDER empty pixels on each
+    side."""
     inside = np.flatnonzero(profile >= COVERED)
     first, last = int(inside[0]), int(inside[-1])
     start = first + 1 - float(profile[first]) - float(profile[first - 1])
@@ -166,7 +165,7 @@ def _template(name: str, shape: tuple[int, int], box: tuple[float, float, float,
     else:
         arms = np.minimum(np.abs(u), np.abs(v)) <= 1 / 3
         inside = arms & (np.abs(u) <= 1) & (np.abs(v) <= 1)
-    # Four points of a row are four bytes, added up as one integer; its bytes add up in its highest one.
+    # Four points of a row are four bytes, added as one integer, whose product sums its bytes in the highest one.
     rows = inside.view(np.uint32).reshape(height, 4, width)
     return ((rows[:, 0] + rows[:, 1] + rows[:, 2] + rows[:, 3]) * np.uint32(0x01010101) >> 24).astype(np.float32) / 16
 
@@ -191,7 +190,7 @@ def _stains(pixels: np.ndarray, covered: np.ndarray) -> list[tuple[int, SeenObje
         if area >= SMALLEST:
             rows, columns = window
             box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
-            stains.append((area, SeenObject(UNKNOWN, UNKNOWN, UNKNOWN, box, 0.0)))
+            stains.append((area, SeenObject(UNKNOWN, UNKNOWN, UNKNOWN, box)))
     return stains
 
 
@@ -201,20 +200,18 @@ def _stains(pixels: np.ndarray, covered: np.ndarray) -> list[tuple[int, SeenObje
 
 @dataclass(frozen=True)
 class Verdict:
-    """Claim by claim, whether the picture bears the caption out. One entry per object in the order of mention."""
+    """Whether each claim of a caption is right. Tuples have one entry per object in the order of mention."""
 
-    count: bool  # as many objects as named, no more
+    count: bool  # exactly as many objects as the caption names
     shape: tuple[bool, ...]
     colour: tuple[bool, ...]
-    size: tuple[bool, ...]  # of those objects only whose size is named
+    size: tuple[bool, ...]  # only of objects whose size is named
     relation: bool | None  # None: nothing claimed
     place: bool | None
-    matched: tuple[int | None, ...]  # which seen object was taken for each claim
-    seen: tuple[SeenObject, ...]
 
     @property
     def correct(self) -> bool:
-        """Every claim right, and no object missing or extra."""
+        """Whether every claim is right, and no object is missing or extra."""
         return all(right for _, right in self.claims())
 
     def claims(self) -> list[tuple[str, bool]]:
@@ -229,7 +226,7 @@ class Verdict:
 
 
 def judge(image: np.ndarray, caption: str | Claims) -> Verdict:
-    """Holds a picture (H, W, 3) uint8 to a caption. Raises ValueError for a caption that `parse` cannot read."""
+    """Judge a picture (H, W, 3) uint8 by a caption. Raises ValueError for a caption that `parse` cannot read."""
     claims = parse(caption) if isinstance(caption, str) else caption
     if claims is None:
         raise ValueError(f"not a caption of the shapes world: {caption!r}")
@@ -243,24 +240,24 @@ def judge(image: np.ndarray, caption: str | Claims) -> Verdict:
 def _hold(
     claims: Claims, seen: Sequence[SeenObject], matched: tuple[int | None, ...], shape: tuple[int, ...]
 ) -> Verdict:
-    """The verdict when claim i is taken to be about seen object matched[i] (None: about nothing)."""
-    things = [None if i is None else seen[i] for i in matched]
-    pairs = list(zip(claims.objects, things, strict=True))
+    """The verdict when claim i is assigned to seen object matched[i] (None: to no object)."""
+    assigned = [None if i is None else seen[i] for i in matched]
+    pairs = list(zip(claims.objects, assigned, strict=True))
     relation = place = None
     if claims.relation is not None:
-        first, second = things[:2]
+        first, second = assigned[:2]
         relation = first is not None and second is not None and _is_related(first, second, claims.relation)
     if claims.place is not None:
-        place = things[0] is not None and _is_at(things[0], claims.place, shape)
+        place = assigned[0] is not None and _is_at(assigned[0], claims.place, shape)
     return Verdict(
         count=len(seen) == len(claims.objects),
-        shape=tuple(thing is not None and thing.shape == claim.shape for claim, thing in pairs),
-        colour=tuple(thing is not None and thing.colour == claim.colour for claim, thing in pairs),
-        size=tuple(thing is not None and thing.size == claim.size for claim, thing in pairs if claim.size),
+        shape=tuple(seen_object is not None and seen_object.shape == claim.shape for claim, seen_object in pairs),
+        colour=tuple(seen_object is not None and seen_object.colour == claim.colour for claim, seen_object in pairs),
+        size=tuple(
+            seen_object is not None and seen_object.size == claim.size for claim, seen_object in pairs if claim.size
+        ),
         relation=relation,
         place=place,
-        matched=matched,
-        seen=tuple(seen),
     )
 
 
@@ -271,16 +268,16 @@ def _is_related(a: SeenObject, b: SeenObject, relation: str) -> bool:
     return along >= APART and along >= abs(across) - DIAGONAL
 
 
-def _is_at(thing: SeenObject, place: str, shape: tuple[int, ...]) -> bool:
-    """Whether `thing` is at `place` (left, right, top, bottom, middle) of a picture (H, W, ...)."""
-    (x, y), (height, width) = thing.centre, shape[:2]
+def _is_at(seen_object: SeenObject, place: str, shape: tuple[int, ...]) -> bool:
+    """Whether `seen_object` is at `place` (left, right, top, bottom, middle) of a picture (H, W, ...)."""
+    (x, y), (height, width) = seen_object.centre, shape[:2]
     if place == "middle":
         return max(abs(x - width / 2), abs(y - height / 2)) <= NEAR_MIDDLE
     return {"left": x, "right": width - x, "top": y, "bottom": height - y}[place] <= NEAR_SIDE
 
 
 def attribute_accuracy(images: Iterable[np.ndarray], captions: Iterable[str]) -> dict[str, Any]:
-    """How many pictures are right, all their claims together.
+    """The share of pictures that are right in all their claims.
 
     images: (N, H, W, 3) uint8 or an iterable of (H, W, 3); captions: as many. Returns
     overall: share of pictures with every claim right; n: pictures judged; unread: captions that could not be read,
@@ -288,8 +285,8 @@ def attribute_accuracy(images: Iterable[np.ndarray], captions: Iterable[str]) ->
     counts; by_attribute: {"colour": share of single claims of that kind that are right, ...}, n_by_attribute: counts.
     `overall` is missing, and the tables are empty, when no caption could be read.
     """
-    right: Counter[str] = Counter()
-    of: Counter[str] = Counter()
+    right_pictures: Counter[str] = Counter()
+    pictures: Counter[str] = Counter()
     right_claims: Counter[str] = Counter()
     of_claims: Counter[str] = Counter()
     unread = 0
@@ -299,21 +296,23 @@ def attribute_accuracy(images: Iterable[np.ndarray], captions: Iterable[str]) ->
             unread += 1
             continue
         verdict = judge(image, claims)
-        named = str(len(claims.objects))
-        of[named] += 1
-        right[named] += verdict.correct
+        object_count = str(len(claims.objects))
+        pictures[object_count] += 1
+        right_pictures[object_count] += verdict.correct
         for kind, holds in verdict.claims():
             of_claims[kind] += 1
             right_claims[kind] += holds
-    judged = sum(of.values())
+    judged = sum(pictures.values())
     result: dict[str, Any] = {
         "n": judged,
         "unread": unread,
-        "by_objects": {named: right[named] / of[named] for named in sorted(of)},
-        "n_by_objects": {named: of[named] for named in sorted(of)},
+        "by_objects": {
+            object_count: right_pictures[object_count] / pictures[object_count] for object_count in sorted(pictures)
+        },
+        "n_by_objects": {object_count: pictures[object_count] for object_count in sorted(pictures)},
         "by_attribute": {kind: right_claims[kind] / of_claims[kind] for kind in of_claims},
         "n_by_attribute": dict(of_claims),
     }
     if judged:
-        result["overall"] = sum(right.values()) / judged
+        result["overall"] = sum(right_pictures.values()) / judged
     return result

@@ -1,1 +1,1 @@
-"""The autoencoder, the text tower and its tokenizer: between pictures, words and what is cached."""
+"""The encoders that make cached latents and text states: the autoencoder, the text tower and its tokenizer."""

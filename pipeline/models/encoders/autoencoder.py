@@ -1,8 +1,8 @@
 """The first stage: images to posterior moments of latents and back (Rombach et al. 2021, section 3.1).
 
-Any diffusers AutoencoderKL. A latent is z' = (z - shift) * scale, where z is drawn from the posterior N(mean,
-exp(logvar)), so that a channel has a standard deviation near 1. Caches hold the moments, unscaled; scaling happens in
-`sample_posterior` and is undone in `FirstStage.decode`, nowhere else.
+It can be any diffusers AutoencoderKL. A latent is z' = (z - shift) * scale, where z is drawn from the posterior N(mean,
+exp(logvar)), so the standard deviation of a channel is near 1. Caches hold unscaled moments; only `sample_posterior`
+scales, and only `FirstStage.decode` undoes it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,14 @@ from torch import Tensor
 from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.encoders import compvis_vae
-from pipeline.models.encoders.fetched import one_line, part_folder, unreachable
-from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+from pipeline.models.encoders.fetched import hub_error, part_folder, quiet_hub_clients
 from pipeline.models.kernels.upsampled import FoldedUpsample
 from pipeline.models.weights import weights_hash
-
-declare_torchvision_ops()
-
-from diffusers import AutoencoderKL  # noqa: E402
 
 DEMO = Path(__file__).resolve().parent.parent.parent / "assets" / "demo" / "vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-STABLE_DIFFUSION: dict[str, Any] = {  # kl-f8, which single files of Stable Diffusion 1 and 2 hold without a config
+STABLE_DIFFUSION: dict[str, Any] = {  # kl-f8, in single files of Stable Diffusion 1 and 2, which have no config
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -47,16 +42,16 @@ STABLE_DIFFUSION: dict[str, Any] = {  # kl-f8, which single files of Stable Diff
 
 
 class FirstStage:
-    """An autoencoder behind encode_moments and decode.
+    """An autoencoder with two operations, encode_moments and decode.
 
     scale, shift: of the latents. downsampling: pixels per latent position along a side. latent_channels: C.
-    weights_sha256: hash of its weights, whatever file they came from.
+    weights_sha256: hash of its weights, which does not depend on the file that they came from.
     """
 
     def __init__(
-        self, model: Any, dtype: torch.dtype, device: torch.device, again: Callable[[], FirstStage] | None = None
+        self, model: Any, dtype: torch.dtype, device: torch.device, reload: Callable[[], FirstStage] | None = None
     ) -> None:
-        """model: in float32; it becomes this stage's own. again: loads the stage anew in float32."""
+        """model: in float32; the stage takes it over and changes it. reload: loads the stage again in float32."""
         config = model.config
         self.scale = float(config.scaling_factor)
         self.shift = float(config.shift_factor or 0.0)
@@ -64,22 +59,25 @@ class FirstStage:
         self.latent_channels = int(config.latent_channels)
         self.weights_sha256 = weights_hash(model.state_dict().items())
         self.device, self.dtype = device, dtype
-        self._again = again
+        self._reload = reload
         self._float32: FirstStage | None = None
-        # Module.to itself: diffusers' own warns about a cast that concerns no layer of this class.
+        # Module.to directly: diffusers' override warns about a cast that concerns no layer of this class.
         self.model = torch.nn.Module.to(model, device=device, dtype=dtype).eval().requires_grad_(False)
         for block in self.model.decoder.up_blocks:
             for i, up in enumerate(getattr(block, "upsamplers", None) or ()):
                 block.upsamplers[i] = FoldedUpsample(up.conv)
 
     def float32(self) -> FirstStage:
-        """The same weights in float32 on the same device; a float32 stage is its own. A cast has lost bits, so they are
-        loaded again, at the first call. Raises WeightsError when they can no longer be had as they were."""
+        """The stage with the same weights in float32 on the same device; a float32 stage returns itself.
+
+        A cast loses bits, so the first call loads the weights again. Raises WeightsError when they have changed or can
+        no longer be loaded.
+        """
         if self.dtype == torch.float32:
             return self
         if self._float32 is None:
-            assert self._again is not None, "this stage was made without a way to load it again"
-            loaded = self._again()
+            assert self._reload is not None, "this stage was made without a way to load it again"
+            loaded = self._reload()
             if loaded.weights_sha256 != self.weights_sha256:
                 raise WeightsError("the autoencoder's weights have changed since they were first loaded: start again")
             self._float32 = loaded
@@ -88,7 +86,7 @@ class FirstStage:
     @torch.no_grad()
     def encode_moments(self, x_BCHW: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> posterior mean and log-variance (B, 2C, H/f, W/f), float32, unscaled."""
-        # Channels last makes a CPU's convolutions up to twice as fast.
+        # Channels last makes convolutions on a CPU up to twice as fast.
         x = x_BCHW.to(self.device, self.dtype, memory_format=torch.channels_last)
         h = self.model.encoder(x)
         return (h if self.model.quant_conv is None else self.model.quant_conv(h)).float().contiguous()
@@ -97,13 +95,13 @@ class FirstStage:
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> images (B, 3, h f, w f), float32, clamped to [-1, 1]."""
         z = z_BCHW.to(self.device).float() / self.scale + self.shift
-        z = z.to(self.dtype, memory_format=torch.channels_last)  # for the same reason
+        z = z.to(self.dtype, memory_format=torch.channels_last)  # faster, as above
         return self.model.decode(z).sample.float().clamp(-1, 1)
 
 
 def load_autoencoder(config: EncodersConfig, device: torch.device | str = "cpu") -> FirstStage:
-    """The autoencoder that `config` names: what was fetched into `config.weights`, "demo", a folder, a safetensors file
-    or a name of the Hugging Face hub. Raises WeightsError when its weights cannot be had as they must be."""
+    """The autoencoder that `config` names: fetched into `config.weights`, "demo", a folder, a safetensors file, or a
+    name on the Hugging Face hub. Raises WeightsError when its weights cannot be loaded or do not fit."""
     if config.vae_dtype not in DTYPES:
         raise ConfigError(f"encoders.vae_dtype={config.vae_dtype}: choose one of {', '.join(DTYPES)}")
     if config.weights:
@@ -122,27 +120,33 @@ def load_autoencoder(config: EncodersConfig, device: torch.device | str = "cpu")
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", config.vae) and not config.vae.endswith(".safetensors"):
         model = _load_pretrained(config.vae, subfolder, local=False)
     else:
-        raise WeightsError(f"encoders.vae={config.vae}: there is no such folder or file, and no name of the hub is so")
-    again = partial(load_autoencoder, replace(config, vae_dtype="float32"), device)
-    return FirstStage(model, DTYPES[config.vae_dtype], torch.device(device), again)
+        raise WeightsError(
+            f"encoders.vae={config.vae}: there is no such folder or file, and it is not a "
+            "valid name on the Hugging Face hub"
+        )
+    reload = partial(load_autoencoder, replace(config, vae_dtype="float32"), device)
+    return FirstStage(model, DTYPES[config.vae_dtype], torch.device(device), reload)
 
 
 def save_autoencoder(stage: FirstStage, folder: Path) -> None:
-    """Write a float32 stage as a folder that `load_autoencoder` reads. Equal weights give equal bytes."""
+    """Write a float32 stage to a folder that `load_autoencoder` reads. Equal weights give equal bytes."""
     assert stage.dtype == torch.float32
-    facts = {name: value for name, value in dict(stage.model.config).items() if not name.startswith("_")}
-    facts["_class_name"] = "AutoencoderKL"
-    (folder / CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    config = {name: value for name, value in dict(stage.model.config).items() if not name.startswith("_")}
+    config["_class_name"] = "AutoencoderKL"
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in stage.model.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _build(config: Mapping[str, Any]) -> Any:
     """An AutoencoderKL with random weights."""
+    from pipeline.models.encoders.packages import AutoencoderKL
+
     return AutoencoderKL.from_config(dict(config))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of an autoencoder's folder. Raises WeightsError."""
     try:
         return json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
@@ -150,9 +154,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
-    """A local folder, or a name on the Hugging Face hub; safetensors only (a pickle could run code)."""
+    """Load from a local folder or the Hugging Face hub; only safetensors (a pickle could run code)."""
+    from pipeline.models.encoders.packages import AutoencoderKL
+
     try:
-        with one_line():
+        with quiet_hub_clients():
             model, info = AutoencoderKL.from_pretrained(
                 name,
                 subfolder=subfolder or None,
@@ -166,7 +172,7 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
         if local:
             raise WeightsError(f"encoders.vae={name}: cannot load an AutoencoderKL from it: {error}") from error
         raise WeightsError(
-            f"encoders.vae={name} cannot be fetched from the Hugging Face hub ({unreachable(error)}). By hand: put its "
+            f"encoders.vae={name} cannot be fetched from the Hugging Face hub ({hub_error(error)}). By hand: put its "
             f"{CONFIG} and {WEIGHTS} into a folder and give encoders.vae=FOLDER; or run `latentmill fetch` where there "
             "is internet, and give encoders.weights="
         ) from error
@@ -175,15 +181,15 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
 
 
 def _load_single_file(path: Path) -> Any:
-    """One safetensors file, in diffusers' names (with config.json beside it) or CompVis' (Stable Diffusion 1, 2)."""
+    """Load one safetensors file, with diffusers' names (config.json beside it) or CompVis' (Stable Diffusion 1, 2)."""
     if path.suffix != ".safetensors":
         raise WeightsError(f"encoders.vae={path}: only .safetensors files are read (a pickle could run code)")
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"encoders.vae={path} is damaged: {error}") from None
-    beside = path.parent / CONFIG
-    model = _build(_read_config(path.parent) if beside.exists() else STABLE_DIFFUSION)
+    config_file = path.parent / CONFIG
+    model = _build(_read_config(path.parent) if config_file.exists() else STABLE_DIFFUSION)
     if compvis_vae.is_compvis(state):
         state = compvis_vae.from_compvis(state)
     state = {_present_name(name): tensor for name, tensor in state.items()}
@@ -196,13 +202,14 @@ def _load_single_file(path: Path) -> Any:
 
 
 def _present_name(name: str) -> str:
-    """What diffusers calls a tensor today: its attention had other names, which published files still have."""
+    """diffusers' present name of a tensor: attention had other names, which published files still have."""
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
         name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name
 
 
 def _refuse_mismatch(name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise WeightsError if names of weights are missing or unexpected."""
     missing, unexpected = sorted(missing), sorted(unexpected)
     if missing or unexpected:
         raise WeightsError(

@@ -1,7 +1,7 @@
-"""An autoencoder's weights between diffusers' AutoencoderKL and CompVis' `first_stage_model.*`, without loss.
+"""Converts an autoencoder's weights between diffusers' AutoencoderKL and CompVis' `first_stage_model.*`, without loss.
 
-The two differ in names, and in attention: diffusers holds its projections as matrices, CompVis as 1x1 convolutions.
-CompVis counts the decoder's levels from the finest, diffusers in the order in which they run.
+The two differ in names and in attention, whose projections are matrices in diffusers and 1x1 convolutions in CompVis.
+CompVis numbers the decoder's levels from the finest, diffusers in the order in which they run.
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ MATRIX = re.compile(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight")
 
 
 def to_compvis(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """diffusers' state dict -> CompVis', without a prefix. Raises WeightsError for a name that has no partner."""
+    """diffusers' state dict -> CompVis', without a prefix. Raises WeightsError for a name that CompVis does not
+    have."""
     partners = dict(_modules(state_dict))
     renamed = {_partner(name, partners): tensor for name, tensor in state_dict.items()}
     return {name: t[:, :, None, None] if MATRIX.search(name) else t for name, t in renamed.items()}
 
 
 def from_compvis(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CompVis' names, with or without their prefix -> diffusers'. What is no part of the autoencoder (the loss that it
-    was trained with, the rest of a Stable Diffusion checkpoint) is left alone. Raises WeightsError as to_compvis."""
+    """CompVis' state dict, with or without a prefix -> diffusers'. Tensors outside the autoencoder (its training loss,
+    the rest of a Stable Diffusion checkpoint) are left out. Raises WeightsError as to_compvis does."""
     bare = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
     parts = ("encoder.", "decoder.", *(f"{name}." for name in OUTSIDE))
-    kept = {name: tensor for name, tensor in bare.items() if name.startswith(parts)}
-    partners = {theirs: ours for ours, theirs in _modules(kept)}
+    autoencoder_state = {name: tensor for name, tensor in bare.items() if name.startswith(parts)}
+    partners = {compvis_name: diffusers_name for diffusers_name, compvis_name in _modules(autoencoder_state)}
     return {
         _partner(name, partners): t[:, :, 0, 0] if MATRIX.search(name) and t.ndim == 4 else t
-        for name, t in kept.items()
+        for name, t in autoencoder_state.items()
     }
 
 
 def is_compvis(state_dict: Iterable[str]) -> bool:
-    """Whether these are CompVis' names, with or without their prefix."""
+    """Whether these names are CompVis', with or without a prefix."""
     return any(name.removeprefix(PREFIX).startswith("encoder.down.") for name in state_dict)
 
 
@@ -60,24 +61,27 @@ def _partner(name: str, partners: Mapping[str, str]) -> str:
 
 
 def _modules(state_dict: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(diffusers' name, CompVis' name) of every module that an autoencoder with as many levels and blocks may have."""
-    found = [re.match(r"decoder\.up(?:_blocks)?\.(\d+)\.(?:resnets|block)\.(\d+)\.", name) for name in state_dict]
-    levels = 1 + max((int(match[1]) for match in found if match), default=0)
-    blocks = 1 + max((int(match[2]) for match in found if match), default=0)
+    """(diffusers' name, CompVis' name) of every module of an autoencoder with the levels and blocks of `state_dict`."""
+    matches = [re.match(r"decoder\.up(?:_blocks)?\.(\d+)\.(?:resnets|block)\.(\d+)\.", name) for name in state_dict]
+    levels = 1 + max((int(match[1]) for match in matches if match), default=0)
+    blocks = 1 + max((int(match[2]) for match in matches if match), default=0)
     for side, way in (("encoder", "down"), ("decoder", "up")):
         for i in range(levels):
             level = i if side == "encoder" else levels - 1 - i
-            mine, theirs = f"{side}.{way}_blocks.{i}", f"{side}.{way}.{level}"
+            diffusers_part, compvis_part = f"{side}.{way}_blocks.{i}", f"{side}.{way}.{level}"
             for j in range(blocks):
-                yield from _named(f"{mine}.resnets.{j}", f"{theirs}.block.{j}", RESNET)
-                yield from _named(f"{mine}.attentions.{j}", f"{theirs}.attn.{j}", ATTENTION)
-            yield f"{mine}.{way}samplers.0.conv", f"{theirs}.{way}sample.conv"
+                yield from _name_pairs(f"{diffusers_part}.resnets.{j}", f"{compvis_part}.block.{j}", RESNET)
+                yield from _name_pairs(f"{diffusers_part}.attentions.{j}", f"{compvis_part}.attn.{j}", ATTENTION)
+            yield f"{diffusers_part}.{way}samplers.0.conv", f"{compvis_part}.{way}sample.conv"
         for j in (0, 1):
-            yield from _named(f"{side}.mid_block.resnets.{j}", f"{side}.mid.block_{j + 1}", RESNET)
-        yield from _named(f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1", ATTENTION)
-        yield from _named(side, side, ENDS)
+            yield from _name_pairs(f"{side}.mid_block.resnets.{j}", f"{side}.mid.block_{j + 1}", RESNET)
+        yield from _name_pairs(f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1", ATTENTION)
+        yield from _name_pairs(side, side, ENDS)
     yield from ((name, name) for name in OUTSIDE)
 
 
-def _named(mine: str, theirs: str, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    return ((f"{mine}.{ours}", f"{theirs}.{other}") for ours, other in names.items())
+def _name_pairs(diffusers_part: str, compvis_part: str, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    return (
+        (f"{diffusers_part}.{diffusers_name}", f"{compvis_part}.{compvis_name}")
+        for diffusers_name, compvis_name in names.items()
+    )

@@ -1,10 +1,10 @@
-"""Encoders that `latentmill fetch` has brought into a folder or bucket: what is there, and each file proved before use.
+"""Encoders that `latentmill fetch` has stored in a folder or bucket: reads them, and verifies each file before use.
 
-    encoders.json   names, sources, sizes and hashes: the manifest
-    vae/            config.json, diffusion_pytorch_model.safetensors: as diffusers reads them
-    text/           open_clip_config.json, open_clip_model.safetensors, bpe.txt.gz: as models/encoders/text.py does
+    encoders.json   the manifest: names, sources, sizes and hashes
+    vae/            config.json, diffusion_pytorch_model.safetensors: the layout that diffusers reads
+    text/           open_clip_config.json, open_clip_model.safetensors, bpe.txt.gz: the layout of open_clip
 
-What lies in a bucket is downloaded once, into ~/.cache/latentmill/encoders/HASH. Nothing here needs PyTorch.
+Files of a bucket are downloaded once, into ~/.cache/latentmill/encoders/HASH. Nothing here needs PyTorch.
 """
 
 from __future__ import annotations
@@ -26,22 +26,27 @@ from pipeline.errors import ConfigError, NotFound, StorageError, WeightsError
 from pipeline.log import log
 from pipeline.storage.base import Storage, check_key
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.urls import open_storage
+from pipeline.storage.urls import open_storage, without_folders
 
 MANIFEST, FORMAT = "encoders.json", 1
 Part = Literal["vae", "text"]
 FIELDS: dict[Part, tuple[str, ...]] = {"vae": ("vae", "vae_subfolder"), "text": ("text", "text_pretrained")}
 """The fields of EncodersConfig that name each part."""
 CHUNK_BYTES = 64 * 1024 * 1024
-_proved: set[tuple[str, int, int, str]] = set()
-"""(path, size, mtime in ns, SHA-256) of files that this process has hashed."""
+_verified: set[tuple[str, int, int, str]] = set()
+"""(path, size, mtime in ns, SHA-256) of the files that this process has hashed and found right."""
 
 
 def part_folder(config: EncodersConfig, part: Part) -> Path:
-    """The local folder that holds the autoencoder's or the text tower's files, each as the manifest at
-    `config.weights` says. Raises WeightsError for other encoders, and for a file that is missing or damaged."""
+    """The local folder with the files of the autoencoder or the text tower, verified by the manifest at
+    `config.weights`.
+
+    Raises WeightsError if that place holds other encoders, or if a file is missing or damaged.
+    """
     if config.seed >= 0:
-        raise ConfigError(f"encoders.seed={config.seed} wants random weights, encoders.weights real ones: choose one")
+        raise ConfigError(
+            f"encoders.seed={config.seed} asks for random weights, encoders.weights for real ones: choose one"
+        )
     storage = open_storage(config.weights)
     manifest = read_manifest(storage)
     for field, value in names(config, part).items():
@@ -55,14 +60,14 @@ def part_folder(config: EncodersConfig, part: Part) -> Path:
     files = manifest[part]["files"]
     if isinstance(storage, LocalStorage):
         for key, facts in files.items():
-            prove(storage.local_path(key), facts, storage.url)
+            verify(storage.local_path(key), facts, storage.url)
         return storage.local_path(part)
     folder = cache_root() / hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() / part
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             for key, facts in files.items():
-                _bring(storage, key, facts, folder / key.removeprefix(f"{part}/"))
+                _download(storage, key, facts, folder / key.removeprefix(f"{part}/"))
     except OSError as error:
         raise StorageError(
             f"cannot write {folder}: {error.strerror or error}. XDG_CACHE_HOME names another place for it"
@@ -71,23 +76,18 @@ def part_folder(config: EncodersConfig, part: Part) -> Path:
 
 
 def names(config: EncodersConfig, part: Part) -> dict[str, str]:
-    """What the part is called in the configuration, without this machine's folders."""
+    """The configuration's fields that name the part, without this machine's folders."""
     return {field: without_folders(getattr(config, field)) for field in FIELDS[part]}
 
 
-def without_folders(path: str) -> str:
-    """An absolute local path's last part; anything else as it is."""
-    return path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path
-
-
 def cache_root() -> Path:
-    """Where files out of buckets are kept on this machine."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(named if named.startswith("/") else "~/.cache").expanduser() / "latentmill" / "encoders"
+    """The folder on this machine that keeps files from buckets."""
+    cache_home = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(cache_home if cache_home.startswith("/") else "~/.cache").expanduser() / "latentmill" / "encoders"
 
 
 def read_manifest(storage: Storage) -> dict[str, Any]:
-    """The manifest. Raises WeightsError when there is none or when it cannot be read, StorageError."""
+    """The manifest at `storage`. Raises WeightsError when it is missing or cannot be read, and StorageError."""
     try:
         raw = storage.get(MANIFEST)
     except NotFound:
@@ -109,74 +109,75 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
     return manifest
 
 
-def prove(path: Path, facts: dict[str, Any], url: str) -> None:
-    """Raises WeightsError unless the file has the size and the SHA-256 that the manifest at `url` says."""
+def verify(path: Path, facts: dict[str, Any], url: str) -> None:
+    """Raise WeightsError unless the file has the size and the SHA-256 of `facts`, the entry in the manifest at
+    `url`."""
     try:
-        found = path.stat()
-        known = (str(path), found.st_size, found.st_mtime_ns, facts["sha256"])
-        if known in _proved:
+        stat = path.stat()
+        fingerprint = (str(path), stat.st_size, stat.st_mtime_ns, facts["sha256"])
+        if fingerprint in _verified:
             return
-        if found.st_size == facts["size"]:
+        if stat.st_size == facts["size"]:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]:
-                    _proved.add(known)
+                    _verified.add(fingerprint)
                     return
     except OSError as error:
-        raise _spoilt(str(path), error.strerror or str(error), url) from None
-    raise _spoilt(str(path), f"it has {found.st_size:,} bytes, and not the hash of the {facts['size']:,} fetched", url)
+        raise _damaged(str(path), error.strerror or str(error), url) from None
+    raise _damaged(str(path), f"its {stat.st_size:,} bytes differ from the {facts['size']:,} fetched", url)
 
 
 def chunks(storage: Storage, key: str, facts: dict[str, Any]) -> Iterator[bytes]:
-    """The object, piece by piece. Raises WeightsError, after the last piece, unless it is what `facts` say."""
+    """The object, in chunks. Raises WeightsError, after the last one, unless it has the size and hash of `facts`."""
     url, digest = storage.url, hashlib.sha256()
     try:
         size = storage.stat(key).size
         if size != facts["size"]:
-            raise _spoilt(storage.locate(key), f"it has {size:,} bytes of {facts['size']:,}", url)
+            raise _damaged(storage.locate(key), f"it has {size:,} bytes of {facts['size']:,}", url)
         for offset in range(0, size, CHUNK_BYTES):
             piece = storage.get_range(key, offset, min(CHUNK_BYTES, size - offset))
             digest.update(piece)
             yield piece
     except NotFound:
-        raise _spoilt(storage.locate(key), "there is no such object", url) from None
+        raise _damaged(storage.locate(key), "there is no such object", url) from None
     if digest.hexdigest() != facts["sha256"]:
-        raise _spoilt(storage.locate(key), "its bytes have another hash than those fetched", url)
+        raise _damaged(storage.locate(key), "its bytes have another hash than those fetched", url)
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
-    """Around what asks the hub: its clients log every retry, and here one error says what there is to say."""
-    before = logging.root.manager.disable
+def quiet_hub_clients() -> Iterator[None]:
+    """A context for requests to the hub, whose clients log every retry: here the final error says what happened."""
+    disabled_level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(disabled_level)
 
 
-def unreachable(error: BaseException) -> str:
-    """Why the Hugging Face hub did not give something: the root of the error in one short line."""
+def hub_error(error: BaseException) -> str:
+    """Why a request to the Hugging Face hub failed: the root cause of the error in one short line."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    told = next((e for e in chain if type(e).__module__.startswith("huggingface_hub")), error)
-    if type(told).__name__ == "LocalEntryNotFoundError":  # nothing of it is in the hub's own cache, and then:
+    reported = next((e for e in chain if type(e).__module__.startswith("huggingface_hub")), error)
+    if type(reported).__name__ == "LocalEntryNotFoundError":  # not in the hub's cache, and:
         return f"no connection: {_short(chain[-1])}"
-    return _short(told)
+    return _short(reported)
 
 
 def _short(error: BaseException) -> str:
-    """The first words of an error."""
+    """The first 160 characters of an error's message, in one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 160 else f"{text[:160]}..."
 
 
-def _bring(storage: Storage, key: str, facts: dict[str, Any], path: Path) -> None:
-    """Makes `path` hold the object, proved. One that is there and right is left alone."""
+def _download(storage: Storage, key: str, facts: dict[str, Any], path: Path) -> None:
+    """Download the object to `path` and verify it, unless a right copy is there."""
     try:
-        return prove(path, facts, storage.url)
+        return verify(path, facts, storage.url)
     except WeightsError:
         log.info(f"downloading {storage.locate(key)} ({facts['size'] / 1e6:,.1f} MB) into {path}")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -193,16 +194,17 @@ def _bring(storage: Storage, key: str, facts: dict[str, Any], path: Path) -> Non
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time downloads; the others wait and find the files there. Where the file system has no locks,
-    each downloads for itself, which is as safe."""
+    """A lock under which one process at a time downloads into the folder; the others wait and then find the files. On a
+    file system without locks each process downloads for itself, which is also safe."""
     with (folder / ".lock").open("w") as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        for left in folder.glob(".*.tmp"):  # of a process that was killed, possibly on another machine: hence the hour
-            if time.time() - left.stat().st_mtime > 3600:
-                left.unlink(missing_ok=True)
+        # Of a process that was killed. It may have run on another machine, so only files of an hour ago are removed.
+        for leftover in folder.glob(".*.tmp"):
+            if time.time() - leftover.stat().st_mtime > 3600:
+                leftover.unlink(missing_ok=True)
         yield
 
 
-def _spoilt(where: str, why: str, url: str) -> WeightsError:
+def _damaged(where: str, why: str, url: str) -> WeightsError:
     return WeightsError(f"{where} is missing or damaged ({why}): run `latentmill fetch ... dest={url}` again")

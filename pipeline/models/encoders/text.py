@@ -1,8 +1,8 @@
-"""The text tower: captions to token ids to per-token hidden states, with open_clip (and its image tower, for scores).
+"""The text tower: captions to token ids to hidden states per token, with open_clip (and its image tower, for scores).
 
-Stable Diffusion 1 reads the last layer of CLIP ViT-L-14 and pads with the end token (49407); Stable Diffusion 2 reads
-the last but one of OpenCLIP ViT-H-14 and pads with 0. In both the tower's final norm follows. Attention is causal
-(but in some MobileCLIP), so padding never changes the states up to the end token.
+Stable Diffusion 1 uses the last layer of CLIP ViT-L-14 and pads with the end token (49407); Stable Diffusion 2 uses the
+layer before the last of OpenCLIP ViT-H-14 and pads with 0. In both, the tower's final norm follows. Attention is causal
+(except in some MobileCLIP), so padding never changes the states up to the end token.
 """
 
 from __future__ import annotations
@@ -22,29 +22,21 @@ from torch import Tensor, nn
 
 from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.models.encoders.fetched import one_line, unreachable
+from pipeline.models.encoders.fetched import hub_error, quiet_hub_clients
 from pipeline.models.encoders.tokenizer import CONFIG, MERGES, Tokenizer, find_tower, read_folder, tokenizer_of
-from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.weights import weights_hash
 
-declare_torchvision_ops()
-
-import open_clip  # noqa: E402
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model  # noqa: E402
-from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
-
 WEIGHTS = "open_clip_model.safetensors"
-PREPROCESS = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}  # unless a model says others
-LAYERS = {"last": 0, "penultimate": 1}  # blocks at the end that are left out
+LAYERS = {"last": 0, "penultimate": 1}  # how many of the last blocks are left out
 
 
 class TextTower:
     """An open_clip model.
 
-    tokenizer: makes its ids, without the weights. length, width: L and D of the states. pad, eot: token ids. embed_dim:
-    E of the shared embedding. architecture: open_clip's `model_cfg`, as far as it is known.
-    quick_gelu: whether its activation is the approximate GELU of OpenAI's CLIP.
-    weights_sha256: hash of the text tower's weights; image_sha256: of the image tower's.
+    tokenizer: makes its token ids. length, width: L and D of the states. pad, eot: token ids. embed_dim: E of the
+    shared embedding. architecture: open_clip's `model_cfg`, or {} if it is not known. quick_gelu: whether its
+    activation is the approximate GELU of OpenAI's CLIP. weights_sha256: hash of the text tower's weights; image_sha256:
+    of the image tower's.
     """
 
     def __init__(
@@ -63,13 +55,13 @@ class TextTower:
         self.tokenizer = tokenizer
         self.layer = config.text_layer
         self.pad, self.eot, self.length = tokenizer.pad, tokenizer.eot, tokenizer.length
-        most = int(self._tower.positional_embedding.shape[0])
-        if self.length > most:
-            raise ConfigError(f"encoders.text_length={self.length}: {config.text} reads at most {most} tokens")
-        known = int(self._tower.token_embedding.num_embeddings)
-        if max(self.pad, self.eot) >= known:
+        max_length = int(self._tower.positional_embedding.shape[0])
+        if self.length > max_length:
+            raise ConfigError(f"encoders.text_length={self.length}: {config.text} reads at most {max_length} tokens")
+        vocabulary = int(self._tower.token_embedding.num_embeddings)
+        if max(self.pad, self.eot) >= vocabulary:
             raise ConfigError(
-                f"encoders.text_pad={self.pad}, end token {self.eot}: {config.text} knows {known} tokens, from 0"
+                f"encoders.text_pad={self.pad}, end token {self.eot}: {config.text} knows {vocabulary} tokens, from 0"
             )
         self.width = int(self._tower.ln_final.weight.shape[0])
         self.embed_dim = int(self.model.visual.output_dim)
@@ -89,7 +81,7 @@ class TextTower:
         )
 
     def ids(self, caption: str) -> tuple[list[int], int]:
-        """As Tokenizer.ids."""
+        """Tokenizer.ids of one caption."""
         return self.tokenizer.ids(caption)
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
@@ -99,14 +91,14 @@ class TextTower:
 
     @torch.no_grad()
     def encode(self, tokens_BL: Tensor) -> Tensor:
-        """Ids (B, L) -> hidden states (B, L, D) of the configured layer after the final norm, float32."""
+        """Token ids (B, L) -> hidden states (B, L, D) of the configured layer after the final norm, float32."""
         return self._states(tokens_BL.to(self.device), LAYERS[self.layer])
 
     @torch.no_grad()
     def pooled(self, tokens_BL: Tensor) -> Tensor:
-        """Ids (B, L) -> text embeddings (B, E), not normalised, float32: the end token's state, projected."""
+        """Token ids (B, L) -> text embeddings (B, E), not normalised, float32: the projected state of the end token."""
         tokens = tokens_BL.to(self.device)
-        ends = (tokens == self.eot).int().argmax(dim=1)  # the first
+        ends = (tokens == self.eot).int().argmax(dim=1)  # of the first end token
         x = self._states(tokens, 0)[torch.arange(len(tokens), device=self.device), ends]
         projection = self._tower.text_projection
         if projection is None:
@@ -117,25 +109,27 @@ class TextTower:
     def encode_image(self, x_BCHW: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> image embeddings (B, E), not normalised, float32.
 
-        Other sizes than the tower's are resized with antialiasing.
+        Images of other sizes than the tower's are resized with antialiasing.
         """
         x = x_BCHW.to(self.device).float()
         if tuple(x.shape[-2:]) != self._image_size:
             x = F.interpolate(x, self._image_size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-        # (x + 1) / 2, less the mean, over the standard deviation, in one pass
+        # ((x + 1) / 2 - mean) / std in one pass
         return self.model.encode_image(torch.addcmul((0.5 - self._mean) / self._std, x, 0.5 / self._std)).float()
 
     @torch.no_grad()
     def encode_pictures(self, images_BHWC: np.ndarray) -> Tensor:
         """Pictures (B, H, W, 3) uint8 -> image embeddings (B, E), not normalised, float32, by open_clip's own transform
-        (Pillow's bicubic of the shorter side, in 8 bits, then the centre)."""
-        facts = PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self._image_size})
-        transform = image_transform_v2(facts, is_train=False)
+        (the shorter side resized with Pillow's bicubic filter, in 8 bits, then the centre crop)."""
+        from pipeline.models.encoders.packages import open_clip
+
+        facts = open_clip.transform.PreprocessCfg(**{**self.model.visual.preprocess_cfg, "size": self._image_size})
+        transform = open_clip.transform.image_transform_v2(facts, is_train=False)
         x = torch.stack([transform(Image.fromarray(image)) for image in images_BHWC])
         return self.model.encode_image(x.to(self.device)).float()
 
     def _states(self, tokens_BL: Tensor, skip: int) -> Tensor:
-        """Ids (B, L) -> states (B, L, D) with the last `skip` blocks left out, after the final norm."""
+        """Token ids (B, L) -> states (B, L, D) without the last `skip` blocks, after the final norm."""
         tower, length = self._tower, tokens_BL.shape[1]
         x = tower.token_embedding(tokens_BL) + tower.positional_embedding[:length]
         mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
@@ -157,8 +151,12 @@ def load_text(config: EncodersConfig, device: torch.device | str = "cpu") -> Tex
     architecture, folder = find_tower(config)
     tokenizer = tokenizer_of(architecture, folder, config)
     if folder is None:
-        tag_wants = bool(get_pretrained_cfg(config.text, config.text_pretrained).get("quick_gelu", False))
-        architecture["quick_gelu"] = tag_wants or architecture.get("quick_gelu", False)
+        from pipeline.models.encoders.packages import open_clip
+
+        tag_quick_gelu = bool(
+            open_clip.get_pretrained_cfg(config.text, config.text_pretrained).get("quick_gelu", False)
+        )
+        architecture["quick_gelu"] = tag_quick_gelu or architecture.get("quick_gelu", False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(max(config.seed, 0))
         model = _load_folder(folder, config.seed < 0) if folder else _load_named(architecture, config)
@@ -166,7 +164,7 @@ def load_text(config: EncodersConfig, device: torch.device | str = "cpu") -> Tex
 
 
 def save_text(tower: TextTower, folder: Path, merges: Path) -> None:
-    """Write the tower, its image tower and its merges as a folder that `load_text` reads."""
+    """Write the tower, its image tower and the file `merges` of its tokenizer to a folder that `load_text` reads."""
     preprocess = dict(tower.model.visual.preprocess_cfg)
     config = {"model_cfg": tower.architecture, "preprocess_cfg": preprocess}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -176,39 +174,48 @@ def save_text(tower: TextTower, folder: Path, merges: Path) -> None:
 
 
 def _load_folder(folder: Path, weights: bool) -> nn.Module:
-    """A folder in open_clip's layout."""
+    """Load a folder in open_clip's layout; weights=False keeps random weights."""
     config = read_folder(folder)
     model = _build(config["model_cfg"], folder)
-    model.visual.preprocess_cfg = {**PREPROCESS, **config.get("preprocess_cfg", {})}
+    model.visual.preprocess_cfg = {**_preprocess(), **config.get("preprocess_cfg", {})}
     if weights:
         _load_weights(model, folder / WEIGHTS)
     return model
 
 
+def _preprocess() -> dict[str, Any]:
+    """How pictures are normalized, unless a model says otherwise: as for OpenAI's CLIP."""
+    from pipeline.models.encoders.packages import open_clip
+
+    return {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+
+
 def _load_named(architecture: dict[str, Any], config: EncodersConfig) -> nn.Module:
     """An architecture of open_clip's list with a pretrained tag, a safetensors file, or random weights."""
+    from pipeline.models.encoders.packages import open_clip
+
     name, tag = config.text, config.text_pretrained
     path = Path(tag).expanduser()
     if config.seed >= 0 or (tag and path.is_file()):
         model = _build(architecture, name)
-        model.visual.preprocess_cfg = PREPROCESS
+        model.visual.preprocess_cfg = _preprocess()
         if config.seed < 0:
             _load_weights(model, path)
         return model
-    listed = get_pretrained_cfg(name, tag)
-    if not listed:
-        tags = ", ".join(list_pretrained_tags_by_model(name))
+    tag_config = open_clip.get_pretrained_cfg(name, tag)
+    if not tag_config:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise WeightsError(f"encoders.text_pretrained={tag!r} is neither a file nor a tag of {name}, which has: {tags}")
-    try:  # open_clip itself only warns when weights want the approximate GELU
-        with one_line():
+    try:  # open_clip only warns when weights need the approximate GELU
+        with quiet_hub_clients():
             return open_clip.create_model(
                 name, pretrained=tag, require_pretrained=True, force_quick_gelu=architecture["quick_gelu"]
             )
     except (RuntimeError, OSError, ValueError) as error:
-        hub = listed.get("hf_hub", "").rstrip("/")
-        source = f"the Hugging Face hub's {hub}" if hub else listed.get("url", "")
+        hub = tag_config.get("hf_hub", "").rstrip("/")
+        source = f"the Hugging Face hub's {hub}" if hub else tag_config.get("url", "")
         raise WeightsError(
-            f"encoders.text={name} {tag} cannot be fetched from {source} ({unreachable(error)}). By hand: put its "
+            f"encoders.text={name} {tag} cannot be fetched from {source} ({hub_error(error)}). By hand: put its "
             f"{CONFIG} and {WEIGHTS} into a folder and give encoders.text=FOLDER; or run `latentmill fetch` where "
             "there is internet, and give encoders.weights="
         ) from error
@@ -216,6 +223,8 @@ def _load_named(architecture: dict[str, Any], config: EncodersConfig) -> nn.Modu
 
 def _build(architecture: dict[str, Any], name: object) -> Any:
     """A model of open_clip's `model_cfg` with random weights; `name` is for the message of WeightsError."""
+    from pipeline.models.encoders.packages import open_clip
+
     fields = dict(architecture)
     custom = fields.pop("custom_text", False)
     if "multimodal_cfg" in fields:

@@ -1,7 +1,7 @@
 """Captions to token ids: CLIP's byte-pair encoding (Radford et al. 2021), without PyTorch.
 
-The ids are those of open_clip's SimpleTokenizer, to which tests hold it. That one sits behind an import of torch,
-torchvision and timm, seconds and hundreds of megabytes in every process that decodes; this module needs ftfy and regex.
+The ids equal those of open_clip's SimpleTokenizer, as tests check. Importing that one imports torch, torchvision and
+timm, which costs seconds and hundreds of megabytes in every decoding process; this module needs only ftfy and regex.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pipeline.models.encoders.fetched import part_folder
 DEMO = Path(__file__).resolve().parent.parent.parent / "assets" / "demo" / "clip"
 CONFIG, MERGES = "open_clip_config.json", "bpe.txt.gz"
 SPECIAL = ("<start_of_text>", "<end_of_text>")
-MOST_MERGES = 49152 - 256 - 2  # that CLIP takes of its file, which holds more
+MOST_MERGES = 49152 - 256 - 2  # that CLIP reads of its file, which has more
 WORDS = r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-CACHED, CACHED_LENGTH = 65_536, 64  # most words kept, and the longest one: captions are not trusted
+CACHED, CACHED_LENGTH = 65_536, 64  # words in the cache, and the longest one, at most: captions are untrusted input
 
 
 class Tokenizer:
-    """CLIP's tokenizer with a context length and a padding id. Pickles, and may be used by several threads.
+    """CLIP's tokenizer with a context length and a padding id. It can be pickled, and used by several threads.
 
     length: L, tokens of a caption with start, end and padding. pad: id after the end token. sot, eot: ids of the start
-    and the end token. merges: pairs of pieces, the first to be joined first. vocabulary: piece -> id.
+    and end tokens. merges: pairs of pieces in the order in which they are joined. vocabulary: piece -> id.
     """
 
     def __init__(self, merges: Sequence[tuple[str, ...]], length: int, pad: int) -> None:
@@ -52,20 +52,22 @@ class Tokenizer:
         return Tokenizer, (self.merges, self.length, self.pad)
 
     def ids(self, caption: str) -> tuple[list[int], int]:
-        """One caption's L ids (start, at most L - 2 of the caption, end, padding), and how many tokens it has with
-        start and end: more than L when it was truncated."""
+        """One caption's L ids (start, at most L - 2 of the caption, end, padding), and its number of tokens with start
+        and end, which exceeds L if it was truncated."""
         tokens = self.encode(caption)
-        kept = [self.sot, *tokens[: self.length - 2], self.eot]
-        return kept + [self.pad] * (self.length - len(kept)), len(tokens) + 2
+        truncated = [self.sot, *tokens[: self.length - 2], self.eot]
+        return truncated + [self.pad] * (self.length - len(truncated)), len(tokens) + 2
 
     def encode(self, caption: str) -> list[int]:
-        """A caption's ids, without start, end and padding, however many. Lower case; whitespace counts as one space;
-        text whose encoding was confused is mended first (ftfy)."""
-        text = html.unescape(html.unescape(ftfy.fix_text(caption)))
-        return [i for word in self._words.findall(" ".join(text.split()).lower()) for i in self._word(word)]
+        """All ids of a caption, without start, end and padding.
 
-    def _word(self, word: str) -> list[int]:
-        """Ids of one word."""
+        Wrongly decoded text is repaired first (ftfy); then text is lower-cased, and runs of whitespace become a space.
+        """
+        text = html.unescape(html.unescape(ftfy.fix_text(caption)))
+        return [i for word in self._words.findall(" ".join(text.split()).lower()) for i in self._word_ids(word)]
+
+    def _word_ids(self, word: str) -> list[int]:
+        """The ids of one word, from the cache if they are there."""
         if word in self._cache:
             return self._cache[word]
         if word in SPECIAL:
@@ -78,17 +80,22 @@ class Tokenizer:
         return ids
 
     def _join(self, letters: list[str]) -> Iterator[str]:
-        """Joins pairs of neighbours, those of the lowest rank first and from left to right, until there is none to
-        join. n log n for n letters, so that a caption that is one enormous word is no trap."""
-        pieces: list[str | None] = [*letters[:-1], f"{letters[-1]}</w>"]  # a piece lies where its first letter was
-        after, before = list(range(1, len(pieces) + 1)), list(range(-1, len(pieces) - 1))
+        """Join neighbouring pieces, the lowest rank first and from left to right, until no pair can be joined.
+
+        It takes n log n steps for n letters, so that a caption of one enormous word does not stall the process.
+        """
+        # A piece is stored at the index of its first letter.
+        pieces: list[str | None] = [*letters[:-1], f"{letters[-1]}</w>"]
+        next_index, previous_index = list(range(1, len(pieces) + 1)), list(range(-1, len(pieces) - 1))
 
         def rank(i: int) -> int | None:
-            """Of the piece at i and the next one; None when they are not joined, or no longer there."""
-            here, there = (pieces[i], pieces[after[i]]) if i >= 0 and after[i] < len(pieces) else (None, None)
-            return None if here is None or there is None else self._ranks.get((here, there))
+            """Rank of the pair of the piece at i and the next one; None if they are no pair or no longer there."""
+            first, second = (
+                (pieces[i], pieces[next_index[i]]) if i >= 0 and next_index[i] < len(pieces) else (None, None)
+            )
+            return None if first is None or second is None else self._ranks.get((first, second))
 
-        heap = [(found, i) for i in range(len(pieces)) if (found := rank(i)) is not None]
+        heap = [(pair_rank, i) for i in range(len(pieces)) if (pair_rank := rank(i)) is not None]
         heapify(heap)
         while heap:
             lowest, touched = heap[0][0], []
@@ -96,28 +103,28 @@ class Tokenizer:
                 i = heappop(heap)[1]
                 if rank(i) != lowest:
                     continue
-                j = after[i]
+                j = next_index[i]
                 pieces[i], pieces[j] = f"{pieces[i]}{pieces[j]}", None
-                after[i] = after[j]
-                if after[i] < len(pieces):
-                    before[after[i]] = i
-                touched += [before[i], i]
+                next_index[i] = next_index[j]
+                if next_index[i] < len(pieces):
+                    previous_index[next_index[i]] = i
+                touched += [previous_index[i], i]
             for i in touched:
-                if (found := rank(i)) is not None:
-                    heappush(heap, (found, i))
+                if (pair_rank := rank(i)) is not None:
+                    heappush(heap, (pair_rank, i))
         return (piece for piece in pieces if piece is not None)
 
 
 def load_tokenizer(config: EncodersConfig) -> Tokenizer:
-    """The tokenizer of the text tower that `config` names, without its weights. Raises WeightsError when there is no
-    such tower, or when it has another tokenizer than CLIP's."""
+    """The tokenizer of the text tower that `config` names, without loading weights. Raises WeightsError when there is
+    no such tower, or when its tokenizer is not CLIP's."""
     return tokenizer_of(*find_tower(config), config)
 
 
 def tokenizer_of(architecture: dict[str, Any], folder: Path | None, config: EncodersConfig) -> Tokenizer:
-    """The tokenizer of an open_clip `model_cfg`, with the merges of `folder` where it has some, else CLIP's."""
+    """The tokenizer of an open_clip `model_cfg`, with the merges of `folder` if it has any, else CLIP's."""
     text = architecture["text_cfg"]
-    siglip = folder is None and "siglip" in config.text.lower()  # open_clip, too, knows them by their names
+    siglip = folder is None and "siglip" in config.text.lower()  # open_clip recognizes them by name, too
     if text.get("hf_tokenizer_name") or text.get("tokenizer_kwargs") or siglip:
         raise WeightsError(f"encoders.text={config.text} uses another tokenizer than CLIP's, which is not supported")
     path = merges_of(folder)
@@ -129,28 +136,28 @@ def tokenizer_of(architecture: dict[str, Any], folder: Path | None, config: Enco
 
 
 def merges_of(folder: Path | None) -> Path:
-    """The file of merges of a tower's folder, or CLIP's own where it has none."""
-    own = folder / MERGES if folder else None
-    return own if own and own.exists() else _open_clip() / "bpe_simple_vocab_16e6.txt.gz"
+    """The merges file of a tower's folder, or CLIP's own if it has none."""
+    folder_merges = folder / MERGES if folder else None
+    return folder_merges if folder_merges and folder_merges.exists() else _open_clip() / "bpe_simple_vocab_16e6.txt.gz"
 
 
 def find_tower(config: EncodersConfig) -> tuple[dict[str, Any], Path | None]:
-    """The open_clip `model_cfg` of the tower that `config` names, and its folder: what was fetched, the shipped one or
-    one of the user's own (None: a name of open_clip's list). Raises WeightsError."""
+    """The open_clip `model_cfg` of the tower that `config` names, and its folder: the fetched one, the shipped demo or
+    the user's own. The folder is None for a name of open_clip's list. Raises WeightsError."""
     if config.weights:
         folder = part_folder(config, "text")
     else:
         folder = DEMO if config.text == "demo" else Path(config.text).expanduser()
     if config.weights or config.text == "demo" or folder.is_dir():
         return read_folder(folder)["model_cfg"], folder
-    listed = _open_clip() / "model_configs" / f"{config.text}.json"
-    if "/" in config.text or not listed.is_file():
+    config_file = _open_clip() / "model_configs" / f"{config.text}.json"
+    if "/" in config.text or not config_file.is_file():
         raise WeightsError(f"encoders.text={config.text} is neither demo, nor a folder, nor one of open_clip's models")
-    return json.loads(listed.read_text()), None
+    return json.loads(config_file.read_text()), None
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
-    """open_clip_config.json of a tower's folder. Raises WeightsError."""
+    """The content of open_clip_config.json in a tower's folder. Raises WeightsError."""
     try:
         config = json.loads((folder / CONFIG).read_text())
         _ = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
@@ -160,15 +167,15 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
 
 def _open_clip() -> Path:
-    """Where open_clip's files lie, without importing it."""
-    found = find_spec("open_clip")
-    assert found is not None and found.origin is not None
-    return Path(found.origin).parent
+    """The folder of the package open_clip, found without importing it."""
+    spec = find_spec("open_clip")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def _printable_bytes() -> dict[int, str]:
-    """Each byte as a character that is neither blank nor a control, in the order of CLIP's ids: printable ones of
-    Latin-1 as they are, then the rest from U+0100 on."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
+    """A character that is neither blank nor a control for each byte, in the order of CLIP's ids: printable bytes of
+    Latin-1 stand for themselves, the others for characters from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    unprintable = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(unprintable)}

@@ -1,1 +1,1 @@
-"""Operations with backward passes or layouts of our own."""
+"""Operations with our own backward passes or memory layouts."""

@@ -1,7 +1,7 @@
-"""Pairs of operations that belong together, with backward passes that keep less than PyTorch would.
+"""Fused pairs of operations, whose backward passes keep less memory than PyTorch's would.
 
-Each computes what its plain composition does. Where PyTorch compiles (torch.compile) or casts (autocast) by itself, the
-plain composition is what it is given, and it fuses that.
+Each computes the same as its plain composition. Under torch.compile and autocast they run the plain composition, which
+PyTorch then fuses or casts itself.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pipeline.models.kernels import group_norm
 from pipeline.models.kernels.onednn import product
 
 SCORES = 2**17
-"""Queries x keys of a head up to which a matrix of scores is faster on a CPU than PyTorch's blocked attention."""
+"""Queries x keys per head up to which a matrix of scores is faster on a CPU than PyTorch's blocked attention."""
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """silu(norm(x)) for x (B, C, H, W). Of what lies between, nothing is kept: it is computed again."""
+    """silu(norm(x)) for x (B, C, H, W). The norm's output is not kept: the backward pass computes it again."""
     if group_norm.available(x):
         return group_norm.group_norm(norm, x, silu=True)
-    if not _ours(x) or x.is_cuda:  # PyTorch's CUDA kernels want channels first, and copy by themselves
+    if not _supported(x) or x.is_cuda:  # PyTorch's CUDA kernels read channels first, and copy if necessary
         return F.silu(norm(x))
     if not torch.is_grad_enabled():
         return F.silu(norm(x), inplace=True)
@@ -32,23 +32,24 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 def norm_alone(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """norm(x) for x (B, C, H, W)."""
+    """norm(x) for x (B, C, H, W), without an activation."""
     return group_norm.group_norm(norm, x, silu=False) if group_norm.available(x) else norm(x)
 
 
 def linear_geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """geglu(x weight^T + bias): (..., in_width) -> (..., C) for weight (2C, in_width), rows of values before gates.
+    """geglu(x weight^T + bias): (..., in_width) -> (..., C) for weight (2C, in_width), rows of values, then gates.
 
-    On a CPU in float32 values and gates are tensors of their own: gelu of every other stretch of memory is slower.
+    On a CPU in float32, values and gates are separate tensors: gelu of strided memory is slower.
     """
-    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and _ours(x):
+    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and _supported(x):
         return _LinearGeglu.apply(x, weight, bias)
     return geglu(F.linear(x, weight, bias))
 
 
 def geglu(up: Tensor) -> Tensor:
-    """value x gelu(gate) (Shazeer 2020) for up (..., 2C), values before gates -> (..., C). Only `up` is kept."""
-    if not _ours(up):
+    """value x gelu(gate) (Shazeer 2020) for up (..., 2C), values before gates -> (..., C). Only `up` is kept
+    for the backward pass."""
+    if not _supported(up):
         value, gate = up.chunk(2, dim=-1)
         return value * F.gelu(gate)
     if not torch.is_grad_enabled():
@@ -58,10 +59,13 @@ def geglu(up: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention: (B, heads, L, width), (B, heads, M, width) twice -> (B, L, heads x width)."""
+    """Scaled dot-product attention: q (B, heads, L, width), k and v (B, heads, M, width) -> (B, L, heads x width).
+
+    mask: bool, broadcastable to (B, heads, L, M), True where a query may attend to a key; None = everywhere.
+    """
     on_cpu = q.device.type == "cpu"
     if on_cpu and q.dtype == torch.bfloat16:
-        # PyTorch's bfloat16 attention is ten times slower than its float32 one in a CPU's backward pass.
+        # In a CPU's backward pass, PyTorch's bfloat16 attention is ten times slower than its float32 attention.
         return attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
     if on_cpu and q.shape[2] * k.shape[2] <= SCORES:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
@@ -73,15 +77,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _ours(x: Tensor) -> bool:
+def _supported(x: Tensor) -> bool:
+    """Whether the fused operations take x, rather than their plain composition."""
     device = x.device.type
     return device in ("cpu", "cuda") and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device)
 
 
 def _format(x: Tensor) -> torch.memory_format:
-    """The memory format that x has, or comes closest to."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    """The memory format of x, or the closest one."""
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 class _NormSilu(torch.autograd.Function):
@@ -100,12 +105,14 @@ class _NormSilu(torch.autograd.Function):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         B, C, H, W = x.shape
         normed, *_ = torch.native_group_norm(x, weight, bias, B, C, H * W, ctx.groups, ctx.eps)
-        # The backward pass of the norm reads all three in one memory format, and does not look whether they are.
+        # The norm's backward pass requires all three in one memory format, and does not check that.
         grad = grads[0].contiguous(memory_format=_format(x))
         grad = torch.ops.aten.silu_backward.grad_input(grad, normed, grad_input=normed)
-        needed = list(ctx.needs_input_grad[:3])
-        found = torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, B, C, H * W, ctx.groups, needed)
-        return (*found, None, None)
+        needs_grad = list(ctx.needs_input_grad[:3])
+        input_grads = torch.ops.aten.native_group_norm_backward(
+            grad, x, mean, rstd, weight, B, C, H * W, ctx.groups, needs_grad
+        )
+        return (*input_grads, None, None)
 
 
 class _LinearGeglu(torch.autograd.Function):
@@ -121,14 +128,14 @@ class _LinearGeglu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         x, weight, values, gates = ctx.saved_tensors
         rows, grad = x.flatten(0, -2), grads[0].reshape(values.shape)
-        of_values, of_gates = F.gelu(gates).mul_(grad), torch.mul(grad, values)
-        torch.ops.aten.gelu_backward.grad_input(of_gates, gates, grad_input=of_gates)
-        of_weight, halves = torch.empty_like(weight), weight.chunk(2)
-        for half, out in zip((of_values, of_gates), of_weight.chunk(2), strict=True):
+        values_grad, gates_grad = F.gelu(gates).mul_(grad), torch.mul(grad, values)
+        torch.ops.aten.gelu_backward.grad_input(gates_grad, gates, grad_input=gates_grad)
+        weight_grad, halves = torch.empty_like(weight), weight.chunk(2)
+        for half, out in zip((values_grad, gates_grad), weight_grad.chunk(2), strict=True):
             torch.mm(half.t(), rows, out=out)
-        of_bias = torch.cat([of_values.sum(0), of_gates.sum(0)])
-        of_x = torch.mm(of_values, halves[0]).addmm_(of_gates, halves[1])
-        return of_x.view_as(x), of_weight, of_bias
+        bias_grad = torch.cat([values_grad.sum(0), gates_grad.sum(0)])
+        x_grad = torch.mm(values_grad, halves[0]).addmm_(gates_grad, halves[1])
+        return x_grad.view_as(x), weight_grad, bias_grad
 
 
 class _Geglu(torch.autograd.Function):
@@ -144,9 +151,9 @@ class _Geglu(torch.autograd.Function):
         (up,) = ctx.saved_tensors
         value, gate = up.chunk(2, dim=-1)
         grad = torch.empty_like(up)
-        of_value, of_gate = grad.chunk(2, dim=-1)
-        torch.ops.aten.gelu.out(gate, out=of_value)  # in place all through: `up` is the largest tensor there is
-        of_value.mul_(grads[0])
-        torch.mul(grads[0], value, out=of_gate)
-        torch.ops.aten.gelu_backward.grad_input(of_gate, gate, grad_input=of_gate)
+        value_grad, gate_grad = grad.chunk(2, dim=-1)
+        torch.ops.aten.gelu.out(gate, out=value_grad)  # all in place: `up` is the largest tensor of the network
+        value_grad.mul_(grads[0])
+        torch.mul(grads[0], value, out=gate_grad)
+        torch.ops.aten.gelu_backward.grad_input(gate_grad, gate, grad_input=gate_grad)
         return grad

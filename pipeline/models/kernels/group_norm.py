@@ -1,13 +1,13 @@
-"""GroupNorm, with or without SiLU after it, of channels-last images on a GPU, as Triton kernels.
+"""GroupNorm, optionally followed by SiLU, of channels-last images on a GPU, as Triton kernels.
 
-PyTorch's own CUDA kernels read channels-first memory alone: with the layout that convolutions are fastest in, every
-norm would cost two copies. Here x (B, C, H, W) lies as (B, H W, C). Two passes over the image each way:
+PyTorch's own CUDA kernels read only channels-first memory: in the layout in which convolutions are fastest, every norm
+would cost two copies. Here x (B, C, H, W) is stored as (B, H W, C). There are two passes over the image each way:
 
-    forward     moments of chunks of rows, merged as Chan et al. 1979 merge them; then the output
+    forward     moments of chunks of rows, merged as in Chan et al. 1979; then the output
     backward    sums of dz and dz n of chunks of rows; then dx          (z = n w + b, n = (x - mean) rstd, y = silu(z))
 
-Arithmetic is float32 whatever the dtype. Of what lies between, moments alone are kept. Sums are taken in a fixed
-order, so that results are the same at every call.
+Arithmetic is float32 for every dtype. Only the moments are kept for the backward pass. Sums are taken in a fixed order,
+so results are the same at every call.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ except ImportError:  # CPU builds of PyTorch come without Triton
     kernels = None  # type: ignore[assignment]
 
 TILE = 8192
-"""Elements of a program's tile of rows and channels."""
+"""Elements of a program's tile (rows x channels)."""
 PROGRAMS = 1024
-"""Of a pass, about: some for each multiprocessor, whatever the batch."""
+"""Approximate number of programs of a pass: several for each multiprocessor, for every batch size."""
 
 
 def available(x: Tensor) -> bool:
-    """Whether the kernels can take x (B, C, H, W)."""
+    """Whether the kernels support x (B, C, H, W)."""
     return kernels is not None and x.is_cuda and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -61,7 +61,8 @@ class _GroupNorm(torch.autograd.Function):
         return (*backward(grads[0], x, weight, bias, moments, ctx.silu), None, None, None)
 
 
-def _like(x: Tensor) -> Tensor:
+def _empty_like(x: Tensor) -> Tensor:
+    """An uninitialized tensor like x, channels last."""
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
@@ -69,29 +70,29 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, si
     """y like x, channels last, and moments (2, B, groups) float32: means and reciprocal standard deviations."""
     x = x.contiguous(memory_format=torch.channels_last)
     B, C, H, W = x.shape
-    rows, block_r, block_c, per, chunks = _tiling(B, C, H * W)
-    found = torch.empty(2, B, chunks, C, device=x.device, dtype=torch.float32)
-    kernels.moments[(B, chunks)](x, found, B * chunks * C, rows, C, chunks, per, block_r, block_c)
+    rows, block_r, block_c, chunk_rows, chunks = _tiling(B, C, H * W)
+    chunk_moments = torch.empty(2, B, chunks, C, device=x.device, dtype=torch.float32)
+    kernels.moments[(B, chunks)](x, chunk_moments, B * chunks * C, rows, C, chunks, chunk_rows, block_r, block_c)
     moments = torch.empty(2, B, groups, device=x.device, dtype=torch.float32)
     width = C // groups
     kernels.merge[(B, groups)](
-        found,
+        chunk_moments,
         moments,
         B * chunks * C,
         B * groups,
         rows,
         C,
         chunks,
-        per,
+        chunk_rows,
         groups,
         width,
         eps,
-        _power(chunks),
-        _power(width),
+        _next_power(chunks),
+        _next_power(width),
     )
-    y = _like(x)
+    y = _empty_like(x)
     kernels.apply[(B, chunks)](
-        x, y, weight, bias, moments, B * groups, rows, C, groups, width, per, silu, block_r, block_c
+        x, y, weight, bias, moments, B * groups, rows, C, groups, width, chunk_rows, silu, block_r, block_c
     )
     return y, moments
 
@@ -99,49 +100,49 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, si
 def backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (channels last), weight and bias, each in its tensor's dtype."""
+    """Gradients of x (channels last), weight and bias, each in the dtype of its tensor."""
     dy, x = (t.contiguous(memory_format=torch.channels_last) for t in (dy, x))
     B, C, H, W = x.shape
     groups = moments.shape[2]
     width = C // groups
-    rows, block_r, block_c, per, chunks = _tiling(B, C, H * W)
-    found = torch.empty(2, B, chunks, C, device=x.device, dtype=torch.float32)
+    rows, block_r, block_c, chunk_rows, chunks = _tiling(B, C, H * W)
+    chunk_sums = torch.empty(2, B, chunks, C, device=x.device, dtype=torch.float32)
     kernels.sums[(B, chunks)](
-        dy, x, weight, bias, moments, found, B * groups, B * chunks * C, rows, C, groups, width, chunks, per, silu,
-        block_r, block_c,
+        dy, x, weight, bias, moments, chunk_sums, B * groups, B * chunks * C, rows, C, groups, width, chunks,
+        chunk_rows, silu, block_r, block_c,
     )  # fmt: skip
-    sums = found.sum(dim=2)  # (2, B, C): of dz, of dz n
+    sums = chunk_sums.sum(dim=2)  # (2, B, C): of dz, of dz n
     means = (sums * weight.float()).view(2, B, groups, width).sum(dim=3) / (rows * width)
-    dx = _like(x)
+    dx = _empty_like(x)
     kernels.differentiate[(B, chunks)](
-        dy, x, dx, weight, bias, moments, means, B * groups, rows, C, groups, width, per, silu, block_r, block_c
+        dy, x, dx, weight, bias, moments, means, B * groups, rows, C, groups, width, chunk_rows, silu, block_r, block_c
     )
     dbias, dweight = sums.sum(dim=1)
     return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
-def _power(n: int) -> int:
-    """The next power of 2."""
+def _next_power(n: int) -> int:
+    """The smallest power of 2 that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def _tiling(B: int, C: int, rows: int) -> tuple[int, int, int, int, int]:
-    """(rows, rows of a tile, channels of a tile, rows of a program, programs of an image)."""
-    block_c = _power(C)
-    block_r = max(1, min(TILE // block_c, _power(rows)))
-    per = block_r * max(1, math.ceil(rows * B / (block_r * PROGRAMS)))
-    return rows, block_r, block_c, per, math.ceil(rows / per)
+    """(rows, rows of a tile, channels of a tile, rows of a program, programs per image)."""
+    block_c = _next_power(C)
+    block_r = max(1, min(TILE // block_c, _next_power(rows)))
+    chunk_rows = block_r * max(1, math.ceil(rows * B / (block_r * PROGRAMS)))
+    return rows, block_r, block_c, chunk_rows, math.ceil(rows / chunk_rows)
 
 
 def _register() -> Any:
-    """The same as an operator that torch.compile does not look into."""
-    op = torch.library.custom_op(
+    """`forward` as an operator that torch.compile does not trace, with its backward pass."""
+    forward_op = torch.library.custom_op(
         "latentmill::group_norm",
         forward,
         mutates_args=(),
         schema="(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool silu) -> (Tensor, Tensor)",
     )
-    back = torch.library.custom_op(
+    backward_op = torch.library.custom_op(
         "latentmill::group_norm_backward",
         backward,
         mutates_args=(),
@@ -149,27 +150,27 @@ def _register() -> Any:
         "(Tensor, Tensor, Tensor)",
     )
 
-    @op.register_fake
+    @forward_op.register_fake
     def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
-        return _like(x), x.new_empty(2, x.shape[0], groups, dtype=torch.float32)
+        return _empty_like(x), x.new_empty(2, x.shape[0], groups, dtype=torch.float32)
 
-    @back.register_fake
+    @backward_op.register_fake
     def _(
         dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, silu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _like(x), torch.empty_like(weight), torch.empty_like(bias)
+        return _empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, weight, bias, _, _, silu = inputs
         ctx.save_for_backward(x, weight, bias, output[1])
         ctx.silu = silu
 
     def differentiate(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, bias, moments = ctx.saved_tensors
-        return (*back(dy, x, weight, bias, moments, ctx.silu), None, None, None)
+        return (*backward_op(dy, x, weight, bias, moments, ctx.silu), None, None, None)
 
-    op.register_autograd(differentiate, setup_context=keep)
-    return op
+    forward_op.register_autograd(differentiate, setup_context=save_inputs)
+    return forward_op
 
 
 OPERATOR = _register()

@@ -1,7 +1,7 @@
-"""oneDNN's matrix product. PyTorch takes MKL's in float32 on a CPU, which is slower for some shapes
-(docs/performance.md).
+"""oneDNN's matrix product, for float32 on a CPU, where PyTorch uses MKL's, which is slower for some shapes
+(docs/measured/cpu.md).
 
-PyTorch has it as an operator that its compiler uses; where a build lacks it, everything here is PyTorch's own product.
+PyTorch has it as an operator for its compiler; in builds without it, `product` is PyTorch's own product.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def available() -> bool:
-    """Whether this PyTorch's build has oneDNN, and the operators that its compiler uses for weights in its order."""
+    """Whether this build of PyTorch has oneDNN, and the operators that its compiler uses for reordered weights."""
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name)
         for name in ("_linear_pointwise", "_convolution_pointwise", "_reorder_linear_weight")
@@ -19,7 +19,7 @@ def available() -> bool:
 
 
 def product(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """a b^T + bias -> (M, N), on a CPU; without gradients of its own, for backward passes that say theirs."""
+    """a b^T + bias -> (M, N), on a CPU. It has no gradient: the callers define their own backward passes."""
     if a_MK.dtype == torch.float32 and available():
         return torch.ops.mkldnn._linear_pointwise(a_MK, b_NK, bias_N, "none", [], "")
     return torch.nn.functional.linear(a_MK, b_NK, bias_N)

@@ -1,8 +1,8 @@
-"""Nearest neighbours and a 3x3 convolution as one 2x2 convolution of the small picture: the same function, in 4/9 of
-its operations but for the border.
+"""Nearest-neighbour upsampling and a 3x3 convolution as one 2x2 convolution of the small image: the same function, with
+4/9 of the operations except at the border.
 
-Of the nine pixels that the kernel covers in the doubled picture, only four differ, so weights of equal ones add up:
-along an axis a doubled pixel at an even place sees (x[i-1], x[i], x[i]), one at an odd place (x[i], x[i], x[i+1]).
+Of the nine pixels under the kernel in the upsampled image only four differ, so the weights of equal pixels are summed:
+along an axis, the pixel at an even index sees (x[i-1], x[i], x[i]), the one at an odd index (x[i], x[i], x[i+1]).
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SUMS = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
-"""For even and odd places: which of the three weights each of the two pixels gets."""
+"""For even and odd indices: which of the three weights each of the two pixels sums."""
 
 
 def fold(weight: Tensor) -> Tensor:
-    """Weight of a 3x3 convolution (O, C, 3, 3) -> that of the 2x2 one (4 O, C, 2, 2), O for each place in a pixel."""
+    """Weight of the 3x3 convolution (O, C, 3, 3) -> weight of the 2x2 one (4 O, C, 2, 2): O for each of the four
+    pixels that an input pixel becomes."""
     sums = torch.tensor(SUMS, dtype=weight.dtype, device=weight.device)
     return torch.einsum("apk,bql,ockl->abocpq", sums, sums, weight).reshape(4 * len(weight), -1, 2, 2)
 
@@ -25,22 +26,25 @@ def unfold(y: Tensor) -> Tensor:
     """Output of the 2x2 convolution, padded by one (B, 4 O, H + 1, W + 1) -> (B, O, 2H, 2W), in the same layout."""
     batch, width, height, length = len(y), y.shape[1] // 4, y.shape[2] - 1, y.shape[3] - 1
     if y.is_contiguous(memory_format=torch.channels_last):
-        last = y.permute(0, 2, 3, 1).view(batch, height + 1, length + 1, 2, 2, width)
+        grid = y.permute(0, 2, 3, 1).view(batch, height + 1, length + 1, 2, 2, width)
         out = y.new_empty(batch, height, 2, length, 2, width)
         for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            out[:, :, a, :, b] = last[:, a : a + height, b : b + length, a, b]
+            out[:, :, a, :, b] = grid[:, a : a + height, b : b + length, a, b]
         return out.view(batch, 2 * height, 2 * length, width).permute(0, 3, 1, 2)
-    first = y.reshape(batch, 2, 2, width, height + 1, length + 1)
+    planes = y.reshape(batch, 2, 2, width, height + 1, length + 1)
     out = y.new_empty(batch, width, height, 2, length, 2)
     for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        out[:, :, :, a, :, b] = first[:, a, b, :, a : a + height, b : b + length]
+        out[:, :, :, a, :, b] = planes[:, a, b, :, a : a + height, b : b + length]
     return out.view(batch, width, 2 * height, 2 * length)
 
 
 class FoldedUpsample(nn.Module):
-    """(B, C, H, W) -> (B, C', 2H, 2W) for frozen weights: 2x2 in float32 on a CPU, elsewhere as it was (not measured
-    there, and a sum of weights is rounded once more). conv: the 3x3 convolution, padded by one; its weight keeps its
-    name, and is folded at the first call."""
+    """(B, C, H, W) -> (B, C', 2H, 2W) for frozen weights.
+
+    It uses the 2x2 convolution in float32 on a CPU, and the two operations elsewhere (not measured there, and the sums
+    of weights are rounded once more). conv: the 3x3 convolution, padded by one; its weight keeps its name, and is
+    folded at the first call.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()

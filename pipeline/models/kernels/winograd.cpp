@@ -1,5 +1,5 @@
-// The sums of F(4x4, 3x3) around its matrix products: see winograd.py. Pictures are (B, H, W, C), H and W multiples
-// of 4, C of 8; tiles are (B H/4 W/4, 36, C), products of them (36, B H/4 W/4, C). Eight channels at a time.
+// The transforms of F(4x4, 3x3) before and after its matrix products: see winograd.py. Images are (B, H, W, C), H and W
+// multiples of 4, C of 8; tiles are (B H/4 W/4, 36, C), their products (36, B H/4 W/4, C). Eight channels at a time.
 #include <cstdint>
 
 typedef float Lane __attribute__((vector_size(32), aligned(4), may_alias));
@@ -7,7 +7,7 @@ typedef float Lane __attribute__((vector_size(32), aligned(4), may_alias));
 static inline Lane load(const float* from) { return *reinterpret_cast<const Lane*>(from); }
 static inline void store(float* to, Lane lane) { *reinterpret_cast<Lane*>(to) = lane; }
 
-// B^T d, A d, A^T d, G d and G^T d of one row or column; `by` lanes from one number to the next.
+// B^T d, A d, A^T d, G d and G^T d of one row or column d; `by`: the stride, in lanes, between its numbers.
 static inline void b_t(const Lane* d, Lane* out, int by) {
     const Lane d0 = d[0], d1 = d[by], d2 = d[2 * by], d3 = d[3 * by], d4 = d[4 * by], d5 = d[5 * by];
     const Lane even = d4 - 4.f * d2, odd = d3 - 4.f * d1, near = d4 - d2, far = 2.f * (d3 - d1);
@@ -56,7 +56,7 @@ static inline void g_t(const Lane* d, Lane* out, int by) {
     out[2 * by] = (twos - ones) / 6.f + d[5 * by];
 }
 
-struct Place {  // of a tile: the first of its 4x4 pixels
+struct Place {  // of a tile: its first pixel, and that pixel's row and column
     int64_t pixel, row, column;
     Place(int64_t tile, int64_t H, int64_t W) {
         const int64_t across = W / 4, down = H / 4, image = tile / (across * down);
@@ -66,7 +66,7 @@ struct Place {  // of a tile: the first of its 4x4 pixels
     }
 };
 
-// B^T d B of each tile's 6x6 pixels, zeros beyond the picture.
+// B^T d B of each tile's 6x6 pixels, with zeros outside the image.
 extern "C" void tiles_of_pixels(
     const float* pixels, float* tiles, int64_t B, int64_t H, int64_t W, int64_t C, int threads
 ) {
@@ -111,7 +111,7 @@ extern "C" void tiles_of_results(
     }
 }
 
-// A^T m A of each tile, and the bias (C) where there is one.
+// A^T m A of each tile, plus the bias (C); bias: may be null.
 extern "C" void results_of_products(
     float* results, const float* products, const float* bias, int64_t B, int64_t H, int64_t W, int64_t C, int threads
 ) {
@@ -133,7 +133,7 @@ extern "C" void results_of_products(
     }
 }
 
-// G g G^T of a weight (width, in_width, 3, 3), turned half around or not: (width, 36, in_width).
+// G g G^T of a weight (width, in_width, 3, 3), rotated by 180 degrees if turned: (width, 36, in_width).
 extern "C" void tiles_of_weight(
     const float* weight, float* tiles, int64_t width, int64_t in_width, int threads, int turned
 ) {

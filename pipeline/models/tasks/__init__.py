@@ -1,1 +1,1 @@
-"""What conditions the network: a file per task."""
+"""Tasks: how members of a batch condition the network, one file per task."""

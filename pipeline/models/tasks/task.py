@@ -1,4 +1,4 @@
-"""What a task is."""
+"""The interface of a task, which conditions the UNet."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pipeline.diffusion.conditioning import Conditioning
 
 
 class Task(nn.Module, ABC):
-    """One way to condition the UNet; its parameters, if any, train with it.
+    """One way to condition the UNet; its parameters, if any, are trained with it.
 
     Built by make_task from the run's TaskConfig, the cache's latent shape and its encoded empty caption.
     """
 
     members: tuple[str, ...] = ()
-    """Members of a cached record that `condition` reads."""
+    """Members of a cached record that `condition` reads, as in pipeline/config/tasks.py."""
 
     def in_channels(self, latent_channels: int) -> int:
-        """Channels of the UNet's input: the latent's and those that the task concatenates."""
+        """Channels of the UNet's input: those of the latent and those that the task concatenates."""
         return latent_channels
 
     @abstractmethod
     def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
-        """The conditioning of a batch's rows, from the batch's members by name."""
+        """The conditioning of a batch, from its members by name."""
 
     @abstractmethod
     def null(self, batch_size: int, device: torch.device | str) -> Conditioning:
-        """The conditioning that says nothing: of dropped rows in training, and of guidance's second pass."""
+        """The null conditioning: for dropped rows in training, and for the second half of guidance."""
 
     def drop(self, conditioning: Conditioning, mask_B: Tensor) -> Conditioning:
-        """The rows where mask_B (B,) bool is True become null ones."""
+        """Replace the rows where mask_B (B,) bool is True by the null conditioning."""
         return conditioning.where(mask_B, self.null(len(mask_B), mask_B.device))
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial values of what the task learns; nothing by default."""
+        """Initialize the task's parameters; by default it has none."""

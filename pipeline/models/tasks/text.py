@@ -1,4 +1,4 @@
-"""Carried out of other files."""
+"""The task of text-to-image: captions condition the UNet by cross-attention."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pipeline.models.tasks.task import Task
 
 
 class Text(Task):
-    """The caption's encoded tokens (B, L, D) as context; null is the cache's encoded empty caption.
+    """The caption's encoded tokens (B, L, D) are the context; the null context is the cache's encoded empty caption.
 
-    trimmed: the cache holds the states up to each caption's end token alone; rows of zeros stand for the others and are
-    not attended to (Stable Diffusion attends to all). An optional member "text_mask" (B, L) bool says the same.
+    trimmed: the cache holds only the states up to each caption's end token. Rows of zeros stand for the others and are
+    not attended to (Stable Diffusion attends to all). Without it, an optional member "text_mask" (B, L) bool may give
+    the tokens to attend to.
     """
 
     members = ("text",)
@@ -41,6 +42,7 @@ class Text(Task):
         context = self.empty.to(device).expand(batch_size, -1, -1)
         return Conditioning(context=context, context_mask=self._mask(context, None))
 
-    def _mask(self, context_BLD: Tensor, given_BL: Tensor | None) -> Tensor | None:
-        """A state after the tower's final norm is never all zeros."""
-        return (context_BLD != 0).any(dim=-1) if self.trimmed else given_BL
+    def _mask(self, context_BLD: Tensor, mask_BL: Tensor | None) -> Tensor | None:
+        """The tokens (B, L) bool to attend to; None = all. Zeros mark absent states: after the tower's final norm, no
+        state is all zeros."""
+        return (context_BLD != 0).any(dim=-1) if self.trimmed else mask_BL

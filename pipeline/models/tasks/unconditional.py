@@ -1,4 +1,4 @@
-"""Carried out of other files."""
+"""The task without conditioning."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Building blocks of the UNet: residual blocks, transformers and resampling.
 
-Images are `x_BCHW`, the same as tokens `x_BLC` with L = H W. Projections that Stable Diffusion 1 keeps as 1x1
-convolutions are linear layers here (the same numbers), and projections of one input are fused (q, k and v of
-self-attention, k and v of cross-attention); interchange/unet.py splits and joins them without loss.
+Images are `x_BCHW`; as tokens they are `x_BLC`, with L = H W. Projections that are 1x1 convolutions in Stable
+Diffusion 1 are linear layers here (with the same numbers), and projections of one input are fused (q, k and v of
+self-attention, k and v of cross-attention). interchange/unet.py splits and joins them without loss.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.diffusion.conditioning import Known
+from pipeline.diffusion.conditioning import ContextCache
 from pipeline.models.kernels.convolution import Conv3x3
 from pipeline.models.kernels.fused import attend, linear_geglu, norm_alone, norm_silu
 
@@ -22,8 +22,8 @@ from pipeline.models.kernels.fused import attend, linear_geglu, norm_alone, norm
 def timestep_features(timestep_B: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoids of the timestep, cosines first: (B,) any dtype -> (B, width) float32. `width` is even.
 
-    Frequencies fall geometrically from 1 to 1/max_period (Vaswani et al. 2017, section 3.5). Computed in float32 at
-    every call: bfloat16 knows no odd timestep above 256.
+    Frequencies fall geometrically from 1 to 1/max_period (Vaswani et al. 2017, section 3.5). They are computed in
+    float32 at every call, because bfloat16 cannot represent odd timesteps above 256.
     """
     half = width // 2
     exponent = torch.arange(half, dtype=torch.float32, device=timestep_B.device) * (-math.log(max_period) / half)
@@ -32,7 +32,7 @@ def timestep_features(timestep_B: Tensor, width: int, max_period: float = 10_000
 
 
 class Embedding(nn.Module):
-    """A vector (B, in_width) -> two linear layers with SiLU between -> (B, width)."""
+    """Two linear layers with SiLU between them: (B, in_width) -> (B, width)."""
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class Embedding(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions with the timestep added between them, and a residual path.
+    """Two 3x3 convolutions with the timestep embedding added between them, and a residual path.
 
-    x (B, in_width, H, W), embedding (B, embedding_width) already through SiLU -> (B, width, H, W).
+    x (B, in_width, H, W), embedding (B, embedding_width) after SiLU -> (B, width, H, W).
     """
 
     def __init__(self, in_width: int, width: int, embedding_width: int, groups: int, dropout: float) -> None:
@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention of tokens: (B, L, C) -> (B, L, C)."""
 
     FUSED: ClassVar[dict[str, int]] = {"qkv": 3}
-    """Projections that lie in the rows of one weight, for optimizers that step each matrix as a whole."""
+    """Weights whose rows hold several projections, and how many, for optimizers that update each matrix as a whole."""
 
     def __init__(self, width: int, heads: int, bias: bool = False) -> None:
         super().__init__()
@@ -85,9 +85,9 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Tokens (B, L, C) attend to the context (B, M, context_width), where mask (B, M) is True -> (B, L, C).
+    """Tokens (B, L, C) attend to the context (B, M, context_width) where mask (B, M) is True -> (B, L, C).
 
-    known: keys and values of contexts that were seen, by module: read where they are there, else computed and added.
+    context_cache: the context's keys and values by module; this module reads its own, or computes and adds them.
     """
 
     FUSED: ClassVar[dict[str, int]] = {"kv": 2}
@@ -99,21 +99,23 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(context_width, 2 * width, bias=False)  # rows: k, then v
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, context_cache: ContextCache | None = None
+    ) -> Tensor:
         B, L, C = x_BLC.shape
         q = self.q(x_BLC).view(B, L, self.heads, C // self.heads).transpose(1, 2)
-        if known is None or self not in known:
+        if context_cache is None or self not in context_cache:
             k, v = self.kv(context_BMD).view(B, -1, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
-            if known is not None:
-                known[self] = k, v
+            if context_cache is not None:
+                context_cache[self] = k, v
         else:
-            k, v = known[self]
+            k, v = context_cache[self]
         mask = None if mask_BM is None else mask_BM[:, None, None, :]  # the same for every head and query
         return self.out(attend(q, k, v, mask))
 
 
 class GegluLinear(nn.Linear):
-    """A linear layer and GEGLU (Shazeer 2020): (..., in_width) -> (..., width). Rows: values, then gates."""
+    """A linear layer and GEGLU (Shazeer 2020): (..., in_width) -> (..., width). The weight has values, then gates."""
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__(in_width, 2 * width)
@@ -123,7 +125,7 @@ class GegluLinear(nn.Linear):
 
 
 class FeedForward(nn.Module):
-    """GEGLU with four times the width inside: (B, L, C) -> (B, L, C)."""
+    """A feed-forward layer with GEGLU and an inner width of 4 C: (B, L, C) -> (B, L, C)."""
 
     FUSED: ClassVar[dict[str, int]] = {"up": 2}
 
@@ -148,9 +150,11 @@ class TransformerBlock(nn.Module):
         self.norm_feed = nn.LayerNorm(width)
         self.feed = FeedForward(width)
 
-    def forward(self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, context_cache: ContextCache | None = None
+    ) -> Tensor:
         x_BLC = x_BLC + self.attend_self(self.norm_self(x_BLC))
-        x_BLC = x_BLC + self.attend_cross(self.norm_cross(x_BLC), context_BMD, mask_BM, known)
+        x_BLC = x_BLC + self.attend_cross(self.norm_cross(x_BLC), context_BMD, mask_BM, context_cache)
         return x_BLC + self.feed(self.norm_feed(x_BLC))
 
 
@@ -167,17 +171,19 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, context_width, heads) for _ in range(depth))
         self.project_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, known: Known | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context_BMD: Tensor, mask_BM: Tensor | None, context_cache: ContextCache | None = None
+    ) -> Tensor:
         tokens = self.project_in(norm_alone(self.norm, x).flatten(2).transpose(1, 2))
         for block in self.blocks:
-            tokens = block(tokens, context_BMD, mask_BM, known)
+            tokens = block(tokens, context_BMD, mask_BM, context_cache)
         return x + self.project_out(tokens).transpose(1, 2).reshape(x.shape)
 
 
 class PixelAttention(nn.Module):
-    """Self-attention of pixels alone, residual: what models without context have in a transformer's place.
+    """Residual self-attention of pixels: models without context have it in place of a transformer.
 
-    x (B, C, H, W) -> (B, C, H, W); context, mask and known are not looked at.
+    x (B, C, H, W) -> (B, C, H, W); context, mask and cache are ignored.
     """
 
     def __init__(self, width: int, heads: int, groups: int) -> None:
@@ -190,7 +196,7 @@ class PixelAttention(nn.Module):
         x: Tensor,
         context_BMD: Tensor | None = None,
         mask_BM: Tensor | None = None,
-        known: Known | None = None,
+        context_cache: ContextCache | None = None,
     ) -> Tensor:
         tokens = self.attend(norm_alone(self.norm, x).flatten(2).transpose(1, 2))
         return x + tokens.transpose(1, 2).reshape(x.shape)

@@ -6,8 +6,8 @@
                        |________________^
                         skips, concatenated
 
-Levels halve the resolution on the way down and double it on the way up. With the settings of Stable Diffusion 1 and 2
-it is their UNet, parameter for parameter (interchange/unet.py).
+Levels halve the resolution in the encoder and double it in the decoder. With the settings of Stable Diffusion 1 or 2
+this is their UNet, parameter for parameter (interchange/unet.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
-from pipeline.diffusion.conditioning import Known
+from pipeline.diffusion.conditioning import ContextCache
 from pipeline.errors import ShapeError
 from pipeline.models.kernels import winograd
 from pipeline.models.kernels.convolution import Conv3x3
@@ -44,13 +44,13 @@ from pipeline.planning.memory import Precision, recompute
 class UNet(nn.Module):
     """x (B, in_channels, H, W), timestep (B,) in [0, T), context (B, L, D), vector (B, V) -> (B, out_channels, H, W).
 
-    H and W are multiples of `stride`. `in_channels` replaces config.in_channels where the task concatenates its
-    own; `self.config` holds what was built.
+    H and W are multiples of `stride`. `in_channels` replaces config.in_channels if the task concatenates channels;
+    `self.config` has the number that was built.
     Raises ConfigError when the widths of `config` do not divide into heads or groups.
     """
 
     ADAM_ONLY = ("conv_in", "conv_out", "embed_timestep", "embed_vector")
-    """What is no hidden layer, and not Muon's (training/engines/optimizer.py)."""
+    """Modules that are not hidden layers, which Muon does not update (training/engines/optimizer.py)."""
 
     def __init__(self, config: ModelConfig, in_channels: int | None = None) -> None:
         super().__init__()
@@ -104,26 +104,26 @@ class UNet(nn.Module):
         context_BLD: Tensor | None = None,
         context_mask_BL: Tensor | None = None,
         vector_BV: Tensor | None = None,
-        known: Known | None = None,
+        context_cache: ContextCache | None = None,
     ) -> Tensor:
-        """The network's raw prediction, in the dtype of its weights (timesteps are read in float32).
+        """The network's raw prediction, in the dtype of its weights (timesteps are embedded in float32).
 
-        context_mask: bool, True where a token may be attended to; every row needs one. known: {} at the first of many
-        passes with one context and the same weights, and the same dict at the others, which then do not project it
-        again; without gradients. Raises ShapeError.
+        context_mask: bool, True where a token may be attended to; every row needs at least one. context_cache: for many
+        passes with one context and the same weights, without gradients: {} in the first pass, and the same dict in the
+        others, which then do not project the context again. Raises ShapeError.
         """
         self._check(x_BCHW, context_BLD, vector_BV)
         dtype = self.norm_out.weight.dtype
         context, mask = context_BLD, context_mask_BL
         if context is not None and mask is not None and mask.device.type == "cpu" and not self.compiled:
-            last = int(mask.any(dim=0).nonzero()[-1]) + 1  # no row attends to a token after it (a GPU would wait)
+            last = int(mask.any(dim=0).nonzero()[-1]) + 1  # no row attends to later tokens (a GPU would wait)
             context, mask = context[:, :last], mask[:, :last]
 
         embedding = self.embed_timestep(timestep_features(timestep_B, self.config.channels).to(dtype))
         if self.embed_vector is not None:
             embedding = embedding + self.embed_vector(cast(Tensor, vector_BV).to(dtype))
-        embedding = F.silu(embedding)  # every residual block reads it through SiLU
-        shared = (embedding, None if context is None else context.to(dtype), mask, known)
+        embedding = F.silu(embedding)  # every residual block applies SiLU to it
+        shared = (embedding, None if context is None else context.to(dtype), mask, context_cache)
         recomputed = self._recomputed(x_BCHW, context)
 
         def run(block: Block, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class UNet(nn.Module):
             return block(x, *shared)
 
         x = x_BCHW.to(dtype)
-        if x.is_cuda or self.compiled:  # on a CPU PyTorch's own norms are slower so
+        if x.is_cuda or self.compiled:  # on a CPU PyTorch's own norms are slower in this layout
             x = x.contiguous(memory_format=torch.channels_last)
         h = self.conv_in(x)
         skips = [h]
@@ -153,28 +153,28 @@ class UNet(nn.Module):
         return self.conv_out(norm_silu(self.norm_out, h))
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Have torch.compile compile each block at its first pass, and anew for every size of latents.
+        """Let torch.compile compile each block in its first pass, and again for every new size of latents.
 
-        Blocks of one shape share what was compiled. Parameter names stay as they are. Inductor needs a C++ compiler on
-        a CPU, where 3x3 convolutions in fp32 are models/kernels/winograd.py's from now on.
+        Blocks of one shape share compiled code. Parameter names do not change. On a CPU, Inductor needs a C++ compiler,
+        and from this call on, 3x3 convolutions in fp32 use models/kernels/winograd.py.
         """
         self.compiled = True
-        blocks = [part for part in self.modules() if isinstance(part, Block)]
-        settings = torch._dynamo.config  # beyond its limits it goes on without compiling
+        blocks = [module for module in self.modules() if isinstance(module, Block)]
+        settings = torch._dynamo.config  # beyond these limits torch.compile runs blocks uncompiled
         settings.recompile_limit = max(settings.recompile_limit, SIZES * len(blocks))
         settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 4 * SIZES * len(blocks))
         for block in blocks:
             block.compile(backend=backend, dynamic=False)
         by_tiles = self.norm_out.weight.device.type == "cpu" and winograd.available()
-        for part in self.modules():
-            if isinstance(part, Conv3x3):
-                part.by_tiles = by_tiles
+        for module in self.modules():
+            if isinstance(module, Conv3x3):
+                module.by_tiles = by_tiles
 
     def reset_parameters(self, seed: int) -> None:
-        """Initial weights, the same on every machine and device for one seed.
+        """Initialize the weights; one seed gives the same weights on every machine and device.
 
-        Uniform in +-1/sqrt(fan in) for weights and biases, norms at identity, and zero for what ends a residual branch
-        or the network, so that every branch starts as the identity and the first prediction is 0.
+        Weights and biases are uniform in +-1/sqrt(fan in), and norms are the identity. The last layer of each residual
+        branch and of the network is zero, so every block starts as the identity and the first prediction is 0.
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
@@ -191,13 +191,13 @@ class UNet(nn.Module):
                     nn.init.zeros_(parameter)
 
     def _recomputed(self, x: Tensor, context: Tensor | None) -> Collection[str]:
-        """The blocks that are computed again in the backward pass of this input. Raises ConfigError when even all of
-        them do not bring the activations within config.activation_gb."""
+        """Names of the blocks to recompute in the backward pass for this input. Raises ConfigError when the activations
+        exceed config.activation_gb even if all blocks are recomputed."""
         config = self.config
         if not torch.is_grad_enabled():
             return ()
         if config.checkpointing:
-            return {part.name for part in self.modules() if isinstance(part, Block)}
+            return {module.name for module in self.modules() if isinstance(module, Block)}
         if not config.activation_gb:
             return ()
         precision: Precision = "fp32" if self.norm_out.weight.dtype == torch.float32 else "bf16"
@@ -214,20 +214,22 @@ class UNet(nn.Module):
                 f"latents of {x.shape[2]}x{x.shape[3]} do not halve {len(config.multipliers) - 1} times: "
                 f"height and width must be multiples of {self.stride}"
             )
-        for what, tensor, width in (
+        for input_name, tensor, width in (
             ("context", context, config.context_width),
             ("vector", vector, config.vector_width),
         ):
             if (tensor is not None) != (width > 0) or (tensor is not None and tensor.shape[-1] != width):
-                got = "none" if tensor is None else f"width {tensor.shape[-1]}"
-                raise ShapeError(f"the UNet takes a {what} of width {width} (0 = none), but was given {got}")
+                given_width = "none" if tensor is None else f"width {tensor.shape[-1]}"
+                raise ShapeError(
+                    f"the UNet takes a {input_name} of width {width} (0 = none), but was given {given_width}"
+                )
 
 
 class Block(nn.Module):
-    """A residual block and, where the level attends, the attention after it: one column of the paper's figure.
+    """A residual block and, at levels with attention, the attention after it: one column of the paper's figure.
 
-    name: in the network. depth: transformer blocks of the attention; 0 for none. Without a context width pixels attend
-    to pixels alone, in one layer.
+    name: of the block in the network. depth: transformer blocks of the attention; 0 for no attention. Without a context
+    width the attention is one layer of self-attention of pixels.
     """
 
     def __init__(self, name: str, config: ModelConfig, in_width: int, width: int, depth: int) -> None:
@@ -247,14 +249,14 @@ class Block(nn.Module):
         embedding: Tensor,
         context: Tensor | None,
         mask: Tensor | None,
-        known: Known | None = None,
+        context_cache: ContextCache | None = None,
     ) -> Tensor:
         x = self.res(x, embedding)
-        return x if self.attention is None else self.attention(x, context, mask, known)
+        return x if self.attention is None else self.attention(x, context, mask, context_cache)
 
 
 class Level(nn.Module):
-    """The blocks of one resolution and the way to the next."""
+    """The blocks of one resolution, and the resampling to the next one."""
 
     def __init__(self, blocks: list[Block], resample: Downsample | Upsample | None) -> None:
         super().__init__()
@@ -263,7 +265,7 @@ class Level(nn.Module):
 
 
 SIZES = 32
-"""Of latents, with and without gradients, that blocks are compiled for at most."""
+"""Sizes of latents, with or without gradients, that blocks are compiled for at most."""
 
 LAST_LAYERS: dict[type, tuple[str, ...]] = {
     UNet: ("conv_out",),
@@ -271,4 +273,4 @@ LAST_LAYERS: dict[type, tuple[str, ...]] = {
     Transformer: ("project_out",),
     PixelAttention: ("attend.out",),
 }
-"""What ends a branch of each module, and starts at zero."""
+"""The last layer of each module's residual branch, which starts at zero."""

@@ -1,8 +1,8 @@
-"""The engine: forward, backward, gradient reduction and the optimizer step, partitioned over ranks by DeepSpeed ZeRO.
+"""Chooses the engine: forward, backward, gradient reduction and the optimizer step.
 
-The only importer of deepspeed. Two engines behind one interface: DeepSpeedEngine (ZeRO stages 0 to 3) and TorchEngine
-(plain PyTorch on one process, the oracle that every stage is compared with). What differs between the stages is where
-a rank's share of the fp32 master weights, their gradients and the optimizer's state lie: see placement.py.
+Two engines have one interface (base.py): DeepSpeedEngine, which partitions the state over ranks (ZeRO stages 0 to 3),
+and TorchEngine, plain PyTorch on one process, with which every stage is compared. The stages differ in where a rank's
+share of the fp32 master weights, their gradients and the optimizer's state lie (placement.py).
 """
 
 from __future__ import annotations
@@ -19,12 +19,8 @@ from pipeline.training.engines.plain import TorchEngine
 
 
 def make_engine(module: nn.Module, config: TrainConfig, world: World) -> Engine:
-    """The engine that the configuration names, around a module with fp32 parameters that are equal on all ranks."""
+    """The engine that the configuration names. module: its parameters are fp32 and equal on all ranks."""
     return ENGINES[config.deepspeed.engine](module, config, world)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Engines
 
 
 ENGINES: dict[str, Callable[[nn.Module, TrainConfig, World], Engine]] = {

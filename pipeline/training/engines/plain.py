@@ -1,4 +1,4 @@
-"""Plain PyTorch on one process: the oracle."""
+"""The engine of plain PyTorch on one process, with which DeepSpeed's stages are compared."""
 
 from __future__ import annotations
 

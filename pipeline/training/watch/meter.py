@@ -1,6 +1,6 @@
-"""What a row of training metrics holds: means over the steps since the last one, and the time of each of them.
+"""Measures the figures of a row of training metrics: means over the steps since the last row, and each step's time.
 
-A step waits for the data of all ranks, so it takes as long as the rank that takes longest, and so does its wait.
+A step waits for the data of all ranks, so its time, and its wait, are those of the slowest rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ KIB = 1024  # unit of ru_maxrss on Linux
 
 
 class Meter:
-    """Means over the steps since the last row of metrics. peak: TFLOP/s of one device; 0 = not known."""
+    """Accumulates figures since the last row of metrics. peak: TFLOP/s of one device, 0 = not known. notes: figures of
+    the last row that the progress bar shows."""
 
     def __init__(self, world: World, peak: float = 0.0) -> None:
         self._world, self._peak = world, peak
@@ -29,11 +30,11 @@ class Meter:
 
     def _reset(self) -> None:
         self._loss: Tensor | float = 0.0
-        self._buckets: Tensor | None = None  # sums of losses and their numbers, by noise
+        self._buckets: Tensor | None = None  # (2, BUCKETS) sums of losses, and numbers of samples, by noise level
         self._samples = 0
         self._flops = 0.0
         self._norms: list[float] = []
-        self._times: list[tuple[float, float]] = []  # each step's, in all and on data
+        self._times: list[tuple[float, float]] = []  # of each step: seconds in all, and of them waiting for data
 
     def add(
         self,
@@ -46,8 +47,9 @@ class Meter:
         flops: float = 0.0,
         norm: float = 0.0,
     ) -> None:
-        """One step: this rank's losses (b,) and the buckets of their noise levels (b,), the global batch's size, this
-        rank's time, in all and on data, the FLOPs of the global batch, and the gradient's norm."""
+        """Add one step. loss_B: (b,) this rank's losses. samples: size of the global batch. seconds: this rank's time.
+        wait: seconds of it spent waiting for data. bucket_B: (b,) bucket of each sample's noise level. flops: of the
+        global batch. norm: of the gradient."""
         loss_B = loss_B.double()
         self._loss = self._loss + loss_B.mean()  # stays on the device until flush
         if bucket_B is not None:
@@ -61,27 +63,28 @@ class Meter:
         self._times.append((seconds, wait))
 
     def flush(self) -> dict[str, Any]:
-        """The loss's mean over ranks and steps, in all and by noise, and the times, as the metrics' names. Collective.
+        """The row of metrics, and start anew. Collective.
 
-        loss_by_noise: by lower end of fifths of the noise levels, 0.0 being the least noise. tflops: of one device.
-        memory_gb: of the rank that takes most: of the device where it is a GPU, else of its process.
+        loss: mean over ranks and steps. loss_by_noise: the same by the lower end of each fifth of the noise levels, 0.0
+        being the least noise. tflops: of one device. memory_gb: peak memory of the rank that uses most: of its device
+        where that is a GPU, else of its process.
         """
         steps = len(self._times)
         buckets = self._buckets.flatten().tolist() if self._buckets is not None else []
-        loss, *totals = self._world.sum([float(self._loss), *buckets])
-        found = self._world.gather((self._times, memory_bytes(self._world.device)))
-        seconds, waits = np.max([times for times, _ in found], axis=0).T.tolist()
+        loss, *bucket_totals = self._world.sum([float(self._loss), *buckets])
+        by_rank = self._world.gather((self._times, memory_bytes(self._world.device)))
+        seconds, waits = np.max([times for times, _ in by_rank], axis=0).T.tolist()
         row = {
             "loss": loss / self._world.size / steps,
             "grad_norm_max": max(self._norms),
             "images_per_s": self._samples / sum(seconds),
             "step_s": sum(seconds) / steps,
-            "steps_s": [round(one, 6) for one in seconds],
+            "steps_s": [round(step_seconds, 6) for step_seconds in seconds],
             "data_wait_s": sum(waits) / steps,
-            "memory_gb": max(memory for _, memory in found) / 1e9,
+            "memory_gb": max(memory for _, memory in by_rank) / 1e9,
         }
-        if totals:
-            row["loss_by_noise"] = by_noise(totals)
+        if bucket_totals:
+            row["loss_by_noise"] = by_noise(bucket_totals)
         if self._flops:
             row["tflops"] = self._flops / sum(seconds) / self._world.size / 1e12
             if self._peak:
@@ -92,13 +95,14 @@ class Meter:
 
 
 def by_noise(totals: Sequence[float]) -> dict[str, float]:
-    """Means by lower end of each bucket, from sums and numbers; buckets that no sample fell into are left out."""
+    """Mean loss by the lower end of each bucket. totals: BUCKETS sums of losses, then BUCKETS numbers of samples.
+    Buckets without samples are omitted."""
     pairs = zip(totals[:BUCKETS], totals[BUCKETS:], strict=True)
     return {f"{i / BUCKETS:.1f}": total / count for i, (total, count) in enumerate(pairs) if count}
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most that was held at once so far."""
+    """Peak memory so far: of the GPU's tensors, or on a CPU of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB

@@ -1,10 +1,9 @@
-"""A rank that makes no progress is ended, so that its peers and its scheduler find out.
+"""Ends a rank that makes no progress, so that its peers and the scheduler notice.
 
-Both timers are the system's own and need nothing of Python, which may be stuck in a collective, a read or a kernel: a
-thread in C (faulthandler) writes the stacks of all threads to standard error, and SIGALRM, a moment later, ends the
-process. Its status is thus that of a process that a signal has ended, after which jobs go back to the queue. A rank
-that is stopped (SIGSTOP) is found by its peers, which wait for it in a collective: their watchdogs end them, and who
-started the ranks ends the rest.
+Neither timer needs the Python interpreter, which may be stuck in a collective, a read or a kernel: a C thread
+(faulthandler) writes the stacks of all threads to standard error, and a moment later SIGALRM ends the process. Its exit
+status is then that of a process ended by a signal, after which jobs go back to the queue. A rank that is stopped by
+SIGSTOP keeps its peers waiting in a collective: their watchdogs end them, and the launcher ends the stopped rank.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from types import TracebackType
 from typing import TextIO
 
 WRITING_SECONDS = 1.0
-"""What the stacks get to be written before the end."""
+"""Time between the stacks' writing and SIGALRM."""
 
 
 class Watchdog:
     """`with Watchdog(seconds) as dog:` watches from the first beat on. Main thread only.
 
-    seconds: how long progress may take; 0 = no watchdog. file: where the stacks go (a real file, not a buffer).
+    seconds: longest time without progress; 0 = no watchdog. file: where the stacks go (a real file, not a buffer).
     """
 
     def __init__(self, seconds: float, file: TextIO | None = None) -> None:
@@ -33,7 +32,7 @@ class Watchdog:
         self.n = 0
 
     def beat(self, n: int) -> None:
-        """Progress was made: n samples are seen. Starts the clock again."""
+        """Report progress: n samples are seen. Restarts the clock."""
         self.n = n
         if self.seconds > 0 and self._file is not None:
             faulthandler.dump_traceback_later(self.seconds, file=self._file)
@@ -41,7 +40,8 @@ class Watchdog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Work that may take its time (an evaluation, a checkpoint); collectives have time limits of their own."""
+        """Do not watch inside, where an evaluation or a checkpoint may take long; collectives have their own time
+        limits."""
         self.stop()
         try:
             yield
@@ -49,14 +49,14 @@ class Watchdog:
             self.beat(self.n)
 
     def stop(self) -> None:
-        """No more watching until the next beat."""
+        """Stop watching until the next beat."""
         if self.seconds > 0:
             faulthandler.cancel_dump_traceback_later()
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def __enter__(self) -> Watchdog:
         if self.seconds > 0:
-            self._before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            self._previous_handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)
         return self
 
     def __exit__(
@@ -64,4 +64,4 @@ class Watchdog:
     ) -> None:
         self.stop()
         if self.seconds > 0:
-            signal.signal(signal.SIGALRM, self._before)
+            signal.signal(signal.SIGALRM, self._previous_handler)

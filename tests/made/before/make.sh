@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes what lies here, by the code of the commit in COMMIT: `tests/made/before/make.sh LATENTMILL [FOLDER]`.
-# It uses the command line alone, and stores no time, host or path of the machine. The arithmetic is held to
-# instructions that every x86-64 processor has, so that the bits depend on the versions in constraints.txt alone.
+# Makes the files in this folder with the code of the commit in COMMIT: `tests/made/before/make.sh LATENTMILL [FOLDER]`.
+# It uses only the command line, and stores no time, host or path of the machine. The arithmetic is restricted to
+# instructions that every x86-64 processor has, so that the bits depend only on the versions in constraints.txt.
 set -euo pipefail
 mill=$(realpath "$1")
 cd "${2:-$(dirname "$0")}"
@@ -13,7 +13,7 @@ rm -rf shapes shapes-val cache cache-val run later report.html samples.png expor
 for name in '' -val; do
     "$mill" encode source="shapes$name/00000.tar" dest="cache$name" encoders=demo launch.threads=1 text_storage=trimmed
 done
-# Four kilobytes a layer: the smallest UNet that has every kind of it, on two ranks in ZeRO 2.
+# The smallest UNet with every kind of layer, four kilobytes each, on two ranks in ZeRO 2.
 train='data.train=cache data.val=cache-val model=tiny model.channels=4 model.multipliers=[1,1] model.blocks=1
        model.attention=[2] model.heads=2 model.norm_groups=2 diffusion=v optim.batch=8 optim.warmup=16 optim.lr=1e-3
        deepspeed=zero2 launch.processes=2 precision=fp32 checkpoint.every=16 ema.half_life=32 eval.images=8
@@ -26,8 +26,8 @@ cp -r run later
 "$mill" export run=run dest=export format=diffusers
 "$mill" export run=run dest=model.safetensors format=compvis
 
-# What the resume, the sampler and the exports give. Safetensors writes a header's metadata in any order, so of the one
-# file that has several entries the tensors alone count; names of a commit's files end in a word of their life.
+# Hashes of the results of resume, sampler and exports. Safetensors writes the metadata in its header in any order, so of
+# the one file with several entries only the tensors are hashed; the names of a commit's files end in a random word.
 {
     sha256sum samples.png export/*/*.safetensors
     tail -c 8000000 model.safetensors | sha256sum | sed 's/-/model.safetensors/'

@@ -1,4 +1,4 @@
-"""models/encoders/autoencoder.py: range, scale, hash and the files it reads."""
+"""models/encoders/autoencoder.py: range, scale and hash, and the files that it reads."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_hash_is_of_the_weights_not_of_their_file(folder: Path) -> None:
 
 
 def test_a_single_file_in_compvis_names_is_read(folder: Path) -> None:
-    """The names of a Stable Diffusion checkpoint's first stage, some with their prefix."""
+    """Names of the first stage in a Stable Diffusion checkpoint, some with the prefix."""
     stage = load_autoencoder(EncodersConfig(vae=str(folder), seed=0))
     state = stage.model.state_dict()
     renamed = {}
@@ -182,7 +182,7 @@ def test_scale_and_shift_are_those_beside_the_file_or_stable_diffusions(
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_attention_in_the_names_of_older_files_is_read(folder: Path, kind: str) -> None:
-    """As stabilityai/sd-vae-ft-mse and others were published."""
+    """Such as the published files of stabilityai/sd-vae-ft-mse."""
     stage = load_autoencoder(EncodersConfig(vae=str(folder), seed=0))
     older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = stage.model.state_dict()
@@ -196,7 +196,7 @@ def test_attention_in_the_names_of_older_files_is_read(folder: Path, kind: str) 
 
 
 def test_a_bfloat16_stage_gives_its_weights_in_float32_as_they_were(folder: Path) -> None:
-    """Loaded again, not cast back: bfloat16 has lost 16 of a weight's bits."""
+    """The weights are loaded again, not cast back: bfloat16 loses 16 bits of a weight."""
     seeded = load_autoencoder(EncodersConfig(vae=str(folder), seed=0))
     weights = folder / "diffusion_pytorch_model.safetensors"
     save_file(seeded.model.state_dict(), weights)

@@ -1,4 +1,4 @@
-"""An autoencoder in CompVis' names and back, against diffusers' own conversion and the names of released files."""
+"""Autoencoder weights converted to CompVis' names and back, compared with diffusers' conversion and released files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline.errors import WeightsError
 from pipeline.models.encoders import compvis_vae
-from pipeline.models.encoders.autoencoder import STABLE_DIFFUSION, AutoencoderKL
+from pipeline.models.encoders.autoencoder import STABLE_DIFFUSION
+from pipeline.models.encoders.packages import AutoencoderKL
 
 SMALL: dict[str, Any] = STABLE_DIFFUSION | {"block_out_channels": (8, 8, 16, 16), "norm_num_groups": 4}
 

@@ -1,4 +1,4 @@
-"""The shipped demo encoders: what they reach on pictures they never saw, and that they are what was recorded."""
+"""The shipped demo encoders: their quality on pictures that they were not trained on, and their recorded hashes."""
 
 import hashlib
 import json
@@ -160,7 +160,7 @@ def test_captions_are_padded_with_the_end_token_as_the_tower_was_trained(tokeniz
 
 @torch.no_grad()
 def test_every_end_token_tells_where_a_lone_object_is(unseen: tuple[np.ndarray, list[Scene]]) -> None:
-    """A linear map of the mean state, which is what attention reads before it has learned anything."""
+    """A linear map of the mean state, which untrained attention reads."""
     tower = load_text(load("encode", ["source=s", "dest=d"]).encoders)
     facts = [scene(UNSEEN_SEED, index, "all").facts for index in range(1200)]
     captions = [scene(UNSEEN_SEED, index, "all").caption for index in range(1200)]

@@ -1,4 +1,4 @@
-"""fetch.py, fetched.py: encoders brought once are the same wherever they are loaded, and need no network."""
+"""fetch.py, fetched.py: encoders that were fetched once are the same wherever they are loaded, without a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from pipeline.inference.trained import load_encoders
 from pipeline.models.encoders import fetched, tokenizer
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.storage.urls import open_storage
+
+declare_torchvision_ops()
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any connection fails the test."""
+    """Make the test fail at any connection."""
     import socket
 
     def refuse(*arguments: Any) -> None:
@@ -84,7 +87,7 @@ def test_random_weights_of_a_seed_can_be_fetched(tmp_path: Path) -> None:
 def test_names_of_the_hub_are_fetched_as_it_serves_them(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
-    """The hub's own cache, filled by hand, stands for the hub; the rest is diffusers' and open_clip's own code."""
+    """The hub's cache, filled by hand, takes the place of the hub; the rest is code of diffusers and open_clip."""
     import open_clip
     from huggingface_hub import constants
     from open_clip import pretrained
@@ -135,7 +138,7 @@ def test_the_manifest_says_what_there_is_and_nothing_of_this_machine(sources: Pa
     assert (manifest["vae"]["architecture"], manifest["vae"]["source"]) == ("AutoencoderKL", "this machine")
     for part in ("vae", "text"):
         for key, facts in manifest[part]["files"].items():
-            fetched.prove(tmp_path / "e" / key, facts, "here")
+            fetched.verify(tmp_path / "e" / key, facts, "here")
     for key in FILES:
         assert str(tmp_path).encode() not in (tmp_path / "e" / key).read_bytes(), key
         assert str(sources).encode() not in (tmp_path / "e" / key).read_bytes(), key
@@ -155,11 +158,11 @@ def test_a_contract_does_not_say_where_weights_were_loaded_from(sources: Path, t
 def test_every_verb_that_loads_encoders_takes_fetched_ones(verb: str) -> None:
     required = {name: f"{name}=x" for name in ("run", "dataset", "source", "dest")}
     fields = {field.name for field in dataclasses.fields(c.CONFIGS[verb])}
-    given = [word for name, word in required.items() if name in fields]
-    given += ["data.train=c"] if verb == "train" else []
-    encoders = load(verb, [*given, "encoders=sd1", "encoders.weights=s3://b/sd1"]).encoders
+    words = [word for name, word in required.items() if name in fields]
+    words += ["data.train=c"] if verb == "train" else []
+    encoders = load(verb, [*words, "encoders=sd1", "encoders.weights=s3://b/sd1"]).encoders
     assert encoders == dataclasses.replace(load("fetch", ["dest=d", "encoders=sd1"]).encoders, weights="s3://b/sd1")
-    assert verb == "encode" or load(verb, given).encoders is None
+    assert verb == "encode" or load(verb, words).encoders is None
 
 
 def test_a_caches_encoders_are_found_where_they_were_fetched(sources: Path, tmp_path: Path) -> None:
@@ -277,8 +280,8 @@ def test_wrong_places_are_refused_with_a_reason(sources: Path, tmp_path: Path) -
 def test_an_unreachable_hub_is_one_line_that_says_what_to_do_instead(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], vae: str, source: str
 ) -> None:
-    given = [f"dest={tmp_path / 'e'}", "encoders=sd1", f"encoders.vae={vae}"]
-    assert cli.main(["fetch", *given]) == 1
+    words = [f"dest={tmp_path / 'e'}", "encoders=sd1", f"encoders.vae={vae}"]
+    assert cli.main(["fetch", *words]) == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert len(line) < 600

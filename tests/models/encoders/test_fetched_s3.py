@@ -1,4 +1,4 @@
-"""Encoders in buckets: downloaded once, by many at a time, and each file proved. Against a real S3 server."""
+"""Encoders in buckets: downloaded once, by several processes at once, and each file verified. On a real S3 server."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_bucket_is_downloaded_once_and_each_file_proved(
 
 @pytest.mark.parametrize("locks", [True, False])
 def test_processes_that_download_at_once_do_not_spoil_each_other(s3: str, tmp_path: Path, locks: bool) -> None:
-    """Also where the file system has no locks. The process imports no PyTorch, so several start quickly."""
+    """Also on a file system without locks. The process imports no PyTorch, so several start quickly."""
     fetch(load("fetch", ["dest=d"]).encoders, f"{s3}/e")
     program = f"""
 import sys

@@ -14,6 +14,9 @@ from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.models.encoders.tokenizer import load_tokenizer
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+
+declare_torchvision_ops()
 
 CAPTIONS = [
     "",
@@ -63,7 +66,7 @@ def clip_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def as_transformers(ours: TextTower) -> Any:
-    """transformers' CLIPTextModel with the same weights."""
+    """transformers' CLIPTextModel with the weights of the tower."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -137,7 +140,7 @@ def test_padding_does_not_change_the_states_up_to_the_end_token(folder: Path) ->
 
 
 def test_pooled_and_states_are_open_clips_own(folder: Path) -> None:
-    import open_clip  # after pipeline.models.text, which mends torchvision where it must
+    import open_clip
 
     ours = tower(folder, "last", 0)
     ids = open_clip.tokenize(CAPTIONS[1:])
@@ -227,7 +230,7 @@ def test_towers_that_are_not_clips_are_refused_before_anything_is_built(folder: 
 
 
 def test_towers_of_any_kind_give_open_clips_own_states(folder: Path, tmp_path: Path) -> None:
-    """Also those with a text module of their own, and those whose attention is not causal."""
+    """Also towers with a separate text module, and towers whose attention is not causal."""
     config = json.loads((folder / "open_clip_config.json").read_text())
     config["model_cfg"]["custom_text"] = True
     config["model_cfg"]["text_cfg"]["no_causal_mask"] = True
@@ -239,7 +242,7 @@ def test_towers_of_any_kind_give_open_clips_own_states(folder: Path, tmp_path: P
 
 
 def test_the_activation_that_a_tag_was_trained_with_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenAI's weights want the approximate GELU, which the name ViT-L-14 alone does not say."""
+    """OpenAI's weights need the approximate GELU, which the name ViT-L-14 alone does not show."""
     from pipeline.models.encoders import text
 
     built: list[Any] = []

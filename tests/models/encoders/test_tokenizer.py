@@ -1,4 +1,4 @@
-"""models/encoders/tokenizer.py: the ids are open_clip's, and they need neither PyTorch nor weights."""
+"""models/encoders/tokenizer.py: the ids equal open_clip's, and need neither PyTorch nor weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from pipeline.config import EncodersConfig
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.tokenizer import DEMO, load_tokenizer
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+
+declare_torchvision_ops()
 
 CLIP = EncodersConfig(text="ViT-L-14", text_pretrained="openai", text_length=77, text_pad=49407)
 
 
 @pytest.fixture(scope="module")
 def tokenizers() -> list[tuple[Any, Any]]:
-    """Ours and open_clip's own, with CLIP's vocabulary and with the demo's."""
+    """Our tokenizer and open_clip's, each with CLIP's vocabulary and with the demo's."""
     from open_clip.tokenizer import SimpleTokenizer
 
     demo = SimpleTokenizer(bpe_path=str(DEMO / "bpe.txt.gz"))
@@ -68,7 +71,7 @@ def test_a_tokenizer_alone_is_the_towers_own() -> None:
 
 
 def test_a_tokenizer_loads_without_pytorch() -> None:
-    """A decoding process need not pay its import: seconds, and hundreds of megabytes."""
+    """A decoding process avoids its import, which costs seconds and hundreds of megabytes."""
     program = """
 import pickle, sys
 from pipeline.config import EncodersConfig
@@ -81,7 +84,7 @@ sys.exit("torch" in sys.modules or "open_clip" in sys.modules)
 
 
 def test_a_caption_that_is_one_enormous_word_is_no_trap(tokenizers: list[tuple[Any, Any]]) -> None:
-    """open_clip's own takes a time that grows with the square: minutes for what a source may hold."""
+    """open_clip's tokenizer takes time that grows with the square: minutes for captions that a source may have."""
     generator = torch.Generator().manual_seed(0)
     letters = torch.randint(0, 18, (65_536,), generator=generator).tolist()
     word = "".join("etaoinshrdlucmfwyp"[i] for i in letters)

@@ -1,4 +1,4 @@
-"""3x3 convolutions by matrix products are the convolutions, forwards and backwards, and stand where they are faster."""
+"""3x3 convolutions by matrix products equal plain ones, forward and backward, and are used where they are faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fused operations compute what their plain compositions do, forwards and backwards, and keep less."""
+"""Fused operations equal their plain compositions, forward and backward, and keep less memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def kept(work: Callable[[], Tensor]) -> int:
-    """Bytes that are kept for the backward pass, each storage once."""
+    """Bytes kept for the backward pass; each storage counts once."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The GPU's GroupNorm computes what PyTorch's does, forwards and backwards, without copies of the layout.
+"""The GPU's GroupNorm equals PyTorch's, forward and backward, without copies to another layout.
 
-Triton's interpreter runs the kernels on a CPU, in processes of their own: what it cannot show is speed.
+Triton's interpreter runs the kernels on a CPU, in separate processes; it cannot show their speed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_the_kernels_compute_group_norm_and_its_gradients() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     here = str(Path(__file__).parent)  # by its path: an installed package may be called `tests`
     command = (
-        f"import sys; sys.path.insert(0, {here!r}); import torch; from test_models_groupnorm import compared; "
+        f"import sys; sys.path.insert(0, {here!r}); import torch; from test_group_norm import compared; "
         "compared('cpu', torch.float32, 2e-5)"
     )
     ended = subprocess.run(

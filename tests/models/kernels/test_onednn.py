@@ -1,4 +1,4 @@
-"""oneDNN's product is the matrix product, and where a build of PyTorch has none, PyTorch's own is taken."""
+"""oneDNN's product equals the matrix product; a build of PyTorch without oneDNN uses PyTorch's own."""
 
 from __future__ import annotations
 

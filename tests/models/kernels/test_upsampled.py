@@ -1,4 +1,4 @@
-"""Doubling and a 3x3 convolution are one 2x2 convolution, for every size and layout; weights keep their names."""
+"""Upsampling and a 3x3 convolution equal one 2x2 convolution, for every size and layout; weights keep their names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from pipeline.config import EncodersConfig
 from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.kernels.upsampled import FoldedUpsample, fold, unfold
+
+declare_torchvision_ops()
 
 SIDE = st.integers(1, 6)
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -39,7 +42,7 @@ def test_it_is_the_convolution_of_the_doubled_picture(
 
 
 def test_channels_last_stays_so() -> None:
-    """Or every later layer of a decoder would put it in order again."""
+    """Otherwise every later layer of a decoder would convert the layout again."""
     up = FoldedUpsample(nn.Conv2d(8, 6, 3, padding=1).requires_grad_(False))
     x = normal(2, 8, 5, 4).contiguous(memory_format=torch.channels_last)
     assert up(x).is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Convolutions by Winograd's tiles are the convolutions, forwards and backwards, and stand where they are faster."""
+"""Convolutions by Winograd's tiles equal plain ones, forward and backward, and are used where they are faster."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def normal(*shape: int) -> Tensor:
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """Of the norm."""
+    """The error relative to the norm."""
     return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm())
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The functions of winograd.cpp that are called from now on."""
+    """Records the functions of winograd.cpp that are called."""
     called: list[str] = []
     call = winograd._call
 
@@ -90,7 +90,7 @@ def test_only_gradients_that_are_wanted_are_computed(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("size", [(1, 8, 6, 4), (1, 8, 4, 6), (1, 6, 4, 4), (1, 16, 4, 4)])
 def test_what_is_no_whole_tiles_or_of_another_dtype_is_refused_before_it_is_read(size: tuple[int, ...]) -> None:
     weight = normal(8, 6 if size[1] == 6 else 8, 3, 3)
-    with pytest.raises(ShapeError, match="sides in fours and channels in eights"):
+    with pytest.raises(ShapeError, match="sides divisible by 4 and channels by 8"):
         winograd.convolve(normal(*size), weight, None)
     with pytest.raises(ShapeError, match=r"torch.float64 \(1, 8, 4, 4\)"):
         winograd.convolve(normal(1, 8, 4, 4).double(), normal(8, 8, 3, 3), None)
