@@ -44,7 +44,7 @@ def test_every_fault_that_is_named_has_a_row() -> None:
     named: set[int] = set()
     for found in re.findall(r"\bfaults? (\d+(?:(?:, | and | to )\d+)*)", text, re.IGNORECASE):
         named |= {int(number) for number in re.findall(r"\d+", found)}
-    assert len(named) > 10
+    assert named
     assert named <= set(numbers)
 
 
