@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROMISES = "tests/promises/promises.toml"
 RESULTS = "benchmarks/results/promises-broken.md"
-PAGES = ("docs/explained/promises.md", "docs/promises.md")
+PAGES = ("docs/explained/promises.md",)
 MARKERS = ("<!-- promises and their tests: begin -->", "<!-- promises and their tests: end -->")
 """In a page, the table that --table prints stands between these two lines."""
 SECONDS = 900.0
