@@ -38,20 +38,37 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
 
 _numbers = itertools.count()
 _peaks: list[float] = []
+SEVERAL_PROCESSES = ("system/", "verbs/test_demo.py", "evaluation/test_beside.py", "planning/test_memory.py")
+"""Files whose tests start ranks, jobs or verbs of their own, for minutes in all."""
 MOST_GB = 3.0
 """That pytest's workers may take together, what they start aside."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest come first, so that workers end together. tests/durations.json says which they are."""
+    """What one worker runs by itself comes first, then the files that take longest, so that workers end together.
+    tests/durations.json says which they are."""
     known = TESTS / "durations.json"
     seconds = json.loads(known.read_text(encoding="utf-8"))["seconds"] if known.exists() else {}
 
-    def duration(item: pytest.Item) -> float:
-        inside = item.path.is_relative_to(TESTS)
-        return seconds.get(item.path.relative_to(TESTS).as_posix(), 1.0) if inside else 1.0
+    def rank(item: pytest.Item) -> tuple[bool, float]:
+        file = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else item.path.name
+        return not file.startswith(SEVERAL_PROCESSES), -seconds.get(file, 1.0)
 
-    items.sort(key=lambda item: -duration(item))
+    items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file stay on one worker, and so do all that start several processes: two of them side by side
+    would want twice the cores that there are."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0].removeprefix("tests/")
+            return "several processes" if file.startswith(SEVERAL_PROCESSES) else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="module")

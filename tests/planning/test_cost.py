@@ -41,9 +41,9 @@ PLAIN = replace(CELEBA, name="plain", channels=32, attention=())
 SHAPES = [
     # configuration, batch, height, width, tokens of the context
     (SD1, 2, 32, 32, 77),
-    (SD1, 1, 64, 64, 77),
+    pytest.param(SD1, 1, 64, 64, 77, marks=pytest.mark.long),
     (SD2, 1, 64, 64, 77),
-    (SD2, 1, 48, 80, 77),
+    pytest.param(SD2, 1, 48, 80, 77, marks=pytest.mark.long),
     (TINY, 64, 8, 8, 32),
     (SMALL, 8, 16, 16, 32),
     (SMALL, 1, 2, 34, 1),

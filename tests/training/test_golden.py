@@ -31,7 +31,13 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("tiny", STEPS), ("sd1", 10), pytest.param("sd1", STEPS, marks=pytest.mark.long)]
+    ("name", "steps"),
+    [
+        ("tiny", 20),
+        ("sd1", 5),
+        pytest.param("tiny", STEPS, marks=pytest.mark.long),
+        pytest.param("sd1", STEPS, marks=pytest.mark.long),
+    ],
 )
 def test_losses_are_those_that_are_held(name: str, steps: int) -> None:
     model, side = MODELS[name]

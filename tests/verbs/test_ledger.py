@@ -55,7 +55,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: str) -> tuple[s
     first=st.sampled_from(WORLDS),
     lives=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(0, 4)), min_size=10, max_size=10),
 )
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=1, deadline=None)
 def test_a_run_killed_ten_times_on_changing_worlds_is_proved_and_sees_the_batches_of_an_undisturbed_one(
     cache: str, undisturbed: tuple[str, Seen], first: int, lives: list[tuple[int, int, int]]
 ) -> None:
