@@ -10,7 +10,8 @@ from pipeline.evaluation.features.networks import load_features
 
 
 @pytest.mark.parametrize("name", ["democlip", "inception"])
-def test_the_bare_network_gives_features_of_the_same_width(name: str) -> None:
+def test_the_bare_network_gives_features_of_the_same_width(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "BATCH", 4)
     bare = evaluation.bare_network(name, load_features(name, "cpu", 0).network)()
     assert bare.shape == (evaluation.BATCH, load_features(name, "cpu", 0).width)
     assert torch.isfinite(bare).all()
