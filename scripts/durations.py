@@ -1,7 +1,7 @@
 """Writes tests/durations.json, what each test file takes, from pytest's own reports:
 
-    scripts/check --junitxml=FILE            # one for the workers' part and one for the rest
-    python scripts/durations.py FILE [FILE ...]
+    TEST_REPORTS=FOLDER scripts/check
+    python scripts/durations.py FOLDER/*.xml
 
 conftest.py starts what takes longest first, and `scripts/check --changed` chooses what fits into two minutes.
 """
