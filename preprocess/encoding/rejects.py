@@ -10,6 +10,8 @@ from pipeline.data.format.contract import canonical_json
 from pipeline.log import log
 from preprocess.source.rejected import ALOUD, Rejected
 
+REJECTS = "units/*.rejected.jsonl"
+"""Where the lists are, for messages."""
 LISTED = 50  # samples of a reason in a unit's list
 REASONS = 1000  # in a unit's list
 LOGGED = 5  # samples of a unit that are logged

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 
@@ -28,6 +29,7 @@ from preprocess.source.sample import Prepared
 from preprocess.source.shard import Sample
 from preprocess.source.worker import CHUNK, STARTING, TIMED_OUT, Prepares, SharedMemory, prepare_all, too_slow
 
+WORKER = "preprocess.source.worker"  # the module that a worker process runs
 STOP_SECONDS = 5.0  # that a worker has to exit in before it is killed
 DEATHS = 2  # of processes at one sample, or while no sample is decoded, after which there is no further try
 KILLS = 3  # the same by SIGKILL, which the kernel sends to whoever is large when memory runs out
@@ -92,13 +94,14 @@ class _Worker:
             command = [
                 sys.executable,
                 "-m",
-                "preprocess.source.worker",
+                WORKER,
                 *map(str, descriptors),
                 str(self._memory.size),
             ]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
         self._pipe = Connection(parent_end.detach())
-        self._pipe.send((self._recipe, self._encoders))
+        with suppress(OSError):  # a process that has died already is told apart by the first task
+            self._pipe.send((self._recipe, self._encoders))
 
     def prepare(self, samples: list[Sample], shard: str) -> Prepares:
         """Runs one task, with as many processes as it takes. Raises DataError."""

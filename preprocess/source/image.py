@@ -137,7 +137,8 @@ def _webp_canvas(data: bytes) -> int:
 
 
 def _unreadable(data: bytes, error: Exception) -> RecordRejected:
-    return RecordRejected("image_truncated" if _is_cut(data) else "image_unreadable", str(error))
+    is_cut = _is_cut(data) or "truncated" in str(error)
+    return RecordRejected("image_truncated" if is_cut else "image_unreadable", str(error))
 
 
 def crop_image(image: Image.Image, crop: Crop) -> np.ndarray:

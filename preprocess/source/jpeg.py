@@ -33,7 +33,8 @@ SINGLES = 16  # further bytes that are fed one by one
 class Segments:
     """What the segments of a JPEG say. end: offset of its end mark, -1 without one. frame: the marker of its frame
     header, 0 without one. several: whether a decoder must read all scans before the first row. undone: whether it ends
-    inside a refinement of averages, though other refinements are missing. restarts: restart marks that are missing."""
+    inside a refinement of averages, though other refinements are missing. restarts: restart marks that its last scan
+    lacks."""
 
     end: int = -1
     frame: int = 0
@@ -81,7 +82,7 @@ def read_segments(data: bytes) -> Segments:
         position += length
         if marker in FRAMES:
             frame, header = marker, body
-        elif marker == SPACING and len(body) == 2 and not scans:
+        elif marker == SPACING and len(body) == 2:
             spacing = int.from_bytes(body, "big")
         elif marker == SCAN:
             scans.append(body)
@@ -94,9 +95,9 @@ def read_segments(data: bytes) -> Segments:
         return Segments(end, frame)
     several = frame == 0xC2 or scans[0][0] < header[5]
     missing = 0
-    if spacing and not several and end > 0:
+    if spacing and end > 0:
         marks = sum(data.count(bytes((0xFF, 0xD0 + i)), scan_start, end) for i in range(8))
-        missing = max(0, -(-_units(header) // spacing) - 1 - marks)
+        missing = max(0, -(-_units(header, scans[-1]) // spacing) - 1 - marks)
     return Segments(end, frame, several, _undone(scans), missing)
 
 
@@ -142,13 +143,16 @@ def _feed_last_scan(decoder: Image.core.ImagingDecoder, rest: bytes) -> tuple[in
     return used, status
 
 
-def _units(header: bytes) -> int:
-    """Number of the smallest units that are coded in a scan of all components. header: of the frame."""
+def _units(header: bytes, scan: bytes) -> int:
+    """Number of the smallest units that a scan codes: blocks of 8 x 8 of one component, or groups of blocks of several.
+    header, scan: the bodies of both headers."""
     height, width, count = int.from_bytes(header[1:3], "big"), int.from_bytes(header[3:5], "big"), header[5]
-    samplings = [header[7 + 3 * i] for i in range(count)]
-    across, down = (max(factors) for factors in ([s >> 4 for s in samplings], [s & 15 for s in samplings]))
-    if count == 1:
-        across = down = 1  # a scan of one component is coded block by block
+    samplings = {header[6 + 3 * i]: header[7 + 3 * i] for i in range(count)}
+    across, down = max(s >> 4 for s in samplings.values()), max(s & 15 for s in samplings.values())
+    if scan[:1] == b"\x01" and len(scan) > 1:  # of one component
+        own = samplings.get(scan[1], 0x11)
+        width, height = -(-width * (own >> 4) // max(1, across)), -(-height * (own & 15) // max(1, down))
+        across = down = 1
     return math.ceil(width / (8 * max(1, across))) * math.ceil(height / (8 * max(1, down)))
 
 

@@ -134,9 +134,12 @@ def refuse_thin(size: tuple[int, int], key: str, recipe: Recipe) -> None:
     try:
         for _, crop in crops(size, key, recipe):
             refuse_resized(crop, recipe.limits)
-    except RecordRejected:
-        for _, crop in crops(size[::-1], key, recipe):
-            refuse_resized(crop, recipe.limits)
+    except RecordRejected as rejection:
+        try:
+            for _, crop in crops(size[::-1], key, recipe):
+                refuse_resized(crop, recipe.limits)
+        except RecordRejected:
+            raise rejection from None
 
 
 def refuse_unwanted(sample: Sample, text: str, filters: FiltersConfig) -> None:

@@ -124,6 +124,7 @@ def serve(arguments: list[str]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # sent to every process of a job; the owner ends its workers
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a decoder that crashes leaves no file behind
     pipe_descriptor, memory_descriptor, size = map(int, arguments)
     pipe, memory = Connection(pipe_descriptor), SharedMemory(size, memory_descriptor)
     recipe, encoders = pipe.recv()
