@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pipeline.errors import RecordRejected
 
@@ -101,7 +101,7 @@ def read_segments(data: bytes) -> Segments:
     return Segments(end, frame, several, _undone(scans), missing)
 
 
-def load_jpeg(image: Image.Image, data: bytes, segments: Segments) -> None:
+def load_jpeg(image: ImageFile.ImageFile, data: bytes, segments: Segments) -> None:
     """Decodes an opened JPEG, as its `load` does. Raises RecordRejected, image_truncated, where data are missing, and
     what Pillow raises."""
     if segments.frame not in HUFFMAN_FRAMES or len(image.tile) != 1 or (segments.several and segments.end < 0):
@@ -129,7 +129,7 @@ def load_jpeg(image: Image.Image, data: bytes, segments: Segments) -> None:
     image.tile = []
 
 
-def _feed_last_scan(decoder: Image.core.ImagingDecoder, rest: bytes) -> tuple[int, int]:
+def _feed_last_scan(decoder: Image.core.ImagingDecoder | ImageFile.PyDecoder, rest: bytes) -> tuple[int, int]:
     """Ends a decoder that has read all scans and looks for the next marker. Such a one passes over whatever it is fed;
     one that is still inside its last scan leaves the bytes of a block that is not complete. Raises RecordRejected."""
     for _ in range(SINGLES):

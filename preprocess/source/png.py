@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pipeline.errors import RecordRejected
 
@@ -35,7 +35,7 @@ def depth(data: bytes) -> int:
     return data[24]
 
 
-def load_png(image: Image.Image, data: bytes) -> None:
+def load_png(image: ImageFile.ImageFile, data: bytes) -> None:
     """Decodes an opened PNG, as its `load` does. Raises RecordRejected, image_truncated, where rows are missing, and
     what Pillow raises."""
     mark = MARK.get(image.mode)
