@@ -122,6 +122,9 @@ class Stage:
                         rejects=self.tally.rejected.total(),
                     )
                 publisher.finish()
+            except BaseException:
+                self.decoders.abort()
+                raise
             finally:
                 self._stopped.set()
                 stop()

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,7 +21,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 
 from pipeline.config import EncodersConfig
-from pipeline.errors import DataError
+from pipeline.errors import DataError, Interrupted
 from pipeline.log import log
 from pipeline.models.encoders.tokenizer import Tokenizer, load_tokenizer
 from preprocess.source.recipe import Recipe
@@ -45,8 +46,9 @@ class Decoders:
         self._workers: list[_Worker] = []
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._tokenizer: Tokenizer | None = None
+        self._aborted = threading.Event()
         if processes:
-            self._workers = [_Worker(recipe, encoders) for _ in range(count)]
+            self._workers = [_Worker(recipe, encoders, self._aborted) for _ in range(count)]
             for worker in self._workers:
                 self._idle.put(worker)
         else:
@@ -54,17 +56,23 @@ class Decoders:
 
     def submit(self, samples: list[Sample], shard: str = "") -> Future[Prepares]:
         """Queues up to CHUNK samples. shard: which holds them, for messages. The future raises DataError when workers
-        do not start, or run out of memory at a sample."""
+        do not start, or run out of memory at a sample, and Interrupted after `abort`."""
         return self._threads.submit(self._run, samples, shard)
 
     def _run(self, samples: list[Sample], shard: str) -> Prepares:
         if self._tokenizer is not None:
-            return prepare_all(samples, self.recipe, self._tokenizer)
+            return prepare_all(samples, self.recipe, self._tokenizer, lambda _: refuse_aborted(self._aborted))
         worker = self._idle.get()
         try:
             return worker.prepare(samples, shard)
         finally:
             self._idle.put(worker)
+
+    def abort(self) -> None:
+        """Makes tasks that run end at once, or with their sample where they run in threads: they raise Interrupted."""
+        self._aborted.set()
+        for worker in self._workers:
+            worker.kill()
 
     def __enter__(self) -> Decoders:
         return self
@@ -72,15 +80,24 @@ class Decoders:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self.abort()
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.stop()
 
 
+def refuse_aborted(aborted: threading.Event) -> None:
+    """Raises Interrupted once it is set."""
+    if aborted.is_set():
+        raise Interrupted("stopped while samples were decoded")
+
+
 class _Worker:
     """One worker process, with this side of the pipe and of the shared memory, and its successors."""
 
-    def __init__(self, recipe: Recipe, encoders: EncodersConfig) -> None:
+    def __init__(self, recipe: Recipe, encoders: EncodersConfig, aborted: threading.Event) -> None:
+        self._aborted, self._lock = aborted, threading.Lock()
         areas = (max(width * height for width, height in target.sizes) for target in recipe.targets)
         self._recipe, self._encoders = recipe, encoders
         self._memory = SharedMemory(CHUNK * 3 * sum(areas))
@@ -98,13 +115,15 @@ class _Worker:
                 *map(str, descriptors),
                 str(self._memory.size),
             ]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
+            with self._lock:
+                refuse_aborted(self._aborted)
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
         self._pipe = Connection(parent_end.detach())
         with suppress(OSError):  # a process that has died already is told apart by the first task
             self._pipe.send((self._recipe, self._encoders))
 
     def prepare(self, samples: list[Sample], shard: str) -> Prepares:
-        """Runs one task, with as many processes as it takes. Raises DataError."""
+        """Runs one task, with as many processes as it takes. Raises DataError and Interrupted."""
         rejections: dict[int, Rejected] = {}
         remaining = list(range(len(samples)))
         deaths = collections.Counter[int]()
@@ -113,6 +132,7 @@ class _Worker:
                 results, seconds = self._ask([samples[number] for number in remaining])
                 break
             except (EOFError, OSError):
+                refuse_aborted(self._aborted)
                 place = self._memory.at
                 number = remaining[place] if 0 <= place < len(remaining) else place
                 deaths[number] += 1
@@ -164,7 +184,13 @@ class _Worker:
         log.warning(f"encode: a decoding worker {cause} while it decoded {where}; it is tried again")
         return None
 
+    def kill(self) -> None:
+        """Ends its process, of which no other takes the place once `aborted` is set."""
+        with self._lock:
+            self._process.kill()
+
     def stop(self) -> None:
+        """Ends its process, and gives its memory back."""
         self._pipe.close()
         try:
             self._process.wait(STOP_SECONDS)

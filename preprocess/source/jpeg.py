@@ -26,6 +26,7 @@ MOST_SEGMENTS = 10_000
 SMALL = 262_144  # bytes of a file whose header takes no time, whatever it holds
 MOST_GAP = 65_536  # bytes between two segments of the header
 FILL = b"\xff\x00" * 8  # libjpeg reads up to 8 bytes ahead
+ZEROS = bytes(32)  # at the end of a file whose download was not finished, though it has its whole length
 SINGLE = b"\xff\x00"
 SINGLES = 16  # further bytes that are fed one by one
 
@@ -109,6 +110,8 @@ def load_jpeg(image: ImageFile.ImageFile, data: bytes, segments: Segments) -> No
     if segments.frame not in HUFFMAN_FRAMES or len(image.tile) != 1 or (segments.several and segments.end < 0):
         image.load()
         return
+    if segments.end < 0 and data.endswith(ZEROS):
+        raise RecordRejected("image_truncated", "it has no end mark, and zeros in place of its last data")
     if segments.restarts:
         raise RecordRejected("image_truncated", f"{segments.restarts} of its restart marks are missing")
     if segments.undone:

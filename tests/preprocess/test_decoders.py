@@ -8,17 +8,20 @@ import io
 import os
 import signal
 import struct
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from made.encode import ENCODERS, config, png
+from made.encode import ENCODERS, config, png, write_tar
 from made.hostile import encoded, photo
 from made.places import REPOSITORY, TESTS
 from pipeline.config import LimitsConfig
-from pipeline.errors import DataError
+from pipeline.errors import DataError, Interrupted
 from pipeline.models.encoders.tokenizer import load_tokenizer
+from preprocess.encode import main
 from preprocess.source import decoders as module
 from preprocess.source import worker
 from preprocess.source.decoders import Decoders
@@ -144,6 +147,31 @@ def test_a_sample_that_takes_too_long_is_rejected_in_worker_processes(dying: Non
     assert reasons(results) == ["", "too_slow", ""]
     assert isinstance(results[1], Rejected)
     assert "limits.seconds=0.5" in results[1].message
+
+
+def test_a_stage_that_is_asked_to_stop_does_not_wait_for_a_slow_sample(dying: None, tmp_path: Path) -> None:
+    """16 of them in a task may take 16 minutes."""
+    write_tar(tmp_path / "a.tar", [("sleep.png", png()), ("sleep.txt", b"words")])
+    asked = list[float]()
+
+    def stop() -> None:
+        asked.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    at_work, take = threading.Timer(1.0, stop), Decoders.submit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoders, "submit", lambda *arguments: (at_work.start(), take(*arguments))[1])
+        with pytest.raises(Interrupted):
+            main(config(str(tmp_path / "a.tar"), tmp_path / "c", decode_in="processes", workers=1))
+    assert time.monotonic() - asked[0] < 5
+
+
+def test_a_task_in_a_thread_ends_with_its_sample_when_it_is_asked_to() -> None:
+    with Decoders(RECIPE, ENCODERS, 1, processes=False) as decoders:
+        future = decoders.submit([sample(f"{i}") for i in range(5000)])
+        decoders.abort()
+        with pytest.raises(Interrupted):
+            future.result(10)
 
 
 def test_a_sample_that_took_too_long_is_rejected_in_threads() -> None:

@@ -74,6 +74,18 @@ def test_a_jpeg_that_is_cut_and_ended_is_truncated_wherever_it_is_cut(options: d
     assert reasons.count("image_truncated") >= 90
 
 
+@pytest.mark.parametrize("options", OPTIONS[:4])
+def test_a_jpeg_whose_second_half_is_zeros_is_truncated(options: dict[str, object]) -> None:
+    """Downloads that take the space first leave such files."""
+    data = encoded(photo(120, 90), "JPEG", **options)
+    assert reason(data[: len(data) // 2].ljust(len(data), b"\0")) == "image_truncated"
+
+
+def test_a_whole_jpeg_without_its_end_mark_is_taken() -> None:
+    data = encoded(photo(120, 90), "JPEG")
+    assert (decoded(data[:-2]) == decoded(data)).all()
+
+
 def test_a_jpeg_without_a_part_of_its_middle_is_truncated_if_it_has_restart_marks() -> None:
     data = encoded(photo(160, 160), "JPEG", restart_marker_rows=1)
     marks = [i for i in range(len(data) - 1) if data[i] == 0xFF and 0xD0 <= data[i + 1] <= 0xD7]
