@@ -24,12 +24,12 @@ from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.encoder import to_unit_range
-from preprocess.encoding.plan import find_inputs
 from preprocess.proving.findings import Findings
 from preprocess.proving.page import Pair
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import Picture, Prepared, prepare
 from preprocess.source.shard import SourceShard
+from preprocess.units.sources import find_inputs
 
 SHARDS_COMPARED = 8  # input shards that are read again, at most
 ENCODED_TOGETHER = 64
