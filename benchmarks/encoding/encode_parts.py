@@ -35,10 +35,10 @@ from pipeline.storage.urls import open_storage
 from preprocess import encode
 from preprocess.encoding.encoder import Batch, Encoder, Item, to_unit_range
 from preprocess.encoding.plan import Unit
-from preprocess.source.decoders import CHUNK, Prepares, prepare_all
 from preprocess.source.recipe import recipe_of
 from preprocess.source.sample import Prepared
 from preprocess.source.shard import Sample, SourceShard
+from preprocess.source.worker import CHUNK, Prepares, prepare_all
 
 READY = 4  # batches whose tensors lie ready on the device for the bare models
 DECODED = 256  # images that decoding alone is measured on, at most

@@ -41,17 +41,21 @@ class FetchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """Limits on a source that are checked before anything is decoded, since it may be hostile
-    (docs/explained/promises.md, 7)."""
+    """Limits on a source, which may be hostile (docs/explained/promises.md, 7). All but `seconds` are checked before
+    anything is decoded, and part of the contract."""
 
     member_bytes: Annotated[int, Ge(1)] = 64 * 1024 * 1024
     """Largest size in bytes of a member of an input tar."""
     members: Annotated[int, Ge(1)] = 2_000_000
     """Largest number of members of an input tar."""
     pixels: Annotated[int, Ge(1)] = 64_000_000
-    """Largest number of pixels of an image, as its header gives it."""
+    """Largest number of pixels of an image, as its header gives it, and once it is resized to cover its crop (then 16
+    times the crop at the least)."""
     caption_bytes: Annotated[int, Ge(1)] = 65_536
     """Largest length of a caption in bytes."""
+    seconds: Annotated[float, Gt(0)] = 60.0
+    """Longest time in seconds that a processor may work on one sample before it is rejected as too_slow. This limit
+    alone depends on the machine; it is no part of the contract."""
 
 
 @dataclass(frozen=True, kw_only=True)

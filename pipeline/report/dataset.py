@@ -205,4 +205,8 @@ def _shards(manifest: Manifest, shards: Sequence[InputShard]) -> str:
     headings = ("input shard", "size", "read", "accepted", "filtered", "defective", "records")
     is_excerpt = len(shards) < len(manifest.units)
     note = f"<p class=note>The {len(shards)} worst of {len(manifest.units):,}, by defects.</p>" if is_excerpt else ""
+    if manifest.rejected and not manifest.adopted:
+        note += (
+            "<p class=note>The first rejected samples of a shard, with what was found: units/NNNNNN.rejected.jsonl.</p>"
+        )
     return f'{note}<div class="names">{table(headings, rows, prose_first=True)}</div>'

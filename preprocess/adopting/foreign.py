@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config import EncodersConfig, FiltersConfig, IndexConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, plain
+from pipeline.data.format.contract import Contract, Member, TextFacts, plain, stored_limits
 from pipeline.data.format.manifest import UNCOND
 from pipeline.data.format.records import Record, npy_bytes, parse_npy
 from pipeline.errors import ContractMismatch, DatasetError, NotFound, ShardCorrupt, SourceError
@@ -132,7 +132,7 @@ def contract_of(
         seed=0,
         flip=False,
         filters=plain(FiltersConfig()),
-        limits=plain(config.limits),
+        limits=stored_limits(config.limits),
         resize=UNKNOWN,
         latent_shape=(channels, *moments.shape[1:]),
         downsampling=factor,

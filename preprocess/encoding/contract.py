@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.config import EncodeConfig, EncodersConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain
+from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain, stored_limits
 from pipeline.errors import ConfigError
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
@@ -43,7 +43,7 @@ def build_contract(
         seed=config.seed,
         flip=config.flip,
         filters=plain(config.filters),
-        limits=plain(config.limits),
+        limits=stored_limits(config.limits),
         resize=RESIZE,
         latent_shape=(stage.latent_channels, target.resolution // factor, target.resolution // factor),
         downsampling=factor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from pipeline.storage.patterns import expand, sizes
 from pipeline.tracking.terminal import duration
 from preprocess.encoding.encoder import Batch, Encoder, Item
 from preprocess.encoding.plan import Unit
-from preprocess.source.decoders import prepare_all
+from preprocess.encoding.rejects import hints
 from preprocess.source.recipe import Recipe, recipe_of
+from preprocess.source.rejected import Rejected
 from preprocess.source.sample import Prepared
 from preprocess.source.shard import SourceShard
+from preprocess.source.worker import prepare_all
 
 TRIED = 256  # samples that are tried, at most
 SHARDS = 4  # input shards that they come from, at most
@@ -36,12 +38,13 @@ TEXT = ("full", "trimmed", "tokens")
 @dataclass
 class Trial:
     """A few samples, read and prepared. rejected: counts by reason. decode_s: seconds of one core spent on preparing.
-    source_bytes: bytes of the source that were read for them."""
+    source_bytes: bytes of the source that were read for them. members: names of the first files."""
 
     samples: list[Prepared]
     rejected: collections.Counter[str]
     decode_s: float
     source_bytes: int
+    members: list[str] = field(default_factory=list)
 
     @property
     def read(self) -> int:
@@ -122,7 +125,11 @@ def estimate(config: EncodeConfig) -> str:
     units = [Unit(i, inputs[i][0], inputs[i][1], inputs[i][1], 0) for i in spaced]
     trial = try_samples(units, recipe, text.tokenizer)
     if not trial.samples:
-        raise SourceError(f"{config.source}: none of the first {trial.read} samples is usable: {dict(trial.rejected)}")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in trial.rejected.most_common()) or "none"
+        raise SourceError(
+            f"{config.source}: none of the first {trial.read} samples is usable (rejected: {reasons}); "
+            f"{hints(trial.rejected, trial.members)}"
+        )
     masks = "mask" in config.conditions
     sizes_by_kind = {
         kind: record_bytes(Encoder(stage, text, 1, text_storage=kind, masks=masks), units[0], trial) for kind in TEXT
@@ -145,11 +152,12 @@ def try_samples(units: list[Unit], recipe: Recipe, tokenizer: Tokenizer) -> Tria
         with SourceShard(unit.storage, unit.key, recipe.limits) as shard:
             samples = list(itertools.islice(shard.samples(), TRIED // len(units)))
             trial.source_bytes += shard.position
+            trial.members = trial.members or shard.first
         results, seconds = prepare_all(samples, recipe, tokenizer)
         trial.decode_s += seconds
         for result in results:
-            if isinstance(result, str):
-                trial.rejected[result] += 1
+            if isinstance(result, Rejected):
+                trial.rejected[result.reason] += 1
             else:
                 trial.samples.append(result)
     return trial

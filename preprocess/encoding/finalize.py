@@ -17,6 +17,7 @@ from pipeline.storage.base import ObjectInfo, Storage
 from preprocess.encoding.claims import APPENDING, CLAIMS
 from preprocess.encoding.output import Destination
 from preprocess.encoding.plan import Plan, Unit, report_key
+from preprocess.encoding.rejects import REJECTS
 from preprocess.encoding.writer import Moments
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import DIGEST_BYTES, FILTERED
@@ -150,13 +151,14 @@ def refuse_rejects(units: list[UnitEntry], max_rejects: float, source: str) -> N
             total[reason] = total.get(reason, 0) + count
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(total.items(), key=lambda item: -item[1]))
     if not accepted:
-        raise SourceError(f"{source} holds no usable sample: {read} read, rejected: {reasons or 'none'}")
+        listed = f", listed in {REJECTS}" if reasons else ""
+        raise SourceError(f"{source} holds no usable sample: {read} read, rejected: {reasons or 'none'}{listed}")
     defects = sum(count for reason, count in total.items() if not reason.startswith(FILTERED))
     if defects > max_rejects * read:
         raise SourceError(
-            f"{source}: {defects} of {read} samples were rejected ({reasons}), more than max_rejects={max_rejects:g}. "
-            f"Run again with a higher max_rejects to accept that; or mend the source, and run this once with "
-            f"{option('forget', worst(units))}, then again without"
+            f"{source}: {defects} of {read} samples were rejected ({reasons}; listed in {REJECTS}), more than "
+            f"max_rejects={max_rejects:g}. Run again with a higher max_rejects to accept that; or mend the source, and "
+            f"run this once with {option('forget', worst(units))}, then again without"
         )
 
 
@@ -238,6 +240,7 @@ def summary(url: str, manifest: Manifest) -> str:
     """The last line that the verb prints."""
     read = sum(unit.read for unit in manifest.units)
     rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "none"
+    rejects += f", listed in {REJECTS}" if manifest.rejected else ""
     repeated = f", {manifest.excluded:,} repeated in other shards" if manifest.excluded else ""
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     version = f", version {manifest.version}" if manifest.version > 1 else ""

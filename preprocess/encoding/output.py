@@ -23,6 +23,7 @@ from pipeline.storage.base import Storage
 from preprocess.encoding.census import Census
 from preprocess.encoding.encoder import Encoded
 from preprocess.encoding.plan import Unit
+from preprocess.encoding.rejects import rejects_key
 from preprocess.encoding.writer import Moments, ShardWriter
 from preprocess.source.shard import SourceShard
 from preprocess.units.reports import REPORT_FORMAT, read_report
@@ -57,6 +58,8 @@ class UnitFacts:
     thumbnails: list[list[dict[str, str]]] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     buckets: list[list[int]] = field(default_factory=list)
+    rejects: bytes = b""
+    """The list of rejected samples as a file, b"" without any."""
 
     def hashes(self, dataset: int) -> bytes | None:
         """Bytes of an .npy (N, 18) uint8: digest and bucket number (little-endian) of each accepted sample. None
@@ -118,6 +121,8 @@ class UnitOutput:
             hashes = facts.hashes(number)
             if hashes is not None:
                 destination.storage.put(facts.unit.hashes_name, hashes)
+            if facts.rejects:
+                destination.storage.put(rejects_key(facts.unit.number), facts.rejects)
             destination.storage.put(key, data)
         self.discard()
 

@@ -9,7 +9,7 @@ bytes of a unit do not depend on what was encoded before it.
 from __future__ import annotations
 
 import collections
-import itertools
+import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,11 +22,15 @@ from preprocess.encoding.encoder import Batch, Encoded, Encoder, Item
 from preprocess.encoding.output import Destination, UnitFacts
 from preprocess.encoding.plan import Unit
 from preprocess.encoding.publisher import Publisher
+from preprocess.encoding.rejects import Rejects, hints
 from preprocess.encoding.tally import Tally
-from preprocess.source.decoders import CHUNK, Decoders, Prepares
+from preprocess.source.decoders import Decoders
 from preprocess.source.recipe import Recipe
+from preprocess.source.rejected import Rejected, bounded
 from preprocess.source.sample import FILTERED, Prepared
-from preprocess.source.shard import SourceShard
+from preprocess.source.shard import Sample, SourceShard
+from preprocess.source.worker import CHUNK, CHUNK_BYTES, Prepares
+from preprocess.units.naming import option
 
 QUEUED = 3  # batches that are read ahead of the encoders
 
@@ -43,7 +47,7 @@ class _Damaged:
     """Marks a unit whose input shard is damaged."""
 
     error: ShardCorrupt
-    bytes: int
+    unit: Unit
 
 
 class Stage:
@@ -67,6 +71,8 @@ class Stage:
         self.destinations, self.recipe, self.encoder, self.decoders = destinations, recipe, encoder, decoders
         self.max_rejects, self.total_bytes, self.label = max_rejects, total_bytes, label
         self.tally = Tally()
+        self._stopped = threading.Event()
+        self._hinted = False
 
     def run(
         self,
@@ -81,8 +87,9 @@ class Stage:
         done. Any other error in any thread is raised at once: finished units stay, and nothing of the others is left.
         """
         self.tally = Tally()
+        self._stopped.clear()
         feed, bytes_before = self._feed(next_unit), 0
-        damaged: list[ShardCorrupt] = []
+        damaged: list[_Damaged] = []
         with (
             ThreadPoolExecutor(1, "latentmill-read") as reader,
             Publisher(self.destinations, self.recipe.variants, self.tally, done) as publisher,
@@ -102,8 +109,8 @@ class Stage:
                         position += item.position
                     elif isinstance(item, _Damaged):
                         publisher.drop()
-                        damaged.append(item.error)
-                        self.tally.bytes += item.bytes
+                        damaged.append(item)
+                        self.tally.bytes += item.unit.bytes
                         log.warning(f"encode: {item.error}; going on with the others")
                     else:
                         publisher.end(item.facts)
@@ -117,13 +124,18 @@ class Stage:
                     )
                 publisher.finish()
             finally:
+                self._stopped.set()
                 stop()
                 reader.shutdown(cancel_futures=True)
                 feed.close()
         if len(damaged) > 1:
-            raise ShardCorrupt(f"{len(damaged)} input shards are damaged, the others are done. The first: {damaged[0]}")
+            names = [item.unit.name for item in damaged]
+            raise ShardCorrupt(
+                f"{len(damaged)} input shards are damaged, the others are done; {option('leave_out', names)} leaves them "
+                f"out. The first: {damaged[0].error}"
+            )
         if damaged:
-            raise damaged[0]
+            raise damaged[0].error
         return self.tally.told(self.decoders.count)
 
     def _encode(self, batch: Batch) -> Encoded:
@@ -162,14 +174,16 @@ class Stage:
             try:
                 yield from self._unit(unit)
             except ShardCorrupt as error:
-                yield _Damaged(error, unit.bytes)
+                yield _Damaged(error, unit)
 
     def _unit(self, unit: Unit) -> Iterator[Batch | _Finished]:
         targets = range(len(self.recipe.targets))
-        with SourceShard(unit.storage, unit.key, self.recipe.limits) as shard:
+        with SourceShard(unit.storage, unit.key, self.recipe.limits, unit.name, self._stopped) as shard:
+            rejects = Rejects(shard.where)
             facts = UnitFacts(
                 unit,
                 shard,
+                rejected=rejects.counts,
                 censuses=[Census() for _ in targets],
                 thumbnails=[[] for _ in targets],
                 buckets=[[] for _ in targets],
@@ -179,9 +193,9 @@ class Stage:
             for result in self._decoded(shard):
                 facts.read += 1
                 if isinstance(result, Prepared) and result.digest and result.digest in seen:
-                    result = f"{FILTERED}duplicate"
-                if isinstance(result, str):
-                    facts.rejected[result] += 1
+                    result = Rejected(bounded(result.key), f"{FILTERED}duplicate")
+                if isinstance(result, Rejected):
+                    rejects.add(result)
                     continue
                 seen.add(result.digest)
                 for item in self._accept(result, facts):
@@ -193,7 +207,19 @@ class Stage:
                         del pending[place]
             for place, batch in sorted(pending.items()):
                 yield Batch(unit, *place, batch, shard.position)
+            facts.rejects = rejects.lines()
+            self._hint(facts)
             yield _Finished(facts)
+
+    def _hint(self, facts: UnitFacts) -> None:
+        """Says what may be wrong, once, with a shard of which no sample is usable."""
+        if facts.accepted or self._hinted:
+            return
+        self._hinted = True
+        log.warning(
+            f"encode: {facts.shard.where}: none of {facts.read} samples is usable; "
+            f"{hints(facts.rejected, facts.shard.first)}"
+        )
 
     def _accept(self, sample: Prepared, facts: UnitFacts) -> Iterator[Item]:
         """Counts an accepted sample and yields the items of its records."""
@@ -210,19 +236,29 @@ class Stage:
             if self.recipe.flip:
                 yield Item(first + 1, sample, target, picture.flipped(), flipped=True)
 
-    def _decoded(self, shard: SourceShard) -> Iterator[Prepared | str]:
-        """Yields, for each sample of the shard in order, the prepared sample or the reason of its rejection."""
+    def _decoded(self, shard: SourceShard) -> Iterator[Prepared | Rejected]:
+        """Yields, for each sample of the shard in order, the prepared sample or its rejection."""
         pending: collections.deque[Future[Prepares]] = collections.deque()
         samples = shard.samples()
         more = True
         while more or pending:
             if more and len(pending) < self.decoders.count + 1:
                 with self.tally.timed("read"):
-                    chunk = list(itertools.islice(samples, CHUNK))
+                    chunk = _take(samples)
                 more = bool(chunk)
                 if chunk:
-                    pending.append(self.decoders.submit(chunk))
+                    pending.append(self.decoders.submit(chunk, shard.where))
                 continue
             results, seconds = pending.popleft().result()
             self.tally.seconds["decode"] += seconds
             yield from results
+
+
+def _take(samples: Iterator[Sample]) -> list[Sample]:
+    """The next samples: CHUNK of them, or fewer once they have CHUNK_BYTES."""
+    chunk: list[Sample] = []
+    size = 0
+    while len(chunk) < CHUNK and size < CHUNK_BYTES and (sample := next(samples, None)) is not None:
+        chunk.append(sample)
+        size += sum(map(len, sample.members.values()))
+    return chunk

@@ -18,6 +18,7 @@ from pipeline.distributed.place import cores
 from pipeline.errors import LatentmillError, NotFound, ShardCorrupt
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
+from preprocess.encoding.rejects import REJECTS, rejects_key
 from preprocess.encoding.writer import Moments
 from preprocess.proving.findings import Findings
 from preprocess.proving.records import check_record
@@ -56,6 +57,9 @@ def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> No
     read = sum(unit.read for unit in manifest.units)
     counted = f"{sum(map(len, rows.values())):,} records = {read:,} read - "
     counted += f"{sum(manifest.rejected.values()):,} rejected"
+    first = next((number for number, unit in enumerate(manifest.units) if unit.rejected), None)
+    if first is not None and storage.exists(rejects_key(first)):
+        counted += f" (listed in {REJECTS})"
     counted += ", each also flipped" if manifest.contract.flip else ""
     findings.add("counts", counted, *problems)
     if problems:

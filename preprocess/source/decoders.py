@@ -1,52 +1,39 @@
-"""Decoding workers, processes or threads, which turn samples into prepared samples or reasons of rejection.
+"""Decoding workers, processes or threads, which turn samples into prepared samples or rejections.
 
-A worker process imports neither PyTorch nor the main module, so it starts in half a second. It holds one end of a pipe:
-when the process that started it dies in whatever way, the pipe ends and the worker exits. Pixels come back through
-shared memory.
+A worker process that dies is replaced. The sample that it was at is tried again; one that ends its process twice, or
+that takes longer than limits.seconds, is rejected. Only a lack of memory, of which a machine and not the sample is the
+cause, ends the stage.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
+import collections
 import queue
 import signal
 import socket
 import subprocess
 import sys
 import time
-import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 
-import numpy as np
-
 from pipeline.config import EncodersConfig
-from pipeline.errors import DataError, RecordRejected
+from pipeline.errors import DataError
+from pipeline.log import log
 from pipeline.models.encoders.tokenizer import Tokenizer, load_tokenizer
 from preprocess.source.recipe import Recipe
-from preprocess.source.sample import Prepared, prepare
+from preprocess.source.rejected import CRASHED, Rejected, bounded, rejected
+from preprocess.source.sample import Prepared
 from preprocess.source.shard import Sample
+from preprocess.source.worker import CHUNK, STARTING, TIMED_OUT, Prepares, SharedMemory, prepare_all, too_slow
 
-CHUNK = 16  # samples per task
+WORKER = "preprocess.source.worker"  # the module that a worker process runs
 STOP_SECONDS = 5.0  # that a worker has to exit in before it is killed
-
-Prepares = tuple[list[Prepared | str], float]
-"""The result of a task: for each sample in order the prepared sample or the reason of its rejection, and the seconds
-that the task took."""
-
-
-def prepare_all(samples: list[Sample], recipe: Recipe, tokenizer: Tokenizer) -> Prepares:
-    """Runs one task in this thread."""
-    started = time.perf_counter()
-    results: list[Prepared | str] = []
-    for sample in samples:
-        try:
-            results.append(prepare(sample, recipe, tokenizer.ids))
-        except RecordRejected as rejection:
-            results.append(rejection.reason)
-    return results, time.perf_counter() - started
+DEATHS = 2  # of processes at one sample, or while no sample is decoded, after which there is no further try
+KILLS = 3  # the same by SIGKILL, which the kernel sends to whoever is large when memory runs out
+PAUSE_SECONDS = 1.0  # between two tries after SIGKILL
 
 
 class Decoders:
@@ -65,16 +52,17 @@ class Decoders:
         else:
             self._tokenizer = load_tokenizer(encoders)
 
-    def submit(self, samples: list[Sample]) -> Future[Prepares]:
-        """Queues up to CHUNK samples. The future raises DataError when the worker dies while it decodes them."""
-        return self._threads.submit(self._run, samples)
+    def submit(self, samples: list[Sample], shard: str = "") -> Future[Prepares]:
+        """Queues up to CHUNK samples. shard: which holds them, for messages. The future raises DataError when workers
+        do not start, or run out of memory at a sample."""
+        return self._threads.submit(self._run, samples, shard)
 
-    def _run(self, samples: list[Sample]) -> Prepares:
+    def _run(self, samples: list[Sample], shard: str) -> Prepares:
         if self._tokenizer is not None:
             return prepare_all(samples, self.recipe, self._tokenizer)
         worker = self._idle.get()
         try:
-            return worker.prepare(samples)
+            return worker.prepare(samples, shard)
         finally:
             self._idle.put(worker)
 
@@ -90,37 +78,57 @@ class Decoders:
 
 
 class _Worker:
-    """One worker process, with this side of the pipe and of the shared memory."""
+    """One worker process, with this side of the pipe and of the shared memory, and its successors."""
 
     def __init__(self, recipe: Recipe, encoders: EncodersConfig) -> None:
         areas = (max(width * height for width, height in target.sizes) for target in recipe.targets)
+        self._recipe, self._encoders = recipe, encoders
         self._memory = SharedMemory(CHUNK * 3 * sum(areas))
+        self._start()
+
+    def _start(self) -> None:
+        self._memory.at = STARTING
         parent_end, worker_end = socket.socketpair()
         with worker_end:
             descriptors = worker_end.fileno(), self._memory.descriptor
             command = [
                 sys.executable,
                 "-m",
-                "preprocess.source.decoders",
+                WORKER,
                 *map(str, descriptors),
                 str(self._memory.size),
             ]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
         self._pipe = Connection(parent_end.detach())
-        self._pipe.send((recipe, encoders))
+        with suppress(OSError):  # a process that has died already is told apart by the first task
+            self._pipe.send((self._recipe, self._encoders))
 
-    def prepare(self, samples: list[Sample]) -> Prepares:
-        try:
-            self._pipe.send(samples)
-            answer: Prepares | str = self._pipe.recv()
-        except (EOFError, OSError):
-            status = self._process.wait()
-            cause = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-            raise DataError(
-                f"a decoding worker {cause} while it decoded samples {samples[0].key} to {samples[-1].key}. If memory "
-                "ran out, give fewer workers= or lower limits.pixels; if not, an image of these breaks its decoder: "
-                "leave it out of the source"
-            ) from None
+    def prepare(self, samples: list[Sample], shard: str) -> Prepares:
+        """Runs one task, with as many processes as it takes. Raises DataError."""
+        rejections: dict[int, Rejected] = {}
+        remaining = list(range(len(samples)))
+        deaths = collections.Counter[int]()
+        while True:
+            try:
+                results, seconds = self._ask([samples[number] for number in remaining])
+                break
+            except (EOFError, OSError):
+                place = self._memory.at
+                number = remaining[place] if 0 <= place < len(remaining) else place
+                deaths[number] += 1
+                rejection = self._death(number, deaths[number], samples, shard)
+                if rejection is not None:
+                    rejections[number] = rejection
+                    remaining.remove(number)
+                self._pipe.close()
+                self._start()
+        answered = dict(zip(remaining, results, strict=True)) | rejections
+        return [answered[number] for number in range(len(samples))], seconds
+
+    def _ask(self, samples: list[Sample]) -> Prepares:
+        """Sends a task and waits for its result. Raises EOFError or OSError when the process dies."""
+        self._pipe.send(samples)
+        answer: Prepares | str = self._pipe.recv()
         if isinstance(answer, str):
             raise RuntimeError(f"in a decoding worker: {answer}")
         for prepared in answer[0]:
@@ -128,6 +136,33 @@ class _Worker:
                 for picture in prepared.pictures:
                     picture.pixels = self._memory.take(picture.pixels)
         return answer
+
+    def _death(self, number: int, deaths: int, samples: list[Sample], shard: str) -> Rejected | None:
+        """What the end of the process means, which has died `deaths` times at sample `number`, negative for none: the
+        sample's rejection, or None when the task is tried again. Raises DataError when there is no point in that."""
+        status = self._process.wait()
+        by = signal.Signals(-status).name if status < 0 else ""
+        cause = f"was killed by {by}" if by else f"ended with status {status}"
+        if number < 0:
+            if deaths >= KILLS:
+                raise DataError(f"decoding workers do not stay alive: one {cause} before it decoded anything")
+            log.warning(f"encode: a decoding worker {cause}; another one takes its place")
+            return None
+        sample = samples[number]
+        where = f"sample {bounded(sample.key)} of {shard or 'the source'}"
+        if status == -TIMED_OUT:
+            return rejected(sample.key, too_slow(self._recipe.limits))
+        if status == -signal.SIGKILL:
+            if deaths >= KILLS:
+                raise DataError(
+                    f"decoding workers were killed by SIGKILL {deaths} times while they decoded {where}, as when "
+                    "memory runs out: give fewer workers=, or a lower limits.pixels, which rejects larger images"
+                )
+            time.sleep(PAUSE_SECONDS)
+        elif deaths >= DEATHS:
+            return Rejected(bounded(sample.key), CRASHED, f"the process that decoded it {cause}, {deaths} times")
+        log.warning(f"encode: a decoding worker {cause} while it decoded {where}; it is tried again")
+        return None
 
     def stop(self) -> None:
         self._pipe.close()
@@ -137,70 +172,3 @@ class _Worker:
             self._process.kill()
             self._process.wait()
         self._memory.close()
-
-
-class SharedMemory:
-    """Anonymous memory of `size` bytes, which a process that inherits the descriptor can map as well."""
-
-    def __init__(self, size: int, descriptor: int = -1) -> None:
-        self.size, self.descriptor = size, descriptor
-        if descriptor < 0:
-            self.descriptor = os.memfd_create("latentmill-decode")
-            os.ftruncate(self.descriptor, size)
-        self._map = mmap.mmap(self.descriptor, size)
-        self._used = 0
-
-    def clear(self) -> None:
-        """Lets later `put`s overwrite earlier ones."""
-        self._used = 0
-
-    def put(self, pixels: np.ndarray) -> np.ndarray:
-        """Stores an array (H, W, 3) uint8. Returns its place, int64 (offset, H, W), for `take` in the other process."""
-        end = self._used + pixels.size
-        np.frombuffer(self._map, np.uint8)[self._used : end] = pixels.reshape(-1)
-        place = np.array([self._used, *pixels.shape[:2]])
-        self._used = end
-        return place
-
-    def take(self, place: np.ndarray) -> np.ndarray:
-        """A copy of the array that `put` stored at this place."""
-        offset, height, width = place.tolist()
-        flat = np.frombuffer(self._map, np.uint8, height * width * 3, offset)
-        return flat.reshape(height, width, 3).copy()
-
-    def close(self) -> None:
-        self._map.close()
-        os.close(self.descriptor)
-
-
-def serve(arguments: list[str]) -> None:
-    """The main loop of a worker: receives lists of samples and sends Prepares, until the other end of the pipe is
-    closed.
-
-    arguments: the descriptors of the pipe and of the shared memory, and the size of the memory.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # sent to every process of a job; the owner ends its workers
-    pipe_descriptor, memory_descriptor, size = map(int, arguments)
-    pipe, memory = Connection(pipe_descriptor), SharedMemory(size, memory_descriptor)
-    recipe, encoders = pipe.recv()
-    tokenizer = load_tokenizer(encoders)
-    while True:
-        try:
-            samples = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            results, seconds = prepare_all(samples, recipe, tokenizer)
-            memory.clear()
-            for prepared in results:
-                if isinstance(prepared, Prepared):
-                    for picture in prepared.pictures:
-                        picture.pixels = memory.put(picture.pixels)
-            pipe.send((results, seconds))
-        except Exception:
-            pipe.send(traceback.format_exc())
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1:])

@@ -1,21 +1,26 @@
 """Turns the bytes of one untrusted image into a crop of RGB pixels, or into a reason of rejection.
 
 Every mode of JPEG, PNG and WebP becomes 8-bit RGB: CMYK and greys by Pillow's conversion, 16-bit greys by their upper 8
-bits, transparency (alpha, or a transparent palette entry) over white. EXIF orientation is applied; embedded colour
-profiles are not. Of an animation the first picture is used.
+bits, transparency (alpha, or a transparent colour) over white. EXIF orientation is applied, and damaged EXIF says that
+the picture is upright; embedded colour profiles are not. Of an animation the first picture is used.
+
+Decoders raise whatever they raise for damaged bytes, so every exception of theirs is a rejection.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.config import LimitsConfig
 from pipeline.errors import RecordRejected
+from preprocess.source import jpeg, png
+from preprocess.source.rgb import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 RESIZE = "lanczos"  # recorded in the contract
@@ -30,9 +35,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, RuntimeError, OverflowError)
+MOST_CROPS = 16  # areas of the crop that a resized image may have, whatever limits.pixels says
 
 Image.MAX_IMAGE_PIXELS = None  # open_image has its own limit, which a user can set
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong is counted, not printed
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,33 @@ def place_crop(width: int, height: int, size: tuple[int, int], policy: str, seed
     return Crop(width, height, resized, (left, top, *size))
 
 
+def refuse_resized(crop: Crop, limits: LimitsConfig) -> None:
+    """Raises RecordRejected, image_too_large, for an image so thin that it has more than limits.pixels pixels once it
+    covers its crop."""
+    width, height = crop.resized
+    if width * height > max(limits.pixels, MOST_CROPS * crop.size[0] * crop.size[1]):
+        raise RecordRejected(
+            "image_too_large",
+            f"{crop.width} x {crop.height} pixels would become {width} x {height} to cover a crop of "
+            f"{crop.size[0]} x {crop.size[1]}, limits.pixels={limits.pixels}",
+        )
+
+
 def open_image(data: bytes, limits: LimitsConfig) -> Image.Image:
     """Opens an image by reading only its header. Raises RecordRejected: image_unreadable, image_truncated, or
     image_too_large (according to the header; no pixel is decoded)."""
     try:
+        if data.startswith(png.START):
+            png.refuse_chunks(data)
+        elif data.startswith(jpeg.START):
+            jpeg.refuse_header(data)
+        canvas = _webp_canvas(data)
+        if canvas > limits.pixels:  # before its decoder takes memory for it
+            raise RecordRejected("image_too_large", f"{canvas} pixels")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (UnidentifiedImageError, *UNREADABLE) as error:
+    except RecordRejected:
+        raise
+    except Exception as error:
         raise _unreadable(data, error) from None
     if image.width < 1 or image.height < 1:
         raise RecordRejected("image_unreadable", "it has no pixels")
@@ -83,17 +110,35 @@ def open_image(data: bytes, limits: LimitsConfig) -> Image.Image:
 
 
 def decode_image(image: Image.Image, data: bytes) -> Image.Image:
-    """Decodes an opened image to upright RGB. data: the bytes of its file. Raises RecordRejected: image_unreadable or
-    image_truncated."""
+    """Decodes an opened image to upright RGB. data: the bytes of its file. Raises RecordRejected: image_unreadable,
+    image_truncated, or image_too_large for a JPEG of too many scans."""
+    depth = 8
     try:
-        image.load()
-        return _to_rgb(_upright(image))
-    except UNREADABLE as error:
+        if data.startswith(jpeg.START):
+            jpeg.load_jpeg(image, data, jpeg.read_segments(data))
+        elif data.startswith(png.START):
+            png.load_png(image, data)
+            depth = png.depth(data)
+        else:
+            image.load()
+        return to_rgb(_upright(image), depth)
+    except (RecordRejected, MemoryError):
+        raise
+    except Exception as error:
         raise _unreadable(data, error) from None
 
 
+def _webp_canvas(data: bytes) -> int:
+    """Pixels of the canvas of an extended WebP; 0 for anything else."""
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
+        return 0
+    width, height = (int.from_bytes(data[place : place + 3], "little") + 1 for place in (24, 27))
+    return width * height
+
+
 def _unreadable(data: bytes, error: Exception) -> RecordRejected:
-    return RecordRejected("image_truncated" if _is_cut(data) else "image_unreadable", str(error))
+    is_cut = _is_cut(data) or "truncated" in str(error)
+    return RecordRejected("image_truncated" if is_cut else "image_unreadable", str(error))
 
 
 def crop_image(image: Image.Image, crop: Crop) -> np.ndarray:
@@ -109,11 +154,18 @@ def crop_labels(data: bytes, crop: Crop, limits: LimitsConfig) -> np.ndarray:
     Returns (height, width) uint8. Raises RecordRejected: labels_unreadable or labels_size.
     """
     try:
+        png.refuse_chunks(data)
         labels: Image.Image = Image.open(io.BytesIO(data), formats=("PNG",))
         if labels.size != (crop.width, crop.height) or labels.width * labels.height > limits.pixels:
             raise RecordRejected("labels_size", f"{labels.size} beside an image of {(crop.width, crop.height)}")
-        labels.load()
-    except (UnidentifiedImageError, *UNREADABLE) as error:
+        png.load_png(labels, data)
+    except RecordRejected as rejection:
+        if rejection.reason == "labels_size":
+            raise
+        raise RecordRejected("labels_unreadable", str(rejection)) from None
+    except MemoryError:
+        raise
+    except Exception as error:
         raise RecordRejected("labels_unreadable", str(error)) from None
     if labels.mode not in ("L", "P"):
         raise RecordRejected("labels_unreadable", f"its mode is {labels.mode}, not 8-bit grey or palette")
@@ -130,22 +182,9 @@ def _cut(image: Image.Image, crop: Crop) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except UNREADABLE:
+    except Exception:
         return image  # damaged EXIF is ignored, as the pixels may be intact
     return image.transpose(turn) if turn is not None else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 def _is_cut(data: bytes) -> bool:

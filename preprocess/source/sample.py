@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +14,26 @@ import numpy as np
 from pipeline.config import FiltersConfig
 from pipeline.config.values.rules import parse_rules
 from pipeline.errors import RecordRejected
-from preprocess.source.image import Crop, crop_image, crop_labels, decode_image, open_image, place_crop
+from preprocess.source.columns import read_boxes, read_columns
+from preprocess.source.image import (
+    Crop,
+    crop_image,
+    crop_labels,
+    decode_image,
+    open_image,
+    place_crop,
+    refuse_resized,
+)
 from preprocess.source.recipe import Recipe
-from preprocess.source.shard import Sample
+from preprocess.source.shard import PROBLEMS, Sample
 
 MOST_BOXES = 8
 LOWRES_FACTOR = 4
 DIGEST_BYTES = 16
+BYTE_ORDER_MARK = "\ufeff"
+INVISIBLE = frozenset(["Cc", "Cf", "Mn", "Me"])  # Unicode categories that show nothing by themselves
+BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters that are blank
+NO_WORDS = 2  # tokens of a caption without words: start and end
 FILTERED = "filter:"  # prefix of the reasons of intact samples that a filter rejects
 
 
@@ -87,23 +100,46 @@ class Prepared:
 def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list[int], int]]) -> Prepared:
     """Reads, checks and crops one sample. Raises RecordRejected with the first reason that applies."""
     if sample.problem:
-        raise RecordRejected(sample.problem, sample.key)
+        raise RecordRejected(sample.problem, PROBLEMS[sample.problem])
     data = sample.image()
     text = caption(sample, recipe.caption_key, recipe.limits.caption_bytes)
     refuse_unwanted(sample, text, recipe.filters)
     opened = open_image(data, recipe.limits)
     refuse_size(opened.size, recipe.filters)
-    image = decode_image(opened, data)
+    refuse_thin(opened.size, sample.key, recipe)
     ids, tokens = tokenize(text)
+    if tokens <= NO_WORDS:
+        raise RecordRejected("caption_empty", "it has no token")
+    image = decode_image(opened, data)
     pictures = []
-    for target in recipe.targets:
-        bucket = target.nearest(*image.size)
-        crop = place_crop(*image.size, target.sizes[bucket], recipe.crop, recipe.seed, sample.key)
+    for bucket, crop in crops(image.size, sample.key, recipe):
+        refuse_resized(crop, recipe.limits)
         pictures.append(Picture(bucket, crop, crop_image(image, crop)))
         pictures[-1].conditions = conditions(sample, recipe, pictures[-1])
     return Prepared(
         sample.key, text, ids, tokens, image.size, content_digest(data, text, recipe.filters.duplicates), pictures
     )
+
+
+def crops(size: tuple[int, int], key: str, recipe: Recipe) -> Iterator[tuple[int, Crop]]:
+    """Bucket and crop for each target of an upright image of `size` (width, height)."""
+    for target in recipe.targets:
+        bucket = target.nearest(*size)
+        yield bucket, place_crop(*size, target.sizes[bucket], recipe.crop, recipe.seed, key)
+
+
+def refuse_thin(size: tuple[int, int], key: str, recipe: Recipe) -> None:
+    """Raises RecordRejected, image_too_large, for an image that is too thin to be resized, whichever way up it is;
+    before any pixel is decoded."""
+    try:
+        for _, crop in crops(size, key, recipe):
+            refuse_resized(crop, recipe.limits)
+    except RecordRejected as rejection:
+        try:
+            for _, crop in crops(size[::-1], key, recipe):
+                refuse_resized(crop, recipe.limits)
+        except RecordRejected:
+            raise rejection from None
 
 
 def refuse_unwanted(sample: Sample, text: str, filters: FiltersConfig) -> None:
@@ -144,37 +180,35 @@ def caption(sample: Sample, where: str, most_bytes: int) -> str:
     """The caption of a sample without surrounding white space. where: "txt" or "json:KEY". Raises RecordRejected."""
     if where == "txt":
         if "txt" not in sample.members:
-            raise RecordRejected("caption_missing")
+            raise RecordRejected("caption_missing", sample.files)
         data = sample.members["txt"]
     else:
         value = metadata(sample).get(where.removeprefix("json:"))
         if value is None:
-            raise RecordRejected("caption_missing")
+            raise RecordRejected("caption_missing", sample.files)
         if not isinstance(value, str):
             raise RecordRejected("caption_not_text")
         data = value.encode("utf-8", "surrogatepass")
     if len(data) > most_bytes:
-        raise RecordRejected("caption_too_long", f"{len(data)} bytes")
+        raise RecordRejected("caption_too_long", f"{len(data)} bytes, limits.caption_bytes={most_bytes}")
     try:
-        text = data.decode("utf-8").strip()
+        text = data.decode("utf-8").replace("\0", "").strip().removeprefix(BYTE_ORDER_MARK).strip()
     except UnicodeDecodeError:
         raise RecordRejected("caption_bad_utf8") from None
-    if not text:
+    if not any(map(_is_visible, text)):
         raise RecordRejected("caption_empty")
     return text
 
 
+def _is_visible(character: str) -> bool:
+    """Whether a character shows something by itself."""
+    blank = character.isspace() or character in BLANK
+    return not blank and unicodedata.category(character) not in INVISIBLE
+
+
 def metadata(sample: Sample) -> dict[str, Any]:
     """The json object of a sample, {} when it has none. Raises RecordRejected: json_unreadable."""
-    if "json" not in sample.members:
-        return {}
-    try:
-        columns = json.loads(sample.members["json"])
-    except (ValueError, RecursionError):
-        raise RecordRejected("json_unreadable") from None
-    if not isinstance(columns, dict):
-        raise RecordRejected("json_unreadable", "it is not an object")
-    return columns
+    return read_columns(sample.members["json"]) if "json" in sample.members else {}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -202,15 +236,7 @@ def boxes(sample: Sample, crop: Crop) -> np.ndarray:
     Returns (MOST_BOXES, 5) float16 without the boxes outside the crop; unused rows are -1. Raises RecordRejected:
     boxes_missing, boxes_unreadable or boxes_too_many.
     """
-    entries = metadata(sample).get("boxes")
-    if entries is None:
-        raise RecordRejected("boxes_missing")
-    try:
-        boxes_in_image = np.array(entries, dtype=np.float64).reshape(-1, 5)
-    except (ValueError, TypeError):
-        raise RecordRejected("boxes_unreadable") from None
-    if not np.isfinite(boxes_in_image).all() or (boxes_in_image[:, 0] < 0).any() or (boxes_in_image[:, 0] > 2048).any():
-        raise RecordRejected("boxes_unreadable", "a class outside 0 to 2048, or an edge that is not a number")
+    boxes_in_image = read_boxes(metadata(sample).get("boxes"))
     resized, (left, top, width, height) = np.array(crop.resized * 2), crop.box
     edges = boxes_in_image[:, 1:] * resized - [left, top, left, top]
     edges = (edges / [width, height, width, height]).clip(0, 1)

@@ -3,6 +3,7 @@
 A truncated or damaged tar always raises ShardCorrupt: headers must match their checksums, members must be complete, two
 zero blocks must end the archive and only zeros may follow. Links, devices and names that lead out of the archive are
 refused. Sizes and counts are checked against limits before data are read. Nothing is unpickled or written to disk.
+Every step of the reader takes it further into the shard, and it ends within one chunk once it is asked to.
 
 Neighbouring members that share a key belong to one sample, as in WebDataset. The key is the name without one of
 SUFFIXES, and keeps its dots ("a.b.jpg" has the key "a.b"). A key that occurs again later in the shard becomes a sample
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,16 +22,25 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.config import LimitsConfig
-from pipeline.errors import RecordRejected, ShardCorrupt
-from pipeline.parsing.tar import BLOCK, parse_header, pax_fields
+from pipeline.errors import Interrupted, RecordRejected, ShardCorrupt
+from pipeline.parsing.tar import BLOCK, parse_header, pax_fields, pax_size
 from pipeline.storage.base import Storage
+from preprocess.source.advice import AGAIN, advice, no_file, no_tar
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 SUFFIXES = ("labels.png", *IMAGES, "txt", "json")  # the first match counts; files with none of them are passed over
 CHUNK = 8 * 1024 * 1024  # bytes per read
 AHEAD = 3  # chunks that are fetched ahead from a bucket
 EXTENSION_BYTES = 64 * 1024  # largest pax header or long name
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd", b"PK": "zip"}
+FOREIGN_FOLDER, FOREIGN_PREFIX = "__MACOSX", "._"  # of what a Mac puts beside the files of a user
+FIRST, FIRST_LENGTH = 6, 100  # names of files that are kept for messages, and their longest
+KEY_LENGTH = 4096  # longest key of a sample, in characters
+PROBLEMS = {
+    "key_repeated": "files of this key stand in the shard before; those of one sample must stand together",
+    "member_repeated": "two of its files have the same suffix",
+    "key_too_long": f"its name has more than {KEY_LENGTH} characters",
+}
+"""Reasons for which a sample is rejected as the shard is read, and what they mean."""
 
 
 @dataclass
@@ -41,11 +52,16 @@ class Sample:
     members: dict[str, bytes] = field(default_factory=dict)
     problem: str = ""
 
+    @property
+    def files(self) -> str:
+        """What it has, for messages."""
+        return f"it has {', '.join(sorted(self.members)) or 'nothing'}"
+
     def image(self) -> bytes:
         """The bytes of its only image. Raises RecordRejected: image_missing or image_repeated."""
         images = [self.members[suffix] for suffix in IMAGES if suffix in self.members]
         if len(images) != 1:
-            raise RecordRejected("image_repeated" if images else "image_missing")
+            raise RecordRejected("image_repeated" if images else "image_missing", self.files)
         return images[0]
 
 
@@ -54,13 +70,25 @@ class SourceShard:
     whole shard.
 
     Of an object in a bucket, AHEAD chunks are fetched ahead. Close the shard, or use it as a context manager.
+
+    name: its name in a plan, for advice; "" where it is in none. stopped: once it is set, reading raises Interrupted.
     """
 
-    def __init__(self, storage: Storage, key: str, limits: LimitsConfig) -> None:
-        self.name = key.rpartition("/")[2]
+    def __init__(
+        self,
+        storage: Storage,
+        key: str,
+        limits: LimitsConfig,
+        name: str = "",
+        stopped: threading.Event | None = None,
+    ) -> None:
+        self.name, self._stopped = name, stopped
+        self.where = storage.locate(key)
         self.bytes = storage.stat(key).size
         self.passed_over = 0
         """Number of files that belong to no sample, such as img2dataset's parquet."""
+        self.first: list[str] = []
+        """Names of the first files, for messages."""
         self._storage, self._key, self._limits = storage, key, limits
         self._digest = hashlib.sha256()
         self._offset = 0
@@ -98,6 +126,8 @@ class SourceShard:
         current: Sample | None = None
         seen: set[str] = set()
         for name, payload in self._members():
+            if len(self.first) < FIRST:
+                self.first.append(name if len(name) <= FIRST_LENGTH else f"{name[:FIRST_LENGTH]}...")
             key, suffix = split_name(name)
             if not suffix:
                 self.passed_over += 1
@@ -106,7 +136,10 @@ class SourceShard:
                 if current is not None:
                     yield current
                 current = Sample(key, problem="key_repeated" if key in seen else "")
-                seen.add(key)
+                if len(key) > KEY_LENGTH:
+                    current.problem = "key_too_long"
+                else:
+                    seen.add(key)
             elif suffix in current.members:
                 current.problem = "member_repeated"
             current.members[suffix] = payload
@@ -121,6 +154,8 @@ class SourceShard:
         override: dict[str, bytes] = {}  # name and size from a pax header or a GNU long name, for the next member
         while True:
             at = self._offset
+            if at == 0 and self.bytes < BLOCK:
+                raise self._corrupt(at, *no_tar(self._read(self.bytes, "a header"), BLOCK))
             block = self._read(BLOCK, "a header")
             if not any(block):
                 if override:
@@ -129,10 +164,8 @@ class SourceShard:
             try:
                 header = parse_header(block)
             except ShardCorrupt as error:
-                kind = COMPRESSED.get(block[:2])
                 if at == 0:
-                    what = f"it is {kind}-compressed: unpack it first" if kind else "it is not a tar"
-                    raise self._corrupt(at, what) from None
+                    raise self._corrupt(at, *no_tar(block, BLOCK)) from None
                 raise self._corrupt(at, str(error)) from None
             count += 1
             if count > self._limits.members:
@@ -152,7 +185,9 @@ class SourceShard:
             if header.kind == b"5":
                 continue
             if header.kind not in (b"0", b"7"):
-                raise self._corrupt(at, f"{name} is a link, a device or something else that is not a file: refused")
+                more, first = no_file(header.kind)
+                what = f"{name} is a link, a device or something else that is not a file: refused{more}"
+                raise self._corrupt(at, what, first)
             if size > self._limits.member_bytes:
                 raise self._corrupt(at, f"{name} has {size} bytes, limits.member_bytes={self._limits.member_bytes}")
             yield name, self._payload(size)
@@ -172,7 +207,7 @@ class SourceShard:
 
     def _read(self, size: int, what: str) -> bytes:
         """Reads the next `size` bytes in chunks. Raises ShardCorrupt when the shard ends before them."""
-        if self._offset + size > self.bytes:
+        if size < 0 or self._offset + size > self.bytes:
             raise self._corrupt(self._offset, f"it is cut in {what}: it ends at byte {self.bytes}")
         parts, remaining = [], size
         while remaining:
@@ -187,7 +222,9 @@ class SourceShard:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _next_chunk(self) -> bytes:
-        """Fetches the next CHUNK bytes, or what remains."""
+        """Fetches the next CHUNK bytes, or what remains. Raises Interrupted."""
+        if self._stopped is not None and self._stopped.is_set():
+            raise Interrupted("stopped while it read a shard")
         if self._fetchers is None:
             start, self._requested = self._requested, min(self._requested + CHUNK, self.bytes)
             return self._storage.get_range(self._key, start, self._requested - start)
@@ -207,9 +244,10 @@ class SourceShard:
         return {name: fields[name.encode()] for name in ("path", "size") if name.encode() in fields}
 
     def _size(self, text: bytes, at: int) -> int:
-        if not text.isdigit() or len(text) > 20:
-            raise self._corrupt(at, "a pax header holds a size that is not a number")
-        return int(text)
+        try:
+            return pax_size(text)
+        except ShardCorrupt as error:
+            raise self._corrupt(at, str(error)) from None
 
     def _checked_name(self, raw: bytes, at: int) -> str:
         name = raw.decode("utf-8", "backslashreplace").removeprefix("./")
@@ -219,13 +257,17 @@ class SourceShard:
             raise self._corrupt(at, f"member name {name!r} is absolute, empty or leads out of the archive: refused")
         return name
 
-    def _corrupt(self, at: int, what: str) -> ShardCorrupt:
-        return ShardCorrupt(f"{self._storage.locate(self._key)}, byte {at}: {what}. Fetch it again, or leave it out")
+    def _corrupt(self, at: int, what: str, first: str = AGAIN) -> ShardCorrupt:
+        """The error for a shard that cannot be read. first: what helps, "" when `what` says it."""
+        return ShardCorrupt(f"{self.where}, byte {at}: {what}. {advice(first, self.name)}")
 
 
 def split_name(name: str) -> tuple[str, str]:
     """Splits a member's name into key and suffix: "x/a.b.JPG" -> ("x/a.b", "jpg"). The suffix is "" when the file
-    belongs to no sample."""
+    belongs to no sample, as do those that a Mac puts beside each file ("._a.jpg")."""
+    folder, _, last = name.rpartition("/")
+    if last.startswith(FOREIGN_PREFIX) or FOREIGN_FOLDER in folder.split("/"):
+        return name, ""
     lower = name.lower()
     for suffix in SUFFIXES:
         stem = name[: -len(suffix) - 1]

@@ -8,7 +8,7 @@ import io
 import numpy as np
 
 from pipeline.config import FiltersConfig, LimitsConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain
+from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain, stored_limits
 from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
 from pipeline.data.format.records import Record, npy_bytes, record_key
 from pipeline.storage.urls import open_storage
@@ -29,7 +29,7 @@ def contract(**changes: object) -> Contract:
         "seed": 0,
         "flip": False,
         "filters": plain(FiltersConfig()),
-        "limits": plain(LimitsConfig()),
+        "limits": stored_limits(LimitsConfig()),
         "resize": "lanczos",
         "latent_shape": LATENT,
         "downsampling": 8,

@@ -146,6 +146,11 @@ def plain(value: Any) -> dict[str, Any]:
     return json.loads(canonical_json(dataclasses.asdict(value)))
 
 
+def stored_limits(limits: Any) -> dict[str, Any]:
+    """The limits as a contract holds them: without `seconds`, which says more about a machine than about a dataset."""
+    return {name: value for name, value in plain(limits).items() if name != "seconds"}
+
+
 def contract_from_json(value: dict[str, Any]) -> Contract:
     """The contract of a parsed canonical_json(asdict(contract)). Raises ValueError, KeyError or TypeError."""
     members = tuple(_build(Member, {**m, "shape": tuple(m["shape"])}) for m in value["members"])

@@ -27,6 +27,9 @@ CONFIG, MERGES = "open_clip_config.json", "bpe.txt.gz"
 SPECIAL = ("<start_of_text>", "<end_of_text>")
 MOST_MERGES = 49152 - 256 - 2  # that CLIP reads of its file, which has more
 WORDS = r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+SLOW = regex.compile(r"&(?:amp;|#0*38;|#x0*26;){8}|\p{M}{32}", regex.IGNORECASE)
+"""Entities in entities and towers of accents: repairing n of them takes n^2 steps."""
+SLOW_LENGTH = 2048  # characters that are read of a caption that has such; the context takes some 400
 CACHED, CACHED_LENGTH = 65_536, 64  # words in the cache, and the longest one, at most: captions are untrusted input
 
 
@@ -62,7 +65,10 @@ class Tokenizer:
         """All ids of a caption, without start, end and padding.
 
         Wrongly decoded text is repaired first (ftfy); then text is lower-cased, and runs of whitespace become a space.
+        Of a caption that would take minutes to repair, the first SLOW_LENGTH characters are read.
         """
+        if len(caption) > SLOW_LENGTH and SLOW.search(caption):
+            caption = caption[:SLOW_LENGTH]
         text = html.unescape(html.unescape(ftfy.fix_text(caption)))
         return [i for word in self._words.findall(" ".join(text.split()).lower()) for i in self._word_ids(word)]
 
