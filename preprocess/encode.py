@@ -50,8 +50,11 @@ ABANDONED_SECONDS = 24 * 3600.0  # a half-written tar that nobody has written to
 def main(config: EncodeConfig) -> int:
     """Encodes the units that are not encoded yet. Returns the exit status."""
     if config.dry_run:
+        inputs.refuse_within(config.source, inputs.find(config.source), *destinations_of(config))
         show(estimate(config))
         return 0
+    if config.forget:
+        return forget_only(config)
     if config.finalize:
         return finish_only(config)
     if config.launch.processes > 1 and not in_world():

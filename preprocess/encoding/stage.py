@@ -131,8 +131,8 @@ class Stage:
         if len(damaged) > 1:
             names = [item.unit.name for item in damaged]
             raise ShardCorrupt(
-                f"{len(damaged)} input shards are damaged, the others are done; {option('leave_out', names)} leaves them "
-                f"out. The first: {damaged[0].error}"
+                f"{len(damaged)} input shards are damaged, the others are done; {option('leave_out', names)} leaves "
+                f"them out. The first: {damaged[0].error}"
             )
         if damaged:
             raise damaged[0].error

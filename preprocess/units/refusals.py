@@ -66,8 +66,8 @@ def changed(state: State, inputs: Sequence[Input], pairs: Sequence[tuple[int, in
     return (
         f"{shard.url} is another {state.names[number]} than the one that {state.storage.url} was made from"
         f"{_more(names, ', as are')}: {differs}. Put back the former one; or, to encode this one in its place, run "
-        f"this once with {option('forget', names)}, then again without; or, if it is a further shard, give it another name "
-        "and run this with that shard alone"
+        f"this once with {option('forget', names)}, then again without; or, if it is a further shard, give it another "
+        "name and run this with that shard alone"
     )
 
 
