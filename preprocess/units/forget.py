@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from pipeline.data.format.manifest import MANIFEST, VERSIONS, load_manifest, parse_manifest
+from pipeline.data.format.manifest import MANIFEST, VERSIONS, parse_manifest
 from pipeline.errors import DatasetError, DestinationExists, NotFound, SourceError
 from pipeline.storage.base import Storage
 from preprocess.encoding.claims import Claims
@@ -12,6 +13,7 @@ from preprocess.encoding.plan import Plan, part_key, read_plan
 from preprocess.units.naming import SHOWN, option, resolve
 from preprocess.units.reports import files_of
 
+COPY = re.compile(rf"{VERSIONS}/\d{{6}}\.json")
 ADOPTED = "unknown"
 """Device in the contract of a dataset that `latentmill index` made."""
 
@@ -53,7 +55,7 @@ def _versions(storage: Storage, numbers: Sequence[int]) -> list[str]:
     """Keys of the manifests that hold one of these units, and of what belongs to them: manifest.json first."""
     keys = [info.key for info in storage.list(f"{VERSIONS}/")]
     versions = []
-    for key in (MANIFEST, *(key for key in keys if key.endswith(".json"))):
+    for key in (MANIFEST, *filter(COPY.fullmatch, keys)):
         if _holds(storage, key, numbers):
             excluded = f"{key.removesuffix('.json')}.excluded.npy"
             versions += [key, *([excluded] if excluded in keys else [])]
@@ -74,7 +76,10 @@ def _holds(storage: Storage, key: str, numbers: Sequence[int]) -> bool:
 def _proposed(storage: Storage, plan: Plan, claims: Claims) -> list[str]:
     """Keys of an append that no manifest holds yet: with the manifest gone, it could not be told from what was
     finished."""
-    version = load_manifest(storage).version
+    copies = [info.key for info in storage.list(f"{VERSIONS}/") if COPY.fullmatch(info.key)]
+    if not copies:
+        return []
+    version = max(int(key[len(VERSIONS) + 1 :][:6]) for key in copies)
     if len(plan.parts) <= version:
         return []
     if claims.others_append():

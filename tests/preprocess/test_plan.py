@@ -68,7 +68,7 @@ def test_a_shard_that_cannot_be_mended_is_left_out_counted_and_recorded(
     assert "left out: 1.tar" in capsys.readouterr().out
     assert json.loads((root / "c/units/000001.json").read_text())["left_out"] is True
     assert "1.tar" in (root / "c/card.html").read_text()
-    assert "left out" in (root / "c/card.html").read_text()
+    assert "Left out: 1.tar" in (root / "c/card.html").read_text()
     capsys.readouterr()
     proved(root / "c", str(root / "s/{0,2}.tar"))
     proved(root / "c", str(root / "s/*.tar"))
@@ -168,7 +168,8 @@ def test_forget_deletes_what_was_made_of_a_shard_and_nothing_else(
     tar = next(name for name in before if name.startswith("000002") and name.endswith(".tar"))
     wanted = {MANIFEST, "manifests/000002.json", "units/000002.json", tar, tar.replace(".tar", ".index.json")}
     assert gone == wanted
-    assert all(name in capsys.readouterr().out or True for name in gone)
+    said = capsys.readouterr().out
+    assert all(name in said for name in gone)
     assert parse_manifest((tmp_path / "c/manifests/000001.json").read_bytes()) == first
     assert files(tmp_path / "a") == sources
     run(both, tmp_path / "c", buckets=16)
@@ -208,8 +209,8 @@ def test_forget_waits_for_no_living_worker_and_for_the_dead_as_long_as_they_may_
 
 def test_forget_takes_an_append_that_was_not_finished_back_with_the_manifest(root: Path) -> None:
     run(root / "s/{0,2}.tar", root / "c")
+    shard(root / "m/5.tar", 50)
     with pytest.raises(ShardCorrupt):
-        shard(root / "m/5.tar", 50)
         run(root / "{s/1,m/5}.tar", root / "c")
     run("gone", root / "c", forget=("0.tar",))
     run(root / "s/{0,2}.tar", root / "c")
@@ -337,7 +338,7 @@ HOSTILE = {
     "plans/000002.json": [b"", b"[]", b'{"source":1,"units":[]}', b'{"source":"x","units":["0.tar"]}', b"[" * 100_000],
     "units/000000.json": [b"", b"[]", b'{"format":1}', b'{"format":1e999}', b"[" * 100_000, b'{"format":1,"unit":0}'],
     "plans/000003.json": [b'{"source":"x","units":["1.tar"]}'],
-    MANIFEST: [b"", b"[]", b"[" * 100_000],
+    MANIFEST: [b"", b"[]", b"{"],
 }
 
 
@@ -371,7 +372,9 @@ def test_a_damaged_file_of_a_destination_is_one_line_that_names_it(tmp_path: Pat
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_report_whose_parts_do_not_agree_is_refused_with_what_to_do(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_report_whose_parts_do_not_agree_is_refused_with_what_to_do(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
     shard(tmp_path / "s/0.tar", 0)
     run(tmp_path / "s/0.tar", tmp_path / "c")
     before = files(tmp_path / "c")

@@ -212,7 +212,10 @@ def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
     data = manifest_bytes(manifest)
     conflict = DestinationExists(f"{storage.url} holds a finished cache with another {MANIFEST}: choose another dest")
     if not storage.put_if_absent(manifest.name, data) and storage.get(manifest.name) != data:
-        raise conflict
+        raise DestinationExists(
+            f"{storage.locate(manifest.name)} holds another version {manifest.version} than this run makes: if it is "
+            "damaged, delete it and run this again; else choose another dest"
+        )
     if storage.put_if_absent(MANIFEST, data):
         return True
     published = storage.get(MANIFEST)
