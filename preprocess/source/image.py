@@ -15,7 +15,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pipeline.config import LimitsConfig
 from pipeline.errors import RecordRejected
@@ -86,7 +86,7 @@ def refuse_resized(crop: Crop, limits: LimitsConfig) -> None:
         )
 
 
-def open_image(data: bytes, limits: LimitsConfig) -> Image.Image:
+def open_image(data: bytes, limits: LimitsConfig) -> ImageFile.ImageFile:
     """Opens an image by reading only its header. Raises RecordRejected: image_unreadable, image_truncated, or
     image_too_large (according to the header; no pixel is decoded)."""
     try:
@@ -109,7 +109,7 @@ def open_image(data: bytes, limits: LimitsConfig) -> Image.Image:
     return image
 
 
-def decode_image(image: Image.Image, data: bytes) -> Image.Image:
+def decode_image(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """Decodes an opened image to upright RGB. data: the bytes of its file. Raises RecordRejected: image_unreadable,
     image_truncated, or image_too_large for a JPEG of too many scans."""
     depth = 8
@@ -155,10 +155,10 @@ def crop_labels(data: bytes, crop: Crop, limits: LimitsConfig) -> np.ndarray:
     """
     try:
         png.refuse_chunks(data)
-        labels: Image.Image = Image.open(io.BytesIO(data), formats=("PNG",))
-        if labels.size != (crop.width, crop.height) or labels.width * labels.height > limits.pixels:
-            raise RecordRejected("labels_size", f"{labels.size} beside an image of {(crop.width, crop.height)}")
-        png.load_png(labels, data)
+        opened = Image.open(io.BytesIO(data), formats=("PNG",))
+        if opened.size != (crop.width, crop.height) or opened.width * opened.height > limits.pixels:
+            raise RecordRejected("labels_size", f"{opened.size} beside an image of {(crop.width, crop.height)}")
+        png.load_png(opened, data)
     except RecordRejected as rejection:
         if rejection.reason == "labels_size":
             raise
@@ -167,6 +167,7 @@ def crop_labels(data: bytes, crop: Crop, limits: LimitsConfig) -> np.ndarray:
         raise
     except Exception as error:
         raise RecordRejected("labels_unreadable", str(error)) from None
+    labels: Image.Image = opened
     if labels.mode not in ("L", "P"):
         raise RecordRejected("labels_unreadable", f"its mode is {labels.mode}, not 8-bit grey or palette")
     if labels.size != crop.resized:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from pipeline.errors import RecordRejected
 
@@ -23,14 +23,14 @@ HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # other coders cannot be fed bit by bit
 SCAN, SPACING, END, SECOND_START, TEMPORARY = 0xDA, 0xDD, 0xD9, 0xD8, 0x01
 MOST_SCANS = 100  # encoders write 20 at most; each costs as much as a whole decoding
 MOST_SEGMENTS = 10_000
+SMALL = 262_144  # bytes of a file whose header takes no time, whatever it holds
 MOST_GAP = 65_536  # bytes between two segments of the header
 FILL = b"\xff\x00" * 8  # libjpeg reads up to 8 bytes ahead
 SINGLE = b"\xff\x00"
 SINGLES = 16  # further bytes that are fed one by one
 
 
-@dataclass(frozen=True)
-class Segments:
+class Segments(NamedTuple):
     """What the segments of a JPEG say. end: offset of its end mark, -1 without one. frame: the marker of its frame
     header, 0 without one. several: whether a decoder must read all scans before the first row. undone: whether it ends
     inside a refinement of averages, though other refinements are missing. restarts: restart marks that its last scan
@@ -46,6 +46,8 @@ class Segments:
 def refuse_header(data: bytes) -> None:
     """Raises RecordRejected, image_unreadable, for more segments, or more bytes between them, than a header has before
     its first scan. Pillow would read each of them in Python."""
+    if len(data) <= SMALL:
+        return
     position = 2
     for _ in range(MOST_SEGMENTS):
         match = MARKER.search(data, position, position + MOST_GAP)
@@ -98,10 +100,10 @@ def read_segments(data: bytes) -> Segments:
     if spacing and end > 0:
         marks = sum(data.count(bytes((0xFF, 0xD0 + i)), scan_start, end) for i in range(8))
         missing = max(0, -(-_units(header, scans[-1]) // spacing) - 1 - marks)
-    return Segments(end, frame, several, _undone(scans), missing)
+    return Segments(end, frame, several, several and _undone(scans), missing)
 
 
-def load_jpeg(image: Image.Image, data: bytes, segments: Segments) -> None:
+def load_jpeg(image: ImageFile.ImageFile, data: bytes, segments: Segments) -> None:
     """Decodes an opened JPEG, as its `load` does. Raises RecordRejected, image_truncated, where data are missing, and
     what Pillow raises."""
     if segments.frame not in HUFFMAN_FRAMES or len(image.tile) != 1 or (segments.several and segments.end < 0):
@@ -129,7 +131,7 @@ def load_jpeg(image: Image.Image, data: bytes, segments: Segments) -> None:
     image.tile = []
 
 
-def _feed_last_scan(decoder: Image.core.ImagingDecoder, rest: bytes) -> tuple[int, int]:
+def _feed_last_scan(decoder: Image.core.ImagingDecoder | ImageFile.PyDecoder, rest: bytes) -> tuple[int, int]:
     """Ends a decoder that has read all scans and looks for the next marker. Such a one passes over whatever it is fed;
     one that is still inside its last scan leaves the bytes of a block that is not complete. Raises RecordRejected."""
     for _ in range(SINGLES):

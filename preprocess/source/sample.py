@@ -16,6 +16,7 @@ from pipeline.config.values.rules import parse_rules
 from pipeline.errors import RecordRejected
 from preprocess.source.columns import read_boxes, read_columns
 from preprocess.source.image import (
+    MOST_CROPS,
     Crop,
     crop_image,
     crop_labels,
@@ -131,6 +132,8 @@ def crops(size: tuple[int, int], key: str, recipe: Recipe) -> Iterator[tuple[int
 def refuse_thin(size: tuple[int, int], key: str, recipe: Recipe) -> None:
     """Raises RecordRejected, image_too_large, for an image that is too thin to be resized, whichever way up it is;
     before any pixel is decoded."""
+    if max(size) <= MOST_CROPS * min(size):
+        return
     try:
         for _, crop in crops(size, key, recipe):
             refuse_resized(crop, recipe.limits)
