@@ -36,10 +36,10 @@ from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.progress import Progress
-from preprocess.encoding.plan import find_inputs
 from preprocess.source.image import Crop, crop_image, decode_image, open_image
 from preprocess.source.recipe import Recipe, recipe_of_contract
 from preprocess.source.shard import Sample, SourceShard
+from preprocess.units.sources import find_inputs
 
 MOST_HELD = 5000  # images that are held out for the floors, at most
 BATCH = 64

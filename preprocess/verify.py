@@ -12,7 +12,7 @@ import sys
 
 from pipeline import cli
 from pipeline.config import VerifyConfig
-from pipeline.data.format.manifest import load_manifest
+from pipeline.data.format.manifest import MANIFEST, Manifest, load_manifest
 from pipeline.data.reading.shards import require_shards
 from pipeline.errors import DataError
 from pipeline.log import log, show
@@ -50,7 +50,7 @@ def main(config: VerifyConfig) -> int:
             log.error(f"verify: {problem}")
         raise DataError(
             f"{config.dataset} is not what its manifest promises: {len(findings.problems)} problems, the first: "
-            f"{findings.problems[0]}. Delete what is named and the manifest, and run the same `latentmill encode` again"
+            f"{findings.problems[0]}. {'; '.join(findings.remedies) or otherwise(manifest)}"
         )
     if findings.poor:
         raise DataError(
@@ -58,6 +58,16 @@ def main(config: VerifyConfig) -> int:
             f"{findings.poor}. Look at the pairs (report=page.html); encode with others, or accept it with min_psnr="
         )
     return 0
+
+
+def otherwise(manifest: Manifest) -> str:
+    """What to do about problems that no check knows a remedy for."""
+    if manifest.adopted:
+        return "Index it anew"
+    return (
+        f"If the manifest was changed, delete {MANIFEST} and {manifest.name} and run the same `latentmill encode` "
+        "again, which writes them anew; else encode it again, into another dest"
+    )
 
 
 if __name__ == "__main__":

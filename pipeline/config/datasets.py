@@ -126,6 +126,13 @@ class EncodeConfig:
     fails."""
     claim_seconds: Annotated[float, Gt(0)] = 120.0
     """A process that has not renewed its claim on an input shard for this many seconds is considered dead."""
+    leave_out: tuple[str, ...] = ()
+    """Names of input shards that are not encoded, such as damaged ones that cannot be fetched again ("[00007.tar]"; as
+    many of their folders as tell them apart). They are counted in the manifest, and stay left out in later runs; to
+    encode one after all, forget it."""
+    forget: tuple[str, ...] = ()
+    """Encode nothing: delete what was made of the input shards of these names, and the manifests that hold them, so
+    that the next run encodes them anew."""
     finalize: bool = False
     """Encode nothing: check that every input shard is done, count, and write the manifest and the dataset card."""
     dry_run: bool = False

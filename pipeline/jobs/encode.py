@@ -25,6 +25,10 @@ def encode_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[s
     for key in ("dry_run", "finalize"):
         if getattr(config, key):
             raise ConfigError(f"{key}=true needs no array of tasks: latentmill encode ... {key}=true")
+    if config.forget:
+        raise ConfigError(
+            "forget= needs no array of tasks: run latentmill encode ... forget=[...] once, then this without"
+        )
     if config.launch.processes > 1 and cluster.processes > 1:
         raise ConfigError(
             f"launch.processes={config.launch.processes} and cluster.processes={cluster.processes} both start "

@@ -15,6 +15,7 @@ from pipeline.report.bars import Histogram, bar_chart
 from pipeline.report.charts import short
 from pipeline.report.elements import amount, cell, counted, document, folded, meter, prose, share, table, text
 
+LEFT_OUT = 2000  # characters of the names of shards that were left out
 CAPTION = 160  # characters of a caption that are shown
 
 
@@ -192,8 +193,9 @@ def _numbers(histograms: Sequence[Histogram]) -> str:
 
 
 def _shards(manifest: Manifest, shards: Sequence[InputShard]) -> str:
+    left_out = f"<p>Left out: {text(', '.join(manifest.left_out), LEFT_OUT)}.</p>" if manifest.left_out else ""
     if not shards:
-        return f"<p>No sample of the {len(manifest.units):,} input shards was rejected.</p>"
+        return f"{left_out}<p>No sample of the {len(manifest.units):,} input shards was rejected.</p>"
     rows = (
         f"<tr>{prose(shard.name)}{cell(amount(shard.bytes))}"
         + "".join(
@@ -209,4 +211,4 @@ def _shards(manifest: Manifest, shards: Sequence[InputShard]) -> str:
         note += (
             "<p class=note>The first rejected samples of a shard, with what was found: units/NNNNNN.rejected.jsonl.</p>"
         )
-    return f'{note}<div class="names">{table(headings, rows, prose_first=True)}</div>'
+    return f'{left_out}{note}<div class="names">{table(headings, rows, prose_first=True)}</div>'

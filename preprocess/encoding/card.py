@@ -14,9 +14,9 @@ from pipeline.report.bars import Bar, Histogram
 from pipeline.report.dataset import DatasetFacts, InputShard, Thumbnail, page
 from pipeline.storage.base import Storage
 from preprocess.encoding.census import ASPECT_STEP, SIDE_STEP, TOKEN_STEP, Census, census_from_json
-from preprocess.encoding.finalize import Report
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import FILTERED
+from preprocess.units.reports import Report
 
 CARD = "card.html"
 MOST_SHARDS = 50

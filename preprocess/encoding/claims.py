@@ -10,14 +10,16 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from pipeline.errors import NotFound, StorageError
+from pipeline.log import log
 from pipeline.storage.base import Storage
 
 CLAIMS = "claims"
+APPENDING = "append-"  # begins the names of claims by which workers show that they append shards
 RENEWALS = 4  # of a claim in the time after which it counts as dead
 POLL = 0.25  # seconds between two looks at other workers' claims, at least
 MINE, DOUBTFUL = "mine", "doubtful"
@@ -30,23 +32,23 @@ class Claims:
     def __init__(self, storage: Storage, seconds: float) -> None:
         self._storage, self._seconds = storage, seconds
         self._name = secrets.token_hex(8)
-        self._owned: set[int] = set()
-        self._first_seen: dict[int, tuple[str, float]] = {}
+        self._owned: set[int | str] = set()
+        self._first_seen: dict[int | str, tuple[str, float]] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._renewals = 0
         self._thread = threading.Thread(target=self._renew, name="latentmill-claims", daemon=True)
         self._thread.start()
 
-    def take(self, number: int) -> bool:
-        """Claims a unit. Returns False when another worker has claimed it already."""
+    def take(self, number: int | str) -> bool:
+        """Claims a unit, or what else a name stands for. Returns False when another worker has claimed it already."""
         with self._lock:
             taken = self._storage.put_if_absent(claim_key(number), self._body())
             if taken:
                 self._owned.add(number)
             return taken
 
-    def judge(self, number: int) -> bool | None:
+    def judge(self, number: int | str) -> bool | None:
         """Whether another worker's claim is dead: True when it has expired or is gone, False when it has been renewed
         since the first look at it, None while neither is known."""
         try:
@@ -58,17 +60,72 @@ class Claims:
             return False
         return True if time.monotonic() - since >= self._seconds else None
 
-    def take_over(self, number: int) -> None:
+    def take_over(self, number: int | str) -> None:
         """Claims a unit whose claim is dead or gone."""
         with self._lock:
             self._storage.put(claim_key(number), self._body())
             self._owned.add(number)
 
-    def release(self, number: int) -> None:
+    def release(self, number: int | str) -> None:
         """Deletes the claim on a unit that is done."""
         with self._lock:
             self._owned.discard(number)
             self._storage.delete(claim_key(number))
+
+    def hold(self, number: int) -> bool:
+        """Claims a unit, if need be from the dead. False: a living worker has it. May wait until that is known."""
+        while not self.take(number):
+            dead = self.judge(number)
+            if dead:
+                self.take_over(number)
+                return True
+            if dead is False:
+                return False
+            time.sleep(min(POLL, self._seconds / RENEWALS))
+        return True
+
+    # Appends ---------------------------------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        """Shows others that this worker appends shards, until it ends."""
+        name = f"{APPENDING}{self._name}"
+        if name not in self._owned:
+            self.take(name)
+
+    def others(self) -> list[str]:
+        """Names of the claims of other workers that append, or did when they died."""
+        names = [info.key.removeprefix(f"{CLAIMS}/") for info in self._storage.list(f"{CLAIMS}/{APPENDING}")]
+        return [name for name in names if name != f"{APPENDING}{self._name}"]
+
+    def others_append(self) -> bool:
+        """Whether another living worker appends shards. May wait `seconds` until it is known whether one lives."""
+        waits = False
+        while True:
+            verdicts = {name: self.judge(name) for name in self.others()}
+            if False in verdicts.values():
+                return True
+            for key in (key for key, dead in verdicts.items() if dead):
+                self._storage.delete(claim_key(key))
+            if None not in verdicts.values():
+                return False
+            if not waits:
+                log.info(f"encode: looking for up to {self._seconds:g} s whether others append shards at this moment")
+                waits = True
+            time.sleep(min(POLL, self._seconds / RENEWALS))
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Holds a claim that one worker has at a time. Waits for others, and takes it from the dead."""
+        while not self.take(name):
+            if self.judge(name):
+                self._storage.delete(claim_key(name))
+                self._first_seen.pop(name, None)
+                continue
+            time.sleep(min(POLL, self._seconds / RENEWALS))
+        try:
+            yield
+        finally:
+            self.release(name)
 
     def __enter__(self) -> Claims:
         return self
@@ -97,9 +154,9 @@ class Claims:
                         self._storage.put(claim_key(number), self._body())
 
 
-def claim_key(number: int) -> str:
-    """Key of the claim on a unit."""
-    return f"{CLAIMS}/{number:06d}"
+def claim_key(number: int | str) -> str:
+    """Key of the claim on a unit, or on what a name stands for."""
+    return f"{CLAIMS}/{number}" if isinstance(number, str) else f"{CLAIMS}/{number:06d}"
 
 
 class Work:

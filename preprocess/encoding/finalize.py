@@ -4,84 +4,70 @@ manifest."""
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.config import EncodeConfig
-from pipeline.data.format.manifest import MANIFEST, UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
+from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
 from pipeline.data.format.records import npy_bytes, parse_npy
 from pipeline.errors import DataError, DestinationExists, NotFound, SourceError
-from pipeline.storage.base import Storage
-from preprocess.encoding.claims import CLAIMS
-from preprocess.encoding.output import REPORT_FORMAT, Destination
+from pipeline.storage.base import ObjectInfo, Storage
+from preprocess.encoding.claims import APPENDING, CLAIMS
+from preprocess.encoding.output import Destination
 from preprocess.encoding.plan import Plan, Unit, report_key
 from preprocess.encoding.rejects import REJECTS
 from preprocess.encoding.writer import Moments
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import DIGEST_BYTES, FILTERED
-
-READERS = 32  # small objects that are read at a time
-
-
-@dataclass(frozen=True)
-class Report:
-    """The report of a unit. sha256: of its bytes."""
-
-    facts: dict[str, Any]
-    sha256: str
+from preprocess.units.naming import SHOWN, option
+from preprocess.units.ours import refuse_foreign
+from preprocess.units.reports import Report, left_out_report, read_report, read_reports
 
 
-def read_reports(storage: Storage, numbers: Iterable[int]) -> list[Report]:
-    """Reads the reports of units that are done. Raises NotFound when one is missing, and DestinationExists for one that
-    this version did not write."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda number: read_report(storage, number), numbers))
-
-
-def read_report(storage: Storage, number: int) -> Report:
-    """Reads the report of one unit. Raises like read_reports."""
-    data = storage.get(report_key(number))
-    try:
-        facts = json.loads(data)
-        if facts["format"] == REPORT_FORMAT and facts["unit"] == number:
-            return Report(facts, hashlib.sha256(data).hexdigest())
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise DestinationExists(
-        f"{storage.locate(report_key(number))} is not a report of this version: delete it and run again"
-    )
-
-
-def survey(destination: Destination, units: list[Unit]) -> set[int]:
+def survey(
+    destination: Destination, units: list[Unit], reports: Mapping[int, Report], listed: Sequence[ObjectInfo]
+) -> set[int]:
     """Numbers of the units that are done in one dataset: those with a report, and with all files that the report names.
 
-    Deletes the report of a unit whose tar or index is gone, so that the unit is encoded again. Compares the sizes of
-    tars; `latentmill verify` compares hashes. Raises DestinationExists for a unit that was made from another input
-    shard or under another contract.
+    reports, listed: what was found at the destination. Deletes the report of a unit whose tar or index is gone, so that
+    the unit is encoded again. Compares the sizes of tars; `latentmill verify` compares hashes. Raises DestinationExists
+    for a unit that was made under another contract, or whose tar would be written over something else.
     """
     storage = destination.storage
-    listed_sizes = {info.key: info.size for info in storage.list("")}
-    reported = [unit for unit in units if unit.report_name in listed_sizes]
+    listed_sizes = {info.key: info.size for info in listed}
     done = set()
-    for unit, report in zip(reported, read_reports(storage, (unit.number for unit in reported)), strict=True):
-        facts = report.facts
-        if facts["contract"] != destination.digest or facts["source"]["bytes"] != unit.bytes:
+    for unit in (unit for unit in units if unit.number in reports):
+        facts = reports[unit.number].facts
+        if facts["contract"] != destination.digest:
             raise DestinationExists(
-                f"{storage.locate(unit.report_name)} was made from another {unit.name} (of {facts['source']['bytes']} "
-                f"bytes, now {unit.bytes}) or another contract: choose another dest, or delete it and {MANIFEST}"
+                f"{storage.locate(unit.report_name)} was made under another contract: run this once with "
+                f"{option('forget', [unit.name])}, then again without"
             )
         expected_sizes = {shard["name"]: shard["bytes"] for shard in facts["shards"]}
         expected_sizes |= {name.removesuffix(".tar") + ".index.json": None for name in expected_sizes}
         if all(_is_there(storage, listed_sizes, key, size) for key, size in expected_sizes.items()):
             done.add(unit.number)
-        else:
+    undone = [unit for unit in units if unit.number not in done]
+    refuse_foreign(storage, listed, (unit.number for unit in undone))
+    for unit in undone:
+        if unit.number in reports:
             storage.delete(unit.report_name)
     return done
+
+
+def leave_out(destination: Destination, plan: Plan, numbers: Iterable[int]) -> None:
+    """Records that units are left out, by reports that say so. Raises DestinationExists for one that is encoded."""
+    names = plan.names
+    for number in sorted(numbers):
+        data = left_out_report(number, names[number], destination.digest)
+        storage, key = destination.storage, report_key(number)
+        if not storage.put_if_absent(key, data) and not read_report(storage, number, names[number]).left_out:
+            raise DestinationExists(
+                f"{option('leave_out', [names[number]])}: {storage.url} has encoded it already. Run this once with "
+                f"{option('forget', [names[number]])}, which takes back what was made of it, then again without"
+            )
 
 
 def _is_there(storage: Storage, listed: dict[str, int], key: str, size: int | None) -> bool:
@@ -116,14 +102,16 @@ def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manife
     Returns the manifest, the reports, and whether this call wrote the manifest. Raises SourceError when too many
     samples were rejected, and NotFound when a unit is not done.
     """
-    reports = read_reports(storage, range(len(plan.names)))
+    names = plan.names
+    found = read_reports(storage, range(len(names)), names)
+    if len(found) < len(names):
+        raise NotFound(f"{storage.url}: a report is gone: run this again")
+    reports = [found[number] for number in range(len(names))]
     moments, units, shards = Moments(), list[UnitEntry](), list[ShardEntry]()
-    for number, (report, name) in enumerate(zip(reports, plan.names, strict=True)):
+    for number, (report, name) in enumerate(zip(reports, names, strict=True)):
         facts = report.facts
-        if facts["source"]["name"] != name or facts["accepted"] + sum(facts["rejected"].values()) != facts["read"]:
-            raise DataError(
-                f"{storage.locate(report_key(number))} does not add up, or is not of {name}: delete it and run again"
-            )
+        if facts["accepted"] and len(facts["statistics"]["mean"]) != plan.contract.latent_shape[0]:
+            raise DataError(f"{storage.locate(report_key(number))} is damaged: {forget_it(name)}")
         moments.merge(Moments(**facts["statistics"]))
         units.append(
             UnitEntry(
@@ -136,7 +124,7 @@ def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manife
             )
         )
         shards += [ShardEntry(**{**shard, "size": tuple(shard["size"])}, unit=number) for shard in facts["shards"]]
-    refuse_rejects(units, config.max_rejects, ", ".join(part.source for part in plan.parts))
+    refuse_rejects(units, config.max_rejects, plan.sources())
     excluded = find_repeated(storage, plan, reports)
     manifest = Manifest(
         contract=plan.contract,
@@ -169,8 +157,23 @@ def refuse_rejects(units: list[UnitEntry], max_rejects: float, source: str) -> N
     if defects > max_rejects * read:
         raise SourceError(
             f"{source}: {defects} of {read} samples were rejected ({reasons}; listed in {REJECTS}), more than "
-            f"max_rejects={max_rejects:g}. Mend the source, or run again with a higher max_rejects to accept that"
+            f"max_rejects={max_rejects:g}. Run again with a higher max_rejects to accept that; or mend the source, and "
+            f"run this once with {option('forget', worst(units))}, then again without"
         )
+
+
+def worst(units: Sequence[UnitEntry]) -> list[str]:
+    """Names of the shards with defective samples, those with most first."""
+
+    def defects(unit: UnitEntry) -> int:
+        return sum(count for reason, count in unit.rejected.items() if not reason.startswith(FILTERED))
+
+    return [unit.source for unit in sorted(units, key=defects, reverse=True) if defects(unit)]
+
+
+def forget_it(name: str) -> str:
+    """What to do about a unit whose files are damaged."""
+    return f"run this once with {option('forget', [name])}, which takes the shard back, then again without"
 
 
 def find_repeated(storage: Storage, plan: Plan, reports: list[Report]) -> np.ndarray:
@@ -185,9 +188,13 @@ def find_repeated(storage: Storage, plan: Plan, reports: list[Report]) -> np.nda
     for report in reports:
         facts = report.facts
         if facts["hashes_sha256"]:
-            data = storage.get(report_key(facts["unit"]).replace(".json", ".hashes.npy"))
+            key = report_key(facts["unit"]).replace(".json", ".hashes.npy")
+            try:
+                data = storage.get(key)
+            except NotFound:
+                data = b""
             if hashlib.sha256(data).hexdigest() != facts["hashes_sha256"]:
-                raise DataError(f"{storage.url}: the hashes of unit {facts['unit']} are damaged: delete its report")
+                raise DataError(f"{storage.locate(key)} is damaged: {forget_it(plan.names[facts['unit']])}")
             table = parse_npy(memoryview(data))
             digests.append(table[:, :DIGEST_BYTES])
             places.append(_places(table, facts["shards"], plan, shard))
@@ -216,10 +223,17 @@ def _places(table: np.ndarray, shards: list[dict[str, Any]], plan: Plan, first_s
 
 
 def tidy(storage: Storage, seconds: float) -> None:
-    """Removes what dead workers have left: claims, and temporary files that nobody has written to for `seconds`."""
+    """Removes what dead workers have left: claims on units, and temporary files that nobody has written to for
+    `seconds`."""
     for info in storage.list(f"{CLAIMS}/"):
-        storage.delete(info.key)
+        if not info.key.startswith(f"{CLAIMS}/{APPENDING}"):
+            storage.delete(info.key)
     storage.sweep(seconds)
+
+
+def shown(names: Sequence[str]) -> list[str]:
+    """The first few names, and how many there are of them."""
+    return [*names[:SHOWN], *([f"{len(names) - SHOWN} more"] if len(names) > SHOWN else [])]
 
 
 def summary(url: str, manifest: Manifest) -> str:
@@ -230,8 +244,9 @@ def summary(url: str, manifest: Manifest) -> str:
     repeated = f", {manifest.excluded:,} repeated in other shards" if manifest.excluded else ""
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     version = f", version {manifest.version}" if manifest.version > 1 else ""
+    left_out = f"; left out: {', '.join(shown(manifest.left_out))}" if manifest.left_out else ""
     return (
         f"encode: {url} is complete: {manifest.samples:,} records of {read:,} samples read (rejected: "
         f"{rejects}{repeated}) in "
-        f"{len(manifest.shards)} shards, {size:,.1f} MB, dataset {manifest.digest[:12]}{version}"
+        f"{len(manifest.shards)} shards, {size:,.1f} MB, dataset {manifest.digest[:12]}{version}{left_out}"
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import collections
 import errno
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.data.format.contract import Contract, canonical_json
 from pipeline.data.format.records import npy_bytes
-from pipeline.errors import StorageError
+from pipeline.errors import DestinationExists, NotFound, StorageError
 from pipeline.storage.base import Storage
 from preprocess.encoding.census import Census
 from preprocess.encoding.encoder import Encoded
@@ -26,17 +26,18 @@ from preprocess.encoding.plan import Unit
 from preprocess.encoding.rejects import rejects_key
 from preprocess.encoding.writer import Moments, ShardWriter
 from preprocess.source.shard import SourceShard
-
-REPORT_FORMAT = 1
+from preprocess.units.reports import REPORT_FORMAT, read_report
 
 
 @dataclass(frozen=True)
 class Destination:
-    """One dataset that is being made. digest: SHA-256 of its contract."""
+    """One dataset that is being made. digest: SHA-256 of its contract. require: raises DestinationExists when units may
+    not be published any more."""
 
     storage: Storage
     contract: Contract
     digest: str
+    require: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -92,26 +93,28 @@ class UnitOutput:
     def add(self, encoded: Encoded) -> None:
         """Appends a batch. Raises NonFinite and StorageError."""
         batch = encoded.batch
-        contract = self.destinations[batch.target].contract
+        contract, storage = self.destinations[batch.target].contract, self.destinations[batch.target].storage
         self._retried[batch.target] += encoded.retried
-        with disk_errors():
+        with disk_errors(storage):
             place = batch.target, batch.bucket
             tar = self._tars.get(place)
             if tar is None:
-                tar = self._tars[place] = _Tar(self.destinations[batch.target].storage.staging_path())
+                tar = self._tars[place] = _Tar(storage.staging_path())
             for record in encoded.records(contract.text.storage):
                 tar.writer.add(record)
                 mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
                 self._moments[batch.target].add((mean - contract.shift) * contract.scale)
 
     def publish(self, facts: UnitFacts, variants: int) -> None:
-        """Publishes each dataset's tars with their indexes, then its report. Raises StorageError."""
+        """Publishes each dataset's tars with their indexes, then its report. Raises StorageError, and DestinationExists
+        when others have given the unit's number to another shard."""
         assert facts.accepted + facts.rejected.total() == facts.read, "every sample read is accepted or rejected"
         for number, destination in enumerate(self.destinations):
             report = self._finish(number, destination, facts, variants)
             key, data = facts.unit.report_name, canonical_json(report)
-            if destination.storage.exists(key) and destination.storage.get(key) == data:
-                continue  # another worker has published the same unit
+            destination.require()
+            if destination.storage.exists(key) and _is_settled(destination.storage, facts.unit, data):
+                continue  # another worker has published the same unit, or left it out
             for bucket, (shard, index) in self._shards(number).items():
                 destination.storage.put_file(shard["name"], self._tars[number, bucket].path)
                 destination.storage.put(shard["name"].removesuffix(".tar") + ".index.json", index)
@@ -126,8 +129,10 @@ class UnitOutput:
     def discard(self) -> None:
         """Removes the tars that were not published."""
         for tar in self._tars.values():
-            tar.file.close()
-            tar.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a full disk: what is in memory cannot be written, and need not be
+                tar.file.close()
+            with suppress(OSError):
+                tar.path.unlink(missing_ok=True)
 
     def _finish(self, number: int, destination: Destination, facts: UnitFacts, variants: int) -> dict[str, Any]:
         """Ends the tars of one dataset and returns its report."""
@@ -136,7 +141,7 @@ class UnitOutput:
         for (target, bucket), tar in sorted(self._tars.items()):
             if target != number:
                 continue
-            with disk_errors():
+            with disk_errors(destination.storage):
                 facts_of_tar = tar.writer.finish()
                 tar.file.close()
             index = canonical_json(facts_of_tar)
@@ -178,12 +183,27 @@ class UnitOutput:
         }
 
 
+def _is_settled(storage: Storage, unit: Unit, data: bytes) -> bool:
+    """Whether a unit has this report, or one that says that it is left out."""
+    try:
+        return storage.get(unit.report_name) == data or read_report(storage, unit.number, unit.name).left_out
+    except (NotFound, DestinationExists):
+        return False
+
+
 @contextmanager
-def disk_errors() -> Iterator[None]:
-    """Turns the error of a full or broken disk into a StorageError that says what to do."""
+def disk_errors(storage: Storage) -> Iterator[None]:
+    """Turns the error of a full or broken disk into a StorageError that says where and what to do. storage: for which a
+    tar is being written: on its own disk, or on S3 in the folder for temporary files."""
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some space, or set TMPDIR to a disk that has it" if full else "mend it"
-        raise StorageError(f"cannot write the tar that is being made: {error.strerror or error}; {hint}") from error
+        is_local = storage.local_path("x") is not None
+        place = storage.url if is_local else str(storage.staging_path().parent)
+        hint = "mend it"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            other = "choose a dest" if is_local else "set TMPDIR to a folder"
+            hint = f"free some space and run this again, or {other} on a disk that has it"
+        raise StorageError(
+            f"cannot write the tar that is being made in {place}: {error.strerror or error}; {hint}"
+        ) from error

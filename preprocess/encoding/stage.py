@@ -30,6 +30,7 @@ from preprocess.source.rejected import Rejected, bounded
 from preprocess.source.sample import FILTERED, Prepared
 from preprocess.source.shard import Sample, SourceShard
 from preprocess.source.worker import CHUNK, CHUNK_BYTES, Prepares
+from preprocess.units.naming import option
 
 QUEUED = 3  # batches that are read ahead of the encoders
 
@@ -46,7 +47,7 @@ class _Damaged:
     """Marks a unit whose input shard is damaged."""
 
     error: ShardCorrupt
-    bytes: int
+    unit: Unit
 
 
 class Stage:
@@ -88,7 +89,7 @@ class Stage:
         self.tally = Tally()
         self._stopped.clear()
         feed, bytes_before = self._feed(next_unit), 0
-        damaged: list[ShardCorrupt] = []
+        damaged: list[_Damaged] = []
         with (
             ThreadPoolExecutor(1, "latentmill-read") as reader,
             Publisher(self.destinations, self.recipe.variants, self.tally, done) as publisher,
@@ -108,8 +109,8 @@ class Stage:
                         position += item.position
                     elif isinstance(item, _Damaged):
                         publisher.drop()
-                        damaged.append(item.error)
-                        self.tally.bytes += item.bytes
+                        damaged.append(item)
+                        self.tally.bytes += item.unit.bytes
                         log.warning(f"encode: {item.error}; going on with the others")
                     else:
                         publisher.end(item.facts)
@@ -131,9 +132,13 @@ class Stage:
                 reader.shutdown(cancel_futures=True)
                 feed.close()
         if len(damaged) > 1:
-            raise ShardCorrupt(f"{len(damaged)} input shards are damaged, the others are done. The first: {damaged[0]}")
+            names = [item.unit.name for item in damaged]
+            raise ShardCorrupt(
+                f"{len(damaged)} input shards are damaged, the others are done; {option('leave_out', names)} leaves "
+                f"them out. The first: {damaged[0].error}"
+            )
         if damaged:
-            raise damaged[0]
+            raise damaged[0].error
         return self.tally.told(self.decoders.count)
 
     def _encode(self, batch: Batch) -> Encoded:
@@ -172,7 +177,7 @@ class Stage:
             try:
                 yield from self._unit(unit)
             except ShardCorrupt as error:
-                yield _Damaged(error, unit.bytes)
+                yield _Damaged(error, unit)
 
     def _unit(self, unit: Unit) -> Iterator[Batch | _Finished]:
         targets = range(len(self.recipe.targets))

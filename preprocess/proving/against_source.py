@@ -24,12 +24,13 @@ from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.encoder import to_unit_range
-from preprocess.encoding.plan import find_inputs
 from preprocess.proving.findings import Findings
 from preprocess.proving.page import Pair
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import Picture, Prepared, prepare
 from preprocess.source.shard import SourceShard
+from preprocess.units.naming import option
+from preprocess.units.sources import find_inputs
 
 SHARDS_COMPARED = 8  # input shards that are read again, at most
 ENCODED_TOGETHER = 64
@@ -138,7 +139,9 @@ def _originals(
                 yield Original(record, prepared, picture.flipped() if flipped else picture)
         if source.sha256 != unit.source_sha256:
             problems.append(
-                f"{input_place[0].locate(input_place[1])} is not the shard that was encoded: its SHA-256 differs"
+                f"{input_place[0].locate(input_place[1])} is not the shard that was encoded: its SHA-256 differs. Put "
+                "back the former one; or, to encode this one in its place, run the `latentmill encode` of this dataset once "
+                f"with {option('forget', [unit.source])}, then again without"
             )
     if records_by_key:
         problems.append(

@@ -22,6 +22,7 @@ from preprocess.encoding.rejects import REJECTS, rejects_key
 from preprocess.encoding.writer import Moments
 from preprocess.proving.findings import Findings
 from preprocess.proving.records import check_record
+from preprocess.units.naming import option
 
 
 @dataclass
@@ -35,7 +36,7 @@ class ShardFindings:
 
 def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> None:
     """Checks hashes, counts, contents and statistics of every shard."""
-    moments, problems = Moments(), list[str]()
+    moments, problems, damaged = Moments(), list[str](), list[str]()
     rows: dict[int, list[int]] = collections.defaultdict(list)
     with (
         ThreadPoolExecutor(cores()) as pool,
@@ -48,10 +49,17 @@ def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> No
                 content = pending.popleft().result()
                 moments.merge(content.moments)
                 problems += content.problems
+                if content.problems:
+                    damaged.append(manifest.units[manifest.shards[number - len(pending)].unit].source)
                 rows[manifest.shards[number - len(pending)].unit] += content.rows
                 progress.update(1)
     size = sum(entry.bytes for entry in manifest.shards)
     findings.add("shards", f"{len(manifest.shards)} tars and indexes, {size:,} bytes: every hash right", *problems)
+    if damaged and manifest.adopted:
+        findings.remedy("Restore the tars, or index them anew")
+    elif damaged:
+        names = list(dict.fromkeys(damaged))
+        findings.remedy(f"Run its `latentmill encode` once with {option('forget', names)}, then again without")
     if not problems:
         problems = check_counts(manifest, rows)
     read = sum(unit.read for unit in manifest.units)
@@ -61,6 +69,8 @@ def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> No
     if first is not None and storage.exists(rejects_key(first)):
         counted += f" (listed in {REJECTS})"
     counted += ", each also flipped" if manifest.contract.flip else ""
+    if manifest.left_out:
+        counted += f"; {len(manifest.left_out)} input shard{'s'[: len(manifest.left_out) - 1]} left out"
     findings.add("counts", counted, *problems)
     if problems:
         return
@@ -128,6 +138,8 @@ def check_uncond(storage: Storage, manifest: Manifest, findings: Findings) -> No
     except (NotFound, ShardCorrupt):
         is_right = False
     problem = f"{storage.url}/{UNCOND} is missing or not what the manifest promises"
+    if not is_right and not manifest.adopted:
+        findings.remedy(f"Delete {UNCOND} there, if it is there, and run the same `latentmill encode` again")
     findings.add("empty caption", "hash right", *([] if is_right else [problem]))
 
 
@@ -146,4 +158,5 @@ def check_excluded(storage: Storage, manifest: Manifest, findings: Findings) -> 
             problems.append(f"{storage.locate(manifest.excluded_name)} names records that are not there")
     except LatentmillError as error:
         problems.append(str(error))
+        findings.remedy("Run the same `latentmill encode` with finalize=true, which writes the list anew")
     findings.add("excluded", f"{manifest.excluded:,} records repeated in other shards", *problems)

@@ -7,13 +7,20 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pipeline.errors import ConfigError, DestinationExists, NotFound
+from pipeline.config.values.bounds import Ge
+from pipeline.errors import ConfigError, DestinationExists, NotFound, ParseError
+from pipeline.parsing.typed import build
+from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from preprocess.shapes.captions import CANVAS
 from preprocess.shapes.drawing import SPLITS, WORLD, _png, label_map, render, scene
+
+SUMMARY = "synth.json"
+STATS = "_stats.json"
 
 
 def _sample_members(seed: int, index: int, split: str, key: str) -> list[tuple[str, bytes]]:
@@ -65,15 +72,37 @@ def _nothing(count: int) -> None:
     """Ignores a progress report."""
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """What synth.json says of a shard."""
+
+    images: Annotated[int, Ge(1)]
+    bytes: Annotated[int, Ge(0)]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What synth.json holds."""
+
+    parameters: dict[str, Any]
+    shards: dict[str, _Entry]
+
+
 def _read_summary(storage: Storage) -> dict[str, Any] | None:
-    """The content of synth.json: None when there is none, {} when it is not one of `latentmill synth`."""
+    """The content of synth.json: None when there is none. Raises DestinationExists when it is not one of `latentmill
+    synth`."""
     try:
-        summary = json.loads(storage.get("synth.json"))
+        summary = parse_json(storage.get(SUMMARY))
+        build(_Summary, summary)
     except NotFound:
         return None
-    except ValueError:
-        return {}
-    return summary if isinstance(summary, dict) else {}
+    except ParseError as error:
+        raise DestinationExists(
+            f"{storage.locate(SUMMARY)} is damaged, or not of `latentmill synth` ({error}): choose another dest, or "
+            "delete it and run this again, which compares the shards there and writes it anew"
+        ) from None
+    return dict(summary)
 
 
 def _is_whole(storage: Storage, name: str, entry: dict[str, Any]) -> bool:
@@ -82,6 +111,18 @@ def _is_whole(storage: Storage, name: str, entry: dict[str, Any]) -> bool:
         return storage.stat(name).size == entry["bytes"]
     except NotFound:
         return False
+
+
+def _stats(count: int) -> bytes:
+    """img2dataset's statistics of a shard of `count` images."""
+    stats = {
+        "count": count,
+        "successes": count,
+        "failed_to_download": 0,
+        "failed_to_resize": 0,
+        "status_dict": {"success": count},
+    }
+    return json.dumps(stats, indent=1).encode()
 
 
 def write_shards(
@@ -116,33 +157,37 @@ def write_shards(
     if former is not None and all(_is_whole(storage, name, entry) for name, entry in former["shards"].items()):
         progress(images)
         return former, 0
-    starts = range(0, images, shard_size)
-    own_names = {f"{shard:05d}.tar" for shard in range(len(starts))}
-    existing_keys = [info.key for info in storage.list()]
-    foreign_keys = [key for key in existing_keys if key.endswith(".tar") and key not in own_names]
-    if foreign_keys:
-        raise DestinationExists(f"{dest} already holds other shards ({foreign_keys[0]}, ...): choose another dest")
+    rows = [range(start, min(start + shard_size, images)) for start in range(0, images, shard_size)]
+    own = {f"{shard:05d}{end}" for shard in range(len(rows)) for end in (".tar", STATS)}
+    existing = {info.key for info in storage.list() if "/" not in info.key}
+    foreign = sorted(key for key in existing - own if key.endswith((".tar", STATS)))
+    if foreign:
+        raise DestinationExists(f"{dest} already holds other shards ({foreign[0]}, ...): choose another dest")
 
+    # An interrupted run with the same parameters left exactly these bytes; other bytes are somebody's data. What is
+    # there is compared before anything is written.
     shards: dict[str, dict[str, Any]] = {}
     new_count = 0
-    for shard, start in enumerate(starts):
-        rows = range(start, min(start + shard_size, images))
-        payload = build_shard(shard, rows, seed, split, progress)
-        name = f"{shard:05d}.tar"
-        # An interrupted run with the same parameters left exactly these bytes; other bytes are somebody's data.
-        written = storage.put_if_absent(name, payload)
-        new_count += written
-        if not written and storage.get(name) != payload:
-            raise DestinationExists(f"{dest}/{name} exists and holds something else: choose another dest")
-        stats = {
-            "count": len(rows),
-            "successes": len(rows),
-            "failed_to_download": 0,
-            "failed_to_resize": 0,
-            "status_dict": {"success": len(rows)},
-        }
-        storage.put(f"{shard:05d}_stats.json", json.dumps(stats, indent=1).encode())
-        shards[name] = {"images": len(rows), "bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
-    summary = {"parameters": parameters, "shards": shards}
-    storage.put("synth.json", json.dumps(summary, indent=1).encode())
+    for there in (True, False):
+        for shard, numbers in enumerate(rows):
+            name, stats = f"{shard:05d}.tar", _stats(len(numbers))
+            if (name in existing) == there:
+                payload = build_shard(shard, numbers, seed, split, progress)
+                new_count += _put(storage, name, payload, existing)
+                digest = hashlib.sha256(payload).hexdigest()
+                shards[name] = {"images": len(numbers), "bytes": len(payload), "sha256": digest}
+            if (f"{shard:05d}{STATS}" in existing) == there:
+                _put(storage, f"{shard:05d}{STATS}", stats, existing)
+    summary = {"parameters": parameters, "shards": dict(sorted(shards.items()))}
+    storage.put(SUMMARY, json.dumps(summary, indent=1).encode())
     return summary, new_count
+
+
+def _put(storage: Storage, key: str, data: bytes, existing: set[str]) -> bool:
+    """Writes an object unless it exists. Returns whether it did. Raises DestinationExists when the key holds other
+    bytes."""
+    if key not in existing and storage.put_if_absent(key, data):
+        return True
+    if storage.get(key) != data:
+        raise DestinationExists(f"{storage.locate(key)} exists and holds something else: choose another dest")
+    return False

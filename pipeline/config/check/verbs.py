@@ -82,6 +82,12 @@ def check_encode(config: c.EncodeConfig) -> None:
         f"resolution={list(config.resolution)}: one of them is given twice",
     )
     require(not (config.finalize and config.dry_run), "finalize=true and dry_run=true: choose one")
+    require(
+        not (config.forget and (config.finalize or config.dry_run)),
+        "forget= goes with neither finalize=true nor dry_run=true: run it alone first",
+    )
+    for key, names in {"leave_out": config.leave_out, "forget": config.forget}.items():
+        require(all(name.strip("/") for name in names), f"{key}: the name of an input shard is empty")
     parse_rules(config.filters.keep)
     _caption_key(config.caption_key)
     require(

@@ -34,7 +34,7 @@ class UnitEntry:
     source_sha256: str
     """SHA-256 of its bytes."""
     source_bytes: int
-    """Its size in bytes."""
+    """Its size in bytes; 0 for a shard that `leave_out` of encode left out, of which nothing was read."""
     read: int
     """Number of samples in it."""
     accepted: int
@@ -42,6 +42,11 @@ class UnitEntry:
     rejected: dict[str, int]
     """Number of rejected samples by reason; `filter:...` counts intact samples that a filter excluded. accepted and
     rejected add up to read."""
+
+    @property
+    def left_out(self) -> bool:
+        """Whether it was left out: no tar is empty, so no shard that was read has 0 bytes."""
+        return self.source_bytes == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +125,11 @@ class Manifest:
         known."""
         is_own_source = [self.units[shard.unit].source_sha256 == shard.sha256 for shard in self.shards]
         return bool(is_own_source) and all(is_own_source)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the input shards that were left out."""
+        return [unit.source for unit in self.units if unit.left_out]
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -202,7 +212,10 @@ def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
     data = manifest_bytes(manifest)
     conflict = DestinationExists(f"{storage.url} holds a finished cache with another {MANIFEST}: choose another dest")
     if not storage.put_if_absent(manifest.name, data) and storage.get(manifest.name) != data:
-        raise conflict
+        raise DestinationExists(
+            f"{storage.locate(manifest.name)} holds another version {manifest.version} than this run makes: if it is "
+            "damaged, delete it and run this again; else choose another dest"
+        )
     if storage.put_if_absent(MANIFEST, data):
         return True
     published = storage.get(MANIFEST)

@@ -1,0 +1,239 @@
+"""Begins a destination, goes on with it, or appends shards to it; and takes an append back that came to nothing.
+
+Workers that append agree on the numbers of the new units by a part of the plan, `plans/00000N.json`. Until a manifest
+holds it, a part is a proposal: one that nobody works on may be replaced by another, and what was encoded for it is then
+deleted. Workers show that they live by claims (claims.py), so that none is replaced under their hands; whoever
+publishes a unit of a proposal looks first whether it still stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from pipeline.data.format.contract import Contract
+from pipeline.errors import DestinationExists, NotFound, StorageError
+from pipeline.log import log
+from pipeline.storage.base import Storage
+from pipeline.storage.urls import without_folders
+from preprocess.encoding.claims import Claims
+from preprocess.encoding.contract import contract_digest
+from preprocess.encoding.plan import PLAN, Part, Plan, name_units, part_bytes, part_key, plan_bytes
+from preprocess.units import refusals
+from preprocess.units.inputs import Hashes, Input
+from preprocess.units.matching import Matching
+from preprocess.units.naming import resolve
+from preprocess.units.ours import refuse_foreign, refuse_taken
+from preprocess.units.reports import files_of
+from preprocess.units.state import State, look
+
+REPLACING = "replace"  # claim of the worker that replaces a proposed part
+
+
+@dataclass
+class Call:
+    """What a call asks for. source: its pattern."""
+
+    source: str
+    inputs: list[Input]
+    leave_out: tuple[str, ...] = ()
+    hashes: Hashes = field(default_factory=Hashes)
+
+    def part(self, names: Sequence[str]) -> Part:
+        return Part(without_folders(self.source), tuple(names))
+
+
+@dataclass
+class Agreement:
+    """What this worker does at one destination.
+
+    plan: as far as it is to be finished. units: number of each unit that the call gives, by index of its input.
+    left_out: numbers of those that are to be left out. proposal: key and bytes of the part that is appended, if one is.
+    """
+
+    storage: Storage
+    plan: Plan
+    units: dict[int, int]
+    left_out: set[int]
+    proposal: tuple[str, bytes] | None = None
+
+    def require(self) -> None:
+        """Raises DestinationExists when another worker has replaced the part that is appended."""
+        if self.proposal is None:
+            return
+        key, data = self.proposal
+        try:
+            stands = self.storage.get(key) == data
+        except NotFound:
+            stands = False
+        if not stands:
+            raise DestinationExists(
+                f"{self.storage.locate(key)}: another worker has taken back this append in the meantime: run this again"
+            )
+
+
+def agree(storage: Storage, contract: Contract, call: Call, claims: Claims) -> Agreement:
+    """Finds what is to be done at a destination, and begins or extends its plan. Raises DestinationExists, SourceError
+    and ConfigError, with what to do, and leaves nothing behind then."""
+    state = look(storage)
+    if state is None:
+        names = name_units([shard.url for shard in call.inputs])
+        left_out = set(resolve("leave_out", call.leave_out, names))
+        refuse_taken(storage, names, contract_digest(contract))
+        part = call.part(names)
+        if storage.put_if_absent(PLAN, plan_bytes(contract, part)):
+            return Agreement(storage, Plan(contract, (part,)), dict(enumerate(range(len(names)))), left_out)
+        state = look(storage)
+        assert state is not None, "a plan is never deleted"
+    differences = state.plan.contract.differences(contract)
+    if differences:
+        raise DestinationExists(refusals.other_settings(storage, differences))
+    while True:
+        choice = _choose(state, call, claims)
+        if choice is not None:
+            return choice
+        state = look(storage)
+        assert state is not None, "a plan is never deleted"
+
+
+def _choose(state: State, call: Call, claims: Claims) -> Agreement | None:
+    """One attempt to agree on a destination that was begun. None: others have changed it in the meantime."""
+    matching = state.match(call.inputs, call.hashes)
+    if matching.changed:
+        raise DestinationExists(refusals.changed(state, call.inputs, matching.changed))
+    further = name_units([call.inputs[i].url for i in matching.further], state.names)
+    asked = resolve("leave_out", call.leave_out, [*state.names, *further])
+    left_out = {number for number in asked if number < len(state.names)}
+    _refuse_encoded(state, left_out)
+    out = state.left_out | left_out
+    given = set(matching.units.values())
+    if state.manifest is None:
+        _refuse_other(state, call, matching, given | out)
+        return Agreement(state.storage, state.plan, matching.units, left_out)
+    mended = {n for n in state.passed_over - out if n in given or n in state.encoded}
+    base_given, base_missing = given & set(state.base), set(state.base) - given - out - state.passed_over
+    if not (matching.further or mended or given & set(state.pending) or left_out & set(state.pending)):
+        last = set(state.base[len(state.base) - len(state.plan.parts[state.version - 1].names) :])
+        if base_missing and not last <= given | out | state.passed_over:
+            raise DestinationExists(refusals.other_source(state, call.source, len(call.inputs), sorted(base_missing)))
+        if state.pending:
+            log.info(f"encode: {refusals.unfinished_append(state)}")
+        return Agreement(state.storage, state.plan.until(state.version), matching.units, left_out)
+    if base_given - mended and base_missing:
+        raise DestinationExists(refusals.partial(state, call.source, sorted(base_missing)))
+    return _append(state, call, claims, matching, further, left_out)
+
+
+def _refuse_encoded(state: State, left_out: set[int]) -> None:
+    """Raises DestinationExists when a unit that is to be left out is encoded."""
+    in_manifest = set(state.base) - state.passed_over
+    encoded = sorted(number for number in left_out if number in state.encoded or number in in_manifest)
+    if encoded:
+        raise DestinationExists(refusals.is_encoded(state, [state.names[number] for number in encoded]))
+
+
+def _refuse_other(state: State, call: Call, matching: Matching, covered: set[int]) -> None:
+    """Raises DestinationExists unless an unfinished plan is given whole, but for what is done, or its last part is."""
+    if matching.further:
+        raise DestinationExists(refusals.not_begun_with(state, call.source, len(call.inputs)))
+    missing = set(range(len(state.names))) - covered
+    last = set(range(len(state.names))[-len(state.plan.parts[-1].names) :])
+    if missing - state.encoded and not last <= covered:
+        not_done = sorted(missing - state.encoded)
+        raise DestinationExists(refusals.other_source(state, call.source, len(call.inputs), not_done))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Appends
+
+
+def _append(
+    state: State, call: Call, claims: Claims, matching: Matching, further: list[str], left_out: set[int]
+) -> Agreement | None:
+    """Proposes a part, joins in the one that is proposed, or replaces it. None: others were faster."""
+    claims.announce()
+    storage, number = state.storage, state.version + 1
+    given = set(matching.units.values())
+    fresh = look(storage)  # again, since others may have read the plan before they could see this worker
+    if fresh is None or fresh.plan != state.plan or fresh.version != state.version:
+        return None
+    key = part_key(number)
+    if not state.pending and len(state.plan.parts) < number:
+        part = call.part(further)
+        refuse_foreign(storage, fresh.listed, range(len(state.names), len(state.names) + len(further)))
+        data = part_bytes(part)
+        if storage.put_if_absent(key, data) or storage.get(key) == data:
+            return _agreed(state, part, matching, further, call)
+        return None
+    part = state.plan.parts[-1]
+    open_units = set(state.pending) - given - left_out - state.left_out - state.encoded
+    joined = Agreement(storage, state.plan, matching.units, left_out, (key, part_bytes(part)))
+    if len(state.plan.parts) > number:
+        if matching.further or open_units:
+            raise DestinationExists(refusals.partial(state, call.source, sorted(open_units)))
+        return joined
+    if not matching.further and not open_units:
+        return joined
+    if claims.others_append():
+        if given & set(state.pending):
+            log.info(f"encode: others append {len(part.names)} shards to {storage.url}; helping them with those")
+            return joined
+        raise DestinationExists(
+            f"{storage.url}: others append other shards to it at this moment ({key}): run this again later"
+        )
+    with claims.alone(REPLACING):
+        fresh = look(storage)
+        if fresh is None or fresh.plan != state.plan or fresh.version != state.version:
+            return None
+        return _replace(fresh, call, matching, left_out)
+
+
+def _agreed(state: State, part: Part, matching: Matching, further: Sequence[str], call: Call) -> Agreement:
+    """The agreement on a part that follows what the manifest holds."""
+    base = state.plan.until(state.version)
+    plan = Plan(base.contract, (*base.parts, part))
+    numbers = {name: number for number, name in enumerate(plan.names)}
+    units = {i: numbers[state.names[n]] for i, n in matching.units.items() if state.names[n] in numbers}
+    units |= {i: numbers[name] for i, name in zip(matching.further, further, strict=True)}
+    left_out = set(resolve("leave_out", call.leave_out, plan.names))
+    return Agreement(state.storage, plan, units, left_out, (part_key(state.version + 1), part_bytes(part)))
+
+
+def _replace(state: State, call: Call, matching: Matching, left_out: set[int]) -> Agreement:
+    """Puts another part in the place of one that nobody works on. What was encoded for it stays where its unit keeps
+    its number."""
+    storage, first = state.storage, len(state.base)
+    wanted = set(matching.units.values()) | left_out
+    kept = [state.names[number] for number in state.pending if number in wanted]
+    further = name_units([call.inputs[i].url for i in matching.further], [*state.names[:first], *kept])
+    part = call.part([*kept, *further])
+    moved = [n for n in state.pending if n - first >= len(kept) or kept[n - first] != state.names[n]]
+    others = range(len(state.names), first + len(part.names))
+    refuse_foreign(storage, state.listed, [*moved, *others])
+    for key in files_of(storage, moved):
+        storage.delete(key)
+    storage.put(part_key(state.version + 1), part_bytes(part))
+    log.info(f"encode: {refusals.replaced(state, len(part.names))}")
+    return _agreed(state, part, matching, further, call)
+
+
+def withdraw(agreement: Agreement, claims: Claims) -> None:
+    """Takes a proposed part back after an error, so that nothing is left of it: when none of its shards is encoded, and
+    no other worker appends. Errors of the store are passed over, lest they hide the one that ended the work."""
+    if agreement.proposal is None:
+        return
+    key, data = agreement.proposal
+    with suppress(StorageError, DestinationExists):
+        if claims.others():
+            return
+        with claims.alone(REPLACING):
+            state = look(agreement.storage)
+            if state is None or claims.others() or agreement.storage.get(key) != data:
+                return
+            news = set(state.pending) | state.passed_over
+            if news & state.encoded or part_key(state.version + 1) != key:
+                return
+            for file in files_of(agreement.storage, state.pending):
+                agreement.storage.delete(file)
+            agreement.storage.delete(key)
