@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pipeline.config import ReferenceConfig
 from pipeline.data.format.contract import Contract
-from pipeline.data.format.manifest import Manifest, load_excluded, load_manifest
+from pipeline.data.format.excluded import load_excluded
+from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import read
 from pipeline.diffusion.posterior import sample_posterior

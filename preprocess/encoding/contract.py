@@ -11,13 +11,14 @@ import torch
 
 from pipeline.config import EncodeConfig, EncodersConfig
 from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain
+from pipeline.data.format.members import LOWRES_FACTOR
 from pipeline.errors import ConfigError
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.urls import without_folders
 from preprocess.source.image import RESIZE
 from preprocess.source.recipe import Target
-from preprocess.source.sample import LOWRES_FACTOR, MOST_BOXES
+from preprocess.source.sample import MOST_BOXES
 
 PACKAGES = ("diffusers", "numpy", "open_clip_torch", "pillow", "torch")
 VARIES = -1  # stands for a side that differs between records

@@ -13,13 +13,13 @@ import numpy as np
 
 from pipeline.config import FiltersConfig
 from pipeline.config.values.rules import parse_rules
+from pipeline.data.format.members import LOWRES_FACTOR
 from pipeline.errors import RecordRejected
 from preprocess.source.image import Crop, crop_image, crop_labels, decode_image, open_image, place_crop
 from preprocess.source.recipe import Recipe
 from preprocess.source.shard import Sample
 
 MOST_BOXES = 8
-LOWRES_FACTOR = 4
 DIGEST_BYTES = 16
 FILTERED = "filter:"  # prefix of the reasons of intact samples that a filter rejects
 

@@ -23,10 +23,12 @@ import numpy as np
 from pipeline.errors import ParseError, ShardCorrupt
 from pipeline.parsing.npy import parse_npy_header
 from pipeline.parsing.tar import BLOCK, parse_header, pax_fields
+from pipeline.parsing.values import parse_json
 
 END_OF_TAR = bytes(2 * BLOCK)
 # Files, and the entries that other writers put before them: extended headers, folders.
 KINDS = (b"0", b"x", b"g", b"L", b"K", b"5")
+META_BYTES = 64 << 20  # of a record's json
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 DTYPES: dict[str, np.dtype[Any]] = {
     "<f2": np.dtype("<f2"),
@@ -162,11 +164,13 @@ def _meta(key: str, texts: Mapping[str, memoryview], layout: Mapping[str, str] |
     if file not in texts:
         raise ShardCorrupt(f"record {key or '?'} has no {file}")
     try:
-        text = str(texts[file], "utf-8")
-        meta = {"caption": text} if file == "txt" else json.loads(text)
-        return meta if layout is None else {"caption": meta[column or "caption"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ShardCorrupt(f"record {key}: {source} cannot be read ({type(error).__name__}: {error})") from None
+        meta = {"caption": str(texts[file], "utf-8")} if file == "txt" else parse_json(texts[file], META_BYTES)
+    except (ParseError, UnicodeDecodeError) as error:
+        raise ShardCorrupt(f"record {key}: {source} cannot be read ({error})") from None
+    column = "caption" if layout is None else column or "caption"
+    if type(meta) is not dict or type(meta.get(column)) is not str:
+        raise ShardCorrupt(f"record {key}: {source} cannot be read (it has no text {column[:100]!r}, the caption)")
+    return meta if layout is None else {"caption": meta[column]}
 
 
 def split_key(name: str) -> tuple[str, str]:
