@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.config import EncodeConfig, EncodersConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain
+from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain, require_readable
 from pipeline.data.format.members import LOWRES_FACTOR
 from pipeline.errors import ConfigError
 from pipeline.models.encoders.autoencoder import FirstStage
@@ -34,7 +34,7 @@ def build_contract(
         raise ConfigError(f"resolution={target.resolution} is not a multiple of the autoencoder's {factor}")
     if any(side % factor for size in target.sizes for side in size):
         raise ConfigError(f"buckets={config.buckets} is not a multiple of the autoencoder's {factor}")
-    return Contract(
+    contract = Contract(
         encoders=portable(config.encoders),
         vae_sha256=stage.weights_sha256,
         text_sha256=text.weights_sha256,
@@ -66,6 +66,8 @@ def build_contract(
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         versions={name: version(name) for name in PACKAGES},
     )
+    require_readable(contract)
+    return contract
 
 
 def members(config: EncodeConfig, target: Target, stage: FirstStage, text: TextTower) -> tuple[Member, ...]:

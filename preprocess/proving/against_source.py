@@ -27,6 +27,8 @@ from preprocess.encoding.encoder import to_unit_range
 from preprocess.encoding.plan import find_inputs
 from preprocess.proving.findings import Findings
 from preprocess.proving.page import Pair
+from preprocess.proving.records import source_key
+from preprocess.proving.sources import require_modest_sources
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import Picture, Prepared, prepare
 from preprocess.source.shard import SourceShard
@@ -49,6 +51,8 @@ class Original:
 def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, findings: Findings) -> list[Pair]:
     """Compares config.samples records with their source. Returns pairs of image and decoded latent, worst first."""
     try:
+        if not config.source:
+            require_modest_sources(manifest, config.dataset)
         inputs = find_inputs(manifest, config.source, config.dataset)
     except SourceError as error:
         if config.source:
@@ -116,7 +120,7 @@ def _originals(
     shard = fetch_shard(storage, entry)
     records_by_key: dict[str, list[Record]] = collections.defaultdict(list)
     for record in map(shard.record, rows):
-        records_by_key[record.meta["key"]].append(record)
+        records_by_key[source_key(record)].append(record)
     recipe = recipe_of_contract(contract)
     with SourceShard(*input_place, recipe.limits) as source:
         for sample in source.samples():

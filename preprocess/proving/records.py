@@ -24,3 +24,11 @@ def check_record(record: Record, contract: Contract, size: tuple[int, int]) -> N
         raise ShardCorrupt(f"record {record.key} has members that the contract does not name")
     if not isinstance(record.meta.get("caption"), str) or not record.meta["caption"]:
         raise ShardCorrupt(f"record {record.key} has no caption")
+
+
+def source_key(record: Record) -> str:
+    """The key that a record's sample has in its source. Raises ShardCorrupt."""
+    key = record.meta.get("key")
+    if type(key) is not str:
+        raise ShardCorrupt(f"record {record.key} does not say which sample of the source it is of")
+    return key

@@ -63,8 +63,10 @@ def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> No
     counted += f"{sum(manifest.rejected.values()):,} rejected"
     counted += ", each also flipped" if manifest.contract.flip else ""
     findings.add("counts", counted, *problems)
-    if problems or not moments.count:
-        findings.add("latents", "none", *([] if problems else ["it holds no record"]))
+    if problems:
+        return
+    if not moments.count:
+        findings.add("latents", "none", f"{storage.url} holds no record")
         return
     mean, std = np.array(manifest.statistics.mean), np.array(manifest.statistics.std)
     differ = not (np.allclose(moments.mean, mean, atol=1e-6) and np.allclose(moments.std, std, atol=1e-6))

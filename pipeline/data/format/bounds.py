@@ -19,8 +19,8 @@ MOST_ELEMENTS = 2**28
 """Elements of one array of a record."""
 MOST_UNITS = 10**8
 """Input shards and tars of a dataset."""
-LONGEST_NAME = 1024
-"""Characters of a key, which S3 bounds alike."""
+LONGEST_NAME, LONGEST_PATTERN = 4096, 1 << 20
+"""Characters of a key or path, and of a source pattern, whose braces may name thousands of them."""
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 TAR_NAME = re.compile("(?:(?!\\.{1,2}/)[^/\x00-\x1f\x7f-\x9f]+/)*[^/\x00-\x1f\x7f-\x9f]+\\.tar")
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -91,6 +91,7 @@ class Several:
 Digest = Annotated[str, Text(SHA256, "a SHA-256 of 64 hexadecimal digits", 64)]
 MaybeDigest = Annotated[str, Text(re.compile("(?:[0-9a-f]{64})?"), 'a SHA-256 of 64 hexadecimal digits or ""', 64)]
 Name = Annotated[str, Text(re.compile("[^\0]+"), f"text of 1 to {LONGEST_NAME} characters without zeros")]
+Pattern = Annotated[str, Text(re.compile("[^\0]+"), "a pattern", LONGEST_PATTERN)]
 TarName = Annotated[str, Text(TAR_NAME, "the key of a .tar below the dataset, without control characters,")]
 Samples = Annotated[int, Whole(0, MOST_SAMPLES)]
 Bytes = Annotated[int, Whole(0, MOST_BYTES)]

@@ -21,7 +21,7 @@ from pipeline.data.format.bounds import (
     Text,
     Whole,
 )
-from pipeline.errors import ContractMismatch, ParseError
+from pipeline.errors import ConfigError, ContractMismatch, ParseError
 from pipeline.parsing.typed import build
 
 ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must share to serve one model
@@ -177,6 +177,14 @@ def contract_from_json(value: Any) -> Contract:
         raise ParseError(f"text lacks {', '.join(missing)}")
     check_sizes(contract)
     return contract
+
+
+def require_readable(contract: Contract) -> None:
+    """Raise ConfigError for a contract that `contract_from_json` would not read again."""
+    try:
+        contract_from_json(plain(contract))
+    except ParseError as error:
+        raise ConfigError(f"these settings and arrays make no dataset that can be read again: {error}") from None
 
 
 def check_sizes(contract: Contract) -> None:

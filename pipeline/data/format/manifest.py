@@ -21,6 +21,7 @@ from pipeline.data.format.bounds import (
     Digest,
     MaybeDigest,
     Name,
+    Pattern,
     Real,
     Samples,
     Side,
@@ -89,7 +90,12 @@ class ShardEntry:
     @property
     def index_name(self) -> str:
         """Key of its index, relative to the manifest."""
-        return self.name.removesuffix(".tar") + ".index.json"
+        return index_name(self.name)
+
+
+def index_name(tar: str) -> str:
+    """Key of the index of the tar of this key."""
+    return tar.removesuffix(".tar") + ".index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +113,7 @@ class _Facts:
     uncond_sha256: Digest
     """SHA-256 of uncond.npy, the encoded empty caption (L, D) float16."""
     statistics: Statistics
-    sources: tuple[Name, ...]
+    sources: tuple[Pattern, ...]
     """The source pattern of each encode that added shards; of an absolute path only the last component."""
     excluded: Samples = 0
     """Number of records that are never read: duplicates of records in other shards (listed in

@@ -11,7 +11,5 @@ def read_bounded(storage: Storage, key: str, most: int) -> bytes:
     one, NotFound, StorageError."""
     size = storage.stat(key).size
     if size > most:
-        raise DatasetError(
-            f"{storage.locate(key)} has {size} bytes, and {most} at most can be right: restore it, or encode again"
-        )
+        raise DatasetError(f"{storage.locate(key)} has {size} bytes, and {most} at most can be right: restore it")
     return storage.get(key)

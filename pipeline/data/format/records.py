@@ -254,7 +254,16 @@ def _dtype_and_shape(head: bytes) -> tuple[np.dtype, tuple[int, ...]]:
         raise ShardCorrupt(f"an array member cannot be read: {error}") from None
     if header.fortran or header.dtype not in DTYPES:
         raise ShardCorrupt(
-            f"an array member holds {header.dtype}{' in Fortran order' if header.fortran else ''}: records hold "
-            f"{', '.join(DTYPES)} in C order"
+            f"an array member holds {_dtype_name(header.dtype)}{' in Fortran order' if header.fortran else ''}; "
+            f"read are {', '.join(dtype.name for dtype in DTYPES.values())}, little-endian and in C order"
         )
     return DTYPES[header.dtype], header.shape
+
+
+def _dtype_name(code: str) -> str:
+    """The name of a dtype for people: "<f8" -> "float64", ">f4" -> "big-endian float32"."""
+    try:
+        name = np.dtype(code).name
+    except TypeError:
+        return code
+    return f"big-endian {name}" if code[0] == ">" else name
