@@ -182,6 +182,9 @@ def require_free_or_own(url: str, made_of: dict[str, str], images: int) -> None:
     path = storage.local_path(key)
     if path is not None and path.is_dir():
         raise DestinationExists(f"dest={url} is a folder: name a file, for example {url.rstrip('/')}/ref.safetensors")
+    above = next((folder for folder in path.parents if folder.exists()), None) if path is not None else None
+    if above is not None and not above.is_dir():
+        raise DestinationExists(f"dest={url} lies below {above}, which is a file: name another place")
     if not storage.exists(key) and (path is None or not path.is_symlink()):
         return
     try:
