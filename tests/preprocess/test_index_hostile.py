@@ -4,17 +4,16 @@ what looks wrong about latents is said."""
 from __future__ import annotations
 
 import io
-import json
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from made.cache import LENGTH, WIDTH, make_cache
-from made.encode import files, write_tar
+from made.cache import WIDTH, make_cache
+from made.encode import files
+from made.foreign import COUNT, Files, numbers, write
 from pipeline.config import IndexConfig, LimitsConfig, VerifyConfig
 from pipeline.data.format.manifest import load_manifest
 from pipeline.data.format.records import npy_bytes
@@ -22,35 +21,6 @@ from pipeline.errors import ConfigError, DestinationExists, LatentmillError, Sha
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
 from preprocess import index, verify
-
-COUNT = 6
-Files = dict[str, bytes]
-
-
-def numbers(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def record(row: int) -> Files:
-    return {
-        "moments.npy": npy_bytes(numbers(8, 2, 2, seed=row) / np.float32(0.18215)),
-        "text.npy": npy_bytes(numbers(LENGTH, WIDTH, seed=row)),
-        "json": json.dumps({"caption": f"picture {row}"}).encode(),
-    }
-
-
-def write(folder: Path, change: Callable[[int, Files], object] = lambda row, one: None, tars: int = 1) -> Path:
-    """Tars of COUNT records each and an empty caption."""
-    folder.mkdir(exist_ok=True)
-    for tar in range(tars):
-        members = []
-        for row in range(COUNT):
-            one = record(row)
-            change(row, one)
-            members += [(f"{tar}_{row}.{name}", data) for name, data in one.items()]
-        write_tar(folder / f"{tar}.tar", members)
-    (folder / "uncond.npy").write_bytes(npy_bytes(np.zeros((LENGTH, WIDTH), dtype=np.float16)))
-    return folder
 
 
 def config(folder: Path, **changes: Any) -> IndexConfig:
