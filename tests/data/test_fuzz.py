@@ -29,6 +29,7 @@ from pipeline.data.format.uncond import read_uncond
 from pipeline.data.order.blocks import Blocks
 from pipeline.data.reading.columns import find_columns
 from pipeline.errors import DatasetError
+from pipeline.parsing.values import parse_json
 from pipeline.storage.urls import open_storage
 
 RECORD = joined(members())
@@ -65,7 +66,7 @@ def read_manifest(data: bytes) -> None:
 
 def read_contract(value: Any) -> None:
     with bounded():
-        contract = contract_from_json(value)
+        contract = contract_from_json(parse_json(as_json(value)))
         assert contract_from_json(plain(contract)) == contract
 
 
