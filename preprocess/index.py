@@ -33,7 +33,7 @@ from pipeline.data.format.manifest import (
     index_name,
     load_manifest,
     manifest_bytes,
-    parse_manifest,
+    newest_version,
 )
 from pipeline.data.order.dataset import dataset_of
 from pipeline.data.reading.reader import Reader
@@ -229,10 +229,9 @@ def restored(storage: Storage, manifest: Manifest) -> Manifest:
 
     Raises DatasetError when the tars differ from those of the copy.
     """
-    versions = [info.key for info in storage.list(f"{VERSIONS}/") if info.key.endswith(".json")]
-    if not versions:
+    former = newest_version(storage)
+    if former is None:
         return manifest
-    former = parse_manifest(storage.get(versions[-1]))
     former_hashes = {entry.name: (entry.sha256, entry.index_sha256) for entry in former.shards}
     current_hashes = {entry.name: (entry.sha256, entry.index_sha256) for entry in manifest.shards}
     if former_hashes != current_hashes:
@@ -242,7 +241,7 @@ def restored(storage: Storage, manifest: Manifest) -> Manifest:
             if former_hashes.get(name) != current_hashes.get(name)
         )
         raise DatasetError(
-            f"{storage.locate(name)} is not what {versions[-1]} says: restore it, give source= all tars and no others, "
+            f"{storage.locate(name)} is not what {former.name} says: restore it, give source= all tars and no others, "
             "or run the `latentmill encode` of this dataset again"
         )
     return former

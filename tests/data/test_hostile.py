@@ -236,6 +236,23 @@ def test_what_is_no_file_in_place_of_a_manifest_is_refused_without_reading(tmp_p
         refused(lambda: load_manifest(open_storage(str(tmp_path))), "manifest.json")
 
 
+@pytest.mark.parametrize("name", ["000000.index.json", "000000.tar", "uncond.npy"])
+def test_what_is_no_file_in_place_of_another_is_refused_without_reading(tmp_path: Path, name: str) -> None:
+    small(tmp_path)
+    path = tmp_path / name
+    for make in (path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
+        path.rmdir() if path.is_dir() else path.unlink()
+        make()
+        read = (lambda: read_uncond(*_opened(tmp_path))) if name == "uncond.npy" else lambda: train_on(tmp_path)
+        refused(read, name)
+
+
+@pytest.mark.parametrize("data", [b"[[]" + b",[]" * 100_000 + b"]", b"[0" + b",0" * 200_000 + b"]"])
+def test_a_long_file_of_tiny_values_is_refused_before_it_is_parsed(whole: Path, data: bytes) -> None:
+    forge_manifest(whole, lambda _: b'{"format": 2, "shards": ' + data + b"}")
+    assert "too small" in refused(lambda: load_manifest(open_storage(str(whole))), "manifest.json cannot be read")
+
+
 def test_a_huge_manifest_is_refused_by_its_size(tmp_path: Path) -> None:
     small(tmp_path)
     os.truncate(tmp_path / "manifest.json", 2**40)

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.data.format.bounds import LONGEST_NAME
 from pipeline.data.format.manifest import ShardEntry
-from pipeline.data.format.rows import digests, whole
+from pipeline.data.format.rows import digests, require_dense, whole
 from pipeline.errors import ParseError
 from pipeline.parsing.tar import BLOCK
 from pipeline.parsing.values import parse_json
@@ -62,6 +62,7 @@ def parse_index(data: bytes, entry: ShardEntry) -> Index:
     Raises ParseError unless it is of that tar, and its records stand in order, whole and without overlap in the tar's
     bytes.
     """
+    require_dense(data)
     facts = parse_json(data, most_index_bytes(entry.samples))
     if type(facts) is not dict or type(facts.get("records")) is not list:
         raise ParseError("it is no index of a tar")

@@ -30,7 +30,7 @@ from pipeline.data.format.bounds import (
 )
 from pipeline.data.format.contract import Contract, canonical_json, contract_from_json
 from pipeline.data.format.objects import read_bounded
-from pipeline.data.format.rows import Check, build_rows, counts, digests, pairs, tar_names, texts, whole
+from pipeline.data.format.rows import Check, build_rows, counts, digests, pairs, require_dense, tar_names, texts, whole
 from pipeline.errors import DatasetError, DestinationExists, NotFound, ParseError
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
@@ -202,6 +202,7 @@ SHARDS: dict[str, Check] = {
 def parse_manifest(data: bytes) -> Manifest:
     """Parse a manifest. Raises DatasetError when it is damaged or of a format that this version cannot read."""
     try:
+        require_dense(data)
         return _parse(parse_json(data, LARGEST))
     except ParseError as error:
         raise DatasetError(f"it is damaged ({error}): encode the cache again") from None
@@ -267,10 +268,7 @@ def load_manifest(storage: Storage) -> Manifest:
             else "nothing is there: encode it first, or correct the path"
         )
         raise DatasetError(f"{storage.url} holds no {MANIFEST}, so it is not a dataset; {hint}") from None
-    try:
-        return parse_manifest(data)
-    except DatasetError as error:
-        raise DatasetError(f"{storage.url}/{MANIFEST} cannot be read: {error}") from None
+    return _named(storage, MANIFEST, data)
 
 
 def find_version(storage: Storage, digest: str) -> Manifest | None:
@@ -280,8 +278,23 @@ def find_version(storage: Storage, digest: str) -> Manifest | None:
         if VERSION_NAME.fullmatch(info.key) and info.size <= LARGEST:
             data = storage.get(info.key)
             if hashlib.sha256(data).hexdigest() == digest:
-                return parse_manifest(data)
+                return _named(storage, info.key, data)
     return None
+
+
+def newest_version(storage: Storage) -> Manifest | None:
+    """The newest version of the dataset at `storage` by the copies under manifests/, or None where there is none.
+    Raises DatasetError."""
+    keys = [info.key for info in storage.list(f"{VERSIONS}/") if VERSION_NAME.fullmatch(info.key)]
+    return _named(storage, keys[-1], read_bounded(storage, keys[-1], LARGEST)) if keys else None
+
+
+def _named(storage: Storage, key: str, data: bytes) -> Manifest:
+    """The manifest of an object's bytes. Raises DatasetError, which names the object."""
+    try:
+        return parse_manifest(data)
+    except DatasetError as error:
+        raise DatasetError(f"{storage.locate(key)} cannot be read: {error}") from None
 
 
 def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
@@ -299,7 +312,7 @@ def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
     published = storage.get(MANIFEST)
     if published == data:
         return False
-    if manifest.version == 1 or parse_manifest(published).version != manifest.version - 1:
+    if manifest.version == 1 or _named(storage, MANIFEST, published).version != manifest.version - 1:
         raise conflict
     storage.put(MANIFEST, data)
     return True

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.format.rows import require_dense
 from pipeline.errors import ParseError, ShardCorrupt
 from pipeline.parsing.npy import parse_npy_header
 from pipeline.parsing.tar import BLOCK, parse_header, pax_fields
@@ -164,6 +165,7 @@ def _meta(key: str, texts: Mapping[str, memoryview], layout: Mapping[str, str] |
     if file not in texts:
         raise ShardCorrupt(f"record {key or '?'} has no {file}")
     try:
+        require_dense(texts[file])
         meta = {"caption": str(texts[file], "utf-8")} if file == "txt" else parse_json(texts[file], META_BYTES)
     except (ParseError, UnicodeDecodeError) as error:
         raise ShardCorrupt(f"record {key}: {source} cannot be read ({error})") from None

@@ -19,6 +19,10 @@ from pipeline.parsing.typed import build
 T = TypeVar("T")
 Check = Callable[[Sequence[Any]], bool]
 HEXADECIMAL = re.compile("[0-9a-f]*")
+FEW_BYTES = 1 << 16
+"""A text of at most so many bytes may hold anything."""
+LIST_BYTES, ITEM_BYTES = 24, 8
+"""Bytes of a text for each list or dictionary, and for each item, at the least: those of our own files have more."""
 
 
 def build_rows(cls: type[T], rows: Any, checks: dict[str, Check], where: str) -> tuple[T, ...]:
@@ -80,6 +84,15 @@ def counts(column: Sequence[Any]) -> bool:
         return False
     reasons = set(chain.from_iterable(column))
     return texts(list(reasons)) and whole(0, 2**53)(list(chain.from_iterable(row.values() for row in column)))
+
+
+def require_dense(data: bytes | memoryview) -> None:
+    """Raise ParseError for a long JSON text of tiny values, which would take twenty times its bytes of memory."""
+    if len(data) <= FEW_BYTES:
+        return
+    text = bytes(data)
+    if (text.count(b"[") + text.count(b"{")) * LIST_BYTES > len(text) or text.count(b",") * ITEM_BYTES > len(text):
+        raise ParseError(f"it has {len(text)} bytes of lists and values too small for what it should hold")
 
 
 def _one(cls: type[T], row: Any, where: str) -> T:
