@@ -253,6 +253,15 @@ def test_a_long_file_of_tiny_values_is_refused_before_it_is_parsed(whole: Path, 
     assert "too small" in refused(lambda: load_manifest(open_storage(str(whole))), "manifest.json cannot be read")
 
 
+def test_a_damaged_manifest_is_mended_by_the_copy_that_its_message_names(whole: Path) -> None:
+    manifest = load_manifest(open_storage(str(whole)))
+    forge_manifest(whole, lambda _: b'{"format": 2, "cut')
+    refused(lambda: load_manifest(open_storage(str(whole))), "restore it from manifests/")
+    (whole / "manifest.json").write_bytes((whole / "manifests/000001.json").read_bytes())
+    assert load_manifest(open_storage(str(whole))) == manifest
+    train_on(whole)
+
+
 def test_a_huge_manifest_is_refused_by_its_size(tmp_path: Path) -> None:
     small(tmp_path)
     os.truncate(tmp_path / "manifest.json", 2**40)

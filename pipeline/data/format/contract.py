@@ -37,6 +37,7 @@ ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must
     "text",
 )
 
+DTYPE = re.compile("float16|float32|uint8|int32")
 MEMBER_NAME = re.compile(r"[a-z0-9_]{1,64}(?:\.[a-z0-9_]{1,64})?")
 
 
@@ -48,7 +49,7 @@ class Member:
     """Name of the array: moments, text or cond.NAME."""
     shape: Annotated[tuple[Annotated[int, Whole(-1, MOST_SIDE)], ...], Several(0, 8)]
     """Shape of the array; -1 for a side that differs between records."""
-    dtype: Literal["float16", "float32", "uint8", "int32"]
+    dtype: Annotated[str, Text(DTYPE, "float16, float32, uint8 or int32")]
     """numpy's name of its dtype."""
 
 
@@ -206,7 +207,7 @@ def check_sizes(contract: Contract) -> None:
     places = {(h // factor, w // factor) for w, h in contract.buckets}
     sides = next(iter(places)) if len(contract.buckets) == 1 else (-1, -1)
     states = {"full": (contract.text.length, contract.text.width), "trimmed": (-1, contract.text.width)}
-    wanted = {"moments": (2 * channels, *sides)}
+    wanted: dict[str, tuple[int, ...]] = {"moments": (2 * channels, *sides)}
     if contract.text.storage == "tokens":
         wanted["tokens"] = (contract.text.length,)
     else:

@@ -40,7 +40,7 @@ MANIFEST = "manifest.json"
 UNCOND = "uncond.npy"
 VERSIONS = "manifests"
 VERSION_NAME = re.compile(rf"{VERSIONS}/[0-9]{{6}}\.json")
-FORMAT = 2
+FORMAT: Literal[2] = 2
 LARGEST = 1 << 29
 """Bytes of a manifest: a million shards take some 450 MB."""
 SMALLEST_RECORD = 1024
@@ -205,7 +205,7 @@ def parse_manifest(data: bytes) -> Manifest:
         require_dense(data)
         return _parse(parse_json(data, LARGEST))
     except ParseError as error:
-        raise DatasetError(f"it is damaged ({error}): encode the cache again") from None
+        raise DatasetError(f"it is damaged ({error}): restore it from {VERSIONS}/, or encode the cache again") from None
 
 
 def _parse(value: Any) -> Manifest:
