@@ -111,7 +111,7 @@ def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
     reference = config.reference or run.eval.reference
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
-    seed = trained.contract.encoders["seed"]
+    seed = trained.contract.encoder_seed
     evaluator = Evaluator(
         validation=load_validation(
             storage, manifest, TASK_FACTS[run.task.name].members, max(config.images, GRID), tower

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from pipeline import cli
 from pipeline.config import IndexConfig
+from pipeline.data.format.bounds import LONGEST_NAME, TAR_NAME
 from pipeline.data.format.contract import Contract, canonical_json
 from pipeline.data.format.manifest import (
     MANIFEST,
@@ -28,14 +30,17 @@ from pipeline.data.format.manifest import (
     Statistics,
     UnitEntry,
     commit_manifest,
+    index_name,
     load_manifest,
-    parse_manifest,
+    manifest_bytes,
+    newest_version,
 )
 from pipeline.data.order.dataset import dataset_of
 from pipeline.data.reading.reader import Reader
 from pipeline.distributed.place import cores
-from pipeline.errors import ConfigError, DatasetError, DestinationExists, ShardCorrupt, SourceError
+from pipeline.errors import ConfigError, DatasetError, DestinationExists, ParseError, ShardCorrupt, SourceError
 from pipeline.log import show
+from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage
 from pipeline.storage.patterns import expand
 from pipeline.storage.urls import open_storage, without_folders
@@ -45,32 +50,39 @@ from preprocess.adopting.scan import Scan, scan
 from preprocess.encoding.plan import PLAN, read_plan
 from preprocess.encoding.writer import Moments
 
+OWN_FILES = f"{PLAN}, {MANIFEST}, {VERSIONS}/, all *.index.json and a {UNCOND} that it made"
+"""What `latentmill index` writes."""
+LARGEST_INDEX = 1 << 28
+"""Bytes of an index that is there already and is looked at."""
+
 
 def main(config: IndexConfig) -> int:
     """Runs the verb. Raises an error before anything is written if anything is wrong."""
     storage = open_storage(config.dataset)
     names = tar_names(storage, config)
+    refuse_foreign(storage, names)
     facts = facts_of(storage, names, config)
     refuse_other(storage, facts.contract, names, config)
     uncond = empty_caption(storage, facts)
     scans = scan_all(storage, names, facts, config)
-    manifest, indexes = manifest_of(scans, facts, uncond, config)
+    manifest, files = manifest_of(scans, facts, uncond, config)
     if facts.made:
         manifest = restored(storage, manifest)
     else:
-        put_identical(storage, UNCOND, uncond)
         plan = {"contract": asdict(facts.contract), "source": without_folders(config.source), "units": names}
-        put_identical(storage, PLAN, canonical_json(plan))
-    for key, data in indexes.items():
+        files = {UNCOND: uncond, PLAN: canonical_json(plan), **files}
+    require_identical(storage, {**files, manifest.name: manifest_bytes(manifest)})
+    for key, data in files.items():
         put_identical(storage, key, data)
     prove_reading(storage, manifest, scans)
     commit_manifest(storage, manifest)
-    show(summary(config.dataset, manifest))
+    show(summary(config, manifest, scans))
     return 0
 
 
 def tar_names(storage: Storage, config: IndexConfig) -> list[str]:
-    """Keys of the tars relative to the dataset, sorted. Raises ConfigError for one outside the dataset."""
+    """Keys of the tars relative to the dataset, sorted. Raises ConfigError for one outside the dataset, or whose name a
+    manifest cannot hold."""
     names, root = [], _absolute(storage.url)
     for place, key in expand(config.source):
         url = _absolute(place.locate(key))
@@ -78,7 +90,10 @@ def tar_names(storage: Storage, config: IndexConfig) -> list[str]:
             raise ConfigError(f"source={config.source}: {url} does not lie below dataset={config.dataset}")
         if not url.endswith(".tar"):
             raise ConfigError(f"source={config.source}: {url} is not named .tar; name only the tars of latents")
-        names.append(url[len(root) + 1 :])
+        name = url[len(root) + 1 :]
+        if not TAR_NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+            raise ConfigError(f"source={config.source}: {name!r} holds control characters or is too long: rename it")
+        names.append(name)
     return sorted(names)
 
 
@@ -86,15 +101,45 @@ def _absolute(url: str) -> str:
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().resolve())
 
 
+def refuse_foreign(storage: Storage, names: list[str]) -> None:
+    """Raises DestinationExists when a file that would be written is there already and is none of a dataset's, before
+    any tar is read."""
+    sizes = {info.key: info.size for info in storage.list("")}
+    for name in names:
+        key = index_name(name)
+        if key in sizes and not _is_index(storage, key, sizes[key]):
+            raise DestinationExists(
+                f"{storage.locate(key)} is there, and is no index of a tar: move it, for `latentmill index` writes one "
+                "under this name"
+            )
+    if MANIFEST not in sizes:
+        return
+    try:
+        adopted = load_manifest(storage).adopted
+    except DatasetError as error:
+        raise DestinationExists(
+            f"{error}. `latentmill index` does not write over it: move it away, and index again"
+        ) from None
+    if not adopted:
+        raise DestinationExists(f"{storage.locate(MANIFEST)} is there, and not of `latentmill index`: nothing to do")
+
+
+def _is_index(storage: Storage, key: str, size: int) -> bool:
+    """Whether an object looks like an index of ours."""
+    try:
+        facts = parse_json(storage.get_range(key, 0, min(size, LARGEST_INDEX)))
+    except ParseError:
+        return False
+    return type(facts) is dict and {"format", "samples", "bytes", "sha256", "records"} <= set(facts)
+
+
 def refuse_other(storage: Storage, contract: Contract, names: list[str], config: IndexConfig) -> None:
     """Raises DestinationExists when the dataset exists and differs from what this run would make."""
-    if storage.exists(MANIFEST) and not load_manifest(storage).adopted:
-        raise DestinationExists(f"{storage.locate(MANIFEST)} is there, and not of `latentmill index`: nothing to do")
     plan = read_plan(storage)
     if plan is None:
         return
     differences = plan.contract.differences(contract)
-    advice = f"give the same, or delete {PLAN}, {MANIFEST} and {VERSIONS}/ there and index it anew"
+    advice = f"give the same, or delete {OWN_FILES} there and index it anew"
     if differences:
         raise DestinationExists(f"{storage.url} was indexed with other settings ({'; '.join(differences)}): {advice}")
     if plan.contract.device == UNKNOWN and plan.names != names:
@@ -184,10 +229,9 @@ def restored(storage: Storage, manifest: Manifest) -> Manifest:
 
     Raises DatasetError when the tars differ from those of the copy.
     """
-    versions = [info.key for info in storage.list(f"{VERSIONS}/") if info.key.endswith(".json")]
-    if not versions:
+    former = newest_version(storage)
+    if former is None:
         return manifest
-    former = parse_manifest(storage.get(versions[-1]))
     former_hashes = {entry.name: (entry.sha256, entry.index_sha256) for entry in former.shards}
     current_hashes = {entry.name: (entry.sha256, entry.index_sha256) for entry in manifest.shards}
     if former_hashes != current_hashes:
@@ -197,19 +241,31 @@ def restored(storage: Storage, manifest: Manifest) -> Manifest:
             if former_hashes.get(name) != current_hashes.get(name)
         )
         raise DatasetError(
-            f"{storage.locate(name)} is not what {versions[-1]} says: restore it, give source= all tars and no others, "
+            f"{storage.locate(name)} is not what {former.name} says: restore it, give source= all tars and no others, "
             "or run the `latentmill encode` of this dataset again"
         )
     return former
 
 
+def require_identical(storage: Storage, files: dict[str, bytes]) -> None:
+    """Raises DestinationExists when one of the files exists with other bytes. Nothing has been written by then."""
+    stored = {info.key: info.size for info in storage.list("")}
+    for key, data in files.items():
+        if key in stored and (stored[key] != len(data) or storage.get(key) != data):
+            raise _other_bytes(storage, key)
+
+
 def put_identical(storage: Storage, key: str, data: bytes) -> None:
     """Writes an object unless it exists. Raises DestinationExists when it exists with other bytes."""
     if not storage.put_if_absent(key, data) and storage.get(key) != data:
-        raise DestinationExists(
-            f"{storage.locate(key)} is there, and not what these tars and settings give: if they changed, delete "
-            f"{PLAN}, {MANIFEST}, {VERSIONS}/ and all *.index.json, and index anew"
-        )
+        raise _other_bytes(storage, key)
+
+
+def _other_bytes(storage: Storage, key: str) -> DestinationExists:
+    return DestinationExists(
+        f"{storage.locate(key)} is there, and not what these tars and settings give: if they changed, delete "
+        f"{OWN_FILES} there and index anew"
+    )
 
 
 def prove_reading(storage: Storage, manifest: Manifest, scans: list[Scan]) -> None:
@@ -232,15 +288,38 @@ def prove_reading(storage: Storage, manifest: Manifest, scans: list[Scan]) -> No
         )
 
 
-def summary(url: str, manifest: Manifest) -> str:
-    """The last line that the verb prints."""
+def summary(config: IndexConfig, manifest: Manifest, scans: list[Scan]) -> str:
+    """The last lines that the verb prints, with what is unusual about the latents."""
     rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "none"
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     known = "" if manifest.contract.vae_sha256 else "; its encoders are unknown: evaluations will refuse it"
-    return (
-        f"index: {url} is a dataset: {manifest.samples:,} records (left out: {rejects}) in {len(manifest.shards)} "
-        f"tars, {size:,.1f} MB, dataset {manifest.digest[:12]}{known}"
-    )
+    mean, std = manifest.statistics.mean, manifest.statistics.std
+    lines = [
+        f"index: {config.dataset} is a dataset: {manifest.samples:,} records (left out: {rejects}) in "
+        f"{len(manifest.shards)} tars, {size:,.1f} MB, dataset {manifest.digest[:12]}{known}",
+        "  latents have mean ± std "
+        + ", ".join(f"{m:+.3f} ± {s:.3f}" for m, s in zip(mean, std, strict=True))
+        + f" by channel, with scale={manifest.contract.scale:g} and shift={manifest.contract.shift:g}",
+    ]
+    lines += [f"  {hint}" for hint in unusual(manifest, min(result.lowest for result in scans))]
+    return "\n".join(lines)
+
+
+def unusual(manifest: Manifest, lowest: float) -> list[str]:
+    """What is unusual about latents whose deviations should be near 1. lowest: the smallest log-variance."""
+    hints, scale = [], manifest.contract.scale
+    std = sum(manifest.statistics.std) / len(manifest.statistics.std)
+    if not 0.5 <= std <= 2:
+        scaled = abs(math.log(max(std, 1e-9) / scale)) < math.log(1.5)
+        why = (
+            "as of moments that are scaled already: then give scale=1 shift=0"
+            if scaled
+            else "look at scale= and shift="
+        )
+        hints.append(f"their deviation is {std:.3g} and not about 1, {why}")
+    if lowest >= 0:
+        hints.append("no log-variance is below 0, as if a variance or a standard deviation stood in its place")
+    return hints
 
 
 if __name__ == "__main__":

@@ -7,36 +7,41 @@ Reconstructions are decoded from the mean of the cached posterior.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config import ReferenceConfig
+from pipeline.data.format.bounds import MOST_SIDE, Side, Whole
 from pipeline.data.format.contract import Contract
-from pipeline.data.format.manifest import Manifest, load_excluded, load_manifest
+from pipeline.data.format.excluded import load_excluded
+from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import read
 from pipeline.diffusion.posterior import sample_posterior
 from pipeline.distributed.world import pick_device
-from pipeline.errors import ContractMismatch, UserError
+from pipeline.errors import ContractMismatch, DataError, ParseError, ShardCorrupt, UserError
 from pipeline.evaluation.features.networks import Features, load_features
 from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics.fid import Statistics
-from pipeline.evaluation.reference import FLOOR_SIZES, Reference, ReferenceFacts, save_reference
+from pipeline.evaluation.reference import FLOOR_SIZES, Reference, ReferenceFacts, require_free_or_own, save_reference
 from pipeline.inference.pictures import to_uint8
 from pipeline.inference.trained import load_encoders
 from pipeline.log import show
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
+from pipeline.parsing.typed import build
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.progress import Progress
-from preprocess.source.image import Crop, crop_image, decode_image, open_image
+from preprocess.proving.records import source_key
+from preprocess.source.image import Crop, crop_image, decode_image, open_image, place_crop
 from preprocess.source.recipe import Recipe, recipe_of_contract
 from preprocess.source.shard import Sample, SourceShard
 from preprocess.units.sources import find_inputs
@@ -44,6 +49,7 @@ from preprocess.units.sources import find_inputs
 MOST_HELD = 5000  # images that are held out for the floors, at most
 BATCH = 64
 SCORED = ("real", "reconstruction")
+Start = Annotated[int, Whole(0, MOST_SIDE)]
 
 
 def main(config: ReferenceConfig) -> int:
@@ -52,7 +58,7 @@ def main(config: ReferenceConfig) -> int:
     manifest = load_manifest(storage)
     contract = manifest.contract
     device = pick_device("auto")
-    features = load_features(config.features, device, contract.encoders["seed"], config.features_weights)
+    features = load_features(config.features, device, contract.encoder_seed, config.features_weights)
     encoders = load_encoders(contract, device, config.encoders)
     dest = config.dest or storage.locate(f"reference-{config.features}.safetensors")
     if len(contract.buckets) > 1:
@@ -61,6 +67,12 @@ def main(config: ReferenceConfig) -> int:
     images = min(config.images or available, available)
     if images < 4:
         raise UserError(f"{config.dataset} has {images} images; statistics and floors need four at the least")
+    made_of = {
+        "features_sha256": features.sha256,
+        "dataset": manifest.digest,
+        "clip_sha256": clip_identity(encoders[1]),
+    }
+    require_free_or_own(dest, made_of, images)
     reference = make_reference(
         real_images(storage, manifest, config.source, images),
         images,
@@ -100,11 +112,19 @@ def real_images(storage: Storage, manifest: Manifest, source: str, images: int) 
                     f"{unit.source} of {unit.source_bytes}: give the source that the cache was encoded from"
                 )
             records = read(storage, manifest, number, kept, ("moments",))
+            keys = list(map(source_key, records))
             matched = 0
             for sample in shard.samples():
                 # Rejected samples have no record; the records of the others are in the order of the source.
-                if matched < len(kept) and sample.key == records[matched].meta["key"] and not sample.problem:
-                    yield _crop(sample, recipe, records[matched]), records[matched]
+                if matched < len(kept) and sample.key == keys[matched] and not sample.problem:
+                    try:
+                        picture = _crop(sample, recipe, records[matched], entry.size)
+                    except DataError as error:
+                        raise ContractMismatch(
+                            f"{place.locate(key)}, sample {sample.key}: {error}. It is not what {storage.url}/"
+                            f"{entry.name} was made from"
+                        ) from None
+                    yield picture, records[matched]
                     matched += 1
             if matched < len(kept) or shard.sha256 != unit.source_sha256:
                 raise ContractMismatch(
@@ -114,12 +134,41 @@ def real_images(storage: Storage, manifest: Manifest, source: str, images: int) 
         images -= len(kept)
 
 
-def _crop(sample: Sample, recipe: Recipe, record: Record) -> np.ndarray:
-    """Crops the pixels of a record from its sample."""
+@dataclass(frozen=True)
+class _Origin:
+    """Facts of a record's json about its pixels."""
+
+    width: Annotated[int, Whole(1, 2**31)]
+    height: Annotated[int, Whole(1, 2**31)]
+    resized: tuple[Side, Side]
+    crop: tuple[Start, Start, Side, Side]
+
+
+def _crop(sample: Sample, recipe: Recipe, record: Record, size: tuple[int, int]) -> np.ndarray:
+    """Crops the pixels of a record from its sample. size: (width, height) of the crop.
+
+    Raises ShardCorrupt when the record says what no crop of this size can be, and RecordRejected.
+    """
+    try:
+        origin = build(_Origin, record.meta, unknown="pass")
+    except ParseError as error:
+        raise ShardCorrupt(f"record {record.key}: {error}") from None
+    crop = Crop(origin.width, origin.height, origin.resized, origin.crop)
+    placed = place_crop(origin.width, origin.height, size, "centre", 0, "")
+    room = [crop.resized[i] - crop.box[i] - size[i] for i in range(2)]
     data = sample.image()
-    meta = record.meta
-    crop = Crop(meta["width"], meta["height"], tuple(meta["resized"]), tuple(meta["crop"]))
-    return crop_image(decode_image(open_image(data, recipe.limits), data), crop)
+    image = decode_image(open_image(data, recipe.limits), data)
+    if (
+        (crop.resized, crop.size) != (placed.resized, size)
+        or min(room) < 0
+        or image.size != (crop.width, crop.height)
+        or math.prod(crop.resized) > max(recipe.limits.pixels, 4 * math.prod(size))
+    ):
+        raise ShardCorrupt(
+            f"record {record.key} says that it is {crop.box} of {crop.width} x {crop.height} pixels resized to "
+            f"{crop.resized}, which cannot be of this image"
+        )
+    return crop_image(image, crop)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import sys
 from pipeline import cli
 from pipeline.config import VerifyConfig
 from pipeline.data.format.manifest import MANIFEST, Manifest, load_manifest
-from pipeline.data.reading.shards import require_shards
+from pipeline.data.format.present import require_shards
 from pipeline.errors import DataError
 from pipeline.log import log, show
 from pipeline.storage.urls import open_storage

@@ -281,7 +281,7 @@ def in_training(
     task = make_task(config.task, contract.latent_shape, empty_LD, trimmed=contract.trimmed).to(world.device)
     most_images = max(config.eval.images, config.eval.final_images, config.eval.grid)
     first_stage, tower = load_encoders(manifest.contract, world.device, config.encoders)
-    seed = manifest.contract.encoders["seed"]  # of random weights, in tests
+    seed = manifest.contract.encoder_seed  # of random weights, in tests
     evaluator = Evaluator(
         validation=load_validation(storage, validation_manifest, task.members, most_images, tower),
         first_stage=first_stage,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import chain
 from typing import Any, NoReturn
 
 from pipeline.errors import ParseError
@@ -20,6 +21,9 @@ DEPTH = 64
 """Deepest nesting of lists and dictionaries."""
 DIGITS = 20
 """Longest integer that is converted, so that a number of a million digits costs nothing."""
+SHAPES = bytes(ord("0") if c in b"0123456789" else ord(",") if c in b"[,: \t\r\n-" else ord("x") for c in range(256))
+LONG = b"," + b"0" * 18
+"""In the SHAPES of a text: a number of 18 digits or more, which may be beyond 64 bits."""
 TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq"))
 
 
@@ -33,15 +37,16 @@ def parse_json(data: bytes | bytearray | memoryview | str, limit: int = JSON_BYT
         raise ParseError(f"it has {len(data)} bytes, {limit} at most are read")
     try:
         text = data if isinstance(data, str) else str(data, "utf-8")
-        value = _DECODER.decode(text)
+        value = (_EXACT if _has_long_number(data) else _QUICK).decode(text)
     except RecursionError:
         raise ParseError(f"it nests deeper than {DEPTH} levels") from None
     except UnicodeDecodeError:
         raise ParseError("it is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ParseError(f"it is not JSON ({error.msg} at character {error.pos})") from None
-    if "\\u" in text or isinstance(data, str) or text.count("[") + text.count("{") > DEPTH:
-        _check_tree(value)
+    texts = "\\u" in text or isinstance(data, str)
+    if texts or text.count("[") + text.count("{") > DEPTH:
+        _check_tree(value, texts)
     return value
 
 
@@ -77,6 +82,11 @@ def parse_yaml(data: bytes | str, limit: int = YAML_BYTES) -> Any:
 # JSON
 
 
+def _has_long_number(data: bytes | bytearray | memoryview | str) -> bool:
+    """Whether a number in a JSON text, or something like one in its strings, has 18 digits or more."""
+    return isinstance(data, str) or LONG in b"," + bytes(data).translate(SHAPES)
+
+
 def _integer(digits: str) -> int:
     if len(digits) > DIGITS or not -(2**63) <= (value := int(digits)) < 2**64:
         raise ParseError(f"it holds an integer of {len(digits)} digits; 64 bits are read")
@@ -103,27 +113,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_DECODER = json.JSONDecoder(
-    parse_int=_integer, parse_float=_number, parse_constant=_constant, object_pairs_hook=_object
-)
+_EXACT = json.JSONDecoder(parse_int=_integer, parse_float=_number, parse_constant=_constant, object_pairs_hook=_object)
+_QUICK = json.JSONDecoder(parse_float=_number, parse_constant=_constant, object_pairs_hook=_object)
+"""For texts without an integer that could be beyond 64 bits: calls nothing for each of them."""
 
 
-def _check_tree(value: Any) -> None:
-    """Raise ParseError where `value` nests deeper than DEPTH, or holds text that is no Unicode text."""
+def _check_tree(value: Any, texts: bool) -> None:
+    """Raise ParseError where `value` nests deeper than DEPTH and, with `texts`, where it holds what is no Unicode
+    text."""
     level = [value]
     for _ in range(DEPTH + 1):
-        deeper: list[Any] = []
-        for item in level:
-            if isinstance(item, str):
-                _check_text(item)
-            elif isinstance(item, dict):
-                deeper.extend(item)
-                deeper.extend(item.values())
-            elif isinstance(item, list):
-                deeper.extend(item)
-        if not deeper:
+        if texts:
+            for text in chain((i for i in level if type(i) is str), *(i for i in level if type(i) is dict)):
+                _check_text(text)
+        level = [i for i in level if type(i) is list or type(i) is dict]
+        if not level:
             return
-        level = deeper
+        level = list(chain.from_iterable(i.values() if type(i) is dict else i for i in level))
     raise ParseError(f"it nests deeper than {DEPTH} levels")
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.config import TrainConfig
 from pipeline.data.format.contract import ENCODER_FACTS, require_match
-from pipeline.data.format.manifest import UNCOND, find_version, load_manifest
-from pipeline.errors import ConfigError, ContractMismatch, RunError, ShardCorrupt
+from pipeline.data.format.manifest import find_version, load_manifest
+from pipeline.errors import ConfigError, ContractMismatch, RunError
 from pipeline.log import log
 from pipeline.runs.directory import RunInfo, committed_digests, dataset_digests, dataset_urls
 from pipeline.storage.base import Storage
@@ -131,14 +129,13 @@ def check_against_contract(
 
 def empty_caption(cache: Storage, manifest: Manifest) -> Tensor:
     """The cache's encoded empty caption (L, D) float32; with trimmed texts, it is zero after its end token. Raises
-    ShardCorrupt when its hash is not the manifest's."""
+    ShardCorrupt when it is not what the manifest promises."""
     import numpy as np
     import torch
 
-    data = cache.get(UNCOND)
-    if hashlib.sha256(data).hexdigest() != manifest.uncond_sha256:
-        raise ShardCorrupt(f"{cache.locate(UNCOND)} is not what the manifest promises; restore it or encode again")
-    empty = torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32))
+    from pipeline.data.format.uncond import read_uncond
+
+    empty = torch.from_numpy(read_uncond(cache, manifest).astype(np.float32))
     if manifest.contract.trimmed:
         empty[EMPTY_TOKENS:] = 0
     return empty

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config import EncodersConfig, FiltersConfig, IndexConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, plain, stored_limits
+from pipeline.data.format.contract import Contract, Member, TextFacts, plain, require_readable, stored_limits
 from pipeline.data.format.manifest import UNCOND
-from pipeline.data.format.records import Record, npy_bytes, parse_npy
+from pipeline.data.format.objects import read_bounded
+from pipeline.data.format.records import Record, npy_bytes
+from pipeline.data.format.uncond import most_uncond_bytes, parse_uncond
 from pipeline.errors import ContractMismatch, DatasetError, NotFound, ShardCorrupt, SourceError
 from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
 from pipeline.models.encoders.text import TextTower, load_text
@@ -50,6 +52,7 @@ def facts_of(storage: Storage, names: list[str], config: IndexConfig) -> Facts:
     towers = (load_autoencoder(config.encoders), load_text(config.encoders)) if config.encoders else None
     records = first_records(storage, names, layout, config)
     contract = contract_of(records[0], towers, layout, config)
+    require_readable(contract)
     if towers is not None:
         prove_texts(records, towers[1], config)
     return Facts(contract, layout, made=False, towers=towers)
@@ -60,7 +63,7 @@ def first_records(
 ) -> list[Record]:
     """The first few readable records of the first tar that has any. All other records must have the shapes of the
     first. Raises SourceError when there is none."""
-    problem = ""
+    problem, advice = "", ""
     for name in names:
         records = list[Record]()
         with LatentShard(storage, name, config.limits) as shard:
@@ -69,15 +72,18 @@ def first_records(
                     records.append(scanned.record)
                 elif not problem:
                     problem = f"{storage.locate(name)}, byte {scanned.offset}: {scanned.detail}"
+                    if scanned.reason == "member_unreadable":
+                        advice = f"Write arrays as .npy of {' or '.join(DTYPES)}, and captions as UTF-8"
                 if len(records) == CAPTIONS_PROVED or (scanned.record is None and not config.max_rejects):
                     break
         if records or (problem and not config.max_rejects):
             break
     if not records:
-        raise SourceError(
-            f"{problem or config.source + ' holds no record'}. Records of {', '.join(wanted_files(MEMBERS, layout))} "
-            "are looked for: say what yours are called with moments_member=, text_member= and caption_key="
+        advice = advice or (
+            f"Records of {', '.join(wanted_files(MEMBERS, layout))} are looked for: say what yours are called with "
+            "moments_member=, text_member= and caption_key="
         )
+        raise SourceError(f"{problem or config.source + ' holds no record'}. {advice}")
     return records
 
 
@@ -166,7 +172,7 @@ def empty_caption(storage: Storage, facts: Facts) -> bytes:
     tower = facts.towers[1] if facts.towers else None
     tower_states = tower.encode(tower.tokenize([""]))[0].half().cpu().numpy() if tower else None
     try:
-        data = storage.get(UNCOND)
+        data = read_bounded(storage, UNCOND, most_uncond_bytes(facts.contract))
     except NotFound:
         if tower_states is None:
             raise DatasetError(
@@ -174,15 +180,11 @@ def empty_caption(storage: Storage, facts: Facts) -> bytes:
                 "there, or give the encoders (encoders=sd1), which make it"
             ) from None
         return npy_bytes(tower_states)
+    advice = "put the right one there, or delete it and give the encoders (encoders=sd1), which make it"
     try:
-        stored = parse_npy(memoryview(data))
+        stored = parse_uncond(data, facts.contract)
     except ShardCorrupt as error:
-        raise DatasetError(f"{storage.locate(UNCOND)}: {error}") from None
-    if stored.shape != (text.length, text.width) or stored.dtype.name not in DTYPES or not np.isfinite(stored).all():
-        raise DatasetError(
-            f"{storage.locate(UNCOND)} is {stored.dtype} {stored.shape}, not finite states ({text.length}, "
-            f"{text.width})"
-        )
+        raise DatasetError(f"{storage.locate(UNCOND)} {error}: {advice}") from None
     if tower_states is not None and np.abs(stored.astype(np.float32) - tower_states).max() > STATE_TOLERANCE:
-        raise ContractMismatch(f"{storage.locate(UNCOND)} is not what encoders= give for the empty caption")
+        raise ContractMismatch(f"{storage.locate(UNCOND)} is not what encoders= give for the empty caption: {advice}")
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from preprocess.encoding.writer import INDEX_FORMAT, Moments
 from preprocess.proving.records import check_record
 from preprocess.source.shard import SourceShard
 
+RECORD_MEMBERS = 4
+"""A record's bytes are bounded by this many of its largest members."""
 PICKLES = ("pth", "pt", "pkl", "pickle", "pyd", "pyc")
 
 
@@ -43,8 +46,10 @@ class LatentShard(SourceShard):
 
     def groups(self) -> Iterator[tuple[str, int, bytes, tuple[str, ...]]]:
         """Yields (key, offset, bytes, names of the files) of neighbouring files with the same key; files without a key
-        come one by one with the key "". Raises ShardCorrupt."""
+        come one by one with the key "". The bytes are b"" where they are more than RECORD_MEMBERS of the largest
+        members. Raises ShardCorrupt."""
         key, start, parts, files, end = "", 0, list[bytes](), list[str](), 0
+        most = RECORD_MEMBERS * self._limits.member_bytes
         for name, _ in self._members():
             stem, rest = split_key(name)
             file_key = stem if rest and stem.rpartition("/")[2] else ""
@@ -52,7 +57,10 @@ class LatentShard(SourceShard):
                 if files:
                     yield key, start, b"".join(parts), tuple(files)
                 key, start, parts, files = file_key, end, [], []
-            parts += self._parts
+            if self.position - start > most:
+                parts.clear()
+            else:
+                parts += self._parts
             files.append(rest if file_key else name)
             self._parts, end = [], self.position
         if files:
@@ -82,6 +90,8 @@ def read_records(
             reason, detail = "key_repeated", f"a record {key} stands in the tar before"
         elif repeated:
             reason, detail = "member_repeated", f"{key}.{repeated} is there twice"
+        elif not data:
+            reason, detail = "record_too_large", f"record {key} has more than {RECORD_MEMBERS} x limits.member_bytes"
         elif missing and pickles:
             reason, detail = "pickle", f"{key}.{pickles[0]} is a pickle, which is never opened: write arrays as .npy"
         elif missing:
@@ -89,8 +99,6 @@ def read_records(
         else:
             try:
                 record = unpack(data, members, layout=layout)
-                if not isinstance(record.meta, dict) or not isinstance(record.meta.get("caption"), str):
-                    raise ShardCorrupt(f"record {key}: its caption is not text")
             except ShardCorrupt as error:
                 record, reason, detail = None, "member_unreadable", f"record {key}: {error}"
         seen.add(key)
@@ -108,7 +116,7 @@ def wanted_files(members: tuple[str, ...], layout: Mapping[str, str] | None) -> 
 class Scan:
     """The content of one tar. rows: [offset, size, SHA-256] of the accepted records. rejected: counts by reason.
     problem: the first reject in words. size: (width, height) of the crops in pixels. first: the first accepted
-    record."""
+    record. lowest: the smallest value of all log-variances."""
 
     name: str
     bytes: int = 0
@@ -119,6 +127,7 @@ class Scan:
     size: tuple[int, int] = (0, 0)
     moments: Moments = field(default_factory=Moments)
     first: Record | None = None
+    lowest: float = math.inf
 
     def index(self, layout: Mapping[str, str] | None) -> dict[str, object]:
         """The index of the tar, like ShardWriter's, with the layout if there is one."""
@@ -151,7 +160,9 @@ def scan(
                 continue
             result.size, result.first = size, result.first or record
             result.rows.append([scanned.offset, len(scanned.data), hashlib.sha256(scanned.data).hexdigest()])
-            mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
+            channels = contract.latent_shape[0]
+            mean = record.members["moments"][:channels].astype(np.float64)
+            result.lowest = min(result.lowest, float(record.members["moments"][channels:].min()))
             result.moments.add((mean - contract.shift) * contract.scale)
         result.bytes, result.sha256 = shard.bytes, shard.sha256
     return result

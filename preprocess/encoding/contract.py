@@ -10,14 +10,23 @@ from typing import Any
 import torch
 
 from pipeline.config import EncodeConfig, EncodersConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain, stored_limits
+from pipeline.data.format.contract import (
+    Contract,
+    Member,
+    TextFacts,
+    canonical_json,
+    plain,
+    require_readable,
+    stored_limits,
+)
+from pipeline.data.format.members import LOWRES_FACTOR
 from pipeline.errors import ConfigError
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.urls import without_folders
 from preprocess.source.image import RESIZE
 from preprocess.source.recipe import Target
-from preprocess.source.sample import LOWRES_FACTOR, MOST_BOXES
+from preprocess.source.sample import MOST_BOXES
 
 PACKAGES = ("diffusers", "numpy", "open_clip_torch", "pillow", "torch")
 VARIES = -1  # stands for a side that differs between records
@@ -33,7 +42,7 @@ def build_contract(
         raise ConfigError(f"resolution={target.resolution} is not a multiple of the autoencoder's {factor}")
     if any(side % factor for size in target.sizes for side in size):
         raise ConfigError(f"buckets={config.buckets} is not a multiple of the autoencoder's {factor}")
-    return Contract(
+    contract = Contract(
         encoders=portable(config.encoders),
         vae_sha256=stage.weights_sha256,
         text_sha256=text.weights_sha256,
@@ -65,6 +74,8 @@ def build_contract(
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
         versions={name: version(name) for name in PACKAGES},
     )
+    require_readable(contract)
+    return contract
 
 
 def members(config: EncodeConfig, target: Target, stage: FirstStage, text: TextTower) -> tuple[Member, ...]:

@@ -26,6 +26,7 @@ from pipeline.tracking.progress import Progress
 from preprocess.encoding.encoder import to_unit_range
 from preprocess.proving.findings import Findings
 from preprocess.proving.page import Pair
+from preprocess.proving.records import source_key
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import Picture, Prepared, prepare
 from preprocess.source.shard import SourceShard
@@ -117,7 +118,7 @@ def _originals(
     shard = fetch_shard(storage, entry)
     records_by_key: dict[str, list[Record]] = collections.defaultdict(list)
     for record in map(shard.record, rows):
-        records_by_key[record.meta["key"]].append(record)
+        records_by_key[source_key(record)].append(record)
     recipe = recipe_of_contract(contract)
     with SourceShard(*input_place, recipe.limits) as source:
         for sample in source.samples():
@@ -140,8 +141,8 @@ def _originals(
         if source.sha256 != unit.source_sha256:
             problems.append(
                 f"{input_place[0].locate(input_place[1])} is not the shard that was encoded: its SHA-256 differs. Put "
-                "back the former one; or, to encode this one in its place, run the `latentmill encode` of this dataset once "
-                f"with {option('forget', [unit.source])}, then again without"
+                "back the former one; or, to encode this one in its place, run the `latentmill encode` of this dataset "
+                f"once with {option('forget', [unit.source])}, then again without"
             )
     if records_by_key:
         problems.append(

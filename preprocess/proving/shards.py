@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import itertools
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipeline.data.format.contract import Contract
-from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, load_excluded
-from pipeline.data.format.records import find_records, parse_npy
+from pipeline.data.format.excluded import load_excluded
+from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry
+from pipeline.data.format.records import find_records
+from pipeline.data.format.uncond import read_uncond
 from pipeline.data.reading.shards import fetch_shard
 from pipeline.distributed.place import cores
-from pipeline.errors import LatentmillError, NotFound, ShardCorrupt
+from pipeline.errors import LatentmillError, ShardCorrupt
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.rejects import REJECTS, rejects_key
@@ -23,6 +25,9 @@ from preprocess.encoding.writer import Moments
 from preprocess.proving.findings import Findings
 from preprocess.proving.records import check_record
 from preprocess.units.naming import option
+
+ROW = re.compile(r"[0-9]{6,10}")
+"""The row in a record's key."""
 
 
 @dataclass
@@ -74,6 +79,9 @@ def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> No
     findings.add("counts", counted, *problems)
     if problems:
         return
+    if not moments.count:
+        findings.add("latents", "none", f"{storage.url} holds no record")
+        return
     mean, std = np.array(manifest.statistics.mean), np.array(manifest.statistics.std)
     differ = not (np.allclose(moments.mean, mean, atol=1e-6) and np.allclose(moments.std, std, atol=1e-6))
     measured = ", ".join(f"{m:+.3f} ± {s:.3f}" for m, s in zip(moments.mean, moments.std, strict=True))
@@ -105,42 +113,37 @@ def check_shard(storage: Storage, contract: Contract, entry: ShardEntry, adopted
     members = [member.name for member in contract.members] if adopted else None
     try:
         shard = fetch_shard(storage, entry)
-        indexed_places = [(record[0], record[1]) for record in shard.records]
-        record_places = [("", *place) for place in indexed_places] if adopted else list(find_records(shard.view))
-        if [(offset, size) for _, offset, size in record_places] != indexed_places:
+        record_places = [("", *place) for place in shard.index.places] if adopted else list(find_records(shard.view))
+        if [(offset, size) for _, offset, size in record_places] != shard.index.places:
             raise ShardCorrupt("its index places records elsewhere than they are")
         if len(record_places) != entry.samples:
             raise ShardCorrupt(f"it holds {len(record_places)} records, the manifest says {entry.samples}")
         for row, (key, offset, size) in enumerate(record_places):
             data = shard.view[offset : offset + size]
-            unit, _, number = (key or f"{entry.unit:06d}_{row}").partition("_")
-            if hashlib.sha256(data).hexdigest() != shard.records[row][2] or unit != f"{entry.unit:06d}":
+            unit, _, number = (key or f"{entry.unit:06d}_{row:06d}").partition("_")
+            digest = hashlib.sha256(data).digest()
+            if digest != shard.index.digests[row].tobytes() or unit != f"{entry.unit:06d}" or not ROW.fullmatch(number):
                 raise ShardCorrupt(f"record {key} in row {row} is not what its index says")
             findings.rows.append(int(number))
             record = shard.record(row, members)
             check_record(record, contract, entry.size)
             mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
             findings.moments.add((mean - contract.shift) * contract.scale)
-    except (LatentmillError, ValueError) as error:
+    except LatentmillError as error:
         findings.problems.append(f"{storage.url}/{entry.name}: {error}")
     return findings
 
 
 def check_uncond(storage: Storage, manifest: Manifest, findings: Findings) -> None:
     """Checks the encoded empty caption."""
+    problems = []
     try:
-        data = storage.get(UNCOND)
-        expected_shape = (manifest.contract.text.length, manifest.contract.text.width)
-        is_right = (
-            hashlib.sha256(data).hexdigest() == manifest.uncond_sha256
-            and parse_npy(memoryview(data)).shape == expected_shape
-        )
-    except (NotFound, ShardCorrupt):
-        is_right = False
-    problem = f"{storage.url}/{UNCOND} is missing or not what the manifest promises"
-    if not is_right and not manifest.adopted:
-        findings.remedy(f"Delete {UNCOND} there, if it is there, and run the same `latentmill encode` again")
-    findings.add("empty caption", "hash right", *([] if is_right else [problem]))
+        read_uncond(storage, manifest)
+    except LatentmillError as error:
+        problems.append(str(error))
+        if not manifest.adopted:
+            findings.remedy(f"Delete {UNCOND} there, if it is there, and run the same `latentmill encode` again")
+    findings.add("empty caption", "hash right", *problems)
 
 
 def check_excluded(storage: Storage, manifest: Manifest, findings: Findings) -> None:
@@ -149,13 +152,7 @@ def check_excluded(storage: Storage, manifest: Manifest, findings: Findings) -> 
         return
     problems = []
     try:
-        pairs = load_excluded(storage, manifest)
-        sizes = np.array([entry.samples for entry in manifest.shards])
-        ordered = all(tuple(a) < tuple(b) for a, b in itertools.pairwise(pairs.tolist()))
-        if len(pairs) != manifest.excluded or not ordered or (pairs < 0).any() or (pairs[:, 0] >= len(sizes)).any():
-            problems.append(f"{storage.locate(manifest.excluded_name)} is not {manifest.excluded} records in order")
-        elif (pairs[:, 1] >= sizes[pairs[:, 0]]).any():
-            problems.append(f"{storage.locate(manifest.excluded_name)} names records that are not there")
+        load_excluded(storage, manifest)
     except LatentmillError as error:
         problems.append(str(error))
         findings.remedy("Run the same `latentmill encode` with finalize=true, which writes the list anew")

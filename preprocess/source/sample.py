@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.config import FiltersConfig
 from pipeline.config.values.rules import parse_rules
+from pipeline.data.format.members import LOWRES_FACTOR
 from pipeline.errors import RecordRejected
 from preprocess.source.columns import read_boxes, read_columns
 from preprocess.source.image import (
@@ -29,7 +30,6 @@ from preprocess.source.recipe import Recipe
 from preprocess.source.shard import PROBLEMS, Sample
 
 MOST_BOXES = 8
-LOWRES_FACTOR = 4
 DIGEST_BYTES = 16
 BYTE_ORDER_MARK = "\ufeff"
 INVISIBLE = frozenset(["Cc", "Cf", "Mn", "Me"])  # Unicode categories that show nothing by themselves

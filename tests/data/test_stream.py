@@ -336,19 +336,44 @@ def test_what_a_crash_or_a_bad_disk_left_in_the_cache_is_fetched_again(tmp_path:
     assert files[1].read_bytes() != bytes(data)
 
 
+def name_of(number: int) -> str:
+    """The name of a block in a disk cache."""
+    return f"{'a' * 24}-{number}-1"
+
+
 def test_a_disk_cache_keeps_to_its_bound_and_drops_what_was_used_least_recently(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 1000)
     for i in range(9):
-        cache.put(str(i), bytes(100))
-        os.utime(tmp_path / str(i), (i, i))
-    assert cache.read_into("0", memoryview(bytearray(100)))  # now the one used last
-    cache.put("9", bytes(100))
-    cache.put("10", bytes(100))
+        cache.put(name_of(i), bytes(100))
+        os.utime(tmp_path / name_of(i), (i, i))
+    assert cache.read_into(name_of(0), memoryview(bytearray(100)))  # now the one used last
+    cache.put(name_of(9), bytes(100))
+    cache.put(name_of(10), bytes(100))
     there = {path.name for path in tmp_path.iterdir()}
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1000
-    assert "0" in there
-    assert "1" not in there
-    assert "10" in there
+    assert name_of(0) in there
+    assert name_of(1) not in there
+    assert name_of(10) in there
+
+
+def test_a_disk_cache_leaves_every_file_alone_that_is_no_block(tmp_path: Path) -> None:
+    theirs = ["thesis.tex", "0", ".bashrc", "a" * 24, f"{name_of(0)}.bak", f"x{name_of(0)}", f".{name_of(0)}.tmp"]
+    for name in theirs:
+        (tmp_path / name).write_bytes(bytes(5000))
+        os.utime(tmp_path / name, (1, 1))
+    (tmp_path / name_of(77)).mkdir()
+    os.mkfifo(tmp_path / name_of(78))
+    killed = tmp_path / f".{name_of(5)}.{'b' * 8}"  # what a writer that was killed leaves
+    killed.write_bytes(bytes(900))
+    os.utime(killed, (1, 1))
+    cache = DiskCache(tmp_path, 1000)
+    for i in range(20):
+        cache.put(name_of(i), bytes(100))
+    assert all((tmp_path / name).read_bytes() == bytes(5000) for name in theirs)
+    assert not killed.exists()
+    assert sum((tmp_path / name_of(i)).exists() for i in range(20)) <= 10
+    assert not cache.read_into(name_of(77), memoryview(bytearray(100)))
+    assert not cache.read_into(name_of(78), memoryview(bytearray(100)))  # a pipe, without waiting for it
 
 
 def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from made.cache import make_cache
 from made.encode import ENCODERS, config, files, png, write_sized, write_tar
 from pipeline.config import EncodersConfig, FiltersConfig, LaunchConfig, LimitsConfig, VerifyConfig
+from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.kept import KeptRecords
-from pipeline.data.format.manifest import MANIFEST, load_excluded, load_manifest, parse_manifest
+from pipeline.data.format.manifest import MANIFEST, load_manifest, parse_manifest
 from pipeline.data.reading.shards import first_records
 from pipeline.errors import DataError, DestinationExists, Interrupted, ShardCorrupt, SourceError
 from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder

@@ -211,7 +211,7 @@ def as_object(one: Sample) -> None:
     ("change", "words"),
     [
         (as_pickle, "moments.pth is a pickle"),
-        (as_object, "npy header cannot be read"),
+        (as_object, "holds object; read are float16, float32"),
         (lambda one: one.pop("text.npy"), "text.npy is not there (it has json, moments.npy)"),
         (lambda one: one.update({"moments.npy": np.zeros((8, 2, 3), np.float32)}), "moments is not float32 (8, 2, 2)"),
         (lambda one: one.update({"moments.npy": np.zeros((8, 2, 2), np.float16)}), "moments is not float32 (8, 2, 2)"),

@@ -19,12 +19,13 @@ from pipeline.data.format.contract import canonical_json
 from pipeline.data.format.manifest import MANIFEST, Manifest, load_manifest, manifest_bytes
 from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import read
-from pipeline.errors import DataError, DatasetError, SourceError
+from pipeline.errors import ContractMismatch, DataError, DatasetError, ShardCorrupt, SourceError
 from pipeline.storage.urls import open_storage
 from preprocess import encode
 from preprocess.encoding import encoder
 from preprocess.encoding.writer import ShardWriter
 from preprocess.proving.against_source import spread
+from preprocess.reference import real_images
 from preprocess.shapes.shards import write_shards
 from preprocess.verify import main
 
@@ -268,3 +269,82 @@ def test_a_contract_that_is_not_its_encoders_is_refused(
 def test_images_that_the_encoders_cannot_show_are_told_from_a_damaged_cache(good: Path, shapes: str) -> None:
     with pytest.raises(DataError, match=r"is what its manifest promises, but .* below min_psnr=20"):
         verify(good, shapes, min_psnr=20.0)  # its encoders have random weights
+
+
+# A cache may be a stranger's: what its json and its manifest say is checked before it is used.
+
+
+@pytest.mark.parametrize("key", [None, ["a"], 5, {"a": 1}])
+def test_a_record_that_names_no_sample_of_the_source_ends_in_a_line(cache: Path, shapes: str, key: Any) -> None:
+    forge(cache, lambda record: edited(record, meta={"key": key}))
+    with pytest.raises(ShardCorrupt, match="does not say which sample of the source it is of"):
+        verify(cache, shapes)
+    with pytest.raises(ShardCorrupt, match="does not say which sample of the source it is of"):
+        next(real_images(open_storage(str(cache)), load_manifest(open_storage(str(cache))), shapes, 4))
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"resized": [60_000, 60_000]},
+        {"resized": [64, 10**12]},
+        {"resized": "64x64"},
+        {"resized": None},
+        {"crop": [0, 0, 60_000, 60_000]},
+        {"crop": [-8, 0, 64, 64]},
+        {"crop": [8, 0, 64, 64]},
+        {"crop": [0, 0, 32, 32]},
+        {"width": 10**9},
+        {"width": 32, "height": 32},
+        {"width": "64"},
+    ],
+    ids=str,
+)
+def test_a_crop_that_cannot_be_of_its_image_is_refused_before_it_is_made(
+    cache: Path, shapes: str, meta: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge(cache, lambda record: edited(record, meta=meta))
+    monkeypatch.setattr("preprocess.reference.crop_image", lambda *_: pytest.fail("a crop was made"))
+    storage = open_storage(str(cache))
+    with pytest.raises(ContractMismatch, match=r"00000\.tar, sample .*000000\.tar was made from"):
+        next(real_images(storage, load_manifest(storage), shapes, 4))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{0..3000000000}.tar",
+        "{0..9}{0..9}{0..9}{0..9}.tar",
+        "{a,{b,{c,d}}}.tar",
+        "/**/*",
+        "**/*.tar",
+        "/etc/*.tar",
+        "~/x/*.tar",
+        "../*.tar",
+        "{..,x}/*.tar",
+        "s3://somebody/else/*.tar",
+        "s3://{a,b}/*.tar",
+        "https://x/y.tar",
+    ],
+)
+def test_a_strangers_source_pattern_leads_to_no_other_place_unasked(
+    cache: Path, pattern: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder is looked into by the names of the shards; nothing is listed or expanded."""
+    write_manifest(cache, dataclasses.replace(load_manifest(open_storage(str(cache))), sources=(pattern,)))
+    opened: list[str] = []
+    monkeypatch.chdir(cache)
+    monkeypatch.setattr("preprocess.units.sources.open_storage", lambda url: opened.append(url) or open_storage(url))
+    assert main(VerifyConfig(dataset=str(cache))) == 0
+    assert "not compared, for it is not here" in capsys.readouterr().out
+    storage = open_storage(str(cache))
+    with pytest.raises(SourceError):
+        next(real_images(storage, load_manifest(storage), "", 4))
+    assert all("://" not in url and url[:1] not in "/~" and ".." not in url.split("/") for url in opened)
+
+
+def test_a_dataset_without_records_is_no_good_one(cache: Path) -> None:
+    manifest = load_manifest(open_storage(str(cache)))
+    write_manifest(cache, dataclasses.replace(manifest, shards=(), units=()))
+    with pytest.raises(DataError, match="holds no record"):
+        main(VerifyConfig(dataset=str(cache)))

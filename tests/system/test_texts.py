@@ -27,7 +27,8 @@ from pipeline.config import (
     TaskConfig,
     TrainConfig,
 )
-from pipeline.data.format.manifest import load_excluded, load_manifest
+from pipeline.data.format.excluded import load_excluded
+from pipeline.data.format.manifest import load_manifest
 from pipeline.data.order.dataset import dataset_of
 from pipeline.data.reading import stream as module
 from pipeline.data.reading.stream import Stream

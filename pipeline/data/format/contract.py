@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
 
-from pipeline.errors import ContractMismatch
+from pipeline.data.format.bounds import (
+    MOST_ELEMENTS,
+    MOST_SIDE,
+    Channels,
+    MaybeDigest,
+    Scale,
+    Several,
+    Shift,
+    Side,
+    Text,
+    Whole,
+)
+from pipeline.errors import ConfigError, ContractMismatch, ParseError
+from pipeline.parsing.typed import build
 
 ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must share to serve one model
     "vae_sha256",
@@ -22,19 +37,19 @@ ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must
     "text",
 )
 
-
-T = TypeVar("T")
+DTYPE = re.compile("float16|float32|uint8|int32")
+MEMBER_NAME = re.compile(r"[a-z0-9_]{1,64}(?:\.[a-z0-9_]{1,64})?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
     """One array of every record."""
 
-    name: str
+    name: Annotated[str, Text(MEMBER_NAME, "the name of an array, such as moments or cond.boxes,")]
     """Name of the array: moments, text or cond.NAME."""
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Annotated[int, Whole(-1, MOST_SIDE)], ...], Several(0, 8)]
     """Shape of the array; -1 for a side that differs between records."""
-    dtype: str
+    dtype: Annotated[str, Text(DTYPE, "float16, float32, uint8 or int32")]
     """numpy's name of its dtype."""
 
 
@@ -42,18 +57,18 @@ class Member:
 class TextFacts:
     """How captions were encoded to text states (L, D)."""
 
-    storage: str = "full"
+    storage: Literal["full", "trimmed", "tokens"] = "full"
     """full: states of all positions are stored; trimmed: states up to the caption's end token, and a model attends only
     to these; tokens: `tokens` has token ids, which the trainer encodes."""
     layer: str
     """Hidden layer, followed by the tower's final norm: last or penultimate."""
-    length: int
+    length: Side
     """Context length L in tokens, start and end included."""
-    width: int
+    width: Side
     """Width D of a state."""
-    pad: int
+    pad: Annotated[int, Whole(-1, 2**31 - 1)]
     """Token id after the end token."""
-    eot: int
+    eot: Annotated[int, Whole(-1, 2**31 - 1)]
     """Token id that ends a caption."""
     quick_gelu: bool = False
     """Whether the tower's activation is x * sigmoid(1.702 x), as in OpenAI's CLIP; weights do not show it."""
@@ -69,22 +84,22 @@ class Contract:
 
     encoders: dict[str, Any]
     """The encoders' configuration."""
-    vae_sha256: str
+    vae_sha256: MaybeDigest
     """Hash of the autoencoder's weights (weights_hash); "" if `latentmill index` was given no encoders: then nothing
     can be proved, and comparisons of contracts fail."""
-    text_sha256: str
+    text_sha256: MaybeDigest
     """Hash of the text tower's weights, or ""."""
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     """Range of the pixel values that the autoencoder encoded."""
     channel_order: str = "RGB"
     """Order of the pixels' channels."""
-    resolution: int
+    resolution: Side
     """Side of the encoded crop in pixels; with buckets, side of the square with the same area as theirs."""
-    buckets: tuple[tuple[int, int], ...]
+    buckets: Annotated[tuple[tuple[Side, Side], ...], Several(1, 4096, different=True)]
     """(width, height) in pixels of each size of crop: one square, or the aspect-ratio buckets."""
     crop: str
     """Position of a crop: centre or random."""
-    seed: int
+    seed: Annotated[int, Whole(0, 2**64 - 1)]
     """Seed of random crops."""
     flip: bool
     """Whether every image was stored a second time, flipped left to right."""
@@ -94,30 +109,38 @@ class Contract:
     """Limits on untrusted input; a sample beyond them was rejected."""
     resize: str
     """Resampling filter."""
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[Channels, Side, Side]
     """(C, h, w) of a latent of the square crop."""
-    downsampling: int
+    downsampling: Annotated[int, Whole(1, 4096)]
     """Pixels per latent position, along a side."""
-    scale: float
+    scale: Scale
     """A latent is (z - shift) * scale for a posterior sample z. Stored moments are not scaled."""
-    shift: float
+    shift: Shift
     """See scale."""
-    stored: str = "moments"
+    stored: Literal["moments"] = "moments"
     """moments: posterior mean and log-variance, from which the trainer draws a new sample at every visit."""
     caption_key: str
     """Where captions were read. No captions are dropped in a cache."""
     text: TextFacts
     """Facts of the text states."""
-    members: tuple[Member, ...]
+    members: Annotated[tuple[Member, ...], Several(1, 64)]
     """The arrays of each record."""
-    batch: int
+    batch: Annotated[int, Whole(0, 2**31 - 1)]
     """Images per encoder batch; the last batch of a unit is padded to it."""
     device: str
     """Kind of device that encoded: cpu or cuda."""
-    threads: int
+    threads: Annotated[int, Whole(0, 2**31 - 1)]
     """CPU threads of each encoding process; 0 when a GPU encoded."""
     versions: dict[str, str]
     """Versions of the packages whose arithmetic the bytes depend on."""
+
+    @property
+    def encoder_seed(self) -> int:
+        """The seed of encoders with random weights, 0 where there is none. Raises ContractMismatch."""
+        seed = self.encoders.get("seed", 0)
+        if type(seed) is not int or not 0 <= seed < 2**64:
+            raise ContractMismatch("the cache's contract names a seed of its encoders that is no number of 64 bits")
+        return seed
 
     @property
     def trimmed(self) -> bool:
@@ -151,12 +174,56 @@ def stored_limits(limits: Any) -> dict[str, Any]:
     return {name: value for name, value in plain(limits).items() if name != "seconds"}
 
 
-def contract_from_json(value: dict[str, Any]) -> Contract:
-    """The contract of a parsed canonical_json(asdict(contract)). Raises ValueError, KeyError or TypeError."""
-    members = tuple(_build(Member, {**m, "shape": tuple(m["shape"])}) for m in value["members"])
-    nested = {"text": _build(TextFacts, value["text"]), "members": members}
-    tuples = {name: tuple(value[name]) for name in ("pixel_range", "latent_shape")}
-    return _build(Contract, {**value, **nested, **tuples, "buckets": tuple(map(tuple, value["buckets"]))})
+def contract_from_json(value: Any) -> Contract:
+    """The contract of a parsed canonical_json(asdict(contract)). Raises ParseError, which names the field."""
+    if missing := sorted(_names(Contract) - set(value if isinstance(value, dict) else ())):
+        raise ParseError(f"it lacks {', '.join(missing)}, so it is no contract")
+    contract = build(Contract, value)
+    if missing := sorted(_names(TextFacts) - set(value["text"])):
+        raise ParseError(f"text lacks {', '.join(missing)}")
+    check_sizes(contract)
+    return contract
+
+
+def require_readable(contract: Contract) -> None:
+    """Raise ConfigError for a contract that `contract_from_json` would not read again."""
+    try:
+        contract_from_json(plain(contract))
+    except ParseError as error:
+        raise ConfigError(f"these settings and arrays make no dataset that can be read again: {error}") from None
+
+
+def check_sizes(contract: Contract) -> None:
+    """Raise ParseError where sizes contradict each other, or one is beyond what an array of a record can have."""
+    channels, height, width = contract.latent_shape
+    factor, members = contract.downsampling, {member.name: member for member in contract.members}
+    if not -1e6 <= contract.pixel_range[0] < contract.pixel_range[1] <= 1e6:
+        raise ParseError(f"pixel_range={contract.pixel_range} is not a range")
+    if len(members) != len(contract.members):
+        raise ParseError("members has an array twice")
+    for shape in (contract.latent_shape, *(member.shape for member in contract.members)):
+        if math.prod(max(side, 1) for side in shape) > MOST_ELEMENTS:
+            raise ParseError(f"it names an array of shape {shape}, more than {MOST_ELEMENTS} elements")
+    if abs(math.sqrt(height * width) * factor - contract.resolution) > factor:
+        raise ParseError(
+            f"latent_shape={contract.latent_shape} is not that of a crop of resolution={contract.resolution} pixels "
+            f"with downsampling={factor}"
+        )
+    places = {(h // factor, w // factor) for w, h in contract.buckets}
+    sides = next(iter(places)) if len(contract.buckets) == 1 else (-1, -1)
+    states = {"full": (contract.text.length, contract.text.width), "trimmed": (-1, contract.text.width)}
+    wanted: dict[str, tuple[int, ...]] = {"moments": (2 * channels, *sides)}
+    if contract.text.storage == "tokens":
+        wanted["tokens"] = (contract.text.length,)
+    else:
+        wanted["text"] = states[contract.text.storage]
+    for name, shape in wanted.items():
+        if name not in members or members[name].shape != shape:
+            found = members[name].shape if name in members else "nothing"
+            raise ParseError(f"members: {name} of shape {shape} is wanted, not {found}")
+        kinds = ("int32",) if name == "tokens" else ("float16", "float32")
+        if members[name].dtype not in kinds:
+            raise ParseError(f"members: {name} is {members[name].dtype}, not {' or '.join(kinds)}")
 
 
 def require_match(required: Contract, actual: Contract, what: str, names: tuple[str, ...] = ENCODER_FACTS) -> None:
@@ -180,12 +247,9 @@ def require_match(required: Contract, actual: Contract, what: str, names: tuple[
         )
 
 
-def _build(cls: type[T], value: dict[str, Any]) -> T:
-    """cls(**value). Raises ValueError when names of fields are missing or unknown."""
-    field_names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if set(value) != field_names:
-        raise ValueError(f"{cls.__name__} has missing or unknown fields {sorted(set(value) ^ field_names)}")
-    return cls(**value)
+def _names(cls: type) -> set[str]:
+    """Names of the fields of a dataclass."""
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 def _brief(value: Any) -> str:

@@ -8,38 +8,62 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated, Any, Literal
 
-import numpy as np
-
-from pipeline.data.format.contract import Contract, _build, canonical_json, contract_from_json
-from pipeline.data.format.records import parse_npy
-from pipeline.errors import DatasetError, DestinationExists, NotFound
+from pipeline.data.format.bounds import (
+    MOST_BYTES,
+    MOST_SAMPLES,
+    MOST_UNITS,
+    Bytes,
+    Digest,
+    MaybeDigest,
+    Name,
+    Pattern,
+    Real,
+    Samples,
+    Side,
+    TarName,
+    Whole,
+)
+from pipeline.data.format.contract import Contract, canonical_json, contract_from_json
+from pipeline.data.format.objects import read_bounded
+from pipeline.data.format.rows import Check, build_rows, counts, digests, pairs, require_dense, tar_names, texts, whole
+from pipeline.errors import DatasetError, DestinationExists, NotFound, ParseError
+from pipeline.parsing.typed import build
+from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage
 
 MANIFEST = "manifest.json"
 UNCOND = "uncond.npy"
 VERSIONS = "manifests"
-FORMAT = 2
+VERSION_NAME = re.compile(rf"{VERSIONS}/[0-9]{{6}}\.json")
+FORMAT: Literal[2] = 2
+LARGEST = 1 << 29
+"""Bytes of a manifest: a million shards take some 450 MB."""
+SMALLEST_RECORD = 1024
+"""Bytes of a record at the least: the header and a block of one member."""
+Mean = Annotated[float, Real(-1e9, 1e9)]
+Deviation = Annotated[float, Real(0, 1e9)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitEntry:
     """One input shard, and the counts of its accepted and rejected samples."""
 
-    source: str
+    source: Name
     """Its name, with as many of its folders as distinguish it from the others."""
-    source_sha256: str
+    source_sha256: Digest
     """SHA-256 of its bytes."""
-    source_bytes: int
+    source_bytes: Bytes
     """Its size in bytes; 0 for a shard that `leave_out` of encode left out, of which nothing was read."""
-    read: int
+    read: Samples
     """Number of samples in it."""
-    accepted: int
+    accepted: Samples
     """Number of samples that were cached."""
-    rejected: dict[str, int]
+    rejected: dict[str, Samples]
     """Number of rejected samples by reason; `filter:...` counts intact samples that a filter excluded. accepted and
     rejected add up to read."""
 
@@ -53,56 +77,67 @@ class UnitEntry:
 class ShardEntry:
     """One cached tar."""
 
-    name: str
+    name: TarName
     """Key of the tar, relative to the manifest."""
-    unit: int
+    unit: Annotated[int, Whole(0, MOST_UNITS)]
     """Index in the manifest's `units` of the input shard that it was made from."""
-    size: tuple[int, int]
+    size: tuple[Side, Side]
     """(width, height) in pixels of its crops, which are of one bucket."""
-    samples: int
+    samples: Samples
     """Number of records in it."""
-    bytes: int
+    bytes: Bytes
     """Size of the tar in bytes."""
-    sha256: str
+    sha256: Digest
     """SHA-256 of the tar."""
-    index_sha256: str
+    index_sha256: Digest
     """SHA-256 of the index."""
 
     @property
     def index_name(self) -> str:
         """Key of its index, relative to the manifest."""
-        return self.name.removesuffix(".tar") + ".index.json"
+        return index_name(self.name)
+
+
+def index_name(tar: str) -> str:
+    """Key of the index of the tar of this key."""
+    return tar.removesuffix(".tar") + ".index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
     """Mean and standard deviation by channel of the scaled posterior means, (C,) each."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Mean, ...]
+    std: tuple[Deviation, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class _Facts:
+    """What a manifest holds besides its contract and its lists."""
+
+    uncond_sha256: Digest
+    """SHA-256 of uncond.npy, the encoded empty caption (L, D) float16."""
+    statistics: Statistics
+    sources: tuple[Pattern, ...]
+    """The source pattern of each encode that added shards; of an absolute path only the last component."""
+    excluded: Samples = 0
+    """Number of records that are never read: duplicates of records in other shards (listed in
+    Manifest.excluded_name)."""
+    excluded_sha256: MaybeDigest = ""
+    """SHA-256 of that list; "" if there are no such records."""
+    version: Annotated[int, Whole(1, 999_999)] = 1
+    """Version of this dataset; each `encode` that appends input shards makes the next one."""
+    format: Literal[2] = FORMAT
+    """Version of the stored layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(_Facts):
     """The manifest of a finished cache."""
 
     contract: Contract
     units: tuple[UnitEntry, ...]
     shards: tuple[ShardEntry, ...]
-    uncond_sha256: str
-    """SHA-256 of uncond.npy, the encoded empty caption (L, D) float16."""
-    statistics: Statistics
-    sources: tuple[str, ...]
-    """The source pattern of each encode that added shards; of an absolute path only the last component."""
-    excluded: int = 0
-    """Number of records that are never read: duplicates of records in other shards (listed in
-    Manifest.excluded_name)."""
-    excluded_sha256: str = ""
-    """SHA-256 of that list; "" if there are no such records."""
-    version: int = 1
-    """Version of this dataset; each `encode` that appends input shards makes the next one."""
-    format: int = FORMAT
-    """Version of the stored layout."""
 
     @property
     def samples(self) -> int:
@@ -155,29 +190,86 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return canonical_json(dataclasses.asdict(manifest))
 
 
+UNITS: dict[str, Check] = {
+    "source": texts,
+    "source_sha256": digests,
+    "source_bytes": whole(0, MOST_BYTES),
+    "read": whole(0, MOST_SAMPLES),
+    "accepted": whole(0, MOST_SAMPLES),
+    "rejected": counts,
+}
+SHARDS: dict[str, Check] = {
+    "name": tar_names,
+    "unit": whole(0, MOST_UNITS),
+    "size": pairs,
+    "samples": whole(0, MOST_SAMPLES),
+    "bytes": whole(0, MOST_BYTES),
+    "sha256": digests,
+    "index_sha256": digests,
+}
+
+
 def parse_manifest(data: bytes) -> Manifest:
     """Parse a manifest. Raises DatasetError when it is damaged or of a format that this version cannot read."""
     try:
-        value = json.loads(data)
-        if value.get("format") != FORMAT:
-            hint = "encode the cache again" if value.get("format") in range(FORMAT) else "use a newer latentmill"
-            raise DatasetError(f"its format is {value.get('format')}, this version reads {FORMAT}: {hint}")
-        contract = contract_from_json(value["contract"])
-        units = tuple(_build(UnitEntry, unit) for unit in value["units"])
-        shards = tuple(_build(ShardEntry, {**shard, "size": tuple(shard["size"])}) for shard in value["shards"])
-        statistics = Statistics(mean=tuple(value["statistics"]["mean"]), std=tuple(value["statistics"]["std"]))
-        parts = {"contract": contract, "units": units, "shards": shards, "statistics": statistics}
-        parts["sources"] = tuple(value["sources"])
-        return _build(Manifest, {**value, **parts})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"it is damaged ({type(error).__name__}: {error}): encode the cache again") from None
+        require_dense(data)
+        return _parse(parse_json(data, LARGEST))
+    except ParseError as error:
+        raise DatasetError(f"it is damaged ({error}): restore it from {VERSIONS}/, or encode the cache again") from None
+
+
+def _parse(value: Any) -> Manifest:
+    """The manifest of a parsed JSON text, whose parts fit each other. Raises ParseError, DatasetError."""
+    if type(value) is not dict or type(value.get("format")) is not int:
+        raise ParseError("it is no manifest of a dataset")
+    if value["format"] != FORMAT:
+        hint = "encode the cache again" if 0 <= value["format"] < FORMAT else "use a newer latentmill"
+        raise DatasetError(f"its format is {value['format']}, this version reads {FORMAT}: {hint}")
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    if wrong := sorted(names ^ set(value)):
+        raise ParseError(f"it has missing or unknown fields: {', '.join(wrong[:5])}")
+    contract = _within("contract", contract_from_json, value["contract"])
+    units = build_rows(UnitEntry, value["units"], UNITS, "units")
+    shards = build_rows(ShardEntry, value["shards"], SHARDS, "shards")
+    rest = {name: item for name, item in value.items() if name not in ("contract", "units", "shards")}
+    facts = build(_Facts, rest)
+    parts = {field.name: getattr(facts, field.name) for field in dataclasses.fields(_Facts)}
+    manifest = Manifest(contract=contract, units=units, shards=shards, **parts)
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ParseError where parts of a manifest contradict each other."""
+    channels, buckets = manifest.contract.latent_shape[0], set(manifest.contract.buckets)
+    if not len(manifest.statistics.mean) == len(manifest.statistics.std) == channels:
+        raise ParseError(f"statistics: {channels} means and deviations are wanted, as many as latents have channels")
+    if len({shard.name for shard in manifest.shards}) != len(manifest.shards):
+        raise ParseError("shards: two have one name")
+    for number, shard in enumerate(manifest.shards):
+        if shard.unit >= len(manifest.units):
+            raise ParseError(f"shards[{number}].unit={shard.unit}: there are {len(manifest.units)} units")
+        if shard.size not in buckets:
+            raise ParseError(f"shards[{number}].size={shard.size}: the contract has no such size")
+        if shard.samples * SMALLEST_RECORD > shard.bytes:
+            raise ParseError(f"shards[{number}]: {shard.samples} records do not fit into {shard.bytes} bytes")
+    if manifest.samples < 0 or bool(manifest.excluded) != bool(manifest.excluded_sha256):
+        raise ParseError(f"excluded={manifest.excluded}: it fits neither the records nor excluded_sha256")
+
+
+def _within(name: str, read: Any, value: Any) -> Any:
+    """read(value). Raises ParseError, which begins with `name`."""
+    try:
+        return read(value)
+    except ParseError as error:
+        raise ParseError(f"{name}: {error}") from None
 
 
 def load_manifest(storage: Storage) -> Manifest:
     """The manifest of the cache at `storage`. Raises DatasetError, which says what to do, when it is missing or
     damaged."""
     try:
-        data = storage.get(MANIFEST)
+        data = read_bounded(storage, MANIFEST, LARGEST)
     except NotFound:
         has_objects = any(storage.list(""))
         hint = (
@@ -186,21 +278,33 @@ def load_manifest(storage: Storage) -> Manifest:
             else "nothing is there: encode it first, or correct the path"
         )
         raise DatasetError(f"{storage.url} holds no {MANIFEST}, so it is not a dataset; {hint}") from None
-    try:
-        return parse_manifest(data)
-    except DatasetError as error:
-        raise DatasetError(f"{storage.url}/{MANIFEST} cannot be read: {error}") from None
+    return _named(storage, MANIFEST, data)
 
 
 def find_version(storage: Storage, digest: str) -> Manifest | None:
     """The version with this digest of the dataset at `storage`, or None. So a run can still read the version that it
     began with after the dataset has grown."""
     for info in reversed(storage.list(f"{VERSIONS}/")):
-        if info.key.endswith(".json"):
+        if VERSION_NAME.fullmatch(info.key) and info.size <= LARGEST:
             data = storage.get(info.key)
             if hashlib.sha256(data).hexdigest() == digest:
-                return parse_manifest(data)
+                return _named(storage, info.key, data)
     return None
+
+
+def newest_version(storage: Storage) -> Manifest | None:
+    """The newest version of the dataset at `storage` by the copies under manifests/, or None where there is none.
+    Raises DatasetError."""
+    keys = [info.key for info in storage.list(f"{VERSIONS}/") if VERSION_NAME.fullmatch(info.key)]
+    return _named(storage, keys[-1], read_bounded(storage, keys[-1], LARGEST)) if keys else None
+
+
+def _named(storage: Storage, key: str, data: bytes) -> Manifest:
+    """The manifest of an object's bytes. Raises DatasetError, which names the object."""
+    try:
+        return parse_manifest(data)
+    except DatasetError as error:
+        raise DatasetError(f"{storage.locate(key)} cannot be read: {error}") from None
 
 
 def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
@@ -221,23 +325,7 @@ def commit_manifest(storage: Storage, manifest: Manifest) -> bool:
     published = storage.get(MANIFEST)
     if published == data:
         return False
-    if manifest.version == 1 or parse_manifest(published).version != manifest.version - 1:
+    if manifest.version == 1 or _named(storage, MANIFEST, published).version != manifest.version - 1:
         raise conflict
     storage.put(MANIFEST, data)
     return True
-
-
-def load_excluded(storage: Storage, manifest: Manifest) -> np.ndarray:
-    """(N, 2) int32: shard number and row of each record that is never read, sorted. Raises DatasetError."""
-    if not manifest.excluded:
-        return np.empty((0, 2), dtype=np.int32)
-    try:
-        data = storage.get(manifest.excluded_name)
-    except NotFound:
-        data = b""
-    if hashlib.sha256(data).hexdigest() != manifest.excluded_sha256:
-        raise DatasetError(
-            f"{storage.locate(manifest.excluded_name)} is missing or not what the manifest promises: restore it, or "
-            "delete the manifest and run `latentmill encode finalize=true` again"
-        )
-    return parse_npy(memoryview(data))

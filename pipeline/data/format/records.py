@@ -20,13 +20,16 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.format.rows import require_dense
 from pipeline.errors import ParseError, ShardCorrupt
 from pipeline.parsing.npy import parse_npy_header
 from pipeline.parsing.tar import BLOCK, parse_header, pax_fields
+from pipeline.parsing.values import parse_json
 
 END_OF_TAR = bytes(2 * BLOCK)
 # Files, and the entries that other writers put before them: extended headers, folders.
 KINDS = (b"0", b"x", b"g", b"L", b"K", b"5")
+META_BYTES = 64 << 20  # of a record's json
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 DTYPES: dict[str, np.dtype[Any]] = {
     "<f2": np.dtype("<f2"),
@@ -162,11 +165,14 @@ def _meta(key: str, texts: Mapping[str, memoryview], layout: Mapping[str, str] |
     if file not in texts:
         raise ShardCorrupt(f"record {key or '?'} has no {file}")
     try:
-        text = str(texts[file], "utf-8")
-        meta = {"caption": text} if file == "txt" else json.loads(text)
-        return meta if layout is None else {"caption": meta[column or "caption"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ShardCorrupt(f"record {key}: {source} cannot be read ({type(error).__name__}: {error})") from None
+        require_dense(texts[file])
+        meta = {"caption": str(texts[file], "utf-8")} if file == "txt" else parse_json(texts[file], META_BYTES)
+    except (ParseError, UnicodeDecodeError) as error:
+        raise ShardCorrupt(f"record {key}: {source} cannot be read ({error})") from None
+    column = "caption" if layout is None else column or "caption"
+    if type(meta) is not dict or type(meta.get(column)) is not str:
+        raise ShardCorrupt(f"record {key}: {source} cannot be read (it has no text {column[:100]!r}, the caption)")
+    return meta if layout is None else {"caption": meta[column]}
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -250,7 +256,16 @@ def _dtype_and_shape(head: bytes) -> tuple[np.dtype, tuple[int, ...]]:
         raise ShardCorrupt(f"an array member cannot be read: {error}") from None
     if header.fortran or header.dtype not in DTYPES:
         raise ShardCorrupt(
-            f"an array member holds {header.dtype}{' in Fortran order' if header.fortran else ''}: records hold "
-            f"{', '.join(DTYPES)} in C order"
+            f"an array member holds {_dtype_name(header.dtype)}{' in Fortran order' if header.fortran else ''}; "
+            f"read are {', '.join(dtype.name for dtype in DTYPES.values())}, little-endian and in C order"
         )
     return DTYPES[header.dtype], header.shape
+
+
+def _dtype_name(code: str) -> str:
+    """The name of a dtype for people: "<f8" -> "float64", ">f4" -> "big-endian float32"."""
+    try:
+        name = np.dtype(code).name
+    except TypeError:
+        return code
+    return f"big-endian {name}" if code[0] == ">" else name

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.format.contract import Contract
+from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.kept import KeptRecords
-from pipeline.data.format.manifest import Manifest, ShardEntry, load_excluded
+from pipeline.data.format.manifest import Manifest, ShardEntry
+from pipeline.data.format.present import require_shards
 from pipeline.data.order.blocks import BLOCK_BYTES, Blocks, Stretch
 from pipeline.data.order.mixture import AnyOrder, Mixture, dataset_seed, suitable_slots, whole_weights
 from pipeline.errors import ConfigError
 from pipeline.storage.base import Storage
+
+MOST_UNSEEN_BLOCKS, MOST_UNSEEN_RECORDS = 1 << 20, 1 << 27
+"""A manifest that promises more is compared with the store before tables are made for it."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ class Dataset:
         part, number_in_part = self._part(self.shard_starts, number)
         return self.parts[part].storage, self.parts[part].manifest.shards[number_in_part]
 
+    def contract_of(self, shard: int) -> Contract:
+        """The contract of the cache that a shard is of."""
+        return self.parts[self._part(self.shard_starts, shard)[0]].manifest.contract
+
     def shard_name(self, number: int) -> str:
         """The name of a shard's tar, for people; in a mixture with the label of its cache."""
         part, number_in_part = self._part(self.shard_starts, number)
@@ -144,7 +153,14 @@ class Dataset:
 
 
 def part_of(storage: Storage, manifest: Manifest, block_bytes: int = BLOCK_BYTES) -> Part:
-    """The cache at `storage` as a part, without its excluded records. Raises DatasetError."""
+    """The cache at `storage` as a part, without its excluded records.
+
+    Where the manifest promises so much that its tables alone would take memory, the tars are looked at first. Raises
+    DatasetError.
+    """
+    blocks = sum(min(-(-entry.bytes // block_bytes), entry.samples) for entry in manifest.shards)
+    if blocks > MOST_UNSEEN_BLOCKS or manifest.samples > MOST_UNSEEN_RECORDS:
+        require_shards(storage, manifest)
     return Part(
         storage, manifest, Blocks(manifest, KeptRecords(manifest, load_excluded(storage, manifest)), block_bytes)
     )

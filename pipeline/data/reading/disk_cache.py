@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
+import stat
 import threading
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from pipeline.errors import StorageError
 
+NAME = re.compile(r"(?:\.?[0-9a-f]{24}-[0-9]+-[0-9]+)(?:\.[0-9a-f]{8})?")
+"""Names of blocks (reader.py), and of what is being written. Nothing else in the folder is ever removed."""
 FULL = 0.9  # fraction of the bound that stays after making room
 
 
 class DiskCache:
-    """Files by name in `folder`; the least recently used ones are removed when `most_bytes` are exceeded."""
+    """Blocks by name in `folder`; the least recently used ones are removed when `most_bytes` are exceeded. Files of
+    other names are left alone."""
 
     def __init__(self, folder: Path | str, most_bytes: int) -> None:
         """Raises StorageError when the folder cannot be made."""
@@ -34,7 +40,9 @@ class DiskCache:
     def read_into(self, name: str, view: memoryview) -> bool:
         """Fill `view` with the content kept under a name, unverified; False if nothing of that length can be read."""
         path = self._folder / name
-        with suppress(OSError), path.open("rb", buffering=0) as file:
+        with suppress(OSError), FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return False
             done = 0
             while done < len(view) and (count := file.readinto(view[done:])):
                 done += count
@@ -64,9 +72,11 @@ class DiskCache:
         the bytes that remain."""
         files = []
         for entry in os.scandir(self._folder):
+            if not NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue  # it is not ours
             with suppress(OSError):  # removed by another rank meanwhile
-                stat = entry.stat()
-                files.append((stat.st_mtime_ns, stat.st_size, entry.path))
+                status = entry.stat()
+                files.append((status.st_mtime_ns, status.st_size, entry.path))
         total = sum(size for _, size, _ in files)
         if total <= self._max_bytes:
             return total

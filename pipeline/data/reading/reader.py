@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.data.format.index import DIGEST, Index, parse_index
 from pipeline.data.format.manifest import ShardEntry
+from pipeline.data.format.members import require_array
 from pipeline.data.format.records import Record, unpack
 from pipeline.data.order.dataset import Dataset
 from pipeline.data.reading.columns import Column, find_columns
 from pipeline.data.reading.disk_cache import DiskCache
 from pipeline.data.reading.memory import Pool
-from pipeline.errors import ShardCorrupt, StorageError
+from pipeline.errors import ParseError, ShardCorrupt, StorageError
 from pipeline.storage.base import Storage
 
 INDEX_BYTES = 256_000_000  # of indexes that are kept in memory
-DIGEST = 32  # bytes of a SHA-256
+LARGEST_SPAN = 1 << 30
+"""Bytes from the first to the last record of a block, at most."""
 
 
 class Block:
@@ -55,20 +56,6 @@ class Block:
         offset = int(self._offsets[place])
         view = self.data.data[offset : offset + int(self._sizes[place])]
         return unpack(view, members, layout=self._layout)
-
-
-@dataclass(frozen=True)
-class Index:
-    """A shard's index: (n,) int64 offsets and sizes of its records, (n, 32) uint8 SHA-256, and their layout."""
-
-    offsets: np.ndarray
-    sizes: np.ndarray
-    digests: np.ndarray
-    layout: dict[str, str] | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return self.offsets.nbytes + self.sizes.nbytes + self.digests.nbytes
 
 
 class Reader:
@@ -100,6 +87,11 @@ class Reader:
         (storage, entry), index = self._dataset.shard(stretch.shard), self._index(stretch.shard)
         offsets, sizes = index.offsets[rows], index.sizes[rows]
         start, end = int(offsets[0]), int(offsets[-1] + sizes[-1])
+        if end - start > LARGEST_SPAN:
+            raise ShardCorrupt(
+                f"{storage.locate(entry.name)}: records {rows[0]} to {rows[-1]} lie within {end - start} bytes, and "
+                f"{LARGEST_SPAN} at most are read at once: pack it into smaller tars"
+            )
         offsets = offsets - start
         data = self._pool.take(end - start)
         name = f"{entry.sha256[:24]}-{stretch.first}-{stretch.count}"
@@ -110,6 +102,11 @@ class Reader:
                 self._cache.put(name, data.data)
         try:
             columns = find_columns(data, offsets, sizes, self._members, index.layout)
+            contract = self._dataset.contract_of(stretch.shard)
+            for member, column in columns.items():
+                shapes = {column.shapes} if isinstance(column.shapes, tuple) else set(column.shapes)
+                for shape in shapes:
+                    require_array(member, column.dtype.name, shape, contract, entry.size)
         except ShardCorrupt as error:
             raise ShardCorrupt(f"{storage.locate(entry.name)}: {error}") from None
         return Block(data, offsets, sizes, shard=stretch.shard, rows=rows, columns=columns, layout=index.layout)
@@ -187,16 +184,15 @@ def _first_mismatch(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, di
 
 
 def read_index(storage: Storage, entry: ShardEntry) -> Index:
-    """A shard's index, compared with the manifest. Raises ShardCorrupt."""
-    facts = json.loads(read_verified(storage, entry.index_name, entry.index_sha256))
-    records = facts["records"]
-    digests = np.frombuffer(bytes.fromhex("".join(record[2] for record in records)), dtype=np.uint8)
-    return Index(
-        np.array([record[0] for record in records], dtype=np.int64),
-        np.array([record[1] for record in records], dtype=np.int64),
-        digests.reshape(-1, DIGEST),
-        facts.get("layout"),
-    )
+    """A shard's index, compared with the manifest. Raises ShardCorrupt, which names it."""
+    data = read_verified(storage, entry.index_name, entry.index_sha256)
+    try:
+        return parse_index(data, entry)
+    except ParseError as error:
+        raise ShardCorrupt(
+            f"{storage.locate(entry.index_name)} is no index of its tar ({error}): restore it, or delete it and run "
+            "the same `latentmill encode` again"
+        ) from None
 
 
 def read_verified(storage: Storage, key: str, sha256: str) -> bytes:

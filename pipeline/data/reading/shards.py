@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pipeline.data.format.excluded import load_excluded
+from pipeline.data.format.index import Index
 from pipeline.data.format.kept import KeptRecords
-from pipeline.data.format.manifest import Manifest, ShardEntry, load_excluded
+from pipeline.data.format.manifest import Manifest, ShardEntry
+from pipeline.data.format.members import require_array
 from pipeline.data.format.records import Record, unpack
-from pipeline.data.reading.reader import read_verified
-from pipeline.errors import DatasetError
+from pipeline.data.reading.reader import read_index, read_verified
+from pipeline.errors import ShardCorrupt
 from pipeline.storage.base import Storage
 
 
 class Shard:
     """A verified shard in memory."""
 
-    def __init__(self, tar: bytes, index: dict[str, object]) -> None:
-        self.view = memoryview(tar)
-        self.records: list[list[int]] = index["records"]  # type: ignore[assignment]  # [offset, size, sha256]
-        self._layout: dict[str, str] | None = index.get("layout")  # type: ignore[assignment]
+    def __init__(self, tar: bytes, index: Index) -> None:
+        self.view, self.index = memoryview(tar), index
 
     def record(self, row: int, members: Sequence[str] | None = None) -> Record:
-        """The record of row `row`; its arrays are views of the shard's bytes."""
-        offset, size = self.records[row][:2]
-        return unpack(self.view[offset : offset + size], members, layout=self._layout)
+        """The record of row `row`; its arrays are views of the shard's bytes. Raises ShardCorrupt."""
+        offset, size = int(self.index.offsets[row]), int(self.index.sizes[row])
+        return unpack(self.view[offset : offset + size], members, layout=self.index.layout)
 
 
 def fetch_shard(storage: Storage, entry: ShardEntry) -> Shard:
@@ -34,35 +34,31 @@ def fetch_shard(storage: Storage, entry: ShardEntry) -> Shard:
 
     Raises ShardCorrupt when they still differ, and StorageError or NotFound when they cannot be read.
     """
-    index = read_verified(storage, entry.index_name, entry.index_sha256)
-    return Shard(read_verified(storage, entry.name, entry.sha256), json.loads(index))
-
-
-def require_shards(storage: Storage, manifest: Manifest) -> None:
-    """Raise DatasetError, which names the first one, when shards or indexes of the manifest are missing, or a shard's
-    size differs from the manifest."""
-    stored_sizes = {info.key: info.size for info in storage.list("")}
-    missing = [name for shard in manifest.shards for name in (shard.name, shard.index_name) if name not in stored_sizes]
-    for shard in manifest.shards:
-        if stored_sizes.get(shard.name, shard.bytes) != shard.bytes:
-            raise DatasetError(
-                f"{storage.locate(shard.name)} has {stored_sizes[shard.name]} bytes, its manifest says {shard.bytes}: "
-                "restore it, or delete it and run the same `latentmill encode` again"
-            )
-    if missing:
-        raise DatasetError(
-            f"{storage.url} lacks {missing[0]}"
-            + (f" and {len(missing) - 1} more files" if len(missing) > 1 else "")
-            + " of its manifest: restore them, or run the same `latentmill encode` again"
+    index = read_index(storage, entry)
+    size = storage.stat(entry.name).size
+    if size != entry.bytes:
+        raise ShardCorrupt(
+            f"{storage.locate(entry.name)} has {size} bytes, the manifest says {entry.bytes}: restore it, or delete it "
+            "and run the same `latentmill encode` again"
         )
+    return Shard(read_verified(storage, entry.name, entry.sha256), index)
 
 
 def read(
     storage: Storage, manifest: Manifest, shard: int, rows: Sequence[int], members: Sequence[str] | None = None
 ) -> list[Record]:
     """The records of rows `rows` of shard number `shard`, from the whole verified shard."""
-    verified_shard = fetch_shard(storage, manifest.shards[shard])
-    return [verified_shard.record(row, members) for row in rows]
+    entry = manifest.shards[shard]
+    verified_shard = fetch_shard(storage, entry)
+    try:
+        records = [verified_shard.record(row, members) for row in rows]
+        for record in records:
+            for name in record.members if members is None else members:
+                array = record.members[name]
+                require_array(name, array.dtype.name, array.shape, manifest.contract, entry.size)
+    except ShardCorrupt as error:
+        raise ShardCorrupt(f"{storage.locate(entry.name)}: {error}") from None
+    return records
 
 
 def first_records(

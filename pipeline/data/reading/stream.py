@@ -19,6 +19,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from pipeline.data.format.present import require_shards
 from pipeline.data.order.dataset import Dataset
 from pipeline.data.order.mixture import AnyOrder
 from pipeline.data.reading.batch import Batch, collate
@@ -26,7 +27,6 @@ from pipeline.data.reading.device import BatchTransfer, PendingBatch
 from pipeline.data.reading.disk_cache import DiskCache
 from pipeline.data.reading.memory import Pool
 from pipeline.data.reading.reader import Block, Reader
-from pipeline.data.reading.shards import require_shards
 from pipeline.errors import ConfigError, DatasetError, ShardCorrupt
 
 PLAN_BATCHES = 64  # batches whose samples are located together, or
