@@ -61,8 +61,14 @@ def main(config: TrainConfig) -> int:
         if config.launch.processes > 1:
             return run_ranks("train", config, config.launch.processes, config.launch.threads)
 
-    with stopping_at_once():
-        return as_rank(config)
+    from pipeline.runs.lease import give_back
+
+    giving_back = partial(give_back, open_storage(config.run))
+    with stopping_at_once(giving_back):
+        try:
+            return as_rank(config)
+        finally:
+            giving_back()  # nothing is left to give back, unless Ctrl-C came between taking the lease and holding it
 
 
 def as_rank(config: TrainConfig) -> int:

@@ -23,7 +23,9 @@ from pipeline.data.reading.batch import Batch
 from pipeline.errors import Interrupted, NonFinite, RunError
 from pipeline.runs import lease as module
 from pipeline.runs.directory import committed
+from pipeline.runs.holder import holder_bytes
 from pipeline.runs.lease import DEAD_SECONDS, FRUITLESS, KEPT, Holder, Lease, claim_of, enqueue, newest, this_process
+from pipeline.runs.names import lease_key
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.training.trainer import Trainer
@@ -92,7 +94,7 @@ def test_who_has_lost_its_lease_stops_and_commits_nothing_more(
             number, holder = newest(run)
             assert holder is not None
             assert holder.first == 0
-            run.put(module._key(number + 1), module._text(elsewhere()))
+            run.put(lease_key(number + 1), holder_bytes(elsewhere()))
         step(self, batch)
 
     monkeypatch.setattr(Trainer, "_step", take_it_away)
@@ -152,7 +154,7 @@ def test_a_renewal_that_finds_the_lease_taken_ends_the_process_and_leaves_the_ot
     try:
         with Lease.take(run):
             other = elsewhere()
-            run.put(module._key(2), module._text(other))
+            run.put(lease_key(2), holder_bytes(other))
             deadline = time.monotonic() + 20
             while not told:
                 assert time.monotonic() < deadline

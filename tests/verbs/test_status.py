@@ -13,7 +13,7 @@ import pytest
 
 from made.lease import elsewhere, in_job
 from pipeline import cli, train
-from pipeline.runs import lease
+from pipeline.runs.holder import holder_bytes
 from pipeline.runs.lease import DEAD_SECONDS, Holder, Lease, this_process
 from pipeline.status import runs_at, state_of, status
 from pipeline.storage.urls import open_storage
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = make_cache(folder / "cache")
     for name in ("done", "sweep/lr=1"):
         assert train.main(config_of(f"{folder}/{name}", cache, samples=4 * BATCH, every=2 * BATCH)) == 0
-    open_storage(str(folder / "sweep/lr=2")).put("lease/000001.json", lease._text(in_job("7", state="queued")))
+    open_storage(str(folder / "sweep/lr=2")).put("lease/000001.json", holder_bytes(in_job("7", state="queued")))
     return folder
 
 
