@@ -25,6 +25,8 @@ ROW_BYTES = 1 << 20
 """Longest row of metrics.jsonl."""
 LARGEST = 10**DIGITS - 1
 """Largest number of samples: names have no room for more."""
+LARGEST_BATCH = 1 << 24
+"""Largest global batch."""
 WIDEST, MOST = 1 << 16, 1 << 10
 """Largest width of a layer, and largest number of levels, of blocks in a level and of transformers in a block, of a
 network that a configuration may describe. The largest that were published have widths of some thousand."""
@@ -156,8 +158,8 @@ def require_plausible(config: TrainConfig) -> None:
     """Raise ConfigError for a stored configuration with values out of bounds, or of a network that nobody could have
     trained: it is refused before anything is built of it."""
     check_bounds(config)
-    for key, value in (("samples", config.samples), ("optim.batch", config.optim.batch)):
-        require(value <= LARGEST, f"{key}={value:g}: {LARGEST:g} at most is wanted")
+    for key, value, most in (("samples", config.samples, LARGEST), ("optim.batch", config.optim.batch, LARGEST_BATCH)):
+        require(value <= most, f"{key}={value:g}: {most:,} at most is wanted")
     model = config.model
     _require_network(model)
     check_model(model, config.task)
