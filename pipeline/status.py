@@ -22,7 +22,7 @@ from pipeline.runs.directory import committed, is_finished, last_sample
 from pipeline.runs.lease import Holder, claim_of, job_state, newest, newest_number, this_process
 from pipeline.runs.names import CONFIG, FACTS, lease_of
 from pipeline.runs.place import is_own_config
-from pipeline.runs.stored import read_config, read_rows
+from pipeline.runs.stored import Row, read_config, read_rows
 from pipeline.scheduler.slurm import ENDED
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -114,8 +114,8 @@ def status(url: str) -> Status:
     problems: list[str] = []
     holder = _tried(problems, lambda: newest(storage)[1], None)
     config = _tried(problems, lambda: _config(storage), None)
-    rows = _tried(problems, lambda: read_rows(storage, TAIL_BYTES), [])
-    commits = _tried(problems, lambda: committed(storage), [])
+    rows = _tried(problems, lambda: read_rows(storage, TAIL_BYTES), list[Row]())
+    commits = _tried(problems, lambda: committed(storage), list[int]())
     train_rows = [row for row in rows if row.kind == "train"]
     seen = max([row.n for row in train_rows[-1:]] + commits[:1] + [0])
     if holder is not None and holder.state == "held":
