@@ -40,7 +40,7 @@ def changed_trees(draw: st.DrawFn, tree: Any) -> Any:
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(list(_places(tree))))
-        value = draw(st.sampled_from(HOSTILE))
+        value = copy.deepcopy(draw(st.sampled_from(HOSTILE)))
         if not path:
             if draw(st.booleans()):
                 return value
