@@ -9,9 +9,11 @@ the names of the checkpoints, asks Slurm where it is installed, and changes noth
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from pipeline.config import TrainConfig
@@ -20,7 +22,7 @@ from pipeline.log import show
 from pipeline.parsing.text import one_line
 from pipeline.runs.directory import committed, is_finished, last_sample
 from pipeline.runs.lease import Holder, claim_of, job_state, newest, newest_number, this_process
-from pipeline.runs.names import CONFIG, FACTS, lease_of
+from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, FACTS, LEDGERS, lease_of
 from pipeline.runs.place import is_own_config
 from pipeline.runs.stored import Row, read_config, read_rows
 from pipeline.scheduler.slurm import ENDED
@@ -31,6 +33,10 @@ from pipeline.tracking.terminal import duration
 
 T = TypeVar("T")
 USAGE = "usage: latentmill status RUN [RUN ...]"
+WIDEST = 400
+"""Most characters of a run's state that are shown."""
+RUN_FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEDGERS, AVERAGES))
+"""Folders of a run in which no other runs are looked for."""
 TAIL_BYTES = 256 * 1024
 """Length of the end of metrics.jsonl that is read."""
 
@@ -71,10 +77,22 @@ def runs_at(url: str) -> list[str]:
     storage = open_storage(url)
     if is_run(storage):
         return [url]
-    names = sorted({name for info in storage.list() if (name := _run_of(info.key)) is not None})
-    if not names:
+    config = storage.local_path(CONFIG)
+    names = _run_folders(config.parent) if config else {_run_of(info.key) for info in storage.list()}
+    if not any(names):
         raise RunError(f"no run at {url}, nor in it: give the folder that `latentmill train run=` wrote")
-    return [f"{url.rstrip('/')}/{name}" for name in names]
+    return [f"{url.rstrip('/')}/{name}" for name in sorted(names) if name]
+
+
+def _run_folders(root: Path) -> set[str]:
+    """The folders of runs under a folder on a disk, and those that may not be looked into: what is wrong with them is
+    then told as a run's."""
+    names, closed = set[str](), list[str]()
+    for parent, folders, files in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
+        folders[:] = [name for name in folders if name not in RUN_FOLDERS and not name.startswith(".")]
+        keys = (Path(parent, name).relative_to(root).as_posix() for name in files)
+        names |= {name for key in keys if (name := _run_of(key))}
+    return names | {Path(folder).relative_to(root).as_posix() for folder in closed if Path(folder) != root}
 
 
 def _runs(url: str, alone: bool) -> list[Status]:
@@ -99,13 +117,13 @@ def is_run(storage: Storage) -> bool:
         return False
 
 
-def _run_of(key: str) -> str | None:
-    """The folder of the run that a file belongs to, by the names of run.json and of leases; None for other files, and
-    for those in hidden folders."""
+def _run_of(key: str) -> str:
+    """The folder of the run that a file belongs to, by the names of run.json and of leases; "" for other files, and for
+    those in hidden folders."""
     folder, _, name = key.rpartition("/")
     above, _, last = folder.rpartition("/")
     found = folder if name == FACTS else above if lease_of(f"{last}/{name}") is not None else ""
-    return found if found and not any(part.startswith(".") for part in found.split("/")) else None
+    return "" if any(part.startswith(".") for part in found.split("/")) else found
 
 
 def status(url: str) -> Status:
@@ -182,13 +200,18 @@ def _cells(run: Status) -> list[str]:
     age = f", {duration(time.time() - run.committed_at)} ago" if run.committed_at else ""
     return [
         one_line(run.url),
-        one_line(run.state),
+        _cut(one_line(run.state)),
         f"{run.samples:,}{share}",
         "-" if run.images_per_s is None else f"{run.images_per_s:,.3g}",
         f"{run.committed:,}{age}" if run.committed else "none",
         str(run.restarts),
-        "-" if run.loss is None else f"{run.loss:.4f}",
+        "-" if run.loss is None else f"{run.loss:.4f}" if abs(run.loss) < 1e6 else f"{run.loss:.3g}",
     ]
+
+
+def _cut(text: str) -> str:
+    """Text for a column that is to leave room for the others."""
+    return text if len(text) <= WIDEST else f"{text[:WIDEST]}..."
 
 
 def _config(storage: Storage) -> TrainConfig | None:

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pipeline.config.values.bounds import Between, Ge
+from pipeline.config.values.bounds import Ge
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
-from pipeline.runs.stored import Count, Matches
+from pipeline.runs.stored import Count, Matches, Seconds
 from pipeline.scheduler import slurm
 
 LEASE_BYTES = 1 << 20
@@ -24,8 +24,6 @@ LEASE_BYTES = 1 << 20
 
 State = Literal["queued", "held", "stopped", "finished", "failed"]
 """queued: submitted. held: training. stopped: everything is committed, and the run can be resumed. finished, failed."""
-Seconds = Annotated[float, Between(0, 253402300799)]
-"""Unix time, up to the year 9999."""
 Job = Annotated[str, Matches(r"([0-9A-Za-z_+.\[\]][0-9A-Za-z_+.\[\]-]*)?", "the number of a job is wanted")]
 """A job of Slurm: never an option of its commands."""
 

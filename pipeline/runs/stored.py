@@ -33,6 +33,8 @@ network that a configuration may describe. The largest that were published have 
 
 Count = Annotated[int, Between(0, LARGEST)]
 """A number of samples."""
+Seconds = Annotated[float, Between(0, 253402300799)]
+"""Unix time, up to the year 9999."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ class Row:
 
     n: Count
     kind: str = ""
-    time: float = 0.0
-    """Unix time."""
+    time: Seconds = 0.0
     images_per_s: float | None = None
     loss: float | None = None
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from made.lease import elsewhere, in_job
 from pipeline import cli, train
 from pipeline.runs.holder import holder_bytes
 from pipeline.runs.lease import DEAD_SECONDS, Holder, Lease, this_process
-from pipeline.status import runs_at, state_of, status
+from pipeline.status import runs_at, state_of, status, table
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.terminal import duration
 from ranks.faulty_run import BATCH, config_of, losses, make_cache, rows
@@ -189,3 +192,32 @@ def test_what_is_no_run_is_not_taken_for_one(folder: Path, tmp_path: Path) -> No
     for key in ("config.yaml", ".trash/run.json", "notes/run.json.bak", "x/lease/notes.json", "y/lease/1.json"):
         open_storage(str(many)).put(key, b"mine: 1")
     assert runs_at(str(many)) == [f"{many}/lr=1"]
+
+
+def test_a_run_that_may_not_be_looked_into_hides_no_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As another user's in a folder that is shared."""
+    with tempfile.TemporaryDirectory() as many:
+        shutil.copytree(folder / "done", Path(many) / "a")
+        shutil.copytree(folder / "done", Path(many) / "b")
+        (Path(many) / "a").chmod(0)
+        Path(many).chmod(0o755)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            lines = told(capsys, many)
+        finally:
+            os.seteuid(user)
+            (Path(many) / "a").chmod(0o755)
+    assert [Path(line[0]).name for line in lines] == ["a", "b"]
+    assert "Permission denied" in lines[0][1]
+    assert lines[1][1] == "finished"
+
+
+def test_absurd_numbers_and_messages_leave_room_for_the_other_columns(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "absurd"
+    shutil.copytree(folder / "sweep/lr=2", run)
+    row = {"n": 10**15 - 1, "kind": "train", "time": 1.0, "loss": 1e308, "images_per_s": -1e308}
+    open_storage(str(run)).put("metrics.jsonl", json.dumps(row).encode())
+    open_storage(str(run)).put("lease/000001.json", holder_bytes(elsewhere(state="failed", message="x" * 100_000)))
+    assert all(len(line) < 700 for line in table([status(str(run))]).splitlines())
