@@ -23,7 +23,7 @@ from pipeline.parsing.text import one_line
 from pipeline.runs.directory import committed, is_finished, last_sample
 from pipeline.runs.lease import Holder, claim_of, job_state, newest, newest_number, this_process
 from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, FACTS, LEDGERS, lease_of
-from pipeline.runs.place import is_own_config
+from pipeline.runs.place import is_own
 from pipeline.runs.stored import Row, read_config, read_rows
 from pipeline.scheduler.slurm import ENDED
 from pipeline.storage.base import Storage
@@ -111,10 +111,7 @@ def is_run(storage: Storage) -> bool:
     """Whether a run is there, whole or damaged."""
     if storage.exists(FACTS) or newest_number(storage):
         return True
-    try:
-        return is_own_config(storage.get(CONFIG))
-    except NotFound:
-        return False
+    return bool(is_own(storage, CONFIG))
 
 
 def _run_of(key: str) -> str:

@@ -36,7 +36,7 @@ from pipeline.runs.directory import committed
 from pipeline.runs.directory import load_run as load_run
 from pipeline.runs.fragments import DIMENSIONS, Span, header_length, parse_header
 from pipeline.runs.names import COMMIT, checkpoint_folder, is_rank_file
-from pipeline.runs.stored import LARGEST, Count, Digest
+from pipeline.runs.stored import LARGEST, Count, Digest, read_bounded
 from pipeline.storage.base import Storage
 
 FORMAT = 1
@@ -108,7 +108,7 @@ def read_commit(run: Storage, n: int) -> Commit:
     CheckpointCorrupt, NotFound."""
     key = checkpoint_folder(n) + COMMIT
     try:
-        return parse_commit(run.get(key), n)
+        return parse_commit(read_bounded(run, key, COMMIT_BYTES), n)
     except ParseError as error:
         raise CheckpointCorrupt(f"{run.locate(key)}: {error}") from error
 

@@ -25,10 +25,11 @@ from types import TracebackType
 from pipeline.errors import Interrupted, LatentmillError, NotFound, ParseError, RunError, StorageError
 from pipeline.log import log
 from pipeline.parsing.text import one_line
+from pipeline.runs.holder import LEASE_BYTES, State, holder_bytes, parse_holder, start_ticks
 from pipeline.runs.holder import Holder as Holder
-from pipeline.runs.holder import State, holder_bytes, parse_holder, start_ticks
 from pipeline.runs.holder import this_process as this_process
 from pipeline.runs.names import LEASES, lease_key, lease_of
+from pipeline.runs.stored import read_bounded
 from pipeline.scheduler import slurm
 from pipeline.storage.base import Storage
 
@@ -263,7 +264,7 @@ def _read(run: Storage, key: str) -> Holder:
     """The holder that a lease names. Fields of later versions are passed over. Raises NotFound, and RunError for a
     damaged lease: nobody can tell then whether the run is being trained."""
     try:
-        return parse_holder(run.get(key))
+        return parse_holder(read_bounded(run, key, LEASE_BYTES))
     except ParseError as error:
         raise RunError(
             f"{run.locate(key)} is no lease that can be read ({error}): see that no process trains the run, and delete "

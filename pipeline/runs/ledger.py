@@ -32,6 +32,8 @@ from pipeline.storage.base import Storage, local_errors
 
 MODULUS = 1 << 64
 FORMAT = 2
+LEDGER_BYTES = 1 << 30
+"""Largest ledger: some millions of stretches."""
 LINE_BYTES = 4096
 """Longest line of a ledger: eight numbers take some hundred bytes."""
 
@@ -187,8 +189,14 @@ def read_ledger(run: Storage) -> list[Stretch]:
 
 
 def _ledgers(run: Storage) -> list[str]:
-    """The keys of all ranks' ledgers."""
-    return [info.key for info in run.list(LEDGERS) if ledger_of(info.key) is not None]
+    """The keys of all ranks' ledgers. Raises RunError where one is larger than any can be."""
+    infos = [info for info in run.list(LEDGERS) if ledger_of(info.key) is not None]
+    if large := next((info for info in infos if info.size > LEDGER_BYTES), None):
+        raise RunError(
+            f"{run.locate(large.key)} has {large.size:,} bytes, more than a ledger can have: restore it, or choose "
+            "another run="
+        )
+    return [info.key for info in infos]
 
 
 def totals(stretches: Iterable[Stretch]) -> tuple[int, int, int]:

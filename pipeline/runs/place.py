@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import DestinationExists, NotFound, ParseError
 from pipeline.parsing.values import parse_json, parse_yaml
 from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, FACTS, LEASES, LEDGERS, ROWS
+from pipeline.runs.stored import FACTS_BYTES, read_bounded
 from pipeline.storage.base import Storage
 
 FILES = (CONFIG, FACTS, ROWS, "wandb.id")
@@ -34,7 +35,7 @@ def require_place(run: Storage, *, begun: bool) -> None:
     _require_kinds(run)
     if begun:
         return
-    known = [_is_own(run, CONFIG), _is_own(run, FACTS)]
+    known = [is_own(run, CONFIG), is_own(run, FACTS)]
     for name, own in zip((CONFIG, FACTS), known, strict=True):
         if own is False:
             raise DestinationExists(
@@ -53,18 +54,17 @@ def require_place(run: Storage, *, begun: bool) -> None:
         )
 
 
-def is_own_config(data: bytes) -> bool:
-    """Whether the bytes of a config.yaml are those of a run."""
-    return _is_group(lambda: parse_yaml(data), "run", "data", "model", "optim", "diffusion")
-
-
-def _is_own(run: Storage, name: str) -> bool | None:
+def is_own(run: Storage, name: str) -> bool | None:
     """Whether config.yaml or run.json is a run's; None where there is none."""
     try:
-        data = run.get(name)
+        data = read_bounded(run, name, FACTS_BYTES)
     except NotFound:
         return None
-    return is_own_config(data) if name == CONFIG else _is_group(lambda: parse_json(data), "manifests", "contract")
+    except ParseError:
+        return False
+    if name == CONFIG:
+        return _is_group(lambda: parse_yaml(data), "run", "data", "model", "optim", "diffusion")
+    return _is_group(lambda: parse_json(data), "manifests", "contract")
 
 
 def _is_group(parse: Callable[[], Any], *keys: str) -> bool:

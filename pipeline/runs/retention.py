@@ -22,6 +22,7 @@ from pipeline.runs.names import (
     checkpoint_of,
     evaluation_folder,
 )
+from pipeline.runs.stored import read_bounded
 from pipeline.storage.base import Storage
 
 LOWER_IS_BETTER = {"fid": True, "kid": True, "cmmd": True, "clip_score": False, "attribute_accuracy": False}
@@ -114,7 +115,7 @@ def _figure(run: Storage, n: int, name: str) -> float | None:
     """A figure of the evaluation at n by its short name, None for none or NaN. "fid" is the FID of whichever features
     the evaluation used."""
     try:
-        metrics = parse_json(run.get(f"{evaluation_folder(n)}/{METRICS}"), METRICS_BYTES)
+        metrics = parse_json(read_bounded(run, f"{evaluation_folder(n)}/{METRICS}", METRICS_BYTES))
     except (NotFound, ParseError):
         return None
     keys = [name, *(f"{name}_{features}" for features in get_args(FeaturesName))]

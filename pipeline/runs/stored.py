@@ -15,7 +15,7 @@ from pipeline.config.loading.merge import flat_types, from_dict
 from pipeline.config.values.bounds import Between, Ge, check_bounds, require
 from pipeline.errors import ConfigError, NotFound, ParseError, RunError
 from pipeline.parsing.typed import build
-from pipeline.parsing.values import parse_json, parse_yaml
+from pipeline.parsing.values import YAML_BYTES, parse_json, parse_yaml
 from pipeline.runs.names import CONFIG, DIGITS, FACTS, ROWS
 from pipeline.storage.base import Storage
 
@@ -110,11 +110,19 @@ def read_rows(run: Storage, most: int) -> list[Row]:
     return rows
 
 
+def read_bounded(run: Storage, key: str, most: int) -> bytes:
+    """An object of `most` bytes at most; what is larger is not read at all. Raises NotFound, StorageError, ParseError
+    for that."""
+    if (size := run.stat(key).size) > most:
+        raise ParseError(f"it has {size:,} bytes, {most:,} at most are read")
+    return run.get(key)
+
+
 def read_facts(run: Storage) -> dict[str, Any]:
     """The contents of run.json, found to be of the types that `Facts` says; what later versions add is there too.
     Raises NotFound where there is none, RunError where it is damaged."""
     try:
-        facts: dict[str, Any] = parse_json(run.get(FACTS), FACTS_BYTES)
+        facts: dict[str, Any] = parse_json(read_bounded(run, FACTS, FACTS_BYTES), FACTS_BYTES)
         if "train" not in build(Facts, facts, unknown="pass").manifests:
             raise ParseError("manifests name no train")
         return facts
@@ -129,7 +137,7 @@ def read_config(run: Storage, *, forward: bool = False) -> TrainConfig:
     what the run is. Raises NotFound where there is none, RunError where it is damaged or describes what cannot be.
     """
     try:
-        return config_from(parse_yaml(run.get(CONFIG)), forward=forward)
+        return config_from(parse_yaml(read_bounded(run, CONFIG, YAML_BYTES)), forward=forward)
     except (ParseError, ConfigError, OverflowError) as error:
         raise damaged(run, CONFIG, error) from error
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +28,7 @@ from pipeline.runs.lease import newest
 from pipeline.runs.ledger import Stretch, read_ledger, truncate_ledgers
 from pipeline.runs.retention import Retention, retain
 from pipeline.runs.stored import read_config, read_rows
+from pipeline.status import status
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -418,3 +421,37 @@ def test_a_configuration_that_is_a_folder_is_no_run(tmp_path) -> None:
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(RunError, match="not a run directory"):
         load_run(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["config.yaml", "run.json", FILE + "commit.json", "lease/000001.json", "metrics.jsonl"])
+@pytest.mark.parametrize("what", ["pipe", "device", "huge"])
+def test_what_is_no_file_or_a_huge_one_is_refused_before_it_is_read(run: Storage, key: str, what: str) -> None:
+    path = run.local_path(key)
+    assert path is not None
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    for action in (
+        lambda: load_run(run.url),
+        lambda: choose(run),
+        lambda: newest(run),
+        lambda: read_rows(run, 1 << 20),
+    ):
+        with suppress(LatentmillError):
+            action()
+    line = " ".join(status(run.url).problem.split())
+    if what == "huge" and key in ("config.yaml", "lease/000001.json"):
+        assert f"{key}" in line
+        assert "1,099,511,627,776 bytes" in line
+
+
+def test_a_huge_ledger_is_refused_before_it_is_read(run: Storage) -> None:
+    run.put("ledger/rank00000.jsonl", b"")
+    os.truncate(str(run.local_path("ledger/rank00000.jsonl")), 1 << 40)
+    refused(lambda: read_ledger(run), f"{run.url}/ledger/rank00000.jsonl has 1,099,511,627,776 bytes")
