@@ -5,7 +5,6 @@ Everything is computed from the dataset's manifest: no tar is read, and the resu
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -20,15 +19,17 @@ from pipeline.data.order.buckets import Buckets
 from pipeline.data.order.dataset import Dataset, part_of
 from pipeline.data.order.mixture import AnyOrder, Mixture, orders_of, share
 from pipeline.data.order.shuffle import Order, Positions
-from pipeline.errors import ConfigError, NotFound
+from pipeline.errors import ConfigError
 from pipeline.log import show
 from pipeline.runs.datasets import dataset_of_run
 from pipeline.runs.directory import RunInfo, committed, load_run
+from pipeline.runs.stored import read_rows
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.terminal import table
 
 CHUNK = 1 << 16  # number of samples that are located at once
 EPOCH_SAMPLES = 20_000_000  # largest number of samples of an epoch whose reads are counted
+ROWS_BYTES = 1 << 26  # of the end of metrics.jsonl
 SHOWN = 4  # number of shards that are named for a node
 
 
@@ -97,12 +98,8 @@ def job_of(config: DataVerbConfig) -> Job:
 
 
 def measured_rate(run: RunInfo) -> float:
-    """Images/s of all ranks, the median over the run's rows of metrics; 0 where there are none."""
-    try:
-        rows = [json.loads(line) for line in run.storage.get("metrics.jsonl").splitlines()]
-    except (NotFound, ValueError):
-        return 0.0
-    rates = [row["images_per_s"] for row in rows if row.get("images_per_s")]
+    """Images/s of all ranks, the median over the run's last rows of metrics; 0 where there are none."""
+    rates = [row.images_per_s for row in read_rows(run.storage, ROWS_BYTES) if row.images_per_s]
     return float(statistics.median(rates)) if rates else 0.0
 
 

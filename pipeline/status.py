@@ -9,23 +9,34 @@ the names of the checkpoints, asks Slurm where it is installed, and changes noth
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TypeVar
 
-from pipeline.errors import ConfigError, NotFound, RunError
+from pipeline.config import TrainConfig
+from pipeline.errors import ConfigError, LatentmillError, NotFound, RunError
 from pipeline.log import show
-from pipeline.runs.directory import RunInfo, committed, is_finished, last_sample, load_run
-from pipeline.runs.lease import Holder, claim_of, job_state, newest, this_process
+from pipeline.parsing.text import one_line
+from pipeline.runs.directory import committed, is_finished, last_sample
+from pipeline.runs.lease import Holder, claim_of, job_state, newest, newest_number, this_process
+from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, FACTS, LEDGERS, lease_of
+from pipeline.runs.place import is_own
+from pipeline.runs.stored import Row, read_config, read_rows
 from pipeline.scheduler.slurm import ENDED
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking import terminal
 from pipeline.tracking.terminal import duration
-from pipeline.tracking.tracker import METRICS_KEY, parse_rows
 
+T = TypeVar("T")
 USAGE = "usage: latentmill status RUN [RUN ...]"
+WIDEST = 400
+"""Most characters of a run's state that are shown."""
+RUN_FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEDGERS, AVERAGES))
+"""Folders of a run in which no other runs are looked for."""
 TAIL_BYTES = 256 * 1024
 """Length of the end of metrics.jsonl that is read."""
 
@@ -48,51 +59,106 @@ class Status:
     committed_at: float
     restarts: int
     loss: float | None
+    problem: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb. argv: run directories, and folders of them. Raises ConfigError, RunError."""
+    """The verb. argv: run directories, and folders of them. Returns 1 where no run could be read whole, else 0. Raises
+    ConfigError for no arguments, RunError where one names no run."""
     if not argv or any(word.startswith("-") for word in argv):
         raise ConfigError(USAGE)
-    show(table([status(run) for url in argv for run in runs_at(url)]), end="")
-    return 0
+    runs = [run for url in argv for run in _runs(url, alone=len(argv) == 1)]
+    show(table(runs), end="")
+    return int(all(run.problem for run in runs))
 
 
 def runs_at(url: str) -> list[str]:
     """The run at a path or URL, or otherwise the runs in that folder. Raises RunError where there is neither."""
     storage = open_storage(url)
-    if _is_run(storage):
+    if is_run(storage):
         return [url]
-    parts = [info.key.rpartition(mark) for info in storage.list() for mark in ("/lease/", "/run.json")]
-    names = {folder for folder, mark, _ in parts if mark}
-    if not names:
+    config = storage.local_path(CONFIG)
+    names = _run_folders(config.parent) if config else {_run_of(info.key) for info in storage.list()}
+    if not any(names):
         raise RunError(f"no run at {url}, nor in it: give the folder that `latentmill train run=` wrote")
-    return [f"{url.rstrip('/')}/{name}" for name in sorted(names)]
+    return [f"{url.rstrip('/')}/{name}" for name in sorted(names) if name]
+
+
+def _run_folders(root: Path) -> set[str]:
+    """The folders of runs under a folder on a disk, and those that may not be looked into: what is wrong with them is
+    then told as a run's."""
+    names, closed = set[str](), list[str]()
+    for parent, folders, files in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
+        folders[:] = [name for name in folders if name not in RUN_FOLDERS and not name.startswith(".")]
+        keys = (Path(parent, name).relative_to(root).as_posix() for name in files)
+        names |= {name for key in keys if (name := _run_of(key))}
+    return names | {Path(folder).relative_to(root).as_posix() for folder in closed if Path(folder) != root}
+
+
+def _runs(url: str, alone: bool) -> list[Status]:
+    """The states of the runs at a path or URL. Where there is none, or nothing can be listed: a state that says so, or
+    alone, the error."""
+    try:
+        return [status(run) for run in runs_at(url)]
+    except LatentmillError as error:
+        if alone:
+            raise
+        problem = one_line(str(error))
+        return [Status(url, problem, 0, None, None, 0, 0.0, 0, None, problem)]
+
+
+def is_run(storage: Storage) -> bool:
+    """Whether a run is there, whole or damaged."""
+    if storage.exists(FACTS) or newest_number(storage):
+        return True
+    return bool(is_own(storage, CONFIG))
+
+
+def _run_of(key: str) -> str:
+    """The folder of the run that a file belongs to, by the names of run.json and of leases; "" for other files, and for
+    those in hidden folders."""
+    folder, _, name = key.rpartition("/")
+    above, _, last = folder.rpartition("/")
+    found = folder if name == FACTS else above if lease_of(f"{last}/{name}") is not None else ""
+    return "" if any(part.startswith(".") for part in found.split("/")) else found
 
 
 def status(url: str) -> Status:
-    """The state of the run at a path or URL."""
+    """The state of the run at a path or URL. What of it cannot be read is told as its `problem`."""
     storage = open_storage(url)
-    _, holder = newest(storage)
-    info = _info(url)
-    rows = _last_rows(storage)
-    train_rows = [row for row in rows if row["kind"] == "train"]
-    commits = committed(storage)
-    seen = max([row["n"] for row in train_rows[-1:]] + commits[:1] + [0])
+    problems: list[str] = []
+    holder = _tried(problems, lambda: newest(storage)[1], None)
+    config = _tried(problems, lambda: _config(storage), None)
+    rows = _tried(problems, lambda: read_rows(storage, TAIL_BYTES), list[Row]())
+    commits = _tried(problems, lambda: committed(storage), list[int]())
+    train_rows = [row for row in rows if row.kind == "train"]
+    seen = max([row.n for row in train_rows[-1:]] + commits[:1] + [0])
     if holder is not None and holder.state == "held":
         seen = max(seen, holder.n)
-    done = bool(commits) and info is not None and is_finished(info.config, storage)
+    done = bool(commits) and config is not None and _tried(problems, lambda: is_finished(config, storage), False)
+    problem = "; ".join(dict.fromkeys(problems))
+    state = "finished" if done else state_of(holder)
     return Status(
         url=url,
-        state="finished" if done else state_of(holder),
+        state=f"{f'{state}; ' if holder or done else ''}{problem}" if problem else state,
         samples=seen,
-        end=last_sample(info.config) if info else None,
-        images_per_s=train_rows[-1].get("images_per_s") if train_rows else None,
+        end=last_sample(config) if config else None,
+        images_per_s=train_rows[-1].images_per_s if train_rows else None,
         committed=next(iter(commits), 0),
-        committed_at=next((row["time"] for row in reversed(rows) if row["n"] == next(iter(commits), -1)), 0.0),
+        committed_at=next((row.time for row in reversed(rows) if row.n == next(iter(commits), -1)), 0.0),
         restarts=max(0, holder.life - 1) if holder else 0,
-        loss=train_rows[-1].get("loss") if train_rows else None,
+        loss=train_rows[-1].loss if train_rows else None,
+        problem=problem,
     )
+
+
+def _tried(problems: list[str], action: Callable[[], T], otherwise: T) -> T:
+    """The value of `action()`; `otherwise` where it fails, and a line about that among the problems."""
+    try:
+        return action()
+    except LatentmillError as error:
+        problems.append(one_line(str(error)))
+        return otherwise
 
 
 def state_of(holder: Holder | None) -> str:
@@ -100,7 +166,7 @@ def state_of(holder: Holder | None) -> str:
     if holder is None:
         return "not being trained"
     if holder.state == "failed":
-        return f"failed: {holder.message}"
+        return f"failed: {one_line(holder.message)}"
     if holder.state == "finished":
         return "finished"
     slurm = job_state(holder) if holder.job else None
@@ -130,33 +196,24 @@ def _cells(run: Status) -> list[str]:
     share = f" of {run.end:,} ({run.samples / run.end:.1%})" if run.end else ""
     age = f", {duration(time.time() - run.committed_at)} ago" if run.committed_at else ""
     return [
-        run.url,
-        run.state,
+        one_line(run.url),
+        _cut(one_line(run.state)),
         f"{run.samples:,}{share}",
         "-" if run.images_per_s is None else f"{run.images_per_s:,.3g}",
         f"{run.committed:,}{age}" if run.committed else "none",
         str(run.restarts),
-        "-" if run.loss is None else f"{run.loss:.4f}",
+        "-" if run.loss is None else f"{run.loss:.4f}" if abs(run.loss) < 1e6 else f"{run.loss:.3g}",
     ]
 
 
-def _is_run(storage: Storage) -> bool:
-    return storage.exists("config.yaml") or newest(storage)[1] is not None
+def _cut(text: str) -> str:
+    """Text for a column that is to leave room for the others."""
+    return text if len(text) <= WIDEST else f"{text[:WIDEST]}..."
 
 
-def _info(url: str) -> RunInfo | None:
-    """The run's configuration; None before the run has begun."""
+def _config(storage: Storage) -> TrainConfig | None:
+    """The run's configuration, with keys of later versions passed over; None before the run has begun."""
     try:
-        return load_run(url)
-    except RunError:
-        return None
-
-
-def _last_rows(storage: Storage) -> list[dict[str, Any]]:
-    """The last rows of metrics.jsonl."""
-    try:
-        size = storage.stat(METRICS_KEY).size
-        length = min(size, TAIL_BYTES)
-        return parse_rows(storage.get_range(METRICS_KEY, size - length, length))
+        return read_config(storage, forward=True)
     except NotFound:
-        return []
+        return None

@@ -35,6 +35,7 @@ from pipeline.runs.directory import (
     require_resumable,
     require_same_datasets,
 )
+from pipeline.runs.stored import read_facts
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.training.inputs import Data, open_data
@@ -61,8 +62,14 @@ def main(config: TrainConfig) -> int:
         if config.launch.processes > 1:
             return run_ranks("train", config, config.launch.processes, config.launch.threads)
 
-    with stopping_at_once():
-        return as_rank(config)
+    from pipeline.runs.lease import give_back
+
+    giving_back = partial(give_back, open_storage(config.run))
+    with stopping_at_once(giving_back):
+        try:
+            return as_rank(config)
+        finally:
+            giving_back()  # nothing is left to give back, unless Ctrl-C came between taking the lease and holding it
 
 
 def as_rank(config: TrainConfig) -> int:
@@ -228,7 +235,7 @@ def initial_weights(config: TrainConfig, run: Storage, denoiser: Denoiser, contr
     if not config.init:
         return {}
     if committed(run):
-        return json.loads(run.get("run.json")).get("init", {})
+        return dict(read_facts(run).get("init", {}))
     return begin(config, denoiser, contract)
 
 
@@ -246,6 +253,7 @@ def describe_run(
     from importlib.metadata import version
 
     from pipeline.data.order.shuffle import ORDER
+    from pipeline.training.changes import changes
 
     facts: dict[str, Any] = {
         "manifests": dict(manifests),
@@ -258,6 +266,8 @@ def describe_run(
         facts["mixture"] = list(mixture)
     if begun:
         facts["init"] = dict(begun)
+    if changed := changes(config, run):
+        facts["changes"] = changed
     run.put("config.yaml", to_yaml(config).encode())
     run.put("run.json", json.dumps(facts, indent=1, sort_keys=True).encode())
 

@@ -69,6 +69,9 @@ class OptimConfig:
     """Samples over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "cosine"] = "constant"
     """Learning rate after warm-up: constant, or falling as a cosine to 0 at the run's last sample."""
+    decay_samples: Annotated[int, Ge(0)] = 0
+    """Samples at which the cosine reaches 0; 0 = `samples`. A run that goes on with another end of its decay says which
+    learning rate that makes of which, and keeps the change in run.json."""
     clip: Annotated[float, Ge(0, "0 (off) or more is wanted")] = 1.0
     """Global gradient norm to which larger gradients are scaled down; 0 = no clipping."""
     batch: Annotated[int, Ge(1)] = 64

@@ -19,6 +19,9 @@ SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
 STOP = (*SCHEDULER, signal.SIGINT)
 """The same signals, and Ctrl-C's."""
 
+FIRST_SECONDS = 5.0
+"""Longest time that what is to be done before an end at once may take."""
+
 
 @contextmanager
 def handled(numbers: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
@@ -70,12 +73,15 @@ def forwarding(send: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextmanager
-def stopping_at_once() -> Iterator[None]:
+def stopping_at_once(first: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Inside, SIGTERM and SIGUSR1 end this process at once with status 75. The training loop, which has something to
-    commit, listens for them itself."""
+    commit, listens for them itself. first: called before that, for FIRST_SECONDS at most."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
         log.warning(f"train: stopped by {signal.Signals(number).name} before or after the training steps")
+        thread = threading.Thread(target=first, daemon=True)  # what was interrupted may hold a lock that `first` wants
+        thread.start()
+        thread.join(FIRST_SECONDS)
         sys.stderr.flush()
         os._exit(Interrupted.exit_code)
 

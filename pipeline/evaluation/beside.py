@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pipeline.errors import LatentmillError, NotFound
 from pipeline.log import log
-from pipeline.runs.directory import SNAPSHOT, evaluation_folder
+from pipeline.runs.names import EVALUATIONS, METRICS, SNAPSHOT, evaluation_folder, evaluation_of
 from pipeline.scheduler.slurm import inherited
 from pipeline.storage.base import Storage
 from pipeline.tracking.tracker import Tracker
@@ -49,9 +49,9 @@ def figures(run: Storage, n: int) -> str:
 
 def pending(run: Storage) -> list[int]:
     """n of every snapshot without figures, in increasing order."""
-    keys = {info.key for info in run.list("evals/")}
-    numbers = (key.split("/")[1] for key in keys if key.endswith(f"/{SNAPSHOT}"))
-    return sorted(int(n) for n in numbers if n.isdecimal() and figures(run, int(n)) not in keys)
+    keys = {info.key for info in run.list(EVALUATIONS)}
+    found = (evaluation_of(key) for key in keys if key.endswith(f"/{SNAPSHOT}"))
+    return sorted(at[0] for at in found if at and not at[1] and figures(run, at[0]) not in keys)
 
 
 def read_snapshot(run: Storage, n: int) -> dict[str, Tensor]:
@@ -125,12 +125,12 @@ class Jobs:
 
     def _bring(self, last: bool = False) -> None:
         """Send figures that the tracker does not have to it."""
-        for info in self._run.list("evals/"):
-            folder, _, name = info.key.removeprefix("evals/").partition("/")
-            if name != "metrics.json" or not folder.isdecimal() or int(folder) in self._tracker.evaluations:
+        for info in self._run.list(EVALUATIONS):
+            n, name = evaluation_of(info.key) or (-1, "")
+            if n < 0 or name or not info.key.endswith(f"/{METRICS}") or n in self._tracker.evaluations:
                 continue
-            if self._run.put_if_absent(f"evals/{folder}/tracked", b"") or not last:
-                bring(self._run, int(folder), self._tracker)
+            if self._run.put_if_absent(f"{evaluation_folder(n)}/tracked", b"") or not last:
+                bring(self._run, n, self._tracker)
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         try:

@@ -17,36 +17,63 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from pipeline.config.values.bounds import Between, Ge
 from pipeline.distributed.world import World
-from pipeline.errors import CheckpointCorrupt, NotFound, RunError
+from pipeline.errors import CheckpointCorrupt, NotFound, ParseError, RunError
 from pipeline.log import log
-from pipeline.runs.directory import COMMIT, checkpoint_folder, committed
+from pipeline.parsing.typed import build
+from pipeline.parsing.values import parse_json
 from pipeline.runs.directory import RunInfo as RunInfo
+from pipeline.runs.directory import committed
 from pipeline.runs.directory import load_run as load_run
+from pipeline.runs.fragments import DIMENSIONS, Span, header_length, parse_header
+from pipeline.runs.names import COMMIT, checkpoint_folder, is_rank_file
+from pipeline.runs.stored import LARGEST, Count, Digest, read_bounded
 from pipeline.storage.base import Storage
 
 FORMAT = 1
 CHUNK = 32 * 1024 * 1024  # bytes hashed or read at once
+COMMIT_BYTES = 1 << 26
+"""Largest commit.json: a parameter takes some dozen bytes, and a rank's file some hundred."""
 WEIGHTS = {"ema": "ema", "raw": "weights"}  # value of the key `weights` -> kind of fragment
+
+
+@dataclass(frozen=True)
+class _File:
+    """An entry of Commit.files."""
+
+    name: str
+    bytes: Annotated[int, Between(0, 1 << 53)]
+    sha256: Digest
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """Commit.guard, where the guard is on."""
+
+    skipped: Count = 0
+    row: Count = 0
+    loss: list[float] = field(default_factory=list)
+    grad_norm: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
     """The contents of commit.json."""
 
-    n: int
+    n: Count
     """Samples seen."""
-    steps: int
+    steps: Count
     """Optimizer steps taken: those of n samples, except for the ones that the guard has skipped."""
-    world: int
+    world: Annotated[int, Ge(1)]
     """Number of ranks that wrote it."""
     stage: str
     """Engine and ZeRO stage that wrote it, for the reader's information."""
@@ -56,7 +83,7 @@ class Commit:
     """Digest of each dataset's manifest, by role."""
     mixture: list[int] = field(default_factory=list)
     """Weights of the datasets, in integers; [] for a single dataset."""
-    shapes: dict[str, list[int]]
+    shapes: dict[str, list[Annotated[int, Between(0, LARGEST)]]]
     """Shape of every parameter."""
     guard: dict[str, Any] = field(default_factory=dict)
     """State of the guard against jumps of the loss; {} where it is off."""
@@ -77,18 +104,40 @@ def seal(commit: Commit) -> bytes:
 
 
 def read_commit(run: Storage, n: int) -> Commit:
-    """The commit of the checkpoint at n samples. Raises CheckpointCorrupt, NotFound."""
+    """The commit of the checkpoint at n samples. What later versions add to it is passed over. Raises
+    CheckpointCorrupt, NotFound."""
     key = checkpoint_folder(n) + COMMIT
     try:
-        value = json.loads(run.get(key))
-        body = json.dumps(value["commit"], sort_keys=True)
-        if hashlib.sha256(body.encode()).hexdigest() != value["sha256"]:
-            raise ValueError("its hash does not match")
-        if value["commit"]["format"] != FORMAT:
-            raise ValueError(f"its format is {value['commit']['format']}; this program reads {FORMAT}")
-        return Commit(**value["commit"])
-    except (ValueError, KeyError, TypeError) as error:
+        return parse_commit(read_bounded(run, key, COMMIT_BYTES), n)
+    except ParseError as error:
         raise CheckpointCorrupt(f"{run.locate(key)}: {error}") from error
+
+
+def parse_commit(data: bytes, n: int) -> Commit:
+    """The commit in the bytes of the commit.json at n samples. Raises ParseError for what was changed since it was
+    sealed, and for what no run can have sealed: parameters that its files have no room for, too."""
+    value = parse_json(data, COMMIT_BYTES)
+    if not isinstance(value, dict) or not isinstance(value.get("commit"), dict) or "sha256" not in value:
+        raise ParseError("it is no commit")
+    body = json.dumps(value["commit"], sort_keys=True)
+    if hashlib.sha256(body.encode()).hexdigest() != value["sha256"]:
+        raise ParseError("its hash does not match")
+    if value["commit"].get("format") != FORMAT:
+        raise ParseError(f"its format is {str(value['commit'].get('format'))[:20]}; this program reads {FORMAT}")
+    commit = build(Commit, value["commit"], unknown="pass")
+    files = [build(_File, entry, unknown="pass") for entry in commit.files]
+    if strange := next((file.name for file in files if not is_rank_file(file.name)), None):
+        raise ParseError(f"it names {strange[:100]!r}, which is no file of a checkpoint")
+    if commit.n != n:
+        raise ParseError(f"it is of {commit.n} samples, and lies at {n}")
+    build(_Guard, commit.guard, unknown="pass")
+    if deep := next((name for name, shape in commit.shapes.items() if len(shape) > DIMENSIONS), None):
+        raise ParseError(f"it gives {deep[:100]!r} {len(commit.shapes[deep])} dimensions")
+    elements = sum(math.prod(shape) for shape in commit.shapes.values())
+    stored_bytes = sum(file.bytes for file in files)
+    if 4 * elements > stored_bytes:
+        raise ParseError(f"its shapes have {elements} elements of 4 bytes, and its files {stored_bytes} bytes")
+    return commit
 
 
 def verify(run: Storage, commit: Commit, files: Sequence[dict[str, Any]] | None = None) -> None:
@@ -151,22 +200,28 @@ class Reader:
     """
 
     def __init__(self, run: Storage, commit: Commit) -> None:
+        """Raises CheckpointCorrupt for a file whose header is none of ours, or names values twice."""
         self._run = run
-        self._spans: dict[tuple[str, str], list[_Span]] = {}  # by kind and parameter
+        self._spans: dict[tuple[str, str], list[tuple[Span, str]]] = {}  # and its file, by kind and parameter
         self._extents: dict[tuple[str, str], tuple[int, int]] = {}  # first and last byte, by kind and file
         self._cached_kind, self._cached_bytes = "", dict[str, bytearray]()  # by file
         for entry in commit.files:
-            key = checkpoint_folder(commit.n) + entry["name"]
-            (length,) = struct.unpack("<Q", run.get_range(key, 0, 8))
-            header = json.loads(run.get_range(key, 8, length))
-            for label, facts in header.items():
-                kind, _, rest = label.partition("/")
-                name, _, offset = rest.rpartition("@")
-                begin, end = (8 + length + position for position in facts["data_offsets"])
-                span = _Span(int(offset), int(offset) + (end - begin) // 4, key, begin)
-                self._spans.setdefault((kind, name), []).append(span)
-                low, high = self._extents.get((kind, key), (begin, end))
-                self._extents[kind, key] = min(low, begin), max(high, end)
+            key, size = checkpoint_folder(commit.n) + entry["name"], entry["bytes"]
+            try:
+                length = header_length(run.get_range(key, 0, min(size, 8)).ljust(8, b"\xff"), size)
+                spans = parse_header(run.get_range(key, 8, length), size)
+            except ParseError as error:
+                raise CheckpointCorrupt(f"{run.locate(key)}: {error}; restore it, or choose another run=") from error
+            for span in spans:
+                self._spans.setdefault((span.kind, span.name), []).append((span, key))
+                low, high = self._extents.get((span.kind, key), (span.begin, span.end))
+                self._extents[span.kind, key] = min(low, span.begin), max(high, span.end)
+        for (kind, name), found in self._spans.items():
+            found.sort(key=lambda pair: pair[0].start)
+            if any(after.start < before.stop for (before, _), (after, _) in pairwise(found)):
+                raise CheckpointCorrupt(
+                    f"{run.locate(checkpoint_folder(commit.n))}: values of {name} ({kind}) lie twice"
+                )
 
     def kinds(self) -> set[str]:
         """The kinds of values that the checkpoint holds."""
@@ -176,12 +231,12 @@ class Reader:
         """Elements [start, stop) of a parameter's flattened values, fp32 (stop - start,). Raises CheckpointCorrupt."""
         values = torch.empty(stop - start)
         missing = stop - start
-        for span in self._spans.get((kind, name), []):
+        for span, key in self._spans.get((kind, name), []):
             low, high = max(span.start, start), min(span.stop, stop)
             if low < high:
-                offset = span.begin + 4 * (low - span.start) - self._extents[kind, span.key][0]
+                offset = span.begin + 4 * (low - span.start) - self._extents[kind, key][0]
                 values[low - start : high - start] = torch.frombuffer(
-                    self._bytes(kind, span.key), dtype=torch.float32, count=high - low, offset=offset
+                    self._bytes(kind, key), dtype=torch.float32, count=high - low, offset=offset
                 )
                 missing -= high - low
         if missing:
@@ -198,16 +253,6 @@ class Reader:
             low, high = self._extents[kind, key]
             self._cached_bytes[key] = bytearray(self._run.get_range(key, low, high - low))
         return self._cached_bytes[key]
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Elements [start, stop) of a parameter, stored from byte `begin` of the file `key`."""
-
-    start: int
-    stop: int
-    key: str
-    begin: int
 
 
 def choose(run: Storage, n: int = 0) -> Commit:

@@ -7,23 +7,25 @@ Imports no torch, so that a verb can check a run before it starts ranks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import DataConfig, TrainConfig
-from pipeline.config.loading.merge import from_dict, to_dict
+from pipeline.config.loading.merge import to_dict
+from pipeline.data.format.contract import contract_from_json
 from pipeline.errors import NotFound, RunError
+from pipeline.runs.names import AVERAGES as AVERAGES
+from pipeline.runs.names import CHECKPOINTS as CHECKPOINTS
+from pipeline.runs.names import COMMIT as COMMIT
+from pipeline.runs.names import FACTS, METRICS, commit_of
+from pipeline.runs.names import SNAPSHOT as SNAPSHOT
+from pipeline.runs.names import checkpoint_folder as checkpoint_folder
+from pipeline.runs.names import evaluation_folder as evaluation_folder
+from pipeline.runs.place import require_place
+from pipeline.runs.stored import damaged, missing, read_config, read_facts
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
-
-CHECKPOINTS = "checkpoints/"
-COMMIT = "commit.json"
-AVERAGES = "averages"
-"""Folder of the snapshots of power-function averages."""
-SNAPSHOT = "ema.safetensors"
-"""File in a folder of evals/: the weights that a job outside of training is to evaluate."""
 
 MAY_CHANGE = (
     "run",
@@ -39,6 +41,7 @@ MAY_CHANGE = (
     "data.workers",
     "data.prefetch",
     "optim.micro_batch",
+    "optim.decay_samples",  # as `samples`: what that does to the learning rate is said, and kept in run.json
     "model.name",
     "model.checkpointing",
     "model.activation_gb",
@@ -56,26 +59,14 @@ MAY_CHANGE = (
 """Keys of the configuration, or groups of keys, that may change at a resume. All others must be the same."""
 
 
-def checkpoint_folder(n: int) -> str:
-    """Folder of the checkpoint at n samples, with a slash at its end."""
-    return f"{CHECKPOINTS}{n:012d}/"
-
-
-def evaluation_folder(n: int, name: str = "") -> str:
-    """Where an evaluation at n samples is kept in a run directory. name: tells evaluations at the same n apart; "" for
-    the one that belongs to training."""
-    return f"evals/{n:012d}" + (f"-{name}" if name else "")
-
-
 def committed(run: Storage) -> list[int]:
     """n of every committed checkpoint, newest first."""
-    keys = [info.key for info in run.list(CHECKPOINTS)]
-    return sorted((int(key.split("/")[1]) for key in keys if key.endswith("/" + COMMIT)), reverse=True)
+    return sorted((n for info in run.list(CHECKPOINTS) if (n := commit_of(info.key)) is not None), reverse=True)
 
 
 def is_evaluated(run: Storage, n: int) -> bool:
     """Whether the run's own evaluation at n samples is done, or was handed to a separate job."""
-    return any(run.exists(f"{evaluation_folder(n)}/{name}") for name in ("metrics.json", SNAPSHOT))
+    return any(run.exists(f"{evaluation_folder(n)}/{name}") for name in (METRICS, SNAPSHOT))
 
 
 def last_sample(config: TrainConfig) -> int:
@@ -94,15 +85,17 @@ def is_finished(config: TrainConfig, run: Storage) -> bool:
 
 
 def require_resumable(config: TrainConfig, run: Storage) -> None:
-    """Raise RunError where config.resume, or the configuration that the run began with, forbids to go on."""
+    """Raise RunError where config.resume, or the configuration that the run began with, forbids to go on, and
+    DestinationExists where something else than a run lies there."""
     commits = committed(run)
+    require_place(run, begun=bool(commits))
     if config.resume == "must" and not commits:
         raise RunError(f"{config.run} has no checkpoint to resume from; resume=auto begins it")
     if config.resume == "never" and commits:
         raise RunError(f"{config.run} has a checkpoint at {commits[0]} samples; resume=auto goes on")
     if not commits:
         return
-    if changed := differences(to_dict(from_dict(TrainConfig, _stored_config(run))), to_dict(config)):
+    if changed := differences(to_dict(_stored_config(run)), to_dict(config)):
         raise RunError(
             f"{config.run} was begun with another configuration: {'; '.join(changed)}; restore it, or choose another "
             "run="
@@ -131,7 +124,7 @@ def dataset_digests(facts: Mapping[str, Any]) -> list[str]:
 
 def committed_digests(run: Storage) -> list[str]:
     """`dataset_digests` of a run that has a commit; [] of any other."""
-    return dataset_digests(json.loads(run.get("run.json"))) if committed(run) else []
+    return dataset_digests(_stored_facts(run)) if committed(run) else []
 
 
 def require_same_datasets(config: TrainConfig, run: Storage, digests: Sequence[str], mixture: Sequence[int]) -> None:
@@ -144,7 +137,7 @@ def require_same_datasets(config: TrainConfig, run: Storage, digests: Sequence[s
     stored_digests = committed_digests(run)
     if not stored_digests:
         return
-    facts = json.loads(run.get("run.json"))
+    facts = _stored_facts(run)
     if (order := facts.get("order", 1)) != ORDER:
         raise RunError(
             f"{config.run} took its samples in an order (version {order}) that this latentmill does not know (it has "
@@ -203,13 +196,20 @@ def fixed_keys(config: TrainConfig) -> dict[str, Any]:
     return fixed(to_dict(config))
 
 
-def _stored_config(run: Storage) -> dict[str, Any]:
-    import yaml
-
+def _stored_config(run: Storage) -> TrainConfig:
+    """config.yaml of a run that has commits. Raises RunError where it is missing or damaged."""
     try:
-        return yaml.safe_load(run.get("config.yaml"))
+        return read_config(run)
     except NotFound as error:
         raise RunError(f"{run.url} has checkpoints but no config.yaml; restore it, or choose another run=") from error
+
+
+def _stored_facts(run: Storage) -> dict[str, Any]:
+    """run.json of a run that has commits. Raises RunError where it is missing or damaged."""
+    try:
+        return read_facts(run)
+    except NotFound as error:
+        raise RunError(f"{run.url} has checkpoints but no run.json; restore it, or choose another run=") from error
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -232,18 +232,19 @@ class RunInfo:
 
     @property
     def contract(self) -> dict[str, Any]:
-        """The training cache's contract, as in its manifest."""
-        return dict(self.facts["contract"])
+        """The training cache's contract, as in its manifest. Raises RunError where it is none."""
+        contract = dict(self.facts["contract"])
+        try:
+            contract_from_json(contract)
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(self.storage, FACTS, f"its contract is damaged: {error}") from error
+        return contract
 
 
 def load_run(url: str) -> RunInfo:
-    """Read the run at a folder or URL. Raises RunError when there is none."""
+    """Read the run at a folder or URL. Raises RunError when there is none, or its files are damaged."""
     storage = open_storage(url)
     try:
-        facts = json.loads(storage.get("run.json"))
-        config = from_dict(TrainConfig, _stored_config(storage))
+        return RunInfo(storage, read_config(storage), read_facts(storage))
     except NotFound as error:
-        raise RunError(
-            f"{url} is not a run directory ({error}); give the folder that `latentmill train run=` wrote"
-        ) from error
-    return RunInfo(storage, config, facts)
+        raise missing(storage, error) from error

@@ -13,26 +13,26 @@ not been renewed for DEAD_SECONDS. A job that Slurm has requeued takes over its 
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
-from typing import Literal
 
-from pipeline.errors import Interrupted, LatentmillError, NotFound, RunError, StorageError
+from pipeline.errors import Interrupted, LatentmillError, NotFound, ParseError, RunError, StorageError
 from pipeline.log import log
+from pipeline.parsing.text import one_line
+from pipeline.runs.holder import LEASE_BYTES, State, holder_bytes, parse_holder, start_ticks
+from pipeline.runs.holder import Holder as Holder
+from pipeline.runs.holder import this_process as this_process
+from pipeline.runs.names import LEASES, lease_key, lease_of
+from pipeline.runs.stored import read_bounded
 from pipeline.scheduler import slurm
 from pipeline.storage.base import Storage
 
-FOLDER = "lease/"
 BEAT_SECONDS = 30.0
 """Between renewals."""
 DEAD_SECONDS = 600.0
@@ -45,61 +45,13 @@ FRUITLESS = 5
 """A job that has died this many times in a row, without giving back its lease and without a commit, may not start
 again."""
 
-State = Literal["queued", "held", "stopped", "finished", "failed"]
-"""queued: submitted. held: training. stopped: everything is committed, and the run can be resumed. finished, failed."""
+LOOKS = 20
+"""How often a lease that is listed may be gone when it is read."""
 
 _released_tokens: set[str] = set()
 """Tokens of leases that this process has released, even where the store could not be told."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """The process that a lease names, and how far it has come: the JSON of a lease."""
-
-    token: str
-    """Unique to this process."""
-    state: State = "held"
-    job: str = ""
-    """Slurm's number of the job; "" outside of Slurm."""
-    cluster: str = ""
-    """Slurm's name of the cluster."""
-    restart: int = 0
-    """How often Slurm has put the job back into the queue."""
-    host: str = ""
-    machine: str = ""
-    """The machine's boot and process namespace: process numbers can be compared within one of them."""
-    pid: int = 0
-    started: str = ""
-    """When the process started, in the kernel's clock ticks: tells apart processes that had the same number."""
-    life: int = 0
-    """Number of processes that have held the run, this one included."""
-    began: float = 0.0
-    """Unix time."""
-    beat: float = 0.0
-    """Unix time of the last renewal."""
-    first: int = 0
-    """Samples committed when the process began."""
-    n: int = 0
-    """Samples seen at the last renewal."""
-    message: str = ""
-    """How the process ended."""
-
-
-def this_process(environ: Mapping[str, str] = os.environ) -> Holder:
-    """This process as the holder of a lease."""
-    now = time.time()
-    return Holder(
-        token=secrets.token_hex(8),
-        job=slurm.own_job(environ),
-        cluster=environ.get("SLURM_CLUSTER_NAME", "") if slurm.own_job(environ) else "",
-        restart=int(environ.get("SLURM_RESTART_COUNT") or 0),
-        host=socket.gethostname(),
-        machine=_machine(),
-        pid=os.getpid(),
-        started=_start_ticks(os.getpid()),
-        began=now,
-        beat=now,
-    )
+_held: set[Lease] = set()
+"""Leases that this process has taken, or is taking, and has not released."""
 
 
 class Lease:
@@ -127,15 +79,18 @@ class Lease:
                 raise RunError(f"{run.url} is {claim}; one run is trained once at a time, or choose another run=")
             _refuse_fruitless(run, me, number)
             me = replace(me, life=(former.life if former else 0) + (me.state != "queued"))
-            lease = cls(run, _key(number + 1), me)
-            if run.put_if_absent(lease._key, _text(me)) or lease._is_stored():
+            lease = cls(run, lease_key(number + 1), me)
+            if me.state == "held":
+                _held.add(lease)  # before it is stored: whoever ends this process meanwhile gives it back
+            if run.put_if_absent(lease._key, holder_bytes(me)) or lease._is_stored():
                 break
+            _held.discard(lease)
         if run.local_path(lease._key) is None:
             time.sleep(PAUSE_SECONDS)
             lease.require_held()
         if number >= KEPT:
             with suppress(LatentmillError):
-                run.delete(_key(number + 1 - KEPT))
+                run.delete(lease_key(number + 1 - KEPT))
         return lease
 
     def require_held(self) -> None:
@@ -148,6 +103,7 @@ class Lease:
     def release(self, state: State, message: str = "") -> None:
         """Record how the process ended. An error of the store is only logged: the lease will be found dead anyway."""
         _released_tokens.add(self.holder.token)
+        _held.discard(self)
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -167,7 +123,7 @@ class Lease:
         if error is None:
             self.release("finished")
         else:
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = one_line(str(error)) or type(error).__name__
             self.release("stopped" if isinstance(error, Interrupted) else "failed", message)
 
     def _renew(self) -> None:
@@ -183,7 +139,7 @@ class Lease:
                 continue  # the store does not answer: the next renewal may reach it
 
     def _put(self, holder: Holder) -> None:
-        self._run.put(self._key, _text(replace(holder, beat=time.time(), n=self.progress())))
+        self._run.put(self._key, holder_bytes(replace(holder, beat=time.time(), n=self.progress())))
 
     def _is_stored(self) -> bool:
         """Whether the lease under this number is this process's: a put that was retried may find its own first try."""
@@ -198,10 +154,25 @@ class Lease:
 
 def newest(run: Storage) -> tuple[int, Holder | None]:
     """(number, holder) of the newest lease; (0, None) where there has been none."""
-    while numbers := [int(name) for info in run.list(FOLDER) if (name := _name(info.key)).isdigit()]:
+    for _ in range(LOOKS):
+        number = newest_number(run)
+        if not number:
+            return 0, None
         with suppress(NotFound):  # removed after it was listed
-            return max(numbers), _read(run, _key(max(numbers)))
-    return 0, None
+            return number, _read(run, lease_key(number))
+    raise StorageError(f"{run.locate(lease_key(number))} is listed, and cannot be found when it is read")
+
+
+def newest_number(run: Storage) -> int:
+    """Number of the newest lease, whatever it holds; 0 where there has been none."""
+    return max((number for info in run.list(LEASES) if (number := lease_of(info.key)) is not None), default=0)
+
+
+def give_back(run: Storage) -> None:
+    """Release the lease that this process still holds of a run, or was about to take, for a process that ends at once.
+    An error of the store is only logged."""
+    for lease in [lease for lease in _held if lease._run.url == run.url]:
+        lease.release("stopped", "stopped before or after the training steps")
 
 
 def require_free(run: Storage) -> None:
@@ -239,7 +210,7 @@ def claim_of(holder: Holder, me: Holder) -> str:
     if holder.state != "held":
         return ""  # a job that does not run, and whose state Slurm cannot be asked for here
     if holder.machine == me.machine:
-        alive = _start_ticks(holder.pid) == holder.started != ""
+        alive = start_ticks(holder.pid) == holder.started != ""
         return in_words(holder) if alive else ""
     age = time.time() - holder.beat
     if age >= DEAD_SECONDS:
@@ -276,10 +247,10 @@ def _refuse_fruitless(run: Storage, me: Holder, number: int) -> None:
     last_numbers = range(number, number - FRUITLESS, -1)
     if not me.job or me.state != "held" or last_numbers[-1] < 1:
         return
-    for key in map(_key, last_numbers):
+    for key in map(lease_key, last_numbers):
         try:
             holder = _read(run, key)
-        except StorageError:
+        except (StorageError, RunError):
             return
         if (holder.job, holder.state, holder.first) != (me.job, "held", me.first):
             return
@@ -290,34 +261,12 @@ def _refuse_fruitless(run: Storage, me: Holder, number: int) -> None:
 
 
 def _read(run: Storage, key: str) -> Holder:
-    return Holder(**json.loads(run.get(key)))
-
-
-def _text(holder: Holder) -> bytes:
-    return json.dumps(asdict(holder), indent=1).encode()
-
-
-def _key(number: int) -> str:
-    return f"{FOLDER}{number:06d}.json"
-
-
-def _name(key: str) -> str:
-    return key.removeprefix(FOLDER).removesuffix(".json")
-
-
-def _machine() -> str:
-    """This boot of this machine, and the process namespace in it; "" where there is no /proc."""
+    """The holder that a lease names. Fields of later versions are passed over. Raises NotFound, and RunError for a
+    damaged lease: nobody can tell then whether the run is being trained."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _start_ticks(pid: int) -> str:
-    """When a process of this machine started, in clock ticks since boot; "" for no process, and for a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+        return parse_holder(read_bounded(run, key, LEASE_BYTES))
+    except ParseError as error:
+        raise RunError(
+            f"{run.locate(key)} is no lease that can be read ({error}): see that no process trains the run, and delete "
+            "that file"
+        ) from error

@@ -12,34 +12,47 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import RunError
+from pipeline.config.values.bounds import Between
+from pipeline.errors import ParseError, RunError
+from pipeline.parsing.typed import build
+from pipeline.parsing.values import parse_json
 from pipeline.philox import GOLDEN, mix64
-from pipeline.storage.base import Storage
+from pipeline.runs.names import LEDGERS, ledger_key, ledger_of
+from pipeline.runs.stored import Count
+from pipeline.storage.base import Storage, local_errors
 
-LEDGER = "ledger/rank{rank:05d}.jsonl"
 MODULUS = 1 << 64
 FORMAT = 2
+LEDGER_BYTES = 1 << 30
+"""Largest ledger: some millions of stretches."""
+LINE_BYTES = 4096
+"""Longest line of a ledger: eight numbers take some hundred bytes."""
+
+Rank = Annotated[int, Between(0, 10**9)]
+Sum = Annotated[int, Between(0, MODULUS - 1)]
+"""A sum modulo 2**64."""
 
 
 @dataclass(frozen=True)
 class Stretch:
     """One line of a rank's ledger: this rank's samples with numbers in [first, last)."""
 
-    first: int
-    last: int
-    rank: int
-    world: int
-    samples: int
-    records: int
-    noise: int
+    first: Count
+    last: Count
+    rank: Rank
+    world: Rank
+    samples: Count
+    records: Sum
+    noise: Sum
     format: int = FORMAT
 
 
@@ -49,7 +62,7 @@ class Ledger:
 
     def __init__(self, run: Storage, folder: Path, rank: int, world: int) -> None:
         self._run, self._rank, self._world = run, rank, world
-        self._key = LEDGER.format(rank=rank)
+        self._key = ledger_key(rank)
         local = run.local_path(self._key)
         self._path = local or folder / self._key
         self._uploads = local is None
@@ -61,9 +74,11 @@ class Ledger:
 
     def start(self, n: int) -> None:
         """Begin or resume at n samples. truncate_ledgers must have run before."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._uploads:
-            self._path.write_bytes(self._run.get(self._key) if self._run.exists(self._key) else b"")
+        stored = self._run.get(self._key) if self._uploads and self._run.exists(self._key) else b""
+        with local_errors("write", self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._uploads:
+                self._path.write_bytes(stored)
         self._begin(n)
 
     def add(self, numbers: Tensor, shards: Tensor, rows: Tensor, noise: Tensor) -> None:
@@ -79,7 +94,7 @@ class Ledger:
         if n > self._first:
             noise = int(self._noise) % MODULUS
             stretch = Stretch(self._first, n, self._rank, self._world, self._samples, self._records, noise)
-            with open(self._path, "a", encoding="utf-8") as file:
+            with local_errors("write", self._path), open(self._path, "a", encoding="utf-8") as file:
                 file.write(_line(stretch))
                 file.flush()
                 os.fsync(file.fileno())
@@ -88,7 +103,9 @@ class Ledger:
     def upload(self) -> None:
         """Copy the file into the run directory, if that is not local. Any thread may call it."""
         if self._uploads:
-            self._run.put(self._key, self._path.read_bytes())
+            with local_errors("read", self._path):
+                data = self._path.read_bytes()
+            self._run.put(self._key, data)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -130,43 +147,56 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def parse_ledger(data: bytes, where: str = "a ledger") -> list[Stretch]:
-    """The lines of a ledger file, except for a last line that a killed process left unfinished. Raises RunError for
-    lines of another format."""
-    stretches = []
+    """The lines of a ledger file, except for a last line that a killed process left unfinished, and for damaged ones,
+    whose samples prove() reports as missing. where: the file, for messages. Raises RunError for lines of another
+    format."""
+    return [stretch for _, stretch in _lines(data, where)]
+
+
+def _lines(data: bytes, where: str) -> Iterator[tuple[bytes, Stretch]]:
+    """(line without its end, what it says) of every whole line."""
     for line in data.split(b"\n"):
         try:
-            fields = json.loads(line)
-        except ValueError:
+            fields = parse_json(line, LINE_BYTES)
+            version = fields.get("format", 1) if isinstance(fields, dict) and "first" in fields else FORMAT
+            if isinstance(version, int) and version != FORMAT:
+                raise RunError(
+                    f"{where} was written by another version of latentmill, whose sums differ from this one's: go on "
+                    "with that version, or choose another run="
+                )
+            yield line, build(Stretch, fields, unknown="pass")
+        except ParseError:
             continue
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            raise RunError(
-                f"{where} was written by another version of latentmill, whose sums differ from this one's: go on with "
-                "that version, or choose another run="
-            )
-        try:
-            stretches.append(Stretch(**fields))
-        except TypeError:  # a damaged line: prove() reports its samples as missing
-            continue
-    return stretches
 
 
 def truncate_ledgers(run: Storage, n: int) -> None:
-    """Remove lines beyond n samples and unfinished lines from every rank's ledger, whatever world wrote it. Rank 0
-    only."""
-    for info in run.list("ledger/"):
-        stored = run.get(info.key)
-        kept_lines = [line for line in parse_ledger(stored, run.locate(info.key)) if line.last <= n]
-        truncated = "".join(map(_line, kept_lines)).encode()
+    """Remove lines beyond n samples, unfinished and damaged lines from every rank's ledger, whatever world wrote it.
+    Rank 0 only."""
+    for key in _ledgers(run):
+        stored = run.get(key)
+        kept_lines = [line for line, stretch in _lines(stored, run.locate(key)) if stretch.last <= n]
+        truncated = b"".join(line + b"\n" for line in kept_lines)
         if truncated != stored:
-            run.put(info.key, truncated)
+            run.put(key, truncated)
 
 
 def read_ledger(run: Storage) -> list[Stretch]:
     """The lines of all ranks of a run, sorted by first sample and rank."""
     stretches: list[Stretch] = []
-    for info in run.list("ledger/"):
-        stretches += parse_ledger(run.get(info.key), run.locate(info.key))
+    for key in _ledgers(run):
+        stretches += parse_ledger(run.get(key), run.locate(key))
     return sorted(stretches, key=lambda stretch: (stretch.first, stretch.rank))
+
+
+def _ledgers(run: Storage) -> list[str]:
+    """The keys of all ranks' ledgers. Raises RunError where one is larger than any can be."""
+    infos = [info for info in run.list(LEDGERS) if ledger_of(info.key) is not None]
+    if large := next((info for info in infos if info.size > LEDGER_BYTES), None):
+        raise RunError(
+            f"{run.locate(large.key)} has {large.size:,} bytes, more than a ledger can have: restore it, or choose "
+            "another run="
+        )
+    return [info.key for info in infos]
 
 
 def totals(stretches: Iterable[Stretch]) -> tuple[int, int, int]:

@@ -15,7 +15,8 @@ import numpy as np
 from pipeline.data.order.dataset import Dataset
 from pipeline.data.order.mixture import AnyOrder, orders_of
 from pipeline.data.order.shuffle import Positions
-from pipeline.runs.ledger import LEDGER, MODULUS, Stretch, record_hashes
+from pipeline.runs.ledger import MODULUS, Stretch, record_hashes
+from pipeline.runs.names import ledger_key
 
 CHUNK = 1 << 16  # samples located at once
 NAMED = 4  # most records that a problem names
@@ -118,7 +119,7 @@ def _missing_ranks_problem(span: Span) -> str:
     also = f" and {len(more_ranks)} more ranks" if more_ranks else ""
     return (
         f"samples {span.missing_from} to {span.last - 1}: nothing of rank {rank} of {span.world}{also} "
-        f"({LEDGER.format(rank=rank)} is missing or was cut)"
+        f"({ledger_key(rank)} is missing or was cut)"
     )
 
 
@@ -133,7 +134,7 @@ def _check_lines(span: Span, lines: Sequence[Stretch], batch: int) -> str:
     if len(lines) > world:
         ranks = [line.rank for line in lines]
         surplus_rank = next(rank for rank in ranks if ranks.count(rank) > 1 or rank >= world)
-        return f"{where}: rank {surplus_rank} of {world} has them twice in {LEDGER.format(rank=surplus_rank)}"
+        return f"{where}: rank {surplus_rank} of {world} has them twice in {ledger_key(surplus_rank)}"
     return ""
 
 

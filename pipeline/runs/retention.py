@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from pipeline.config import CheckpointConfig, FeaturesName
-from pipeline.errors import CheckpointCorrupt, NotFound
+from pipeline.errors import CheckpointCorrupt, NotFound, ParseError
 from pipeline.log import log
+from pipeline.parsing.values import parse_json
 from pipeline.runs.checkpoint import read_commit
-from pipeline.runs.directory import CHECKPOINTS, COMMIT, SNAPSHOT, checkpoint_folder, committed, evaluation_folder
+from pipeline.runs.directory import committed
+from pipeline.runs.names import (
+    CHECKPOINTS,
+    COMMIT,
+    METRICS,
+    SNAPSHOT,
+    checkpoint_folder,
+    checkpoint_of,
+    evaluation_folder,
+)
+from pipeline.runs.stored import read_bounded
 from pipeline.storage.base import Storage
 
 LOWER_IS_BETTER = {"fid": True, "kid": True, "cmmd": True, "clip_score": False, "attribute_accuracy": False}
+METRICS_BYTES = 1 << 24
+"""Largest metrics.json of an evaluation that is read."""
 ABANDONED_SECONDS = 3600.0
 """A half-written file that nobody has written to for this long was left by a process that was killed."""
 
@@ -37,8 +49,8 @@ class Retention:
 
 
 def retain(run: Storage, retention: Retention) -> None:
-    """Remove the checkpoints that the rules do not keep, and the files of unfinished saves. Only one process may call
-    this, while nothing is being saved.
+    """Remove the checkpoints that the rules do not keep, and the files of unfinished saves. What has no name of ours is
+    left alone. Only one process may call this, while nothing is being saved.
 
     If the newest commit is damaged, or one of its files is missing or has another size, nothing is removed and a
     warning is logged. (Whoever wrote the files has just read them back.) A checkpoint's commit.json is removed before
@@ -57,7 +69,9 @@ def retain(run: Storage, retention: Retention) -> None:
     newest_files = {checkpoint_folder(newest.n) + entry["name"] for entry in newest.files}
     keys_to_remove = []
     for info in run.list(CHECKPOINTS):
-        n, key = int(info.key.split("/")[1]), info.key
+        n, key = checkpoint_of(info.key), info.key
+        if n is None:
+            continue
         weights_file = key.removesuffix(".json") + ".safetensors"
         belongs_to_newest = key in newest_files or weights_file in newest_files or key.endswith(COMMIT)
         if (n == newest.n and not belongs_to_newest) or (n not in kept and n < newest.n):
@@ -101,9 +115,9 @@ def _figure(run: Storage, n: int, name: str) -> float | None:
     """A figure of the evaluation at n by its short name, None for none or NaN. "fid" is the FID of whichever features
     the evaluation used."""
     try:
-        metrics = json.loads(run.get(f"{evaluation_folder(n)}/metrics.json"))
-    except (NotFound, ValueError):
+        metrics = parse_json(read_bounded(run, f"{evaluation_folder(n)}/{METRICS}", METRICS_BYTES))
+    except (NotFound, ParseError):
         return None
     keys = [name, *(f"{name}_{features}" for features in get_args(FeaturesName))]
-    value = next((metrics[key] for key in keys if metrics.get(key) is not None), None)
-    return None if value is None or math.isnan(value) else float(value)
+    figures = [metrics.get(key) for key in keys] if isinstance(metrics, dict) else []
+    return next((float(f) for f in figures if isinstance(f, int | float) and math.isfinite(f)), None)

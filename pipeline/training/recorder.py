@@ -12,8 +12,9 @@ from pipeline.diffusion.objective import Randomness
 from pipeline.diffusion.timesteps import noise_bucket
 from pipeline.distributed.world import World
 from pipeline.planning.flops import Flops, peak_tflops
-from pipeline.runs.directory import checkpoint_folder, last_sample
+from pipeline.runs.directory import last_sample
 from pipeline.runs.ledger import Ledger, noise_digest, truncate_ledgers
+from pipeline.runs.names import checkpoint_folder
 from pipeline.storage.base import Storage
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.saver import Save

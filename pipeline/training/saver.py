@@ -23,8 +23,8 @@ from torch import Tensor
 
 from pipeline.distributed.world import World, is_shared
 from pipeline.runs.checkpoint import Commit, seal, verify_file
-from pipeline.runs.directory import AVERAGES, COMMIT, checkpoint_folder
 from pipeline.runs.fragments import Fragment, write_safetensors
+from pipeline.runs.names import AVERAGES, COMMIT, checkpoint_folder
 from pipeline.runs.retention import Retention, retain
 from pipeline.storage.base import Storage
 

@@ -9,10 +9,11 @@ from pipeline.config import OptimConfig
 
 def learning_rate(n: int, samples: int, config: OptimConfig) -> float:
     """Learning rate of the step that begins at n samples seen: linear warm-up, then constant, or cosine decay to 0 at
-    `samples`."""
+    config.decay_samples, or else at `samples`, the run's last one."""
     factor = min(1.0, (n + config.batch) / config.warmup) if config.warmup > 0 else 1.0
     if config.decay == "cosine":
-        progress = (n - config.warmup) / max(samples - config.warmup, 1)
+        end = config.decay_samples or samples
+        progress = (n - config.warmup) / max(end - config.warmup, 1)
         factor *= 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
     return config.lr * factor
 

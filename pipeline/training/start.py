@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data.format.contract import Contract, contract_from_json
@@ -41,6 +42,7 @@ def begin(config: TrainConfig, denoiser: Denoiser, contract: Contract) -> dict[s
     unet = denoiser.unet
     kind, weights, facts = _read_weights(config, unet.config, contract)
     _check(config, contract, weights)
+    require_finite(f"init={config.init}", weights.state)
     facts = {"from": config.init, "kind": kind, **facts, "sha256": weights_hash(weights.state.items())}
     log.info(f"train: begins with the weights of {config.init} ({', '.join(_in_words(facts))})")
     channels = weights.state["conv_in.weight"].shape[1]
@@ -49,7 +51,10 @@ def begin(config: TrainConfig, denoiser: Denoiser, contract: Contract) -> dict[s
         log.info(
             f"train: {facts['new_input_channels']} input channels after the first {channels} are new, and start at zero"
         )
-    unet.load_state_dict(pretrained.widened(weights.state, unet.config))
+    try:
+        unet.load_state_dict(pretrained.widened(weights.state, unet.config))
+    except RuntimeError as error:
+        raise WeightsError(f"init={config.init}: its weights are not those of its configuration ({error})") from None
     return facts
 
 
@@ -62,6 +67,17 @@ def share(denoiser: Denoiser, world: World) -> None:
             values = parameter.detach().to(world.device)
             dist.broadcast(values, src=0)
             parameter.copy_(values)
+
+
+def require_finite(what: str, state: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError, which names the tensor, where weights are NaN or infinite. what: names them for that."""
+    for name, tensor in state.items():
+        finite = int(torch.isfinite(tensor).sum())
+        if finite < tensor.numel():
+            raise WeightsError(
+                f"{what}: {tensor.numel() - finite:,} of the {tensor.numel():,} values of {name} are NaN or infinite, "
+                "and no training mends them: begin with other weights"
+            )
 
 
 def _read_weights(
@@ -99,6 +115,8 @@ def _read_run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tu
     pretrained.require_same_architecture(f"init={config.init}", info.config.model, model)
     n, state = load_weights(info.storage, 0, config.init_weights)
     unet = {name.removeprefix("unet."): t for name, t in state.items() if name.startswith("unet.")}
+    if "conv_in.weight" not in unet or unet["conv_in.weight"].dim() != 4:
+        raise WeightsError(f"init={config.init}: its checkpoint at {n} samples holds no UNet")
     if unet["conv_in.weight"].shape[1] > model.in_channels:
         raise WeightsError(
             f"init={config.init} reads {unet['conv_in.weight'].shape[1]} channels, and this run {model.in_channels}: "

@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import pytest
 
+from made import cache as small_cache
 from pipeline.config import DataConfig, DeepSpeedConfig, EncodersConfig, OptimConfig, TrainConfig
 from pipeline.config.loading.merge import to_yaml
+from pipeline.data.format.contract import plain
 from pipeline.data.order.shuffle import ORDER
 from pipeline.errors import RunError
 from pipeline.runs.directory import (
@@ -17,6 +19,7 @@ from pipeline.runs.directory import (
 )
 from pipeline.storage.urls import open_storage
 
+CONTRACT = plain(small_cache.contract())
 CONFIG = TrainConfig(run="r", samples=1000, data=DataConfig(train="cache"), optim=OptimConfig(batch=64))
 
 
@@ -25,7 +28,7 @@ def run(tmp_path):
     """A run directory with a commit at 640 samples."""
     run = open_storage(str(tmp_path / "run"))
     run.put("config.yaml", to_yaml(CONFIG).encode())
-    facts = {"order": ORDER, "manifests": {"train": "a" * 64}, "contract": {"scale": 1.0}}
+    facts = {"order": ORDER, "manifests": {"train": "a" * 64}, "contract": CONTRACT}
     run.put("run.json", json.dumps(facts).encode())
     run.put("checkpoints/000000000640/commit.json", b"{}")
     return run
@@ -92,7 +95,7 @@ def test_another_dataset_is_refused(run, empty):
 
 
 def test_a_run_that_took_its_samples_in_another_order_is_refused(run):
-    run.put("run.json", json.dumps({"manifests": {"train": "a" * 64}}).encode())
+    run.put("run.json", json.dumps({"manifests": {"train": "a" * 64}, "contract": CONTRACT}).encode())
     with pytest.raises(RunError, match="version 1"):
         require_same_datasets(CONFIG, run, ["a" * 64], ())
 
@@ -113,7 +116,7 @@ def test_a_run_can_be_read_from_its_folder_alone(run):
     info = load_run(run.url)
     assert info.config == CONFIG
     assert info.manifests == {"train": "a" * 64}
-    assert info.contract == {"scale": 1.0}
+    assert info.contract == CONTRACT
 
 
 def test_a_folder_without_a_run_is_said_to_be_none(empty):

@@ -3,6 +3,7 @@ tests/system/test_slurm_train.py."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from pipeline.data.reading.batch import Batch
 from pipeline.errors import Interrupted, NonFinite, RunError
 from pipeline.runs import lease as module
 from pipeline.runs.directory import committed
+from pipeline.runs.holder import holder_bytes
 from pipeline.runs.lease import DEAD_SECONDS, FRUITLESS, KEPT, Holder, Lease, claim_of, enqueue, newest, this_process
+from pipeline.runs.names import lease_key
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.training.trainer import Trainer
@@ -92,7 +95,7 @@ def test_who_has_lost_its_lease_stops_and_commits_nothing_more(
             number, holder = newest(run)
             assert holder is not None
             assert holder.first == 0
-            run.put(module._key(number + 1), module._text(elsewhere()))
+            run.put(lease_key(number + 1), holder_bytes(elsewhere()))
         step(self, batch)
 
     monkeypatch.setattr(Trainer, "_step", take_it_away)
@@ -152,7 +155,7 @@ def test_a_renewal_that_finds_the_lease_taken_ends_the_process_and_leaves_the_ot
     try:
         with Lease.take(run):
             other = elsewhere()
-            run.put(module._key(2), module._text(other))
+            run.put(lease_key(2), holder_bytes(other))
             deadline = time.monotonic() + 20
             while not told:
                 assert time.monotonic() < deadline
@@ -229,3 +232,69 @@ def test_a_job_may_begin_before_its_place_in_the_queue_is_noted(run: Storage, mo
     assert newest(run)[0] == 1
     with pytest.raises(RunError, match="being trained by Slurm job 7"):
         enqueue(run, "8")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ends at start-up
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("taking", [False, True])
+def test_a_signal_at_start_up_gives_the_lease_back(
+    run: Storage, config: TrainConfig, number: int, taking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it comes: also between the put of the lease and the return of the function that takes it."""
+
+    put = type(run).put_if_absent
+
+    def stopped() -> int:
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+        return 0
+
+    def as_rank(_: TrainConfig) -> int:
+        if taking:
+            monkeypatch.setattr(type(run), "put_if_absent", lambda *words: put(*words) and stopped())
+        with Lease.take(run):
+            return stopped()
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(train, "as_rank", as_rank)
+        try:
+            train.main(config)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == Interrupted.exit_code
+    _, holder = newest(run)
+    assert holder is not None
+    assert holder.state == "stopped"
+    assert claim_of(holder, elsewhere(host="n2", machine="yet another")) == ""
+
+
+def test_ctrl_c_at_start_up_gives_the_lease_back(
+    run: Storage, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_rank(_: TrainConfig) -> int:
+        Lease.take(run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "as_rank", as_rank)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(config)
+    _, holder = newest(run)
+    assert holder is not None
+    assert holder.state == "stopped"
+
+
+def test_the_lease_of_another_run_and_one_that_waits_in_the_queue_are_not_given_back(
+    run: Storage, tmp_path: Path
+) -> None:
+    other = open_storage(str(tmp_path / "other"))
+    queued = open_storage(str(tmp_path / "queued"))
+    held = Lease.take(other)
+    Lease.take(queued, in_job("7", state="queued"))
+    module.give_back(run)
+    module.give_back(queued)
+    assert [holder.state for _, holder in map(newest, (other, queued)) if holder] == ["held", "queued"]
+    held.release("finished")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +17,9 @@ import pytest
 
 from made.lease import elsewhere, in_job
 from pipeline import cli, train
-from pipeline.runs import lease
+from pipeline.runs.holder import holder_bytes
 from pipeline.runs.lease import DEAD_SECONDS, Holder, Lease, this_process
-from pipeline.status import runs_at, state_of, status
+from pipeline.status import runs_at, state_of, status, table
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.terminal import duration
 from ranks.faulty_run import BATCH, config_of, losses, make_cache, rows
@@ -28,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = make_cache(folder / "cache")
     for name in ("done", "sweep/lr=1"):
         assert train.main(config_of(f"{folder}/{name}", cache, samples=4 * BATCH, every=2 * BATCH)) == 0
-    open_storage(str(folder / "sweep/lr=2")).put("lease/000001.json", lease._text(in_job("7", state="queued")))
+    open_storage(str(folder / "sweep/lr=2")).put("lease/000001.json", holder_bytes(in_job("7", state="queued")))
     return folder
 
 
@@ -116,3 +120,104 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no run at" in capsys.readouterr().err
     assert cli.main(["status"]) == 1
     assert "usage: latentmill status RUN" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Runs that cannot be read
+
+
+def one_whole_of_many(folder: Path, tmp_path: Path) -> Path:
+    """A folder of runs: one is whole, the others are damaged, each in a way of its own."""
+    many = tmp_path / "many"
+    shutil.copytree(folder / "done", many / "whole")
+    nested, lease = (
+        b"[" * 200_000,
+        b'{"token": "t", "state": "failed", "message": "\\u001b]0;pwned\\u0007\\u001b[31mOWNED"}',
+    )
+    for name, (key, data) in {
+        "garbage": ("config.yaml", b"\xff\x00\x1b[31m"),
+        "newer": ("config.yaml", (folder / "done/config.yaml").read_bytes() + b"later: 1\n"),
+        "cut-lease": ("lease/000001.json", b'{"token": "t'),
+        "new-lease": ("lease/000001.json", b'{"token": "t", "state": "finished", "evil": 1}'),
+        "escapes": ("lease/000001.json", lease),
+        "rows": ("metrics.jsonl", nested + b'\n{"kind": "train"}\n{"n": "x", "kind": "train", "time": 1}\n'),
+        "digit": ("lease/\u00b2\u00b2\u00b2.json", b"{}"),
+        "stray": ("checkpoints/backup/commit.json", b"{}"),
+        "tag": ("config.yaml", b"!!python/object/apply:os.system [id]"),
+        "facts": ("run.json", nested),
+        "huge": ("checkpoints/99999999999999999999/commit.json", b"{}"),
+    }.items():
+        shutil.copytree(folder / "done", many / name)
+        shutil.rmtree(many / name / "checkpoints")
+        shutil.rmtree(many / name / "lease")
+        open_storage(str(many / name)).put(key, data)
+    return many
+
+
+def test_a_run_that_cannot_be_read_gets_a_line_of_its_own_and_hides_no_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = one_whole_of_many(folder, tmp_path)
+    lines = {Path(line[0]).name: line for line in told(capsys, str(many))}
+    assert sorted(lines) == sorted(path.name for path in many.iterdir())
+    assert lines["whole"][1:3] == ["finished", "32 of 32 (100.0%)"]
+    assert "config.yaml: it is not UTF-8" in lines["garbage"][1]
+    assert "config.yaml: line 1 holds the tag" in lines["tag"][1]
+    assert lines["newer"][1] == "not being trained"
+    assert "000001.json is no lease that can be read" in lines["cut-lease"][1]
+    assert lines["new-lease"][1] == "finished"
+    assert lines["escapes"][1].startswith(r"failed: \x1b]0;pwned\x07\x1b[31mOWNED")
+    assert lines["rows"][1:3] == ["not being trained", "0 of 32 (0.0%)"]
+    assert [lines[name][1] for name in ("digit", "stray", "huge", "facts")] == ["not being trained"] * 4
+
+
+def test_status_ends_with_1_where_no_run_can_be_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = one_whole_of_many(folder, tmp_path)
+    assert cli.main(["status", str(many / "garbage")]) == 1
+    assert f"{many}/garbage/config.yaml: it is not UTF-8" in capsys.readouterr().out
+    assert cli.main(["status", str(many / "nothing")]) == 1
+    assert "no run at" in capsys.readouterr().err
+    assert cli.main(["status", str(many / "nothing"), str(many / "whole")]) == 0
+    nothing, whole = capsys.readouterr().out.splitlines()[1:]
+    assert "no run at" in nothing
+    assert "finished" in whole
+
+
+def test_what_is_no_run_is_not_taken_for_one(folder: Path, tmp_path: Path) -> None:
+    """A configuration of somebody else's beside the runs, copies in hidden folders, names that only look alike."""
+    many = tmp_path / "many"
+    shutil.copytree(folder / "done", many / "lr=1")
+    for key in ("config.yaml", ".trash/run.json", "notes/run.json.bak", "x/lease/notes.json", "y/lease/1.json"):
+        open_storage(str(many)).put(key, b"mine: 1")
+    assert runs_at(str(many)) == [f"{many}/lr=1"]
+
+
+def test_a_run_that_may_not_be_looked_into_hides_no_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As another user's in a folder that is shared."""
+    with tempfile.TemporaryDirectory() as many:
+        shutil.copytree(folder / "done", Path(many) / "a")
+        shutil.copytree(folder / "done", Path(many) / "b")
+        (Path(many) / "a").chmod(0)
+        Path(many).chmod(0o755)
+        user = os.geteuid()
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            lines = told(capsys, many)
+        finally:
+            os.seteuid(user)
+            (Path(many) / "a").chmod(0o755)
+    assert [Path(line[0]).name for line in lines] == ["a", "b"]
+    assert "Permission denied" in lines[0][1]
+    assert lines[1][1] == "finished"
+
+
+def test_absurd_numbers_and_messages_leave_room_for_the_other_columns(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "absurd"
+    shutil.copytree(folder / "sweep/lr=2", run)
+    row = {"n": 10**15 - 1, "kind": "train", "time": 1.0, "loss": 1e308, "images_per_s": -1e308}
+    open_storage(str(run)).put("metrics.jsonl", json.dumps(row).encode())
+    open_storage(str(run)).put("lease/000001.json", holder_bytes(elsewhere(state="failed", message="x" * 100_000)))
+    assert all(len(line) < 700 for line in table([status(str(run))]).splitlines())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from made.run import make_cache, make_run, train_config
@@ -283,3 +284,22 @@ def test_other_encoders_and_what_is_not_known_are_warned_of(
     shutil.rmtree(tmp_path / "sd" / "vae")
     begun(replace(config, init=str(tmp_path / "sd")), folder)
     assert "does not say its kind of prediction and latent scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["run", "model.safetensors"])
+def test_weights_that_are_not_finite_are_refused_in_a_line_that_names_the_tensor(
+    config: TrainConfig, folder: Path, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would only be found at the first step, which blames its samples."""
+    if source == "run":
+        n, state = load_weights(open_storage(str(folder / "run")))
+        state["unet.conv_in.weight"][0, 0, 0, 0] = torch.nan
+        monkeypatch.setattr(start, "load_weights", lambda *_: (n, state))
+    else:
+        tensors = load_file(folder / source)
+        tensors["model.diffusion_model.input_blocks.0.0.weight"][0, 0, 0, 0] = torch.inf
+        save_file(tensors, tmp_path / source, {"format": "pt"})
+        config = replace(config, init=str(tmp_path / source))
+    line = refusal(config, folder)
+    assert config.init in line
+    assert "NaN or inf" in line

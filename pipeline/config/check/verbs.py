@@ -44,6 +44,11 @@ def check_train(config: c.TrainConfig) -> None:
     check_model(config.model, config.task)
     check_world(config.optim, config.launch.processes)
     check_diffusion(config.diffusion)
+    require(
+        not config.optim.decay_samples or config.optim.decay == "cosine",
+        f"optim.decay_samples={config.optim.decay_samples} with optim.decay={config.optim.decay}: it ends a decay, so "
+        "set optim.decay=cosine, or leave it out",
+    )
     check_ema(config.ema)
     check_checkpoint(config)
     require(

@@ -1,0 +1,201 @@
+"""Reads what a run directory holds in YAML and JSON, whoever wrote it last: with every type and bound checked, and in
+one line that names the file where it is damaged. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config.check.groups import check_diffusion, check_model
+from pipeline.config.loading.merge import flat_types, from_dict
+from pipeline.config.values.bounds import Between, Ge, check_bounds, require
+from pipeline.errors import ConfigError, NotFound, ParseError, RunError
+from pipeline.parsing.typed import build
+from pipeline.parsing.values import YAML_BYTES, parse_json, parse_yaml
+from pipeline.runs.names import CONFIG, DIGITS, FACTS, ROWS
+from pipeline.storage.base import Storage
+
+FACTS_BYTES = 16 << 20
+"""Largest run.json: it takes some thousand bytes, and more only for the contract of a cache with many buckets."""
+ROW_BYTES = 1 << 20
+"""Longest row of metrics.jsonl."""
+LARGEST = 10**DIGITS - 1
+"""Largest number of samples: names have no room for more."""
+LARGEST_BATCH = 1 << 24
+"""Largest global batch."""
+WIDEST, MOST = 1 << 16, 1 << 10
+"""Largest width of a layer, and largest number of levels, of blocks in a level and of transformers in a block, of a
+network that a configuration may describe. The largest that were published have widths of some thousand."""
+
+Count = Annotated[int, Between(0, LARGEST)]
+"""A number of samples."""
+Seconds = Annotated[float, Between(0, 253402300799)]
+"""Unix time, up to the year 9999."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """A bound on text: a regular expression that all of it must match. words: what is wanted."""
+
+    pattern: str
+    words: str
+
+    def admits(self, value: str) -> bool:
+        return re.fullmatch(self.pattern, value) is not None
+
+
+Digest = Annotated[str, Matches(r"[0-9a-f]{64}", "a SHA-256 of 64 hexadecimal digits is wanted")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change of a key that may change and that the learning rate depends on. lr_old, lr_new: the learning rate at n
+    samples as it was to be, and as it is."""
+
+    n: Count
+    """Samples seen when training went on with it."""
+    key: str
+    old: Count
+    new: Count
+    at: Count = 0
+    """Samples seen at which the two rates are compared: n, or later where they are equal at n."""
+    lr_old: float = 0.0
+    lr_new: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """The contents of run.json that verbs read."""
+
+    manifests: dict[str, Digest]
+    """Digest of each dataset's manifest, by role."""
+    contract: dict[str, Any]
+    """Of data.train's cache, as in its manifest."""
+    dataset_samples: Count = 0
+    order: Annotated[int, Ge(1)] = 1
+    """Version of the order of samples."""
+    mixture: list[Annotated[int, Between(1, LARGEST)]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    init: dict[str, Any] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of metrics.jsonl, as far as verbs that look at many runs read it."""
+
+    n: Count
+    kind: str = ""
+    time: Seconds = 0.0
+    images_per_s: float | None = None
+    loss: float | None = None
+
+
+def read_rows(run: Storage, most: int) -> list[Row]:
+    """The rows in the last `most` bytes of metrics.jsonl. What is no row is passed over: others may have damaged it,
+    and its first line here is cut. [] where there is no such file."""
+    try:
+        size = run.stat(ROWS).size
+        data = run.get_range(ROWS, max(size - most, 0), min(size, most))
+    except NotFound:
+        return []
+    rows = []
+    for line in data.split(b"\n"):
+        with suppress(ParseError):
+            rows.append(build(Row, parse_json(line, ROW_BYTES), unknown="pass"))
+    return rows
+
+
+def read_bounded(run: Storage, key: str, most: int) -> bytes:
+    """An object of `most` bytes at most; what is larger is not read at all. Raises NotFound, StorageError, ParseError
+    for that."""
+    if (size := run.stat(key).size) > most:
+        raise ParseError(f"it has {size:,} bytes, {most:,} at most are read")
+    return run.get(key)
+
+
+def read_facts(run: Storage) -> dict[str, Any]:
+    """The contents of run.json, found to be of the types that `Facts` says; what later versions add is there too.
+    Raises NotFound where there is none, RunError where it is damaged."""
+    try:
+        facts: dict[str, Any] = parse_json(read_bounded(run, FACTS, FACTS_BYTES), FACTS_BYTES)
+        if "train" not in build(Facts, facts, unknown="pass").manifests:
+            raise ParseError("manifests name no train")
+        return facts
+    except ParseError as error:
+        raise damaged(run, FACTS, error) from error
+
+
+def read_config(run: Storage, *, forward: bool = False) -> TrainConfig:
+    """The configuration in config.yaml, with its bounds checked.
+
+    forward: whether keys that this version does not know are passed over; else they are refused, for they may change
+    what the run is. Raises NotFound where there is none, RunError where it is damaged or describes what cannot be.
+    """
+    try:
+        return config_from(parse_yaml(read_bounded(run, CONFIG, YAML_BYTES)), forward=forward)
+    except (ParseError, ConfigError, OverflowError) as error:
+        raise damaged(run, CONFIG, error) from error
+
+
+def config_from(tree: Any, *, forward: bool = False) -> TrainConfig:
+    """The configuration that stored plain values describe. forward: as in read_config. Raises ParseError, ConfigError,
+    OverflowError."""
+    if not isinstance(tree, dict):
+        raise ParseError("it is no group of keys")
+    config = from_dict(TrainConfig, _known(tree) if forward else tree)
+    require_plausible(config)
+    return config
+
+
+def damaged(run: Storage, key: str, error: Exception | str) -> RunError:
+    """The line about a file of a run that cannot be read. error: what is wrong with it."""
+    newer = ", take the version of latentmill that wrote it" if isinstance(error, ConfigError) else ""
+    return RunError(f"{run.locate(key)}: {error}. Restore that file from a copy{newer}, or choose another run")
+
+
+def missing(run: Storage, error: NotFound) -> RunError:
+    """The line about a folder that is no run's."""
+    return RunError(f"{run.url} is not a run directory ({error}); give the folder that `latentmill train run=` wrote")
+
+
+def require_plausible(config: TrainConfig) -> None:
+    """Raise ConfigError for a stored configuration with values out of bounds, or of a network that nobody could have
+    trained: it is refused before anything is built of it."""
+    check_bounds(config)
+    for key, value, most in (("samples", config.samples, LARGEST), ("optim.batch", config.optim.batch, LARGEST_BATCH)):
+        require(value <= most, f"{key}={value:g}: {most:,} at most is wanted")
+    model = config.model
+    _require_network(model)
+    check_model(model, config.task)
+    check_diffusion(config.diffusion)
+
+
+def _require_network(model: ModelConfig) -> None:
+    depth = model.transformer_depth
+    depths = (depth,) if isinstance(depth, int) else depth
+    widths = {name: getattr(model, name) for name in ("in_channels", "out_channels", "context_width", "vector_width")}
+    widths["channels x multipliers"] = model.channels * max(model.multipliers, default=1)
+    counts = {"blocks": model.blocks, "multipliers (levels)": len(model.multipliers)}
+    counts["transformer_depth"] = max(depths, default=0)
+    for values, most in ((widths, WIDEST), (counts, MOST)):
+        for name, value in values.items():
+            require(value <= most, f"model.{name}={value}: no network has more than {most:,}")
+
+
+def _known(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` without the keys that TrainConfig lacks, at any depth."""
+    known = {name for name, _ in flat_types(TrainConfig)}
+
+    def pruned(group: Mapping[str, Any], path: str) -> dict[str, Any]:
+        return {
+            key: pruned(value, f"{path}{key}.") if isinstance(value, Mapping) else value
+            for key, value in group.items()
+            if f"{path}{key}" in known
+        }
+
+    return pruned(tree, "")
