@@ -235,7 +235,7 @@ def _evaluated(rows: Sequence[Mapping[str, Any]]) -> set[int]:
 def _stored(run: Storage) -> bytes:
     """The bytes of a run's metrics.jsonl, b"" for none. Raises StorageError."""
     path = run.local_path(METRICS_KEY)
-    if path is not None and path.is_dir():
+    if path is not None and os.path.isdir(path):
         raise StorageError(f"{path} is a folder, and a run writes its metrics there: move it away")
     try:
         return run.get(METRICS_KEY)
