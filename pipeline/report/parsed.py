@@ -122,19 +122,23 @@ def is_row(row: Mapping[str, Any]) -> bool:
 def parse_figures(data: bytes) -> dict[str, Any]:
     """The figures in metrics.json: numbers or null by name, tables of numbers, and the name of the weights. Raises
     ParseError."""
-    tree = parse_json(data, FILE_BYTES)
+    return checked_figures(parse_json(data, FILE_BYTES))
+
+
+def checked_figures(tree: Any) -> dict[str, Any]:
+    """Figures as in parse_figures, of plain data. Raises ParseError."""
     if type(tree) is not dict or not tree or len(tree) > MOST_FIGURES:
         raise ParseError(f"it holds no figures: 1 to {MOST_FIGURES} names with numbers are wanted")
     figures = {}
     for name, value in tree.items():
-        if name in FIGURE_TABLES:
-            wanted = value is None or _is_table(value)
+        if "_by_" in name:
+            wanted, is_known = value is None or _is_table(value), name in FIGURE_TABLES
         elif name == "weights":
-            wanted = type(value) is str
+            wanted, is_known = type(value) is str, True
         else:
-            wanted = value is None or is_number(value)
-            if not wanted and not KNOWN_FIGURE.fullmatch(name):
-                continue  # of another version
+            wanted, is_known = value is None or is_number(value), KNOWN_FIGURE.fullmatch(name) is not None
+        if not (wanted or is_known):
+            continue  # of another version
         if not wanted:
             raise ParseError(f"it holds {name[:60]} of another type or size than a figure has")
         figures[name] = value
