@@ -31,7 +31,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(uint8).numpy())
+        digest.update(tensor.reshape(-1).view(uint8).numpy().data)
     return digest.hexdigest()
 
 
