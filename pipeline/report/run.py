@@ -32,8 +32,8 @@ from pipeline.tracking.tracker import METRICS_KEY, parse_lines
 T = TypeVar("T")
 STEPS_KEY = "steps.json"
 CONFIG_BYTES = 1 << 20
-METRICS_BYTES = 1 << 27
-"""The last bytes of metrics.jsonl that are read: some 200,000 rows."""
+METRICS_BYTES = 1 << 26
+"""The last bytes of metrics.jsonl that are read: some 100,000 rows, of two million steps."""
 IN_EVALS = re.compile(r"evals/(?P<n>[0-9]{12,19})(-(?P<name>[^/]+))?/(?P<file>(metrics|card|grid)\.json|grid\.png)")
 """Keys of evaluations; what else lies under evals/ is left alone."""
 SHEETS = 8  # evaluations inside training whose pictures are shown, besides the last one
@@ -170,7 +170,14 @@ def read_steps(storage: Storage, notes: list[str]) -> list[Step]:
 def _evaluations(storage: Storage, notes: list[str]) -> list[Evaluation]:
     """Every folder of evals/ that has a metrics.json, which is written last, in order of n."""
     folders: dict[tuple[int, str], dict[str, ObjectInfo]] = {}
-    for info in storage.list("evals/"):
+    try:
+        infos = storage.list("evals/")
+    except StorageError as error:
+        if storage.local_path("evals") is None:
+            raise
+        notes.append(f"evals/ is left out: {error}")
+        return []
+    for info in infos:
         if match := IN_EVALS.fullmatch(info.key):
             folders.setdefault((int(match["n"]), match["name"] or ""), {})[match["file"]] = info
     evaluations = []
@@ -238,13 +245,21 @@ def _read(
         return None
     try:
         return _parsed(parse, storage.get(info.key), info.key, notes)
-    except NotFound:  # removed meanwhile
+    except NotFound:  # removed meanwhile, or no file
+        if _is_odd(storage, info.key):
+            notes.append(f"{info.key} is left out: it is no file")
         return None
     except StorageError as error:
         if storage.local_path(info.key) is None:
             raise  # the store is gone, after long patience
         notes.append(f"{info.key} is left out: {error}")
         return None
+
+
+def _is_odd(storage: Storage, key: str) -> bool:
+    """Whether a folder, a pipe or a device lies where a file should."""
+    path = storage.local_path(key)
+    return path is not None and os.path.lexists(path) and not os.path.isfile(path)
 
 
 def _parsed(
@@ -275,9 +290,8 @@ def _facts(data: bytes) -> dict[str, Any]:
 def _get(storage: Storage, key: str, notes: list[str], limit: int = FILE_BYTES, end: bool = False) -> bytes:
     """The bytes of a file; b"" for none, for one that cannot be read, and for one of more than `limit` bytes, which is
     noted. end: read the last `limit` bytes of a longer one."""
-    path = storage.local_path(key)
-    if path is not None and os.path.isdir(path):
-        notes.append(f"{key} is a folder")
+    if _is_odd(storage, key):
+        notes.append(f"{key} is left out: it is no file")
         return b""
     try:
         size = storage.stat(key).size
@@ -288,9 +302,9 @@ def _get(storage: Storage, key: str, notes: list[str], limit: int = FILE_BYTES, 
     except NotFound:
         return b""
     except StorageError as error:
-        if path is None:
+        if storage.local_path(key) is None:
             raise
-        notes.append(f"{key} cannot be read: {error}")
+        notes.append(f"{key} is left out: {error}")
         return b""
 
 

@@ -31,6 +31,8 @@ from pipeline.tracking.identity import identity_of
 from pipeline.tracking.wandb_run import Alert, Picture, Summary, WandbRun
 
 METRICS_KEY = "metrics.jsonl"
+METRICS_BYTES = 1 << 31
+"""Largest metrics.jsonl with which a run goes on."""
 ROW_BYTES = 1 << 24
 """Longest line of metrics.jsonl that is read."""
 WANDB_MODES = ("auto", "online", "offline", "off")
@@ -238,6 +240,11 @@ def _stored(run: Storage) -> bytes:
     if path is not None and os.path.isdir(path):
         raise StorageError(f"{path} is a folder, and a run writes its metrics there: move it away")
     try:
+        if (size := run.stat(METRICS_KEY).size) > METRICS_BYTES:
+            raise StorageError(
+                f"{run.locate(METRICS_KEY)} has {size:,} bytes, more than a run writes: move it away, and the run goes "
+                "on with a new one"
+            )
         return run.get(METRICS_KEY)
     except NotFound:
         return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import time
 from pathlib import Path
@@ -170,10 +171,27 @@ def test_a_damaged_configuration_is_shown_as_text_and_said_to_be_damaged(run: Pa
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json", "steps.json", "metrics.jsonl"])
-def test_a_folder_in_place_of_a_file_is_said(run: Path, name: str) -> None:
-    (run / name).unlink()
-    (run / name).mkdir()
-    assert f"{name} is a folder" in shown(run)[1]
+def test_a_folder_or_a_pipe_in_place_of_a_file_is_said(run: Path, name: str) -> None:
+    puts = (os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path), lambda path: os.symlink(name, path))
+    for number, put in enumerate(puts):
+        (run / name).rename(run / f"odd{number}")
+        put(run / name)
+        assert f"{name} is left out: it is no file" in shown(run)[1]
+
+
+def test_what_cannot_be_listed_or_read_of_the_evaluations_hides_nothing_else(run: Path) -> None:
+    (run / LAST / "card.json").unlink()
+    os.mkfifo(run / LAST / "card.json")
+    assert "card.json" not in shown(run)[1] or f"{LAST}/card.json is left out" in shown(run)[1]
+    os.symlink("loop", run / "evals" / "loop")
+    assert "evals/ is left out: " in shown(run)[1] and "Throughput" in shown(run)[1]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "steps.json", "metrics.jsonl", f"{LAST}/card.json"])
+def test_a_file_of_a_terabyte_is_not_read(run: Path, name: str) -> None:
+    os.truncate(run / name, 10**12)
+    text = shown(run)[1]
+    assert f"{name} has 1,000,000,000,000 bytes" in text or f"{name} is left out: it has 1,000,000,000,000" in text
 
 
 def test_names_that_others_put_beside_evaluations_are_left_alone(run: Path) -> None:

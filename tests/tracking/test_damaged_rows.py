@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,13 @@ def test_going_on_drops_rows_beyond_n_and_keeps_every_line_that_it_cannot_read(t
 def test_a_folder_in_place_of_the_metrics_is_said_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(StorageError, match=r"metrics\.jsonl is a folder"):
+        Tracker(open_storage(str(tmp_path)), TrackingConfig(wandb="off"))
+
+
+def test_metrics_of_a_terabyte_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    os.truncate(tmp_path / "metrics.jsonl", 10**12)
+    with pytest.raises(StorageError, match=r"has 1,000,000,000,000 bytes, .* move it away"):
         Tracker(open_storage(str(tmp_path)), TrackingConfig(wandb="off"))
 
 
