@@ -13,7 +13,7 @@ import shlex
 import sys
 import tarfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import cli
@@ -21,8 +21,9 @@ from pipeline.config import DemoConfig
 from pipeline.distributed import forks
 from pipeline.distributed.ranks import run_command
 from pipeline.errors import LatentmillError
-from pipeline.log import show
+from pipeline.log import log, show
 from pipeline.report import page, run
+from pipeline.report.publish import require_page
 from pipeline.storage.local import LocalStorage
 from pipeline.verbs import VERBS
 
@@ -60,7 +61,11 @@ def main(config: DemoConfig) -> int:
     """Run the verb."""
     dest = Path(config.dest)
     storage = LocalStorage(dest)
-    done = json.loads(storage.get(STEPS)) if storage.exists(STEPS) else []
+    require_page(str(dest / "report.html"), page.MARK)  # before minutes of work
+    notes = list[str]()
+    done = [asdict(step) for step in run.read_steps(storage, notes)]
+    for note in notes:
+        log.warning(f"demo: {note}; every step is run anew")
     began, any_has_run = time.monotonic(), False
     for number, step in enumerate(data_steps(config, dest)):
         any_has_run = _run(storage, done, number, step, any_has_run)

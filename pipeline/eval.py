@@ -2,13 +2,12 @@
 
 With from_card the figures of a card are made again, and compared.
 One evaluation for each sampler, number of steps and guidance scale; several draw the curve of FID against CLIP score
-into the run's report. Results lie in RUN/evals/{n}-{sampler}-{steps}-g{guidance}-n{images}-s{seed}/: figures that are
-there, and were made of the same data by the same networks, are not made again.
+into the run's report. Results lie in RUN/evals/, in a folder whose name holds all that they depend on
+(evaluation/kept.py): figures that are there are not made again, and others stand beside them.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import tempfile
@@ -27,20 +26,22 @@ from pipeline.diffusion.levels import levels_for
 from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.signals import SCHEDULER, StopRequest
 from pipeline.distributed.world import World, pick_device
-from pipeline.errors import ConfigError, NotFound
+from pipeline.errors import ConfigError, NotFound, ParseError, RunError, WeightsError
 from pipeline.evaluation import beside
 from pipeline.evaluation.captions import load_validation
-from pipeline.evaluation.card import Card
+from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.evaluate import Evaluator, in_training, write
 from pipeline.evaluation.features.networks import load_features
+from pipeline.evaluation.kept import full_name, kept_card, weights_digest
 from pipeline.evaluation.reference import load_reference
 from pipeline.inference.trained import Trained, encode_captions, load_trained
-from pipeline.log import show
+from pipeline.log import log, show
 from pipeline.models.denoiser import Denoiser
+from pipeline.parsing.text import one_line
 from pipeline.report import page
+from pipeline.report.publish import require_page
 from pipeline.runs.datasets import empty_caption
-from pipeline.runs.directory import RunInfo, evaluation_folder, load_run
-from pipeline.storage.base import Storage
+from pipeline.runs.directory import RunInfo, load_run
 from pipeline.storage.urls import open_storage, split_url
 from pipeline.tracking import terminal
 from pipeline.tracking.tracker import Tracker
@@ -56,12 +57,14 @@ def main(config: EvalRunConfig) -> int:
         return evaluate_pending(config)
     if config.from_card:
         return reproduce(config)
+    dest = f"{config.run.rstrip('/')}/{page.DEFAULT_DEST}"
+    if len(settings(config)) > 1:
+        require_page(dest, page.MARK)  # before hours of work
     cards = evaluate_run(config)
     show(table(cards), end="")
     for card in cards:
         show(card.line())
     if len(cards) > 1:
-        dest = f"{config.run.rstrip('/')}/{page.DEFAULT_DEST}"
         page.write([config.run], dest)
         show(f"report: {dest}")
     return 0
@@ -76,26 +79,35 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
     """
     if config.images < 2 or not config.guidance:
         raise ConfigError("images must be 2 or more, and guidance at least one scale")
-    trained, evaluator, denoiser = prepare(config)
+    trained, evaluator, denoiser, sha256 = prepare(config)
     samplers = settings(config)
     for sampler in samplers:
         levels_for(evaluator.diffusion, sampler.sampler, sampler.steps)
     cards = []
     for i, sampler in enumerate(samplers):
-        name = folder_name(config, sampler)
-        card = stored_card(trained.info.storage, trained.n, name, evaluator)
+        made_of = (config.images, sampler, trained.weights, sha256)
+        card = kept_card(trained.info.storage, trained.n, evaluator, *made_of)
         if card is None:
+            name = full_name(evaluator, *made_of)
             if len(samplers) > 1:
                 show(f"eval: {i + 1} of {len(samplers)}: {name}")
-            result = evaluator(denoiser, trained.n, images=config.images, sampler=sampler, weights=trained.weights)
+            result = evaluator(
+                denoiser,
+                trained.n,
+                images=config.images,
+                sampler=sampler,
+                weights=trained.weights,
+                weights_sha256=sha256,
+            )
             write(trained.info.storage, result, name)
             card = result.card
         cards.append(card)
     return cards
 
 
-def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
-    """Load what the evaluations of one checkpoint share."""
+def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Evaluator, Denoiser, str]:
+    """Load what the evaluations of one checkpoint share; last comes the hash of its weights. measured: against the
+    reference, where there is one."""
     device = pick_device(config.device)
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     run = trained.info.config
@@ -107,8 +119,9 @@ def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
     require_match(trained.contract, manifest.contract, f"data.val={val}")
     first_stage, tower = trained.encoders(device, config.encoders)
     empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
+    sha256 = weights_digest(trained.state)
     denoiser = trained.denoiser(empty_LD, device, packed=True)
-    reference = config.reference or run.eval.reference
+    reference = (config.reference or run.eval.reference) if measured else ""
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
     seed = trained.contract.encoder_seed
@@ -127,7 +140,7 @@ def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
         thorough=True,
         world=World(device=device),
     )
-    return trained, evaluator, denoiser
+    return trained, evaluator, denoiser, sha256
 
 
 def reproduce(config: EvalRunConfig) -> int:
@@ -138,17 +151,22 @@ def reproduce(config: EvalRunConfig) -> int:
     """
     card = read_card(config.from_card)
     parts = config.from_card.rsplit("/", 3)
+    parts = [".", *parts] if len(parts) == 3 else parts
     is_in_run = len(parts) == 4 and parts[1] == "evals"
     if not (config.run or is_in_run):
         raise ConfigError(f"from_card={config.from_card} does not lie in a run's evals/: name the run with run=")
     kind, _, average = card.weights.partition("=")
     weights = cast(Literal["ema", "raw"], kind)
-    run = config.run or parts[0]
+    run = config.run or parts[0] or "/"
     card_config = replace(
         config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
     )
-    trained, evaluator, denoiser = prepare(card_config)
-    evaluator.require(card)
+    if card.features is not None and not config.features:
+        card_config = replace(card_config, features=card.features["name"])  # type: ignore[arg-type]
+    trained, evaluator, denoiser, sha256 = prepare(card_config, measured=card.reference is not None)
+    if trained.n != card.n:
+        raise RunError(f"{run} has no checkpoint at {card.n} samples, of which the card is")
+    evaluator.require(card, sha256)
     sampler = SamplerConfig(
         sampler=card.sampler,  # type: ignore[arg-type]
         steps=card.steps,
@@ -178,10 +196,8 @@ def read_card(url: str) -> Card:
     """Read a card.json. Raises ConfigError."""
     root, key = split_url(url)
     try:
-        facts = json.loads(open_storage(root).get(key))
-        facts.pop("line")
-        return Card(**facts)
-    except (NotFound, ValueError, KeyError, TypeError) as error:
+        return parse_card(open_storage(root).get(key))
+    except (NotFound, ParseError) as error:
         raise ConfigError(f"from_card={url}: no card of this version is there ({error})") from None
 
 
@@ -191,23 +207,34 @@ def differences(card: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, 
         name
         for metrics in (card, again)
         for name, value in metrics.items()
-        if isinstance(value, int | float) and name != "seconds"
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "seconds"
     }
     by_figure = {}
     for name in sorted(numbers):
-        before, after = card.get(name, math.inf), again.get(name, math.inf)
-        by_figure[name] = 0.0 if before == after else abs(before - after) / max(abs(before), 1e-12)
+        before, after = _figure(card, name), _figure(again, name)
+        same = before == after or (math.isnan(before) and math.isnan(after))
+        difference = 0.0 if same else abs(before - after) / max(abs(before), 1e-12)
+        by_figure[name] = math.inf if math.isnan(difference) else difference
     return by_figure
+
+
+def _figure(metrics: Mapping[str, Any], name: str) -> float:
+    """A figure; infinity where it is missing, NaN where it is none."""
+    value = metrics.get(name, math.inf)
+    return math.nan if value is None else value
 
 
 def evaluate_pending(config: EvalRunConfig) -> int:
     """Evaluate the snapshots that training has written (evaluation/beside.py) as training itself would. Returns the
-    exit status. Raises RunError, and Interrupted after a signal to stop, when the remaining snapshots stay pending."""
+    exit status.
+
+    A snapshot that is damaged is passed over with a line, and the status is 1 then. Raises RunError, and Interrupted
+    after a signal to stop, when the remaining snapshots stay pending."""
     info = load_run(config.run)
     run, settings = info.storage, info.config
-    stop, evaluate = StopRequest(), None
+    stop, evaluate, damaged = StopRequest(), None, set[int]()
     with tempfile.TemporaryDirectory(prefix="latentmill-") as folder, stop.listening(SCHEDULER):
-        while unevaluated := [n for n in beside.pending(run) if config.at in (0, n)]:
+        while unevaluated := [n for n in beside.pending(run) if config.at in (0, n) and n not in damaged]:
             n = unevaluated[0]
             if evaluate is None:
                 device = pick_device(config.device)
@@ -219,15 +246,18 @@ def evaluate_pending(config: EvalRunConfig) -> int:
                 evaluate = in_training(settings, run, World(device=device), manifest, empty_caption(cache, manifest))
             try:
                 weights = beside.read_snapshot(run, n)
+                device = pick_device(config.device)
+                on_device = {name: tensor.to(device) for name, tensor in weights.items()}
+                metrics = evaluate(on_device, n, lambda: stop.number is not None)
             except NotFound:  # another job has evaluated it
                 continue
-            device = pick_device(config.device)
-            metrics = evaluate(
-                {name: tensor.to(device) for name, tensor in weights.items()}, n, lambda: stop.number is not None
-            )
+            except (WeightsError, RunError) as error:
+                log.error(f"eval: the snapshot at {n:,} samples is passed over: {one_line(str(error))}")
+                damaged.add(n)
+                continue
             beside.finish(run, n, partial(_track, info, n, Path(folder)))
             show(f"eval: {n:,} samples: {_figures(metrics)}")
-    return 0
+    return 1 if damaged else 0
 
 
 def _track(info: RunInfo, n: int, folder: Path) -> None:
@@ -260,32 +290,12 @@ def settings(config: EvalRunConfig) -> list[SamplerConfig]:
     ]
 
 
-def folder_name(config: EvalRunConfig, sampler: SamplerConfig) -> str:
-    """A name that distinguishes this evaluation from others of the same checkpoint."""
-    weights_suffix = "-raw" if config.weights == "raw" else f"-ema{config.ema:g}" if config.ema else ""
-    settings_suffix = "".join(f"-{name}{value:g}" for name, value in sampler.guidance_settings.items())
-    guidance = f"g{sampler.guidance:g}{settings_suffix}"
-    return f"{sampler.sampler}-{sampler.steps}-{guidance}-n{config.images}-s{config.seed}{weights_suffix}"
-
-
-def stored_card(run: Storage, n: int, name: str, evaluator: Evaluator) -> Card | None:
-    """The card of a complete stored evaluation that was made from the same files as this one; None without one."""
-    folder = evaluation_folder(n, name)
-    try:
-        run.stat(f"{folder}/metrics.json")  # written last
-        facts = json.loads(run.get(f"{folder}/card.json"))
-        facts.pop("line")
-        card = Card(**facts)
-    except (NotFound, ValueError, KeyError, TypeError):  # no card, or a card of another version
-        return None
-    return None if evaluator.differing(card) else card
-
-
 def table(cards: Sequence[Card]) -> str:
     """A table of the figures with a column for each evaluation."""
+    figures = {name: value for card in reversed(cards) for name, value in card.metrics.items()}
     names = [
         name
-        for name, value in cards[0].metrics.items()
+        for name, value in (cards[0].metrics | figures).items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name not in ("n", "seconds", "guidance")
     ]
     headings = ["sampler", *(card.sampler for card in cards)]
@@ -293,8 +303,13 @@ def table(cards: Sequence[Card]) -> str:
         ["steps", *(str(card.steps) for card in cards)],
         ["guidance", *(f"{card.guidance:g}" for card in cards)],
     ]
-    rows += [[name, *(f"{card.metrics[name]:.4g}" for card in cards)] for name in names]
+    rows += [[name, *(_shown(card.metrics.get(name)) for card in cards)] for name in names]
     return terminal.table(headings, rows, left=(0,))
+
+
+def _shown(figure: Any) -> str:
+    """A figure in a table; - for one that is missing or no number."""
+    return f"{figure:.4g}" if isinstance(figure, int | float) and math.isfinite(figure) else "-"
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 
+from pipeline.config.loading.paths import split_words, without_litter
 from pipeline.data.order.buckets import Buckets
 from pipeline.data.order.mixture import AnyOrder, orders_of, share
 from pipeline.data.order.shuffle import Order
-from pipeline.errors import ConfigError, NotProved, RunError
-from pipeline.log import show
+from pipeline.errors import ConfigError, Interrupted, LatentmillError, NotProved, RunError
+from pipeline.log import log, show
 from pipeline.runs.datasets import dataset_and_order
 from pipeline.runs.directory import RunInfo, committed, load_run
 from pipeline.runs.ledger import Stretch, read_ledger, totals
@@ -29,17 +30,26 @@ SHOWN = 12  # problems that are listed
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb. argv: run directories, and dataset=URL (URL,URL,... for a mixture) when their dataset has moved.
-    Raises NotProved after printing what it found."""
-    urls = [argument for argument in argv if "=" not in argument]
-    options = dict(argument.split("=", 1) for argument in argv if "=" in argument)
-    dataset = options.pop("dataset", "")
-    if options or not urls:
-        raise ConfigError(f"{next(iter(options))}= is no option of ledger; {USAGE}" if options else USAGE)
+
+    A run that cannot be read hides no other. Raises NotProved after printing what it found, and for a single run
+    whatever keeps it from being read."""
+    words, options = split_words(argv, ("dataset",), "ledger")
+    if not words:
+        raise ConfigError(USAGE)
+    urls, litter = without_litter(words)
+    for path in litter:
+        log.info(f"ledger: {path} is what a sweep leaves beside its runs, and none of them")
     failures: list[str] = []
     proved_runs: list[tuple[str, int, tuple[int, int, int]]] = []  # url, n, totals
     for url in urls:
-        run = load_run(url)
-        lines, proof = examine(run, url, dataset)
+        try:
+            lines, proof = examine(load_run(url), url, options.get("dataset", ""))
+        except LatentmillError as error:
+            if len(urls) == 1 or isinstance(error, Interrupted):
+                raise
+            failures.append(f"{url} is not proved: {error}")
+            log.error(f"ledger: {failures[-1]}")
+            continue
         if proof.problems:
             more_text = f" ({len(proof.problems) - 1} more problems above)" if len(proof.problems) > 1 else ""
             failures.append(f"{url} is not proved: {proof.problems[0]}{more_text}")

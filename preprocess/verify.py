@@ -16,15 +16,18 @@ from pipeline.data.format.manifest import MANIFEST, Manifest, load_manifest
 from pipeline.data.format.present import require_shards
 from pipeline.errors import DataError
 from pipeline.log import log, show
+from pipeline.report.publish import require_page
 from pipeline.storage.urls import open_storage
 from preprocess.proving.against_source import check_sources
 from preprocess.proving.findings import Findings
-from preprocess.proving.page import Pair, write_page
+from preprocess.proving.page import MARK, Pair, write_page
 from preprocess.proving.shards import check_excluded, check_shards, check_uncond
 
 
 def main(config: VerifyConfig) -> int:
     """Runs the verb. Raises DataError when anything is wrong."""
+    if config.report:
+        require_page(config.report, MARK)
     storage = open_storage(config.dataset)
     manifest = load_manifest(storage)
     require_shards(storage, manifest)

@@ -198,10 +198,10 @@ class TrackingConfig:
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """auto: online when logged in to wandb, else offline. off: wandb is not used."""
-    project: str = "latentmill"
-    """Project of wandb."""
+    project: str = ""
+    """Project of wandb; "" = that of WANDB_PROJECT, else latentmill."""
     group: str = ""
-    """Group of wandb (for a sweep, its name)."""
+    """Group of wandb; "" = that of WANDB_RUN_GROUP, else for a sweep its name."""
     every: int = 0
     """Samples between logged training metrics; 0 = every 20 optimizer steps."""
     spike: ZeroIsOff = 3.0

@@ -11,7 +11,6 @@ it, as often as it is started, with the same figures. So a job that dies costs t
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import shutil
@@ -23,11 +22,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, float32
 
-from pipeline.errors import LatentmillError, NotFound
+from pipeline.errors import LatentmillError, NotFound, ParseError, WeightsError
 from pipeline.log import log
+from pipeline.parsing.text import one_line
+from pipeline.report.parsed import parse_figures, parse_tiles
 from pipeline.runs.names import EVALUATIONS, METRICS, SNAPSHOT, evaluation_folder, evaluation_of
 from pipeline.scheduler.slurm import inherited
 from pipeline.storage.base import Storage
@@ -50,13 +52,29 @@ def figures(run: Storage, n: int) -> str:
 def pending(run: Storage) -> list[int]:
     """n of every snapshot without figures, in increasing order."""
     keys = {info.key for info in run.list(EVALUATIONS)}
-    found = (evaluation_of(key) for key in keys if key.endswith(f"/{SNAPSHOT}"))
-    return sorted(at[0] for at in found if at and not at[1] and figures(run, at[0]) not in keys)
+    numbers = [number_of(key) for key in keys if key.endswith(f"/{SNAPSHOT}")]
+    return sorted(n for n in numbers if n is not None and figures(run, n) not in keys)
+
+
+def number_of(key: str) -> int | None:
+    """n of the evaluation inside training to which a key belongs; None for other keys, and those of others."""
+    n, name = evaluation_of(key) or (-1, "")
+    return n if n >= 0 and not name else None
 
 
 def read_snapshot(run: Storage, n: int) -> dict[str, Tensor]:
-    """Whole fp32 EMA weights by parameter name. Raises NotFound when another process has finished it."""
-    return load(run.get(f"{evaluation_folder(n)}/{SNAPSHOT}"))
+    """Whole fp32 EMA weights by parameter name. Raises NotFound when another process has finished it, WeightsError for
+    a damaged file."""
+    key = f"{evaluation_folder(n)}/{SNAPSHOT}"
+    try:
+        weights = load(run.get(key))
+        if not weights or any(tensor.dtype != float32 for tensor in weights.values()):
+            raise ValueError("it holds other than fp32 weights")
+        return weights
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise WeightsError(
+            f"{run.locate(key)} is damaged ({one_line(str(error))}): delete it, and the others are evaluated without it"
+        ) from None
 
 
 def finish(run: Storage, n: int, track: Callable[[], None]) -> None:
@@ -126,11 +144,11 @@ class Jobs:
     def _bring(self, last: bool = False) -> None:
         """Send figures that the tracker does not have to it."""
         for info in self._run.list(EVALUATIONS):
-            n, name = evaluation_of(info.key) or (-1, "")
-            if n < 0 or name or not info.key.endswith(f"/{METRICS}") or n in self._tracker.evaluations:
+            n = number_of(info.key) if info.key.endswith(f"/{METRICS}") else None
+            if n is None or n in self._tracker.evaluations:
                 continue
             if self._run.put_if_absent(f"{evaluation_folder(n)}/tracked", b"") or not last:
-                bring(self._run, n, self._tracker)
+                self._guarded(partial(bring, self._run, n, self._tracker))
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         try:
@@ -144,8 +162,13 @@ class Jobs:
 
 
 def bring(run: Storage, n: int, tracker: Tracker) -> None:
-    """Send the figures and the picture at n to the tracker."""
-    tracker.log(n, json.loads(run.get(figures(run, n))), kind="eval")
+    """Send the figures and the picture at n to the tracker. Raises ParseError for figures that are none."""
+    key = figures(run, n)
+    try:
+        metrics = parse_figures(run.get(key))
+    except ParseError as error:
+        raise ParseError(f"{run.locate(key)} is damaged: {error}") from None
+    tracker.log(n, metrics, kind="eval")
     show(run, n, tracker)
 
 
@@ -153,9 +176,9 @@ def show(run: Storage, n: int, tracker: Tracker) -> None:
     """Send the picture of the evaluation at n, with its captions, to the tracker."""
     folder = evaluation_folder(n)
     try:
-        captions = json.loads(run.get(f"{folder}/grid.json"))["captions"]
-        tracker.image(n, "samples", run.get(f"{folder}/grid.png"), numbered(captions))
-    except NotFound:  # an evaluation without a picture
+        tiles = parse_tiles(run.get(f"{folder}/grid.json"))
+        tracker.image(n, "samples", run.get(f"{folder}/grid.png"), numbered(tiles.captions))
+    except (NotFound, ParseError):  # an evaluation without a picture, or with a damaged one
         return
 
 

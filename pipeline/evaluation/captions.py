@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.reading.shards import first_records
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, ShardCorrupt
 from pipeline.inference.trained import encode_captions
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
@@ -47,11 +47,18 @@ def load_validation(
     stored_names = [name for name in members if name != "text" or manifest.contract.text.storage == "full"]
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in stored_names}
     for record in first_records(storage, manifest, count, stored_names):
-        captions.append(record.meta["caption"])
+        if not isinstance(caption := record.meta.get("caption"), str):
+            raise ShardCorrupt(f"{storage.url}: record {len(captions)} has no caption; verify names its shard")
+        captions.append(caption)
         for name in stored_names:
             arrays[name].append(np.array(record.members[name]))
     if not captions:
         raise DatasetError(f"{storage.url} has no records to evaluate on")
+    for name, rows in arrays.items():
+        if len(shapes := {row.shape for row in rows}) > 1:
+            raise DatasetError(
+                f"{storage.url}: its first {len(rows)} records hold {name} of {len(shapes)} shapes; one is wanted"
+            )
     tensors = {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items()}
     if "text" in members and "text" not in stored_names:
         batches = (captions[i : i + ENCODED_TOGETHER] for i in range(0, len(captions), ENCODED_TOGETHER))

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import math
+import re
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, get_args
+
+from pipeline.config import SamplerName
+from pipeline.config.values.bounds import Between
+from pipeline.errors import ParseError
+from pipeline.parsing.typed import build
+from pipeline.parsing.values import parse_json
+from pipeline.report.parsed import FILE_BYTES, checked_figures
 
 FORMAT = 1
+GUIDANCE_SETTINGS = ("guidance_low", "guidance_high", "rescale")
 PACKAGES = ("torch", "torchvision", "diffusers", "open_clip_torch", "timm", "numpy", "scipy", "pillow")
 """Packages whose arithmetic the figures depend on."""
 
@@ -17,23 +27,25 @@ class Card:
 
     metrics: dict[str, Any]
     """The figures, under the names of metrics.json."""
-    images: int
+    images: Annotated[int, Between(1, 10**8)]
     """Images sampled, N."""
-    n: int
+    n: Annotated[int, Between(0, 2**62)]
     """Number of samples that the weights have seen."""
     weights: str
     """ema, raw, or a power-function average such as ema=0.1."""
+    weights_sha256: str = ""
+    """Hash of the weights themselves; "" for evaluations inside training, and on cards of earlier versions."""
     sampler: str
     """Name of the sampler."""
-    steps: int
+    steps: Annotated[int, Between(1, 10**6)]
     """Denoising steps."""
-    batch: int = 0
+    batch: Annotated[int, Between(0, 10**6)] = 0
     """Images per denoising batch. It changes figures only by rounding."""
-    guidance: float
+    guidance: Annotated[float, Between(0, 1e9)]
     """Classifier-free guidance scale."""
     guidance_settings: dict[str, float] = field(default_factory=dict)
     """Other settings of guidance: guidance_low, guidance_high and rescale, where they are not 0."""
-    seed: int
+    seed: Annotated[int, Between(0, 2**64 - 1)]
     """Image i starts from the noise of (seed, i)."""
     task: str
     """The task, which conditions the model."""
@@ -59,24 +71,24 @@ class Card:
     def line(self) -> str:
         """The figures and how they were made, in one line for a paper."""
         figures = []
-        if self.features is not None:
+        if self.features is not None and f"fid_{self.features['name']}" in self.metrics:
             name = f"fid_{self.features['name']}"
             floors = ", ".join(
-                f"{word} {self.metrics[key]:.3g}"
+                f"{word} {self._figure(key):.3g}"
                 for word, key in (("reconstructions", f"{name}_floor_reconstruction"), ("real", f"{name}_floor_real"))
                 if key in self.metrics
             )
             rank_text = ", rank deficient" if self.rank_deficient else ""
-            figures.append(f"{name} {self.metrics[name]:.3g}{self._error(name)} ({floors}{rank_text})")
+            figures.append(f"{name} {self._figure(name):.3g}{self._error(name)} ({floors}{rank_text})")
             for kind in ("fid_infinity", "kid", "precision", "recall", "cmmd"):
                 name = f"{kind}_{self.features['name']}"
                 if name in self.metrics:
-                    figures.append(f"{name} {self.metrics[name]:.3g}{self._error(name)}")
+                    figures.append(f"{name} {self._figure(name):.3g}{self._error(name)}")
         for name, digits in (("inception_score", 2), ("clip_score", 2), ("attribute_accuracy", 3)):
             if name in self.metrics:
                 real = self.metrics.get(f"{name}_real")
                 real_text = f" (real {real:.{digits}f})" if real is not None else ""
-                figures.append(f"{name} {self.metrics[name]:.{digits}f}{self._error(name)}{real_text}")
+                figures.append(f"{name} {self._figure(name):.{digits}f}{self._error(name)}{real_text}")
         settings = [
             f"{self.images:,} images, seed {self.seed}",
             ", ".join(
@@ -93,6 +105,11 @@ class Card:
             settings.append(f"reference {self.reference['sha256'][:12]} of {self.reference['images']:,} images")
         return f"{', '.join(figures)}; {'; '.join(settings)}; latentmill {self.versions['latentmill']}"
 
+    def _figure(self, name: str) -> float:
+        """A figure; NaN where a stored card has none."""
+        value = self.metrics[name]
+        return math.nan if value is None else value
+
     def _error(self, name: str) -> str:
         """The 95% interval or, without one, +- the standard error or the deviation over subsets; "" for none."""
         error = self.metrics.get(f"{name}_error", self.metrics.get(f"{name}_std"))
@@ -103,7 +120,44 @@ class Card:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; "line" is the one-line form."""
-        return asdict(self) | {"line": self.line()}
+        facts = asdict(self) | {"line": self.line()}
+        return facts if self.weights_sha256 else {k: v for k, v in facts.items() if k != "weights_sha256"}
+
+
+def parse_card(data: bytes) -> Card:
+    """The card in the bytes of a card.json. Raises ParseError for a damaged card, and for one with a field that this
+    version does not know, since that might change what its figures are."""
+    facts = parse_json(data, FILE_BYTES)
+    if type(facts) is dict:
+        facts.pop("line", None)
+    card = build(Card, facts)
+    kind, _, average = card.weights.partition("=")
+    problems = {
+        f"format={card.format}, which this version does not read": card.format != FORMAT,
+        f"sampler={card.sampler[:40]}, which is none": card.sampler not in get_args(SamplerName),
+        f"weights={card.weights[:40]}, which are none": card.weights not in ("ema", "raw")
+        and not (kind == "ema" and re.fullmatch(r"[0-9.e+-]{1,20}", average) and _is_positive(average)),
+        "captions without the digest of their dataset": type(card.captions.get("dataset")) is not str,
+        "clip without the hash of its image tower": "image_sha256" not in card.clip,
+        "features without name, hash and resize": card.features is not None
+        and not {"name", "sha256", "resize"} <= card.features.keys(),
+        "a reference without its hash and number of images": card.reference is not None
+        and (type(card.reference.get("sha256")), type(card.reference.get("images"))) != (str, int),
+        "guidance_settings that are none": not card.guidance_settings.keys() <= set(GUIDANCE_SETTINGS)
+        or not all(0 <= value <= 1e9 for value in card.guidance_settings.values()),
+        "versions without latentmill's": "latentmill" not in card.versions,
+    }
+    for problem, is_one in problems.items():
+        if is_one:
+            raise ParseError(f"it holds {problem}")
+    return replace(card, metrics=checked_figures(card.metrics))
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def versions() -> dict[str, str]:

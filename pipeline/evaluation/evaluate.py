@@ -7,9 +7,10 @@ rank takes whole batches. So every world size samples the same images, and figur
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -111,12 +112,13 @@ class Evaluator:
         images: int,
         sampler: SamplerConfig,
         weights: str = "ema",
+        weights_sha256: str = "",
         stopped: Callable[[], bool] = lambda: False,
     ) -> EvalResult:
         """Evaluate a denoiser whose weights have seen n samples. Collective: every rank calls it and gets the result.
 
-        weights: their name on the card. stopped: called before each batch. When it returns True on any rank, all ranks
-        raise Interrupted, and nothing is stored.
+        weights, weights_sha256: their name and their hash on the card. stopped: called before each batch. When it
+        returns True on any rank, all ranks raise Interrupted, and nothing is stored.
         """
         began = time.monotonic()
         part = self.world.together(lambda: self._measure(denoiser, images, sampler, stopped))
@@ -129,13 +131,15 @@ class Evaluator:
         return EvalResult(
             n=n,
             metrics=metrics,
-            card=self._card(n, metrics, images, sampler, weights),
+            card=replace(self._card(n, metrics, images, sampler, weights), weights_sha256=weights_sha256),
             grid=np.stack([pictures[i] for i in numbers]),
             captions=self.validation.rows(numbers)[0],
         )
 
-    def differing(self, card: Card) -> list[str]:
-        """Differences between what a card's figures were made from and what is loaded here, one line each."""
+    def differing(self, card: Card, weights_sha256: str = "") -> list[str]:
+        """Differences between what a card's figures were made from and what is loaded here, one line each.
+
+        weights_sha256: of the weights here; they are compared where the card has a hash of its own."""
         reference, features = self.reference, self.features
         pairs = {
             "reference": ((card.reference or {}).get("sha256", ""), reference.sha256 if reference else ""),
@@ -144,6 +148,7 @@ class Evaluator:
             "captions": (card.captions["dataset"], self.validation.digest),
             "autoencoder": (card.vae_sha256, self.first_stage.weights_sha256),
             "CLIP": (card.clip["image_sha256"], self.tower.image_sha256),
+            "weights": (card.weights_sha256, weights_sha256 if card.weights_sha256 else ""),
         }
         return [
             f"{name}: {on_card[:12] or 'none'} on the card, {loaded[:12] or 'none'} here"
@@ -151,9 +156,9 @@ class Evaluator:
             if on_card != loaded
         ]
 
-    def require(self, card: Card) -> None:
+    def require(self, card: Card, weights_sha256: str) -> None:
         """Raise ContractMismatch, naming every difference, unless the card's figures can be reproduced here."""
-        if differing := self.differing(card):
+        if differing := self.differing(card, weights_sha256):
             raise ContractMismatch(f"the card's figures cannot be made again from these: {'; '.join(differing)}")
 
     def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig, stopped: Callable[[], bool]) -> _Part:
@@ -191,8 +196,8 @@ class Evaluator:
 
     def _batches(self, images: int, size: int) -> Iterator[list[int]]:
         """This rank's batches of image numbers: every size-th batch, so that batches are the same in any world."""
-        batches = [list(range(first, min(first + size, images))) for first in range(0, images, size)]
-        yield from batches[self.world.rank :: self.world.size]
+        for first in range(0, images, size)[self.world.rank :: self.world.size]:
+            yield list(range(first, min(first + size, images)))
 
     def _merge(self, parts: Sequence[_Part], images: int) -> dict[str, Any]:
         """Figures of all ranks' images, each with its floors. Called on rank 0 only."""
@@ -311,4 +316,13 @@ def in_training(
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True).encode()
+    return json.dumps(_finite(value), indent=1, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

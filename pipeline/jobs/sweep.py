@@ -2,9 +2,9 @@
 
 Hydra expands the sweep and launches the jobs. Each job is the same verb in a separate process, because a training run
 initialises things that a process can initialise only once. Jobs write to DEST/<swept keys>, where DEST is the run= or
-dest= of the command line; training runs form a group of that name in wandb, unless tracking.group= names another. Jobs
-run one after another on this machine, or with cluster=NAME as the tasks of a Slurm array (by hydra-submitit-launcher):
-a task that is told to stop, or whose process a signal has ended, goes back to the queue.
+dest= of the command line; training runs form a group of that name in wandb, unless tracking.group= or WANDB_RUN_GROUP
+names another. Jobs run one after another on this machine, or with cluster=NAME as the tasks of a Slurm array (by
+hydra-submitit-launcher): a task that is told to stop, or whose process a signal has ended, goes back to the queue.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         outcomes = [json.loads(path.read_text()) for path in failures.iterdir()] if not launcher else []
         if any(status == Interrupted.exit_code for _, status in outcomes):
             return  # an earlier job was told to stop, and this one with it
-        grouped = verb == "train" and not any(word.startswith("tracking.group=") for word in task)
+        named = os.environ.get("WANDB_RUN_GROUP") or any(word.startswith("tracking.group=") for word in task)
+        grouped = verb == "train" and not named
         group = [f"tracking.group={root.rsplit('/', 1)[-1]}"] if grouped else []
         arguments = [*map(_plain, task), *group, f"{key}={root}/{name}"]
         show(f"== {name}")

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+
+from pipeline.report.elements import text
 
 WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 40  # pixels of margin, which hold labels
 TEXT_HEIGHT = 14
 MOST_POINTS = 240  # longer curves are averaged in bins before drawing
 SERIES_COLOURS = 6  # classes s0 to s5 of the stylesheet, reused beyond
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Sizes of numbers between which an axis can be divided; smaller ones are 0, and larger ones are not drawn."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +56,31 @@ def line_chart(
 
     log_y: logarithmic axis, which leaves out values that are not positive. y_range: fixed limits, such as (0, 1).
     """
-    curves = [(curve, _thin([p for p in curve.points if _drawable(p, log_y)])) for curve in series]
+    curves = [
+        (curve, _thin([(x, _zeroed(y)) for x, y in curve.points if _drawable((x, y), log_y)])) for curve in series
+    ]
     curves = [(curve, points) for curve, points in curves if points]
     if not curves:
         return ""
     levels = [level for level in levels if _drawable((0.0, level.y), log_y)]
-    xs = [x for curve, _ in curves for x, y in curve.points if _drawable((x, y), log_y)]
-    ys = [y for _, points in curves for _, y in points] + [level.y for level in levels]
-    ys += [y for curve, _ in curves for bar in curve.bars.values() for y in bar if _drawable((0.0, y), log_y)]
+    xs = [_zeroed(x) for curve, _ in curves for x, y in curve.points if _drawable((x, y), log_y)]
+    ys = [y for _, points in curves for _, y in points] + [_zeroed(level.y) for level in levels]
+    ys += [_zeroed(y) for curve, _ in curves for bar in curve.bars.values() for y in bar if _drawable((0.0, y), log_y)]
     x_axis = Axis.around(0.0 if min(xs) >= 0 else min(xs), max(xs), LEFT, WIDTH - RIGHT)
     low, high = y_range or padded(min(ys), max(ys), log_y)
     y_axis = Axis.around(low, high, HEIGHT - BOTTOM, TOP, log_y)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}">']
     parts += [y_tick(value, y_axis) for value in y_axis.ticks(5)]
     parts += [x_tick(value, x_axis) for value in x_axis.ticks(6)]
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{text(x_label)}</text>')
     parts += _levels(levels, y_axis)
     parts += [_curve(curve, points, x_axis, y_axis, x_label) for curve, points in curves]
     parts.append("</svg>")
     legend = legend_of([curve for curve, _ in curves]) if len(curves) > 1 else ""
-    unit = f' <span class="unit">{escape(y_label)}</span>' if y_label else ""
-    return f"<figure><figcaption>{escape(title)}{unit}</figcaption>{''.join(parts)}{legend}</figure>"
+    unit = f' <span class="unit">{text(y_label)}</span>' if y_label else ""
+    return f"<figure><figcaption>{text(title)}{unit}</figcaption>{''.join(parts)}{legend}</figure>"
 
 
 def short(value: float) -> str:
@@ -135,7 +140,11 @@ class Axis:
 
 def _drawable(point: tuple[float, float], log_y: bool) -> bool:
     x, y = point
-    return math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)
+    return abs(x) <= LARGEST and abs(y) <= LARGEST and (y >= SMALLEST or not log_y)
+
+
+def _zeroed(value: float) -> float:
+    return value if abs(value) >= SMALLEST else 0.0
 
 
 def padded(low: float, high: float, log: bool) -> tuple[float, float]:
@@ -184,7 +193,7 @@ def _curve(series: Series, points: Sequence[tuple[float, float]], x_axis: Axis, 
             title += f" ({short(bar[0])} to {short(bar[1])})"
             if y_axis.shows(bar[0]) and y_axis.shows(bar[1]):
                 parts.append(error_bar(colour, x_axis.at(x), y_axis.at(bar[0]), y_axis.at(bar[1])))
-        parts.append(f'{element} cx="{x_axis.at(x)}" cy="{y_axis.at(y)}"><title>{escape(title)}</title></circle>')
+        parts.append(f'{element} cx="{x_axis.at(x)}" cy="{y_axis.at(y)}"><title>{text(title)}</title></circle>')
     return "".join(parts)
 
 
@@ -217,12 +226,12 @@ def _levels(levels: Sequence[Level], axis: Axis) -> list[str]:
     lines: list[str] = []
     groups: list[tuple[float, list[str]]] = []
     for level in sorted(levels, key=lambda level: level.y, reverse=True):  # from the top of the chart down
-        y, text = axis.at(level.y), f"{escape(level.label)} {short(level.y)}"
+        y, label = axis.at(level.y), f"{text(level.label)} {short(level.y)}"
         lines.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         if groups and y - groups[-1][0] < TEXT_HEIGHT:
-            groups[-1][1].append(text)
+            groups[-1][1].append(label)
         else:
-            groups.append((y, [text]))
+            groups.append((y, [label]))
     labels = [
         f'<text class="level" x="{WIDTH - RIGHT}" y="{y - 5}" text-anchor="end">{", ".join(together)}</text>'
         for y, together in groups
@@ -233,7 +242,6 @@ def _levels(levels: Sequence[Level], axis: Axis) -> list[str]:
 def legend_of(series: Sequence[Series]) -> str:
     """A list of the curves' labels."""
     items = (
-        f'<li><span class="swatch s{curve.colour % SERIES_COLOURS}"></span>{escape(curve.label)}</li>'
-        for curve in series
+        f'<li><span class="swatch s{curve.colour % SERIES_COLOURS}"></span>{text(curve.label)}</li>' for curve in series
     )
     return f'<ul class="legend">{"".join(items)}</ul>'

@@ -10,24 +10,31 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from pipeline.parsing.text import redact
+
 LONGEST = 300  # characters of a caption or a name; the rest is cut
+BEGINNING = (
+    b'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    b'<meta name="viewport" content="width=device-width,initial-scale=1">'
+    b'<meta name="color-scheme" content="light dark">'
+)
+"""How every page begins, so that an earlier one is known (publish.py)."""
 NOT_TEXT = ("Cc", "Cs")  # Unicode categories: control characters, lone surrogates
 
 
 def document(title: str, body: str, scripts: str = "") -> str:
     """A whole page that loads nothing, light and dark. body, scripts: HTML, the latter after the main element."""
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(title)} – latentmill</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
+        f"{BEGINNING.decode()}<title>{text(title)} – latentmill</title>"
+        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head>"
         f"<body><main>{body}</main>{scripts}</body></html>"
     )
 
 
 def text(value: str, limit: int = LONGEST) -> str:
-    """Any string as text of a page or of an attribute: escaped, cut at `limit` characters, and with U+FFFD in place of
-    control characters and lone surrogates."""
+    """Any string as text of a page or of an attribute: without secrets, escaped, cut at `limit` characters, and with
+    U+FFFD in place of control characters and lone surrogates."""
+    value = redact(value)
     cut = value if len(value) <= limit else f"{value[:limit]}…"
     return escape("".join(c if c == "\n" or unicodedata.category(c) not in NOT_TEXT else "\ufffd" for c in cut))
 

@@ -8,33 +8,42 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline.errors import ConfigError
-from pipeline.log import show
+from pipeline.config.loading.paths import split_words, without_litter
+from pipeline.errors import ConfigError, LatentmillError, RunError
+from pipeline.log import log, show
 from pipeline.report import samples, tables
-from pipeline.report.charts import Level, Series, line_chart, short
-from pipeline.report.elements import document
+from pipeline.report.charts import Level, Series, line_chart
+from pipeline.report.elements import document, text
+from pipeline.report.headline import headline, subtitle
 from pipeline.report.pareto import pareto
-from pipeline.report.run import Run, load, spread
-from pipeline.report.tables import duration, fids_of, fids_of_all
-from pipeline.storage.urls import open_storage, split_url
+from pipeline.report.publish import put_page, require_page
+from pipeline.report.run import Run, load
+from pipeline.report.tables import fids_of, fids_of_all
 
 DEFAULT_DEST = "report.html"
 SCRIPT = Path(__file__).with_name("sort.js")
+MARK = "Every number here is in the run's metrics.jsonl and evals/."
+"""A sentence that every report of a run has."""
+MOST_WARNINGS = 5
+"""Notes about one run that are told on stderr; its page has them all."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb. argv: run directories and dest=FILE. Without dest= the page of one run is written into that run."""
-    urls = [argument for argument in argv if "=" not in argument]
-    options = dict(argument.split("=", 1) for argument in argv if "=" in argument)
-    dest = options.pop("dest", "")
-    if options or not urls:
-        problem = f"{next(iter(options))}= is no option of report; " if options else ""
-        raise ConfigError(f"{problem}usage: latentmill report RUN... [dest=report.html]")
+    """Run the verb. argv: run directories and dest=FILE. Without dest= the page of one run is written into that run.
+
+    A run that cannot be read is passed over, with a line on stderr and one on the page. Raises ConfigError, RunError
+    where none can be read, DestinationExists, StorageError."""
+    words, options = split_words(argv, ("dest",), "report")
+    if not words:
+        raise ConfigError("usage: latentmill report RUN... [dest=report.html]")
+    urls, litter = without_litter(words)
+    for path in litter:
+        log.info(f"report: {path} is what a sweep leaves beside its runs, and none of them")
+    dest = options.get("dest", "")
     if not dest:
         dest = f"{urls[0].rstrip('/')}/{DEFAULT_DEST}" if len(urls) == 1 else DEFAULT_DEST
     write(urls, dest)
@@ -46,20 +55,36 @@ def write(urls: Sequence[str], dest: str, targets: Mapping[str, float] | None = 
     """Write the page about the runs at `urls` to `dest` (a path or s3:// URL), whole or not at all.
 
     targets: figures to reach, shown beside those reached: attribute_accuracy (at least), fid_ratio (FID over its
-    reconstruction floor, at most), seconds (of all steps, at most).
+    reconstruction floor, at most), seconds (of all steps, at most). Raises RunError where no run can be read,
+    DestinationExists where `dest` holds anything but a report.
     """
-    html = page([load(url) for url in urls], targets or {})
-    root, key = split_url(dest)
-    open_storage(root).put(key, html.encode())
+    require_page(dest, MARK)
+    runs, passed_over = list[Run](), list[str]()
+    for url in urls:
+        try:
+            runs.append(load(url))
+        except LatentmillError as error:
+            if len(urls) == 1:
+                raise
+            passed_over.append(f"{url} is passed over: {error}")
+            log.warning(f"report: {passed_over[-1]}")
+    if not runs:
+        raise RunError(f"none of the {len(urls)} is a run that can be read; the first: {passed_over[0]}")
+    for run in runs:
+        for note in run.notes[:MOST_WARNINGS]:
+            log.warning(f"report: {run.url}: {note}")
+        if (more := len(run.notes) - MOST_WARNINGS) > 0:
+            log.warning(f"report: {run.url}: {more} more files or lines are left out; the page names them")
+    put_page(dest, page(runs, targets or {}, passed_over), MARK)
 
 
-def page(runs: Sequence[Run], targets: Mapping[str, float]) -> str:
-    """The whole page as HTML."""
+def page(runs: Sequence[Run], targets: Mapping[str, float], passed_over: Sequence[str] = ()) -> str:
+    """The whole page as HTML. passed_over: a sentence for each run that could not be read."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     body = _single_run(runs[0], targets) if len(runs) == 1 else _compared_runs(runs)
+    body = tables.left_out(passed_over) + body
     footer = (
-        f"<footer>latentmill {escape(pipeline.__version__)}. Latent diffusion as in Rombach et al. "
-        "2021. Every number here is in the run's metrics.jsonl and evals/.</footer>"
+        f"<footer>latentmill {text(pipeline.__version__)}. Latent diffusion as in Rombach et al. 2021. {MARK}</footer>"
     )
     return document(title, body + footer, f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>")
 
@@ -67,7 +92,7 @@ def page(runs: Sequence[Run], targets: Mapping[str, float]) -> str:
 def _single_run(run: Run, targets: Mapping[str, float]) -> str:
     return "".join(
         (
-            f"<h1>{escape(run.name)}</h1>{_subtitle(run)}{_headline(run, targets)}",
+            f"<h1>{text(run.name)}</h1>{subtitle(run)}{_notes(run)}{headline(run, targets)}",
             samples.final(run),
             samples.over_time(run),
             _section("Quality", _quality([run])),
@@ -86,12 +111,13 @@ def _compared_runs(runs: Sequence[Run]) -> str:
     parts = [
         "<h1>Runs compared</h1>",
         tables.comparison(runs),
+        tables.left_out(tables.not_comparable([r.last for r in runs if r.last], "The runs' last evaluations", True)),
         _section("Quality", _quality(runs)),
         _section("Training", _training(runs)),
     ]
     for run in runs:
         parts += [
-            f"<h2>{escape(run.name)}</h2>{_subtitle(run)}",
+            f"<h2>{text(run.name)}</h2>{subtitle(run)}{_notes(run)}",
             samples.final(run, heading=False),
             _charts([pareto(run.evaluations, fid) for fid in fids_of_all(run.evaluations)]),
             tables.evaluation_table(run.evaluations),
@@ -100,81 +126,15 @@ def _compared_runs(runs: Sequence[Run]) -> str:
     return "".join(parts)
 
 
+def _notes(run: Run) -> str:
+    """What the run's part of the page lacks, and whether its figures compare."""
+    return tables.left_out(
+        [*run.notes, *tables.not_comparable(run.training_evaluations, "The evaluations inside training")]
+    )
+
+
 def _section(heading: str, content: str) -> str:
-    return f"<h2>{escape(heading)}</h2>{content}" if content else ""
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Headline
-
-
-def _subtitle(run: Run) -> str:
-    start = run.starts[-1] if run.starts else {}
-    parts = [f"{short(run.samples)} samples seen"]
-    if start.get("world"):
-        parts.append(f"{start['world']} ranks")
-    parts.append("no restarts" if not run.restarts else f"{run.restarts} restart{'s' * (run.restarts > 1)}")
-    if run.seconds > 0:
-        parts.append(f"{duration(run.seconds)} of training and evaluation")
-    return f'<p class="soft">{escape(" · ".join(parts))}</p>'
-
-
-def _headline(run: Run, targets: Mapping[str, float]) -> str:
-    """Cards with the figures of the last evaluation inside training, the training speed and the time of all steps."""
-    cards: list[str] = []
-    if run.last:
-        metrics = run.last.metrics
-        if (accuracy := metrics.get("attribute_accuracy")) is not None:
-            cards.append(_accuracy_card(accuracy, metrics, targets.get("attribute_accuracy")))
-        cards += [_fid_card(name, metrics, targets.get("fid_ratio")) for name in fids_of(metrics)]
-        if (score := metrics.get("clip_score")) is not None:
-            real = metrics.get("clip_score_real")
-            notes = [f"real images {real:.1f}" if real is not None else "100 × cosine"]
-            cards.append(_card("CLIP score", f"{score:.1f}", [*_error_bar_notes("clip_score", metrics), *notes]))
-    rates = [rate for _, rate in run.curve("images_per_s")]
-    if rates:
-        cards.append(_card("training speed", f"{sorted(rates)[len(rates) // 2]:.0f}", ["images/s, median"]))
-    if run.steps:
-        seconds, limit = sum(step["seconds"] for step in run.steps), targets.get("seconds")
-        reached = None if limit is None else (f"target ≤ {duration(limit)}", seconds <= limit)
-        cards.append(_card("time of all steps", duration(seconds), [], reached))
-    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
-
-
-def _accuracy_card(value: float, metrics: Mapping[str, Any], target: float | None) -> str:
-    notes = _error_bar_notes("attribute_accuracy", metrics)
-    if (real := metrics.get("attribute_accuracy_real")) is not None:
-        notes.append(f"real images {real:.3f}")
-    return _card(
-        "attribute accuracy",
-        f"{value:.3f}",
-        notes,
-        None if target is None else (f"target ≥ {target:g}", value >= target),
-    )
-
-
-def _fid_card(name: str, metrics: Mapping[str, Any], target: float | None) -> str:
-    value, floor = metrics[name], metrics.get(f"{name}_floor_reconstruction")
-    notes = _error_bar_notes(name, metrics) + (
-        [] if not floor else [f"autoencoder floor {short(floor)}: {value / floor:.2f}×"]
-    )
-    reached = None if target is None or not floor else (f"target ≤ {target:g}× floor", value <= target * floor)
-    return _card(name, short(value), notes, reached)
-
-
-def _error_bar_notes(name: str, metrics: Mapping[str, Any]) -> list[str]:
-    """A figure's error bar in words; [] when it has none."""
-    bar = spread(metrics, name)
-    return [f"{short(bar[0])} to {short(bar[1])}"] if bar else []
-
-
-def _card(label: str, value: str, notes: Sequence[str], target: tuple[str, bool] | None = None) -> str:
-    lines = [f"<span>{escape(note)}</span>" for note in notes]
-    if target:
-        aim, is_met = target
-        kind, outcome = ("met", "reached") if is_met else ("missed", "not reached")
-        lines.append(f'<span class="{kind}">{escape(aim)}: {outcome}</span>')
-    return f'<div class="card"><span>{escape(label)}</span><b>{escape(value)}</b>{"".join(lines)}</div>'
+    return f"<h2>{text(heading)}</h2>{content}" if content else ""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -225,7 +185,7 @@ def _by_objects(run: Run) -> str:
             [
                 (float(evaluation.n), float(evaluation.metrics["attribute_accuracy_by_objects"][count]))
                 for evaluation in run.training_evaluations
-                if count in (evaluation.metrics.get("attribute_accuracy_by_objects") or {})
+                if (evaluation.metrics.get("attribute_accuracy_by_objects") or {}).get(count) is not None
             ],
             colour=i,
             dots=True,
@@ -267,7 +227,7 @@ def _by_noise(run: Run) -> str:
     series = [
         Series(
             f"noise from {float(level):.0%}",
-            [(float(row["n"]), float(row["loss_by_noise"][level])) for row in rows if level in row["loss_by_noise"]],
+            [(float(row["n"]), float(v)) for row in rows if (v := row["loss_by_noise"].get(level)) is not None],
             colour=i,
             smooth=True,
         )

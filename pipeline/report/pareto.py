@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from pipeline.report.charts import (
@@ -15,6 +13,7 @@ from pipeline.report.charts import (
     LEFT,
     RIGHT,
     SERIES_COLOURS,
+    SMALLEST,
     TOP,
     WIDTH,
     Axis,
@@ -26,7 +25,10 @@ from pipeline.report.charts import (
     x_tick,
     y_tick,
 )
+from pipeline.report.elements import text
+from pipeline.report.parsed import LARGEST, is_number
 from pipeline.report.run import Evaluation, spread
+from pipeline.report.tables import MEASURES
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,14 @@ def pareto(evaluations: Sequence[Evaluation], fid: str) -> str:
     if not curves:
         return ""
     all_points = [point for points in curves.values() for point in points]
-    ends = [end for point in all_points for end in point.bar or () if end > 0]
+    ends = [end for point in all_points for end in point.bar or () if SMALLEST <= end <= LARGEST]
     fids = [point.fid for point in all_points] + ends
     clips = [point.clip for point in all_points]
     air = 0.06 * (max(clips) - min(clips)) or 1.0
     x_axis = Axis.around(min(clips) - air, max(clips) + air, LEFT, WIDTH - RIGHT)
     y_axis = Axis.around(*padded(min(fids), max(fids), True), HEIGHT - BOTTOM, TOP, True)
     title = f"{fid} against CLIP score"
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}">']
     parts += [y_tick(value, y_axis) for value in y_axis.ticks(5)]
     parts += [x_tick(value, x_axis) for value in x_axis.ticks(6)]
     middle = (LEFT + WIDTH - RIGHT) / 2
@@ -63,28 +65,32 @@ def pareto(evaluations: Sequence[Evaluation], fid: str) -> str:
     parts.append("</svg>")
     legend = legend_of([Series(label, (), colour=i) for i, label in enumerate(curves)])
     unit = '<span class="unit">log scale; lower right is better; numbers are guidance scales</span>'
-    return f"<figure><figcaption>{escape(title)} {unit}</figcaption>{''.join(parts)}{legend}</figure>"
+    return f"<figure><figcaption>{text(title)} {unit}</figcaption>{''.join(parts)}{legend}</figure>"
 
 
 def _curves(evaluations: Sequence[Evaluation], fid: str) -> Mapping[str, list[Point]]:
-    """label -> points in order of guidance scale. A label names all settings but the scale."""
+    """label -> points in order of guidance scale. A label names all settings but the scale, and what the figures were
+    measured against where that differs."""
+    named = [evaluation for evaluation in evaluations if evaluation.name and fid in evaluation.metrics]
+    differing = {name: measure for name, measure in MEASURES.items() if len(set(map(measure, named))) > 1}
     by_label: dict[str, dict[float, Point]] = {}
     for evaluation in evaluations:
         clip, value, guidance = (evaluation.metrics.get(name) for name in ("clip_score", fid, "guidance"))
-        if not evaluation.name or guidance is None or not _positive(clip) or not _positive(value):
+        if not evaluation.name or not is_number(guidance) or not _positive(clip) or not _positive(value):
             continue
-        assert isinstance(clip, int | float) and isinstance(value, int | float)
+        assert isinstance(clip, int | float) and isinstance(value, int | float) and isinstance(guidance, int | float)
         point = Point(float(guidance), float(clip), float(value), spread(evaluation.metrics, fid))
-        by_label.setdefault(_label(evaluation), {})[point.guidance] = point
+        against = [f"{name} {measure(evaluation) or 'none'}" for name, measure in differing.items()]
+        by_label.setdefault(_label(evaluation, against), {})[point.guidance] = point
     return {label: [points[scale] for scale in sorted(points)] for label, points in sorted(by_label.items())}
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    return is_number(value) and value >= SMALLEST
 
 
-def _label(evaluation: Evaluation) -> str:
-    """The settings that distinguish an evaluation's curve."""
+def _label(evaluation: Evaluation, against: Sequence[str]) -> str:
+    """The settings that distinguish an evaluation's curve. against: what its figures were measured against."""
     card = evaluation.card
     guidance_settings = [f"{name} {value:g}" for name, value in (card.get("guidance_settings") or {}).items()]
     parts = [
@@ -92,11 +98,11 @@ def _label(evaluation: Evaluation) -> str:
         *guidance_settings,
         f"{evaluation.metrics.get('images')} images",
     ]
-    if card.get("weights") == "raw":
-        parts.append("raw weights")
+    if card.get("weights") not in (None, "", "ema"):
+        parts.append(f"{card['weights']} weights")
     if card.get("seed"):
         parts.append(f"seed {json.dumps(card['seed'])}")
-    return f"{', '.join(parts)}, at {short(evaluation.n)}"
+    return f"{', '.join([*parts, *against])}, at {short(evaluation.n)}"
 
 
 def _curve(label: str, points: Sequence[Point], number: int, x_axis: Axis, y_axis: Axis) -> str:
@@ -108,7 +114,7 @@ def _curve(label: str, points: Sequence[Point], number: int, x_axis: Axis, y_axi
             parts.append(error_bar(colour, x, *map(y_axis.at, point.bar)))
         title = f"{label}, guidance {point.guidance:g}: FID {short(point.fid)}, CLIP score {point.clip:.2f}"
         parts.append(
-            f'<circle class="dot {colour}" r="3" cx="{x}" cy="{y}"><title>{escape(title)}</title></circle>'
+            f'<circle class="dot {colour}" r="3" cx="{x}" cy="{y}"><title>{text(title)}</title></circle>'
             f'<text class="level" x="{x + 5}" y="{y - 5}">{point.guidance:g}</text>'
         )
     return "".join(parts)

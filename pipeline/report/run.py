@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline.errors import NotFound, RunError
-from pipeline.storage.base import Storage
+from pipeline.errors import NotFound, ParseError, RunError, StorageError
+from pipeline.parsing.values import parse_json, parse_yaml
+from pipeline.report.parsed import (
+    FILE_BYTES,
+    PICTURE_BYTES,
+    Step,
+    Tiles,
+    is_number,
+    is_row,
+    parse_card,
+    parse_figures,
+    parse_steps,
+    parse_tiles,
+    require_sheet,
+)
+from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.storage.urls import open_storage
-from pipeline.tracking.tracker import METRICS_KEY, parse_rows
+from pipeline.tracking.tracker import METRICS_KEY, parse_lines
+
+T = TypeVar("T")
+STEPS_KEY = "steps.json"
+CONFIG_BYTES = 1 << 20
+METRICS_BYTES = 1 << 26
+"""The last bytes of metrics.jsonl that are read: some 100,000 rows, of two million steps."""
+IN_EVALS = re.compile(r"evals/(?P<n>[0-9]{12,19})(-(?P<name>[^/]+))?/(?P<file>(metrics|card|grid)\.json|grid\.png)")
+"""Keys of evaluations; what else lies under evals/ is left alone."""
+SHEETS = 8  # evaluations inside training whose pictures are shown, besides the last one
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """One folder of evals/.
 
-    n: samples seen by the weights. name: "" for evaluations inside training, else the name that `latentmill
-    eval` gave it. metrics: content of metrics.json. grid: PNG bytes, may be empty. tiles: content of grid.json.
+    n: samples seen by the weights. name: "" for evaluations inside training, else the name that `latentmill eval` gave
+    it. metrics: content of metrics.json. card: what is shown of card.json. grid: PNG bytes, which are read for those
+    evaluations alone whose pictures are shown. tiles: content of grid.json; None without a picture.
     """
 
     n: int
     name: str
     metrics: dict[str, Any]
     card: dict[str, Any]
-    grid: bytes
-    tiles: dict[str, Any]
+    grid: bytes = b""
+    tiles: Tiles | None = None
 
 
 @dataclass(frozen=True)
 class Run:
     """What a report shows of one run.
 
-    rows: rows of metrics.jsonl in the order in which they were written. evaluations: in order of n. steps: rows of
-    steps.json, in which `latentmill demo` keeps heading, command and seconds of each of its steps; [] for other runs.
+    rows: rows of metrics.jsonl in the order in which they were written. evaluations: in order of n. steps: of
+    steps.json, in which `latentmill demo` keeps its steps; [] for other runs. notes: what is damaged and left out.
     """
 
     url: str
@@ -44,14 +70,15 @@ class Run:
     evaluations: list[Evaluation]
     config: str
     facts: dict[str, Any]
-    steps: list[dict[str, Any]]
+    steps: list[Step]
+    notes: list[str] = field(default_factory=list)
 
     def curve(self, metric: str, kind: str = "train") -> list[tuple[float, float]]:
         """(samples seen, value) of the rows of that kind in which the metric is a number."""
         return [
             (float(row["n"]), float(row[metric]))
             for row in self.rows
-            if row.get("kind") == kind and _is_number(row.get(metric))
+            if row["kind"] == kind and is_number(row.get(metric))
         ]
 
     def evaluation_curve(self, metric: str) -> list[tuple[float, float]]:
@@ -59,7 +86,7 @@ class Run:
         return [
             (float(evaluation.n), float(evaluation.metrics[metric]))
             for evaluation in self.training_evaluations
-            if _is_number(evaluation.metrics.get(metric))
+            if is_number(evaluation.metrics.get(metric))
         ]
 
     def evaluation_bars(self, metric: str) -> dict[float, tuple[float, float]]:
@@ -83,62 +110,201 @@ class Run:
     @property
     def starts(self) -> list[dict[str, Any]]:
         """Rows that were written when a process began or resumed the run."""
-        return [row for row in self.rows if row.get("kind") == "start"]
+        return [row for row in self.rows if row["kind"] == "start"]
 
     @property
     def seconds(self) -> float:
         """Time from row to row, without the time between a process's last row and the next process's start."""
         pairs = pairwise(self.rows)
-        return sum(row["time"] - previous["time"] for previous, row in pairs if row.get("kind") != "start")
+        return sum(row["time"] - previous["time"] for previous, row in pairs if row["kind"] != "start")
 
     @property
     def restarts(self) -> int:
         return max(len(self.starts) - 1, 0)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolved configuration; {} where it cannot be read."""
+        try:
+            tree = parse_yaml(self.config, CONFIG_BYTES) if self.config else {}
+        except ParseError:
+            return {}
+        return tree if isinstance(tree, dict) else {}
+
 
 def load(url: str) -> Run:
-    """Read a run directory, local or s3://. Raises RunError where there is none."""
-    storage = open_storage(url)
-    config, facts, metrics = (_get(storage, key) for key in ("config.yaml", "run.json", METRICS_KEY))
+    """Read a run directory, local or s3://. What is damaged in it is left out, with a note. Raises RunError where there
+    is no run, StorageError."""
+    storage, notes = open_storage(url), list[str]()
+    config = _get(storage, "config.yaml", notes, CONFIG_BYTES)
+    metrics = _get(storage, METRICS_KEY, notes, METRICS_BYTES, end=True)
     if not config and not metrics:
-        raise RunError(f"no run at {url}: it has neither config.yaml nor {METRICS_KEY}")
+        why = f" ({notes[0]})" if notes else ""
+        raise RunError(f"no run at {url}: it has neither config.yaml nor {METRICS_KEY}{why}")
+    _parsed(_settings, config, "config.yaml", notes, "is shown as it stands")
+    rows, unread = parse_lines(metrics)
+    drawn = [row for row in rows if is_row(row)]
+    if unread := unread + len(rows) - len(drawn):
+        notes.append(f"{METRICS_KEY}: {unread:,} of its lines are damaged and left out")
     return Run(
         url=url,
         name=url.rstrip("/").rsplit("/", 1)[-1],
-        rows=parse_rows(metrics),
-        evaluations=sorted(_evaluations(storage), key=lambda e: (e.n, e.name)),
+        rows=drawn,
+        evaluations=_evaluations(storage, notes),
         config=config.decode("utf-8", "replace"),
-        facts=json.loads(facts) if facts else {},
-        steps=json.loads(_get(storage, "steps.json") or b"[]"),
+        facts=_parsed(_facts, _get(storage, "run.json", notes), "run.json", notes) or {},
+        steps=read_steps(storage, notes),
+        notes=notes,
     )
 
 
-def _evaluations(storage: Storage) -> Iterator[Evaluation]:
-    """Every folder of evals/ that has a metrics.json, which is written last."""
-    keys = {info.key for info in storage.list("evals")}
-    for key in sorted(key for key in keys if key.endswith("/metrics.json")):
-        folder = key.rsplit("/", 1)[0]
-        number, _, name = folder.rsplit("/", 1)[-1].partition("-")
-        if not number.isdecimal():
-            continue
-        files = {
-            file: storage.get(f"{folder}/{file}") if f"{folder}/{file}" in keys else b""
-            for file in ("card.json", "grid.png", "grid.json")
-        }
-        yield Evaluation(
-            n=int(number),
-            name=name,
-            metrics=json.loads(storage.get(key)),
-            card=json.loads(files["card.json"] or b"{}"),
-            grid=files["grid.png"],
-            tiles=json.loads(files["grid.json"] or b"{}"),
-        )
+def read_steps(storage: Storage, notes: list[str]) -> list[Step]:
+    """The finished steps of a demo; [] where there are none, or where they are damaged, which is noted."""
+    return _parsed(parse_steps, _get(storage, STEPS_KEY, notes), STEPS_KEY, notes) or []
 
 
-def _get(storage: Storage, key: str) -> bytes:
+# --------------------------------------------------------------------------------------------------------------------
+# Evaluations
+
+
+def _evaluations(storage: Storage, notes: list[str]) -> list[Evaluation]:
+    """Every folder of evals/ that has a metrics.json, which is written last, in order of n."""
+    folders: dict[tuple[int, str], dict[str, ObjectInfo]] = {}
     try:
-        return storage.get(key)
+        infos = storage.list("evals/")
+    except StorageError as error:
+        if storage.local_path("evals") is None:
+            raise
+        notes.append(f"evals/ is left out: {error}")
+        return []
+    for info in infos:
+        if match := IN_EVALS.fullmatch(info.key):
+            folders.setdefault((int(match["n"]), match["name"] or ""), {})[match["file"]] = info
+    evaluations = []
+    for (n, name), files in sorted(folders.items()):
+        if "metrics.json" not in files:
+            continue
+        read = partial(_read, storage, files, notes)
+        if metrics := read("metrics.json", parse_figures):
+            card = read("card.json", parse_card) or {}
+            evaluations.append(Evaluation(n, name, metrics, card, tiles=read("grid.json", parse_tiles)))
+    shown = {id(evaluation) for evaluation in _with_sheets(evaluations)}
+    return [
+        _with_grid(storage, folders[e.n, e.name], notes, e) if id(e) in shown else replace(e, tiles=None)
+        for e in evaluations
+    ]
+
+
+def _with_sheets(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations inside training whose pictures are shown."""
+    inside = [evaluation for evaluation in evaluations if not evaluation.name]
+    return [*evenly_spaced([e for e in inside if e.tiles], SHEETS), *inside[-1:]]
+
+
+def _with_grid(
+    storage: Storage, files: Mapping[str, ObjectInfo], notes: list[str], evaluation: Evaluation
+) -> Evaluation:
+    """The evaluation with its picture, or without tiles where that is missing or of another size."""
+    tiles = evaluation.tiles
+    if tiles is None or "grid.png" not in files:
+        return replace(evaluation, tiles=None)
+
+    def checked(data: bytes) -> bytes:
+        require_sheet(data, tiles)
+        return data
+
+    grid = _read(storage, files, notes, "grid.png", checked, PICTURE_BYTES)
+    return replace(evaluation, grid=grid or b"", tiles=tiles if grid else None)
+
+
+def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` items: the first, the last, and evenly spaced ones between them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def _read(
+    storage: Storage,
+    files: Mapping[str, ObjectInfo],
+    notes: list[str],
+    name: str,
+    parse: Callable[[bytes], T],
+    limit: int = FILE_BYTES,
+) -> T | None:
+    """A file of an evaluation, parsed; None, with a note unless it is missing, where it cannot be read."""
+    info = files.get(name)
+    if info is None:
+        return None
+    if info.size > limit:
+        notes.append(f"{info.key} is left out: it has {info.size:,} bytes, {limit:,} at most are read")
+        return None
+    try:
+        return _parsed(parse, storage.get(info.key), info.key, notes)
+    except NotFound:  # removed meanwhile, or no file
+        if _is_odd(storage, info.key):
+            notes.append(f"{info.key} is left out: it is no file")
+        return None
+    except StorageError as error:
+        if storage.local_path(info.key) is None:
+            raise  # the store is gone, after long patience
+        notes.append(f"{info.key} is left out: {error}")
+        return None
+
+
+def _is_odd(storage: Storage, key: str) -> bool:
+    """Whether a folder, a pipe or a device lies where a file should."""
+    path = storage.local_path(key)
+    return path is not None and os.path.lexists(path) and not os.path.isfile(path)
+
+
+def _parsed(
+    parse: Callable[[bytes], T], data: bytes, key: str, notes: list[str], outcome: str = "is left out"
+) -> T | None:
+    """The value of the file `key`; None where it is empty or damaged, which is noted with the outcome."""
+    if not data:
+        return None
+    try:
+        return parse(data)
+    except ParseError as error:
+        notes.append(f"{key} {outcome}: {error}")
+        return None
+
+
+def _settings(data: bytes) -> Any:
+    return parse_yaml(data, CONFIG_BYTES)
+
+
+def _facts(data: bytes) -> dict[str, Any]:
+    """The content of run.json. Raises ParseError."""
+    tree = parse_json(data, FILE_BYTES)
+    if not isinstance(tree, dict):
+        raise ParseError("it holds no group of keys")
+    return tree
+
+
+def _get(storage: Storage, key: str, notes: list[str], limit: int = FILE_BYTES, end: bool = False) -> bytes:
+    """The bytes of a file; b"" for none, for one that cannot be read, and for one of more than `limit` bytes, which is
+    noted. end: read the last `limit` bytes of a longer one."""
+    if _is_odd(storage, key):
+        notes.append(f"{key} is left out: it is no file")
+        return b""
+    try:
+        size = storage.stat(key).size
+        if size <= limit:
+            return storage.get(key)
+        notes.append(f"{key} has {size:,} bytes, of which {f'the last {limit:,}' if end else 'none'} are read")
+        return storage.get_range(key, size - limit, limit) if end else b""
     except NotFound:
+        return b""
+    except StorageError as error:
+        if storage.local_path(key) is None:
+            raise
+        notes.append(f"{key} is left out: {error}")
         return b""
 
 
@@ -146,11 +312,7 @@ def spread(metrics: Mapping[str, Any], metric: str) -> tuple[float, float] | Non
     """Ends of a figure's error bar: its interval (..._low, ..._high) or, without one, one standard error (..._error) to
     both sides. None when the metrics hold neither."""
     low, high, error = (metrics.get(f"{metric}_{end}") for end in ("low", "high", "error"))
-    if _is_number(low) and _is_number(high):
+    if is_number(low) and is_number(high):
         return float(low), float(high)  # type: ignore[arg-type]
     value = metrics.get(metric)
-    return (value - error, value + error) if _is_number(error) and _is_number(value) else None  # type: ignore[operator]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return (value - error, value + error) if is_number(error) and is_number(value) else None  # type: ignore[operator]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-import yaml
-
 from pipeline.report.charts import short
+from pipeline.report.elements import text
+from pipeline.report.parsed import is_number
 from pipeline.report.run import Evaluation, Run, spread
 
 NAMES = ("run", "tracking.group", "launch.processes", "launch.threads", "device")
 """Keys of the configuration that may differ between runs without changing their results."""
 NO_FID = re.compile(r"_floor|_(low|high|error)$")
 """Ends of metric names that belong to a FID but are no FID."""
+MOST_FIDS = 12
+"""FIDs of different features that a page shows."""
+LONG, FILE = 4000, 1 << 20
+"""Characters of a sentence, and of a whole file, that are shown."""
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
@@ -25,6 +28,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
     if not evaluations:
         return ""
     fids = fids_of_all(evaluations)
+    differing = {name: measure for name, measure in MEASURES.items() if len(set(map(measure, evaluations))) > 1}
     columns: list[tuple[str, Any]] = [
         ("samples seen", lambda e: Sorted(f"{e.n:,}", e.n)),
         ("evaluation", lambda e: e.name or "in training"),
@@ -32,6 +36,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
         ("sampler", lambda e: e.card.get("sampler")),
         ("steps", lambda e: e.card.get("steps")),
         ("guidance", lambda e: e.metrics.get("guidance")),
+        *differing.items(),
         (
             "attribute accuracy",
             lambda e: _fixed(e.metrics.get("attribute_accuracy"), 3) + _half_width(e, "attribute_accuracy", 3),
@@ -57,17 +62,17 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
     columns = [column for column in columns if any(column[1](e) not in (None, "") for e in evaluations)]
     table = _table([heading for heading, _ in columns], [[value(e) for _, value in columns] for e in evaluations])
     cards = [e.card["line"] for e in evaluations if e.card.get("line")]
-    card_lines = "".join(f"<p>{escape(line)}</p>" for line in cards)
+    card_lines = "".join(f"<p>{text(line, LONG)}</p>" for line in cards)
     return table + (f"<details><summary>How each was measured</summary>{card_lines}</details>" if cards else "")
 
 
 def comparison(runs: Sequence[Run]) -> str:
     """A row for each run, with the settings that differ between the runs."""
-    configs = [_flat(yaml.safe_load(run.config) or {}) for run in runs]
+    configs = [_flat(run.settings) for run in runs]
     differing = [
         key
         for key in dict.fromkeys(key for config in configs for key in config)
-        if key not in NAMES and len({json.dumps(config.get(key), sort_keys=True) for config in configs}) > 1
+        if key not in NAMES and len({json.dumps(config.get(key)) for config in configs}) > 1
     ]
     fid = next(iter(fids_of_all([run.last for run in runs if run.last])), "")
     rows = []
@@ -140,9 +145,9 @@ def commits(run: Run) -> str:
     rows = [row for row in run.rows if row.get("kind") == "checkpoint" and row.get("write_s")]
     if not rows:
         return ""
-    stall = sum(row.get("stall_s", 0.0) for row in rows)
+    stall = sum(row.get("stall_s") or 0.0 for row in rows)
     share = f" ({stall / run.seconds:.2%} of the run)" if run.seconds > 0 else ""
-    size, slowest = max(row.get("bytes", 0) for row in rows), max(row["write_s"] for row in rows)
+    size, slowest = max(row.get("bytes") or 0 for row in rows), max(row["write_s"] for row in rows)
     return (
         f"<p>{len(rows)} commits, {size / 1e6:,.0f} MB each of rank 0: training waited {stall:.2f} s for them in "
         f"all{share}; the slowest was there {slowest:.1f} s after it began.</p>"
@@ -151,10 +156,10 @@ def commits(run: Run) -> str:
 
 def steps(run: Run) -> str:
     """Commands around the training and their times, which the demo keeps; "" for other runs."""
-    rows = [[step["heading"], duration(step["seconds"]), step["command"]] for step in run.steps]
+    rows = [[step.heading, duration(step.seconds), step.command] for step in run.steps]
     if not rows:
         return ""
-    total = duration(sum(step["seconds"] for step in run.steps))
+    total = duration(sum(step.seconds for step in run.steps))
     return _table(["step", "time", "command"], [*rows, ["all steps", total, " "]], prose=["command"], sortable=False)
 
 
@@ -162,10 +167,61 @@ def facts_and_config(run: Run) -> str:
     """The run's own record (run.json: datasets, contract) and its resolved configuration, folded."""
     facts = json.dumps(run.facts, indent=2, ensure_ascii=False, sort_keys=True) if run.facts else ""
     return "".join(
-        f"<details><summary>{heading}</summary><pre>{escape(text.strip())}</pre></details>"
-        for heading, text in (("Datasets and contract", facts), ("Resolved configuration", run.config))
-        if text
+        f"<details><summary>{heading}</summary><pre>{text(content.strip(), FILE)}</pre></details>"
+        for heading, content in (("Datasets and contract", facts), ("Resolved configuration", run.config))
+        if content
     )
+
+
+def left_out(notes: Iterable[str]) -> str:
+    """What the page lacks, where it can be seen."""
+    return "".join(f'<p style="color:var(--bad)">{text(note, LONG)}</p>' for note in notes)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What figures were measured against
+
+
+def _reference(evaluation: Evaluation) -> str:
+    return _digest(evaluation.card.get("reference"), "sha256")
+
+
+def _captions(evaluation: Evaluation) -> str:
+    return _digest(evaluation.card.get("captions"), "dataset")
+
+
+def _images(evaluation: Evaluation) -> str:
+    return str(evaluation.metrics.get("images") or "")
+
+
+MEASURES = {"reference": _reference, "captions of": _captions}
+"""What tells evaluations apart that share a sampler and its settings: heading -> its value, "" for none."""
+
+
+def not_comparable(evaluations: Sequence[Evaluation], what: str, of_runs: bool = False) -> list[str]:
+    """A sentence for each measure that differs between the evaluations. what: they, in words. of_runs: FID depends on
+    the number of images too, which a run's last evaluation may raise."""
+    sentences = []
+    for heading, measure in (MEASURES | ({"number of images": _images} if of_runs else {})).items():
+        places: dict[str, list[int]] = {}
+        for evaluation in evaluations:
+            if value := measure(evaluation):
+                places.setdefault(value, []).append(evaluation.n)
+        if len(places) > 1:
+            groups = [f"{value} at {n[0]:,}{' and more' * (len(n) > 1)}" for value, n in places.items()]
+            name = heading.removesuffix(" of")
+            sentences.append(f"{what} differ in their {name} ({'; '.join(groups[:6])}), so figures do not compare.")
+    return sentences
+
+
+def _digest(facts: Any, name: str) -> str:
+    """The beginning of a digest on a card; "" for none."""
+    value = facts.get(name) if isinstance(facts, Mapping) else None
+    return value[:12] if isinstance(value, str) else ""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cells
 
 
 @dataclass(frozen=True)
@@ -183,7 +239,7 @@ def _table(
     sortable: whether a click on a heading sorts it."""
     kinds = [' class="text"' if heading in prose else "" for heading in headings]
     heading_cells = [
-        f'<button type="button">{escape(heading)}</button>' if sortable else escape(heading) for heading in headings
+        f'<button type="button">{text(heading)}</button>' if sortable else text(heading) for heading in headings
     ]
     header_cells = [f'<th scope="col"{kind}>{heading}</th>' for heading, kind in zip(heading_cells, kinds, strict=True)]
     body = "".join(f"<tr>{''.join(map(_cell, row, kinds))}</tr>" for row in rows)
@@ -195,8 +251,8 @@ def _table(
 def _cell(value: Any, kind: str) -> str:
     by = ""
     if isinstance(value, Sorted):
-        by, value = "" if value.by is None else f' data-v="{value.by}"', value.text
-    return f"<td{kind}{by}>{escape('–' if value in (None, '') else str(value))}</td>"
+        by, value = f' data-v="{value.by}"' if is_number(value.by) else "", value.text
+    return f"<td{kind}{by}>{text('–' if value in (None, '') else str(value), LONG)}</td>"
 
 
 def _half_width(evaluation: Evaluation, name: str, digits: int) -> str:
@@ -215,12 +271,13 @@ def _short(value: float | None) -> str:
 
 def fids_of(metrics: Mapping[str, Any]) -> list[str]:
     """Names of the FIDs among metrics: fid_democlip and its like, without their floors."""
-    return [name for name in metrics if name.startswith("fid_") and not NO_FID.search(name)]
+    names = [name for name in metrics if name.startswith("fid_") and not NO_FID.search(name)]
+    return [name for name in names if is_number(metrics[name])]
 
 
 def fids_of_all(evaluations: Sequence[Evaluation]) -> list[str]:
     """Names of the FIDs among all of them."""
-    return list(dict.fromkeys(name for evaluation in evaluations for name in fids_of(evaluation.metrics)))
+    return list(dict.fromkeys(name for evaluation in evaluations for name in fids_of(evaluation.metrics)))[:MOST_FIDS]
 
 
 def duration(seconds: float) -> str:

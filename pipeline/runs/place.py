@@ -13,7 +13,7 @@ from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, FACT
 from pipeline.runs.stored import FACTS_BYTES, read_bounded
 from pipeline.storage.base import Storage
 
-FILES = (CONFIG, FACTS, ROWS, "wandb.id")
+FILES = (CONFIG, FACTS, ROWS, "wandb.id", "wandb.place")
 FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEASES, LEDGERS, AVERAGES))
 OTHERS = {
     "manifest.json": "a dataset",

@@ -12,23 +12,29 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from pipeline.config import TrackingConfig
-from pipeline.errors import ConfigError, NotFound, StorageError
+from pipeline.errors import ConfigError, NotFound, ParseError, StorageError
 from pipeline.log import log
-from pipeline.parsing.text import redact_values
-from pipeline.storage.base import Storage
+from pipeline.parsing.text import redact_values, safe
+from pipeline.parsing.values import parse_json
+from pipeline.storage.base import Storage, local_errors
+from pipeline.storage.local import LocalStorage
+from pipeline.tracking.identity import identity_of
 from pipeline.tracking.wandb_run import Alert, Picture, Summary, WandbRun
 
 METRICS_KEY = "metrics.jsonl"
-WANDB_ID_KEY = "wandb.id"
+METRICS_BYTES = 1 << 31
+"""Largest metrics.jsonl with which a run goes on."""
+ROW_BYTES = 1 << 24
+"""Longest line of metrics.jsonl that is read."""
 WANDB_MODES = ("auto", "online", "offline", "off")
 
 
@@ -37,7 +43,7 @@ class Tracker:
 
     run: the run directory. folder: for metrics.jsonl and wandb's files when the run directory is not local (s3://);
     `commit` uploads the rows. settings: the resolved configuration as plain data, which is redacted and sent to wandb.
-    name: of the run in wandb, by default the last part of the run's URL.
+    name: of the run in wandb, by default WANDB_NAME, else the last part of the run's URL.
     """
 
     def __init__(
@@ -64,17 +70,19 @@ class Tracker:
         local = run.local_path(METRICS_KEY)
         assert local is not None or folder is not None, "a run that is not local needs a folder for its metrics"
         self._path = local if local is not None else Path(folder or ".") / METRICS_KEY
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with local_errors("write", self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        stored = _stored(run)
         if local is None:
-            self._path.write_bytes(_get(run, METRICS_KEY))
-        self.evaluations = _evaluated(read_rows(self._path))
+            self._folder().put(METRICS_KEY, stored)
+        self.evaluations = _evaluated(parse_rows(stored))
         if config.wandb != "off":
             self._wandb = WandbRun(
                 mode=config.wandb,
                 project=config.project,
                 group=config.group,
-                name=name or run.url.rstrip("/").rsplit("/", 1)[-1],
-                identity=_identity(run),
+                name=safe(name or os.environ.get("WANDB_NAME") or run.url.rstrip("/").rsplit("/", 1)[-1]),
+                identity=identity_of(run),
                 settings=redact_values(dict(settings or {})),
                 folder=self._path.parent,
             )
@@ -88,12 +96,12 @@ class Tracker:
             return
         with self._lock:
             self._close_file()
-            rows = [row for row in read_rows(self._path) if row["n"] <= n]
-            partial = self._path.with_name(self._path.name + ".partial")
-            with open(partial, "w", encoding="utf-8") as file:
-                file.writelines(_line(row) for row in rows)
-            os.replace(partial, self._path)
-            self.evaluations = _evaluated(rows)
+            lines = self._folder().get(METRICS_KEY).split(b"\n") if self._path.exists() else [b""]
+            *whole, last = [(line, parse_row(line)) for line in lines]
+            whole += [last] if last[1] else []  # without its end a line is kept only if it is a whole row
+            kept = [(line, row) for line, row in whole if row is None or row["n"] <= n]
+            self._folder().put(METRICS_KEY, b"".join(line + b"\n" for line, _ in kept if line))
+            self.evaluations = _evaluated([row for _, row in kept if row])
             self.log(n, facts, kind="start")
 
     def log(self, n: int, metrics: Mapping[str, Any], kind: str = "train") -> None:
@@ -102,9 +110,10 @@ class Tracker:
             return
         row = _json_value({"n": int(n), "time": round(time.time(), 3), "kind": kind, **metrics})
         with self._lock:
-            if self._file is None:
-                self._file = self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time
-            self._file.write(_line(row))
+            with local_errors("write", self._path):
+                if self._file is None:
+                    self._file = self._path.open("a", encoding="utf-8", buffering=1)  # a line at a time
+                self._file.write(_line(row))
             if kind == "eval":
                 self.evaluations.add(int(n))
         if self._wandb is not None:
@@ -122,6 +131,7 @@ class Tracker:
         an alert of wandb. kind: spike, stall or skipped."""
         if not self._enabled:
             return
+        text = safe(text)
         self.log(n, {"alert": kind, "text": text}, kind="alert")
         log.warning(f"{kind} at {n} samples: {text}")
         if self._wandb is not None:
@@ -135,7 +145,7 @@ class Tracker:
         """
         if not self._enabled:
             return
-        url = redact_values(url)
+        url = safe(url)
         costs = {"stall_s": round(stall_s, 4), "write_s": round(write_s, 4), "bytes": bytes}
         self.log(n, {"url": url, **costs}, kind="checkpoint")
         if self._wandb is not None:
@@ -145,7 +155,7 @@ class Tracker:
         """Upload metrics.jsonl where the run directory is not local. Called before each checkpoint's commit, which
         guarantees the rows up to it."""
         if self._enabled and self._run.local_path(METRICS_KEY) is None and self._path.exists():
-            self._run.put(METRICS_KEY, self._path.read_bytes())
+            self._run.put(METRICS_KEY, self._folder().get(METRICS_KEY))
 
     def close(self) -> None:
         """Upload the rows and wait for wandb, but not forever."""
@@ -155,15 +165,22 @@ class Tracker:
             self._close()
 
     def _close(self) -> None:
-        self._close_file()
-        if self._wandb is not None:
-            self._wandb.close()
-            self._wandb = None
+        try:
+            self._close_file()
+        finally:
+            if self._wandb is not None:
+                self._wandb.close()
+                self._wandb = None
 
     def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with local_errors("write", self._path):
+                file.close()
+
+    def _folder(self) -> LocalStorage:
+        """The local folder of metrics.jsonl."""
+        return LocalStorage(self._path.parent)
 
     def __enter__(self) -> Tracker:
         return self
@@ -175,13 +192,9 @@ class Tracker:
         store would take as long to fail again."""
         if error is None:
             self.close()
-        elif isinstance(error, StorageError):
-            self._close()
         else:
-            try:
-                self.close()
-            except StorageError:
-                pass
+            with suppress(StorageError):
+                (self._close if isinstance(error, StorageError) else self.close)()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -191,33 +204,48 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def parse_rows(data: bytes) -> list[dict[str, Any]]:
     """The rows in the bytes of a metrics.jsonl."""
-    rows = []
-    for line in data.split(b"\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:  # an empty line, or one cut by a kill
-            continue
-        if isinstance(row, dict) and isinstance(row.get("n"), int):
-            rows.append(row)
-    return rows
+    return parse_lines(data)[0]
 
 
-def _identity(run: Storage) -> str:
-    """wandb's id of this run. It is drawn once and stored in the run directory, so that a resumed run keeps it."""
-    stored = _get(run, WANDB_ID_KEY).decode().strip()
-    if not stored:
-        run.put_if_absent(WANDB_ID_KEY, secrets.token_hex(4).encode())
-        stored = run.get(WANDB_ID_KEY).decode().strip()
-    return stored
+def parse_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The rows in the bytes of a metrics.jsonl, and the number of lines that are no rows. A last line without its end,
+    which a kill leaves, is no line."""
+    lines = data.split(b"\n")
+    parsed = [parse_row(line) for line in lines]
+    damaged = sum(row is None and bool(line) for row, line in zip(parsed[:-1], lines))
+    return [row for row in parsed if row is not None], damaged
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """The row in a line; None where the line is no row: no JSON, or without the n, the time or the kind of one."""
+    if not line:
+        return None
+    try:
+        row = parse_json(line, ROW_BYTES)
+    except ParseError:
+        return None
+    if type(row) is not dict or type(row.get("n")) is not int or not 0 <= row["n"] < 2**63:
+        return None
+    is_one = type(row.get("time")) in (int, float) and type(row.get("kind")) is str and row["kind"]
+    return row if is_one else None
 
 
 def _evaluated(rows: Sequence[Mapping[str, Any]]) -> set[int]:
     return {row["n"] for row in rows if row.get("kind") == "eval"}
 
 
-def _get(run: Storage, key: str) -> bytes:
+def _stored(run: Storage) -> bytes:
+    """The bytes of a run's metrics.jsonl, b"" for none. Raises StorageError."""
+    path = run.local_path(METRICS_KEY)
+    if path is not None and os.path.isdir(path):
+        raise StorageError(f"{path} is a folder, and a run writes its metrics there: move it away")
     try:
-        return run.get(key)
+        if (size := run.stat(METRICS_KEY).size) > METRICS_BYTES:
+            raise StorageError(
+                f"{run.locate(METRICS_KEY)} has {size:,} bytes, more than a run writes: move it away, and the run goes "
+                "on with a new one"
+            )
+        return run.get(METRICS_KEY)
     except NotFound:
         return b""
 
@@ -227,12 +255,15 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    """A value that JSON can hold: numpy and torch scalars become Python numbers, NaN and infinity become null."""
+    """A value that JSON can hold: numpy and torch scalars become Python numbers, NaN and infinity become null, and
+    texts lose secrets and control characters."""
     if isinstance(value, Mapping):
         return {str(k): _json_value(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(v) for v in value]
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return safe(value)
+    if value is None or isinstance(value, bool | int):
         return value
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, float):

@@ -1,7 +1,8 @@
 """A wandb run behind a queue: a failure there costs training one warning and nothing else.
 
 Without a network, with a slow server, a full disk or an error of wandb itself, the rows are still in metrics.jsonl
-(tracker.py). The environment, the command line and the host are never sent.
+(tracker.py). The environment, the command line and the host are never sent; of wandb's variables, WANDB_PROJECT,
+WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_TAGS and WANDB_NAME are obeyed where no key says otherwise.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from urllib.parse import urlsplit
 from pipeline.log import log
 
 WANDB_URL = "https://api.wandb.ai"
+PROJECT = "latentmill"
+"""Project where neither tracking.project nor WANDB_PROJECT names one."""
 REACH_SECONDS = 3.0  # time for a connection to wandb's server, after which the run is tracked offline
 FINISH_SECONDS = 30.0  # time that the end of a run waits for wandb
 QUEUED_ROWS = 10_000  # most rows that wait for a slow wandb; further rows are only in metrics.jsonl
@@ -68,9 +71,7 @@ class WandbRun:
         settings: dict[str, Any],
         folder: Path,
     ) -> None:
-        self._arguments: dict[str, Any] = {
-            "project": project,
-            "group": group or None,
+        self._arguments: dict[str, Any] = filed_under(project, group) | {
             "name": name,
             "id": identity,
             "config": settings,
@@ -148,6 +149,19 @@ class WandbRun:
         if not self._warned:
             self._warned = True
             log.warning(message)
+
+
+def filed_under(project: str, group: str) -> dict[str, Any]:
+    """Where wandb files a run: as the keys say and, where these are empty, as wandb's own variables in the environment
+    do. Every one of them is named here, since wandb reads its variables but once in a process."""
+    environment = os.environ.get
+    tags = environment("WANDB_TAGS", "").split(",")
+    return {
+        "project": project or environment("WANDB_PROJECT") or PROJECT,
+        "entity": environment("WANDB_ENTITY") or None,
+        "group": group or environment("WANDB_RUN_GROUP") or None,
+        "tags": [tag.strip() for tag in tags if tag.strip()] or None,
+    }
 
 
 def _send(run: Any, item: Row | Alert | Summary) -> None:

@@ -11,9 +11,11 @@ from PIL import Image
 from pipeline.data.format.manifest import Manifest
 from pipeline.report.elements import document, prose, table, text
 from pipeline.report.grid import png, tile
+from pipeline.report.publish import put_page
 from pipeline.report.samples import CRISP_BELOW
-from pipeline.storage.urls import open_storage, split_url
 
+MARK = "<title>verify "
+"""How an earlier page of this verb is known."""
 MOST_PAIRS = 48
 LARGEST = 256  # pixels of the longer side of an image on the page; larger ones would make it tens of megabytes
 
@@ -35,7 +37,8 @@ class Pair:
 
 
 def write_page(dest: str, dataset: str, manifest: Manifest, checks: list[tuple[str, str]], pairs: list[Pair]) -> None:
-    """Writes one self-contained HTML file to a path or URL."""
+    """Writes one self-contained HTML file to a path or URL, over an earlier one and nothing else. Raises
+    DestinationExists."""
     rows = (f"<tr><td>{text(name)}</td>{prose(result, 2000)}</tr>" for name, result in checks)
     tiles = "".join(map(_pair, pairs[:MOST_PAIRS]))
     shown = f'<div class="samples pairs">{tiles}</div>' if tiles else "<p>No source was compared.</p>"
@@ -45,8 +48,7 @@ def write_page(dest: str, dataset: str, manifest: Manifest, checks: list[tuple[s
         f"<h2>Checks</h2>{table((), rows)}"
         f"<h2>Images and decoded latents, worst first</h2>{shown}"
     )
-    root, key = split_url(dest)
-    open_storage(root).put(key, document(f"verify {dataset}", body).encode())
+    put_page(dest, document(f"verify {dataset}", body), MARK)
 
 
 def _pair(pair: Pair) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline.evaluation import evaluate as evaluation
 from pipeline.evaluation.captions import load_validation
 from pipeline.evaluation.evaluate import Evaluator, in_training, write
 from pipeline.evaluation.features.networks import load_features
+from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics.fid import Statistics, fid
 from pipeline.evaluation.reference import load_reference, save_reference
@@ -199,9 +201,10 @@ def test_in_training_writes_an_evaluation_that_the_report_reads(
     assert evaluate(state, 128, lambda: False)["images"] == 7
     (tmp_path / "config.yaml").write_text("{}")
     report = load_report(str(tmp_path))
+    assert report.notes == []
     assert [e.n for e in report.training_evaluations] == [64, 128]
     last = report.last
-    assert last is not None and last.grid.startswith(b"\x89PNG") and len(last.tiles["captions"]) == 4
+    assert last is not None and last.grid.startswith(b"\x89PNG") and len(last.tiles.captions) == 4
     assert last.card["line"].startswith("fid_democlip ") and "7 images" in last.card["line"]
     assert last.metrics["fid_democlip_floor_images"] == 7
     for name in ("clip_score", "clip_score_real", "attribute_accuracy", "attribute_accuracy_reconstruction"):
@@ -216,7 +219,10 @@ def test_eval_verb_writes_one_evaluation_with_card_per_guidance_scale(
         run=str(folder / "run"), images=6, guidance=(1.0, 2.5), sampler=("ddim",), steps=(4,), batch=4
     )
     assert eval_verb.main(config) == 0
-    folders = [folder / "run" / "evals" / f"000000000128-ddim-4-g{g}-n6-s0" for g in ("1", "2.5")]
+    folders = [
+        next((folder / "run" / "evals").glob(f"000000000128-ddim-4-g{g}-n6-s0-democlip-" + "?" * 12))
+        for g in ("1", "2.5")
+    ]
     cards = [json.loads((place / "card.json").read_text()) for place in folders]
     assert [card["guidance"] for card in cards] == [1.0, 2.5]
     for card in cards:
@@ -233,7 +239,7 @@ def test_eval_verb_writes_one_evaluation_with_card_per_guidance_scale(
 def test_eval_verb_repeats_its_own_figures_and_takes_those_that_are_there(folder: Path) -> None:
     config = EvalRunConfig(run=str(folder / "run"), images=5, guidance=(2.0,), sampler=("dpmpp_2m",), steps=(2,))
     first = eval_verb.evaluate_run(config)[0]
-    (path,) = (folder / "run" / "evals").glob("*-dpmpp_2m-2-g2-n5-s0/metrics.json")
+    (path,) = (folder / "run" / "evals").glob("*-dpmpp_2m-2-g2-n5-s0-*/metrics.json")
     written = path.stat().st_mtime_ns
     again = eval_verb.evaluate_run(config)[0]
     assert again == first and path.stat().st_mtime_ns == written
@@ -242,7 +248,9 @@ def test_eval_verb_repeats_its_own_figures_and_takes_those_that_are_there(folder
     assert {**first.metrics, "seconds": 0} == {**anew.metrics, "seconds": 0} and path.exists()
 
 
-def test_figures_made_of_other_data_are_made_again(folder: Path, tmp_path: Path, parts: dict[str, Any]) -> None:
+def test_figures_against_other_references_stand_side_by_side(
+    folder: Path, tmp_path: Path, parts: dict[str, Any]
+) -> None:
     config = EvalRunConfig(run=str(folder / "run"), images=4, guidance=(2.0,), sampler=("ddim",), steps=(5,))
     first = eval_verb.evaluate_run(config)[0]
     url = str(tmp_path / "other.safetensors")
@@ -251,6 +259,27 @@ def test_figures_made_of_other_data_are_made_again(folder: Path, tmp_path: Path,
     other = eval_verb.evaluate_run(replace(config, reference=url))[0]
     assert first.reference is not None and other.reference is not None
     assert other.reference["sha256"] != first.reference["sha256"]
+    cards = [json.loads(path.read_text()) for path in (folder / "run/evals").glob("*-ddim-5-g2-n4-s0-*/card.json")]
+    assert sorted(card["reference"]["sha256"] for card in cards) == sorted(
+        card.reference["sha256"] for card in (first, other) if card.reference
+    )
+    assert [eval_verb.evaluate_run(c)[0] for c in (config, replace(config, reference=url))] == [first, other]
+    shown = [e for e in load_report(str(folder / "run")).evaluations if "-ddim-5-" in f"-{e.name}"]
+    assert len(shown) == 2
+    for place in (folder / "run/evals").glob("*-ddim-5-g2-n4-s0-*"):
+        shutil.rmtree(place)
+
+
+def test_an_evaluation_of_an_earlier_version_is_taken_and_its_folder_stays(folder: Path) -> None:
+    config = EvalRunConfig(run=str(folder / "run"), images=3, guidance=(2.0,), sampler=("ddim",), steps=(4,), seed=9)
+    first = eval_verb.evaluate_run(config)[0]
+    (place,) = (folder / "run/evals").glob("*-n3-s9-*")
+    before = place.rename(place.with_name(f"{128:012d}-ddim-4-g2-n3-s9"))
+    card = json.loads((before / "card.json").read_text())
+    (before / "card.json").write_text(json.dumps({k: v for k, v in card.items() if k != "weights_sha256"}))
+    assert eval_verb.evaluate_run(config)[0] == replace(first, weights_sha256="")
+    assert len(list((folder / "run/evals").glob("*-n3-s9*"))) == 1
+    assert first.weights_sha256 == weights_digest(load_trained(str(folder / "run")).state)
 
 
 def test_several_samplers_steps_and_scales_are_a_curve_in_the_report(
@@ -260,7 +289,7 @@ def test_several_samplers_steps_and_scales_are_a_curve_in_the_report(
         run=str(folder / "run"), images=4, guidance=(1.0, 2.0), sampler=("ddim", "euler"), steps=(4, 5), seed=7
     )
     assert eval_verb.main(config) == 0
-    folders = sorted(place.name for place in (folder / "run" / "evals").glob("*-n4-s7"))
+    folders = sorted(place.name[: -len("-democlip-0123456789ab")] for place in (folder / "run/evals").glob("*-n4-s7-*"))
     assert folders == [
         f"000000000128-{sampler}-{steps}-g{guidance}-n4-s7"
         for sampler in ("ddim", "euler")
@@ -271,7 +300,7 @@ def test_several_samplers_steps_and_scales_are_a_curve_in_the_report(
     assert "8 of 8: euler-5-g2-n4-s7" in printed and "report: " in printed
     with pytest.raises(ConfigError, match="start at timestep"):
         eval_verb.main(replace(config, steps=(4, 3), seed=8))
-    assert not list((folder / "run" / "evals").glob("*-n4-s8"))  # refused before the first image
+    assert not list((folder / "run" / "evals").glob("*-n4-s8-*"))  # refused before the first image
 
 
 def test_eval_verb_and_training_agree_on_the_same_weights(folder: Path, config: TrainConfig) -> None:
@@ -343,7 +372,7 @@ def test_encoders_of_other_weights_are_refused(parts: dict[str, Any]) -> None:
 def test_a_cards_figures_are_made_again(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     config = EvalRunConfig(run=str(folder / "run"), images=6, guidance=(1.5,), sampler=("heun",), steps=(3,), seed=5)
     card = eval_verb.evaluate_run(config)[0]
-    path = folder / "run" / "evals" / "000000000128-heun-3-g1.5-n6-s5" / "card.json"
+    (path,) = (folder / "run" / "evals").glob("000000000128-heun-3-g1.5-n6-s5-democlip-*/card.json")
     capsys.readouterr()
     assert cli.main(["eval", "--from-card", str(path)]) == 0
     said = capsys.readouterr().out
@@ -361,6 +390,12 @@ def test_a_cards_figures_are_made_again(folder: Path, capsys: pytest.CaptureFixt
         moved.write_text(json.dumps({**facts, key: {**facts[key], **change}}))
         with pytest.raises(ContractMismatch, match=f"cannot be made again.*{'resize' if key == 'features' else key}"):
             eval_verb.main(again)
+    moved.write_text(json.dumps({**facts, "weights_sha256": "0" * 64}))
+    with pytest.raises(ContractMismatch, match=r"cannot be made again.*weights: 000000000000 on the card"):
+        eval_verb.main(again)
+    moved.write_text(json.dumps({**facts, "n": 0}))
+    with pytest.raises(RunError, match="no checkpoint at 0 samples"):
+        eval_verb.main(again)
     moved.write_text("{}")
     with pytest.raises(ConfigError, match="no card of this version"):
         eval_verb.main(again)

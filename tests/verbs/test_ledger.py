@@ -243,3 +243,36 @@ def test_a_storage_without_a_ledger_is_a_gap(config: TrainConfig, capsys: pytest
     live(config, 1, {}, steps=3)
     open_storage(config.run).delete("ledger/rank00000.jsonl")
     assert "the ledger ends at 0 samples, before the last commit at 24" in refusal(config, capsys)
+
+
+def test_one_run_that_cannot_be_read_hides_no_other(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live(config, 1, {})
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text("{}")
+    gone, bad = str(tmp_path / "gone"), str(tmp_path / "bad")
+    assert cli.main(["ledger", gone, config.run, bad]) == 1
+    said = capsys.readouterr()
+    assert f"{config.run}: " in said.out and "Proved in " in said.out
+    for url in (gone, bad):
+        assert said.err.count(f"{url} is not proved: ") == 2  # where it is found, and in the last line
+    assert said.err.splitlines()[-1].startswith("latentmill ledger: ")
+
+
+def test_the_runs_of_a_sweep_are_proved_as_the_shell_names_them(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`latentmill ledger runs/sweep/*`, with what Hydra leaves there, and from within the folder."""
+    for name in ("optim.lr=0.001", "optim.lr=0.002,optim.name=adamw"):
+        live(begin(tmp_path / "sweep" / name, cache), 1, {})
+    (tmp_path / "sweep" / "multirun.yaml").write_text("hydra: {}\n")
+    assert cli.main(["ledger", *sorted(map(str, (tmp_path / "sweep").iterdir()))]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("Proved in ") == 2 and "The same batches as " in said.out
+    assert said.err.count("\n") == 1 and "multirun.yaml is what a sweep leaves" in said.err
+    monkeypatch.chdir(tmp_path / "sweep")
+    assert cli.main(["ledger", "optim.lr=0.001", f"dataset={cache}"]) == 0
+    capsys.readouterr()
+    assert cli.main(["ledger", "optim.lr=0.001", f"datset={cache}"]) == 1
+    assert "datset= is no option of ledger" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""Evaluations of `latentmill eval` in a run directory: their names, and those that can be taken instead of made again.
+
+    evals/000000032000-unipc-8-g2-n512-s0-inception-3f2a91c07d11/
+
+A name begins with what a person looks for: samples seen, sampler, steps, guidance, images, seed, weights, features. It
+ends in a digest of all that the figures depend on, the weights, the captions' dataset and the reference among it, so
+two evaluations that differ in anything lie side by side. Names of earlier versions have neither features nor digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, uint8
+
+from pipeline.config import SamplerConfig
+from pipeline.errors import NotFound, ParseError
+from pipeline.evaluation.card import Card, parse_card
+from pipeline.evaluation.evaluate import Evaluator
+from pipeline.runs.directory import evaluation_folder
+from pipeline.storage.base import Storage
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Hash of weights by name, whichever files or ranks they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def short_name(images: int, seed: int, sampler: SamplerConfig, weights: str) -> str:
+    """The readable part of a name, which was all of it in earlier versions. weights: as on the card."""
+    suffix = "" if weights == "ema" else f"-{weights.replace('=', '')}"
+    settings = "".join(f"-{name}{value:g}" for name, value in sampler.guidance_settings.items())
+    return f"{sampler.sampler}-{sampler.steps}-g{sampler.guidance:g}{settings}-n{images}-s{seed}{suffix}"
+
+
+def full_name(evaluator: Evaluator, images: int, sampler: SamplerConfig, weights: str, weights_sha256: str) -> str:
+    """The name of an evaluation. weights, weights_sha256: as on the card."""
+    reference, features = evaluator.reference, evaluator.features
+    has_features = reference is not None and features is not None
+    facts: dict[str, Any] = {
+        "weights": weights_sha256,
+        "images": images,
+        "seed": evaluator.seed,
+        "sampler": {name: value for name, value in asdict(sampler).items() if name != "batch"},
+        "diffusion": asdict(evaluator.diffusion),
+        "task": evaluator.task,
+        "captions": evaluator.validation.digest,
+        "autoencoder": evaluator.first_stage.weights_sha256,
+        "clip": [evaluator.tower.weights_sha256, evaluator.tower.image_sha256],
+        "features": [features.name, features.sha256, features.resize] if features and has_features else None,
+        "reference": reference.sha256 if reference else None,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    name = f"-{features.name}" if features and has_features else ""
+    return f"{short_name(images, evaluator.seed, sampler, weights)}{name}-{digest}"
+
+
+def kept_card(
+    run: Storage, n: int, evaluator: Evaluator, images: int, sampler: SamplerConfig, weights: str, weights_sha256: str
+) -> Card | None:
+    """The card of a complete evaluation at n that is the one asked for, under its name or under that of an earlier
+    version; None where there is none."""
+    asked = (n, sampler.sampler, sampler.steps, sampler.guidance, sampler.guidance_settings, images, evaluator.seed)
+    for name in (
+        full_name(evaluator, images, sampler, weights, weights_sha256),
+        short_name(images, evaluator.seed, sampler, weights),
+    ):
+        folder = evaluation_folder(n, name)
+        try:
+            run.stat(f"{folder}/metrics.json")  # written last
+            card = parse_card(run.get(f"{folder}/card.json"))
+        except (NotFound, ParseError):  # no card, or a damaged one
+            continue
+        has = (card.n, card.sampler, card.steps, card.guidance, card.guidance_settings, card.images, card.seed)
+        if (*has, card.weights) == (*asked, weights) and not evaluator.differing(card, weights_sha256):
+            return card
+    return None
