@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import ParseError, WeightsError
 from pipeline.parsing.text import one_line
@@ -35,6 +35,8 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 FACTS = "latentmill"
 """The key under which our single files say how the model was trained."""
 FACTS_BYTES = 1 << 20
+MOST_PARAMETERS = 2**33
+"""Of a network with random weights."""
 NESTED = 4
 """State dicts inside one another that are opened, at most: a pickle may hold itself."""
 
@@ -55,6 +57,39 @@ def require_finite(name: str, tensor: Tensor) -> None:
     if not bool(tensor.float().sum().isfinite()) and not bool(tensor.float().isfinite().all()):
         bad = int((~tensor.float().isfinite()).sum())
         raise WeightsError(f"{name} holds NaN or infinity ({bad} of {tensor.numel()} values): take other weights")
+
+
+def require_whole(where: str, state: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError, which names the tensor, where a network holds NaN or infinity."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            try:
+                require_finite(name, tensor)
+            except WeightsError as error:
+                raise WeightsError(f"{where}: {error}") from None
+
+
+def require_room(build: Callable[[], nn.Module], where: str, weights: Path | None) -> None:
+    """Raise WeightsError where a network has more parameters than its weights have bytes, before it takes memory.
+
+    build: makes the network. weights: the file, or the folder with the files, that will fill it; None for none.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in build().parameters())
+    if weights is None:
+        if parameters > MOST_PARAMETERS:
+            raise WeightsError(f"{where} describes a network of {parameters:,} parameters, {MOST_PARAMETERS:,} at most")
+        return
+    files = [path for path in weights.iterdir() if path.is_file()] if weights.is_dir() else [weights]
+    try:
+        size = sum(path.stat().st_size for path in files)
+    except OSError as error:
+        raise WeightsError(f"{weights} is missing or damaged: {error.strerror or error}") from None
+    if parameters > size:
+        raise WeightsError(
+            f"{where}: cannot load it: the network that is described has {parameters:,} parameters, and {weights} has "
+            f"{size:,} bytes for them"
+        )
 
 
 def read_file(path: Path, suffix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
