@@ -33,7 +33,7 @@ from pipeline.planning.dimensions import depths_of, heads_of
 
 T = TypeVar("T")
 FILE = re.compile(
-    r"diffusion_pytorch_model(\.(?P<variant>[\w-]{1,40}))?\.(?P<format>safetensors|bin)"
+    r"diffusion_pytorch_model(?!.*-\d+-of-\d+)(\.(?P<variant>[\w-]{1,40}))?\.(?P<format>safetensors|bin)"
     r"(?P<shards>\.index(\.(?P<shard_variant>[\w-]{1,40}))?\.json)?"
 )
 """Files in which diffusers saves a model's weights, whole or in shards: diffusion_pytorch_model.fp16.safetensors."""
@@ -208,7 +208,9 @@ def require_same_class(where: str, theirs: Mapping[str, Any], ours: ModelConfig)
 
     name = convert.diffusers_class(ours)
     if theirs.get("_class_name", name) != name:
-        raise WeightsError(f"{where}: a {theirs.get('_class_name')}; model={ours.name} is a {name} in diffusers")
+        raise WeightsError(
+            f"{where}: a {str(theirs.get('_class_name'))[:100]}; model={ours.name} is a {name} in diffusers"
+        )
     try:
         expected = convert.diffusers_config(ours)
     except ConfigError as error:
@@ -219,7 +221,7 @@ def require_same_class(where: str, theirs: Mapping[str, Any], ours: ModelConfig)
     for key, default in defaults.items():
         stored, expected_value = (_by_level(key, config.get(key, default), ours) for config in (theirs, expected))
         if stored != expected_value and key not in NO_MATTER:
-            differing.append(f"{key}: {stored} there, {expected_value} here")
+            differing.append(f"{key}: {str(stored)[:100]} there, {expected_value} here")
     if differing:
         raise WeightsError(f"{where}: another architecture than model={ours.name} ({'; '.join(differing[:5])})")
 
