@@ -181,8 +181,9 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
     if local:
         folder = Path(name) / subfolder
         config = _read_config(folder)
-        require_room(lambda: AutoencoderKL.from_config(config), f"encoders.vae={name}", folder)
     try:
+        if local:
+            require_room(lambda: AutoencoderKL.from_config(config), f"encoders.vae={name}", folder)
         with quiet_hub_clients():
             model, info = AutoencoderKL.from_pretrained(
                 name,
@@ -193,6 +194,8 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
                 torch_dtype=torch.float32,
                 local_files_only=local,
             )
+    except WeightsError:
+        raise
     except Exception as error:  # diffusers and safetensors have errors of many kinds
         if local:
             raise WeightsError(

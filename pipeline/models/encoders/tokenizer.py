@@ -147,6 +147,8 @@ def read_merges(path: Path) -> list[tuple[str, ...]]:
             data = file.read(MERGES_BYTES + 1)
         if len(data) > MERGES_BYTES:
             raise ValueError(f"it unpacks to more than {MERGES_BYTES:,} bytes")
+        if not data:
+            raise ValueError("it is empty")
         merges = [tuple(line.split()) for line in data.decode().split("\n")[1 : MOST_MERGES + 1]]
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise WeightsError(f"{path} is missing or damaged: {error}") from None
