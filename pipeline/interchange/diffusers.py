@@ -66,10 +66,11 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser,
         trimmed = with_text and trained.contract.trimmed
         if trimmed:
             log.warning(TRIMMED)
-        facts = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
-        text = readme(**facts, note=note, trimmed=trimmed, loop="" if pipeline_can_run else scheduler["_class_name"])
+        loop = "" if pipeline_can_run else scheduler["_class_name"]
+        text = readme(pipeline.__version__, trained.weights, trained.n, note, trimmed=trimmed, loop=loop)
         with writing(folder / README):
             (folder / README).write_text(text, encoding="utf-8")
+        facts = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
         _write_json(folder / MARKER, facts | {"contract": trained.info.contract})
         if config.check:
             check_unet(folder / "unet", denoiser, trained)

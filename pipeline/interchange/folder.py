@@ -22,7 +22,7 @@ from pipeline.log import log
 from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.staging import is_empty, obey_umask, require_folder, require_place
+from pipeline.storage.staging import is_empty, obey_umask, require_folder, require_place, require_writable
 
 MARKER, SUMS, README = "latentmill.json", "SHA256SUMS", "README.md"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -53,6 +53,7 @@ class Destination:
         self._known: dict[tuple[str, str], str] = {}
         require_folder(storage)
         self.ours: Hashes = {} if is_empty(storage) else self._earlier()
+        require_writable(storage)
 
     def publish(self, folder: Path) -> None:
         """Move the files of a finished folder there, and remove those of the earlier export that it lacks. Raises

@@ -112,7 +112,7 @@ def of_scheduler(facts: Mapping[str, Any], where: Path) -> tuple[str, Levels]:
         return prediction, Levels({}, _rescaled(torch.cumprod(1 - betas, dim=0), bool(rescaled)))
     schedule = value["beta_schedule"]
     settings = _stated(
-        schedule=SCHEDULES.get(schedule, schedule),
+        schedule=SCHEDULES.get(schedule or "", schedule),
         timesteps=value["num_train_timesteps"],
         beta_start=value["beta_start"],
         beta_end=value["beta_end"],

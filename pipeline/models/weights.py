@@ -103,6 +103,8 @@ def read_file(path: Path, suffix: str = "") -> tuple[dict[str, Tensor], dict[str
         return _read_safetensors(path)
     if suffix not in PICKLES:
         raise WeightsError(f"{path}: the file must be .safetensors, .ckpt or .pt")
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing or no file")
     try:
         _refuse_bomb(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -132,6 +134,8 @@ def _refuse_bomb(path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{path} is no file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -40,8 +40,8 @@ def staging_folder(storage: Storage) -> Iterator[Path]:
     if not isinstance(storage, LocalStorage):
         with local_errors("write", Path(tempfile.gettempdir())):
             temporary = tempfile.TemporaryDirectory(prefix="latentmill-", ignore_cleanup_errors=True)
-        with temporary as folder:
-            yield Path(folder)
+        with temporary as name:
+            yield Path(name)
         return
     root = storage.root
     new = [folder for folder in (root, *root.parents) if not folder.exists()]
@@ -132,10 +132,11 @@ def require_place(storage: Storage, key: str) -> None:
 
 
 def require_writable(storage: Storage) -> None:
-    """Make a local destination's folder, and raise StorageError where no file can be made in it."""
+    """Raise StorageError where no file can be made in a local destination, or in what will hold its folder."""
     if isinstance(storage, LocalStorage):
-        probe = storage.staging_path()
-        with local_errors("write", probe):
+        there = next(folder for folder in (storage.root, *storage.root.absolute().parents) if folder.is_dir())
+        probe = temporary_path(there / "probe")
+        with local_errors("write", storage.root):
             probe.touch(exist_ok=False)
             probe.unlink()
 

@@ -22,6 +22,7 @@ from pipeline.config import ExportConfig
 from pipeline.errors import DestinationExists, StorageError
 from pipeline.interchange.folder import FILES, MARKER, README, SUMS, Destination
 from pipeline.interchange.readme import NOTES, is_readme, readme
+from pipeline.interchange.single import is_export
 from pipeline.models.weights import save_tensors
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
@@ -210,6 +211,13 @@ def test_what_is_no_place_for_a_folder_is_refused_before_any_work(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_place_that_cannot_be_written_is_told_before_any_work(config: ExportConfig, no_work: None) -> None:
+    for fmt, name in (("diffusers", "sd"), ("compvis", "model.safetensors")):
+        with pytest.raises(StorageError, match="cannot write /proc"):
+            export.main(replace(config, format=fmt, dest=f"/proc/{name}"))  # type: ignore[arg-type]
+    assert not Path(config.dest).exists()
+
+
 def test_a_changed_configuration_or_anothers_file_in_the_way_is_refused_before_any_work(
     config: ExportConfig, tmp_path: Path, no_work: None
 ) -> None:
@@ -253,6 +261,12 @@ def test_a_bucket_keeps_what_others_put_there(s3: str, tmp_path: Path) -> None:
     storage.put("vae/config.json", b"mine")
     with pytest.raises(DestinationExists, match=r"vae/config\.json is not as an export wrote it"):
         Destination(storage)
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"latentmill": "{}"})
+    torch.save({"state_dict": {}, "latentmill": "{}"}, tmp_path / "a.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "b.ckpt")
+    for name, ours in (("a.safetensors", True), ("a.ckpt", True), ("b.ckpt", False)):
+        storage.put(name, (tmp_path / name).read_bytes())
+        assert is_export(storage, name) is ours
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

@@ -193,6 +193,7 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
                 low_cpu_mem_usage=False,
                 torch_dtype=torch.float32,
                 local_files_only=local,
+                **({"variant": _variant(folder)} if local else {}),
             )
     except WeightsError:
         raise
@@ -208,6 +209,16 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
         ) from error
     _refuse_mismatch(name, info["missing_keys"], info["unexpected_keys"])
     return model
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant that diffusers must be asked for, such as fp16, where a folder holds no weights without one."""
+    if (folder / WEIGHTS).is_file() or (folder / f"{WEIGHTS}.index.json").is_file():
+        return None
+    name = re.escape(WEIGHTS.removesuffix(".safetensors"))
+    pattern = re.compile(rf"{name}\.(\w+)\.safetensors|{re.escape(WEIGHTS)}\.index\.(\w+)\.json")
+    variants = {match[1] or match[2] for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+    return min(variants, key=lambda variant: (variant == "non_ema", variant), default=None)
 
 
 def _load_single_file(path: Path) -> Any:

@@ -117,6 +117,8 @@ class TowerFile:
 
 def read_described(path: Path, cls: type[T]) -> tuple[dict[str, Any], T]:
     """(the whole content, what is declared of it) of a configuration file. Raises WeightsError."""
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{path} is no file")
     try:
         with path.open("rb") as file:
             content = parse_json(file.read(CONFIG_BYTES + 1), CONFIG_BYTES)

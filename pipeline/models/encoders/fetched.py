@@ -111,7 +111,8 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
         typed = build(_Manifest, manifest, unknown="pass")
         if typed.format != FORMAT:
             raise ParseError(f"format {typed.format}, this program reads {FORMAT}")
-        for part, section in (("vae", typed.vae), ("text", typed.text)):
+        sections: dict[Part, _Section | None] = {"vae": typed.vae, "text": typed.text}
+        for part, section in sections.items():
             if section is None:
                 continue
             if section.files.keys() != FILES[part]:
@@ -198,7 +199,7 @@ def verify(path: Path, facts: dict[str, Any], url: str) -> None:
         fingerprint = (str(path), stat.st_size, stat.st_mtime_ns, facts["sha256"])
         if fingerprint in _verified:
             return
-        if stat.st_size == facts["size"]:
+        if stat.st_size == facts["size"] and path.is_file():
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]:
                     _verified.add(fingerprint)

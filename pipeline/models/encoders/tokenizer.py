@@ -142,6 +142,8 @@ def tokenizer_of(architecture: dict[str, Any], folder: Path | None, config: Enco
 
 def read_merges(path: Path) -> list[tuple[str, ...]]:
     """The pairs of pieces in a file of merges. Raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"{path} is no file")
     try:
         with gzip.open(io.BytesIO(path.read_bytes())) as file:
             data = file.read(MERGES_BYTES + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import re
 import resource
 import shutil
@@ -360,3 +361,37 @@ def test_a_full_disk_ends_a_fetch_in_one_line_and_leaves_no_file_behind(tmp_path
     assert [path.name for path in (tmp_path / "e").rglob("*")] == ["encoders.json"]
     fetch(DEMO, tmp_path / "e")
     load_autoencoder(with_weights(DEMO, tmp_path / "e"))
+
+
+@pytest.mark.parametrize("name", ["vae/config.json", "text/open_clip_config.json", "text/bpe.txt.gz"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    load = load_autoencoder if name.startswith("vae") else load_text
+    refusal(lambda: load(own(folder)), rf"{re.escape(Path(name).name)} is no file")
+
+
+@pytest.mark.parametrize("part", ["vae", "text"])
+def test_a_pipe_or_a_device_in_place_of_weights_is_not_read(folder: Path, part: str) -> None:
+    path = next((folder / part).glob("*.safetensors"))
+    for make in (lambda: os.mkfifo(path), lambda: path.symlink_to("/dev/zero")):
+        path.unlink()
+        make()
+        refusal(lambda: (load_autoencoder if part == "vae" else load_text)(own(folder)), "cannot load it|no file")
+
+
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "200KB"}])
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+def test_an_autoencoders_folder_that_holds_a_variant_alone_is_read(
+    folder: Path, shards: dict[str, Any], variant: str
+) -> None:
+    model = load_autoencoder(own(folder)).model
+    expected = model.state_dict()
+    shutil.rmtree(folder / "vae")
+    with torch.random.fork_rng(devices=[]):
+        plain = type(model).from_config(dict(model.config))
+    plain.load_state_dict(expected)
+    plain.save_pretrained(folder / "vae", variant=variant, **shards)
+    assert (len(list((folder / "vae").iterdir())) > 2) == bool(shards)
+    loaded = load_autoencoder(own(folder)).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
