@@ -29,13 +29,13 @@ def changed_tree(draw: st.DrawFn, valid: Any) -> Any:
         table, key = draw(st.sampled_from(places))
         change = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
         if change == "replace":
-            table[key] = draw(VALUES)
+            table[key] = copy.deepcopy(draw(VALUES))
         elif change == "remove":
             del table[key]
         elif isinstance(table, dict):
-            table[draw(st.text(max_size=8))] = draw(VALUES)
+            table[draw(st.text(max_size=8))] = copy.deepcopy(draw(VALUES))
         else:
-            table.append(draw(VALUES))
+            table.append(copy.deepcopy(draw(VALUES)))
     return tree
 
 
