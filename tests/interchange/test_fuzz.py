@@ -174,7 +174,7 @@ def test_no_bytes_of_strangers_end_in_anything_but_our_error(reader: str) -> Non
 @pytest.mark.parametrize("reader", READERS)
 def test_no_bytes_of_strangers_end_in_anything_but_our_error_at_length(reader: str) -> None:
     given_values, check, _ = READERS[reader]
-    _run(given_values, check, 4000, derandomize=False)
+    _run(given_values, check, 1500, derandomize=False)
 
 
 def _run(
