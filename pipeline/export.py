@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -17,8 +18,8 @@ from pipeline.errors import ConfigError
 from pipeline.inference.trained import Trained, load_trained
 from pipeline.interchange.agreement import ExportDiffers as ExportDiffers
 from pipeline.interchange.compvis import compvis_note as compvis_note
-from pipeline.interchange.compvis import export_compvis
-from pipeline.interchange.diffusers import export_diffusers
+from pipeline.interchange.compvis import export_compvis, look_compvis
+from pipeline.interchange.diffusers import export_diffusers, look_diffusers
 from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 
@@ -27,6 +28,8 @@ def main(config: ExportConfig) -> int:
     """Run the verb. Raises ExportDiffers when the check fails, which leaves the destination unchanged."""
     if config.format not in FORMATS:
         raise ConfigError(f"format={config.format}: choose one of {', '.join(FORMATS)}")
+    look, write = FORMATS[config.format]
+    dest = look(config)
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     empty_LD = torch.zeros(trained.contract.text.length, trained.contract.text.width)  # not exported
     denoiser = trained.denoiser(empty_LD)
@@ -35,15 +38,16 @@ def main(config: ExportConfig) -> int:
             f"task={trained.info.config.task.name} has weights of its own ({task_weights[0]}): no other software "
             "holds it"
         )
-    FORMATS[config.format](config, trained, denoiser)
+    write(config, trained, denoiser, dest)
     show(f"export: {config.dest}: {trained.weights} weights at {trained.n:,} samples, format {config.format}")
     return 0
 
 
-FORMATS: dict[str, Callable[[ExportConfig, Trained, Denoiser], None]] = {
-    "diffusers": export_diffusers,
-    "compvis": export_compvis,
+FORMATS: dict[str, tuple[Callable[[ExportConfig], Any], Callable[[ExportConfig, Trained, Denoiser, Any], None]]] = {
+    "diffusers": (look_diffusers, export_diffusers),
+    "compvis": (look_compvis, export_compvis),
 }
+"""Format -> what looks at the destination before any work, and what writes there."""
 
 
 if __name__ == "__main__":

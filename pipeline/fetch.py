@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +21,17 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import EncodersConfig, FetchConfig
 from pipeline.errors import DestinationExists, NotFound, WeightsError
 from pipeline.log import show
-from pipeline.models.encoders.fetched import FIELDS, FORMAT, MANIFEST, Part, chunks, names, read_manifest
+from pipeline.models.encoders.fetched import FIELDS, FILES, FORMAT, MANIFEST, Part, chunks, names, read_manifest
 from pipeline.models.encoders.tokenizer import find_tower, merges_of
 from pipeline.storage.base import Storage
+from pipeline.storage.staging import (
+    is_empty,
+    obey_umask,
+    require_folder,
+    require_place,
+    require_writable,
+    staging_folder,
+)
 from pipeline.storage.urls import open_storage
 
 if TYPE_CHECKING:
@@ -49,9 +56,10 @@ def main(config: FetchConfig) -> int:
             continue
         name, origin = names(config.encoders, part)[part], source(config.encoders, part)
         show(f"fetch: {part}: {name} from {origin}")
-        with tempfile.TemporaryDirectory(prefix="latentmill-fetch-") as folder:
-            section = {"name": name, "source": origin} | write(config.encoders, Path(folder))
-            section["files"] = {f"{part}/{path.name}": _facts(path) for path in sorted(Path(folder).iterdir())}
+        with staging_folder(storage) as folder:
+            section = {"name": name, "source": origin} | write(config.encoders, folder)
+            obey_umask(folder)
+            section["files"] = {f"{part}/{path.name}": _facts(path) for path in sorted(folder.iterdir())}
             stored = manifest.get(part, {"files": {}})
             hashes = [key for key in section if key.endswith("_sha256")]
             if part in manifest and any(stored.get(key) != section[key] for key in hashes):
@@ -60,8 +68,9 @@ def main(config: FetchConfig) -> int:
                 )
             files = section["files"]
             new_keys = [key for key in files if stored["files"].get(key) != files[key] or key in damaged]
+            refuse_others_files(storage, {key: files[key] for key in new_keys if key not in stored["files"]})
             for key in new_keys:
-                storage.put(key, (Path(folder) / Path(key).name).read_bytes())
+                storage.put_file(key, folder / Path(key).name)
         if new_keys:
             manifest[part] = section
             storage.put(MANIFEST, _json(manifest))
@@ -73,14 +82,18 @@ def main(config: FetchConfig) -> int:
 def begin(storage: Storage, encoders: EncodersConfig) -> dict[str, Any]:
     """The destination's manifest with the parts that it has so far, or a new one where the destination is empty. Raises
     DestinationExists when it contains other encoders, or anything else."""
+    require_folder(storage)
     requested = {field: value for part in FIELDS for field, value in names(encoders, part).items()}
     fresh = {"format": FORMAT, "name": encoders.name, "names": requested}
     try:
         storage.stat(MANIFEST)
     except NotFound:
-        if storage.list():
+        if not is_empty(storage):
             raise DestinationExists(f"{storage.url} holds something else already: choose an empty dest") from None
         storage.put_if_absent(MANIFEST, _json(fresh))
+    for key in (MANIFEST, *FILES["vae"], *FILES["text"]):
+        require_place(storage, key)
+    require_writable(storage)
     manifest = read_manifest(storage)
     if not any(part in manifest for part in FIELDS):  # an earlier fetch failed before it had written a part
         manifest = fresh
@@ -102,6 +115,16 @@ def damaged_files(storage: Storage, files: dict[str, dict[str, Any]]) -> set[str
             return False
 
     return {key for key in files if not is_intact(key)}
+
+
+def refuse_others_files(storage: Storage, files: dict[str, dict[str, Any]]) -> None:
+    """Raise DestinationExists where a file that no manifest lists lies at a key that would be written, unless it has
+    the same bytes, as a fetch that was killed leaves it."""
+    for key in sorted(damaged_files(storage, files)):
+        if storage.exists(key):
+            raise DestinationExists(
+                f"{storage.locate(key)} exists and no fetch wrote it: move it away, or choose another dest"
+            )
 
 
 def is_local(encoders: EncodersConfig, part: Part) -> bool:

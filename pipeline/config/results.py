@@ -9,6 +9,8 @@ from pipeline.config.model import EncodersConfig, FeaturesName, SamplerConfig, S
 from pipeline.config.train import DataConfig
 from pipeline.config.values.bounds import Between, Ge
 
+Seed = Annotated[int, Between(0, 2**63, "[)", "a whole number from 0 to 2**63 - 1 is wanted")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRunConfig:
@@ -53,7 +55,7 @@ class EvalRunConfig:
     """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
     1: a power-function average of this relative width, made from the snapshots of ema.widths
     (docs/how_to/train_for_weeks.md)."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Seed = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on; auto = cuda where there is a GPU, else cpu."""
@@ -73,7 +75,7 @@ class SampleConfig:
     n: Annotated[int, Ge(1)] = 4
     """Images per caption."""
     dest: str = "samples.png"
-    """Picture to write: a grid with one row per caption."""
+    """Picture to write, a .png or .jpg: a grid with one row per caption."""
     at: Annotated[int, Ge(0)] = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
@@ -84,13 +86,13 @@ class SampleConfig:
     (docs/how_to/train_for_weeks.md)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How images are sampled."""
-    guidance: Annotated[float, Ge(0, "0 or more is wanted (1 = none)")] = 0.0
-    """Short for sampler.guidance; 0 = take sampler.guidance."""
+    guidance: Annotated[float, Ge(0, "0 or more is wanted (1 = none)")] | None = None
+    """Short for sampler.guidance; null = take sampler.guidance."""
     negative: str = ""
     """Negative prompt: text that guidance leads away from, in place of the empty caption."""
     size: tuple[str, ...] = ()
     """Sizes in pixels (width x height), one for all captions or one for each, as [64x64,96x64]; [] = the cache's."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Seed = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default the run's own, else those of the training cache's contract."""
@@ -141,5 +143,5 @@ class DemoConfig:
     """Training samples; 0 = as many as the experiment says."""
     processes: Annotated[int, Ge(1)] = 2
     """Training ranks on this machine."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Between(0, 2**63 - 3, says="a whole number from 0 to 2**63 - 3 is wanted")] = 0
     """Seed of the drawings, the training and the sampling."""

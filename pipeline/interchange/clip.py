@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.models.encoders.text import LAYERS, TextTower
+from pipeline.models.weights import save_tensors
+from pipeline.storage.staging import writing
 
 ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}  # open_clip's class -> transformers' name
 BLOCK = "transformer.resblocks."
@@ -101,9 +102,10 @@ def compvis_state(tower: TextTower) -> dict[str, Tensor]:
 
 def save_text_model(tower: TextTower, folder: Path) -> None:
     """Write the folder of the CLIPTextModel."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(text_model_config(tower), indent=2) + "\n")
-    save_file(text_model_state(tower), folder / "model.safetensors", metadata={"format": "pt"})
+    with writing(folder / "config.json"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(text_model_config(tower), indent=2) + "\n", encoding="utf-8")
+    save_tensors(text_model_state(tower), folder / "model.safetensors")
 
 
 def save_tokenizer(tower: TextTower, folder: Path) -> None:
@@ -123,7 +125,8 @@ def save_tokenizer(tower: TextTower, folder: Path) -> None:
         pad_token=pad,
         model_max_length=tower.length,
     )
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        tokenizer.save_pretrained(folder)
 
 
 def largest_difference(tower: TextTower, text_encoder: Path, tokenizer: Path, captions: list[str]) -> float:

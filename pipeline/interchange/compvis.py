@@ -5,8 +5,9 @@
     cond_stage_model.transformer.text_model.*     the text tower in transformers' names, as Stable Diffusion 1's; or
     cond_stage_model.model.*                      in open_clip's, as Stable Diffusion 2's, whose last block is not read
     betas, alphas_cumprod, ...                    the forward process's tables
+    v_pred, ztsnr                                 empty: ComfyUI's marks of prediction=v and of zero terminal SNR
 
-What these names cannot express (the kind of prediction, the latent scale and the UNet's configuration) is stored under
+What these names cannot express (the kind of prediction, the latent scale, the UNet's configuration) is stored under
 `latentmill`: in the metadata of a .safetensors, beside the state_dict of a .ckpt. A .ckpt holds only tensors and text,
 so that PyTorch opens it with weights_only=True.
 """
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 import pipeline
@@ -26,15 +26,19 @@ from pipeline.config import DiffusionConfig, ExportConfig
 from pipeline.config.loading.merge import to_dict
 from pipeline.diffusion.process import PROCESSES
 from pipeline.diffusion.schedule import Schedule
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DestinationExists
 from pipeline.inference.trained import Trained
 from pipeline.interchange import clip
 from pipeline.interchange import unet as convert
 from pipeline.interchange.agreement import ExportDiffers
+from pipeline.interchange.noise_levels import levels_of, marks
+from pipeline.interchange.single import is_export
 from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders import compvis_vae
-from pipeline.models.weights import FACTS, read_file
+from pipeline.models.weights import FACTS, read_file, save_tensors
+from pipeline.storage.base import Storage
+from pipeline.storage.staging import require_place, require_writable, staging_folder, writing
 from pipeline.storage.urls import open_storage, split_url
 
 SUFFIXES = (".safetensors", ".ckpt")
@@ -42,32 +46,41 @@ SPECIFIED = ("epsilon", "v")  # kinds of prediction that Stability's specificati
 STABLE_DIFFUSION_SCALE = 0.18215  # of the latents; the released files do not hold it
 
 
-def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> None:
-    """Write the file, whole or not at all."""
-    suffix = Path(config.dest).suffix
-    if suffix not in SUFFIXES:
+def look_compvis(config: ExportConfig) -> tuple[Storage, str]:
+    """The destination's store and key. Raises DestinationExists where something lies there that no export wrote."""
+    if Path(config.dest).suffix not in SUFFIXES:
         raise ConfigError(f"dest={config.dest}: format=compvis writes one {' or '.join(SUFFIXES)} file")
-    diffusion = trained.info.config.diffusion
     root, key = split_url(config.dest)
     storage = open_storage(root)
-    state = single_file(config, trained, denoiser)
-    facts = {
-        "version": pipeline.__version__,
-        "n": trained.n,
-        "weights": config.weights,
-        "prediction": diffusion.prediction,
-        "scale": trained.contract.scale,
-        "shift": trained.contract.shift,
-        "model": to_dict(denoiser.unet.config),
-    }
-    staging = storage.staging_path()
-    try:
+    require_place(storage, key)
+    if storage.exists(key) and not is_export(storage, key):
+        raise DestinationExists(f"{config.dest} exists and no export wrote it: choose another dest")
+    require_writable(storage)
+    return storage, key
+
+
+def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser, dest: tuple[Storage, str]) -> None:
+    """Write the file, whole or not at all."""
+    suffix = Path(config.dest).suffix
+    diffusion = trained.info.config.diffusion
+    storage, key = dest
+    with staging_folder(storage) as folder:
+        state = single_file(config, trained, denoiser)
+        facts = {
+            "version": pipeline.__version__,
+            "n": trained.n,
+            "weights": trained.weights,
+            "prediction": diffusion.prediction,
+            "diffusion": levels_of(diffusion).settings,
+            "scale": trained.contract.scale,
+            "shift": trained.contract.shift,
+            "model": to_dict(denoiser.unet.config),
+        }
+        staging = folder / f"model{suffix}"
         write(staging, suffix, state, facts)
         if config.check:
             check(staging, suffix, state)
         storage.put_file(key, staging)
-    finally:
-        staging.unlink(missing_ok=True)
     if note := compvis_note(diffusion):
         show(note)
 
@@ -87,7 +100,8 @@ def compvis_note(config: DiffusionConfig) -> str:
 def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> dict[str, Tensor]:
     """Every tensor of the file. Prints which parts it cannot hold."""
     contract, unet = trained.contract, denoiser.unet
-    state = convert.to_compvis(unet.state_dict(), unet.config) | process_tables(trained.info.config.diffusion)
+    diffusion = trained.info.config.diffusion
+    state = convert.to_compvis(unet.state_dict(), unet.config) | process_tables(diffusion) | marks(diffusion)
     if not (contract.vae_sha256 and contract.text_sha256):
         show("export: the run's cache does not know its encoders, so the file holds the UNet alone")
         return _float32_copies(state)
@@ -132,15 +146,15 @@ def process_tables(config: DiffusionConfig) -> dict[str, Tensor]:
 
 
 def write(path: Path, suffix: str, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write the file in the format of its suffix."""
+    """Write the file in the format of its suffix. Raises StorageError."""
     facts_json = json.dumps(facts, sort_keys=True)
     if suffix == ".safetensors":
-        metadata = {"format": "pt", FACTS: facts_json}
-        if facts["prediction"] in SPECIFIED:
-            metadata["modelspec.prediction_type"] = facts["prediction"]
-        save_file(state, path, metadata=metadata)
+        specified = facts["prediction"] in SPECIFIED
+        named = {"modelspec.prediction_type": facts["prediction"]} if specified else {}
+        save_tensors(state, path, {FACTS: facts_json, **named})
     else:
-        torch.save({"state_dict": state, FACTS: facts_json}, path)
+        with writing(path), path.open("wb") as file:
+            torch.save({"state_dict": state, FACTS: facts_json}, file)
 
 
 def check(path: Path, suffix: str, state: dict[str, Tensor]) -> None:

@@ -10,29 +10,37 @@ Only tensors are read: a pickle that holds anything else is refused, since it co
 from __future__ import annotations
 
 import inspect
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config import ModelConfig
-from pipeline.config.loading.merge import from_dict
-from pipeline.errors import ConfigError, WeightsError
+from pipeline.config import ModelConfig, TaskConfig
+from pipeline.config.check.groups import check_model
+from pipeline.config.values.bounds import Gt
+from pipeline.errors import ConfigError, ParseError, WeightsError
 from pipeline.interchange import unet as convert
-from pipeline.interchange.scheduler import PREDICTION_TYPES
+from pipeline.interchange.noise_levels import Levels, of_file, of_scheduler
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.weights import read_file
+from pipeline.parsing.typed import build
+from pipeline.parsing.values import parse_json
 from pipeline.planning.dimensions import depths_of, heads_of
 
-WEIGHTS = "diffusion_pytorch_model"
-FILES = (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json", f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.bin")
-PREDICTIONS = {theirs: ours for ours, theirs in PREDICTION_TYPES.items()}
-PROCESSES = {"FlowMatchEulerDiscreteScheduler": "flow", "EDMEulerScheduler": "edm"}
-"""Schedulers whose class implies the kind of prediction."""
+T = TypeVar("T")
+FILE = re.compile(
+    r"diffusion_pytorch_model(?!.*-\d+-of-\d+)(\.(?P<variant>[\w-]{1,40}))?\.(?P<format>safetensors|bin)"
+    r"(?P<shards>\.index(\.(?P<shard_variant>[\w-]{1,40}))?\.json)?"
+)
+"""Files in which diffusers saves a model's weights, whole or in shards: diffusion_pytorch_model.fp16.safetensors."""
+RAW = "non_ema"
+"""The variant that holds raw weights where the file without a variant holds an average."""
+JSON_BYTES = 64 << 20
+MOST_LEVELS = 16
 NO_MATTER = ("sample_size", "dropout", "upcast_attention")
 """Arguments of diffusers' UNets that do not affect the weights or the output."""
 INPUT = {"diffusers": "conv_in.weight", "compvis": f"{convert.COMPVIS_PREFIX}input_blocks.0.0.weight"}
@@ -51,36 +59,63 @@ class Pretrained:
     shift: float | None = None
     text_width: int | None = None
     """Width of the states of the text encoder in the same folder."""
+    levels: Levels | None = None
+    """The noise levels that it was trained at."""
 
 
-def load_diffusers(folder: Path, config: ModelConfig) -> Pretrained:
+@dataclass(frozen=True)
+class _Vae:
+    """What is read of an autoencoder's config.json."""
+
+    scaling_factor: Annotated[float, Gt(0)] = 0.18215
+    shift_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What is read of a text encoder's config.json."""
+
+    hidden_size: Annotated[int, Gt(0)] | None = None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What our own single files state besides the process."""
+
+    scale: Annotated[float, Gt(0)] | None = None
+    shift: float | None = None
+    model: dict[str, Any] | None = None
+
+
+def load_diffusers(folder: Path, config: ModelConfig, which: str = "ema") -> Pretrained:
     """The UNet of a diffusers folder. config: of the UNet that takes the weights, without its extra input channels.
+    which: "raw" takes the variant non_ema where the folder has it.
 
     Raises WeightsError for another architecture, and for files that are missing or damaged."""
     unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     facts = _json(unet / "config.json")
-    tensors = _weights_of(unet)
+    tensors = _weights_of(unet, which)
     config = _with_input_channels_of(config, tensors, INPUT["diffusers"])
     require_same_class(f"{unet / 'config.json'}", facts, config)
     state = _converted(unet, lambda: convert.from_diffusers(tensors, config))
     model_folder = unet.parent if unet.name == "unet" else unet
     scheduler, vae, text = (
-        _json(path) if path.is_file() else None
+        path if path.is_file() else None
         for path in (
             model_folder / "scheduler" / "scheduler_config.json",
             model_folder / "vae" / "config.json",
             model_folder / "text_encoder" / "config.json",
         )
     )
-    prediction = None if scheduler is None else str(scheduler.get("prediction_type", "epsilon"))
-    if scheduler is not None:
-        prediction = PROCESSES.get(str(scheduler.get("_class_name")), prediction)
+    prediction, levels = (None, None) if scheduler is None else of_scheduler(_json(scheduler), scheduler)
+    encoder = None if vae is None else _typed(_Vae, _json(vae), vae)
     return Pretrained(
         state,
-        prediction=None if prediction is None else PREDICTIONS.get(prediction, prediction),
-        scale=None if vae is None else float(vae.get("scaling_factor", 0.18215)),
-        shift=None if vae is None else float(vae.get("shift_factor") or 0.0),
-        text_width=None if text is None else text.get("hidden_size"),
+        prediction=prediction,
+        scale=None if encoder is None else float(encoder.scaling_factor),
+        shift=None if encoder is None else float(encoder.shift_factor or 0.0),
+        text_width=None if text is None else _typed(_Text, _json(text), text).hidden_size,
+        levels=levels,
     )
 
 
@@ -89,7 +124,7 @@ def load_compvis(path: Path, config: ModelConfig, which: str = "ema") -> Pretrai
 
     Such files do not tell the number of heads, and only some, such as ours, tell how they were trained. Raises
     WeightsError as load_diffusers does."""
-    tensors, facts = read_file(path)
+    tensors, stated = read_file(path)
     prefix = convert.COMPVIS_PREFIX
     unet_tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not unet_tensors:
@@ -101,13 +136,15 @@ def load_compvis(path: Path, config: ModelConfig, which: str = "ema") -> Pretrai
         if all(average is not None for average in averages.values()):
             unet_tensors = {name: average for name, average in averages.items() if average is not None}
     config = _with_input_channels_of(config, unet_tensors, INPUT["compvis"])
-    if "model" in facts:
-        require_same_architecture(str(path), from_dict(ModelConfig, facts["model"]), config)
-    scale, shift = facts.get("scale"), facts.get("shift")
+    facts = _typed(_Facts, stated, path)
+    if facts.model is not None:
+        require_same_architecture(str(path), _model(path, facts.model), config)
+    scale, shift = facts.scale, facts.shift
     if scale is None and "scale_factor" in tensors:
-        scale, shift = float(tensors["scale_factor"]), 0.0
+        scale, shift = _scale(path, tensors["scale_factor"]), 0.0
+    prediction, levels = of_file(tensors, stated, path)
     state = _converted(path, lambda: convert.from_compvis(unet_tensors, config))
-    return Pretrained(state, prediction=facts.get("prediction"), scale=scale, shift=shift)
+    return Pretrained(state, prediction=prediction, scale=scale, shift=shift, levels=levels)
 
 
 def widened(state: Mapping[str, Tensor], config: ModelConfig, name: str = "conv_in.weight") -> dict[str, Tensor]:
@@ -171,7 +208,9 @@ def require_same_class(where: str, theirs: Mapping[str, Any], ours: ModelConfig)
 
     name = convert.diffusers_class(ours)
     if theirs.get("_class_name", name) != name:
-        raise WeightsError(f"{where}: a {theirs.get('_class_name')}; model={ours.name} is a {name} in diffusers")
+        raise WeightsError(
+            f"{where}: a {str(theirs.get('_class_name'))[:100]}; model={ours.name} is a {name} in diffusers"
+        )
     try:
         expected = convert.diffusers_config(ours)
     except ConfigError as error:
@@ -182,7 +221,7 @@ def require_same_class(where: str, theirs: Mapping[str, Any], ours: ModelConfig)
     for key, default in defaults.items():
         stored, expected_value = (_by_level(key, config.get(key, default), ours) for config in (theirs, expected))
         if stored != expected_value and key not in NO_MATTER:
-            differing.append(f"{key}: {stored} there, {expected_value} here")
+            differing.append(f"{key}: {str(stored)[:100]} there, {expected_value} here")
     if differing:
         raise WeightsError(f"{where}: another architecture than model={ours.name} ({'; '.join(differing[:5])})")
 
@@ -205,27 +244,76 @@ def _by_level(key: str, value: Any, config: ModelConfig) -> Any:
 # Files
 
 
-def _weights_of(folder: Path) -> dict[str, Tensor]:
+def _weights_of(folder: Path, which: str = "ema") -> dict[str, Tensor]:
     """The tensors of a diffusers model's folder, from one file or from shards."""
-    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise WeightsError(f"{folder} has no weights: {FILES[0]} is wanted")
+    path = _weights_file(folder, which)
     if path.suffix != ".json":
         return read_file(path)[0]
+    names = _json(path).get("weight_map")
+    if not isinstance(names, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in names.values()
+    ):
+        raise WeightsError(f"{path} lists no files beside it (weight_map): take the folder anew from where it came")
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(_json(path).get("weight_map", {}).values())):
-        tensors |= read_file(folder / Path(name).name)[0]
+    for name in sorted(set(names.values())):
+        tensors |= read_file(folder / name)[0]
     return tensors
+
+
+def _weights_file(folder: Path, which: str) -> Path:
+    """The file with the weights of a diffusers model's folder, or the index of its shards. Preferred are safetensors,
+    full precision and one file, in this order."""
+    found = {}
+    try:
+        names = [path for path in folder.iterdir() if path.is_file()]
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be listed: {error.strerror}") from None
+    for path in names:
+        if (match := FILE.fullmatch(path.name)) is not None:
+            variant = match["variant"] or match["shard_variant"] or ""
+            asked = variant == RAW if which == "raw" else variant != RAW
+            found[not asked, match["format"] != "safetensors", variant != "", variant, path.suffix == ".json"] = path
+    if not found:
+        raise WeightsError(f"{folder} has no weights: diffusion_pytorch_model.safetensors is wanted")
+    return found[min(found)]
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            value = parse_json(file.read(JSON_BYTES + 1), JSON_BYTES)
         if not isinstance(value, dict):
-            raise ValueError("not a table")
+            raise ParseError("it is not a table")
         return value
-    except (OSError, ValueError) as error:
+    except (OSError, ParseError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from None
+
+
+def _typed(cls: type[T], value: Any, where: Path) -> T:
+    try:
+        return build(cls, value, unknown="pass")
+    except ParseError as error:
+        raise WeightsError(f"{where}: {error}") from None
+
+
+def _model(where: Path, facts: dict[str, Any]) -> ModelConfig:
+    """The network that our own file says it holds."""
+    try:
+        model = build(ModelConfig, facts)
+        if len(model.multipliers) > MOST_LEVELS:
+            raise ParseError(f"multipliers: {len(model.multipliers)} levels")
+        check_model(model, TaskConfig(name="unconditional"))
+    except (ParseError, ConfigError) as error:
+        raise WeightsError(f"{where}: its metadata name no network of ours: {error}") from None
+    return model
+
+
+def _scale(where: Path, tensor: Tensor) -> float:
+    """CompVis' scale_factor."""
+    scale = float(tensor) if tensor.numel() == 1 and tensor.is_floating_point() else 0.0
+    if not 0 < scale < float("inf"):
+        raise WeightsError(f"{where}: scale_factor is no scale of latents")
+    return scale
 
 
 def _with_input_channels_of(config: ModelConfig, tensors: Mapping[str, Tensor], name: str) -> ModelConfig:

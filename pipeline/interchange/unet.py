@@ -21,6 +21,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.unet.layers import PixelAttention, Transformer
 from pipeline.models.unet.model import Block, UNet
+from pipeline.models.weights import require_finite
 from pipeline.planning.dimensions import heads_of
 
 COMPVIS_PREFIX = "model.diffusion_model."
@@ -103,6 +104,7 @@ def _adopt(state_dict: Mapping[str, Tensor], unet: UNet, layout: str, prefix: st
                         f"weights of another architecture: {name} is {tuple(state_dict[name].shape)} where "
                         f"model={unet.config.name} has {tuple(expected_part.shape)}"
                     )
+                require_finite(name, state_dict[name])
             ours[f"{pair.ours}.{kind}"] = pair.adopt([state_dict[name] for name in names], kind == "weight")
     return ours
 

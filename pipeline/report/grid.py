@@ -54,6 +54,16 @@ def captioned(images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]
     return sheet
 
 
+def captioned_size(count: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(width, height) in pixels of what `captioned` makes, at most, of a row of `count` pictures of each size."""
+    factors = [max(-(-SMALLEST_TILE // width), 1) for width, _ in sizes]
+    widths = [count * (width * factor + GAP) for (width, _), factor in zip(sizes, factors, strict=True)]
+    heights = [
+        height * factor + GAP + LINE * MOST_LINES + MARGIN for (_, height), factor in zip(sizes, factors, strict=True)
+    ]
+    return max(*widths, 2 * SMALLEST_TILE) + 2 * MARGIN, sum(heights) + MARGIN
+
+
 def png(image: Image.Image) -> bytes:
     """The picture as a PNG file."""
     file = io.BytesIO()

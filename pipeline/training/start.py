@@ -18,9 +18,11 @@ from torch import Tensor
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.data.format.contract import Contract, contract_from_json
+from pipeline.diffusion.process import PROCESSES
 from pipeline.distributed.world import World
 from pipeline.errors import WeightsError
 from pipeline.interchange import pretrained
+from pipeline.interchange.noise_levels import levels_of
 from pipeline.interchange.pretrained import Pretrained
 from pipeline.log import log
 from pipeline.models.denoiser import Denoiser
@@ -29,8 +31,6 @@ from pipeline.runs.checkpoint import load_run, load_weights
 from pipeline.storage.urls import open_storage
 
 RUN = "run.json"
-PROCESS = ("schedule", "timesteps", "beta_start", "beta_end", "zero_terminal_snr", "sigma_data")
-"""Keys of `diffusion` that set the noise levels a network was trained at. A run that begins from it may have others."""
 
 
 def begin(config: TrainConfig, denoiser: Denoiser, contract: Contract) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _read_weights(
     if (path / RUN).is_file():
         return _read_run(config, model, contract)
     if (path / "unet" / "config.json").is_file() or (path / "config.json").is_file():
-        return "diffusers", pretrained.load_diffusers(path, model), {}
+        return "diffusers", pretrained.load_diffusers(path, model, which), {}
     if path.exists():
         raise WeightsError(
             f"init={where} is none of these: a run ({RUN}), a diffusers folder (unet/config.json), a CompVis file"
@@ -132,10 +132,8 @@ def _read_run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tu
                 f"{init_sha256[:12]}, {sha256[:12]}"
             )
     process = info.config.diffusion
-    if differing := [name for name in PROCESS if getattr(process, name) != getattr(config.diffusion, name)]:
-        settings = ", ".join(f"diffusion.{name}={getattr(process, name)}" for name in differing)
-        log.warning(f"{config.init} was trained with {settings}, which are other noise levels than this run's")
-    weights = Pretrained(unet, process.prediction, init_contract.scale, init_contract.shift, init_contract.text.width)
+    scaling, width = (init_contract.scale, init_contract.shift), init_contract.text.width
+    weights = Pretrained(unet, process.prediction, *scaling, width, levels_of(process))
     return "run", weights, {"weights": config.init_weights, "n": n}
 
 
@@ -147,6 +145,14 @@ def _check(config: TrainConfig, contract: Contract, weights: Pretrained) -> None
             f"init={config.init} predicts {weights.prediction}, and diffusion.prediction={prediction}: set "
             f"diffusion.prediction={weights.prediction}, or begin with other weights"
         )
+    if weights.levels is not None:
+        if weights.levels.alpha_bar is not None and PROCESSES[prediction] != "discrete":
+            raise WeightsError(
+                f"init={config.init} holds the noise levels of a discrete process, and diffusion.prediction="
+                f"{prediction} has none: set diffusion.prediction=epsilon or v, or begin with other weights"
+            )
+        if differing := weights.levels.differing(config.diffusion):
+            log.warning(f"{config.init} was trained with {differing}, which are other noise levels than this run's")
     init_scaling, scaling = (weights.scale or 0.0, weights.shift or 0.0), (contract.scale, contract.shift)
     if weights.scale is not None and not all(map(partial(math.isclose, rel_tol=1e-6), init_scaling, scaling)):
         raise WeightsError(
@@ -156,8 +162,12 @@ def _check(config: TrainConfig, contract: Contract, weights: Pretrained) -> None
         )
     unknown = [
         name
-        for name, value in (("kind of prediction", weights.prediction), ("latent scale", weights.scale))
-        if value is None
+        for name, value in (
+            ("kind of prediction", weights.prediction),
+            ("latent scale", weights.scale),
+            ("noise levels", weights.levels and (weights.levels.settings or weights.levels.alpha_bar is not None)),
+        )
+        if not value
     ]
     if unknown:
         log.warning(

@@ -136,7 +136,7 @@ def check_sample(config: c.SampleConfig) -> None:
     """latentmill sample."""
     check_average(config.weights, config.ema)
     check_sampler(config.sampler, 1000, "sampler.")
-    guidance = config.guidance or config.sampler.guidance
+    guidance = config.sampler.guidance if config.guidance is None else config.guidance
     require(
         config.negative == "" or guidance != 1,
         "negative is given but guidance=1 leads away from nothing: give a guidance scale, or leave negative out",

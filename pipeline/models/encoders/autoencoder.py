@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.encoders import compvis_vae
-from pipeline.models.encoders.fetched import hub_error, part_folder, quiet_hub_clients
+from pipeline.models.encoders.described import MOST_BLOCKS, Autoencoder, read_described
+from pipeline.models.encoders.fetched import hub_error, part_folder, quiet_hub_clients, require_hashes
 from pipeline.models.kernels.upsampled import FoldedUpsample
-from pipeline.models.weights import weights_hash
+from pipeline.models.weights import read_file, require_room, require_whole, save_tensors, weights_hash
+from pipeline.parsing.text import one_line
+from pipeline.storage.staging import writing
 
 DEMO = Path(__file__).resolve().parent.parent.parent / "assets" / "demo" / "vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -112,7 +113,7 @@ def load_autoencoder(config: EncodersConfig, device: torch.device | str = "cpu")
     if config.seed >= 0:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            model = _build(_read_config(folder) if folder.is_dir() else STABLE_DIFFUSION)
+            model = _build(_read_config(folder) if folder.is_dir() else STABLE_DIFFUSION, config.vae)
     elif path.is_file():
         model = _load_single_file(path)
     elif path.is_dir():
@@ -124,8 +125,13 @@ def load_autoencoder(config: EncodersConfig, device: torch.device | str = "cpu")
             f"encoders.vae={config.vae}: there is no such folder or file, and it is not a "
             "valid name on the Hugging Face hub"
         )
+    if config.seed < 0:
+        require_whole(f"encoders.vae={config.vae}", model.state_dict())
     reload = partial(load_autoencoder, replace(config, vae_dtype="float32"), device)
-    return FirstStage(model, DTYPES[config.vae_dtype], torch.device(device), reload)
+    stage = FirstStage(model, DTYPES[config.vae_dtype], torch.device(device), reload)
+    if config.weights:
+        require_hashes(config, "vae", vae_sha256=stage.weights_sha256)
+    return stage
 
 
 def save_autoencoder(stage: FirstStage, folder: Path) -> None:
@@ -133,31 +139,51 @@ def save_autoencoder(stage: FirstStage, folder: Path) -> None:
     assert stage.dtype == torch.float32
     config = {name: value for name, value in dict(stage.model.config).items() if not name.startswith("_")}
     config["_class_name"] = "AutoencoderKL"
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with writing(folder / CONFIG):
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in stage.model.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(state, folder / WEIGHTS)
 
 
-def _build(config: Mapping[str, Any]) -> Any:
-    """An AutoencoderKL with random weights."""
+def _build(config: Mapping[str, Any], name: str, weights: Path | None = None) -> Any:
+    """An AutoencoderKL with random weights. name: for the message of WeightsError. weights: the file that is to fill
+    it, which must have the bytes for that."""
     from pipeline.models.encoders.packages import AutoencoderKL
 
-    return AutoencoderKL.from_config(dict(config))
+    def build() -> Any:
+        return AutoencoderKL.from_config(dict(config))
+
+    try:
+        require_room(build, f"encoders.vae={name}", weights)
+        return build()
+    except WeightsError:
+        raise
+    except Exception as error:  # diffusers checks little of a configuration
+        raise WeightsError(f"encoders.vae={name} is no AutoencoderKL: {one_line(str(error))[:200]}") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The configuration of an autoencoder's folder. Raises WeightsError."""
-    try:
-        return json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder} is not an autoencoder's folder: {CONFIG}: {error}") from None
+    config, described = read_described(folder / CONFIG, Autoencoder)
+    levels = len(described.block_out_channels)
+    if not 1 <= levels <= MOST_BLOCKS or {len(described.down_block_types), len(described.up_block_types)} != {levels}:
+        raise WeightsError(
+            f"{folder / CONFIG}: as many down_block_types and up_block_types are wanted as block_out_channels, 1 to "
+            f"{MOST_BLOCKS}"
+        )
+    return config
 
 
 def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
     """Load from a local folder or the Hugging Face hub; only safetensors (a pickle could run code)."""
     from pipeline.models.encoders.packages import AutoencoderKL
 
+    if local:
+        folder = Path(name) / subfolder
+        config = _read_config(folder)
     try:
+        if local:
+            require_room(lambda: AutoencoderKL.from_config(config), f"encoders.vae={name}", folder)
         with quiet_hub_clients():
             model, info = AutoencoderKL.from_pretrained(
                 name,
@@ -167,10 +193,15 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
                 low_cpu_mem_usage=False,
                 torch_dtype=torch.float32,
                 local_files_only=local,
+                **({"variant": _variant(folder)} if local else {}),
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # diffusers and safetensors have errors of many kinds
         if local:
-            raise WeightsError(f"encoders.vae={name}: cannot load an AutoencoderKL from it: {error}") from error
+            raise WeightsError(
+                f"encoders.vae={name}: cannot load an AutoencoderKL from it: {one_line(str(error))[:500]}"
+            ) from error
         raise WeightsError(
             f"encoders.vae={name} cannot be fetched from the Hugging Face hub ({hub_error(error)}). By hand: put its "
             f"{CONFIG} and {WEIGHTS} into a folder and give encoders.vae=FOLDER; or run `latentmill fetch` where there "
@@ -180,16 +211,26 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
     return model
 
 
+def _variant(folder: Path) -> str | None:
+    """The variant that diffusers must be asked for, such as fp16, where a folder holds no weights without one."""
+    if (folder / WEIGHTS).is_file() or (folder / f"{WEIGHTS}.index.json").is_file():
+        return None
+    name = re.escape(WEIGHTS.removesuffix(".safetensors"))
+    pattern = re.compile(rf"{name}\.(\w+)\.safetensors|{re.escape(WEIGHTS)}\.index\.(\w+)\.json")
+    variants = {match[1] or match[2] for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+    return min(variants, key=lambda variant: (variant == "non_ema", variant), default=None)
+
+
 def _load_single_file(path: Path) -> Any:
     """Load one safetensors file, with diffusers' names (config.json beside it) or CompVis' (Stable Diffusion 1, 2)."""
     if path.suffix != ".safetensors":
         raise WeightsError(f"encoders.vae={path}: only .safetensors files are read (a pickle could run code)")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"encoders.vae={path} is damaged: {error}") from None
+    state = read_file(path)[0]
     config_file = path.parent / CONFIG
-    model = _build(_read_config(path.parent) if config_file.exists() else STABLE_DIFFUSION)
+    if config_file.exists():
+        model = _build(_read_config(path.parent), str(path), path)
+    else:
+        model = _build(STABLE_DIFFUSION, str(path))
     if compvis_vae.is_compvis(state):
         state = compvis_vae.from_compvis(state)
     state = {_present_name(name): tensor for name, tensor in state.items()}

@@ -62,7 +62,7 @@ def _partner(name: str, partners: Mapping[str, str]) -> str:
 
 def _modules(state_dict: Iterable[str]) -> Iterator[tuple[str, str]]:
     """(diffusers' name, CompVis' name) of every module of an autoencoder with the levels and blocks of `state_dict`."""
-    matches = [re.match(r"decoder\.up(?:_blocks)?\.(\d+)\.(?:resnets|block)\.(\d+)\.", name) for name in state_dict]
+    matches = [re.match(r"decoder\.up(?:_blocks)?\.(\d\d?)\.(?:resnets|block)\.(\d\d?)\.", name) for name in state_dict]
     levels = 1 + max((int(match[1]) for match in matches if match), default=0)
     blocks = 1 + max((int(match[2]) for match in matches if match), default=0)
     for side, way in (("encoder", "down"), ("decoder", "up")):

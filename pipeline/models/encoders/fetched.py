@@ -14,17 +14,22 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pipeline.config import EncodersConfig
-from pipeline.errors import ConfigError, NotFound, StorageError, WeightsError
+from pipeline.config.values.bounds import Between
+from pipeline.errors import ConfigError, NotFound, ParseError, StorageError, WeightsError
 from pipeline.log import log
-from pipeline.storage.base import Storage, check_key
+from pipeline.parsing.typed import build
+from pipeline.parsing.values import parse_json
+from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage, without_folders
 
@@ -32,6 +37,12 @@ MANIFEST, FORMAT = "encoders.json", 1
 Part = Literal["vae", "text"]
 FIELDS: dict[Part, tuple[str, ...]] = {"vae": ("vae", "vae_subfolder"), "text": ("text", "text_pretrained")}
 """The fields of EncodersConfig that name each part."""
+FILES: dict[Part, frozenset[str]] = {
+    "vae": frozenset(["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]),
+    "text": frozenset(["text/open_clip_config.json", "text/open_clip_model.safetensors", "text/bpe.txt.gz"]),
+}
+"""The files of each part, all of which the manifest lists."""
+MANIFEST_BYTES = 1 << 20
 CHUNK_BYTES = 64 * 1024 * 1024
 _verified: set[tuple[str, int, int, str]] = set()
 """(path, size, mtime in ns, SHA-256) of the files that this process has hashed and found right."""
@@ -96,17 +107,88 @@ def read_manifest(storage: Storage) -> dict[str, Any]:
             "there is internet"
         ) from None
     try:
-        manifest = json.loads(raw)
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, this program reads {FORMAT}")
-        for part, fields in FIELDS.items():
-            _ = [str(manifest["names"][field]) for field in fields]
-            for key, facts in manifest.get(part, {"files": {}})["files"].items():
-                if not check_key(key).startswith(f"{part}/") or len(facts["sha256"]) != 64 or facts["size"] < 0:
-                    raise ValueError(key)
-    except (ValueError, KeyError, TypeError, AttributeError, StorageError) as error:
-        raise WeightsError(f"{storage.url}/{MANIFEST} cannot be read: {error!r}") from None
+        manifest = parse_json(raw, MANIFEST_BYTES)
+        typed = build(_Manifest, manifest, unknown="pass")
+        if typed.format != FORMAT:
+            raise ParseError(f"format {typed.format}, this program reads {FORMAT}")
+        sections: dict[Part, _Section | None] = {"vae": typed.vae, "text": typed.text}
+        for part, section in sections.items():
+            if section is None:
+                continue
+            if section.files.keys() != FILES[part]:
+                differing = sorted(section.files.keys() ^ FILES[part])
+                raise ParseError(
+                    f"{part}.files: {differing[0]} is {'missing' if differing[0] in FILES[part] else 'too many'}"
+                )
+            if section.hashes() != HASHES[part]:
+                raise ParseError(f"{part}: {', '.join(sorted(HASHES[part]))} are wanted")
+    except ParseError as error:
+        raise WeightsError(
+            f"{storage.url}/{MANIFEST} cannot be read: {error}. Fetch the encoders again into an empty dest"
+        ) from None
     return manifest
+
+
+class Hex64:
+    """A bound on text: a SHA-256."""
+
+    words = "64 hexadecimal digits are wanted"
+
+    @staticmethod
+    def admits(text: str) -> bool:
+        return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+HASHES: dict[Part, set[str]] = {"vae": {"vae_sha256"}, "text": {"text_sha256", "image_sha256"}}
+"""The hashes of weights that each part has."""
+
+
+@dataclass(frozen=True)
+class _File:
+    sha256: Annotated[str, Hex64()]
+    size: Annotated[int, Between(0, 2**53)]
+
+
+@dataclass(frozen=True)
+class _Section:
+    """What is read of a part."""
+
+    name: str
+    files: dict[str, _File]
+    vae_sha256: Annotated[str, Hex64()] | None = None
+    text_sha256: Annotated[str, Hex64()] | None = None
+    image_sha256: Annotated[str, Hex64()] | None = None
+
+    def hashes(self) -> set[str]:
+        return {name for name, value in vars(self).items() if name.endswith("_sha256") and value is not None}
+
+
+@dataclass(frozen=True)
+class _Names:
+    vae: str
+    vae_subfolder: str
+    text: str
+    text_pretrained: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: int
+    names: _Names
+    vae: _Section | None = None
+    text: _Section | None = None
+
+
+def require_hashes(config: EncodersConfig, part: Part, **loaded: str) -> None:
+    """Raise WeightsError unless the loaded networks have the hashes that the manifest at `config.weights` tells."""
+    storage = open_storage(config.weights)
+    section = read_manifest(storage)[part]
+    for name, digest in loaded.items():
+        if section[name] != digest:
+            raise WeightsError(
+                f"{storage.url}/{part} holds other weights than {MANIFEST} tells ({name}: {digest[:12]} there, "
+                f"{section[name][:12]} in it): fetch the encoders again into an empty dest"
+            )
 
 
 def verify(path: Path, facts: dict[str, Any], url: str) -> None:
@@ -117,7 +199,7 @@ def verify(path: Path, facts: dict[str, Any], url: str) -> None:
         fingerprint = (str(path), stat.st_size, stat.st_mtime_ns, facts["sha256"])
         if fingerprint in _verified:
             return
-        if stat.st_size == facts["size"]:
+        if stat.st_size == facts["size"] and path.is_file():
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]:
                     _verified.add(fingerprint)

@@ -16,17 +16,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.models.encoders.fetched import hub_error, quiet_hub_clients
+from pipeline.models.encoders.described import described_tower
+from pipeline.models.encoders.fetched import hub_error, quiet_hub_clients, require_hashes
 from pipeline.models.encoders.tokenizer import CONFIG, MERGES, Tokenizer, find_tower, read_folder, tokenizer_of
-from pipeline.models.weights import weights_hash
+from pipeline.models.weights import read_file, require_room, require_whole, save_tensors, weights_hash
+from pipeline.parsing.text import one_line
+from pipeline.storage.staging import writing
 
 WEIGHTS = "open_clip_model.safetensors"
+PREPROCESS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")  # open_clip's settings
 LAYERS = {"last": 0, "penultimate": 1}  # how many of the last blocks are left out
 
 
@@ -160,24 +162,31 @@ def load_text(config: EncodersConfig, device: torch.device | str = "cpu") -> Tex
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(max(config.seed, 0))
         model = _load_folder(folder, config.seed < 0) if folder else _load_named(architecture, config)
-    return TextTower(model, tokenizer, config, torch.device(device), architecture)
+    if config.seed < 0:
+        require_whole(f"encoders.text={config.text}", model.state_dict())
+    tower = TextTower(model, tokenizer, config, torch.device(device), architecture)
+    if config.weights:
+        require_hashes(config, "text", text_sha256=tower.weights_sha256, image_sha256=tower.image_sha256)
+    return tower
 
 
 def save_text(tower: TextTower, folder: Path, merges: Path) -> None:
     """Write the tower, its image tower and the file `merges` of its tokenizer to a folder that `load_text` reads."""
     preprocess = dict(tower.model.visual.preprocess_cfg)
     config = {"model_cfg": tower.architecture, "preprocess_cfg": preprocess}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    with writing(folder / CONFIG):
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / MERGES).write_bytes(merges.read_bytes())
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tower.model.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / MERGES).write_bytes(merges.read_bytes())
+    save_tensors(state, folder / WEIGHTS)
 
 
 def _load_folder(folder: Path, weights: bool) -> nn.Module:
     """Load a folder in open_clip's layout; weights=False keeps random weights."""
     config = read_folder(folder)
-    model = _build(config["model_cfg"], folder)
-    model.visual.preprocess_cfg = {**_preprocess(), **config.get("preprocess_cfg", {})}
+    model = _build(config["model_cfg"], folder, folder / WEIGHTS if weights else None)
+    stated = {name: value for name, value in (config.get("preprocess_cfg") or {}).items() if value is not None}
+    model.visual.preprocess_cfg = {**_preprocess(), **{name: stated[name] for name in stated if name in PREPROCESS}}
     if weights:
         _load_weights(model, folder / WEIGHTS)
     return model
@@ -197,7 +206,7 @@ def _load_named(architecture: dict[str, Any], config: EncodersConfig) -> nn.Modu
     name, tag = config.text, config.text_pretrained
     path = Path(tag).expanduser()
     if config.seed >= 0 or (tag and path.is_file()):
-        model = _build(architecture, name)
+        model = _build(architecture, name, None if config.seed >= 0 else path)
         model.visual.preprocess_cfg = _preprocess()
         if config.seed < 0:
             _load_weights(model, path)
@@ -221,28 +230,39 @@ def _load_named(architecture: dict[str, Any], config: EncodersConfig) -> nn.Modu
         ) from error
 
 
-def _build(architecture: dict[str, Any], name: object) -> Any:
-    """A model of open_clip's `model_cfg` with random weights; `name` is for the message of WeightsError."""
+def _build(architecture: dict[str, Any], name: object, weights: Path | None = None) -> Any:
+    """A model of open_clip's `model_cfg` with random weights. name: for the message of WeightsError. weights: the file
+    that is to fill it, which must have the bytes for that."""
     from pipeline.models.encoders.packages import open_clip
 
+    described_tower(architecture, f"encoders.text={name}")
     fields = dict(architecture)
     custom = fields.pop("custom_text", False)
     if "multimodal_cfg" in fields:
         raise WeightsError(f"encoders.text={name} is a CoCa model, which is not supported: choose a CLIP")
     if "timm_model_name" in fields["vision_cfg"]:
         fields["vision_cfg"] = {**fields["vision_cfg"], "timm_model_pretrained": False}
-    try:
+
+    def build() -> Any:
         return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**fields)
-    except (TypeError, KeyError, ValueError) as error:
-        raise WeightsError(f"encoders.text={name} is not an architecture of open_clip: {error!r}") from None
+
+    try:
+        if not fields["vision_cfg"].get("timm_model_name"):  # timm builds some networks from the values of tensors
+            require_room(build, f"encoders.text={name}", weights)
+        return build()
+    except WeightsError:
+        raise
+    except Exception as error:  # open_clip and timm check little of a configuration
+        raise WeightsError(
+            f"encoders.text={name} is not an architecture of open_clip: {one_line(repr(error))[:200]}"
+        ) from None
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: only .safetensors files are read (a pickle could run code)")
+    state = read_file(path)[0]
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is missing or damaged: {error}") from None
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{path} holds another architecture: {error}") from None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gzip
 import html
-import json
+import io
+import zlib
 from collections.abc import Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from importlib.util import find_spec
@@ -20,12 +21,15 @@ import regex
 
 from pipeline.config import EncodersConfig
 from pipeline.errors import WeightsError
+from pipeline.models.encoders.described import Tower, TowerFile, described_tower, read_described
 from pipeline.models.encoders.fetched import part_folder
 
 DEMO = Path(__file__).resolve().parent.parent.parent / "assets" / "demo" / "clip"
 CONFIG, MERGES = "open_clip_config.json", "bpe.txt.gz"
 SPECIAL = ("<start_of_text>", "<end_of_text>")
 MOST_MERGES = 49152 - 256 - 2  # that CLIP reads of its file, which has more
+LETTERS = 2 * 256 + len(SPECIAL)  # ids of a vocabulary without merges
+MERGES_BYTES = 16 << 20
 WORDS = r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 SLOW = regex.compile(r"&(?:amp;|#0*38;|#x0*26;){8}|\p{M}{32}", regex.IGNORECASE)
 """Entities in entities and towers of accents: repairing n of them takes n^2 steps."""
@@ -129,16 +133,40 @@ def load_tokenizer(config: EncodersConfig) -> Tokenizer:
 
 def tokenizer_of(architecture: dict[str, Any], folder: Path | None, config: EncodersConfig) -> Tokenizer:
     """The tokenizer of an open_clip `model_cfg`, with the merges of `folder` if it has any, else CLIP's."""
-    text = architecture["text_cfg"]
+    text = described_tower(architecture, f"encoders.text={config.text}").text_cfg
     siglip = folder is None and "siglip" in config.text.lower()  # open_clip recognizes them by name, too
-    if text.get("hf_tokenizer_name") or text.get("tokenizer_kwargs") or siglip:
+    if text.hf_tokenizer_name or text.tokenizer_kwargs or siglip:
         raise WeightsError(f"encoders.text={config.text} uses another tokenizer than CLIP's, which is not supported")
-    path = merges_of(folder)
+    merges = read_merges(merges_of(folder))
+    if len(merges) != MOST_MERGES and len(merges) + LETTERS != text.vocab_size:
+        raise WeightsError(
+            f"{merges_of(folder)} has {len(merges)} merges, and a vocabulary of {text.vocab_size} wants "
+            f"{text.vocab_size - LETTERS}: take the folder anew from where it came"
+        )
+    return Tokenizer(merges, config.text_length, config.text_pad)
+
+
+def read_merges(path: Path) -> list[tuple[str, ...]]:
+    """The pairs of pieces in a file of merges. Raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"{path} is no file")
     try:
-        lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1 : MOST_MERGES + 1]
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(io.BytesIO(path.read_bytes())) as file:
+            data = file.read(MERGES_BYTES + 1)
+        if len(data) > MERGES_BYTES:
+            raise ValueError(f"it unpacks to more than {MERGES_BYTES:,} bytes")
+        if not data:
+            raise ValueError("it is empty")
+        merges = [tuple(line.split()) for line in data.decode().split("\n")[1 : MOST_MERGES + 1]]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise WeightsError(f"{path} is missing or damaged: {error}") from None
-    return Tokenizer([tuple(line.split()) for line in lines], config.text_length, config.text_pad)
+    while merges and not merges[-1]:
+        merges.pop()
+    wrong = next((number for number, pair in enumerate(merges, start=2) if len(pair) != 2), 0)
+    if wrong or len(set(merges)) != len(merges) or len({"".join(pair) for pair in merges}) != len(merges):
+        what = f"line {wrong} is no pair" if wrong else "a merge is there twice"
+        raise WeightsError(f"{path} is no list of merges ({what}): take the folder anew from where it came")
+    return merges
 
 
 def merges_of(folder: Path | None) -> Path:
@@ -159,17 +187,15 @@ def find_tower(config: EncodersConfig) -> tuple[dict[str, Any], Path | None]:
     config_file = _open_clip() / "model_configs" / f"{config.text}.json"
     if "/" in config.text or not config_file.is_file():
         raise WeightsError(f"encoders.text={config.text} is neither demo, nor a folder, nor one of open_clip's models")
-    return json.loads(config_file.read_text()), None
+    return read_described(config_file, Tower)[0], None
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
     """The content of open_clip_config.json in a tower's folder. Raises WeightsError."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        _ = config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{folder} is not an open_clip folder: {CONFIG}: {error!r}") from None
-    return config
+        return read_described(folder / CONFIG, TowerFile)[0]
+    except WeightsError as error:
+        raise WeightsError(f"{folder} is not an open_clip folder: {error}") from None
 
 
 def _open_clip() -> Path:

@@ -131,7 +131,7 @@ def test_bfloat16_stays_near_float32(folder: Path) -> None:
 
 def test_stable_diffusions_architecture_is_used_where_only_its_name_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     built = {}
-    monkeypatch.setattr(autoencoder, "_build", lambda config: built.update(config) or 1 / 0)
+    monkeypatch.setattr(autoencoder, "_build", lambda config, name: built.update(config) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load_autoencoder(EncodersConfig(vae="stabilityai/sd-vae-ft-mse", seed=0))
     assert built["block_out_channels"] == (128, 256, 512, 512)

@@ -247,7 +247,7 @@ def test_the_activation_that_a_tag_was_trained_with_is_taken(monkeypatch: pytest
 
     built: list[Any] = []
 
-    def build(architecture: dict[str, Any], name: object) -> Any:
+    def build(architecture: dict[str, Any], name: object, weights: object) -> Any:
         built.append(architecture["quick_gelu"])
         raise ZeroDivisionError
 
