@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.errors import LatentmillError
+from pipeline.log import has_ranks, rank_label
 from pipeline.parsing.text import one_line
 
 INTERRUPTED_BY_KEYBOARD = 130
@@ -23,7 +24,7 @@ def leave(status: int) -> NoReturn:
     In a world of several ranks the interpreter's clean-up is skipped: gloo's threads, left over from collectives, can
     abort it and turn a finished job into a failed one.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if has_ranks():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -69,7 +70,5 @@ def _place(error: BaseException) -> str:
 
 def _fail(verb: str, message: str, status: int) -> int:
     """Print one line on stderr, with the rank where there are several. Returns the status."""
-    several = int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
-    rank = f" [rank {os.environ['RANK']}]" if several else ""
-    print(f"latentmill{' ' + verb if verb else ''}{rank}: {one_line(message)}", file=sys.stderr, flush=True)
+    print(f"latentmill{' ' + verb if verb else ''}{rank_label()}: {one_line(message)}", file=sys.stderr, flush=True)
     return status

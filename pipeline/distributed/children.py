@@ -1,0 +1,69 @@
+"""How this program starts others of its own: never from where the user stands, and never with a configuration that
+others could read off the list of processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+"""The folder that holds the packages pipeline and preprocess."""
+
+
+def own_command(module: str, *words: str, python: str = "") -> list[str]:
+    """The command that runs one of our modules. python: the interpreter; "" = this one.
+
+    -P keeps the working directory out of the module search path: a pipeline/ or torch.py that lies there is the user's.
+    """
+    return [python or sys.executable, "-P", "-m", module, *words]
+
+
+def own_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of such a command: this process's, and where this package was found by the working directory
+    alone (a checkout that is not installed), its folder in PYTHONPATH."""
+    found_here = not sys.flags.safe_path and (sys.path[0] or os.getcwd()) == str(ROOT)
+    if not found_here or str(ROOT) in sys.path[1:]:
+        return dict(environ)
+    return dict(environ) | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH", "")]))}
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """Inside, interpreters that Python's own libraries start do not search the working directory either."""
+    name, before = "PYTHONSAFEPATH", os.environ.get("PYTHONSAFEPATH")
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+@contextmanager
+def handed_over(data: bytes) -> Iterator[int]:
+    """A descriptor of memory that holds `data`, as standard input of children, who read it by `take_over`.
+
+    No other user can read it, no file is left behind whoever is killed, and any number of children may read it.
+    """
+    descriptor = os.memfd_create("latentmill-handed-over")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def take_over() -> bytes:
+    """What the parent has handed over as standard input, which is empty from then on."""
+    size, data = os.fstat(0).st_size, b""
+    while len(data) < size and (part := os.pread(0, size - len(data), len(data))):
+        data += part
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return data
