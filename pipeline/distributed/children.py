@@ -3,11 +3,16 @@ others could read off the list of processes."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.errors import OverrideError, ParseError
+from pipeline.parsing.values import parse_json
+from pipeline.verbs import HANDED_OVER
 
 ROOT = Path(__file__).parents[2]
 """The folder that holds the packages pipeline and preprocess."""
@@ -30,17 +35,23 @@ def own_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     return dict(environ) | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH", "")]))}
 
 
+def verb_command(verb: str, words: Sequence[str]) -> tuple[list[str], bytes]:
+    """The command that runs a verb, and what it is to find as standard input: its words."""
+    return own_command("pipeline.cli", verb, HANDED_OVER), json.dumps(list(words)).encode()
+
+
 @contextmanager
 def safe_path() -> Iterator[None]:
     """Inside, interpreters that Python's own libraries start do not search the working directory either."""
-    name, before = "PYTHONSAFEPATH", os.environ.get("PYTHONSAFEPATH")
-    os.environ[name] = "1"
+    changed = own_environment() | {"PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    os.environ.update(changed)
     try:
         yield
     finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
 
 @contextmanager
@@ -67,3 +78,14 @@ def take_over() -> bytes:
     os.dup2(nothing, 0)
     os.close(nothing)
     return data
+
+
+def words_taken_over() -> list[str]:
+    """The words of a verb's command line that the parent has handed over. Raises OverrideError for anything else."""
+    try:
+        words = parse_json(take_over())
+    except (ParseError, OSError):
+        words = None
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise OverrideError(f"{HANDED_OVER} is for what latentmill itself starts")
+    return words

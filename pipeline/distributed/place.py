@@ -13,7 +13,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, OverrideError
 from pipeline.log import log
 
 LAST_SLURM_STEP = 0xFFFFFFF0
@@ -165,6 +165,24 @@ def adopt_step(environ: MutableMapping[str, str] = os.environ) -> None:
         return
     environ["RANK"], environ["WORLD_SIZE"] = str(place.rank), str(place.world)
     environ["LOCAL_RANK"], environ["LOCAL_WORLD_SIZE"] = str(place.local_rank), str(place.local_world)
+
+
+def take_local_rank(words: Sequence[str], environ: MutableMapping[str, str] = os.environ) -> list[str]:
+    """The words without `--local_rank=N` or `--local-rank N`, which deepspeed's launcher and torch.distributed.launch
+    add; LOCAL_RANK is set where it is not. Raises OverrideError for what is no number, or another than LOCAL_RANK."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name not in ("--local_rank", "--local-rank"):
+            kept.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        if not (value.isascii() and value.isdecimal() and len(value) < 8):
+            raise OverrideError(f"{name}={value[:40]}: a launcher gives each rank its number on the machine here")
+        if environ.setdefault("LOCAL_RANK", value).strip() not in ("", value):
+            raise OverrideError(f"{word}: LOCAL_RANK={environ['LOCAL_RANK'][:40]} in the environment says otherwise")
+    return kept
 
 
 def whole(environ: Mapping[str, str], name: str, low: int = 0, high: int = LARGEST) -> int | None:

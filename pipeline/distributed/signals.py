@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -111,13 +112,26 @@ def stopping_at_once(first: Callable[[], object] = lambda: None, verb: str = "tr
 
 
 def _end(verb: str, number: int, first: Callable[[], object]) -> NoReturn:
-    """Call `first`, and end this process. Whichever thread comes here first does so."""
+    """Call `first`, and end this process. Whichever thread comes here first does so.
+
+    It takes no lock: the main thread may hold any, of the log, of sys.stderr or of `threading`, where the signal has
+    interrupted it.
+    """
     with _ending:
-        log.warning(f"{verb}: stopped by {signal.Signals(number).name} outside of its steps")
-        thread = threading.Thread(target=first, daemon=True)  # what was interrupted may hold a lock that `first` wants
-        thread.start()
-        thread.join(FIRST_SECONDS)
-        sys.stderr.flush()
+        text = f"{verb}: stopped by {signal.Signals(number).name} outside of its steps"
+        record = logging.LogRecord(log.name, logging.WARNING, __file__, 0, text, None, None)
+        with suppress(OSError):
+            os.write(2, f"{log.handlers[0].format(record)}\n".encode())
+        done = _thread.allocate_lock()
+        done.acquire()
+
+        def run() -> None:
+            with suppress(Exception):  # what is not given back is found dead later
+                first()
+            done.release()
+
+        _thread.start_new_thread(run, ())
+        done.acquire(timeout=FIRST_SECONDS)
         if number == signal.SIGINT:
             os._exit(INTERRUPTED_BY_KEYBOARD)
         os._exit(Interrupted.exit_code)

@@ -23,6 +23,7 @@ from types import TracebackType
 import numpy as np
 
 from pipeline.config import EncodersConfig
+from pipeline.distributed.children import own_command, own_environment
 from pipeline.errors import DataError, RecordRejected
 from pipeline.models.encoders.tokenizer import Tokenizer, load_tokenizer
 from preprocess.source.recipe import Recipe
@@ -98,14 +99,10 @@ class _Worker:
         parent_end, worker_end = socket.socketpair()
         with worker_end:
             descriptors = worker_end.fileno(), self._memory.descriptor
-            command = [
-                sys.executable,
-                "-m",
-                "preprocess.source.decoders",
-                *map(str, descriptors),
-                str(self._memory.size),
-            ]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
+            command = own_command("preprocess.source.decoders", *map(str, descriptors), str(self._memory.size))
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, pass_fds=descriptors, env=own_environment()
+            )
         self._pipe = Connection(parent_end.detach())
         self._pipe.send((recipe, encoders))
 
