@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,8 +72,10 @@ def handed_over(data: bytes) -> Iterator[int]:
 
 def take_over() -> bytes:
     """What the parent has handed over as standard input, which is empty from then on."""
-    size, data = os.fstat(0).st_size, b""
-    while len(data) < size and (part := os.pread(0, size - len(data), len(data))):
+    facts, data = os.fstat(0), b""
+    if stat.S_ISFIFO(facts.st_mode):
+        data = sys.stdin.buffer.read()
+    while len(data) < facts.st_size and (part := os.pread(0, facts.st_size - len(data), len(data))):
         data += part
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

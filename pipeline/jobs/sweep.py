@@ -24,6 +24,7 @@ from pipeline.distributed.children import own_command, verb_command
 from pipeline.distributed.ranks import run_command
 from pipeline.errors import ConfigError, Interrupted, RunError, SubmitError
 from pipeline.jobs.folders import job_folder
+from pipeline.jobs.secrets import require_no_secrets
 from pipeline.log import show
 from pipeline.scheduler import slurm
 
@@ -82,6 +83,7 @@ def _slurm(cluster: ClusterConfig, words: list[str]) -> list[str]:
     words += [f"++device={'cuda' if cluster.gpus else 'cpu'}"]
     settings = {f"hydra.launcher.{key}": value for key, value in launcher_settings(cluster).items()}
     settings |= {f"++hydra.launcher.additional_parameters.{key}": value for key, value in further(cluster).items()}
+    require_no_secrets("\n".join(f"{key}={value}" for key, value in settings.items()))
     return ["hydra/launcher=submitit_slurm", *(f"{key}={_word(value)}" for key, value in settings.items())]
 
 
