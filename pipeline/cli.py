@@ -13,14 +13,18 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NoReturn
 
 from pipeline.distributed.exits import _fail, guarded, leave
+from pipeline.distributed.signals import stopping_at_once
 from pipeline.log import show
-from pipeline.verbs import ENVIRONMENT, TAKES_A_VERB, TAKES_PATHS, VERBS
+from pipeline.verbs import ENVIRONMENT, HANDED_OVER, STOPS, TAKES_A_VERB, TAKES_PATHS, VERBS
 
 SWEEP = "pipeline.jobs.sweep"
 """Module of `-m`, as a name like those of the verbs: the command line imports a module only when it runs it."""
+LOCAL_RANK = ("--local_rank", "--local-rank")
+"""A word that deepspeed's launcher and torch.distributed.launch give each rank, beside the environment."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
         return _fail("", f"{verb}: no such verb; {hint}", 2)
-    return guarded(verb, lambda: run(verb, rest))
+    with stopping_at_once(verb=verb) if verb in STOPS else nullcontext():
+        return guarded(verb, lambda: run(verb, rest))
 
 
 def entry() -> NoReturn:
@@ -49,6 +54,14 @@ def entry() -> NoReturn:
 
 def run(verb: str, arguments: list[str]) -> int:
     """Load the verb's configuration and run its module; returns the exit status. Raises what the verb raises."""
+    if arguments == [HANDED_OVER]:
+        from pipeline.distributed.children import words_taken_over
+
+        arguments = words_taken_over()
+    if any(word.startswith(LOCAL_RANK) for word in arguments):
+        from pipeline.distributed.place import take_local_rank
+
+        arguments = take_local_rank(arguments)
     wants_help = "-h" in arguments or "--help" in arguments
     for name, value in ENVIRONMENT.get(verb, {}).items():
         os.environ.setdefault(name, value)

@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline import cli
 from pipeline.config import DemoConfig
 from pipeline.distributed import forks
+from pipeline.distributed.children import own_command
 from pipeline.distributed.ranks import run_command
 from pipeline.errors import LatentmillError
 from pipeline.log import log, show
@@ -165,7 +166,7 @@ def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, any_h
         status = forks.run_verb(cli.main, verb, arguments)
     else:
         forks.begin()  # in parallel with the first step: drawing pictures takes one core
-        status = run_command([sys.executable, "-m", VERBS[verb][0], *arguments])
+        status = run_command(own_command(VERBS[verb][0], *arguments))
     if status:
         raise StepFailed(command, status)
     seconds = time.monotonic() - began

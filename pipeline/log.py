@@ -21,15 +21,26 @@ from pipeline.parsing.text import safe
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+def has_ranks() -> bool:
+    """Whether the environment says that this process is one of several ranks. Never raises: whether it makes sense is
+    looked at where ranks start (distributed/place.py)."""
+    size = os.environ.get("WORLD_SIZE", "").strip()
+    return size.isascii() and size.isdecimal() and len(size) < 9 and int(size) > 1
+
+
+def rank_label() -> str:
+    """` [rank 1]` where this process is one of several ranks, or ""."""
+    rank = os.environ.get("RANK", "").strip()
+    return f" [rank {rank}]" if has_ranks() and rank.isascii() and rank.isdecimal() and len(rank) < 9 else ""
+
+
 class _Formatter(logging.Formatter):
     """`2026-11-29 15:07:12 [rank 1] warning: message`, with the rank if there are several, and the level if it is not
     info."""
 
     def format(self, record: logging.LogRecord) -> str:
-        several = int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
-        rank = f" [rank {os.environ['RANK']}]" if several else ""
         level = "" if record.levelno == logging.INFO else f" {record.levelname.lower()}:"
-        return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')}{rank}{level} {safe(record.getMessage())}"
+        return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')}{rank_label()}{level} {safe(record.getMessage())}"
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

@@ -23,6 +23,7 @@ from pipeline.jobs.cluster import load_cluster
 from pipeline.jobs.encode import encode_jobs
 from pipeline.jobs.eval import eval_jobs
 from pipeline.jobs.options import Job
+from pipeline.jobs.secrets import require_no_secrets
 from pipeline.jobs.train import train_jobs
 from pipeline.log import log, show
 from pipeline.scheduler import slurm
@@ -76,7 +77,9 @@ def plan(words: Sequence[str]) -> list[Part]:
         cluster = load_cluster(cluster_words)
         job = JOBS[verb](cluster, verb_words, coming)
         coming += job.makes
-        parts.append(Part(verb, cluster, job, [script.text() for script in job.scripts]))
+        texts = [script.text() for script in job.scripts]
+        require_no_secrets("\n".join(texts))
+        parts.append(Part(verb, cluster, job, texts))
     return parts
 
 

@@ -23,7 +23,7 @@ from pipeline.config import TrainConfig
 from pipeline.config.loading.merge import to_dict, to_yaml
 from pipeline.config.tasks import TASK_FACTS
 from pipeline.distributed.exits import leave
-from pipeline.distributed.place import adopt_step, in_world
+from pipeline.distributed.place import adopt_step, in_world, require_place
 from pipeline.distributed.ranks import run_ranks
 from pipeline.distributed.signals import stopping_at_once
 from pipeline.errors import ConfigError, LatentmillError, RunError
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 def main(config: TrainConfig) -> int:
     """The verb. Returns the exit status; raises LatentmillError."""
+    require_place(config.launch.processes)
     adopt_step()
     if not in_world():
         run = open_storage(config.run)

@@ -38,3 +38,11 @@ TAKES_A_VERB = ("submit",)
 ENVIRONMENT = {"encode": {"OMP_WAIT_POLICY": "passive"}}
 """Environment variables that a verb needs before PyTorch is imported, unless the user has set them. encode: OpenMP's
 threads would otherwise spin while they wait, on cores that its decoding workers need."""
+
+
+STOPS = ("train", "encode", "eval")
+"""Verbs that SIGTERM and SIGUSR1 end with status 75 from their first moment on, because jobs of Slurm run them."""
+
+
+HANDED_OVER = "--handed-over"
+"""The only word of a verb whose words its parent has handed over as standard input (distributed/children.py)."""

@@ -16,7 +16,7 @@ from pipeline.config import EncodeConfig
 from pipeline.data.format.manifest import UNCOND
 from pipeline.data.format.records import npy_bytes
 from pipeline.distributed.allocator import keep_memory
-from pipeline.distributed.place import cores, in_world, threads_per_rank, worker_place
+from pipeline.distributed.place import cores, in_world, require_place, threads_per_rank, worker_place
 from pipeline.distributed.ranks import run_ranks
 from pipeline.distributed.signals import interruptible
 from pipeline.distributed.world import pick_device
@@ -57,6 +57,7 @@ def main(config: EncodeConfig) -> int:
         return forget_only(config)
     if config.finalize:
         return finish_only(config)
+    require_place(config.launch.processes)
     if config.launch.processes > 1 and not in_world():
         return run_ranks("encode", config, config.launch.processes, config.launch.threads)
     with interruptible():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.errors import LatentmillError
+from pipeline.log import has_ranks, rank_label
 from pipeline.parsing.text import one_line
 
 INTERRUPTED_BY_KEYBOARD = 130
@@ -23,7 +24,7 @@ def leave(status: int) -> NoReturn:
     In a world of several ranks the interpreter's clean-up is skipped: gloo's threads, left over from collectives, can
     abort it and turn a finished job into a failed one.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if has_ranks():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -46,6 +47,9 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
             traceback.print_exc()
         what = "memory ran out" if isinstance(error, MemoryError) else "what was read nests too deep"
         return _fail(verb, f"{what} ({_place(error)}); LATENTMILL_DEBUG=1 shows where", 1)
+    except BrokenPipeError:  # `latentmill train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -53,9 +57,6 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
         return _fail(verb, f"cannot write {name}: {error.strerror}. Make room there and run this again", 1)
     except KeyboardInterrupt:
         return _fail(verb, "stopped by Ctrl-C", INTERRUPTED_BY_KEYBOARD)
-    except BrokenPipeError:  # `latentmill train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _place(error: BaseException) -> str:
@@ -69,7 +70,5 @@ def _place(error: BaseException) -> str:
 
 def _fail(verb: str, message: str, status: int) -> int:
     """Print one line on stderr, with the rank where there are several. Returns the status."""
-    several = int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
-    rank = f" [rank {os.environ['RANK']}]" if several else ""
-    print(f"latentmill{' ' + verb if verb else ''}{rank}: {one_line(message)}", file=sys.stderr, flush=True)
+    print(f"latentmill{' ' + verb if verb else ''}{rank_label()}: {one_line(message)}", file=sys.stderr, flush=True)
     return status

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
+from pipeline.distributed.children import safe_path
 from pipeline.distributed.signals import forwarding
 from pipeline.verbs import VERBS
 
@@ -23,7 +24,8 @@ HEAVY = ("encode", "verify", "reference", "sample", "export")
 def begin() -> None:
     """Start to import the modules in the background. The first `run_verb` waits until they are imported."""
     multiprocessing.set_forkserver_preload([*(VERBS[verb][0] for verb in HEAVY), "pipeline.models.encoders.packages"])
-    multiprocessing.forkserver.ensure_running()
+    with safe_path():
+        multiprocessing.forkserver.ensure_running()
 
 
 def run_verb(main: Callable[[list[str]], int], verb: str, arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,8 +20,10 @@ import torch.distributed as dist
 
 from pipeline import errors
 from pipeline.distributed.allocator import keep_memory
-from pipeline.distributed.place import in_world, threads_per_rank
-from pipeline.errors import ConfigError, LatentmillError
+from pipeline.distributed.meeting import meeting_of
+from pipeline.distributed.place import Place, launcher_place, threads_per_rank
+from pipeline.distributed.rendezvous import meet
+from pipeline.errors import ConfigError, LatentmillError, RunError
 
 T = TypeVar("T")
 
@@ -140,29 +143,32 @@ def start(device: str = "auto", threads: int = 0, group: bool = True, timeout: i
     """Join the world that the launcher's environment describes, and set the number of CPU threads.
 
     threads: per rank; 0 = cores that this process may use / ranks on this machine. group: whether a world of one
-    process gets a process group too (DeepSpeed needs one). timeout: seconds that a collective may take.
+    process gets a process group too (DeepSpeed needs one). timeout: seconds that a collective, and the wait for the
+    other ranks, may take. Raises ConfigError for an environment that describes no world, RunError where ranks do not
+    come, and Interrupted where rank 0's port is in use.
     """
-    if in_world():
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local_rank = int(os.environ.get("LOCAL_RANK", rank))
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    else:
-        rank, size, local_rank, local_size = 0, 1, 0, 1
-    torch.set_num_threads(threads_per_rank(threads, local_size))
-    rank_device = pick_device(device, local_rank)
+    place = launcher_place() or Place(0, 1, 0, 1)
+    rank, size = place.rank, place.world
+    torch.set_num_threads(threads_per_rank(threads, place.local_world))
+    rank_device = pick_device(device, place.local_rank)
     if rank_device.type == "cuda":
         torch.cuda.set_device(rank_device)
     else:
         keep_memory()
     grouped = size > 1 or group
     if grouped and not dist.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed reads it
+        os.environ["LOCAL_RANK"] = str(place.local_rank)  # DeepSpeed reads it
         backend = "nccl" if rank_device.type == "cuda" else "gloo"
-        limit = timedelta(seconds=timeout)
-        if size == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
-        else:
-            dist.init_process_group(backend, rank=rank, world_size=size, timeout=limit)
+        store = dist.HashStore() if size == 1 else meet(meeting_of(), rank, size, timeout)
+        try:
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+            )
+        except RuntimeError as error:
+            raise RunError(
+                f"rank {rank} on {socket.gethostname()} does not reach the others, which were there a moment ago: "
+                f"{' '.join(str(error).split())[:300]}. GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME chooses the network"
+            ) from error
     return World(rank, size, rank_device, grouped)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import queue
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, float32
 
+from pipeline.distributed.children import handed_over, own_environment, verb_command
 from pipeline.errors import LatentmillError, NotFound, ParseError, WeightsError
 from pipeline.log import log
 from pipeline.parsing.text import one_line
@@ -201,22 +201,30 @@ class Starter:
         arguments = ["submit", "eval", f"cluster={self._cluster}", f"at={n}"]
         if not self._cluster:
             arguments = ["eval", f"device={self._device}"]
-        command = [sys.executable, "-m", "pipeline.cli", *arguments, f"run={self._url}", "pending=true"]
+        verb, *words = [*arguments, f"run={self._url}", "pending=true"]
+        command, order = verb_command(verb, words)
         if not self._cluster and (nice := shutil.which("nice")):
             command = [nice, "-n", str(NICE), *command]
         if self._log is not None:
             self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._pid = os.posix_spawn(
-            command[0],
-            command,
-            inherited(os.environ) | {"OMP_WAIT_POLICY": "passive"},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(self._log or os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,  # signals to training do not reach it
-        )
+        with handed_over(order) as descriptor:
+            self._pid = os.posix_spawn(
+                command[0],
+                command,
+                inherited(own_environment()) | {"OMP_WAIT_POLICY": "passive"},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, descriptor, 0),
+                    (
+                        os.POSIX_SPAWN_OPEN,
+                        1,
+                        str(self._log or os.devnull),
+                        os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+                        0o644,
+                    ),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsid=True,  # signals to training do not reach it
+            )
 
     def ended_well(self) -> bool:
         """Whether the last process on this machine has ended with status 0."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.config import ClusterConfig, EncodeConfig
 from pipeline.config.loading.load import load
+from pipeline.distributed.children import own_command
 from pipeline.errors import ConfigError
 from pipeline.jobs.options import Job, further, gres, requeueing, resources, step
 from pipeline.scheduler.script import Script, log_path
@@ -38,7 +38,7 @@ def encode_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[s
     # Not "auto": a task whose GPU has failed must say so, rather than encode on its cores for days.
     device = [] if has_device else ["device=cuda" if cluster.gpus else "device=cpu"]
     concurrent = f"%{cluster.concurrent}" if cluster.concurrent else ""
-    program = [cluster.python or sys.executable, "-m", "pipeline.cli", "encode"]
+    program = own_command("pipeline.cli", "encode", python=cluster.python)
     array = Script(
         about=[
             "latentmill encode as a Slurm array, written by `latentmill submit`.",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.config import ClusterConfig, EvalRunConfig
 from pipeline.config.loading.load import load
+from pipeline.distributed.children import own_command
 from pipeline.jobs.options import Job, further, gres, requeueing, resources, step
 from pipeline.scheduler.script import Script, log_path
 
@@ -34,7 +34,7 @@ def eval_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str
         },
         setup=cluster.setup,
         step=step(one_process, 1),
-        program=[cluster.python or sys.executable, "-m", "pipeline.cli", "eval"],
+        program=own_command("pipeline.cli", "eval", python=cluster.python),
         arguments=[*words, *([] if has_device else ["device=cuda" if cluster.gpus else "device=cpu"])],
         requeue=False,  # it would begin anew, and if it exceeds its time limit, for ever
     )

@@ -1,9 +1,9 @@
 """Checks whether a job's nodes can train, before ranks start on them. The scripts of `latentmill submit train`,
 slurm/train.sbatch and the jobs of a sweep run it.
 
-    python -m pipeline.jobs.nodes job NODES GPUS RUN DATA ...      in the batch script: checks every node
-    python -m pipeline.jobs.nodes words NODES GPUS KEY=VALUE ...   the same, with the arguments of `latentmill train`
-    python -m pipeline.jobs.nodes node GPUS RUN DATA ...           on each node, by srun: one line of JSON
+    python -P -m pipeline.jobs.nodes words NODES GPUS KEY=VALUE ...   in the batch script, with the arguments of
+                                                                      `latentmill train`: checks every node
+    python -P -m pipeline.jobs.nodes node                             on each node, by srun: one line, the verdict
 
 A node is bad where it does not see its GPUs or cannot compute on them, has no space for temporary files, cannot reach
 the run or its data, has a wrong clock, or does not answer. The job then excludes it, goes back to the queue, and says
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,12 +25,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import TrainConfig
+from pipeline.distributed.children import own_command, own_environment
 from pipeline.distributed.exits import guarded, leave
-from pipeline.errors import Interrupted, LatentmillError, SubmitError
+from pipeline.distributed.place import whole
+from pipeline.errors import Interrupted, LatentmillError, ParseError, SubmitError
 from pipeline.log import log, show
+from pipeline.parsing.typed import build
+from pipeline.parsing.values import parse_json
 from pipeline.scheduler import slurm
 from pipeline.storage.urls import open_storage
 
@@ -47,15 +53,21 @@ LONE = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """`job NODES GPUS RUN DATA ...`, `words NODES GPUS KEY=VALUE ...` or `node GPUS RUN DATA ...`. Returns 75 when the
-    job goes back to the queue."""
+    """`words NODES GPUS KEY=VALUE ...`, or `node` with the order that `check` hands over. Returns 75 when the job goes
+    back to the queue."""
     part, *rest = argv
     if part == "node":
-        gpus, *urls = rest
-        show(json.dumps({"node": node_name(), "time": time.time(), "bad": faults(int(gpus), urls)}))
-        return 0
-    nodes, gpus, *arguments = rest
-    return check(int(nodes), int(gpus), urls_of(arguments) if part == "words" else arguments)
+        return answer(sys.stdin.buffer.read())
+    nodes, gpus, *words = rest
+    return check(int(nodes), int(gpus), urls_of(words))
+
+
+def answer(order: bytes) -> int:
+    """Print this node's verdict on a line of its own, after the mark that `check` has ordered."""
+    given = parse_json(order)
+    verdict = {"node": node_name(), "time": time.time(), "bad": faults(given["gpus"], given["urls"])}
+    show(f"\n{given['mark']}{json.dumps(verdict)}")
+    return 0
 
 
 def urls_of(words: Sequence[str]) -> list[str]:
@@ -73,18 +85,24 @@ def required_urls(config: TrainConfig) -> list[str]:
 def check(nodes: int, gpus: int, urls: Sequence[str]) -> int:
     """Check every node of this job; where some are bad, exclude them and send the job back to the queue. Returns the
     exit status. Raises SubmitError."""
+    if not os.environ.get("SLURM_JOB_NODELIST"):
+        raise SubmitError("SLURM_JOB_NODELIST is not set: nodes are checked in a job of Slurm")
     names = slurm.hostnames(os.environ["SLURM_JOB_NODELIST"])
-    command = [sys.executable, "-m", "pipeline.jobs.nodes", "node", str(gpus), *urls]
+    command = own_command("pipeline.jobs.nodes", "node")
     if nodes > 1:  # the script itself runs on the first node, which needs no srun
         step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
         command = [*step, *command]
+    mark = f"latentmill-verdict-{secrets.token_hex(8)} "  # whatever else profiles and prologs print there
+    order = json.dumps({"mark": mark, "gpus": gpus, "urls": list(urls)}).encode()
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=ANSWER_SECONDS)
+            done = subprocess.run(
+                command, input=order, stdout=subprocess.PIPE, check=False, timeout=ANSWER_SECONDS, env=own_environment()
+            )
         except subprocess.TimeoutExpired as error:
-            bad = verdicts(names, error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or "")
+            bad = verdicts(names, error.stdout or b"", mark)
             break
-        bad = verdicts(names, done.stdout)
+        bad = verdicts(names, done.stdout, mark)
         silent = [name for name, why in bad.items() if why == SILENT]
         if not silent or attempt == ATTEMPTS:
             break
@@ -94,7 +112,7 @@ def check(nodes: int, gpus: int, urls: Sequence[str]) -> int:
         log.warning(f"node {name} is bad: {why}")
     if not bad:
         return 0
-    if len(bad) == len(names) and (len(names) > 1 or int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= LONE):
+    if len(bad) == len(names) and (len(names) > 1 or (whole(os.environ, "SLURM_RESTART_COUNT") or 0) >= LONE):
         raise SubmitError(f"none of the job's nodes can train ({next(iter(bad.values()))}): mend that, submit again")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # requeueing sends SIGTERM to this process, which must finish first
     slurm.requeue_without(slurm.own_job(os.environ), list(bad))
@@ -102,13 +120,25 @@ def check(nodes: int, gpus: int, urls: Sequence[str]) -> int:
     return Interrupted.exit_code
 
 
-def verdicts(names: Sequence[str], text: str) -> dict[str, str]:
-    """The reason why each bad node is bad, by node. text: the lines that the nodes printed."""
+@dataclass(frozen=True)
+class Verdict:
+    """What a node says of itself. time: its clock, in seconds since 1970. bad: what is wrong with it."""
+
+    node: str
+    time: float
+    bad: tuple[str, ...]
+
+
+def verdicts(names: Sequence[str], text: bytes, mark: str) -> dict[str, str]:
+    """The reason why each bad node is bad, by node. text: what the nodes printed, of which only what follows a mark is
+    theirs to say."""
     answers: dict[str, Mapping[str, Any]] = {}
-    for line in text.splitlines():
-        if line.startswith("{"):
-            answer = json.loads(line)
-            answers[answer["node"]] = answer
+    for part in text.split(mark.encode())[1:]:
+        try:
+            said = build(Verdict, parse_json(part.splitlines()[0] if part else part))
+        except ParseError:  # cut off
+            continue
+        answers[said.node] = {"time": said.time, "bad": said.bad}
     bad = {}
     clock = statistics.median_low([answer["time"] for answer in answers.values()] or [0.0])
     for name in names:

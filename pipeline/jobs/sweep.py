@@ -20,14 +20,17 @@ from pipeline.config import ClusterConfig
 from pipeline.config.loading.folders import conf_dir
 from pipeline.config.loading.overrides import OVERRIDE, quote, search_path, translate
 from pipeline.config.values.times import limit_seconds
+from pipeline.distributed.children import own_command, verb_command
 from pipeline.distributed.ranks import run_command
 from pipeline.errors import ConfigError, Interrupted, RunError, SubmitError
+from pipeline.jobs.folders import job_folder
+from pipeline.jobs.secrets import require_no_secrets
 from pipeline.log import show
 from pipeline.scheduler import slurm
 
 OUTPUT = {"train": "run", "synth": "dest", "encode": "dest", "sample": "dest", "export": "dest"}
 """The key that names the destination of each verb; verbs that are not listed cannot be swept."""
-NODE_CHECK = (sys.executable, "-m", "pipeline.jobs.nodes", "words", "1")
+NODE_CHECK = (*own_command("pipeline.jobs.nodes"), "words", "1")
 """Command that checks a node; the number of GPUs and the arguments of latentmill train follow."""
 
 
@@ -80,6 +83,7 @@ def _slurm(cluster: ClusterConfig, words: list[str]) -> list[str]:
     words += [f"++device={'cuda' if cluster.gpus else 'cpu'}"]
     settings = {f"hydra.launcher.{key}": value for key, value in launcher_settings(cluster).items()}
     settings |= {f"++hydra.launcher.additional_parameters.{key}": value for key, value in further(cluster).items()}
+    require_no_secrets("\n".join(f"{key}={value}" for key, value in settings.items()))
     return ["hydra/launcher=submitit_slurm", *(f"{key}={_word(value)}" for key, value in settings.items())]
 
 
@@ -98,7 +102,7 @@ def launcher_settings(cluster: ClusterConfig) -> dict[str, Any]:
         "array_parallelism": cluster.concurrent or 256,
         "stderr_to_stdout": True,
         # Since Slurm 22.05 srun does not inherit cpus-per-task from sbatch.
-        "setup": [*cluster.setup, "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
+        "setup": [*cluster.setup, "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", "export PYTHONSAFEPATH=1"],
     }
     return {key: value for key, value in settings.items() if value is not None}
 
@@ -141,18 +145,19 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         config = HydraConfig.get()
         task = [word.removeprefix("++") for word in config.overrides.task]
         name = ",".join(word for word in task if word.split("=")[0] in swept)
+        folder_name = job_folder(name)
         outcomes = [json.loads(path.read_text()) for path in failures.iterdir()] if not launcher else []
         if any(status == Interrupted.exit_code for _, status in outcomes):
             return  # an earlier job was told to stop, and this one with it
         named = os.environ.get("WANDB_RUN_GROUP") or any(word.startswith("tracking.group=") for word in task)
         grouped = verb == "train" and not named
         group = [f"tracking.group={root.rsplit('/', 1)[-1]}"] if grouped else []
-        arguments = [*map(_plain, task), *group, f"{key}={root}/{name}"]
+        arguments = [*map(_plain, task), *group, f"{key}={root}/{folder_name}"]
         show(f"== {name}")
         status = run_command([*NODE_CHECK, gpus, *arguments]) if gpus else 0
         if gpus and status == Interrupted.exit_code:  # the node check has requeued the job
             os._exit(status)
-        status = status or run_command([sys.executable, "-m", "pipeline.cli", verb, *arguments])
+        status = status or run_command(*verb_command(verb, arguments))
         if launcher and (status == Interrupted.exit_code or status >= 128):
             slurm.requeue(slurm.own_job(os.environ))
             os._exit(status)  # without a result, so that submitit keeps waiting

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from pipeline.config import ClusterConfig, TrainConfig
 from pipeline.config.check.groups import check_world
 from pipeline.config.loading.load import load
 from pipeline.config.tasks import TASK_FACTS
+from pipeline.distributed.children import own_command
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.scheduler.script import Script, log_path
 from pipeline.storage.urls import open_storage
@@ -47,7 +47,7 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
     given_keys = [word.lstrip("+").partition("=")[0] for word in words]
     added_words = [] if "device" in given_keys else ["device=cuda" if cluster.gpus else "device=cpu"]
     added_words += [] if "launch.threads" in given_keys else [f"launch.threads={cluster.cpus}"]
-    program = [cluster.python or sys.executable, "-m", "pipeline.cli", "train"]
+    program = own_command("pipeline.cli", "train", python=cluster.python)
     script = Script(
         about=[
             "latentmill train under Slurm, written by `latentmill submit`.",
@@ -75,21 +75,19 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
         arguments=[*words, *added_words],
         requeue=cluster.requeue,
         killed=True,
-        before=node_check(cluster, config) if cluster.check_nodes else (),
+        before=node_check(cluster, words) if cluster.check_nodes else (),
     )
     return Job([script], run=config.run, makes=[config.run], notes=notes)
 
 
-def node_check(cluster: ClusterConfig, config: TrainConfig) -> list[str]:
-    """Shell lines that check whether the job's nodes can train, and end the script where one cannot."""
-    from pipeline.jobs.nodes import required_urls
-
-    gpus = cluster.processes if cluster.gpus else 0
-    python = cluster.python or sys.executable
-    words = [python, "-m", "pipeline.jobs.nodes", "job", str(cluster.nodes), str(gpus)]
+def node_check(cluster: ClusterConfig, words: Sequence[str]) -> list[str]:
+    """Shell lines that check whether the job's nodes can train, and end the script where one cannot. words: of the
+    command line as they were typed, so that the script holds nothing that they refer to."""
+    gpus = str(cluster.processes if cluster.gpus else 0)
+    command = own_command("pipeline.jobs.nodes", "words", str(cluster.nodes), gpus, *words, python=cluster.python)
     return [
         "# A node that cannot train is excluded, and the job goes back to the queue.",
-        f"{shlex.join([*words, *required_urls(config)])} || exit $?",
+        f"{shlex.join(command)} || exit $?",
         "",
     ]
 

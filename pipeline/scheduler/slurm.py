@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, SubmitError
 
 ANSWER_SECONDS = 60.0
 """Longest time in which a command of Slurm must answer."""
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LATENTMILL_MEETING")
 """Variables in which launchers tell a rank its place."""
 CLIENT = ("SLURM_CONF", "SLURM_CLUSTERS")
 """Variables that tell Slurm's commands where the cluster is."""

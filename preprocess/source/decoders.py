@@ -12,7 +12,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 
 from pipeline.config import EncodersConfig
+from pipeline.distributed.children import own_command, own_environment
 from pipeline.errors import DataError, Interrupted
 from pipeline.log import log
 from pipeline.models.encoders.tokenizer import Tokenizer, load_tokenizer
@@ -108,16 +108,12 @@ class _Worker:
         parent_end, worker_end = socket.socketpair()
         with worker_end:
             descriptors = worker_end.fileno(), self._memory.descriptor
-            command = [
-                sys.executable,
-                "-m",
-                WORKER,
-                *map(str, descriptors),
-                str(self._memory.size),
-            ]
+            command = own_command(WORKER, *map(str, descriptors), str(self._memory.size))
             with self._lock:
                 refuse_aborted(self._aborted)
-                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, pass_fds=descriptors, env=own_environment()
+                )
         self._pipe = Connection(parent_end.detach())
         with suppress(OSError):  # a process that has died already is told apart by the first task
             self._pipe.send((self._recipe, self._encoders))

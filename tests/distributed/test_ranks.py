@@ -215,7 +215,7 @@ def array(number: int, first: int = 0, count: int = 4, step: int = 1) -> dict[st
         (BATCH | {"SLURM_STEP_ID": str(0xFFFFFFFB)}, Place(0, 1, 0, 1)),  # the batch step's number
         (BATCH | {"SLURM_STEP_ID": str(0xFFFFFFFA)}, Place(0, 1, 0, 1)),  # an interactive step's
         (STEP, Place(3, 6, 1, 2)),
-        (STEP | {"SLURM_NODEID": "3"}, Place(3, 6, 1, 1)),
+        (STEP | {"SLURM_NODEID": "3", "SLURM_LOCALID": "0"}, Place(3, 6, 0, 1)),
         (STEP | TORCHRUN, Place(5, 8, 1, 4)),  # srun started torchrun, once per node
         (BATCH | array(3), Place(3, 4, 0, 1)),
         (STEP | array(3), Place(3 * 6 + 3, 4 * 6, 1, 2)),

@@ -253,9 +253,13 @@ def test_on_a_cluster_jobs_of_slurms_make_the_figures_that_training_makes(
 def test_on_a_cluster_each_snapshot_is_a_job_of_slurms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
-    def remember(path: str, command: list[str], environment: dict[str, str], **_: object) -> int:
+    given: list[list[str]] = []
+
+    def remember(path: str, command: list[str], environment: dict[str, str], **options: Any) -> int:
         assert path == command[0] and "RANK" not in environment
         started.append(command)
+        descriptor = options["file_actions"][0][1]
+        given.append(json.loads(os.pread(descriptor, 10_000, 0)))
         return 0
 
     monkeypatch.setenv("RANK", "3")
@@ -263,10 +267,8 @@ def test_on_a_cluster_each_snapshot_is_a_job_of_slurms(tmp_path: Path, monkeypat
     start = Starter("s3://b/runs/a", "a100", "auto", tmp_path / "log")
     start(64)
     start(128)
-    assert [command[1:] for command in started] == [
-        ["-m", "pipeline.cli", "submit", "eval", "cluster=a100", f"at={n}", "run=s3://b/runs/a", "pending=true"]
-        for n in (64, 128)
-    ]
+    assert [command[1:] for command in started] == [["-P", "-m", "pipeline.cli", "submit", "--handed-over"]] * 2
+    assert given == [["eval", "cluster=a100", f"at={n}", "run=s3://b/runs/a", "pending=true"] for n in (64, 128)]
 
 
 def test_a_cluster_without_jobs_is_refused() -> None:

@@ -22,8 +22,8 @@ from pipeline.training.trainer import Trainer
 
 
 def main(argv: list[str]) -> int:
-    """argv: -m pipeline.cli VERB KEY=VALUE ..., or -m and another module, which is not disturbed."""
-    if argv[1] != "pipeline.cli":
+    """argv: -P -m pipeline.cli VERB KEY=VALUE ..., or -P -m and another module, which is not disturbed."""
+    if argv[2] != "pipeline.cli":
         os.execv(sys.executable, [sys.executable, *argv])
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
     n, disturbance = json.loads(os.environ["PAUSES"]).get(restart, [-1, ""])
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         return next_batch(self, stream)
 
     Trainer._next_batch = paused  # type: ignore[method-assign]
-    return cli.main(argv[2:])
+    return cli.main(argv[3:])
 
 
 if __name__ == "__main__":

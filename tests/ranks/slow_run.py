@@ -15,8 +15,8 @@ from pipeline.training.trainer import Trainer
 
 
 def main(argv: list[str]) -> int:
-    """argv: -m pipeline.cli VERB KEY=VALUE ..., or -m and another module, which is not slowed down."""
-    if argv[1] != "pipeline.cli":
+    """argv: -P -m pipeline.cli VERB KEY=VALUE ..., or -P -m and another module, which is not slowed down."""
+    if argv[2] != "pipeline.cli":
         os.execv(sys.executable, [sys.executable, *argv])
     seconds, next_batch = float(os.environ["SLOW"]), Trainer._next_batch
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         return next_batch(self, stream)
 
     Trainer._next_batch = slow  # type: ignore[method-assign]
-    return cli.main(argv[2:])
+    return cli.main(argv[3:])
 
 
 if __name__ == "__main__":

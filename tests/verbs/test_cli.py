@@ -166,13 +166,13 @@ def test_a_sweep_runs_each_job_in_its_own_folder(tmp_path: Path) -> None:
 def test_training_runs_of_a_sweep_are_one_group_of_wandbs(tmp_path: Path) -> None:
     """In a process of its own: Hydra can be started once in each."""
     script = (
-        "import sys; from pipeline.jobs import sweep; sweep.run_command = lambda words: print(words[4:]) or 0; "
+        "import sys; from pipeline.jobs import sweep; sweep.run_command = lambda _, words: print(words) or 0; "
         "sys.exit(sweep.sweep('train', sys.argv[1:]))"
     )
     for extra, group in (([], "lrs"), (["tracking.group=mine"], "mine")):
         words = [f"run={tmp_path}/lrs", "data.train=c", "optim.lr=1e-3,2e-3", *extra]
         done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-        jobs = [line for line in done.stdout.splitlines() if line.startswith("['")]
+        jobs = [line for line in done.stdout.splitlines() if line.startswith("b'[")]
         assert len(jobs) == 2 and all(line.count("tracking.group=") == 1 for line in jobs)
         assert all(f"tracking.group={group}" in line for line in jobs)
 

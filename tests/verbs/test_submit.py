@@ -14,7 +14,8 @@ from made.places import REPOSITORY
 from made.refusal import refusal
 from pipeline import cli
 from pipeline.config.values.times import limit_seconds
-from pipeline.distributed.place import adopt_step, first_host
+from pipeline.distributed.meeting import Meeting, first_host, meeting_of
+from pipeline.distributed.place import adopt_step
 from pipeline.errors import ConfigError
 from pipeline.runs.lease import Lease
 from pipeline.scheduler.script import directive
@@ -288,13 +289,19 @@ def test_ranks_that_srun_starts_know_their_place_and_where_to_meet() -> None:
     }
     environ = dict(step)
     adopt_step(environ)
-    place = {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n4"}
-    assert environ == {**step, **place, "MASTER_PORT": "20017"}
-    others = [{**step, "SLURM_PROCID": "0"}, {**step, "SLURM_RESTART_COUNT": "1"}]
-    for task in others:
+    place = {"RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert environ == {**step, **place}
+    first = meeting_of(environ)
+    assert (first.host, first.ports[:2], first.name) == ("n4", (20017, 21516), "17.0.0")
+    same, later = {**step, "SLURM_PROCID": "0", "SLURM_NODEID": "0"}, {**step, "SLURM_RESTART_COUNT": "1"}
+    for task in (same, later):
         adopt_step(task)
-    assert [task["MASTER_PORT"] for task in others] == ["20017", "21026"]  # all alike, and another at each restart
-    for alone in ({**step, "SLURM_NTASKS": "1"}, {"SLURM_PROCID": "0"}, {**step, "RANK": "1", "WORLD_SIZE": "2"}):
+    assert meeting_of(same) == first  # all alike, and elsewhere at each restart
+    assert (meeting_of(later).ports[0], meeting_of(later).name) == (21026, "17.0.1")
+    assert meeting_of({**environ, "MASTER_ADDR": "n9", "MASTER_PORT": "7"}) == Meeting("n9", (7,), "17.0.0")
+    alone_in_step = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    alone_in_step |= {"SLURM_STEP_TASKS_PER_NODE": "1"}
+    for alone in ({**step, **alone_in_step}, {"SLURM_PROCID": "0"}, {**step, "RANK": "1", "WORLD_SIZE": "12"}):
         unchanged = dict(alone)
         adopt_step(alone)
         assert alone == unchanged

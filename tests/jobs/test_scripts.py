@@ -1,0 +1,76 @@
+"""Batch scripts hold no secrets, whatever a cluster's YAML refers to, and nothing that the command line refers to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from made import cache as small_cache
+from pipeline import cli
+from pipeline.errors import ConfigError
+from pipeline.jobs import sweep
+from pipeline.jobs.cluster import load_cluster
+from pipeline.jobs.secrets import require_no_secrets
+
+SECRET = "FAKEsecretKEY/abc+123456789"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the user's own clusters."""
+    (tmp_path / "conf" / "cluster").mkdir(parents=True)
+    monkeypatch.setenv("LATENTMILL_CONF", str(tmp_path / "conf"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("SITE_ACCOUNT", "physics")
+    return tmp_path / "conf" / "cluster"
+
+
+@pytest.mark.parametrize(
+    "key", ["account", "partition", "logs", "python", "setup: ['export X=%s']", "options: ['--comment=%s']"]
+)
+def test_a_secret_of_the_environment_is_refused_in_a_script(
+    cluster: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = "${oc.env:AWS_SECRET_ACCESS_KEY}"
+    (cluster / "evil.yaml").write_text((key % reference if "%" in key else f"{key}: {reference}") + "\n")
+    assert cli.main(["submit", "encode", "cluster=evil", "source=a.tar", "dest=b", "--dry-run"]) == 1
+    said = capsys.readouterr()
+    assert SECRET not in said.out + said.err
+    assert "the value of AWS_SECRET_ACCESS_KEY" in said.err
+
+
+def test_a_secret_of_the_environment_is_refused_in_the_launcher_of_a_sweep(cluster: Path) -> None:
+    (cluster / "evil.yaml").write_text("account: ${oc.env:AWS_SECRET_ACCESS_KEY}\n")
+    described = load_cluster(["cluster=evil"])
+    with pytest.raises(ConfigError, match="the value of AWS_SECRET_ACCESS_KEY"):
+        sweep._slurm(described, [])
+
+
+def test_what_is_no_secret_may_come_from_the_environment(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cluster / "site.yaml").write_text("account: ${oc.env:SITE_ACCOUNT}\n")
+    cli.main(["submit", "encode", "cluster=site", "source=a.tar", "dest=b", "--dry-run"])
+    assert "#SBATCH --account=physics" in capsys.readouterr().out
+
+
+def test_short_values_and_other_names_are_no_secrets() -> None:
+    require_no_secrets("#SBATCH --account=abc\npython x", {"API_KEY": "abc", "HOME": "python x", "MONKEY": "python x"})
+    with pytest.raises(ConfigError, match=r"the value of MY_TOKEN \(after '#SBATCH --account='\)"):
+        require_no_secrets("a\n#SBATCH --account=0123456789", {"MY_TOKEN": "0123456789"})
+
+
+def test_the_check_of_nodes_gets_the_words_as_they_were_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not what they mean: a reference stays one in the script."""
+    small_cache.make_cache(str(tmp_path / "cache"), [16])
+    words = [
+        f"data.train={tmp_path}/cache",
+        f"run={tmp_path}/r",
+        "model=tiny",
+        "model.context_width=8",
+        "optim.batch=8",
+    ]
+    cli.main(["submit", "train", "cluster.gpus=0", *words, "samples=16", "--dry-run"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "pipeline.jobs.nodes" in line]
+    assert f" -P -m pipeline.jobs.nodes words 1 0 {' '.join(words)} samples=16 || exit $?" in line
