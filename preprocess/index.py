@@ -126,8 +126,10 @@ def refuse_foreign(storage: Storage, names: list[str]) -> None:
 
 def _is_index(storage: Storage, key: str, size: int) -> bool:
     """Whether an object looks like an index of ours."""
+    if not 0 < size <= LARGEST_INDEX:
+        return False
     try:
-        facts = parse_json(storage.get_range(key, 0, min(size, LARGEST_INDEX)))
+        facts = parse_json(storage.get(key))
     except ParseError:
         return False
     return type(facts) is dict and {"format", "samples", "bytes", "sha256", "records"} <= set(facts)

@@ -320,6 +320,13 @@ def test_the_lists_are_the_same_bytes_whoever_decodes_and_are_named_by_what_tell
     assert "7 records = 13 read - 6 rejected (listed in units/*.rejected.jsonl)" in capsys.readouterr().out
 
 
+def test_rejected_samples_are_listed_on_s3_as_on_a_disk(tmp_path: Path, s3: str) -> None:
+    source, name = write_hostile(tmp_path / "s"), "units/000000.rejected.jsonl"
+    main(config(source, tmp_path / "c", max_rejects=1.0))
+    main(config(source, f"{s3}/c", max_rejects=1.0))
+    assert open_storage(f"{s3}/c").get(name) == (tmp_path / "c" / name).read_bytes()
+
+
 def test_a_source_without_rejects_has_no_list(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("a.png", png()), ("a.txt", b"a red square")])
     main(config(str(tmp_path / "a.tar"), tmp_path / "c"))

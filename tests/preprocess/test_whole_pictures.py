@@ -86,6 +86,31 @@ def test_a_whole_jpeg_without_its_end_mark_is_taken() -> None:
     assert (decoded(data[:-2]) == decoded(data)).all()
 
 
+def test_a_jpeg_with_a_scan_for_each_colour_is_whole_with_all_three_and_truncated_without_a_part_of_one() -> None:
+    """Not interleaved, as few encoders write it; made of three grey pictures here."""
+    parts = [encoded(band, "JPEG", quality=80) for band in photo(61, 43).split()]
+    frame, scan = parts[0].index(b"\xff\xc0"), parts[0].index(b"\xff\xda")
+    sizes = parts[0][frame + 4 : frame + 9]
+    colours = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    header = b"\xff\xc0" + struct.pack(">H", 17) + sizes + b"\3" + colours
+    scans = [
+        b"\xff\xda\0\x08\1" + bytes((number, 0)) + b"\0\x3f\0" + part[part.index(b"\xff\xda") + 10 : -2]
+        for number, part in enumerate(parts, 1)
+    ]
+    start = parts[0][:frame] + header + parts[0][frame + 13 : scan]
+    data = start + b"".join(scans) + END
+    with Image.open(io.BytesIO(data)) as alone:
+        assert (decoded(data) == np.asarray(alone.convert("RGB"))).all()
+    for cut in (40, len(scans[2]) // 2, len(scans[2]) + 200):
+        assert reason(data[: -2 - cut] + END) == "image_truncated"
+
+
+def test_several_pictures_in_one_jpeg_are_the_first_of_them() -> None:
+    data = encoded(photo(64, 48), "MPO", save_all=True, append_images=[photo(64, 48, 1)])
+    assert (decoded(data) == decoded(encoded(photo(64, 48), "JPEG"))).all()
+    assert reason(data[: data.index(b"\xff\xda") + 300] + END) == "image_truncated"
+
+
 def test_a_jpeg_without_a_part_of_its_middle_is_truncated_if_it_has_restart_marks() -> None:
     data = encoded(photo(160, 160), "JPEG", restart_marker_rows=1)
     marks = [i for i in range(len(data) - 1) if data[i] == 0xFF and 0xD0 <= data[i + 1] <= 0xD7]
