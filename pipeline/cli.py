@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pipeline.distributed.exits import _fail, guarded, leave
+from pipeline.log import show
 from pipeline.verbs import ENVIRONMENT, TAKES_A_VERB, TAKES_PATHS, VERBS
 
 SWEEP = "pipeline.jobs.sweep"
@@ -26,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
+        show(usage())
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
         from importlib.metadata import version
 
-        print(f"latentmill {version('latentmill')}")
+        show(f"latentmill {version('latentmill')}")
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
@@ -53,13 +54,13 @@ def run(verb: str, arguments: list[str]) -> int:
         os.environ.setdefault(name, value)
     if verb in TAKES_PATHS:
         if wants_help:
-            print(f"{VERBS[verb][1]}\n\n{TAKES_PATHS[verb]}")
+            show(f"{VERBS[verb][1]}\n\n{TAKES_PATHS[verb]}")
             return 0
         return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     if wants_help:
         from pipeline.config.loading.help import verb_help
 
-        print(verb_help(verb))
+        show(verb_help(verb))
         return 0
     if verb in TAKES_A_VERB:
         return importlib.import_module(VERBS[verb][0]).main(arguments) or 0

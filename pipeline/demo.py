@@ -21,6 +21,7 @@ from pipeline.config import DemoConfig
 from pipeline.distributed import forks
 from pipeline.distributed.ranks import run_command
 from pipeline.errors import LatentmillError
+from pipeline.log import show
 from pipeline.report import page, run
 from pipeline.storage.local import LocalStorage
 from pipeline.verbs import VERBS
@@ -67,7 +68,7 @@ def main(config: DemoConfig) -> int:
     for number, step in enumerate(result_steps(dest, prompts, config.seed), start=len(data_steps(config, dest))):
         any_has_run = _run(storage, done, number, step, any_has_run)
     page.write([str(dest)], str(dest / "report.html"), TARGETS)
-    print(summary(dest, sum(entry["seconds"] for entry in done), time.monotonic() - began))
+    show(summary(dest, sum(entry["seconds"] for entry in done), time.monotonic() - began))
     return 0
 
 
@@ -149,9 +150,9 @@ def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, any_h
     """
     verb, *arguments = step.arguments
     command = f"latentmill {verb} {' '.join(map(_quoted, arguments))}"
-    print(f"\n== {step.heading}\n   {command}", flush=True)
+    show(f"\n== {step.heading}\n   {command}")
     if not any_has_run and number < len(done) and done[number]["command"] == command and step.product.exists():
-        print(f"   already done, in {done[number]['seconds']:.0f} s", flush=True)
+        show(f"   already done, in {done[number]['seconds']:.0f} s")
         return False
     del done[number:]
     began = time.monotonic()
@@ -165,7 +166,7 @@ def _run(storage: LocalStorage, done: list[dict], number: int, step: Step, any_h
     seconds = time.monotonic() - began
     done.append({"heading": step.heading, "command": command, "seconds": round(seconds, 2)})
     storage.put(STEPS, json.dumps(done, indent=1).encode())
-    print(f"   {seconds:.0f} s", flush=True)
+    show(f"   {seconds:.0f} s")
     return True
 
 

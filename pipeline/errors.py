@@ -13,6 +13,7 @@
     │   ├── ShapeError              tensors whose sizes the model cannot take
     │   └── WeightsError            a weights file that is missing, damaged or of another architecture
     ├── DataError                   exit 1: data that are not what they should be
+    │   ├── ParseError              bytes that are not what their format says (also a ValueError)
     │   ├── ShardCorrupt            a tar that is cut or damaged, or whose hash is not the manifest's
     │   ├── RecordRejected          one sample that cannot be used, with the reason; counted, never fatal by itself
     │   ├── NonFinite               NaN or infinity in a latent, a loss or a gradient, with the samples named
@@ -81,6 +82,11 @@ class WeightsError(UserError):
 
 class DataError(LatentmillError):
     """Data that are not what they should be."""
+
+
+class ParseError(DataError, ValueError):
+    """Bytes that are not what their format says. The message begins with "it"; who reads a file names it and says what
+    to do."""
 
 
 class ShardCorrupt(DataError):

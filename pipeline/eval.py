@@ -35,6 +35,7 @@ from pipeline.evaluation.evaluate import Evaluator, in_training, write
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.reference import load_reference
 from pipeline.inference.trained import Trained, encode_captions, load_trained
+from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 from pipeline.report import page
 from pipeline.runs.datasets import empty_caption
@@ -56,13 +57,13 @@ def main(config: EvalRunConfig) -> int:
     if config.from_card:
         return reproduce(config)
     cards = evaluate_run(config)
-    print(table(cards), end="")
+    show(table(cards), end="")
     for card in cards:
-        print(card.line())
+        show(card.line())
     if len(cards) > 1:
         dest = f"{config.run.rstrip('/')}/{page.DEFAULT_DEST}"
         page.write([config.run], dest)
-        print(f"report: {dest}")
+        show(f"report: {dest}")
     return 0
 
 
@@ -85,7 +86,7 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
         card = stored_card(trained.info.storage, trained.n, name, evaluator)
         if card is None:
             if len(samplers) > 1:
-                print(f"eval: {i + 1} of {len(samplers)}: {name}", flush=True)
+                show(f"eval: {i + 1} of {len(samplers)}: {name}")
             result = evaluator(denoiser, trained.n, images=config.images, sampler=sampler, weights=trained.weights)
             write(trained.info.storage, result, name)
             card = result.card
@@ -156,20 +157,20 @@ def reproduce(config: EvalRunConfig) -> int:
         **card.guidance_settings,  # type: ignore[arg-type]
     )
     reproduced = evaluator(denoiser, trained.n, images=card.images, sampler=sampler, weights=card.weights).card
-    print(reproduced.line())
+    show(reproduced.line())
     changed = {
         name: f"{card.versions.get(name)} then, {present_version} now"
         for name, present_version in reproduced.versions.items()
     }
     changed = {name: text for name, text in changed.items() if card.versions.get(name) != reproduced.versions[name]}
     for name, text in changed.items():
-        print(f"{name}: {text}")
+        show(f"{name}: {text}")
     farthest = max(differences(card.metrics, reproduced.metrics).items(), key=lambda pair: pair[1])
     if farthest[1] > TOLERANCE:
         name = farthest[0]
-        print(f"not reproduced: {name} is {reproduced.metrics.get(name)}, the card says {card.metrics.get(name)}")
+        show(f"not reproduced: {name} is {reproduced.metrics.get(name)}, the card says {card.metrics.get(name)}")
         return 1
-    print(f"reproduced: the figures are those of the card, {farthest[0]} to {farthest[1]:.1g} of its size")
+    show(f"reproduced: the figures are those of the card, {farthest[0]} to {farthest[1]:.1g} of its size")
     return 0
 
 
@@ -225,7 +226,7 @@ def evaluate_pending(config: EvalRunConfig) -> int:
                 {name: tensor.to(device) for name, tensor in weights.items()}, n, lambda: stop.number is not None
             )
             beside.finish(run, n, partial(_track, info, n, Path(folder)))
-            print(f"eval: {n:,} samples: {_figures(metrics)}", flush=True)
+            show(f"eval: {n:,} samples: {_figures(metrics)}")
     return 0
 
 

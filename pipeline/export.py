@@ -19,6 +19,7 @@ from pipeline.interchange.agreement import ExportDiffers as ExportDiffers
 from pipeline.interchange.compvis import compvis_note as compvis_note
 from pipeline.interchange.compvis import export_compvis
 from pipeline.interchange.diffusers import export_diffusers
+from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 
 
@@ -35,7 +36,7 @@ def main(config: ExportConfig) -> int:
             "holds it"
         )
     FORMATS[config.format](config, trained, denoiser)
-    print(f"export: {config.dest}: {trained.weights} weights at {trained.n:,} samples, format {config.format}")
+    show(f"export: {config.dest}: {trained.weights} weights at {trained.n:,} samples, format {config.format}")
     return 0
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import EncodersConfig, FetchConfig
 from pipeline.errors import DestinationExists, NotFound, WeightsError
+from pipeline.log import show
 from pipeline.models.encoders.fetched import FIELDS, FORMAT, MANIFEST, Part, chunks, names, read_manifest
 from pipeline.models.encoders.tokenizer import find_tower, merges_of
 from pipeline.storage.base import Storage
@@ -47,7 +48,7 @@ def main(config: FetchConfig) -> int:
             report(part, manifest[part], "is there already")
             continue
         name, origin = names(config.encoders, part)[part], source(config.encoders, part)
-        print(f"fetch: {part}: {name} from {origin}", flush=True)
+        show(f"fetch: {part}: {name} from {origin}")
         with tempfile.TemporaryDirectory(prefix="latentmill-fetch-") as folder:
             section = {"name": name, "source": origin} | write(config.encoders, Path(folder))
             section["files"] = {f"{part}/{path.name}": _facts(path) for path in sorted(Path(folder).iterdir())}
@@ -65,7 +66,7 @@ def main(config: FetchConfig) -> int:
             manifest[part] = section
             storage.put(MANIFEST, _json(manifest))
         report(part, manifest[part], f"{len(new_keys)} files written" if new_keys else "is there already")
-    print(f"fetch: where there is no internet: encoders={config.encoders.name} encoders.weights={config.dest}")
+    show(f"fetch: where there is no internet: encoders={config.encoders.name} encoders.weights={config.dest}")
     return 0
 
 
@@ -201,9 +202,7 @@ def probe_text(tower: TextTower) -> Tensor:
 def report(part: str, section: dict[str, Any], outcome: str) -> None:
     """Print one line about a part that is in place."""
     megabytes = sum(facts["size"] for facts in section["files"].values()) / 1e6
-    print(
-        f"fetch: {part}: {section['name']} ({megabytes:,.1f} MB, weights {section[f'{part}_sha256'][:12]}): {outcome}"
-    )
+    show(f"fetch: {part}: {section['name']} ({megabytes:,.1f} MB, weights {section[f'{part}_sha256'][:12]}): {outcome}")
 
 
 def _require_equal(part: str, saved_hash: str, loaded_hash: str, same_output: bool = True) -> None:

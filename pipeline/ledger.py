@@ -15,6 +15,7 @@ from pipeline.data.order.buckets import Buckets
 from pipeline.data.order.mixture import AnyOrder, orders_of, share
 from pipeline.data.order.shuffle import Order
 from pipeline.errors import ConfigError, NotProved, RunError
+from pipeline.log import show
 from pipeline.runs.datasets import dataset_and_order
 from pipeline.runs.directory import RunInfo, committed, load_run
 from pipeline.runs.ledger import Stretch, read_ledger, totals
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         run_totals = totals(line for line in lines if line.last <= proof.n)
         for other_url, n, sums in proved_runs:
             if (n, sums[:2]) == (proof.n, run_totals[:2]):
-                print(f"The same batches as {other_url}, with {'the same' if sums == run_totals else 'other'} noise.")
+                show(f"The same batches as {other_url}, with {'the same' if sums == run_totals else 'other'} noise.")
                 break
         proved_runs.append((url, proof.n, run_totals))
     if failures:
@@ -66,18 +67,18 @@ def examine(run: RunInfo, url: str, dataset: str = "") -> tuple[list[Stretch], P
         proof = prove(lines, n, order, used_dataset, progress.update)
     seconds = time.perf_counter() - began
     config = run.config
-    print(f"{url}: {n:,} samples committed; global batch {config.optim.batch:,}, seed {config.seed}")
+    show(f"{url}: {n:,} samples committed; global batch {config.optim.batch:,}, seed {config.seed}")
     for number, (part, part_order) in enumerate(zip(used_dataset.parts, orders_of(order), strict=True)):
         manifest = part.manifest
-        print(
+        show(
             f"{part.storage.url}: version {manifest.version} ({manifest.digest[:12]}), {part_order.records:,} records "
             f"in {len(manifest.shards):,} shards; "
             f"an epoch is {part_order.epoch_samples:,} samples{share(order, number)}"
         )
-    print()
-    print(describe(proof, order, used_dataset.labels))
+    show()
+    show(describe(proof, order, used_dataset.labels))
     if not proof.problems:
-        print(
+        show(
             f"Proved in {seconds:.1f} s: each of the {n:,} samples was trained on once, and was the record that the "
             "order names."
         )

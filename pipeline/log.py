@@ -1,6 +1,9 @@
-"""The one logger, which writes to stderr with time and rank. Only results go to stdout.
+"""The one logger, which writes to stderr with time and rank, and `show`, which writes results to stdout.
 
     log.info("...")       what happens; log.warning("...") what may be wrong; log.debug("...") for developers
+    show("...")           a result of the verb
+
+Both leave out secrets and escape control characters, whatever names, captions and messages of others hold.
 
 LATENTMILL_LOG=debug, info (the default), warning or error sets the lowest level shown. The line with which a verb fails
 is printed by distributed/exits.py, and progress bars by tracking/progress.py.
@@ -13,6 +16,8 @@ import os
 import sys
 from typing import TextIO
 
+from pipeline.parsing.text import safe
+
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -24,7 +29,7 @@ class _Formatter(logging.Formatter):
         several = int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
         rank = f" [rank {os.environ['RANK']}]" if several else ""
         level = "" if record.levelno == logging.INFO else f" {record.levelname.lower()}:"
-        return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')}{rank}{level} {record.getMessage()}"
+        return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')}{rank}{level} {safe(record.getMessage())}"
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -33,6 +38,11 @@ class _Stderr(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+
+def show(text: str = "", end: str = "\n") -> None:
+    """Print a result of the verb on stdout, at once."""
+    print(safe(text), end=end, flush=True)
 
 
 def _make() -> logging.Logger:

@@ -21,6 +21,7 @@ from pipeline.data.order.dataset import Dataset, part_of
 from pipeline.data.order.mixture import AnyOrder, Mixture, orders_of, share
 from pipeline.data.order.shuffle import Order, Positions
 from pipeline.errors import ConfigError, NotFound
+from pipeline.log import show
 from pipeline.runs.datasets import dataset_of_run
 from pipeline.runs.directory import RunInfo, committed, load_run
 from pipeline.storage.urls import open_storage
@@ -68,7 +69,7 @@ class Reads:
 
 def main(config: DataVerbConfig) -> int:
     """Print the preview; returns 0. Raises ConfigError, DatasetError, RunError."""
-    print(describe(job_of(config), config.batches))
+    show(describe(job_of(config), config.batches))
     return 0
 
 

@@ -16,7 +16,7 @@ from pipeline.distributed.world import pick_device
 from pipeline.errors import ConfigError
 from pipeline.inference.pictures import draw
 from pipeline.inference.trained import encode_captions, load_trained
-from pipeline.log import log
+from pipeline.log import log, show
 from pipeline.models.encoders.text import TextTower
 from pipeline.report.grid import captioned, png
 from pipeline.storage.urls import open_storage, split_url
@@ -29,7 +29,7 @@ def main(config: SampleConfig) -> int:
     rows = sample_rows(config, prompts)
     root, key = split_url(config.dest)
     open_storage(root).put(key, png(captioned(rows, prompts)))
-    print(f"sample: {config.dest}: {config.n} images for each of {len(prompts)} captions")
+    show(f"sample: {config.dest}: {config.n} images for each of {len(prompts)} captions")
     return 0
 
 

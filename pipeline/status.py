@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError, NotFound, RunError
+from pipeline.log import show
 from pipeline.runs.directory import RunInfo, committed, is_finished, last_sample, load_run
 from pipeline.runs.lease import Holder, claim_of, job_state, newest, this_process
 from pipeline.scheduler.slurm import ENDED
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     """The verb. argv: run directories, and folders of them. Raises ConfigError, RunError."""
     if not argv or any(word.startswith("-") for word in argv):
         raise ConfigError(USAGE)
-    print(table([status(run) for url in argv for run in runs_at(url)]), end="")
+    show(table([status(run) for url in argv for run in runs_at(url)]), end="")
     return 0
 
 

@@ -24,7 +24,7 @@ from pipeline.jobs.encode import encode_jobs
 from pipeline.jobs.eval import eval_jobs
 from pipeline.jobs.options import Job
 from pipeline.jobs.train import train_jobs
-from pipeline.log import log
+from pipeline.log import log, show
 from pipeline.scheduler import slurm
 from pipeline.storage.urls import open_storage
 from pipeline.verbs import VERBS
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     Raises OverrideError, ConfigError, SubmitError, and what the jobs of each verb raise."""
     parts = plan([word for word in arguments if word != DRY_RUN])
     for number, part in enumerate(parts):
-        print(f"\n{AFTER_SUCCESS}\n" if number else "", end="")
-        print(f"\n{AFTER_ALL}\n".join(part.texts), flush=True)
+        show(f"\n{AFTER_SUCCESS}\n" if number else "", end="")
+        show(f"\n{AFTER_ALL}\n".join(part.texts))
     for note in [note for part in parts for note in part.job.notes]:
         _note(note)
     if not slurm.is_here():
@@ -161,7 +161,7 @@ def _report(parts: Sequence[Part], jobs: Sequence[str]) -> None:
     is_array = parts[0].verb == "encode"
     unit, end = ("task", "no work is left") if is_array else ("job", "its work is done")
     runs = " ".join(shlex.quote(part.job.run) for part in parts if part.job.run)
-    print(
+    show(
         f"\nsubmitted: job {first}{''.join(f', then job {job}' for job in others)}\n"
         f"follow:    squeue --jobs={','.join(jobs)}; tail -F {logs}/*-{first}{'_*' if is_array else ''}.log"
         f"{f'; latentmill status {runs}' if runs else ''}\n"

@@ -27,6 +27,7 @@ from pipeline.distributed.place import adopt_step, in_world
 from pipeline.distributed.ranks import run_ranks
 from pipeline.distributed.signals import stopping_at_once
 from pipeline.errors import ConfigError, LatentmillError, RunError
+from pipeline.log import show
 from pipeline.runs.directory import (
     committed,
     is_finished,
@@ -55,7 +56,7 @@ def main(config: TrainConfig) -> int:
         run = open_storage(config.run)
         require_resumable(config, run)
         if is_finished(config, run):
-            print(f"{config.run} is finished: it has seen all {last_sample(config)} samples; a larger samples= goes on")
+            show(f"{config.run} is finished: it has seen all {last_sample(config)} samples; a larger samples= goes on")
             return 0
         if config.launch.processes > 1:
             return run_ranks("train", config, config.launch.processes, config.launch.threads)

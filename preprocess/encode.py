@@ -22,7 +22,7 @@ from pipeline.distributed.ranks import run_ranks
 from pipeline.distributed.signals import interruptible
 from pipeline.distributed.world import pick_device
 from pipeline.errors import DestinationExists, SourceError
-from pipeline.log import log
+from pipeline.log import log, show
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
 from pipeline.storage.base import Storage
@@ -46,7 +46,7 @@ ABANDONED_SECONDS = 24 * 3600.0  # a half-written tar that nobody has written to
 def main(config: EncodeConfig) -> int:
     """Encodes the units that are not encoded yet. Returns the exit status."""
     if config.dry_run:
-        print(estimate(config))
+        show(estimate(config))
         return 0
     if config.finalize:
         return finish_only(config)
@@ -189,7 +189,7 @@ def finish(storage: Storage, plan: Plan | None, config: EncodeConfig, rank: int)
     if is_first or rank == 0:
         write_card(storage, manifest, reports)
         tidy(open_storage(config.dest), config.claim_seconds)
-        print(summary(storage.url, manifest), flush=True)
+        show(summary(storage.url, manifest))
 
 
 def finish_only(config: EncodeConfig) -> int:

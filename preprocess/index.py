@@ -35,6 +35,7 @@ from pipeline.data.order.dataset import dataset_of
 from pipeline.data.reading.reader import Reader
 from pipeline.distributed.place import cores
 from pipeline.errors import ConfigError, DatasetError, DestinationExists, ShardCorrupt, SourceError
+from pipeline.log import show
 from pipeline.storage.base import Storage
 from pipeline.storage.patterns import expand
 from pipeline.storage.urls import open_storage, without_folders
@@ -64,7 +65,7 @@ def main(config: IndexConfig) -> int:
         put_identical(storage, key, data)
     prove_reading(storage, manifest, scans)
     commit_manifest(storage, manifest)
-    print(summary(config.dataset, manifest))
+    show(summary(config.dataset, manifest))
     return 0
 
 

@@ -30,6 +30,7 @@ from pipeline.evaluation.metrics.fid import Statistics
 from pipeline.evaluation.reference import FLOOR_SIZES, Reference, ReferenceFacts, save_reference
 from pipeline.inference.pictures import to_uint8
 from pipeline.inference.trained import load_encoders
+from pipeline.log import show
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
@@ -69,7 +70,7 @@ def main(config: ReferenceConfig) -> int:
         progress=Progress(images, "reference", "images"),
     )
     save_reference(dest, reference)
-    print(summary(dest, reference))
+    show(summary(dest, reference))
     return 0
 
 

@@ -26,6 +26,7 @@ import sys
 import time
 
 from pipeline.config import SynthConfig
+from pipeline.log import show
 from pipeline.tracking.progress import Progress
 from preprocess.shapes.shards import write_shards
 
@@ -38,7 +39,7 @@ def main(config: SynthConfig) -> None:
             config.dest, config.images, config.seed, config.split, config.shard_size, bar.update
         )
     contents = f"{config.images:,} images in {len(summary['shards']):,} shards"
-    print(
+    show(
         f"{config.dest}: {contents}, "
         + (f"written in {time.monotonic() - started:.1f} s" if new_shards else "already there")
     )

@@ -15,7 +15,7 @@ from pipeline.config import VerifyConfig
 from pipeline.data.format.manifest import load_manifest
 from pipeline.data.reading.shards import require_shards
 from pipeline.errors import DataError
-from pipeline.log import log
+from pipeline.log import log, show
 from pipeline.storage.urls import open_storage
 from preprocess.proving.against_source import check_sources
 from preprocess.proving.findings import Findings
@@ -40,9 +40,9 @@ def main(config: VerifyConfig) -> int:
     elif config.samples:
         pairs = check_sources(storage, manifest, config, findings)
     width = max(len(name) for name, _ in findings.checks)
-    print(f"dataset {config.dataset}, digest {manifest.digest}")
+    show(f"dataset {config.dataset}, digest {manifest.digest}")
     for name, result in findings.checks:
-        print(f"  {name:<{width}}  {result}")
+        show(f"  {name:<{width}}  {result}")
     if config.report:
         write_page(config.report, config.dataset, manifest, findings.checks, pairs)
     if findings.problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -9,8 +10,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.errors import LatentmillError
+from pipeline.parsing.text import one_line
 
 INTERRUPTED_BY_KEYBOARD = 130
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
+"""Errors of a disk that is full, or may not be written to."""
 
 
 def leave(status: int) -> NoReturn:
@@ -37,6 +41,16 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
         if os.environ.get("LATENTMILL_DEBUG"):
             traceback.print_exc()
         return _fail(verb, str(error) or type(error).__name__, error.exit_code)
+    except (MemoryError, RecursionError) as error:
+        if os.environ.get("LATENTMILL_DEBUG"):
+            traceback.print_exc()
+        what = "memory ran out" if isinstance(error, MemoryError) else "what was read nests too deep"
+        return _fail(verb, f"{what} ({_place(error)}); LATENTMILL_DEBUG=1 shows where", 1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        name = error.filename or "a file in the temporary folder (TMPDIR)"
+        return _fail(verb, f"cannot write {name}: {error.strerror}. Make room there and run this again", 1)
     except KeyboardInterrupt:
         return _fail(verb, "stopped by Ctrl-C", INTERRUPTED_BY_KEYBOARD)
     except BrokenPipeError:  # `latentmill train --help | head`
@@ -44,9 +58,18 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
         return 0
 
 
+def _place(error: BaseException) -> str:
+    """File and line of our own code that was running when `error` was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/pipeline/" in frame.filename or "/preprocess/" in frame.filename] or frames[
+        -1:
+    ]
+    return f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else "unknown place"
+
+
 def _fail(verb: str, message: str, status: int) -> int:
     """Print one line on stderr, with the rank where there are several. Returns the status."""
     several = int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
     rank = f" [rank {os.environ['RANK']}]" if several else ""
-    print(f"latentmill{' ' + verb if verb else ''}{rank}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"latentmill{' ' + verb if verb else ''}{rank}: {one_line(message)}", file=sys.stderr, flush=True)
     return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipeline.errors import LatentmillError
+from pipeline.log import show
 
 TOLERANCE = 1e-4  # relative, of the denoiser's output and of the text states
 
@@ -20,7 +21,7 @@ def compare(what: str, theirs: Tensor, ours: Tensor) -> float:
 
 def judge(what: str, difference: float) -> float:
     """Print the largest relative difference and return it. Raises ExportDiffers when it exceeds TOLERANCE or is NaN."""
-    print(f"check: {what} differ by {difference:.2g} at most (relative; {TOLERANCE:g} is allowed)")
+    show(f"check: {what} differ by {difference:.2g} at most (relative; {TOLERANCE:g} is allowed)")
     if not difference <= TOLERANCE:
         raise ExportDiffers(f"{what} differ by {difference:.2g} (relative); nothing was written to the destination")
     return difference

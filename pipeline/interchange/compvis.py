@@ -31,6 +31,7 @@ from pipeline.inference.trained import Trained
 from pipeline.interchange import clip
 from pipeline.interchange import unet as convert
 from pipeline.interchange.agreement import ExportDiffers
+from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders import compvis_vae
 from pipeline.models.weights import FACTS, read_file
@@ -68,7 +69,7 @@ def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser) -
     finally:
         staging.unlink(missing_ok=True)
     if note := compvis_note(diffusion):
-        print(note)
+        show(note)
 
 
 def compvis_note(config: DiffusionConfig) -> str:
@@ -88,7 +89,7 @@ def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> d
     contract, unet = trained.contract, denoiser.unet
     state = convert.to_compvis(unet.state_dict(), unet.config) | process_tables(trained.info.config.diffusion)
     if not (contract.vae_sha256 and contract.text_sha256):
-        print("export: the run's cache does not know its encoders, so the file holds the UNet alone")
+        show("export: the run's cache does not know its encoders, so the file holds the UNet alone")
         return _float32_copies(state)
     if contract.shift:
         raise ConfigError(f"latents are shifted by {contract.shift:g}, and CompVis' layout knows a scale alone")
@@ -100,7 +101,7 @@ def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> d
     if unet.config.context_width and clip.is_clip(tower):
         state |= clip.compvis_state(tower)
     elif unet.config.context_width:
-        print("export: CompVis' layout cannot hold this run's text tower, so the file is without one")
+        show("export: CompVis' layout cannot hold this run's text tower, so the file is without one")
     return _float32_copies(state)
 
 
@@ -148,7 +149,7 @@ def check(path: Path, suffix: str, state: dict[str, Tensor]) -> None:
     differing = [name for name in state if name not in stored or not torch.equal(stored[name], state[name])]
     if differing or len(stored) != len(state):
         raise ExportDiffers(f"tensors read back differ: {', '.join(differing[:5])}; nothing was written")
-    print(f"check: all {len(state):,} tensors read back as they were written")
+    show(f"check: all {len(state):,} tensors read back as they were written")
 
 
 def _float32_copies(state: dict[str, Tensor]) -> dict[str, Tensor]:

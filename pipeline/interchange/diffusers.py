@@ -21,7 +21,7 @@ from pipeline.interchange.agreement import ExportDiffers as ExportDiffers
 from pipeline.interchange.agreement import compare, judge
 from pipeline.interchange.compvis import compvis_note as compvis_note
 from pipeline.interchange.scheduler import pipeline_runs, scheduler_config
-from pipeline.log import log
+from pipeline.log import log, show
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
@@ -137,7 +137,7 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser)
                 check_text(folder, tower)
         _publish(folder, dest, local_dest)
         if not pipeline_can_run:
-            print(NO_PIPELINE)
+            show(NO_PIPELINE)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -29,7 +29,7 @@ from typing import Any
 from pipeline.config import TrainConfig
 from pipeline.distributed.exits import guarded, leave
 from pipeline.errors import Interrupted, LatentmillError, SubmitError
-from pipeline.log import log
+from pipeline.log import log, show
 from pipeline.scheduler import slurm
 from pipeline.storage.urls import open_storage
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     part, *rest = argv
     if part == "node":
         gpus, *urls = rest
-        print(json.dumps({"node": node_name(), "time": time.time(), "bad": faults(int(gpus), urls)}), flush=True)
+        show(json.dumps({"node": node_name(), "time": time.time(), "bad": faults(int(gpus), urls)}))
         return 0
     nodes, gpus, *arguments = rest
     return check(int(nodes), int(gpus), urls_of(arguments) if part == "words" else arguments)

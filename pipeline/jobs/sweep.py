@@ -22,6 +22,7 @@ from pipeline.config.loading.overrides import OVERRIDE, quote, search_path, tran
 from pipeline.config.values.times import limit_seconds
 from pipeline.distributed.ranks import run_command
 from pipeline.errors import ConfigError, Interrupted, RunError, SubmitError
+from pipeline.log import show
 from pipeline.scheduler import slurm
 
 OUTPUT = {"train": "run", "synth": "dest", "encode": "dest", "sample": "dest", "export": "dest"}
@@ -146,7 +147,7 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         grouped = verb == "train" and not any(word.startswith("tracking.group=") for word in task)
         group = [f"tracking.group={root.rsplit('/', 1)[-1]}"] if grouped else []
         arguments = [*map(_plain, task), *group, f"{key}={root}/{name}"]
-        print(f"== {name}", flush=True)
+        show(f"== {name}")
         status = run_command([*NODE_CHECK, gpus, *arguments]) if gpus else 0
         if gpus and status == Interrupted.exit_code:  # the node check has requeued the job
             os._exit(status)

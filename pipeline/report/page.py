@@ -14,6 +14,7 @@ from typing import Any
 
 import pipeline
 from pipeline.errors import ConfigError
+from pipeline.log import show
 from pipeline.report import samples, tables
 from pipeline.report.charts import Level, Series, line_chart, short
 from pipeline.report.elements import document
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if not dest:
         dest = f"{urls[0].rstrip('/')}/{DEFAULT_DEST}" if len(urls) == 1 else DEFAULT_DEST
     write(urls, dest)
-    print(f"report: {dest}")
+    show(f"report: {dest}")
     return 0
 
 

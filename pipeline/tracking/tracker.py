@@ -23,8 +23,8 @@ from typing import Any, TextIO
 from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError, NotFound, StorageError
 from pipeline.log import log
+from pipeline.parsing.text import redact_values
 from pipeline.storage.base import Storage
-from pipeline.tracking.redaction import redact
 from pipeline.tracking.wandb_run import Alert, Picture, Summary, WandbRun
 
 METRICS_KEY = "metrics.jsonl"
@@ -75,7 +75,7 @@ class Tracker:
                 group=config.group,
                 name=name or run.url.rstrip("/").rsplit("/", 1)[-1],
                 identity=_identity(run),
-                settings=redact(dict(settings or {})),
+                settings=redact_values(dict(settings or {})),
                 folder=self._path.parent,
             )
 
@@ -135,7 +135,7 @@ class Tracker:
         """
         if not self._enabled:
             return
-        url = redact(url)
+        url = redact_values(url)
         costs = {"stall_s": round(stall_s, 4), "write_s": round(write_s, 4), "bytes": bytes}
         self.log(n, {"url": url, **costs}, kind="checkpoint")
         if self._wandb is not None:

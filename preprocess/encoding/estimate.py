@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from pipeline.config import EncodeConfig
-from pipeline.data.format.records import BLOCK, pack
+from pipeline.data.format.records import pack
 from pipeline.distributed.place import cores, threads_per_rank, worker_place
 from pipeline.distributed.world import pick_device
 from pipeline.errors import SourceError
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.tokenizer import Tokenizer
+from pipeline.parsing.tar import BLOCK
 from pipeline.storage.patterns import expand, sizes
 from pipeline.tracking.terminal import duration
 from preprocess.encoding.encoder import Batch, Encoder, Item

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.config import LimitsConfig
-from pipeline.data.format.records import BLOCK, parse_header, pax_fields
 from pipeline.errors import RecordRejected, ShardCorrupt
+from pipeline.parsing.tar import BLOCK, parse_header, pax_fields
 from pipeline.storage.base import Storage
 
 IMAGES = ("jpg", "jpeg", "png", "webp")

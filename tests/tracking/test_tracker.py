@@ -14,10 +14,10 @@ import torch
 from made.wandb_files import history, offline_records
 from pipeline.config import TrackingConfig
 from pipeline.errors import ConfigError, LatentmillError, ShardCorrupt, StorageError
+from pipeline.parsing.text import REDACTED, redact_values
 from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking import wandb_run
-from pipeline.tracking.redaction import REDACTED, redact
 from pipeline.tracking.tracker import Tracker, parse_rows, read_rows
 from servers.fault_proxy import Fault, FaultProxy
 
@@ -166,7 +166,7 @@ def test_unknown_mode_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_secrets_are_redacted_and_nothing_else_is(value: dict, expected: dict) -> None:
-    assert redact(value) == expected
+    assert redact_values(value) == expected
 
 
 def test_wandb_offline_run_has_the_rows_the_pictures_and_no_secret(

@@ -11,7 +11,6 @@ layout the names are those above, and the caption is `txt` if there is no json.
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -21,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ShardCorrupt
+from pipeline.errors import ParseError, ShardCorrupt
+from pipeline.parsing.npy import parse_npy_header
+from pipeline.parsing.tar import BLOCK, parse_header, pax_fields
 
-BLOCK = 512  # bytes of a tar block
 END_OF_TAR = bytes(2 * BLOCK)
 # Files, and the entries that other writers put before them: extended headers, folders.
 KINDS = (b"0", b"x", b"g", b"L", b"K", b"5")
@@ -78,46 +78,6 @@ def tar_member(name: str, payload: bytes) -> bytes:
     ).ljust(BLOCK, b"\0")
     header = fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
     return header + payload + bytes(-len(payload) % BLOCK)
-
-
-@dataclass(frozen=True)
-class Header:
-    """The fields of a tar header that are read."""
-
-    name: bytes
-    size: int
-    kind: bytes  # b"0" for a file
-
-
-def parse_header(block: bytes | memoryview) -> Header:
-    """Parse one 512-byte tar header. Raises ShardCorrupt when its checksum or a number in it is wrong."""
-    block = bytes(block)
-    try:
-        checksum = int(block[148:156].strip(b" \0"), 8)
-    except ValueError:
-        raise ShardCorrupt("a tar header has no readable checksum") from None
-    unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
-    if checksum != unsigned and checksum != unsigned - 256 * _negative_bytes(block):
-        raise ShardCorrupt("a tar header does not match its checksum")
-    name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
-        name = prefix + b"/" + name
-    return Header(name, _parse_size(block[124:136]), block[156:157].replace(b"\0", b"0"))
-
-
-def _negative_bytes(block: bytes) -> int:
-    """Number of bytes outside the checksum field that old writers summed as negative."""
-    return sum(byte > 127 for byte in block[:148]) + sum(byte > 127 for byte in block[156:])
-
-
-def _parse_size(field: bytes) -> int:
-    """A size in octal, or in GNU's base 256 if the first bit is set. Raises ShardCorrupt."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise ShardCorrupt("a tar header holds a size that is not a number") from None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -228,21 +188,6 @@ def _long_name(kind: bytes, payload: memoryview, current_name: bytes) -> bytes:
     return fields.get(b"path", current_name)
 
 
-def pax_fields(data: bytes) -> dict[bytes, bytes]:
-    """The fields of a pax header, stored as "length key=value\\n". Raises ShardCorrupt."""
-    fields = {}
-    while data:
-        digits, _, rest = data.partition(b" ")
-        if not digits.isdigit() or len(digits) > 6 or not len(digits) + 1 < int(digits) <= len(data):
-            raise ShardCorrupt("a pax header is damaged")
-        record, data = rest[: int(digits) - len(digits) - 1], data[int(digits) :]
-        key, equals, value = record.removesuffix(b"\n").partition(b"=")
-        if not equals or not record.endswith(b"\n") or key.startswith(b"GNU.sparse"):
-            raise ShardCorrupt("a pax header is damaged, or describes a sparse file")
-        fields[key] = value
-    return fields
-
-
 def find_records(tar: bytes | memoryview) -> Iterable[tuple[str, int, int]]:
     """(key, offset, size) of each record of a whole cached tar. Raises ShardCorrupt unless it ends like a tar."""
     view = memoryview(tar)
@@ -286,8 +231,8 @@ def parse_npy(view: memoryview) -> np.ndarray:
     """The array of a .npy file, as a read-only view of its bytes. Raises ShardCorrupt for dtypes outside DTYPES."""
     if bytes(view[:8]) != NPY_MAGIC:
         raise ShardCorrupt("an array member is not a version 1.0 .npy file")
-    start = 10 + int.from_bytes(view[8:10], "little")
-    dtype, shape = _parse_npy_header(bytes(view[10:start]))
+    start = min(10 + int.from_bytes(view[8:10], "little"), len(view))
+    dtype, shape = _dtype_and_shape(bytes(view[:start]))
     count = math.prod(shape)
     if len(view) != start + count * dtype.itemsize:
         raise ShardCorrupt(f"an array member of shape {shape} has {len(view) - start} bytes of data")
@@ -297,13 +242,15 @@ def parse_npy(view: memoryview) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _parse_npy_header(text: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """dtype and shape of a .npy header; literal_eval can only build constants. Raises ShardCorrupt."""
+def _dtype_and_shape(head: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """dtype and shape of a .npy file that begins with `head`, its header. Raises ShardCorrupt."""
     try:
-        fields = ast.literal_eval(text.decode("latin-1").strip())
-        dtype, shape, fortran = DTYPES[fields["descr"]], tuple(fields["shape"]), fields["fortran_order"]
-    except (ValueError, SyntaxError, KeyError, TypeError):
-        raise ShardCorrupt("an array member's .npy header cannot be read") from None
-    if fortran or not all(isinstance(side, int) and side >= 0 for side in shape):
-        raise ShardCorrupt("an array member's .npy header names an order or shape that is not supported")
-    return dtype, shape
+        header = parse_npy_header(head)
+    except ParseError as error:
+        raise ShardCorrupt(f"an array member cannot be read: {error}") from None
+    if header.fortran or header.dtype not in DTYPES:
+        raise ShardCorrupt(
+            f"an array member holds {header.dtype}{' in Fortran order' if header.fortran else ''}: records hold "
+            f"{', '.join(DTYPES)} in C order"
+        )
+    return DTYPES[header.dtype], header.shape

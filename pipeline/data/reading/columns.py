@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.format.records import BLOCK, parse_header, parse_npy, require_members, role_of, split_key, walk
+from pipeline.data.format.records import parse_npy, require_members, role_of, split_key, walk
 from pipeline.errors import ShardCorrupt
+from pipeline.parsing.tar import BLOCK, parse_header
 
 SIZE, CHECKSUM, PREFIX = slice(124, 135), slice(148, 156), slice(345, 500)  # fields of a tar header
 OCTAL = 8 ** np.arange(10, -1, -1)
