@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -87,7 +88,7 @@ def is_secret_name(name: str) -> bool:
         return True
     if "token" in words and not set(words).intersection(WORD_TOKENS):
         return True
-    return any(word == "key" and before.endswith(KEY_OF) for before, word in zip(words, words[1:]))
+    return any(word == "key" and before.endswith(KEY_OF) for before, word in pairwise(words))
 
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -131,7 +132,9 @@ _variables: dict[str, bool] = {}
 # URLs
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://")
-QUERY = re.compile(r"(?P<before>(?:[?&#;]|&amp;|%26|\\u0026)(?P<name>[A-Za-z0-9_.%~-]{1,64})=)(?P<value>[^&\s\"'<>\\]+)")
+QUERY = re.compile(
+    r"(?P<before>(?:[?&#;]|&amp;|%26|\\u0026)(?P<name>[A-Za-z0-9_.%~-]{1,64})=)(?P<value>[^&\s\"'<>\\]+)"
+)
 SIGNED = re.compile(
     r"(?i)x-(amz|goog|ms|oss|cos)-(?!algorithm|date|expires|signedheaders)[a-z-]+|sig|signature|awsaccesskeyid"
     r"|googleaccessid|ossaccesskeyid|policy|key-pair-id|token|auth|key|code|(hd|ak)\w*a"
@@ -178,14 +181,20 @@ def _without_signature(match: re.Match[str]) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 # Prose, JSON, command lines
 
-HEADER = re.compile(r"(?i)(\b(?:proxy-)?(?:authorization|cookie|x-api-key)\b[\"']?\s*[:=]\s*[\"']?)(?!\[redacted\])[^\"'\n]+")
+HEADER = re.compile(
+    r"(?i)(\b(?:proxy-)?(?:authorization|cookie|x-api-key)\b[\"']?+\s*+[:=]\s*+[\"']?+)(?!\[redacted\])[^\"'\n]+"
+)
 NAMED = re.compile(
     r"(?P<name>[A-Za-z_][A-Za-z0-9_-]{0,80})\\?[\"']?"
     r"(?:\s*(?:=>|[:=])\s*|(?<=--password)\s+|(?<=--token)\s+|(?<=--secret)\s+|(?<=-key)\s+)"
 )
-VALUE = re.compile(r"(?P<opening>\\?\")(?:[^\"\\]|\\[^\"]|\\\")*?(?=\\?\"|$)|(?P<single>')(?:[^'\\]|\\.)*|[^\s\"'&][^\s&]*")
+VALUE = re.compile(
+    r"(?P<escaped>\\\").*?(?=\\\"|$)|(?P<double>\")(?:[^\"\\]|\\.)*|(?P<single>')(?:[^'\\]|\\.)*|[^\s\"'&][^\s&]*",
+    re.DOTALL,
+)
 PRIVATE_KEY = re.compile(
-    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.DOTALL
+    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
+    re.DOTALL,
 )
 TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:"
@@ -208,9 +217,9 @@ def _without_named_values(text: str) -> Iterator[str]:
         value = VALUE.match(text, match.end())
         if value is None:
             continue
-        opening = value["opening"] or value["single"] or ""
+        opening = value["escaped"] or value["double"] or value["single"] or ""
         bare = value[0].removeprefix(opening)
-        if not opening:
+        if not opening and not is_harmless(bare):
             bare = bare.rstrip(",;)}]\"'\\")
         numbered = "token" in match["name"].lower() and re.fullmatch(r"\d{1,6}", bare)
         if not bare or is_harmless(bare) or numbered:
