@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pipeline.config.model import EncodersConfig, FeaturesName, SamplerConfig, SamplerName
 from pipeline.config.train import DataConfig
-from pipeline.config.values.bounds import Between, Ge
+from pipeline.config.values.bounds import Between, Ge, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class EvalRunConfig:
     """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
     1: a power-function average of this relative width, made from the snapshots of ema.widths
     (docs/how_to/train_for_weeks.md)."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Seed = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on; auto = cuda where there is a GPU, else cpu."""
@@ -90,7 +90,7 @@ class SampleConfig:
     """Negative prompt: text that guidance leads away from, in place of the empty caption."""
     size: tuple[str, ...] = ()
     """Sizes in pixels (width x height), one for all captions or one for each, as [64x64,96x64]; [] = the cache's."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Seed = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default the run's own, else those of the training cache's contract."""
@@ -141,5 +141,5 @@ class DemoConfig:
     """Training samples; 0 = as many as the experiment says."""
     processes: Annotated[int, Ge(1)] = 2
     """Training ranks on this machine."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Seed = 0
     """Seed of the drawings, the training and the sampling."""

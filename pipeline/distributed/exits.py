@@ -46,6 +46,9 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
             traceback.print_exc()
         what = "memory ran out" if isinstance(error, MemoryError) else "what was read nests too deep"
         return _fail(verb, f"{what} ({_place(error)}); LATENTMILL_DEBUG=1 shows where", 1)
+    except BrokenPipeError:  # `latentmill train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -53,9 +56,6 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
         return _fail(verb, f"cannot write {name}: {error.strerror}. Make room there and run this again", 1)
     except KeyboardInterrupt:
         return _fail(verb, "stopped by Ctrl-C", INTERRUPTED_BY_KEYBOARD)
-    except BrokenPipeError:  # `latentmill train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _place(error: BaseException) -> str:

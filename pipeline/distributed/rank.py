@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import signal
 import sys
 from collections.abc import Sequence
 
 from pipeline.config import CONFIGS
-from pipeline.config.loading.merge import from_dict
+from pipeline.config.loading.stored import unpack
 from pipeline.distributed.exits import guarded, leave
 from pipeline.verbs import VERBS
 
@@ -23,11 +22,11 @@ def die_with_parent() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one rank. arguments: VERB and its configuration as JSON. Returns the exit status."""
+    """Run one rank. arguments: VERB and its configuration, packed. Returns the exit status."""
     die_with_parent()
     verb, text = arguments
     module, _ = VERBS[verb]
-    return guarded(verb, lambda: importlib.import_module(module).main(from_dict(CONFIGS[verb], json.loads(text))) or 0)
+    return guarded(verb, lambda: importlib.import_module(module).main(unpack(CONFIGS[verb], text)) or 0)
 
 
 if __name__ == "__main__":

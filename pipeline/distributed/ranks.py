@@ -6,7 +6,6 @@ configuration. The environment tells each process its rank, as under torchrun, s
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from pipeline.config.loading.merge import to_dict
+from pipeline.config.loading.stored import pack
 from pipeline.distributed.place import cores, threads_per_rank
 from pipeline.distributed.signals import STOP, forwarding, handled
 from pipeline.errors import Interrupted
@@ -30,7 +29,7 @@ GRACE_SECONDS = 10.0
 
 def run_ranks(verb: str, config: Any, processes: int, threads: int) -> int:
     """Run a verb's main(config) as `processes` ranks of this machine. Returns the job's exit status, as run_local."""
-    return run_local("pipeline.distributed.rank", [verb, json.dumps(to_dict(config))], processes, threads)
+    return run_local("pipeline.distributed.rank", [verb, pack(config)], processes, threads)
 
 
 def run_local(module: str, argv: Sequence[str], processes: int, threads: int = 0) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import ClusterConfig, TrainConfig
 from pipeline.config.check.groups import check_world
 from pipeline.config.loading.load import load
+from pipeline.config.loading.references import references_of
 from pipeline.config.tasks import TASK_FACTS
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.scheduler.script import Script, log_path
@@ -75,21 +76,24 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
         arguments=[*words, *added_words],
         requeue=cluster.requeue,
         killed=True,
-        before=node_check(cluster, config) if cluster.check_nodes else (),
+        before=node_check(cluster, config, words) if cluster.check_nodes else (),
     )
     return Job([script], run=config.run, makes=[config.run], notes=notes)
 
 
-def node_check(cluster: ClusterConfig, config: TrainConfig) -> list[str]:
-    """Shell lines that check whether the job's nodes can train, and end the script where one cannot."""
+def node_check(cluster: ClusterConfig, config: TrainConfig, given: Sequence[str] = ()) -> list[str]:
+    """Shell lines that check whether the job's nodes can train, and end the script where one cannot. given: the
+    arguments of train, which stand there where places come from the environment: those are written nowhere."""
     from pipeline.jobs.nodes import required_urls
 
     gpus = cluster.processes if cluster.gpus else 0
     python = cluster.python or sys.executable
-    words = [python, "-m", "pipeline.jobs.nodes", "job", str(cluster.nodes), str(gpus)]
+    places = required_urls(config)
+    part, arguments = ("words", given) if references_of(config) else ("job", places)
+    words = [python, "-m", "pipeline.jobs.nodes", part, str(cluster.nodes), str(gpus)]
     return [
         "# A node that cannot train is excluded, and the job goes back to the queue.",
-        f"{shlex.join([*words, *required_urls(config)])} || exit $?",
+        f"{shlex.join([*words, *arguments])} || exit $?",
         "",
     ]
 
@@ -113,6 +117,7 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
     from pipeline.planning.fit import fit, precision_of, require_fit
     from pipeline.runs.datasets import check_against_contract
     from pipeline.runs.directory import committed, dataset_urls, is_finished, last_sample, require_resumable
+    from pipeline.runs.distinct import require_distinct
     from pipeline.runs.lease import require_free
 
     run = open_storage(config.run)
@@ -129,6 +134,10 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
         except DatasetError:
             if url not in coming:
                 raise
+    training = [url for url in dataset_urls(config.data) if url in manifests]
+    keys = {url: f"data.mix={url}" for url in config.data.mix} | {config.data.train: f"data.train={config.data.train}"}
+    val = (f"data.val={config.data.val}", manifests[config.data.val]) if config.data.val in manifests else None
+    require_distinct([(keys[url], manifests[url]) for url in training], val)
     if config.data.train not in manifests:
         return [*lines, "memory: not looked at, because the dataset is not there yet"]
     manifest = manifests[config.data.train]

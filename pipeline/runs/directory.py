@@ -8,12 +8,14 @@ Imports no torch, so that a verb can check a run before it starts ranks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.config import DataConfig, TrainConfig
-from pipeline.config.loading.merge import from_dict, to_dict
+from pipeline.config.loading.merge import to_stored
+from pipeline.config.loading.stored import from_stored, is_same
 from pipeline.errors import NotFound, RunError
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -102,7 +104,8 @@ def require_resumable(config: TrainConfig, run: Storage) -> None:
         raise RunError(f"{config.run} has a checkpoint at {commits[0]} samples; resume=auto goes on")
     if not commits:
         return
-    if changed := differences(to_dict(from_dict(TrainConfig, _stored_config(run))), to_dict(config)):
+    stored = from_stored(TrainConfig, _stored_config(run), {}, where=f"{run.url}: ")
+    if changed := differences(to_stored(stored), to_stored(config), same=partial(is_same, config, _digests(run))):
         raise RunError(
             f"{config.run} was begun with another configuration: {'; '.join(changed)}; restore it, or choose another "
             "run="
@@ -176,17 +179,30 @@ def require_same_datasets(config: TrainConfig, run: Storage, digests: Sequence[s
         )
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """One line for each key that differs though it may not, such as "optim.lr was 0.001 and is 0.0001"."""
+def _digests(run: Storage) -> Any:
+    """Digests of the values that the run's configuration took from the environment, by key, as run.json has them."""
+    return json.loads(run.get("run.json")).get("environment") if run.exists("run.json") else None
+
+
+def _equal(_: str, old: Any, new: Any) -> bool:
+    return bool(old == new)
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], path: str = "", same: Callable[[str, Any, Any], bool] = _equal
+) -> list[str]:
+    """One line for each key that differs though it may not, such as "optim.lr was 0.001 and is 0.0001". same: whether
+    two values of a key, as they are stored, are the same."""
     lines = []
     for key in sorted({*old, *new}):
         full_key, old_value, new_value = f"{path}{key}", old.get(key), new.get(key)
         if full_key in MAY_CHANGE:
             continue
         if isinstance(old_value, Mapping) and isinstance(new_value, Mapping):
-            lines += differences(old_value, new_value, f"{full_key}.")
-        elif old_value != new_value:
-            lines.append(f"{full_key} was {old_value} and is {new_value}")
+            lines += differences(old_value, new_value, f"{full_key}.", same)
+        elif not same(full_key, old_value, new_value):
+            becomes = "has another value now" if old_value == new_value else f"is {new_value}"
+            lines.append(f"{full_key} was {old_value} and {becomes}")
     return lines
 
 
@@ -200,7 +216,7 @@ def fixed_keys(config: TrainConfig) -> dict[str, Any]:
             if f"{path}{key}" not in MAY_CHANGE
         }
 
-    return fixed(to_dict(config))
+    return fixed(to_stored(config))
 
 
 def _stored_config(run: Storage) -> dict[str, Any]:
@@ -241,7 +257,7 @@ def load_run(url: str) -> RunInfo:
     storage = open_storage(url)
     try:
         facts = json.loads(storage.get("run.json"))
-        config = from_dict(TrainConfig, _stored_config(storage))
+        config = from_stored(TrainConfig, _stored_config(storage), where=f"{url}: ", digests=facts.get("environment"))
     except NotFound as error:
         raise RunError(
             f"{url} is not a run directory ({error}); give the folder that `latentmill train run=` wrote"

@@ -29,6 +29,7 @@ from typing import Literal
 
 from pipeline.errors import Interrupted, LatentmillError, NotFound, RunError, StorageError
 from pipeline.log import log
+from pipeline.parsing.text import one_line
 from pipeline.scheduler import slurm
 from pipeline.storage.base import Storage
 
@@ -167,7 +168,7 @@ class Lease:
         if error is None:
             self.release("finished")
         else:
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = one_line(str(error)) or type(error).__name__
             self.release("stopped" if isinstance(error, Interrupted) else "failed", message)
 
     def _renew(self) -> None:

@@ -73,7 +73,7 @@ class Tracker:
                 mode=config.wandb,
                 project=config.project,
                 group=config.group,
-                name=name or run.url.rstrip("/").rsplit("/", 1)[-1],
+                name=name or redact_values(run.url.rstrip("/").rsplit("/", 1)[-1]),
                 identity=_identity(run),
                 settings=redact_values(dict(settings or {})),
                 folder=self._path.parent,

@@ -77,7 +77,8 @@ class Between:
         return self.says or f"a number {low} {high} is wanted"
 
     def __str__(self) -> str:
-        low, high = f">{'=' * (self.ends[0] == '[')} {self.low:g}", f"<{'=' * (self.ends[1] == ']')} {self.high:g}"
+        top = f"{self.high:g}" if self.high < 2**53 else f"2**{math.log2(self.high):g}"
+        low, high = f">{'=' * (self.ends[0] == '[')} {self.low:g}", f"<{'=' * (self.ends[1] == ']')} {top}"
         return f"{low} and {high}"
 
 
@@ -100,6 +101,11 @@ class OrZero:
 
 
 Bound = Ge | Gt | Between | OrZero
+
+Seed = Annotated[int, Between(0, 2**63, "[)", "a whole number from 0 to below 2**63 is wanted")]
+"""A seed: philox.py takes 64 bits, and files hold whole numbers with a sign."""
+SeedOrNone = Annotated[int, Between(-1, 2**63, "[)", "a whole number from 0 to below 2**63, or -1, is wanted")]
+"""The same, with -1 for none."""
 
 
 def bounds_of(kind: Any) -> Iterator[tuple[Bound, bool]]:

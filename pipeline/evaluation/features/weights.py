@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.errors import NotFound, WeightsError
 from pipeline.log import log
 from pipeline.models.encoders.fetched import cache_root
+from pipeline.parsing.redaction import REDACTED
 from pipeline.storage.base import temporary_path
 from pipeline.storage.urls import open_storage, split_url
 
@@ -30,6 +31,11 @@ def weights_file(source: str) -> Path:
     location = source[: pinned_hash.start()] if pinned_hash else source
     named_hash = NAMED.search(location)
     expected_hash = pinned_hash[1] if pinned_hash else named_hash[1] if named_hash else ""
+    if REDACTED in location:
+        raise WeightsError(
+            f"features_weights={source}: what is missing in this URL was not stored with the run; give "
+            "features_weights=URL anew, or begin runs with '${oc.env:NAME}' in its place"
+        )
     if "://" not in location:
         path = Path(location).expanduser()
         if not path.is_file():
