@@ -40,7 +40,16 @@ def hide(value: str, shown: str) -> None:
 
 def redact(text: str) -> str:
     """`text` without secrets."""
-    text = _without_known_values(text)
+    return _without_kinds(_without_known_values(text))
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds a secret of a known kind, such as a URL with a password."""
+    return _without_kinds(text) != text
+
+
+def _without_kinds(text: str) -> str:
+    """`text` without what looks like a secret."""
     if "://" in text:
         text = "".join(_without_users(text))
     if "-----BEGIN" in text:

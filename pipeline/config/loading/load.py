@@ -40,6 +40,12 @@ def load(verb: str, overrides: Sequence[str] = ()) -> Any:
     """The checked configuration of a verb. Raises ConfigError (one line), OverrideError."""
     config: Any = from_stored(CONFIGS[verb], compose(verb, overrides), os.environ, lenient=False)
     _refuse_written_references(verb, config)
+    return checked(config)
+
+
+def checked(config: Any) -> Any:
+    """A configuration, if nothing in it is outside of its bounds or contradicts itself. Raises ConfigError, which shows
+    references in place of what they have become."""
     try:
         check(config)
     except ConfigError as error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.parsing.redaction import REDACTED, hide, is_secret_name, redact
+from pipeline.parsing.redaction import hide, holds_secret, is_secret_name
 
 OPENING = re.compile(r"\$\{\s*oc\.(?P<kind>env|decode)\s*:\s*")
 NAME = re.compile(r"\s*(?:\"(?P<double>[^\"]*)\"|'(?P<single>[^']*)'|(?P<bare>[A-Za-z_][A-Za-z0-9_.-]*))\s*")
@@ -222,4 +222,4 @@ def value_at(config: Any, key: str) -> Any:
 def sounds_secret(reference: str, text: str | None) -> bool:
     """Whether what a reference has become looks like a secret, or its variable's name says so."""
     names = [match[1] for match in re.finditer(r"oc\.env\s*:\s*[\"']?([A-Za-z_][A-Za-z0-9_.-]*)", reference)]
-    return any(is_secret_name(name) for name in names) or REDACTED in redact(text or "")
+    return any(is_secret_name(name) for name in names) or holds_secret(text or "")
