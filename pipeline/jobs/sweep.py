@@ -19,12 +19,12 @@ from typing import Any
 from pipeline.config import CONFIGS, ClusterConfig
 from pipeline.config.loading.folders import conf_dir
 from pipeline.config.loading.merge import flat_types
-from pipeline.config.loading.overrides import OVERRIDE, quote, search_path, translate, typed_words
+from pipeline.config.loading.overrides import OVERRIDE, quote, search_path, swept_keys, translate, typed_words
 from pipeline.config.loading.references import Lacking, resolve
 from pipeline.config.loading.sweeps import folder_word, without_references
 from pipeline.config.values.times import limit_seconds
 from pipeline.distributed.ranks import run_command
-from pipeline.errors import ConfigError, Interrupted, RunError, SubmitError
+from pipeline.errors import ConfigError, Interrupted, OverrideError, RunError, SubmitError
 from pipeline.log import show
 from pipeline.scheduler import slurm
 
@@ -131,9 +131,9 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # submitit's default, SIGUSR2, would end the verb at once
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    swept = {word.key_or_group for word in OverridesParser.create().parse_overrides(words) if word.is_sweep_override()}
+    swept = swept_keys(words)
     if not swept:
         raise ConfigError("-m sweeps over values such as optim.lr=1e-4,2e-4, and none is given")
     resolved = resolve(root, os.environ, key)
@@ -177,10 +177,15 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         f"hydra.sweep.dir={quote(folder)}",
         "hydra.sweep.subdir='.hydra/${hydra.job.num}'",
         "hydra.output_subdir=null",
+        "hydra/hydra_logging=none",  # it would print the words as they are
+        "hydra/job_logging=none",
     ]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, and not printed by Hydra
     argv, sys.argv = sys.argv, [sys.argv[0], "-m", *settings, *launcher, *search_path(), *words]
     try:
         hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
+    except HydraException as error:
+        raise OverrideError(" ".join(str(error).split())[:1000]) from error
     finally:
         sys.argv = argv
         settings_of_hydra.unlink(missing_ok=True)

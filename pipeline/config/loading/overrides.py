@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pipeline.config import CONFIGS
@@ -17,8 +18,12 @@ from pipeline.errors import ConfigError, OverrideError
 NAMES = ("data.mix", "mix", "size")
 """Lists of names rather than of free text: they may be written [a,b]."""
 
-WORDS, LONGEST, LONGEST_PARSED = 1000, 65536, 8192
-"""Most words of a command line, and most characters of one; of one that is no text, and that Hydra parses."""
+WORDS, LONGEST = 1000, 65536
+"""Most words of a command line, and most characters of one."""
+LONGEST_PARSED, PARSED = 2048, 16384
+"""Most characters of a word that is no text, and of all such words: Hydra's parser takes a second for 4,000."""
+JOBS = 1000
+"""Most jobs of a sweep."""
 SHOWN = 200
 """Characters of a wrong word that a message shows."""
 OVERRIDE = re.compile(r"(?P<mark>~|\+\+|\+)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
@@ -42,6 +47,27 @@ def _check_grammar(word: str) -> None:
         raise OverrideError(f"{shown}: several values are a sweep, which wants -m; a list is written [a,b]")
 
 
+def swept_keys(words: Sequence[str]) -> set[str]:
+    """The keys and groups of which a sweep takes several values. Raises OverrideError for a word that Hydra cannot
+    parse, and for more than JOBS jobs."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    jobs, swept = 1, set()
+    for word in words:
+        try:
+            (override,) = OverridesParser.create().parse_overrides([word])
+            if not override.is_sweep_override():
+                continue
+            swept.add(override.key_or_group)
+            jobs *= sum(1 for _ in islice(override.sweep_iterator(), JOBS + 1))
+        except Exception as error:  # as in _check_grammar
+            reason = " ".join(str(error).split(" See https")[0].split("\n")[0].split())[: 2 * SHOWN]
+            raise OverrideError(f"{word.removeprefix('++')[:SHOWN]}: cannot be parsed: {reason}") from error
+        if jobs > JOBS:
+            raise OverrideError(f"{override.key_or_group}: a sweep of more than {JOBS} jobs; give fewer values")
+    return swept
+
+
 def search_path() -> list[str]:
     """The override that makes Hydra search the user's own folder too; empty where there is none."""
     folder = own_conf_dir()
@@ -62,6 +88,7 @@ def translate(verb: str, overrides: Sequence[str], *, sweep: bool = False) -> li
     choices, kinds = groups(verb), dict(flat_types(CONFIGS[verb]))
     words: list[str] = []
     lists: dict[str, list[str]] = {}
+    parsed = 0
     for override in overrides:
         match = OVERRIDE.fullmatch(override)
         if not match:
@@ -72,13 +99,16 @@ def translate(verb: str, overrides: Sequence[str], *, sweep: bool = False) -> li
         is_text = kinds.get(key) is str or kinds.get(key) == tuple[str, ...]
         if not is_text and len(override) > LONGEST_PARSED:
             raise OverrideError(f"{key[:SHOWN]}: its value has {len(value)} characters; {LONGEST_PARSED} are taken")
+        parsed += 0 if is_text else len(override)
+        if parsed > PARSED:
+            raise OverrideError(f"numbers and choices of more than {PARSED} characters in all were given")
         several = swept_texts(value) if sweep and is_text and key not in LITERAL else None
         if key.split(".")[0].split("/")[0] == "hydra":
             raise ConfigError(f"{key}: settings of Hydra are not taken here; -m and cluster=NAME make them")
         if mark == "~" and key not in choices:
             raise ConfigError(f"~{key}: only a group can be left out, which are {', '.join(choices) or 'none here'}")
         if key in choices:
-            words.append(f"{mark if mark == '~' else ''}{key}={_choice(key, value, choices[key])}")
+            words.append(f"{mark if mark == '~' else ''}{key}={_choice(key, value, choices[key], sweep)}")
         elif several is not None and kinds[key] is str:
             words.append(f"++{key}={','.join(map(quote, several))}")
         elif several is not None:
@@ -87,6 +117,9 @@ def translate(verb: str, overrides: Sequence[str], *, sweep: bool = False) -> li
             words.append(f"++{key}={quote(value)}")
         elif kinds.get(key) == tuple[str, ...]:
             lists.setdefault(key, []).extend(listed(value) if key in NAMES else [value])
+        elif key in kinds and sweep and holds_reference(value):
+            pieces = swept_texts(value) or [value]
+            words.append(f"++{key}={','.join(quote(piece) if _is_reference(piece) else piece for piece in pieces)}")
         elif key in kinds:
             words.append(f"++{key}={value}")
         else:
@@ -104,9 +137,11 @@ def _is_reference(value: str) -> bool:
     return value.count("${") == len(OPENING.findall(value)) > 0 and not value.startswith("[")
 
 
-def _choice(group: str, value: str, choices: Sequence[str]) -> str:
-    """The choice of a group, which may be a reference to the environment. Raises ConfigError for one that there is
-    not."""
+def _choice(group: str, value: str, choices: Sequence[str], sweep: bool = False) -> str:
+    """The choice of a group, which may be a reference to the environment, or in a sweep several choices. Raises
+    ConfigError for one that there is not."""
+    if sweep and "(" not in value.removeprefix("choice("):
+        return ",".join(_choice(group, text, choices) for text in swept_texts(value) or [value])
     chosen: str | None = value
     if holds_reference(value):
         resolved = resolve(value, os.environ, group)
@@ -115,7 +150,7 @@ def _choice(group: str, value: str, choices: Sequence[str]) -> str:
         chosen = resolved.text
     elif re.search(r"[,(]", value):  # a sweep, for -m
         return value
-    if chosen not in [*choices, "null"]:
+    if chosen is None or chosen not in [*choices, "null"]:
         raise ConfigError(f"{group}={value[:SHOWN]}: no such {group}; there are {', '.join(choices)}")
     return chosen
 
