@@ -74,7 +74,9 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[ObjectInfo]:
-        """Every object whose key starts with `prefix` (a string, not a folder), at any depth, sorted by key."""
+        """Every object whose key starts with `prefix` (a string, not a folder), at any depth, sorted by key. Left out
+        is what is no object: temporary files, links to nothing, pipes, and the empty objects that stand for folders on
+        some stores (their keys end in a slash)."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -117,6 +119,10 @@ def check_key(key: str) -> str:
     parts = key.split("/")
     if not key or key.startswith("/") or "\0" in key or any(part in ("", ".", "..") for part in parts):
         raise StorageError(f"{key!r} is not a key: keys are relative paths without '.', '..' or empty parts")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise StorageError(f"{key!r} is not a key: it is no Unicode text") from None
     return key
 
 
@@ -134,6 +140,8 @@ class local_errors:
             return
         if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) and self.action != "write":
             raise NotFound(f"{self.path} does not exist") from error
+        if error.errno == errno.EROFS:
+            raise StorageError(f"cannot {self.action} {self.path}: its disk is mounted read-only") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 f"the disk is full: cannot write {self.path}. Free some space and run this again"

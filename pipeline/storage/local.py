@@ -14,10 +14,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,17 +44,29 @@ class LocalStorage(Storage):
         return LocalStorage(self.local_path(prefix.rstrip("/")))
 
     def get(self, key: str) -> bytes:
-        path = self.local_path(key)
-        with local_errors("read", path):
-            return path.read_bytes()
+        with self._opened(key) as file:
+            return file.readall()
 
     def read_into(self, key: str, offset: int, view: memoryview) -> None:
         path, done = self.local_path(key), 0
-        with local_errors("read", path), path.open("rb", buffering=0) as file:
+        with self._opened(key) as file:
             while done < len(view) and (count := os.preadv(file.fileno(), [view[done:]], offset + done)):
                 done += count
         if done != len(view):
             raise StorageError(f"{path} ends at byte {offset + done}; {offset + len(view)} were expected")
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[FileIO]:
+        """The object as an open file. Raises NotFound, and StorageError for a pipe, a socket or a device, which has no
+        end or no beginning."""
+        path = self.local_path(key)
+        with local_errors("read", path), FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            if not stat.S_ISREG(mode):
+                raise StorageError(f"{path} is a pipe, a socket or a device, and not a file")
+            yield file
 
     def put(self, key: str, data: bytes) -> None:
         path = self.local_path(key)
@@ -108,8 +122,8 @@ class LocalStorage(Storage):
         path = self.local_path(key)
         with local_errors("read", path):
             status = path.stat()
-        if not path.is_file():
-            raise NotFound(f"{path} is a folder")
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound(f"{path} is a folder, a pipe or a device")
         return _local_info(key, status)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
@@ -124,9 +138,13 @@ class LocalStorage(Storage):
                 if not key.startswith(prefix) or TEMPORARY.fullmatch(name):
                     continue
                 try:
-                    infos.append(_local_info(key, path.stat()))
+                    status = path.stat()
                 except FileNotFoundError:
-                    continue  # it was removed after the folder was read
+                    continue  # a link to nothing, or it was removed after the folder was read
+                except OSError as error:
+                    raise StorageError(f"cannot read {path}: {error.strerror}") from error
+                if stat.S_ISREG(status.st_mode) and _is_text(key):
+                    infos.append(_local_info(key, status))
         return sorted(infos, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -171,6 +189,15 @@ def _sync_folder(folder: Path) -> None:
 
 def _local_info(key: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key=key, size=status.st_size, etag=f"{status.st_mtime_ns:x}-{status.st_size:x}")
+
+
+def _is_text(key: str) -> bool:
+    """Whether a key can be stored as UTF-8; a file name that is not is nobody's object."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _raise_unless_absent(error: OSError) -> None:

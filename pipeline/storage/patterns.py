@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from glob import glob
 from itertools import takewhile
 from pathlib import Path
 
 from pipeline.errors import NotFound, SourceError
-from pipeline.storage.base import TEMPORARY, Storage
+from pipeline.storage.base import Storage
+from pipeline.storage.braces import expand_braces
+from pipeline.storage.globs import is_glob, key_matches, local_matches
 from pipeline.storage.urls import open_storage, split_url
 
 
@@ -17,29 +18,27 @@ def expand(pattern: str) -> list[tuple[Storage, str]]:
     """(storage, key) of the objects that a pattern names, sorted by URL, each once.
 
     Braces ({00000..00009}, {a,b}) name objects that must all exist; globs (*, **, ?, [..]) name those that exist.
-    Raises SourceError where nothing matches or where an object that braces name is missing.
+    A name that is there is meant as it is, brackets and all. Raises SourceError where nothing matches, where an object
+    that braces name is missing, and where something matches that cannot be read.
     """
-    from braceexpand import braceexpand
-
-    try:
-        names = list(braceexpand(pattern, escape=False))
-    except ValueError as error:
-        raise SourceError(f"{pattern}: the braces do not match") from error
-    literal = sorted({name for name in names if not _is_glob(name)})
-    missing = _missing(literal)
+    names = [os.path.expanduser(name) if "://" not in name else name for name in expand_braces(pattern)]
+    for name in names[:1]:
+        _refuse_other_notations(pattern, name)
+    plain = {name for name in names if not is_glob(name) or ("://" not in name and os.path.isfile(name))}
+    for name in plain:
+        _refuse_names(name)
+    missing = _missing(sorted(plain))
     if missing:
-        if len(missing) == 1 and Path(missing[0]).is_dir():
-            raise SourceError(
-                f"{missing[0]} is a folder; name its shards, for example '{missing[0].rstrip('/')}/*.tar'"
-            )
-        count = f"{len(missing)} of the {len(literal)} shards" if len(literal) > 1 else "it"
-        raise SourceError(f"{pattern}: {count} cannot be found, the first missing is {missing[0]}")
-    urls = set(literal)
+        raise SourceError(f"{pattern}: {_missing_text(pattern, missing, len(plain))}")
+    urls = set(plain)
     for name in names:
-        if _is_glob(name):
+        if name not in plain:
             urls.update(_glob(name))
     if not urls:
-        raise SourceError(f"{pattern}: nothing matches")
+        hint = "; for a bracket that is part of a name, write [[]" if "[" in pattern else ""
+        raise SourceError(f"{pattern}: nothing matches{hint}")
+    for url in urls - plain:
+        _refuse_names(url)
     return _places(sorted(urls))
 
 
@@ -92,31 +91,42 @@ def _missing(urls: list[str]) -> list[str]:
     return missing + [storage.locate(key) for storage, key in remote if key not in listed[storage.url]]
 
 
-def _is_glob(name: str) -> bool:
-    return any(character in name for character in "*?[")
+def _missing_text(pattern: str, missing: list[str], count: int) -> str:
+    """What a message says about names at which nothing is."""
+    first = missing[0]
+    if "," in pattern and "{" not in pattern:
+        return f"{first} cannot be found; several patterns are written as one, {{a.tar,b.tar}}"
+    if len(missing) == 1 and "://" not in first and Path(first).is_dir():
+        return f"{first} is a folder; name its shards, for example '{first.rstrip('/')}/*.tar'"
+    if "://" not in first and os.path.lexists(first):
+        return f"{first} is no file but a link to nothing, a pipe, a socket or a device"
+    shards = f"{len(missing)} of the {count} shards" if count > 1 else "it"
+    return f"{shards} cannot be found, the first missing is {first}"
+
+
+def _refuse_other_notations(pattern: str, name: str) -> None:
+    """Raise SourceError for what other programs read and this one does not."""
+    if name.startswith("pipe:"):
+        raise SourceError(f"{pattern}: commands (pipe:) are not run; give paths or s3:// URLs")
+    if "::" in name:
+        raise SourceError(f"{pattern}: several patterns are written as one, {{a.tar,b.tar}}, not a.tar::b.tar")
+
+
+def _refuse_names(url: str) -> None:
+    """Raise SourceError for a name that cannot be stored in a plan or asked for."""
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"{url}: its name is not UTF-8; rename it") from None
+    if "://" in url and "//" in url.split("://", 1)[1]:
+        raise SourceError(f"{url}: two slashes in a key are not supported; copy the object to another key")
 
 
 def _glob(pattern: str) -> list[str]:
     """URLs that match a glob."""
     if "://" not in pattern:
-        paths = glob(os.path.expanduser(pattern), recursive=True)
-        return [path for path in paths if Path(path).is_file() and not TEMPORARY.fullmatch(Path(path).name)]
+        return local_matches(pattern)
     fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0]
-    storage = open_storage(fixed)
-    matches = _glob_regex(pattern[len(fixed) + 1 :]).fullmatch
-    return [f"{fixed}/{info.key}" for info in storage.list() if matches(info.key)]
-
-
-def _glob_regex(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression in which only ** crosses a slash."""
-    pieces = re.findall(r"\*\*/?|\*|\?|\[[^\]]+\]|.", pattern)
-    words = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    parts = []
-    for piece in pieces:
-        if piece in words:
-            parts.append(words[piece])
-        elif len(piece) > 1:
-            parts.append(piece.replace("[!", "[^").replace("\\", "\\\\"))
-        else:
-            parts.append(re.escape(piece))
-    return re.compile("".join(parts))
+    if fixed.count("/") < 2:
+        raise SourceError(f"{pattern}: the name of a bucket is written out")
+    return [f"{fixed}/{key}" for key in key_matches(open_storage(fixed), pattern[len(fixed) + 1 :])]

@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, LatentmillError, NotFound, StorageError
+from pipeline.errors import ConfigError, LatentmillError, StorageError
 from pipeline.parsing.redaction import holds_secret, redact
+from pipeline.storage.answers import Body, etag_of, is_object, may_pass, object_size, s3_error
 from pipeline.storage.base import ObjectInfo, Storage, check_key, local_errors, temporary_path
+from pipeline.storage.pace import keep_pace
 from pipeline.storage.patience import Patience, answered
 
 MULTIPART_BYTES = 64 * 1024 * 1024
@@ -29,20 +31,12 @@ PART_THREADS = 4
 """Parts of one object that are uploaded at the same time; each is held in memory."""
 CONNECT_SECONDS = 10.0
 """Longest time in which a connection to S3 must be made."""
+LISTING = b"ListBucketResult"
+"""What a listing's text begins with."""
+EMPTY_PAGES = 100
+"""Pages without an object that a listing may have."""
 READ_SECONDS = 30.0
 """How long S3 may be silent in the middle of an answer."""
-PASSING_STATUS = (408, 429, 500, 502, 503, 504)
-"""HTTP statuses after which the same request may succeed later."""
-PASSING_CODES = (
-    "SlowDown",
-    "InternalError",
-    "RequestTimeout",  # comes with status 400
-    "OperationAborted",  # 409: another request changes the same key
-    "ConditionalRequestConflict",  # the same for conditional puts
-    "BadDigest",  # bytes were damaged on their way to the store
-    "XAmzContentSHA256Mismatch",
-)
-"""S3's error codes after which the same request may succeed later, whatever their status."""
 
 
 class S3Storage(Storage):
@@ -99,18 +93,30 @@ class S3Storage(Storage):
 
     def stat(self, key: str) -> ObjectInfo:
         answer = self._call("head_object", key)
-        return ObjectInfo(key=key, size=answer["ContentLength"], etag=answer["ETag"].strip('"'))
+        return ObjectInfo(key, object_size(answer.get("ContentLength"), self.locate(key)), etag_of(answer))
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         root = f"{self.prefix}/" if self.prefix else ""
-        request, infos = {"Prefix": root + prefix}, []
+        request: dict[str, Any] = {"Prefix": root + prefix}
+        infos: dict[str, ObjectInfo] = {}
+        tokens: set[str] = set()
         while True:
             page = self._call("list_objects_v2", prefix, request)
+            before = len(infos)
             for item in page.get("Contents", ()):
-                infos.append(ObjectInfo(item["Key"][len(root) :], item["Size"], item["ETag"].strip('"')))
+                key = item.get("Key", "")
+                if not key.startswith(root + prefix):
+                    raise self._lies(prefix, f"a listing of {root + prefix!r} holds {key!r}")
+                if is_object(key[len(root) :]):
+                    size = object_size(item.get("Size"), f"{self.url}/{key[len(root) :]} in a listing")
+                    infos[key] = ObjectInfo(key[len(root) :], size, etag_of(item))
             if not page.get("IsTruncated"):
-                return sorted(infos, key=lambda info: info.key)
-            request["ContinuationToken"] = page["NextContinuationToken"]
+                return sorted(infos.values(), key=lambda info: info.key)
+            token = page.get("NextContinuationToken")
+            if not token or token in tokens or (len(infos) == before and len(tokens) > EMPTY_PAGES):
+                raise self._lies(prefix, "a listing says that more follows, and nothing does")
+            tokens.add(token)
+            request["ContinuationToken"] = token
 
     def delete(self, key: str) -> None:
         self._call("delete_object", key)
@@ -126,7 +132,9 @@ class S3Storage(Storage):
         step = max(PART_BYTES, -(-size // 10_000))
         # boto3 sends Amazon a checksum with every part, and the upload must announce that.
         sums = {} if _own_endpoint() else {"ChecksumAlgorithm": "CRC32"}
-        upload = {"UploadId": self._call("create_multipart_upload", key, sums)["UploadId"]}
+        upload = {"UploadId": self._call("create_multipart_upload", key, sums).get("UploadId")}
+        if not upload["UploadId"]:
+            raise self._lies(key, "an upload was begun, and the answer does not name it")
 
         def send(number: int) -> dict[str, Any]:
             data = read((number - 1) * step, min(number * step, size))
@@ -159,7 +167,7 @@ class S3Storage(Storage):
     ) -> Any:
         """S3's answer to an operation on the object `key` (for a listing: on the prefix). when: the result for some of
         S3's error codes. Other failures are retried where that may help, and then raised as StorageError."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
         from botocore.parsers import ResponseParserError
 
         where = f"{self.url}/{key}" if key else self.url
@@ -170,14 +178,23 @@ class S3Storage(Storage):
                 answer = getattr(s3_client(), operation)(**target, **(request or {}))
                 answered.add(os.getpid())
                 return answer
+            except ParamValidationError as error:
+                raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}; write s3://bucket/prefix") from error
+            except (ValueError, KeyError, TypeError, AttributeError) as error:  # botocore parses what it is sent
+                raise self._lies(key, f"its answer cannot be read ({type(error).__name__}: {error})") from error
             except (BotoCoreError, ClientError, ResponseParserError) as error:
                 if isinstance(error, ClientError):
                     answered.add(os.getpid())
                     code = error.response.get("Error", {}).get("Code", "")
                     if when and code in when:
                         return when[code]
-                if not (_may_pass(error) and patience.wait()):
-                    raise _s3_error(error, where, self.bucket, patience) from error
+                if not (may_pass(error) and patience.wait()):
+                    raise s3_error(error, where, self.bucket, patience) from error
+
+    def _lies(self, key: str, what: str) -> StorageError:
+        """The error for an answer that no store with S3's protocol gives."""
+        where = f"{self.url}/{key}" if key else self.url
+        return StorageError(f"{where}: {what[:300]}. Check that AWS_ENDPOINT_URL_S3 is a store with S3's protocol")
 
     def _read(self, key: str, start: int, view: memoryview | None) -> memoryview:
         """The object's bytes from `start` on: as many as fit into `view`, which is filled, or with view=None all of
@@ -186,86 +203,38 @@ class S3Storage(Storage):
         from botocore.exceptions import BotoCoreError, FlexibleChecksumError
         from urllib3.exceptions import HTTPError
 
-        bounded, data = view is not None, view if view is not None else memoryview(b"")
-        received = 0
+        body = Body(view)
         etag: str | None = None
         patience = Patience()
-        while etag is None or received < len(data):
+        while etag is None or body.received < body.size:
             request: dict[str, Any] = {}
-            if start or received or bounded:
-                request["Range"] = f"bytes={start + received}-{start + len(data) - 1 if bounded else ''}"
-            if etag is not None:
+            if start or body.received or view is not None:
+                request["Range"] = f"bytes={start + body.received}-{start + body.size - 1 if view is not None else ''}"
+            if etag:
                 request["IfMatch"] = etag
             response = self._call("get_object", key, request, patience=patience)
-            announced = response["ContentLength"]
-            if etag is None and not bounded:
-                data = memoryview(bytearray(announced))
-            if announced != len(data) - received:
-                if etag is None:
-                    raise StorageError(
-                        f"{self.locate(key)} ends at byte {start + announced}; {start + len(data)} were expected"
-                    )
-                raise StorageError(f"{self.locate(key)}: {len(data) - received} bytes were left, and {announced} came")
-            etag, received_before = response["ETag"], received
+            try:
+                body.expect(response.get("ContentLength"), start, self.locate(key), first=etag is None)
+            except StorageError:
+                response["Body"].close()
+                raise
+            etag, received_before = etag_of(response), body.received
             failure: Exception = EOFError("it ended early")
             try:
                 for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
-                    data[received : received + len(chunk)] = chunk
-                    received += len(chunk)
+                    body.add(chunk)
             except FlexibleChecksumError as error:
-                failure, received = error, 0
+                failure, body.received = error, 0
             except (BotoCoreError, HTTPError, OSError) as error:
                 failure = error
-            if received > received_before:
+            if etag and body.received > received_before:
                 patience.gained()
-            if received < len(data) and not patience.wait():
-                raise StorageError(f"{self.locate(key)}: the body broke off, {patience}: {failure}") from failure
-        return data
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed later: there was no connection, no complete answer, or the server says
-    so."""
-    from botocore.exceptions import (
-        ClientError,
-        ConnectionError,
-        FlexibleChecksumError,
-        HTTPClientError,
-        IncompleteReadError,
-    )
-    from botocore.parsers import ResponseParserError
-
-    if isinstance(error, ClientError):
-        code = error.response.get("Error", {}).get("Code", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return code in PASSING_CODES or status in PASSING_STATUS
-    passing = (ConnectionError, FlexibleChecksumError, HTTPClientError, IncompleteReadError, ResponseParserError)
-    return isinstance(error, passing)
-
-
-def _s3_error(error: Exception, where: str, bucket: str, patience: Patience) -> StorageError:
-    """The error with which an exception of boto3 is reported. where: the object's URL."""
-    from botocore.exceptions import ClientError, NoCredentialsError
-
-    if isinstance(error, NoCredentialsError):
-        return StorageError(
-            f"no S3 credentials for {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        )
-    text = " ".join(str(error).split())[:500]
-    if isinstance(error, ClientError):
-        code, text = error.response.get("Error", {}).get("Code", ""), error.response.get("Error", {}).get("Message", "")
-        if code in ("NoSuchKey", "404", "NotFound"):
-            return NotFound(f"{where} does not exist")
-        if code == "NoSuchBucket":
-            return NotFound(f"{where}: there is no bucket {bucket}")
-        if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
-            return StorageError(f"{where}: access refused ({code}); check the AWS credentials in the environment")
-        if code == "InvalidRange":
-            return StorageError(f"{where} ends before the bytes that were asked for")
-        if code in ("PreconditionFailed", "412"):
-            return StorageError(f"{where} changed while it was being read")
-        text = f"{code}: {text}"
-    return StorageError(f"{where}, {patience}: {text}" if _may_pass(error) else f"{where}: {text}")
+            if body.received < body.size:
+                if not patience.wait():
+                    raise StorageError(f"{self.locate(key)}: the body broke off, {patience}: {failure}") from failure
+                if not etag:  # nothing says whether the rest would be of the same object
+                    body.received = 0
+        return body.content()
 
 
 _clients: dict[int, Any] = {}
@@ -303,6 +272,7 @@ def s3_client() -> Any:
                     "from there; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave them out of the endpoint"
                 )
             client.meta.events.register("before-parse.s3", _refuse_half_an_answer)
+            keep_pace(client)
             _clients.clear()
             _clients[os.getpid()] = client
         return client
@@ -317,8 +287,11 @@ def _refuse_half_an_answer(response_dict: Mapping[str, Any], operation_model: An
     """Refuse an incomplete answer. botocore parses one without counting its bytes, so that a truncated listing would
     look like an empty folder."""
     from botocore.exceptions import IncompleteReadError
+    from botocore.parsers import ResponseParserError
 
     body, announced = response_dict["body"], response_dict["headers"].get("content-length")
+    if operation_model.name == "ListObjectsV2" and response_dict["status_code"] == 200 and LISTING not in body[:2000]:
+        raise ResponseParserError(f"it is no listing but {body[:60]!r}")  # an empty folder has one, too
     if announced is None or not isinstance(body, bytes) or operation_model.http["method"] == "HEAD":
         return
     if len(body) != int(announced):

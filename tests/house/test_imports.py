@@ -70,7 +70,7 @@ BY_NAME = {
 
 ONLY_IMPORTERS = {
     "boto3": {"pipeline/storage/s3.py"},
-    "botocore": {"pipeline/storage/s3.py"},
+    "botocore": {f"pipeline/storage/{name}.py" for name in ("s3", "answers", "pace")},
     "deepspeed": {"pipeline/training/engines/deepspeed.py"},
     "wandb": {"pipeline/tracking/wandb_run.py"},
     "hydra": {"pipeline/config/loading/load.py", "pipeline/config/loading/overrides.py", "pipeline/jobs/sweep.py"},

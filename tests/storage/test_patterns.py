@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, UserError
+from pipeline.storage import braces
 from pipeline.storage.base import ObjectInfo
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.patterns import expand, sizes
@@ -94,3 +99,125 @@ def test_sizes_ask_s3_once_for_every_root(s3: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(S3Storage, "stat", None)
     assert sizes(places) == [21, 21, 21]
     assert sorted(listed_urls) == [f"{s3}/a/", f"{s3}/b/1.tar"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What must not be dropped without a word, and what must not take all memory
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for number in range(3):
+        (tmp_path / f"0000{number}.tar").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "{folder}/*.tar", "0000?.tar", "**/*.tar", "0000[0-9].tar"])
+def test_a_dangling_link_that_matches_is_named(folder: Path, pattern: str) -> None:
+    (folder / "00003.tar").symlink_to("/nonexistent/blob")
+    with pytest.raises(SourceError, match=r"1 of what matches cannot be read: .*00003\.tar \(a link to /nonexistent"):
+        expand(pattern.format(folder=folder))
+
+
+def test_a_pipe_that_matches_is_named_and_not_opened(folder: Path) -> None:
+    os.mkfifo(folder / "00003.tar")
+    with pytest.raises(SourceError, match="a pipe"):
+        expand("*.tar")
+    with pytest.raises(SourceError, match="a pipe"):
+        expand("00003.tar")
+
+
+def test_a_folder_that_may_not_be_listed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test may run as root, who may list everything, so scandir refuses in its place."""
+    (folder / "private").mkdir()
+    listed = os.scandir
+
+    def scandir(path: str) -> Any:
+        if "private" in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for pattern in ("*/*.tar", "**/*.tar", "private/*.tar"):
+        with pytest.raises(SourceError, match=r"private/ cannot be listed \(Permission denied\)"):
+            expand(pattern)
+
+
+def test_what_globs_of_the_standard_library_match_is_matched(folder: Path) -> None:
+    for name in (".hidden/1.tar", "a/1.tar", "a/b/2.tar", "a/.x.tar", "c.tar/3.tar", "é/ü.tar", "a/b/[x].tar"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (folder / "link").symlink_to("a")
+    patterns = ("*", "*.tar", "*/*.tar", "a/**/*.tar", "**/2.tar", ".*/*.tar", "a/*", "[!0]*/*.tar", "*/*/*.tar", "é/*",
+                "a/b/[[]x].tar", "./*.tar", "a/../*.tar", "a//*.tar", "link/*.tar")  # fmt: skip
+    for pattern in patterns:
+        expected = {os.path.realpath(path) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)}
+        assert {os.path.realpath(name) for name in names(pattern)} == expected, pattern
+
+
+def test_a_link_to_a_folder_above_is_no_endless_way(folder: Path) -> None:
+    (folder / "up").symlink_to(folder)
+    assert {os.path.basename(name) for name in names("**/*.tar")} == {"00000.tar", "00001.tar", "00002.tar"}
+
+
+@pytest.mark.parametrize("name", ["br[1]ackets/0.tar", "what?/0.tar", "st*r/0.tar"])
+def test_a_name_that_is_there_is_meant_as_it_is(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir()
+    (folder / name).write_bytes(b"x")
+    assert names(name) == [name]
+    assert names(name.replace("0.tar", "*.tar")) == [name]
+    assert names(str(folder / name)) == [str(folder / name)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("pipe:cat x.tar", "commands .* are not run"),
+        ("a.tar::b.tar", r"\{a.tar,b.tar\}"),
+        ("00000.tar,00001.tar", r"written as one, \{a.tar,b.tar\}"),
+        ("[0].tar", r"\[\[\]"),
+        ("x[b-a]/*.tar", r"\[\.\.\] lists characters"),
+        ("http://host/x.tar", "not supported"),
+        ("s3://*/x.tar", "bucket is written out"),
+    ],
+)
+def test_notations_of_other_programs_are_told_apart_from_missing_files(folder: Path, pattern: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        expand(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["s3://bucket/a//0.tar", "s3://bucket//a/0.tar"])
+def test_a_key_with_two_slashes_is_refused_and_not_another_key_asked_for(s3: str, pattern: str) -> None:
+    with pytest.raises(UserError, match="two slashes in a key"):
+        expand(pattern.replace("s3://bucket", s3))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{1..1000000000}.tar",
+        "{00000000000..99999999999}.tar",
+        "{1..1000000000..2}{a,b}",
+        "{a,b}" * 24,
+        "{" * 40 + "a,b" + "}" * 40,
+        "{{a,b}{a,b}{a,b}{a,b},{1..500000}}{1..500000}",
+        "x" * 100_000 + "{a,b}",
+        "{1..-1000000000}",
+        "{1..999999999999999999999999}",
+    ],
+)
+def test_braces_that_name_too_many_are_refused_before_they_are_expanded(pattern: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(SourceError):
+        expand(pattern)
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{00000..00009}", "{a,b}{1..3}", "x{a,{b,c}y{1..2}}z", "{a}", "{1..9..3}", "{c..a}", "{,x}", "{{a,b}}", "{5..1}"],
+)
+def test_the_count_of_names_is_that_of_their_expansion(pattern: str) -> None:
+    assert braces._count(pattern, 0) == len(braces.expand_braces(pattern))

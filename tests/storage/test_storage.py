@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.server
 import os
+import socket
 import tempfile
 import threading
 import tracemalloc
@@ -428,3 +429,30 @@ def test_what_killed_writers_left_is_swept_once_it_is_old(tmp_path: Path) -> Non
     storage.sweep(3600)
     assert (old.exists(), new.exists()) == (False, True)
     assert storage.get("kept") == b"whole"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is no file
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device", "socket"])
+def test_what_has_no_end_is_refused_at_once_and_never_listed(tmp_path: Path, kind: str) -> None:
+    store, path = LocalStorage(tmp_path), tmp_path / "manifest.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else "link")
+        (tmp_path / "link").symlink_to("/dev/zero")
+    for read in (store.get, lambda key: store.get_range(key, 0, 10)):
+        with pytest.raises(StorageError, match=r"manifest\.json"):
+            read("manifest.json")
+    assert store.list() == []
+    assert not store.exists("manifest.json")
+
+
+def test_a_name_that_is_no_text_is_no_object(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.tar")).write_bytes(b"x")
+    assert LocalStorage(tmp_path).list() == []

@@ -94,6 +94,10 @@ def translate(verb: str, overrides: Sequence[str], *, sweep: bool = False) -> li
         if not match:
             raise OverrideError(f"{override[:SHOWN]!r} is not KEY=VALUE")
         mark, key, value = match["mark"] or "", match["key"], match["value"]
+        if key.split(".")[0].split("/")[0] == "hydra":
+            raise ConfigError(f"{key[:SHOWN]}: settings of Hydra are not taken here; -m and cluster=NAME make them")
+        if key not in kinds and key not in choices:
+            raise ConfigError(unknown_key(key, [*kinds, *choices]))
         if len(override) > LONGEST:
             raise OverrideError(f"{key[:SHOWN]}: its value has {len(value)} characters; {LONGEST} at most are taken")
         is_text = kinds.get(key) is str or kinds.get(key) == tuple[str, ...]
@@ -103,8 +107,6 @@ def translate(verb: str, overrides: Sequence[str], *, sweep: bool = False) -> li
         if parsed > PARSED:
             raise OverrideError(f"numbers and choices of more than {PARSED} characters in all were given")
         several = swept_texts(value) if sweep and is_text and key not in LITERAL else None
-        if key.split(".")[0].split("/")[0] == "hydra":
-            raise ConfigError(f"{key}: settings of Hydra are not taken here; -m and cluster=NAME make them")
         if mark == "~" and key not in choices:
             raise ConfigError(f"~{key}: only a group can be left out, which are {', '.join(choices) or 'none here'}")
         if key in choices:
@@ -113,17 +115,15 @@ def translate(verb: str, overrides: Sequence[str], *, sweep: bool = False) -> li
             words.append(f"++{key}={','.join(map(quote, several))}")
         elif several is not None:
             words.append(f"++{key}={','.join(_list(listed(text)) for text in several)}")
-        elif kinds.get(key) is str or (key in kinds and not sweep and _is_reference(value)):
+        elif kinds.get(key) is str or (not sweep and _is_reference(value)):
             words.append(f"++{key}={quote(value)}")
         elif kinds.get(key) == tuple[str, ...]:
             lists.setdefault(key, []).extend(listed(value) if key in NAMES else [value])
-        elif key in kinds and sweep and holds_reference(value):
+        elif sweep and holds_reference(value):
             pieces = swept_texts(value) or [value]
             words.append(f"++{key}={','.join(quote(piece) if _is_reference(piece) else piece for piece in pieces)}")
-        elif key in kinds:
-            words.append(f"++{key}={value}")
         else:
-            raise ConfigError(unknown_key(key, [*kinds, *choices]))
+            words.append(f"++{key}={value}")
     words += [f"++{key}={_list(values)}" for key, values in lists.items()]
     return words
 
