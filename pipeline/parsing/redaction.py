@@ -78,7 +78,18 @@ def redact_values(value: Any, key: str = "") -> Any:
 
 SECRET_WORDS = ("password", "passwd", "passphrase", "secret", "credential", "apikey", "accesskey", "secretkey")
 """Parts of a name that make its value a secret."""
-KEY_OF = ("api", "access", "secret", "private", "signing", "encryption", "account", "auth", "ssh", "service")
+KEY_OF: tuple[str, ...] = (
+    "api",
+    "access",
+    "secret",
+    "private",
+    "signing",
+    "encryption",
+    "account",
+    "auth",
+    "ssh",
+    "service",
+)
 KEY_OF += ("shared", "storage", "license", "wandb", "client", "master", "deploy")
 """What stands before the word key where that is a secret; caption_key is none."""
 WORD_TOKENS = ("eot", "eos", "bos", "pad", "unk", "mask", "cls", "sep", "start", "end", "special", "text", "image")

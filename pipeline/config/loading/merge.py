@@ -36,7 +36,8 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
         if key not in fields:
             known = [f"{path}{name}" for name, _ in flat_types(cls)]
             raise ConfigError(unknown_key(f"{path}{_show(key)}", known))
-    values, missing = {}, {}
+    values: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     for name, field in fields.items():
         value = tree.get(name)
         if isinstance(value, Lacking):

@@ -180,7 +180,7 @@ def typed_words(word: str, kinds: Mapping[str, Any]) -> list[str]:
     if not value.startswith(("'", "[")) or (value.startswith("[") and kinds.get(key) != tuple[str, ...]):
         return [word]
     (override,) = OverridesParser.create().parse_overrides([word])
-    texts = override.value()
+    texts: Any = override.value()
     if isinstance(texts, str):
         return [f"{key}={_unescaped(texts)}"]
     plain = [getattr(text, "text", text) for text in texts]
