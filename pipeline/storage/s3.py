@@ -269,7 +269,7 @@ def s3_client() -> Any:
             if holds_secret(client.meta.endpoint_url):
                 raise ConfigError(
                     f"S3: the endpoint {redact(client.meta.endpoint_url)} holds a user and password, which are not "
-                    "taken from there; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave them out of the endpoint"
+                    "taken from there; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave them out of it"
                 )
             client.meta.events.register("before-parse.s3", _refuse_half_an_answer)
             keep_pace(client)

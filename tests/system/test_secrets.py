@@ -193,7 +193,7 @@ def test_an_endpoint_with_a_password_is_refused_and_not_repeated(
     monkeypatch.setattr("pipeline.storage.s3._clients", {})
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.setenv(name, "http://SENTINELuser:SENTINELpass@127.0.0.1:1/x")
-        assert "leave them out of the endpoint" in told("verify", "dataset=s3://bucket/x", status=1)
+        assert "leave them out of it" in told("verify", "dataset=s3://bucket/x", status=1)
 
 
 def test_a_cache_and_a_batch_script_hold_no_value_of_the_environment(
