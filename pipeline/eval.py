@@ -35,11 +35,11 @@ from pipeline.evaluation.evaluate import Evaluator, in_training, write
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.reference import load_reference
 from pipeline.inference.trained import Trained, encode_captions, load_trained
-from pipeline.log import show
+from pipeline.log import log, show
 from pipeline.models.denoiser import Denoiser
 from pipeline.report import page
 from pipeline.runs.datasets import empty_caption
-from pipeline.runs.directory import RunInfo, evaluation_folder, load_run
+from pipeline.runs.directory import RunInfo, dataset_digests, evaluation_folder, load_run
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage, split_url
 from pipeline.tracking import terminal
@@ -105,6 +105,8 @@ def prepare(config: EvalRunConfig) -> tuple[Trained, Evaluator, Denoiser]:
     storage = open_storage(val)
     manifest = load_manifest(storage)
     require_match(trained.contract, manifest.contract, f"data.val={val}")
+    if manifest.digest in dataset_digests(trained.info.facts):
+        log.warning(f"eval: data.val={val} is what {config.run} was trained on: its captions are not new to the model")
     first_stage, tower = trained.encoders(device, config.encoders)
     empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     denoiser = trained.denoiser(empty_LD, device, packed=True)
