@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.errors import NotFound, RunError
+from pipeline.parsing.redaction import redact
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import METRICS_KEY, parse_rows
@@ -104,7 +105,7 @@ def load(url: str) -> Run:
         raise RunError(f"no run at {url}: it has neither config.yaml nor {METRICS_KEY}")
     return Run(
         url=url,
-        name=url.rstrip("/").rsplit("/", 1)[-1],
+        name=redact(url.rstrip("/").rsplit("/", 1)[-1]),
         rows=parse_rows(metrics),
         evaluations=sorted(_evaluations(storage), key=lambda e: (e.n, e.name)),
         config=config.decode("utf-8", "replace"),

@@ -116,7 +116,7 @@ def check_tree(tree: Any) -> None:
 
 
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=5_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @QUICK
@@ -125,7 +125,7 @@ def test_any_words_are_translated_or_refused(line: tuple[str, list[str]]) -> Non
     check_words(*line)
 
 
-@QUICK
+@settings(QUICK, max_examples=60)
 @given(stored_trees())
 def test_any_stored_tree_is_a_configuration_or_is_refused(tree: Any) -> None:
     check_tree(tree)
@@ -151,6 +151,7 @@ def test_any_text_is_yaml_of_a_configuration_or_is_refused(text: bytes | str) ->
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @LONG
 @given(command_lines())
 def test_very_many_words(line: tuple[str, list[str]]) -> None:
@@ -158,6 +159,7 @@ def test_very_many_words(line: tuple[str, list[str]]) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @LONG
 @given(stored_trees())
 def test_very_many_stored_trees(tree: Any) -> None:
@@ -165,6 +167,7 @@ def test_very_many_stored_trees(tree: Any) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @settings(LONG, max_examples=500)
 @given(command_lines())
 def test_very_many_command_lines(line: tuple[str, list[str]]) -> None:
