@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
@@ -38,9 +39,10 @@ def hide(value: str, shown: str) -> None:
             _references[form] = shown
 
 
-def redact(text: str) -> str:
-    """`text` without secrets."""
-    return _without_kinds(_without_known_values(text))
+def redact(text: str, *, references: bool = True) -> str:
+    """`text` without secrets. references: whether values that a configuration took from the environment are replaced as
+    well, which they are not where the same text may have come from elsewhere."""
+    return _without_kinds(_without_known_values(text, references))
 
 
 def holds_secret(text: str) -> bool:
@@ -61,16 +63,21 @@ def _without_kinds(text: str) -> str:
     return TOKEN.sub(_without_token, text)
 
 
-def redact_values(value: Any, key: str = "") -> Any:
+def redact_values(value: Any, key: str = "", *, references: bool = True) -> Any:
     """A copy of plain data without secrets: values whose key is the name of a secret, and what `redact` finds in texts
     and keys."""
     if isinstance(value, Mapping):
-        return {redact(k) if isinstance(k, str) else k: redact_values(v, str(k)) for k, v in value.items()}
+        return {
+            redact(k, references=references) if isinstance(k, str) else k: redact_values(
+                v, str(k), references=references
+            )
+            for k, v in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [redact_values(v, key) for v in value]
+        return [redact_values(v, key, references=references) for v in value]
     if value not in ("", None) and not is_harmless(value) and is_secret_name(key):
         return REDACTED
-    return redact(value) if isinstance(value, str) else value
+    return redact(value, references=references) if isinstance(value, str) else value
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -125,17 +132,24 @@ def is_harmless(value: Any) -> bool:
 # Values that are known
 
 
-def _without_known_values(text: str) -> str:
-    for value, shown in sorted(_known_values().items(), key=lambda pair: -len(pair[0])):
+def _without_known_values(text: str, references: bool) -> str:
+    """`text` without the environment's own secrets, by their variables' names, and what a configuration took from
+    it."""
+    known = {value: REDACTED for name, value in os.environ.items() if len(value) >= 8 and _is_secret_variable(name)}
+    if references:
+        known |= _references
+    for value, shown in sorted(known.items(), key=lambda pair: -len(pair[0])):
         if value in text:
-            text = text.replace(value, shown)
+            text = _as_a_word(value).sub(lambda _: shown, text)  # noqa: B023
     return text
 
 
-def _known_values() -> dict[str, str]:
-    """Secrets of the environment, by their variables' names, and what a configuration took from it."""
-    secret = {value: REDACTED for name, value in os.environ.items() if len(value) >= 8 and _is_secret_variable(name)}
-    return secret | _references
+@lru_cache(1000)
+def _as_a_word(value: str) -> re.Pattern[str]:
+    """A pattern for a value; a short one must not be a part of a longer word."""
+    short = len(value) < 12
+    before = r"(?<![A-Za-z0-9])" if short and value[0].isalnum() else ""
+    return re.compile(before + re.escape(value) + (r"(?![A-Za-z0-9])" if short and value[-1].isalnum() else ""))
 
 
 def _is_secret_variable(name: str) -> bool:

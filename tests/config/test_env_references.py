@@ -104,6 +104,12 @@ def test_references_come_through_hydras_grammar() -> None:
         assert {key: at(to_stored(config), key) for key in table} == {key: text for key, (text, _) in table.items()}
 
 
+def test_a_key_that_has_the_same_value_by_itself_is_stored_with_it() -> None:
+    config = made(optim__decay="${oc.env:DECAY}", diffusion__schedule="cosine")
+    stored = to_stored(config)
+    assert (stored["optim"]["decay"], stored["diffusion"]["schedule"]) == ("${oc.env:DECAY}", "cosine")
+
+
 def test_references_stand_within_lists_too() -> None:
     config = load("train", [*TRAIN, "model.multipliers=[1,${oc.env:TWO}]", "data.mix=[a,${oc.env:DATA}/b]"])
     assert config.model.multipliers == (1, 2) and config.data.mix == ("a", "/shared/SENTINELdata/b")

@@ -177,6 +177,9 @@ def test_what_came_from_the_environment_is_shown_as_its_reference(monkeypatch: p
     ):
         assert "SENT" not in redact(escaped)
     assert redact("abc abcdef") == "abc abcdef"
+    hide("cosine", "${oc.env:WORD}")
+    assert redact("cosine, cosines") == "${oc.env:WORD}, cosines"
+    assert redact("cosine", references=False) == "cosine"
 
 
 PIECES = [*"ab:/@?#&=%'\"\\ \n{}[],;-.0", "://", "password=", "https://u:p@h", "eyJ"]

@@ -56,7 +56,7 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
 def to_stored(config: Any) -> dict[str, Any]:
     """A configuration as plain values that may be stored and sent: what came from the environment is a reference to
     it, and URLs have no user, password or signature."""
-    return redact_values(plain_of(config, references_of(config)))
+    return redact_values(plain_of(config, references_of(config)), references=False)
 
 
 def to_yaml(config: Any) -> str:

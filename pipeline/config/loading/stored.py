@@ -47,8 +47,8 @@ def from_stored(
     its value (digests: those of run.json). Otherwise it is refused at once.
     """
     references: dict[str, Any] = {}
-    resolved = _resolve_tree(cls, tree, "", references, environ, where, lenient, digests)
     try:
+        resolved = _resolve_tree(cls, tree, "", references, environ, where, lenient, digests)
         config = from_dict(cls, resolved)
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") if where else error from None
