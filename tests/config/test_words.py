@@ -362,7 +362,9 @@ def test_a_later_version_of_a_dataset_is_still_the_same(tmp_path: Path) -> None:
 
 def test_what_does_not_divide_is_named_as_it_was_typed(tmp_path: Path) -> None:
     small_cache.make_cache(str(tmp_path / "a"), [20, 9])
-    with pytest.raises(ConfigError, match=r"^batch=2 does not divide among world=8 ranks; the nearest that does is 8"):
+    with pytest.raises(
+        ConfigError, match=r"^batch=2 does not divide among 8 ranks \(world=8\); the nearest that does is 8"
+    ):
         job_of(DataVerbConfig(dataset=str(tmp_path / "a"), batch=2))
 
 

@@ -166,10 +166,10 @@ def check_diffusion(diffusion: c.DiffusionConfig) -> None:
 
 def check_world(optim: c.OptimConfig, world: int, key: str = "optim.batch", ranks: str = "") -> None:
     """The global batch against the number of ranks. Call it again where torchrun or srun decides how many there are.
-    key: the batch's in messages. ranks: the ranks in messages, where a key gives their number."""
+    key: the batch's in messages. ranks: what is said of the ranks, such as the key that gives their number."""
     require(
         optim.batch % world == 0,
-        f"{key}={optim.batch} does not divide among {ranks or world} ranks; the nearest that does is "
+        f"{key}={optim.batch} does not divide among {world} ranks{ranks}; the nearest that does is "
         f"{max(1, round(optim.batch / world)) * world}",
     )
     share = optim.batch // world
