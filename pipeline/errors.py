@@ -3,6 +3,7 @@
     LatentmillError
     ├── UserError                   exit 1: the user can correct it; one line says what, where and how
     │   ├── ConfigError             an unknown key, a wrong type, a contradiction between fields
+    │   │   ├── Unset               a value of the environment that is not there
     │   │   └── OverrideError       exit 2: an argument that cannot be parsed
     │   ├── SourceError             nothing at the source pattern, or too much of it rejected
     │   ├── DatasetError            no manifest, or one that this program cannot read
@@ -40,6 +41,10 @@ class UserError(LatentmillError):
 
 class ConfigError(UserError):
     """A configuration with an unknown key, a wrong value or a contradiction."""
+
+
+class Unset(ConfigError):
+    """A value that a stored configuration takes from the environment, and that the environment here does not give."""
 
 
 class OverrideError(ConfigError):

@@ -41,7 +41,7 @@ from pipeline.parsing.text import one_line
 from pipeline.report import page
 from pipeline.report.publish import require_page
 from pipeline.runs.datasets import empty_caption
-from pipeline.runs.directory import RunInfo, load_run
+from pipeline.runs.directory import RunInfo, dataset_digests, load_run
 from pipeline.storage.urls import open_storage, split_url
 from pipeline.tracking import terminal
 from pipeline.tracking.tracker import Tracker
@@ -117,6 +117,8 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     storage = open_storage(val)
     manifest = load_manifest(storage)
     require_match(trained.contract, manifest.contract, f"data.val={val}")
+    if manifest.digest in dataset_digests(trained.info.facts):
+        log.warning(f"eval: data.val={val} is what {config.run} was trained on: its captions are not new to the model")
     first_stage, tower = trained.encoders(device, config.encoders)
     empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     sha256 = weights_digest(trained.state)

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.log import show
 from pipeline.runs.datasets import dataset_of_run
 from pipeline.runs.directory import RunInfo, committed, load_run
+from pipeline.runs.distinct import require_distinct
 from pipeline.runs.stored import read_rows
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.terminal import table
@@ -87,7 +88,9 @@ def job_of(config: DataVerbConfig) -> Job:
         dataset = Dataset([part_of(cache, load_manifest(cache)) for cache in caches])
     batch = config.batch or (run.config.optim.batch if run else 64)
     seed = config.seed if config.seed >= 0 else (run.config.seed if run else 0)
-    check_world(OptimConfig(batch=batch), config.world)
+    check_world(OptimConfig(batch=batch), config.world, "batch", f" (world={config.world})")
+    keys = ["dataset", *["mix"] * (len(urls) - 1)]
+    require_distinct([(f"{key}={url}", part.manifest) for key, url, part in zip(keys, urls, dataset.parts)])
     order = dataset.order(seed, batch, config.tail or run_data.tail, config.weights or run_data.weights)
     at = config.at if config.at >= 0 else next(iter(committed(run.storage)), 0) if run else 0
     if at % batch:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
-from pipeline.config.loading.merge import to_dict, to_yaml
+from pipeline.config.loading.merge import to_stored, to_yaml
+from pipeline.config.loading.references import digests_of, references_of
 from pipeline.config.tasks import TASK_FACTS
 from pipeline.distributed.exits import leave
 from pipeline.distributed.place import adopt_step, in_world, require_place
@@ -177,7 +178,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
         require_compiler(world.device.type)
         denoiser.unet.compile_blocks()
     engine = make_engine(denoiser, config, world)
-    settings = to_dict(config)
+    settings = to_stored(config)
     with (
         tempfile.TemporaryDirectory(prefix="latentmill-") as folder,
         Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
@@ -269,6 +270,9 @@ def describe_run(
         facts["init"] = dict(begun)
     if changed := changes(config, run):
         facts["changes"] = changed
+    if references_of(config):
+        former = read_facts(run).get("environment") if run.exists("run.json") else None
+        facts["environment"] = digests_of(config, former)
     run.put("config.yaml", to_yaml(config).encode())
     run.put("run.json", json.dumps(facts, indent=1, sort_keys=True).encode())
 

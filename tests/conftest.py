@@ -108,6 +108,14 @@ def _threads() -> Iterator[None]:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.fixture(autouse=True)
+def _environment_references() -> Iterator[None]:
+    """What a test's configuration took from the environment is not hidden from the next test's messages."""
+    yield
+    if redaction := sys.modules.get("pipeline.parsing.redaction"):
+        redaction._references.clear()
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """In CI a skipped test is a failure, whatever it lacks, unless it is marked `gpu`."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pipeline.config.model import EncodersConfig, FeaturesName
 from pipeline.config.train import LaunchConfig, Weights
-from pipeline.config.values.bounds import Between, Ge, Gt, OrZero
+from pipeline.config.values.bounds import Between, Ge, Gt, OrZero, Seed, SeedOrNone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class SynthConfig:
     """Folder or s3:// URL for the shards."""
     images: Annotated[int, Ge(1)] = 10_000
     """Number of images."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Seed = 0
     """Seed of the drawings; image i depends on (seed, i, split) alone."""
     split: Literal["train", "val", "heldout", "all"] = "train"
     """Which scenes are drawn. train: for training. val: as train, with captions that train never uses. heldout: every
@@ -102,7 +102,7 @@ class EncodeConfig:
     """Largest ratio of a bucket's longer side to its shorter side."""
     flip: bool = False
     """Also store every image flipped left to right, as a separate record. Captions that say "left of" become wrong."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Seed = 0
     """Seed of random crops. Part of the contract."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Samples to leave out."""
@@ -238,7 +238,7 @@ class DataVerbConfig:
     """Number of machines, each with the same number of ranks."""
     batch: Annotated[int, Ge(0)] = 0
     """Global batch in samples; 0 = the run's, else 64."""
-    seed: Annotated[int, Ge(-1)] = -1
+    seed: SeedOrNone = -1
     """Seed of the sample order; -1 = the run's, else 0."""
     tail: Literal["", "drop", "wrap"] = ""
     """As data.tail of train; "" = the run's, else drop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pipeline.config.values.bounds import Between, Ge, Gt
+from pipeline.config.values.bounds import Between, Ge, Gt, SeedOrNone
 
 SamplerName = Literal["ddim", "dpmpp_2m", "euler", "heun", "unipc"]
 """The available samplers (diffusion/sampling.py)."""
@@ -51,7 +51,7 @@ class EncodersConfig:
     open_clip."""
     text_length: Annotated[int, Ge(1)] = 32
     """Context length in tokens, start and end tokens included (77 for CLIP, 32 for the demo tower)."""
-    seed: int = -1
+    seed: SeedOrNone = -1
     """-1: real weights. 0 or more: the same architectures with random weights drawn from this seed (for tests, never
     for training)."""
     weights: str = ""

@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 
 from pipeline.config.model import EncodersConfig, FeaturesName, SamplerConfig, SamplerName
 from pipeline.config.train import DataConfig
-from pipeline.config.values.bounds import Between, Ge
-
-Seed = Annotated[int, Between(0, 2**63, "[)", "a whole number from 0 to 2**63 - 1 is wanted")]
+from pipeline.config.values.bounds import Between, Ge, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,5 +141,5 @@ class DemoConfig:
     """Training samples; 0 = as many as the experiment says."""
     processes: Annotated[int, Ge(1)] = 2
     """Training ranks on this machine."""
-    seed: Annotated[int, Between(0, 2**63 - 3, says="a whole number from 0 to 2**63 - 3 is wanted")] = 0
+    seed: Seed = 0
     """Seed of the drawings, the training and the sampling."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pipeline.config.model import DiffusionConfig, EncodersConfig, FeaturesName, ModelConfig, SamplerConfig, TaskConfig
-from pipeline.config.values.bounds import Between, Ge, Gt, OrZero
+from pipeline.config.values.bounds import Between, Ge, Gt, OrZero, Seed
 
 WIDEST = 0.28
 """Upper end of the relative widths of power-function averages: a plain mean has 1 / sqrt(12)."""
@@ -253,7 +253,7 @@ class TrainConfig:
     """Which weights of `init` to take, where a run or a CompVis file has both."""
     samples: Annotated[int, Ge(1)] = 100_000
     """Samples after which the run ends, rounded up to a multiple of optim.batch."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Seed = 0
     """Seed of everything random in the run."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: continue from the newest commit if there is one. must: fail if there is none. never: fail if there is

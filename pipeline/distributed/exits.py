@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from pipeline.errors import LatentmillError
 from pipeline.log import has_ranks, rank_label
-from pipeline.parsing.text import one_line
+from pipeline.parsing.text import one_line, safe
 
 INTERRUPTED_BY_KEYBOARD = 130
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
@@ -36,15 +36,17 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
 
     LATENTMILL_DEBUG in the environment prints the traceback of the former too.
     """
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = lambda _, error, __: _print_traceback(error)
     try:
         return action()
     except LatentmillError as error:
         if os.environ.get("LATENTMILL_DEBUG"):
-            traceback.print_exc()
+            _print_traceback(error)
         return _fail(verb, str(error) or type(error).__name__, error.exit_code)
     except (MemoryError, RecursionError) as error:
         if os.environ.get("LATENTMILL_DEBUG"):
-            traceback.print_exc()
+            _print_traceback(error)
         what = "memory ran out" if isinstance(error, MemoryError) else "what was read nests too deep"
         return _fail(verb, f"{what} ({_place(error)}); LATENTMILL_DEBUG=1 shows where", 1)
     except BrokenPipeError:  # `latentmill train --help | head`
@@ -57,6 +59,11 @@ def guarded(verb: str, action: Callable[[], int]) -> int:
         return _fail(verb, f"cannot write {name}: {error.strerror}. Make room there and run this again", 1)
     except KeyboardInterrupt:
         return _fail(verb, "stopped by Ctrl-C", INTERRUPTED_BY_KEYBOARD)
+
+
+def _print_traceback(error: BaseException) -> None:
+    """The traceback as Python prints it, but for secrets: messages of others hold what they were given."""
+    print(safe("".join(traceback.format_exception(error))), end="", file=sys.stderr, flush=True)
 
 
 def _place(error: BaseException) -> str:

@@ -40,7 +40,7 @@ def run(order: bytes) -> int:
     """Run what run_ranks has handed over: verb, launcher, config. Raises what the verb raises, and LatentmillError
     where a launcher has died before it handed anything over."""
     from pipeline.config import CONFIGS
-    from pipeline.config.loading.merge import from_dict
+    from pipeline.config.loading.stored import unpack
 
     try:
         given = parse_json(order)
@@ -50,7 +50,7 @@ def run(order: bytes) -> int:
         raise LatentmillError("this is started by launch.processes, which hands the configuration over") from None
     die_with_parent(launcher)
     with stopping_at_once(verb=verb):
-        return importlib.import_module(module).main(from_dict(CONFIGS[verb], config)) or 0
+        return importlib.import_module(module).main(unpack(CONFIGS[verb], config)) or 0
 
 
 if __name__ == "__main__":

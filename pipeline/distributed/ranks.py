@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from pipeline.config.loading.merge import to_dict
+from pipeline.config.loading.stored import pack
 from pipeline.distributed.children import handed_over, own_command, own_environment
 from pipeline.distributed.meeting import TOKEN
 from pipeline.distributed.place import cores, threads_per_rank
@@ -33,7 +33,7 @@ GRACE_SECONDS = 10.0
 
 def run_ranks(verb: str, config: Any, processes: int, threads: int) -> int:
     """Run a verb's main(config) as `processes` ranks of this machine. Returns the job's exit status, as run_local."""
-    order = {"verb": verb, "launcher": os.getpid(), "config": to_dict(config)}
+    order = {"verb": verb, "launcher": os.getpid(), "config": pack(config)}
     return run_local("pipeline.distributed.rank", [verb], processes, threads, json.dumps(order).encode())
 
 

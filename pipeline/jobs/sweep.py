@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ClusterConfig
+from pipeline.config import CONFIGS, ClusterConfig
 from pipeline.config.loading.folders import conf_dir
-from pipeline.config.loading.overrides import OVERRIDE, quote, search_path, translate
+from pipeline.config.loading.merge import flat_types
+from pipeline.config.loading.overrides import OVERRIDE, quote, search_path, swept_keys, translate, typed_words
+from pipeline.config.loading.references import Lacking, resolve
+from pipeline.config.loading.sweeps import folder_word, without_references
 from pipeline.config.values.times import limit_seconds
 from pipeline.distributed.children import own_command, verb_command
 from pipeline.distributed.ranks import run_command
-from pipeline.errors import ConfigError, Interrupted, RunError, SubmitError
+from pipeline.errors import ConfigError, Interrupted, OverrideError, RunError, SubmitError
 from pipeline.jobs.folders import job_folder
 from pipeline.jobs.secrets import require_no_secrets
 from pipeline.log import show
@@ -45,7 +48,9 @@ def sweep(verb: str, overrides: Sequence[str]) -> int:
         raise ConfigError(f"{key} is missing: give {key}=..., under which each job gets a folder")
     cluster_words = [word for word in overrides if word.startswith(("cluster=", "cluster.", "nodes="))]
     words = translate(
-        verb, [word for word in overrides if not word.startswith(f"{key}=") and word not in cluster_words]
+        verb,
+        [word for word in overrides if not word.startswith(f"{key}=") and word not in cluster_words],
+        sweep=True,
     )
     cluster = _cluster(verb, cluster_words) if cluster_words else None
     launcher = _slurm(cluster, words) if cluster else []
@@ -130,29 +135,40 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
     os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # submitit's default, SIGUSR2, would end the verb at once
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    swept = {word.key_or_group for word in OverridesParser.create().parse_overrides(words) if word.is_sweep_override()}
+    swept = swept_keys(words)
     if not swept:
         raise ConfigError("-m sweeps over values such as optim.lr=1e-4,2e-4, and none is given")
-    folder = "runs" if "://" in root else root
+    resolved = resolve(root, os.environ, key)
+    if isinstance(resolved, Lacking):
+        raise ConfigError(f"{key}={root}: {resolved.why}")
+    folder = "runs" if "://" in (resolved.text or "") else resolved.text or "."
     failures = Path(folder, ".hydra", "ended").absolute()  # a file for each job that did not end with 0
     failures.mkdir(parents=True, exist_ok=True)
+    settings_of_hydra = Path(folder, "multirun.yaml").absolute()  # it repeats the words, secrets in URLs as well
     for path in failures.iterdir():
         path.unlink()
 
     def job(_: Any) -> None:
         config = HydraConfig.get()
         task = [word.removeprefix("++") for word in config.overrides.task]
-        name = ",".join(word for word in task if word.split("=")[0] in swept)
+        kinds = dict(flat_types(CONFIGS[verb]))
+        name = ",".join(
+            ",".join(folder_word(*plain.split("=", 1)) for plain in typed_words(word, kinds))
+            for word in task
+            if word.split("=")[0] in swept
+        )
         folder_name = job_folder(name)
+        settings_of_hydra.unlink(missing_ok=True)
         outcomes = [json.loads(path.read_text()) for path in failures.iterdir()] if not launcher else []
         if any(status == Interrupted.exit_code for _, status in outcomes):
             return  # an earlier job was told to stop, and this one with it
         named = os.environ.get("WANDB_RUN_GROUP") or any(word.startswith("tracking.group=") for word in task)
         grouped = verb == "train" and not named
-        group = [f"tracking.group={root.rsplit('/', 1)[-1]}"] if grouped else []
-        arguments = [*map(_plain, task), *group, f"{key}={root}/{folder_name}"]
+        group = [f"tracking.group={without_references(root.rsplit('/', 1)[-1])}"] if grouped else []
+        typed = (plain for word in task for plain in typed_words(word, kinds))
+        arguments = [*typed, *group, f"{key}={root}/{folder_name}"]
         show(f"== {name}")
         status = run_command([*NODE_CHECK, gpus, *arguments]) if gpus else 0
         if gpus and status == Interrupted.exit_code:  # the node check has requeued the job
@@ -168,23 +184,16 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         f"hydra.sweep.dir={quote(folder)}",
         "hydra.sweep.subdir='.hydra/${hydra.job.num}'",
         "hydra.output_subdir=null",
+        "hydra/hydra_logging=none",  # it would print the words as they are
+        "hydra/job_logging=none",
     ]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised, and not printed by Hydra
     argv, sys.argv = sys.argv, [sys.argv[0], "-m", *settings, *launcher, *search_path(), *words]
     try:
         hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
+    except HydraException as error:
+        raise OverrideError(" ".join(str(error).split())[:1000]) from error
     finally:
         sys.argv = argv
+        settings_of_hydra.unlink(missing_ok=True)
     return dict(json.loads(path.read_text()) for path in sorted(failures.iterdir()))
-
-
-def _plain(word: str) -> str:
-    """An override of Hydra's grammar in the form of our command line: text without quotes."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    key, _, value = word.partition("=")
-    if not value.startswith("'"):
-        return word
-    (override,) = OverridesParser.create().parse_overrides([word])
-    text = override.value()
-    assert isinstance(text, str)
-    return f"{key}={text}"

@@ -111,6 +111,7 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
     from pipeline.planning.fit import fit, precision_of, require_fit
     from pipeline.runs.datasets import check_against_contract
     from pipeline.runs.directory import committed, dataset_urls, is_finished, last_sample, require_resumable
+    from pipeline.runs.distinct import require_distinct
     from pipeline.runs.lease import require_free
 
     run = open_storage(config.run)
@@ -127,6 +128,10 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
         except DatasetError:
             if url not in coming:
                 raise
+    training = [url for url in dataset_urls(config.data) if url in manifests]
+    keys = {url: f"data.mix={url}" for url in config.data.mix} | {config.data.train: f"data.train={config.data.train}"}
+    val = (f"data.val={config.data.val}", manifests[config.data.val]) if config.data.val in manifests else None
+    require_distinct([(keys[url], manifests[url]) for url in training], val)
     if config.data.train not in manifests:
         return [*lines, "memory: not looked at, because the dataset is not there yet"]
     manifest = manifests[config.data.train]

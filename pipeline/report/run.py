@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from pipeline.errors import NotFound, ParseError, RunError, StorageError
+from pipeline.parsing.redaction import redact
 from pipeline.parsing.values import parse_json, parse_yaml
 from pipeline.report.parsed import (
     FILE_BYTES,
@@ -148,7 +149,7 @@ def load(url: str) -> Run:
         notes.append(f"{METRICS_KEY}: {unread:,} of its lines are damaged and left out")
     return Run(
         url=url,
-        name=url.rstrip("/").rsplit("/", 1)[-1],
+        name=redact(url.rstrip("/").rsplit("/", 1)[-1]),
         rows=drawn,
         evaluations=_evaluations(storage, notes),
         config=config.decode("utf-8", "replace"),

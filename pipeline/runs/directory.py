@@ -7,12 +7,14 @@ Imports no torch, so that a verb can check a run before it starts ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.config import DataConfig, TrainConfig
-from pipeline.config.loading.merge import to_dict
+from pipeline.config.loading.merge import to_stored
+from pipeline.config.loading.stored import is_same
 from pipeline.data.format.contract import contract_from_json
 from pipeline.errors import NotFound, RunError
 from pipeline.runs.names import AVERAGES as AVERAGES
@@ -95,7 +97,8 @@ def require_resumable(config: TrainConfig, run: Storage) -> None:
         raise RunError(f"{config.run} has a checkpoint at {commits[0]} samples; resume=auto goes on")
     if not commits:
         return
-    if changed := differences(to_dict(_stored_config(run)), to_dict(config)):
+    stored = _stored_config(run)
+    if changed := differences(to_stored(stored), to_stored(config), same=partial(is_same, config, _digests(run))):
         raise RunError(
             f"{config.run} was begun with another configuration: {'; '.join(changed)}; restore it, or choose another "
             "run="
@@ -169,17 +172,30 @@ def require_same_datasets(config: TrainConfig, run: Storage, digests: Sequence[s
         )
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """One line for each key that differs though it may not, such as "optim.lr was 0.001 and is 0.0001"."""
+def _digests(run: Storage) -> Any:
+    """Digests of the values that the run's configuration took from the environment, by key, as run.json has them."""
+    return read_facts(run).get("environment") if run.exists(FACTS) else None
+
+
+def _equal(_: str, old: Any, new: Any) -> bool:
+    return bool(old == new)
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], path: str = "", same: Callable[[str, Any, Any], bool] = _equal
+) -> list[str]:
+    """One line for each key that differs though it may not, such as "optim.lr was 0.001 and is 0.0001". same: whether
+    two values of a key, as they are stored, are the same."""
     lines = []
     for key in sorted({*old, *new}):
         full_key, old_value, new_value = f"{path}{key}", old.get(key), new.get(key)
         if full_key in MAY_CHANGE:
             continue
         if isinstance(old_value, Mapping) and isinstance(new_value, Mapping):
-            lines += differences(old_value, new_value, f"{full_key}.")
-        elif old_value != new_value:
-            lines.append(f"{full_key} was {old_value} and is {new_value}")
+            lines += differences(old_value, new_value, f"{full_key}.", same)
+        elif not same(full_key, old_value, new_value):
+            becomes = "has another value now" if old_value == new_value else f"is {new_value}"
+            lines.append(f"{full_key} was {old_value} and {becomes}")
     return lines
 
 
@@ -193,13 +209,13 @@ def fixed_keys(config: TrainConfig) -> dict[str, Any]:
             if f"{path}{key}" not in MAY_CHANGE
         }
 
-    return fixed(to_dict(config))
+    return fixed(to_stored(config))
 
 
 def _stored_config(run: Storage) -> TrainConfig:
     """config.yaml of a run that has commits. Raises RunError where it is missing or damaged."""
     try:
-        return read_config(run)
+        return read_config(run, environ={})  # references as they are: they are compared by their digests
     except NotFound as error:
         raise RunError(f"{run.url} has checkpoints but no config.yaml; restore it, or choose another run=") from error
 
@@ -245,6 +261,7 @@ def load_run(url: str) -> RunInfo:
     """Read the run at a folder or URL. Raises RunError when there is none, or its files are damaged."""
     storage = open_storage(url)
     try:
-        return RunInfo(storage, read_config(storage), read_facts(storage))
+        facts = read_facts(storage)
+        return RunInfo(storage, read_config(storage, digests=facts.get("environment")), facts)
     except NotFound as error:
         raise missing(storage, error) from error

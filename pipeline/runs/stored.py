@@ -3,17 +3,20 @@ one line that names the file where it is damaged. Imports no torch."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.config.check.groups import check_diffusion, check_model
-from pipeline.config.loading.merge import flat_types, from_dict
+from pipeline.config.loading.merge import flat_types
+from pipeline.config.loading.stored import from_stored
 from pipeline.config.values.bounds import Between, Ge, check_bounds, require
-from pipeline.errors import ConfigError, NotFound, ParseError, RunError
+from pipeline.errors import ConfigError, NotFound, ParseError, RunError, Unset
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import YAML_BYTES, parse_json, parse_yaml
 from pipeline.runs.names import CONFIG, DIGITS, FACTS, ROWS
@@ -130,32 +133,44 @@ def read_facts(run: Storage) -> dict[str, Any]:
         raise damaged(run, FACTS, error) from error
 
 
-def read_config(run: Storage, *, forward: bool = False) -> TrainConfig:
+def read_config(
+    run: Storage, *, forward: bool = False, environ: Mapping[str, str] = os.environ, digests: Any = None
+) -> TrainConfig:
     """The configuration in config.yaml, with its bounds checked.
 
     forward: whether keys that this version does not know are passed over; else they are refused, for they may change
-    what the run is. Raises NotFound where there is none, RunError where it is damaged or describes what cannot be.
+    what the run is. environ, digests: as in from_stored. Raises NotFound where there is none, RunError where it is
+    damaged or describes what cannot be.
     """
     try:
-        return config_from(parse_yaml(read_bounded(run, CONFIG, YAML_BYTES)), forward=forward)
+        tree = parse_yaml(read_bounded(run, CONFIG, YAML_BYTES))
+        return config_from(tree, forward=forward, where=f"{run.url}: ", environ=environ, digests=digests)
     except (ParseError, ConfigError, OverflowError) as error:
         raise damaged(run, CONFIG, error) from error
 
 
-def config_from(tree: Any, *, forward: bool = False) -> TrainConfig:
-    """The configuration that stored plain values describe. forward: as in read_config. Raises ParseError, ConfigError,
-    OverflowError."""
+def config_from(
+    tree: Any,
+    *,
+    forward: bool = False,
+    where: str = "",
+    environ: Mapping[str, str] = os.environ,
+    digests: Any = None,
+) -> TrainConfig:
+    """The configuration that stored plain values describe. forward: as in read_config. where, environ, digests: as in
+    from_stored. Raises ParseError, ConfigError, OverflowError."""
     if not isinstance(tree, dict):
         raise ParseError("it is no group of keys")
-    config = from_dict(TrainConfig, _known(tree) if forward else tree)
+    config = from_stored(TrainConfig, _known(tree) if forward else tree, environ, where=where, digests=digests)
     require_plausible(config)
     return config
 
 
 def damaged(run: Storage, key: str, error: Exception | str) -> RunError:
-    """The line about a file of a run that cannot be read. error: what is wrong with it."""
+    """The line about a file of a run that cannot be read. error: what is wrong with it, and no more about where."""
     newer = ", take the version of latentmill that wrote it" if isinstance(error, ConfigError) else ""
-    return RunError(f"{run.locate(key)}: {error}. Restore that file from a copy{newer}, or choose another run")
+    said = str(error).removeprefix(f"{run.url}: ")
+    return RunError(f"{run.locate(key)}: {said}. Restore that file from a copy{newer}, or choose another run")
 
 
 def missing(run: Storage, error: NotFound) -> RunError:
@@ -167,24 +182,38 @@ def require_plausible(config: TrainConfig) -> None:
     """Raise ConfigError for a stored configuration with values out of bounds, or of a network that nobody could have
     trained: it is refused before anything is built of it."""
     check_bounds(config)
-    for key, value, most in (("samples", config.samples, LARGEST), ("optim.batch", config.optim.batch, LARGEST_BATCH)):
-        require(value <= most, f"{key}={value:g}: {most:,} at most is wanted")
-    model = config.model
-    _require_network(model)
-    check_model(model, config.task)
-    check_diffusion(config.diffusion)
+    with suppress(Unset):
+        require(config.samples <= LARGEST, f"samples={config.samples:g}: {LARGEST:,} at most is wanted")
+    with suppress(Unset):
+        batch = config.optim.batch
+        require(batch <= LARGEST_BATCH, f"optim.batch={batch:g}: {LARGEST_BATCH:,} at most is wanted")
+    _require_network(config.model)
+    with suppress(Unset):
+        check_model(config.model, config.task)
+    with suppress(Unset):
+        check_diffusion(config.diffusion)
 
 
 def _require_network(model: ModelConfig) -> None:
-    depth = model.transformer_depth
-    depths = (depth,) if isinstance(depth, int) else depth
-    widths = {name: getattr(model, name) for name in ("in_channels", "out_channels", "context_width", "vector_width")}
-    widths["channels x multipliers"] = model.channels * max(model.multipliers, default=1)
-    counts = {"blocks": model.blocks, "multipliers (levels)": len(model.multipliers)}
-    counts["transformer_depth"] = max(depths, default=0)
+    """Raise ConfigError where a network would be wider, or have more parts, than any that could be trained."""
+
+    def deepest() -> int:
+        depth = model.transformer_depth
+        return depth if isinstance(depth, int) else max(depth, default=0)
+
+    widths: dict[str, Callable[[], int]] = {
+        name: partial(getattr, model, name) for name in ("in_channels", "out_channels", "context_width", "vector_width")
+    }
+    widths["channels x multipliers"] = lambda: model.channels * max(model.multipliers, default=1)
+    counts: dict[str, Callable[[], int]] = {
+        "blocks": lambda: model.blocks,
+        "multipliers (levels)": lambda: len(model.multipliers),
+        "transformer_depth": deepest,
+    }
     for values, most in ((widths, WIDEST), (counts, MOST)):
         for name, value in values.items():
-            require(value <= most, f"model.{name}={value}: no network has more than {most:,}")
+            with suppress(Unset):
+                require(value() <= most, f"model.{name}={value()}: no network has more than {most:,}")
 
 
 def _known(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,11 +65,15 @@ def keep_pace(client: Any) -> None:
     )
 
     class Connection(AWSHTTPConnection):  # type: ignore[misc]
+        sock: Any
+
         def connect(self) -> None:
             super().connect()
             self.sock = _PacedSocket(self.sock)
 
     class SecureConnection(AWSHTTPSConnection):  # type: ignore[misc]
+        sock: Any
+
         def connect(self) -> None:
             super().connect()
             self.sock = _PacedSocket(self.sock)

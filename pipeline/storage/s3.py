@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, LatentmillError, StorageError
+from pipeline.parsing.redaction import holds_secret, redact
 from pipeline.storage.answers import Body, etag_of, is_object, may_pass, object_size, s3_error
 from pipeline.storage.base import ObjectInfo, Storage, check_key, local_errors, temporary_path
 from pipeline.storage.pace import keep_pace
@@ -265,6 +266,11 @@ def s3_client() -> Any:
                 client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
             except ValueError as error:
                 raise ConfigError(f"S3: {error}; write AWS_ENDPOINT_URL_S3 as https://host:port") from error
+            if holds_secret(client.meta.endpoint_url):
+                raise ConfigError(
+                    f"S3: the endpoint {redact(client.meta.endpoint_url)} holds a user and password, which are not "
+                    "taken from there; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave them out of it"
+                )
             client.meta.events.register("before-parse.s3", _refuse_half_an_answer)
             keep_pace(client)
             _clients.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import ConfigError
+from pipeline.parsing.redaction import redact
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 
@@ -17,6 +18,11 @@ def open_storage(url: str) -> Storage:
     if scheme != "s3":
         raise ConfigError(f"{url}: {scheme}:// is not supported; give a local path or s3://bucket/prefix")
     bucket, _, prefix = rest.partition("/")
+    if ":" in bucket or "@" in bucket:
+        raise ConfigError(
+            f"{redact(url)}: a user and password in a URL are not taken; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and write s3://bucket/prefix"
+        )
     if not bucket:
         raise ConfigError(f"{url}: no bucket; write s3://bucket/prefix")
     from pipeline.storage.s3 import S3Storage
@@ -35,5 +41,5 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def without_folders(path: str) -> str:
-    """An absolute local path's last part; anything else as it is."""
-    return path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path
+    """An absolute local path's last part, anything else as it is, for what is stored: without secrets."""
+    return redact(path.rstrip("/").rpartition("/")[2] if path.startswith(("/", "~")) else path)

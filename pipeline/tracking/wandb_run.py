@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.log import log
+from pipeline.parsing.redaction import redact
 
 WANDB_URL = "https://api.wandb.ai"
 PROJECT = "latentmill"
@@ -110,6 +111,14 @@ class WandbRun:
                 self._guarded(partial(_send, run, item))
         if run is not None:
             self._guarded(run.finish)
+            self._guarded(self._redact_logs)
+
+    def _redact_logs(self) -> None:
+        """wandb's own logs name the run's folder and what it was given, as they are."""
+        for path in Path(self._arguments["dir"]).glob("wandb/*run-*/logs/*.log"):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if (clean := redact(text)) != text:
+                path.write_text(clean, encoding="utf-8")
 
     def _open(self) -> Any:
         mode: Any = self._mode

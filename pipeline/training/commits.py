@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pipeline.config import TrainConfig
-from pipeline.config.loading.merge import from_dict, to_dict
+from pipeline.config.loading.merge import to_stored
+from pipeline.config.loading.references import holds_reference
+from pipeline.config.loading.stored import from_stored, is_same
 from pipeline.distributed.world import World, shared
 from pipeline.errors import RunError
 from pipeline.runs import checkpoint
@@ -76,8 +79,13 @@ class Commits:
             raise shared(RunError(f"{self.run.url} was trained on {difference}; choose another run="))
         if isinstance(commit.config, str):
             return  # the digest that commits of earlier versions hold, which names no keys
-        committed = to_dict(from_dict(TrainConfig, {"run": self.config.run, **commit.config}))
-        if changed := differences(committed, to_dict(self.config)):
+
+        def same(key: str, old: Any, new: Any) -> bool:
+            """Values of the environment were compared when the run was opened, with the digests of run.json."""
+            return holds_reference(old) or is_same(self.config, None, key, old, new)
+
+        committed = to_stored(from_stored(TrainConfig, {"run": self.config.run, **commit.config}, {}))
+        if changed := differences(committed, to_stored(self.config), same=same):
             raise shared(
                 RunError(
                     f"{self.run.url}: the commit at {commit.n} samples is of another configuration: "

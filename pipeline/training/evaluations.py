@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
+from pipeline.config.loading.references import references_of
 from pipeline.runs.datasets import stored_members
 from pipeline.runs.directory import is_evaluated, last_sample
 from pipeline.runs.profiles import OWN
@@ -90,7 +91,9 @@ def beside(config: TrainConfig, run: Storage, world: World, tracker: Tracker) ->
     if world.rank:
         yield lambda weights, n, stopped: None
         return
-    start = Starter(config.run, config.eval.cluster, config.device, run.local_path(LOG))
+    start = Starter(
+        references_of(config).get("run", config.run), config.eval.cluster, config.device, run.local_path(LOG)
+    )
     with Jobs(run, tracker, start) as jobs:
         yield lambda weights, n, stopped: jobs.evaluate(n, weights)
 

@@ -15,7 +15,8 @@ from pipeline.runs.datasets import (
     stored_members,
     training_datasets,
 )
-from pipeline.runs.directory import roles
+from pipeline.runs.directory import dataset_urls, roles
+from pipeline.runs.distinct import require_distinct
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -87,6 +88,9 @@ def open_data(config: TrainConfig, run: Storage, world: World) -> Data:
     dataset = training_datasets(config, run, world)
     cache, manifest = dataset.parts[0].storage, dataset.parts[0].manifest
     validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
+    urls = [f"data.{'mix' if number else 'train'}={url}" for number, url in enumerate(dataset_urls(config.data))]
+    named = list(zip(urls, (part.manifest for part in dataset.parts), strict=True))
+    require_distinct(named, (f"data.val={config.data.val}", validation) if validation else None)
     contract = manifest.contract
     empty = empty_caption(cache, manifest)
     task = make_task(config.task, contract.latent_shape, empty, trimmed=contract.trimmed)

@@ -27,6 +27,7 @@ from pipeline.interchange.pretrained import Pretrained
 from pipeline.log import log
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.weights import weights_hash
+from pipeline.parsing.redaction import redact
 from pipeline.runs.checkpoint import load_run, load_weights
 from pipeline.storage.urls import open_storage
 
@@ -43,7 +44,7 @@ def begin(config: TrainConfig, denoiser: Denoiser, contract: Contract) -> dict[s
     kind, weights, facts = _read_weights(config, unet.config, contract)
     _check(config, contract, weights)
     require_finite(f"init={config.init}", weights.state)
-    facts = {"from": config.init, "kind": kind, **facts, "sha256": weights_hash(weights.state.items())}
+    facts = {"from": redact(config.init), "kind": kind, **facts, "sha256": weights_hash(weights.state.items())}
     log.info(f"train: begins with the weights of {config.init} ({', '.join(_in_words(facts))})")
     channels = weights.state["conv_in.weight"].shape[1]
     if channels < unet.config.in_channels:

@@ -36,7 +36,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "submit": {},
 }
 UNBOUNDED = {
-    *("ema", "min_psnr", "shift", "tracking.every", "encoders.seed", "ema.snapshots"),
+    *("ema", "min_psnr", "shift", "tracking.every", "ema.snapshots"),
     *("diffusion.beta_start", "diffusion.beta_end", "diffusion.timestep_mean"),
     *("diffusion.sigma_min", "diffusion.sigma_max", "model.attention", "model.heads", "model.head_width"),
 }

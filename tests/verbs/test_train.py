@@ -266,7 +266,7 @@ def test_two_ranks_stopped_by_sigterm_exit_75_and_end_as_one_undisturbed_process
         checkpoint=CheckpointConfig(every=400, keep=5),
     )
     code = "import json, sys; from pipeline import cli; from pipeline.config import TrainConfig; "
-    code += "from pipeline.config.loading.load import from_dict; from pipeline.train import main; "
+    code += "from pipeline.config.loading.merge import from_dict; from pipeline.train import main; "
     code += "config = from_dict(TrainConfig, json.loads(sys.argv[1])); "
     code += "raise SystemExit(cli.guarded('train', lambda: main(config)))"
     command = [sys.executable, "-c", code, json.dumps(to_dict(two))]

@@ -9,6 +9,7 @@ from pipeline import config as c
 from pipeline.config.tasks import TASK_FACTS
 from pipeline.config.train import WIDEST
 from pipeline.config.values.bounds import require
+from pipeline.config.values.places import place
 
 
 def check_checkpoint(config: c.TrainConfig) -> None:
@@ -54,16 +55,16 @@ def check_evaluation(config: c.TrainConfig) -> None:
         "eval.reference is given but data.val is not: data.val=CACHE names the captions to sample",
     )
     require(
-        config.data.val == "" or config.data.val not in (config.data.train, *config.data.mix),
+        config.data.val == "" or place(config.data.val) not in map(place, (config.data.train, *config.data.mix)),
         f"data.val={config.data.val} is the training cache; captions must be ones that training never sees",
     )
 
 
 def check_mix(prefix: str, first: str, mix: tuple[str, ...], weights: tuple[float, ...]) -> None:
     """Caches that are mixed, and their weights. prefix: what precedes the keys in messages, such as "data."."""
-    urls, shown = [first.rstrip("/"), *(url.rstrip("/") for url in mix)], f"{prefix}weights={list(weights)}"
+    urls, shown = [place(url) for url in (first, *mix)], f"{prefix}weights={list(weights)}"
     require(all(url.strip() for url in mix), f"{prefix}mix={list(mix)}: the name of a cache is empty")
-    twice = sorted({url for url in urls if urls.count(url) > 1})
+    twice = sorted({url.rstrip("/") for url, where in zip((first, *mix), urls) if urls.count(where) > 1})
     require(not twice, f"{prefix}mix: {', '.join(twice)} is given twice; give it once, with a larger weight")
     require(
         not weights or bool(mix),
@@ -163,11 +164,12 @@ def check_diffusion(diffusion: c.DiffusionConfig) -> None:
         )
 
 
-def check_world(optim: c.OptimConfig, world: int) -> None:
-    """The global batch against the number of ranks. Call it again where torchrun or srun decides how many there are."""
+def check_world(optim: c.OptimConfig, world: int, key: str = "optim.batch", ranks: str = "") -> None:
+    """The global batch against the number of ranks. Call it again where torchrun or srun decides how many there are.
+    key: the batch's in messages. ranks: what is said of the ranks, such as the key that gives their number."""
     require(
         optim.batch % world == 0,
-        f"optim.batch={optim.batch} does not divide among {world} ranks; the nearest that does is "
+        f"{key}={optim.batch} does not divide among {world} ranks{ranks}; the nearest that does is "
         f"{max(1, round(optim.batch / world)) * world}",
     )
     share = optim.batch // world

@@ -22,6 +22,7 @@ from pipeline.config.check.groups import (
     check_world,
 )
 from pipeline.config.values.bounds import check_bounds, require, some_text
+from pipeline.config.values.places import place
 from pipeline.config.values.rules import parse_rules
 from pipeline.config.values.times import limit_seconds
 
@@ -38,7 +39,7 @@ def check_train(config: c.TrainConfig) -> None:
     """latentmill train."""
     check_mix("data.", config.data.train, config.data.mix, config.data.weights)
     require(
-        config.init == "" or config.init.rstrip("/") != config.run.rstrip("/"),
+        config.init == "" or place(config.init) != place(config.run),
         f"init={config.init} is the run itself: leave init out to go on with it, or give another run=",
     )
     check_model(config.model, config.task)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ParseError
+from pipeline.parsing.values import YAML_BYTES, parse_yaml
+
+FILES = 1000
+"""Most YAML files of a user's own folder."""
 
 
 def conf_dir() -> Path:
@@ -21,6 +25,26 @@ def own_conf_dir() -> Path | None:
     if folder and not Path(folder).is_dir():
         raise ConfigError(f"LATENTMILL_CONF={folder} is not a folder")
     return Path(folder).resolve() if folder else None
+
+
+def check_own_files() -> None:
+    """Raise ConfigError for a YAML file in a group of the user's own folder that is not made of plain values: Hydra
+    would follow its tags, and copy what its aliases repeat."""
+    folder = own_conf_dir()
+    files = sorted(folder.glob("*/*.yaml")) if folder else []
+    if len(files) > FILES:
+        raise ConfigError(f"LATENTMILL_CONF={folder} holds {len(files)} YAML files; {FILES} at most are read")
+    for path in files:
+        try:
+            if not path.is_file():  # a device or a pipe would never end
+                raise ParseError("it is not a file")
+            with path.open("rb") as file:
+                tree = parse_yaml(file.read(YAML_BYTES + 1))
+            if not isinstance(tree, dict | None):
+                raise ParseError("it is not a group of keys")
+        except (ParseError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(f"{path}: {reason}; mend the file, or take it out of LATENTMILL_CONF") from None
 
 
 def groups(verb: str) -> dict[str, list[str]]:

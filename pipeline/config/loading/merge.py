@@ -1,17 +1,28 @@
-"""Conversion between plain values and config dataclasses, with every key and type checked."""
+"""Conversion between plain values and config dataclasses, with every key and type checked.
+
+from_dict(cls, tree)                 from plain values (stored.py: from what is stored)
+to_dict(config)                      to plain values, for this process
+to_stored(config), to_yaml(config)   for what is stored or sent: references in place of the environment's values
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
+import re
+import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from pipeline.config.loading.references import Lacking, Resolved, lacking, references_of, typed
 from pipeline.errors import ConfigError
+from pipeline.parsing.redaction import redact_values
 
 T = TypeVar("T")
+LARGEST = 2**63
+"""Whole numbers are smaller in size than this one, as files and arrays hold them."""
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
@@ -19,21 +30,56 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     an unknown key, a missing one or a wrong type, but does not check bounds (see config/check/)."""
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path.rstrip('.') or 'the configuration'}={_show(tree)}: not a group of keys")
     for key in tree:
         if key not in fields:
             known = [f"{path}{name}" for name, _ in flat_types(cls)]
-            raise ConfigError(unknown_key(f"{path}{key}", known))
-    values = {}
+            raise ConfigError(unknown_key(f"{path}{_show(key)}", known))
+    values: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     for name, field in fields.items():
-        if name in tree:
-            values[name] = _convert(hints[name], tree[name], f"{path}{name}")
+        value = tree.get(name)
+        if isinstance(value, Lacking):
+            missing[name] = f"{value.where}{path}{name}={value.reference}: {value.why}"
+            values[name] = None
+        elif name in tree:
+            values[name] = _convert(hints[name], value, f"{path}{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{path}{name} is missing: give {path}{name}=...")
-    return cls(**values)
+    config = cls(**values)
+    if missing:
+        lacking(config, missing)
+    return config
+
+
+def to_stored(config: Any) -> dict[str, Any]:
+    """A configuration as plain values that may be stored and sent: what came from the environment is a reference to
+    it, and URLs have no user, password or signature."""
+    return redact_values(plain_of(config, references_of(config)), references=False)
+
+
+def to_yaml(config: Any) -> str:
+    """The whole configuration as YAML, as `to_stored` gives it; `from_stored(cls, parse_yaml(text))` (stored.py)
+    reads it."""
+    import yaml
+
+    return yaml.safe_dump(to_stored(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain values, with lists for tuples, as from_dict takes them. Not to be stored."""
+    return plain_of(config, {})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# From plain values
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     """`value` as the type `kind`, without guessing: 1e6 may become an int, "3" may not. where: the key in messages."""
+    if isinstance(value, Resolved):
+        return _convert_resolved(kind, value, where)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -42,26 +88,64 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         lists = [kind for kind in alternatives if get_origin(kind) is tuple]
         return _convert(lists[0] if lists and isinstance(value, list | tuple) else alternatives[0], value, where)
     if origin is Literal:
-        if value in arguments and type(value) in {type(choice) for choice in arguments}:
+        if any(type(value) is type(choice) and value == choice for choice in arguments):
             return value
-        raise ConfigError(f"{where}={_show(value)}: there are {', '.join(map(str, arguments))}")
+        raise ConfigError(f"{where}={_show(value)}: {_wanted(kind)}")
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}={_show(value)}: not a group of keys")
         return from_dict(kind, value, f"{where}.")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is int and is_number and math.isfinite(value) and value == int(value):
+    if kind is int and is_number and math.isfinite(value) and value == int(value) and -LARGEST <= value < LARGEST:
         return int(value)
     if kind is float and is_number and math.isfinite(value):
         return float(value)
-    if kind is str and isinstance(value, str):
+    if kind is str and _is_text(value):
         return value
-    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-    raise ConfigError(f"{where}={_show(value)}: {expected} is wanted")
+    raise ConfigError(f"{where}={_show(value)}: {_wanted(kind)}")
+
+
+_MOST = 1.7976931348623157e308
+"""The largest float64; a comparison with it takes integers of any length."""
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that can be stored: without NUL and without halves of surrogate pairs."""
+    return isinstance(value, str) and re.search("[\0\ud800-\udfff]", value) is None
+
+
+def _convert_resolved(kind: Any, value: Resolved, where: str) -> Any:
+    """What a reference has become, as the type `kind`. A refusal shows the reference."""
+    plain: Any = value.text
+    texts = [k for k in (kind, *get_args(kind)) if k is str or (get_origin(k) is Literal and plain in get_args(k))]
+    if not texts:
+        plain = typed(value.text)
+    elif get_origin(kind) is tuple and plain is not None:
+        plain = typed(plain) if plain.startswith("[") else [plain]
+        plain = [str(item) for item in plain]
+    try:
+        return _convert(kind, plain, where)
+    except ConfigError:
+        raise ConfigError(f"{where}={value.reference}: {_wanted(kind)}") from None
+
+
+def _wanted(kind: Any) -> str:
+    """What a value of a type should be, in words."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"there are {', '.join(map(str, arguments))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_wanted(kind) for kind in arguments if kind is not type(None))
+    if origin is tuple:
+        return f"a list is wanted, and in it: {_wanted(arguments[0])}"
+    if dataclasses.is_dataclass(kind):
+        return "not a group of keys"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text (UTF-8)"}
+    return f"{words[kind]} is wanted"
 
 
 def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
@@ -74,11 +158,46 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
     return tuple(_convert(kind, item, where) for kind, item in zip(arguments, items))
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# To plain values
+
+
+def plain_of(value: Any, references: Mapping[str, Any], path: str = "") -> Any:
+    """Plain values of a configuration. references: what stands in place of values, by dotted key."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        keys = {field.name: f"{path}{field.name}" for field in dataclasses.fields(value)}
+        return {
+            name: plain_of(references[key], {})
+            if key in references
+            else plain_of(getattr(value, name), references, f"{key}.")
+            for name, key in keys.items()
+        }
+    if isinstance(value, Mapping):
+        return {key: plain_of(item, {}) for key, item in value.items()}
+    return [plain_of(item, {}) for item in value] if isinstance(value, tuple | list) else value
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Messages
+
+
 def _show(value: Any) -> str:
-    """A value as a user would type it."""
+    """A value as a user would type it, cut where it is long."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, Resolved):
+        return value.reference
+    if isinstance(value, str | int | float):
+        return text if len(text := str(value)) <= 200 else f"{text[:200]}..."
+    return _BRIEF.repr(value)
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict, _BRIEF.maxstring = 2, 8, 4, 40
 
 
 def flat_types(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -92,6 +211,7 @@ def flat_types(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """The line that refuses an unknown key: it names the nearest known key and the other keys of that group."""
+    key = key if len(key) <= 100 else f"{key[:100]}..."
     last = key.rpartition(".")[2]
     same_name = [name for name in known if name.rpartition(".")[2] == last]
     near = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -102,21 +222,3 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
         group, neighbours = "", [name for name in known if "." not in name]
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{key}: no such key{hint} (keys{f' of {group}' if group else ''}: {', '.join(dict.fromkeys(neighbours))})"
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain values, with lists for tuples, as from_dict takes them and JSON and YAML store them."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-    return plain(dataclasses.asdict(config))
-
-
-def to_yaml(config: Any) -> str:
-    """The whole configuration as YAML; `from_dict(cls, yaml.safe_load(text))` gives it back."""
-    import yaml
-
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)

@@ -14,11 +14,12 @@ import dataclasses
 import math
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Unset
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Between:
         return self.says or f"a number {low} {high} is wanted"
 
     def __str__(self) -> str:
-        low, high = f">{'=' * (self.ends[0] == '[')} {self.low:g}", f"<{'=' * (self.ends[1] == ']')} {self.high:g}"
+        top = f"{self.high:g}" if self.high < 2**53 else f"2**{math.log2(self.high):g}"
+        low, high = f">{'=' * (self.ends[0] == '[')} {self.low:g}", f"<{'=' * (self.ends[1] == ']')} {top}"
         return f"{low} and {high}"
 
 
@@ -101,6 +103,11 @@ class OrZero:
 
 Bound = Ge | Gt | Between | OrZero
 
+Seed = Annotated[int, Between(0, 2**63, "[)", "a whole number from 0 to below 2**63 is wanted")]
+"""A seed: philox.py takes 64 bits, and files hold whole numbers with a sign."""
+SeedOrNone = Annotated[int, Between(-1, 2**63, "[)", "a whole number from 0 to below 2**63, or -1, is wanted")]
+"""The same, with -1 for none."""
+
 
 def bounds_of(kind: Any) -> Iterator[tuple[Bound, bool]]:
     """(bound, whether it holds for each element of a list) of every bound that a type declares."""
@@ -121,7 +128,10 @@ def check_bounds(config: Any, path: str = "") -> None:
     path: prefix of the keys in messages. Raises ConfigError for the first value outside; NaN and infinity always are.
     """
     hints = get_type_hints(type(config), include_extras=True)
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values = {}
+    for field in dataclasses.fields(config):
+        with suppress(Unset):  # who reads it is told
+            values[field.name] = getattr(config, field.name)
     groups = {name: value for name, value in values.items() if dataclasses.is_dataclass(value)}
     for name, value in values.items():
         if name not in groups:

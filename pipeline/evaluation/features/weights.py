@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.errors import NotFound, WeightsError
 from pipeline.log import log
 from pipeline.models.encoders.fetched import cache_root
+from pipeline.parsing.redaction import REDACTED, redact
 from pipeline.storage.base import temporary_path
 from pipeline.storage.urls import open_storage, split_url
 
@@ -28,15 +29,21 @@ def weights_file(source: str) -> Path:
     hexadecimal digits at the end of its name (pt_inception-2015-12-05-6726825d.pth). Raises WeightsError."""
     pinned_hash = PINNED.search(source)
     location = source[: pinned_hash.start()] if pinned_hash else source
-    named_hash = NAMED.search(location)
+    name = re.split(r"[?#]", location)[0].rpartition("/")[2] if "://" in location else location  # without a signature
+    named_hash = NAMED.search(name)
     expected_hash = pinned_hash[1] if pinned_hash else named_hash[1] if named_hash else ""
+    if REDACTED in location:
+        raise WeightsError(
+            f"features_weights={source}: what is missing in this URL was not stored with the run; give "
+            "features_weights=URL anew, or begin runs with '${oc.env:NAME}' in its place"
+        )
     if "://" not in location:
         path = Path(location).expanduser()
         if not path.is_file():
             raise WeightsError(f"features_weights={source}: there is no such file")
         return _verified(path, expected_hash, source)
     key = hashlib.sha256(f"{location} {expected_hash}".encode()).hexdigest()[:16]
-    path = cache_root().parent / "features" / key / location.rpartition("/")[2]
+    path = cache_root().parent / "features" / key / (redact(name) or "weights")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         log.info(f"downloading {location} into {path}")
