@@ -540,8 +540,8 @@ def test_a_list_of_excluded_records_that_is_right_is_read(tmp_path: Path) -> Non
 
 
 def test_the_seed_of_encoders_is_a_number_or_a_line() -> None:
-    assert contract().encoder_seed == 0
+    assert contract().encoder_seed == -1
     assert contract(encoders={"seed": 7}).encoder_seed == 7
-    for seed in ("7", None, -1, 2**64, True, [7]):
+    for seed in ("7", None, -2, 2**64, True, [7]):
         with pytest.raises(DatasetError, match="seed"):
             _ = dataclasses.replace(contract(), encoders={"seed": seed}).encoder_seed

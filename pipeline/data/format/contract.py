@@ -136,9 +136,9 @@ class Contract:
 
     @property
     def encoder_seed(self) -> int:
-        """The seed of encoders with random weights, 0 where there is none. Raises ContractMismatch."""
-        seed = self.encoders.get("seed", 0)
-        if type(seed) is not int or not 0 <= seed < 2**64:
+        """The seed of encoders with random weights; -1 = trained weights. Raises ContractMismatch."""
+        seed = self.encoders.get("seed", -1)
+        if type(seed) is not int or not -1 <= seed < 2**64:
             raise ContractMismatch("the cache's contract names a seed of its encoders that is no number of 64 bits")
         return seed
 
