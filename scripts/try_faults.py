@@ -29,7 +29,7 @@ from scripts.faults import files, inputs, kills, words  # noqa: E402
 from scripts.faults.base import make_base  # noqa: E402
 from scripts.faults.trial import Outcome, run_case  # noqa: E402
 
-IMPORTED = (
+IMPORTED: tuple[str, ...] = (
     "pipeline.train",
     "pipeline.eval",
     "pipeline.export",

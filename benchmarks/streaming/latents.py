@@ -31,7 +31,7 @@ class Latents:
 
     name: str
     side: int
-    text: str
+    text: Literal["full", "tokens"]
     samples: int
     shard_bytes: int = 60_000_000
     length: int = 77

@@ -7,6 +7,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -145,11 +146,11 @@ def cases() -> Iterator[Case]:
     for name, data in pictures().items():
         members = [("zzz.jpg" if "jpg" in name else "zzz.png", data), ("zzz.txt", b"a line")]
         yield Case(
-            "pictures", name, words, lambda f, m=members: write(f, m), "done", "1[23] records of 13|13 samples read"
-        )  # type: ignore[misc]
+            "pictures", name, words, partial(write, members=members), "done", "1[23] records of 13|13 samples read"
+        )
         big = (*words, "resolution=512", "batch=1") if "x" in name and "JPEG of" in name else None
         if big:
-            yield Case("pictures", f"{name} at 512", big, lambda f, m=members: write(f, m[:0] + m), "done")  # type: ignore[misc]
+            yield Case("pictures", f"{name} at 512", big, partial(write, members=members), "done")
     for name, (suffix, data) in texts().items():
         members = [("zzz.jpg", picture()), (f"zzz.{suffix}", data)] + (
             [("zzz.txt", b"a line")] if suffix == "json" else []
@@ -159,9 +160,9 @@ def cases() -> Iterator[Case]:
             "captions and columns",
             name,
             (*words, *more),
-            lambda f, m=members: write(f, m),
+            partial(write, members=members),
             "done" if not more else "either",
-        )  # type: ignore[misc]
+        )
     for name, data in tars().items():
 
         def put(folder: Path, data: bytes = data) -> None:

@@ -39,7 +39,9 @@ SPECIAL += [
     "!!x",
 ]
 VALUES = st.lists(st.sampled_from(SPECIAL) | st.text(max_size=3), max_size=8).map("".join)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | VALUES | st.just(10**400) | st.just({})
+SCALARS: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | VALUES | st.just(10**400) | st.just({})
+)
 TREES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(VALUES, inner, max_size=3))
 
 

@@ -256,9 +256,12 @@ def test_a_pipe_among_ones_own_files_is_not_waited_for(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("verb", sorted(verb for verb, cls in CONFIGS.items() if "seed" in dict(flat_types(cls))))
 def test_seeds_are_bounded_in_every_verb(verb: str) -> None:
-    given: dict[str, Any] = {"train": {"run": "r", "data": {"train": "c"}}, "data": {"dataset": "d"}, "demo": {}}.get(
-        verb, {"run": "r", "dest": "d", "source": "s"}
-    )
+    known: dict[str, dict[str, Any]] = {
+        "train": {"run": "r", "data": {"train": "c"}},
+        "data": {"dataset": "d"},
+        "demo": {},
+    }
+    given = known.get(verb, {"run": "r", "dest": "d", "source": "s"})
     from pipeline.config.values.bounds import check_bounds
 
     names = {key for key, _ in flat_types(CONFIGS[verb])}

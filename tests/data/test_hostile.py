@@ -95,7 +95,7 @@ def taken(path: str) -> Change:
 # --------------------------------------------------------------------------------------------------------------------
 # The manifest
 
-WRONG_VALUES = {
+WRONG_VALUES: dict[str, list[Any]] = {
     "shards.0.samples": [-5, "5", 5.0, True, None, 10**12, 2**63, [5]],
     "shards.0.bytes": [-1, 10**15, "1", 2**62, 100],
     "shards.0.unit": [-1, 99, "0", 2**70],

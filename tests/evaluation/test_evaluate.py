@@ -204,7 +204,7 @@ def test_in_training_writes_an_evaluation_that_the_report_reads(
     assert report.notes == []
     assert [e.n for e in report.training_evaluations] == [64, 128]
     last = report.last
-    assert last is not None and last.grid.startswith(b"\x89PNG") and len(last.tiles.captions) == 4
+    assert last is not None and last.grid.startswith(b"\x89PNG") and last.tiles and len(last.tiles.captions) == 4
     assert last.card["line"].startswith("fid_democlip ") and "7 images" in last.card["line"]
     assert last.metrics["fid_democlip_floor_images"] == 7
     for name in ("clip_score", "clip_score_real", "attribute_accuracy", "attribute_accuracy_reconstruction"):

@@ -7,6 +7,7 @@ import re
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_weights_with_nan_or_infinity_are_refused_by_the_tensors_name(unet: Path
     single["model.diffusion_model.out.2.bias"][0] = value
     for name in ("model.safetensors", "model.ckpt"):
         (save_file if name.endswith("safetensors") else torch.save)(single, tmp_path / name)
-        line = refusal(lambda name=name: pretrained.load_compvis(tmp_path / name, MODEL), tmp_path / name)
+        line = refusal(partial(pretrained.load_compvis, tmp_path / name, MODEL), tmp_path / name)
         assert "model.diffusion_model.out.2.bias holds NaN or infinity (1 of 4 values)" in line
 
 

@@ -18,7 +18,7 @@ SECONDS, MEGABYTES = 2.0, 200.0
 """Most CPU time of one input, and most that the process may grow by."""
 QUICK = {"max_examples": 100, "deadline": None, "derandomize": True}
 LONG = {"max_examples": 4000, "deadline": None}
-HOSTILE = [
+HOSTILE: list[Any] = [
     *(
         None,
         True,

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 NUMBERS = (0, -1, 1, 3.5, -0.0, 10**6, 2**31, 2**63 - 1, -(2**63), 10**30, 1e300)
 TEXTS = ("", "x", "\x1b[31m", "../../x", "/etc/passwd", "hf-hub:evil/model", "0" * 64, "a" * 5000)
-HOSTILE = st.sampled_from([None, True, *NUMBERS, *TEXTS, [], {}, [1] * 50, [[]], {"a": {"b": []}}])
+HOSTILE: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, *NUMBERS, *TEXTS, [], {}, [1] * 50, [[]], {"a": {"b": []}}]
+)
 VALUES = st.recursive(
     HOSTILE | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -159,8 +160,13 @@ def test_a_stage_that_is_asked_to_stop_does_not_wait_for_a_slow_sample(dying: No
         os.kill(os.getpid(), signal.SIGTERM)
 
     at_work, take = threading.Timer(1.0, stop), Decoders.submit
+
+    def submit(*arguments: Any) -> Any:
+        at_work.start()
+        return take(*arguments)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Decoders, "submit", lambda *arguments: (at_work.start(), take(*arguments))[1])
+        patch.setattr(Decoders, "submit", submit)
         with pytest.raises(Interrupted):
             main(config(str(tmp_path / "a.tar"), tmp_path / "c", decode_in="processes", workers=1))
     assert time.monotonic() - asked[0] < 5

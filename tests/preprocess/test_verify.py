@@ -20,6 +20,7 @@ from pipeline.data.format.manifest import MANIFEST, Manifest, load_manifest, man
 from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import read
 from pipeline.errors import ContractMismatch, DataError, DatasetError, ShardCorrupt, SourceError
+from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from preprocess import encode
 from preprocess.encoding import encoder
@@ -334,7 +335,12 @@ def test_a_strangers_source_pattern_leads_to_no_other_place_unasked(
     write_manifest(cache, dataclasses.replace(load_manifest(open_storage(str(cache))), sources=(pattern,)))
     opened: list[str] = []
     monkeypatch.chdir(cache)
-    monkeypatch.setattr("preprocess.units.sources.open_storage", lambda url: opened.append(url) or open_storage(url))
+
+    def opening(url: str) -> Storage:
+        opened.append(url)
+        return open_storage(url)
+
+    monkeypatch.setattr("preprocess.units.sources.open_storage", opening)
     assert main(VerifyConfig(dataset=str(cache))) == 0
     assert "not compared, for it is not here" in capsys.readouterr().out
     storage = open_storage(str(cache))

@@ -213,7 +213,10 @@ def test_hostile_words_are_text_wherever_they_stand(tmp_path: Path) -> None:
         figures = {"fid_<b>": 3.0, "fid_democlip": 4.0, "clip_score": 5.0, "guidance": guidance, "weights": word}
         (folder / "metrics.json").write_text(json.dumps(figures))
         (folder / "card.json").write_text(json.dumps(card))
-    rows = [{"kind": "alert", "alert": word, "text": word}, {"kind": "start", "engine": word, "world": 1}]
+    rows: list[dict[str, Any]] = [
+        {"kind": "alert", "alert": word, "text": word},
+        {"kind": "start", "engine": word, "world": 1},
+    ]
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps(ROW | row) + "\n" for row in rows)
     html, text = shown(run)

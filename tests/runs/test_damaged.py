@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ FILE = f"checkpoints/{N:012d}/"
 
 
 @pytest.fixture
-def run(tmp_path) -> Storage:
+def run(tmp_path: Path) -> Storage:
     """A run directory with a commit at N samples."""
     run = open_storage(str(tmp_path / "run"))
     run.put("config.yaml", to_yaml(CONFIG).encode())
@@ -119,7 +120,9 @@ def test_a_configuration_that_is_damaged_or_impossible_is_refused_in_a_line(run:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_value_that_cannot_be_is_refused_by_its_key_before_anything_is_built(run: Storage, key: str, value) -> None:
+def test_a_value_that_cannot_be_is_refused_by_its_key_before_anything_is_built(
+    run: Storage, key: str, value: Any
+) -> None:
     run.put("config.yaml", changed_config(**{key.replace(".", "__"): value}).encode())
     line = refused(lambda: load_run(run.url), f"{run.url}/config.yaml")
     assert any(word in line for word in (key, "an integer beyond", "no finite number"))
@@ -286,7 +289,7 @@ PADDED = b" " * 1000
     ],
     ids=["2**62", "longer than the file", "garbage", "blanks", "nested", "a list"],
 )
-def test_a_checkpoint_file_whose_header_is_damaged_is_refused_though_its_hash_is_right(run: Storage, data) -> None:
+def test_a_checkpoint_file_whose_header_is_damaged_is_refused_though_its_hash_is_right(run: Storage, data: Any) -> None:
     with_file(run, data)
     refused(lambda: Reader(run, choose(run)), "rank00000")
 
@@ -417,7 +420,7 @@ def test_rows_of_metrics_that_are_damaged_are_passed_over(run: Storage) -> None:
     assert [(row.n, row.loss, row.time) for row in read_rows(run, 1 << 20)] == [(1, None, 3.0)]
 
 
-def test_a_configuration_that_is_a_folder_is_no_run(tmp_path) -> None:
+def test_a_configuration_that_is_a_folder_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(RunError, match="not a run directory"):
         load_run(str(tmp_path))

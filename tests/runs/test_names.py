@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +49,7 @@ STRAYS = (
 
 
 @pytest.fixture
-def run(tmp_path) -> Storage:
+def run(tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "run"))
 
 
@@ -118,7 +121,7 @@ def test_a_name_that_is_none_of_ours_is_no_snapshot_to_evaluate(run: Storage) ->
         (names.evaluation_of, "evals/jobs.log", None),
     ],
 )
-def test_names_of_ours_are_read_as_they_are_written(reader, key, value) -> None:
+def test_names_of_ours_are_read_as_they_are_written(reader: Callable[[str], Any], key: str, value: Any) -> None:
     assert reader(key) == value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,9 @@ def contents(folder: Path) -> dict[str, bytes]:
         ({"lease": ""}, "lease is a file"),
     ],
 )
-def test_a_folder_that_is_no_run_is_refused_and_stays_as_it_is(tmp_path, files, named) -> None:
+def test_a_folder_that_is_no_run_is_refused_and_stays_as_it_is(
+    tmp_path: Path, files: dict[str, str], named: str
+) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -67,13 +70,13 @@ def test_a_folder_that_is_no_run_is_refused_and_stays_as_it_is(tmp_path, files, 
     assert contents(tmp_path) == before
 
 
-def test_a_dataset_is_no_place_for_a_run(tmp_path) -> None:
+def test_a_dataset_is_no_place_for_a_run(tmp_path: Path) -> None:
     small_cache.make_cache(str(tmp_path), [4])
     with pytest.raises(DestinationExists, match=r"is a dataset \(manifest\.json\).*choose another run="):
         require(tmp_path)
 
 
-def test_the_advice_to_move_a_foreign_file_away_ends_well(tmp_path) -> None:
+def test_the_advice_to_move_a_foreign_file_away_ends_well(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("mine: 1")
     with pytest.raises(DestinationExists, match="move it away"):
         require(tmp_path)
@@ -81,7 +84,7 @@ def test_the_advice_to_move_a_foreign_file_away_ends_well(tmp_path) -> None:
     require(tmp_path)
 
 
-def test_files_that_a_run_leaves_alone_may_be_there(tmp_path) -> None:
+def test_files_that_a_run_leaves_alone_may_be_there(tmp_path: Path) -> None:
     """Of Slurm, Hydra, Jupyter, a sweep and people."""
     for name in ("slurm-7.out", ".hydra/config.yaml", "multirun.yaml", "optim.lr=1e-3/config.yaml", "notes.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +94,7 @@ def test_files_that_a_run_leaves_alone_may_be_there(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("begun", ["config", "both", "rows"])
-def test_a_run_that_was_killed_before_its_first_commit_may_begin_again(tmp_path, begun) -> None:
+def test_a_run_that_was_killed_before_its_first_commit_may_begin_again(tmp_path: Path, begun: Any) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(config_of(tmp_path)))
     if begun != "config":
         (tmp_path / "run.json").write_text(FACTS)
@@ -100,7 +103,7 @@ def test_a_run_that_was_killed_before_its_first_commit_may_begin_again(tmp_path,
     require(tmp_path)
 
 
-def test_a_run_whose_configuration_is_damaged_is_not_told_to_move_it_away(tmp_path) -> None:
+def test_a_run_whose_configuration_is_damaged_is_not_told_to_move_it_away(tmp_path: Path) -> None:
     """It could not be gone on with then."""
     run = open_storage(str(tmp_path))
     run.put("run.json", FACTS.encode())
@@ -110,7 +113,7 @@ def test_a_run_whose_configuration_is_damaged_is_not_told_to_move_it_away(tmp_pa
         require(tmp_path)
 
 
-def test_links_and_the_working_directory_are_places_for_a_run(tmp_path, monkeypatch) -> None:
+def test_links_and_the_working_directory_are_places_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     require(tmp_path / "link")
@@ -119,7 +122,7 @@ def test_links_and_the_working_directory_are_places_for_a_run(tmp_path, monkeypa
         require(run)
 
 
-def test_a_file_and_a_link_to_nowhere_are_no_places_for_a_run(tmp_path) -> None:
+def test_a_file_and_a_link_to_nowhere_are_no_places_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("")
     with pytest.raises(DestinationExists, match="is a file, and a run is a folder"):
         require(tmp_path / "report.html")

@@ -34,6 +34,7 @@ def config_of(samples: int, optim: OptimConfig = COSINE, run: str = "r") -> Trai
 
 def test_a_later_end_of_a_cosine_is_told_with_both_rates_and_where() -> None:
     change = change_of_rate(config_of(256), config_of(512), 256)
+    assert change is not None
     assert change == Change(n=256, key="samples", old=256, new=512, at=256, lr_old=0.0, lr_new=change.lr_new)
     assert change.lr_new == pytest.approx(learning_rate(256, 512, COSINE))
 

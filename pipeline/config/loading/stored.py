@@ -52,6 +52,8 @@ def from_stored(
         config = from_dict(cls, resolved)
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") if where else error from None
+    except RecursionError:
+        raise ConfigError(f"{where}its groups nest too deep") from None
     remember(config, references)
     return config
 

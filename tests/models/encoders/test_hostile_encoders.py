@@ -11,6 +11,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def test_merges_that_are_no_list_of_pairs_are_refused(folder: Path, change_lines
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")
     path.write_bytes(gzip.compress("\n".join(change_lines(lines)).encode()))
     for load in (load_tokenizer, load_text):
-        refusal(lambda load=load: load(own(folder)), words)
+        refusal(partial(load, own(folder)), words)
 
 
 @pytest.mark.parametrize("data", [b"", b"text", gzip.compress(b"\xff\xfe"), gzip.compress(bytes(100_000_000))[:-1]])
@@ -271,7 +272,7 @@ def test_a_manifest_that_does_not_list_its_weights_proves_nothing_and_is_refused
         del broken[part]["files"][key]
         (copy / "encoders.json").write_text(json.dumps(broken))
         for load in (load_autoencoder, load_text):
-            refusal(lambda load=load: load(with_weights(DEMO, copy)), rf"{part}\.files: {key} is missing")
+            refusal(partial(load, with_weights(DEMO, copy)), rf"{part}\.files: {key} is missing")
 
 
 @pytest.mark.parametrize("part", ["vae", "text"])
