@@ -10,7 +10,7 @@ from pipeline.config.loading.folders import groups, own_conf_dir
 from pipeline.config.loading.merge import flat_types, unknown_key
 from pipeline.errors import ConfigError, OverrideError
 
-NAMES = ("data.mix", "mix", "size")
+NAMES = ("data.mix", "mix", "size", "leave_out", "forget")
 """Lists of names rather than of free text: they may be written [a,b]."""
 
 OVERRIDE = re.compile(r"(?P<mark>~|\+\+|\+)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
