@@ -86,22 +86,25 @@ class Claims:
 
     # Appends ---------------------------------------------------------------------------------------------------------
 
-    def announce(self) -> None:
-        """Shows others that this worker appends shards, until it ends."""
-        name = f"{APPENDING}{self._name}"
+    def announce(self, place: str = "") -> None:
+        """Shows others that this worker appends shards, until it ends. place: digest of where these lie."""
+        name = f"{APPENDING}{place}-{self._name}"
         if name not in self._owned:
             self.take(name)
 
-    def others(self) -> list[str]:
-        """Names of the claims of other workers that append, or did when they died."""
+    def others(self, but: str | None = None) -> list[str]:
+        """Names of the claims of other workers that append, or did when they died. but: those are left out that append
+        shards of this place."""
         names = [info.key.removeprefix(f"{CLAIMS}/") for info in self._storage.list(f"{CLAIMS}/{APPENDING}")]
-        return [name for name in names if name != f"{APPENDING}{self._name}"]
+        theirs = [name for name in names if not name.endswith(f"-{self._name}")]
+        return [name for name in theirs if but is None or not name.startswith(f"{APPENDING}{but}-")]
 
-    def others_append(self) -> bool:
-        """Whether another living worker appends shards. May wait `seconds` until it is known whether one lives."""
+    def others_append(self, but: str | None = None) -> bool:
+        """Whether another living worker appends shards. May wait `seconds` until it is known whether one lives. but: as
+        for `others`."""
         waits = False
         while True:
-            verdicts = {name: self.judge(name) for name in self.others()}
+            verdicts = {name: self.judge(name) for name in self.others(but)}
             if False in verdicts.values():
                 return True
             for key in (key for key, dead in verdicts.items() if dead):

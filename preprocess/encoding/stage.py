@@ -71,6 +71,7 @@ class Stage:
         self.destinations, self.recipe, self.encoder, self.decoders = destinations, recipe, encoder, decoders
         self.max_rejects, self.total_bytes, self.label = max_rejects, total_bytes, label
         self.tally = Tally()
+        self._defects: collections.Counter[str] = collections.Counter()
         self._stopped = threading.Event()
         self._hinted = False
 
@@ -151,6 +152,9 @@ class Stage:
     def _count(self, facts: UnitFacts) -> None:
         tally = self.tally
         tally.rejected.update(facts.rejected)
+        self._defects[facts.unit.name] += sum(
+            count for reason, count in facts.rejected.items() if not reason.startswith(FILTERED)
+        )
         tally.read += facts.read
         tally.accepted += facts.accepted
         tally.bytes += facts.shard.bytes
@@ -163,10 +167,11 @@ class Stage:
         expected_samples = tally.read * max(1.0, self.total_bytes / max(tally.bytes, 1))  # samples, estimated
         if tally.defects > self.max_rejects * expected_samples:
             reasons = ", ".join(f"{count} {reason}" for reason, count in tally.rejected.most_common())
+            worst = [name for name, count in self._defects.most_common() if count]
             raise SourceError(
                 f"{tally.defects} of the first {tally.read} samples were rejected ({reasons}): that is already more "
-                f"than max_rejects={self.max_rejects:g} of the whole source. Mend the source, or run again with a "
-                "higher max_rejects to accept that"
+                f"than max_rejects={self.max_rejects:g} of the whole source. Run again with a higher max_rejects to "
+                f"accept that; or mend the source, and run this once with {option('forget', worst)}, then again without"
             )
 
     # The reader thread -----------------------------------------------------------------------------------------------

@@ -141,8 +141,8 @@ def _originals(
         if source.sha256 != unit.source_sha256:
             problems.append(
                 f"{input_place[0].locate(input_place[1])} is not the shard that was encoded: its SHA-256 differs. Put "
-                "back the former one; or, to encode this one in its place, run the `latentmill encode` of this dataset "
-                f"once with {option('forget', [unit.source])}, then again without"
+                "back the former one; or, to encode this one in its place, run the `latentmill encode` of this "
+                f"dataset once with {option('forget', [unit.source])}, then again without"
             )
     if records_by_key:
         problems.append(

@@ -51,6 +51,6 @@ def advice(first: str, name: str) -> str:
 
 
 def argument(name: str) -> str:
-    """A list of one name as a word of a command line."""
-    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-    return f"[{name}]" if PLAIN_NAME.fullmatch(name) else shlex.quote(f'["{quoted}"]')
+    """A name as the value of a key that takes a list of names, in a shell. Commas and quotes would part a list, so that
+    other than plain names are no lists."""
+    return f"[{name}]" if PLAIN_NAME.fullmatch(name) else shlex.quote(name)

@@ -8,11 +8,13 @@ publishes a unit of a proposal looks first whether it still stands.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.data.format.contract import Contract
+from pipeline.data.format.manifest import VERSIONS
 from pipeline.errors import DestinationExists, NotFound, StorageError
 from pipeline.log import log
 from pipeline.storage.base import Storage
@@ -152,14 +154,18 @@ def _append(
     state: State, call: Call, claims: Claims, matching: Matching, further: list[str], left_out: set[int]
 ) -> Agreement | None:
     """Proposes a part, joins in the one that is proposed, or replaces it. None: others were faster."""
-    claims.announce()
+    place = _place(call)
+    claims.announce(place)
     storage, number = state.storage, state.version + 1
     given = set(matching.units.values())
     fresh = look(storage)  # again, since others may have read the plan before they could see this worker
     if fresh is None or fresh.plan != state.plan or fresh.version != state.version:
         return None
     key = part_key(number)
-    if not state.pending and len(state.plan.parts) < number:
+    busy = DestinationExists(
+        f"{storage.url}: others append other shards to it at this moment ({key}): run this again later"
+    )
+    if len(state.plan.parts) < number:
         part = call.part(further)
         refuse_foreign(storage, fresh.listed, range(len(state.names), len(state.names) + len(further)))
         data = part_bytes(part)
@@ -173,20 +179,26 @@ def _append(
         if matching.further or open_units:
             raise DestinationExists(refusals.partial(state, call.source, sorted(open_units)))
         return joined
+    if claims.others_append(but=place):
+        raise busy
     if not matching.further and not open_units:
         return joined
     if claims.others_append():
         if given & set(state.pending):
             log.info(f"encode: others append {len(part.names)} shards to {storage.url}; helping them with those")
             return joined
-        raise DestinationExists(
-            f"{storage.url}: others append other shards to it at this moment ({key}): run this again later"
-        )
+        raise busy
     with claims.alone(REPLACING):
         fresh = look(storage)
         if fresh is None or fresh.plan != state.plan or fresh.version != state.version:
             return None
         return _replace(fresh, call, matching, left_out)
+
+
+def _place(call: Call) -> str:
+    """A digest of the folders that a call's shards lie in, equal for all workers of one call."""
+    folders = sorted({shard.url.rpartition("/")[0] for shard in call.inputs})
+    return hashlib.sha256("\n".join(folders).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _agreed(state: State, part: Part, matching: Matching, further: Sequence[str], call: Call) -> Agreement:
@@ -211,11 +223,17 @@ def _replace(state: State, call: Call, matching: Matching, left_out: set[int]) -
     moved = [n for n in state.pending if n - first >= len(kept) or kept[n - first] != state.names[n]]
     others = range(len(state.names), first + len(part.names))
     refuse_foreign(storage, state.listed, [*moved, *others])
-    for key in files_of(storage, moved):
+    for key in (*_copy(state), *files_of(storage, moved)):
         storage.delete(key)
     storage.put(part_key(state.version + 1), part_bytes(part))
     log.info(f"encode: {refusals.replaced(state, len(part.names))}")
     return _agreed(state, part, matching, further, call)
+
+
+def _copy(state: State) -> list[str]:
+    """Keys of the copy of a manifest that a worker wrote for a proposed part before it was killed."""
+    copy = f"{VERSIONS}/{state.version + 1:06d}"
+    return [info.key for info in state.listed if info.key in (f"{copy}.json", f"{copy}.excluded.npy")]
 
 
 def withdraw(agreement: Agreement, claims: Claims) -> None:
@@ -234,6 +252,6 @@ def withdraw(agreement: Agreement, claims: Claims) -> None:
             news = set(state.pending) | state.passed_over
             if news & state.encoded or part_key(state.version + 1) != key:
                 return
-            for file in files_of(agreement.storage, state.pending):
+            for file in (*_copy(state), *files_of(agreement.storage, state.pending)):
                 agreement.storage.delete(file)
             agreement.storage.delete(key)

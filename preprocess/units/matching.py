@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.log import log
@@ -45,7 +45,8 @@ class Matcher:
     """Matches input shards with the units of a plan.
 
     names: of the units. known: of those that were encoded, by number. same_place: whether an input lies where the
-    unit's shard lay, None where the plan does not say. alike: whether an input holds samples of the unit.
+    unit's shard lay, None where the plan does not say. alike: whether an input holds samples of the unit. proposed:
+    units of an append that is not finished; while they are not encoded, their shards are told by name and place.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Matcher:
         hashes: Hashes,
         same_place: Callable[[int, Input], bool | None],
         alike: Callable[[int, Input], bool],
+        proposed: Container[int] = (),
     ) -> None:
         self.names, self.known, self.hashes = names, known, hashes
-        self.same_place, self.alike = same_place, alike
+        self.same_place, self.alike, self.proposed = same_place, alike, proposed
         self._numbers = {name: number for number, name in enumerate(names)}
         self._depth = max((name.count("/") + 1 for name in names), default=0)
 
@@ -86,7 +88,9 @@ class Matcher:
 
     def _fits(self, unit: int, shard: Input) -> bool:
         known = self.known.get(unit)
-        return known is None or known.bytes == shard.bytes
+        if known is None:
+            return unit not in self.proposed or self.same_place(unit, shard) is not False
+        return known.bytes == shard.bytes
 
     def _place(self, unit: int, shard: Input) -> str:
         """Where the names of a shard's neighbours begin."""
@@ -96,11 +100,11 @@ class Matcher:
         """Inputs of a unit's name and size that are another shard: those that are read, or all of a place at which
         none that is read is the unit's. Hashes PROVED_BYTES of them, the smallest of each place first."""
         places: dict[str, list[int]] = collections.defaultdict(list)
+        neighbours: dict[str, list[int]] = collections.defaultdict(list)
         for i, unit in proposed.items():
-            if unit in self.known:
-                places[self._place(unit, inputs[i])].append(i)
+            (places if unit in self.known else neighbours)[self._place(unit, inputs[i])].append(i)
         left, wrong = PROVED_BYTES, set[int]()
-        for members in places.values():
+        for place, members in places.items():
             members.sort(key=lambda i: (inputs[i].bytes, i))
             read, differing = 0, list[int]()
             for i in members:
@@ -111,7 +115,7 @@ class Matcher:
                 read += 1
                 if self.hashes.of(inputs[i]) != self.known[proposed[i]].sha256:
                     differing.append(i)
-            wrong.update(members if read == len(differing) else differing)
+            wrong.update([*members, *neighbours[place]] if read == len(differing) else differing)
         return wrong
 
     def _by_hash(
@@ -139,7 +143,7 @@ class Matcher:
         for i, shard in enumerate(inputs):
             if i in found.units:
                 continue
-            open_units = [unit for unit in namesakes[i] if unit not in taken]
+            open_units = [unit for unit in namesakes[i] if unit not in taken and unit in self.known]
             if not open_units:
                 found.further.append(i)
                 continue

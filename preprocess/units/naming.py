@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 
 from pipeline.errors import ConfigError
+from preprocess.source.advice import PLAIN_NAME, argument
 
 SHOWN = 20
 """Names that a message lists so that they can be given to a key."""
@@ -16,11 +16,10 @@ def option(key: str, names: Sequence[str]) -> str:
     """KEY=[NAME,NAME] as it can be typed into a shell. Of more than SHOWN names the first are shown, and how many there
     are."""
     listed = list(names[:SHOWN])
-    if all(re.fullmatch(r"[\w./-]*[A-Za-z_][\w./-]*", name, re.ASCII) for name in listed):
+    if len(listed) > 1 and all(map(PLAIN_NAME.fullmatch, listed)):
         text = f"{key}=[{','.join(listed)}]"
-    else:
-        quoted = ",".join("'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for name in listed)
-        text = '"' + re.sub(r'([\\"$`])', r"\\\1", f"{key}=[{quoted}]") + '"'
+    else:  # a key that is repeated makes a list, whatever is in its names
+        text = " ".join(f"{key}={argument(name)}" for name in listed)
     return text if len(names) <= SHOWN else f"{text} (the first {SHOWN} of {len(names)})"
 
 

@@ -77,7 +77,8 @@ class State:
 
     def match(self, inputs: list[Input], hashes: Hashes) -> Matching:
         """Which input is which unit."""
-        return Matcher(self.names, self.known(), hashes, self._same_place, self._alike).match(inputs)
+        proposed = self.pending if self.manifest else ()
+        return Matcher(self.names, self.known(), hashes, self._same_place, self._alike, proposed).match(inputs)
 
     def _same_place(self, number: int, shard: Input) -> bool | None:
         for part in self.plan.parts:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from made.encode import ENCODERS, config, files, png, write_tar
+from made.encode import config, files, png, write_tar
 from pipeline import cli
 from pipeline.data.format.manifest import load_manifest
 from pipeline.data.reading.shards import first_records
@@ -19,25 +19,18 @@ from pipeline.models.encoders.text import load_text
 from pipeline.storage.urls import open_storage
 from preprocess import encode
 
-WORDS = ["encoders=demo", "encoders.seed=1", "batch=4", "workers=1", "decode_in=threads", "launch.threads=1"]
+WORDS = ["encoders.seed=1", "batch=4", "workers=1", "decode_in=threads", "launch.threads=1"]
 """What `config` sets, as words of the command line."""
 
 
 @pytest.fixture(autouse=True)
 def _encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders that are loaded once for all tests."""
-    monkeypatch.setattr(encode, "load_autoencoder", lambda *_: _first_stage())
-    monkeypatch.setattr(encode, "load_text", lambda *_: _text_tower())
+    monkeypatch.setattr(encode, "load_autoencoder", lambda encoders, _: _first_stage(encoders))
+    monkeypatch.setattr(encode, "load_text", lambda encoders, _: _text_tower(encoders))
 
 
-@functools.cache
-def _first_stage() -> Any:
-    return load_autoencoder(ENCODERS)
-
-
-@functools.cache
-def _text_tower() -> Any:
-    return load_text(ENCODERS)
+_first_stage, _text_tower = functools.cache(load_autoencoder), functools.cache(load_text)
 
 
 def shard(path: Path, first: int, count: int = 2, caption: str = "a large red circle {}") -> Path:
@@ -84,11 +77,12 @@ def type_in(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     return status, lines[-1] if status and lines else ""
 
 
-def advised(line: str, key: str) -> str:
-    """The word KEY=[...] that a message advises, as a shell would pass it on."""
-    match = re.search(rf'"{key}=\[[^"]*\]"|{key}=\[[^\]]*\]', line)
+def advised(line: str, key: str) -> list[str]:
+    """The words KEY=... that a message advises, as a shell would pass them on."""
+    start = line.index(f"{key}=")
+    match = re.match(rf"(?:{key}=(?:\[[^\]]*\]|(?:'[^']*'|\"'\")+) ?)+", line[start:])
     assert match, line
-    return shlex.split(match[0])[0]
+    return shlex.split(match[0])
 
 
 __all__ = ["WORDS", "_encoders", "advised", "files", "keys", "run", "shard", "two_folders", "type_in", "units"]

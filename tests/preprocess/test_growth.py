@@ -4,10 +4,12 @@ before."""
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from made.encode import config
 from made.growing import _encoders, files, keys, run, shard, two_folders, units  # noqa: F401
 from pipeline.config import VerifyConfig
 from pipeline.data.format.manifest import MANIFEST, load_manifest
@@ -15,8 +17,12 @@ from pipeline.errors import DestinationExists, LatentmillError, ShardCorrupt, So
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
 from preprocess import verify
-from preprocess.encoding.claims import APPENDING, claim_key
+from preprocess.encoding.claims import APPENDING, Claims, claim_key
+from preprocess.encoding.output import UnitOutput
 from preprocess.encoding.plan import Part, plan_bytes, read_plan
+from preprocess.units.growth import Call, _place
+from preprocess.units.inputs import find
+from ranks import encode_worker
 
 ALL = [f"{number:09d}" for number in (0, 1, 10, 11, 100, 101, 110, 111)]
 
@@ -25,8 +31,13 @@ def proved(dest: object, source: str) -> None:
     assert verify.main(VerifyConfig(dataset=str(dest), source=source, samples=8, min_psnr=0.0)) == 0
 
 
-@pytest.mark.parametrize("way", ["new ones alone", "all of them"])
-@pytest.mark.parametrize("spelling", ["absolute", "relative", "s3"])
+@pytest.mark.parametrize(
+    ("way", "spelling"),
+    [
+        *(("new ones alone", spelling) for spelling in ("absolute", "relative", "s3")),
+        *(("all of them", spelling) for spelling in ("absolute", "relative")),
+    ],
+)
 def test_a_second_folder_of_equal_names_gives_each_sample_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, way: str, spelling: str
 ) -> None:
@@ -173,8 +184,6 @@ def test_an_append_is_not_replaced_while_another_worker_lives(grown: Path) -> No
         run(grown / "m/*.tar", grown / "c")
     before = files(grown / "c")
     storage = LocalStorage(grown / "c")
-    from preprocess.encoding.claims import Claims
-
     shard(grown / "n/7.tar", 70)
     with Claims(storage, 0.4) as living:
         living.announce()
@@ -188,13 +197,11 @@ def test_an_append_is_not_replaced_while_another_worker_lives(grown: Path) -> No
 
 
 def test_a_worker_with_an_older_listing_helps_with_what_it_knows(grown: Path) -> None:
-    from preprocess.encoding.claims import Claims
-
     storage = LocalStorage(grown / "c")
     with pytest.raises(ShardCorrupt):
         run(grown / "m/{1,bad}.tar", grown / "c")
     with Claims(storage, 0.4) as living:
-        living.announce()
+        living.announce(_place(Call("", find(str(grown / "m/1.tar")))))
         run(grown / "m/{1,2}.tar", grown / "c", claim_seconds=0.4)  # the append of others does not have 2.tar
     plan = read_plan(storage)
     assert plan is not None
@@ -202,8 +209,6 @@ def test_a_worker_with_an_older_listing_helps_with_what_it_knows(grown: Path) ->
 
 
 def test_a_worker_whose_append_was_replaced_publishes_nothing(grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from preprocess.encoding.output import UnitOutput
-
     real, storage = UnitOutput._finish, LocalStorage(grown / "c")
 
     def replaced(self: UnitOutput, *arguments: object) -> object:
@@ -214,6 +219,62 @@ def test_a_worker_whose_append_was_replaced_publishes_nothing(grown: Path, monke
     with pytest.raises(DestinationExists, match="another worker has taken back this append"):
         run(grown / "m/1.tar", grown / "c")
     assert not (grown / "c/000001.tar").exists()
+
+
+def test_an_interrupted_append_is_not_taken_for_one_of_another_folder_of_equal_names(grown: Path) -> None:
+    """While none of its shards is encoded, and once one is."""
+    for folder, first in (("x", 500), ("y", 600)):
+        for i in (1, 2):
+            shard(grown / folder / f"{i}.tar", first + 10 * i)
+    whole = (grown / "m/1.tar").read_bytes()
+    for name in ("1.tar", "2.tar"):  # first none is encoded, then 1.tar is
+        (grown / "m" / name).write_bytes((grown / "m" / name).read_bytes()[:3000])
+    with pytest.raises(ShardCorrupt):
+        run(grown / "m/{1,2}.tar", grown / "c")
+    (grown / "m/1.tar").write_bytes(whole)
+    with pytest.raises(ShardCorrupt):
+        run(grown / "m/{1,2}.tar", grown / "c")
+    assert (grown / "c/units/000001.json").exists()
+    run(grown / "x/*.tar", grown / "c")
+    assert keys(grown / "c") == [f"{number:09d}" for number in (0, 1, 510, 511, 520, 521)]
+    proved(grown / "c", str(grown / "{s/0,x/1,x/2}.tar"))
+    run(grown / "y/*.tar", grown / "c")
+    assert len(keys(grown / "c")) == 10
+    proved(grown / "c", str(grown / "{s/0,x/1,x/2,y/1,y/2}.tar"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_kill_at_any_write_of_an_append_and_a_rerun_end_in_the_same_bytes(tmp_path: Path, after: bool) -> None:
+    """The rerun is of the same append, or of another one that takes its place."""
+    shard(tmp_path / "s/0.tar", 0)
+    for name, first in (("m/1.tar", 10), ("m/2.tar", 20), ("n/1.tar", 30)):
+        shard(tmp_path / name, first)
+    for folder in ("same", "other"):
+        run(tmp_path / "s/0.tar", tmp_path / folder)
+        run(tmp_path / ("m/*.tar" if folder == "same" else "n/*.tar"), tmp_path / folder)
+    run(tmp_path / "s/0.tar", tmp_path / "begun")
+    for n in range(1, 40):
+        statuses = set()
+        for folder, source in (("same", "m/*.tar"), ("other", "n/*.tar")):
+            dest = tmp_path / f"{folder}-{n}"
+            shutil.copytree(tmp_path / "begun", dest)
+            work = config(str(tmp_path / "m/*.tar"), dest, claim_seconds=60.0)
+            worker = encode_worker.start(encode_worker.die_at_change, tmp_path / "output", work, n, after)
+            status = encode_worker.wait(worker)
+            assert status in (0, -signal.SIGKILL), (tmp_path / "output").read_text()
+            statuses.add(status)
+            if load_manifest(LocalStorage(dest)).version == 2 and folder == "other":
+                continue  # it was finished
+            run(tmp_path / source, dest, claim_seconds=0.1)
+            assert without_claims(files(dest)) == files(tmp_path / folder), (folder, n)
+        if statuses == {0}:
+            return
+    raise AssertionError("the worker has more than 40 changes to make")
+
+
+def without_claims(found: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in found.items() if not name.startswith("claims/")}
 
 
 def test_several_resolutions_grow_together(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_shard_of_no_plan_is_not_left_out_by_a_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("a/0.tar", "[a/0.tar]"), ("a b.tar", """'["a b.tar"]'"""), ("a,'\".tar", """'["a,'"'"'\\".tar"]'""")],
+    [("a/0.tar", "[a/0.tar]"), ("a b.tar", "'a b.tar'"), ("a,'\".tar", """'a,'"'"'".tar'""")],
 )
 def test_a_name_is_quoted_as_a_shell_and_the_command_line_want_it(name: str, word: str) -> None:
     assert argument(name) == word
