@@ -171,6 +171,7 @@ def test_no_bytes_of_strangers_end_in_anything_but_our_error(reader: str) -> Non
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("reader", READERS)
 def test_no_bytes_of_strangers_end_in_anything_but_our_error_at_length(reader: str) -> None:
     given_values, check, _ = READERS[reader]

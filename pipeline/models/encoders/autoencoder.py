@@ -237,7 +237,7 @@ def _load_single_file(path: Path) -> Any:
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise WeightsError(f"encoders.vae={path} holds another architecture: {error}") from None
+        raise WeightsError(f"encoders.vae={path} holds another architecture: {one_line(str(error))[:500]}") from None
     _refuse_mismatch(str(path), missing, unexpected)
     return model
 

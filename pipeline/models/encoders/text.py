@@ -265,4 +265,4 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise WeightsError(f"{path} holds another architecture: {error}") from None
+        raise WeightsError(f"{path} holds another architecture: {one_line(str(error))[:500]}") from None

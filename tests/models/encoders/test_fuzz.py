@@ -120,6 +120,7 @@ def test_no_bytes_of_strangers_end_in_anything_but_our_error(reader: str) -> Non
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("reader", READERS)
 def test_no_bytes_of_strangers_end_in_anything_but_our_error_at_length(reader: str) -> None:
     values, check, examples = READERS[reader]
@@ -131,6 +132,7 @@ def test_no_manifest_of_strangers_ends_in_anything_but_our_error(manifest: Any) 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_no_manifest_of_strangers_ends_in_anything_but_our_error_at_length(manifest: Any) -> None:
     _run(changed_json(manifest), of_manifest, 1500, derandomize=False)
 
