@@ -178,8 +178,7 @@ class Starter:
         arguments = ["submit", "eval", f"cluster={self._cluster}", f"at={n}"]
         if not self._cluster:
             arguments = ["eval", f"device={self._device}"]
-        verb, *words = [*arguments, f"run={self._url}", "pending=true"]
-        command, order = verb_command(verb, words)
+        command, order = verb_command(arguments[0], [*arguments[1:], f"run={self._url}", "pending=true"])
         if not self._cluster and (nice := shutil.which("nice")):
             command = [nice, "-n", str(NICE), *command]
         if self._log is not None:
