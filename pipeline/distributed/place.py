@@ -52,6 +52,8 @@ def require_place(processes: int, environ: Mapping[str, str] = os.environ) -> No
     """
     place, said = launcher_place(environ), "RANK and WORLD_SIZE"
     array_place(environ)
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        whole(environ, name)
     if place is None:
         _tell_left_over(environ)
         task = step_place(environ)

@@ -136,6 +136,12 @@ def test_a_whole_place_and_none_at_all_are_taken(environ: dict[str, str], proces
     require_place(processes, environ)
 
 
+@pytest.mark.parametrize("name", ["SLURM_JOB_ID", "SLURM_RESTART_COUNT"])
+def test_numbers_of_the_job_are_numbers(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=x in the environment: a whole number"):
+        require_place(1, {name: "x"})
+
+
 def test_variables_that_mean_nothing_alone_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     require_place(1, {"LOCAL_RANK": "3", "SLURM_STEP_NUM_TASKS": "2"})
     told = capsys.readouterr().err

@@ -160,7 +160,7 @@ def test_every_argument_reaches_every_process_as_it_was_typed(
     assert sorted(noted) == ["array-0-0", "array-1-0", "array-2-0", "array-3-0", "finalize-0-0"]
     for name, facts in noted.items():
         last = "finalize=true" if name == "finalize-0-0" else "device=cuda"
-        assert facts["argv"] == ["-m", "pipeline.cli", "encode", *words, last]
+        assert facts["argv"] == ["-P", "-m", "pipeline.cli", "encode", *words, last]
         assert facts["cwd"] == str(tmp_path)
         assert facts["environment"]["AWS_SECRET_ACCESS_KEY"] == "s3cr3t"  # inherited, and written nowhere
         assert facts["environment"]["SETUP"] == "set up"

@@ -219,7 +219,7 @@ def test_a_job_of_a_sweep_goes_elsewhere_when_its_node_cannot_train(slurm: Slurm
         slurm.on("n1", "umount", cache)
     logs = {str(path): path.read_text() for path in root.rglob("*_log.out")}
     assert process.returncode == 0, (told, logs)
-    assert any(f"latentmill: node n1 is bad: {cache} cannot be reached" in text for text in logs.values()), logs
+    assert any(f"node n1 is bad: {cache} cannot be reached" in text for text in logs.values()), logs
     assert [status(str(root / f"optim.lr={lr}")).state for lr in ("0.001", "0.002")] == ["finished"] * 2
     (job, *_) = sorted(set(slurm.jobs()) - set(before), key=int)
     assert "ExcNodeList=n1 " in slurm.ask("scontrol", "--oneliner", "show", "job", job)
