@@ -39,6 +39,8 @@ class Case:
     says: str = ""
     check: Callable[[Path], bool] | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    file_bytes: int = 0
+    """Largest file that the command can write, in bytes, which stands for a disk that fills; 0 for no limit."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def _become(case: Case, folder: Path) -> None:
         os.setsid()
         os.chdir(folder)
         os.environ.update(case.environment)
+        if case.file_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (case.file_bytes, case.file_bytes))
         for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)

@@ -21,6 +21,7 @@ def cases() -> Iterator[Case]:
     yield from _environments()
     yield from _secrets()
     yield from _destinations()
+    yield from _full_disks()
 
 
 def _command_lines() -> Iterator[Case]:
@@ -259,6 +260,28 @@ def _destinations() -> Iterator[Case]:
         "done",
         check=lambda f: len(list((f / "run/evals").iterdir())) >= 2,
     )
+
+
+def _full_disks() -> Iterator[Case]:
+    """A file that cannot be written to its end leaves one line, and no temporary file."""
+    lines: dict[str, tuple[str, ...]] = {
+        "encode": ("encode", "source=source/*.tar", "dest=made", *ENCODE),
+        "train": BEGIN,
+        "export": ("export", "run=run", "dest=new"),
+        "export format=compvis": ("export", "run=run", "format=compvis", "dest=new.safetensors"),
+        "report": ("report", "run", "dest=new.html"),
+        "reference": ("reference", "dataset=cache", "source=source/*.tar", "dest=new.safetensors"),
+        "synth": ("synth", "dest=made", "images=32", "shard_size=16"),
+        "sample": ("sample", "run=run", "dest=new.png", "prompt=a circle", "n=16", "steps=1"),
+        "fetch": ("fetch", "encoders=demo", "dest=fetched"),
+    }
+    for name, words in lines.items():
+        for size in (10_000, 100_000) if name in ("encode", "train") else (10_000,):
+            yield Case("full disks", f"{name}, {size:,} bytes", words, check=_no_temporary_files, file_bytes=size)
+
+
+def _no_temporary_files(folder: Path) -> bool:
+    return not list(folder.rglob("*.tmp"))
 
 
 def _is_mine(path: Path) -> bool:
