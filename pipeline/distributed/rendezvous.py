@@ -61,6 +61,7 @@ class _Wait:
         self.meeting, self.rank, self.size, self.seconds = meeting, rank, size, seconds
         self.began = time.monotonic()
         self._next_line = FIRST_LINE
+        self._strangers: dict[int, float] = {}  # port of something that is no store -> when to look again
         self.prefix = f"latentmill/{meeting.name}"
         self.where = f"{meeting.host}:{' or '.join(map(str, meeting.ports))}"
 
@@ -92,12 +93,18 @@ class _Wait:
         while True:
             reasons = []
             for port in self.meeting.ports:
+                reason = "something else listens there"
+                if time.monotonic() < self._strangers.get(port, 0.0):
+                    reasons.append(reason)
+                    continue
                 reason = _unreachable(self.meeting.host, port)
                 if not reason:
                     store = self._store(port)
                     if store is not None and (len(self.meeting.ports) == 1 or self._is_ours(store)):
                         self.where = f"{self.meeting.host}:{port}"
                         return store
+                    if store is None:  # C++ has said much about it
+                        self._strangers[port] = time.monotonic() + LINES
                     reason = "something else listens there" if store is None else "others meet there"
                 reasons.append(reason)
             self._say(["0"], f" ({'; '.join(dict.fromkeys(reasons))})")

@@ -32,6 +32,7 @@ def test_a_signal_ends_a_process_that_is_stuck_in_c(tmp_path: Path, number: sign
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "stuck\n"
+        time.sleep(0.5)  # it is, in a moment
         began = time.monotonic()
         process.send_signal(number)
         _, said = process.communicate(timeout=20)
