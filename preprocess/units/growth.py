@@ -17,7 +17,7 @@ from pipeline.data.format.contract import Contract
 from pipeline.data.format.manifest import VERSIONS
 from pipeline.errors import DestinationExists, NotFound, StorageError
 from pipeline.log import log
-from pipeline.storage.base import Storage
+from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.storage.urls import without_folders
 from preprocess.encoding.claims import Claims
 from preprocess.encoding.contract import contract_digest
@@ -27,8 +27,8 @@ from preprocess.units.inputs import Hashes, Input
 from preprocess.units.matching import Matching
 from preprocess.units.naming import resolve
 from preprocess.units.ours import refuse_foreign, refuse_taken
-from preprocess.units.reports import files_of
-from preprocess.units.state import State, look
+from preprocess.units.reports import Report, files_of
+from preprocess.units.state import State, is_unchanged, look
 
 REPLACING = "replace"  # claim of the worker that replaces a proposed part
 
@@ -52,6 +52,7 @@ class Agreement:
 
     plan: as far as it is to be finished. units: number of each unit that the call gives, by index of its input.
     left_out: numbers of those that are to be left out. proposal: key and bytes of the part that is appended, if one is.
+    reports, listed: what was found there.
     """
 
     storage: Storage
@@ -59,6 +60,8 @@ class Agreement:
     units: dict[int, int]
     left_out: set[int]
     proposal: tuple[str, bytes] | None = None
+    reports: dict[int, Report] = field(default_factory=dict)
+    listed: list[ObjectInfo] = field(default_factory=list)
 
     def require(self) -> None:
         """Raises DestinationExists when another worker has replaced the part that is appended."""
@@ -94,6 +97,7 @@ def agree(storage: Storage, contract: Contract, call: Call, claims: Claims) -> A
     while True:
         choice = _choose(state, call, claims)
         if choice is not None:
+            choice.reports, choice.listed = state.reports, state.listed
             return choice
         state = look(storage)
         assert state is not None, "a plan is never deleted"
@@ -158,8 +162,7 @@ def _append(
     claims.announce(place)
     storage, number = state.storage, state.version + 1
     given = set(matching.units.values())
-    fresh = look(storage)  # again, since others may have read the plan before they could see this worker
-    if fresh is None or fresh.plan != state.plan or fresh.version != state.version:
+    if not is_unchanged(state):  # others may have changed it before they could see this worker
         return None
     key = part_key(number)
     busy = DestinationExists(
@@ -167,7 +170,7 @@ def _append(
     )
     if len(state.plan.parts) < number:
         part = call.part(further)
-        refuse_foreign(storage, fresh.listed, range(len(state.names), len(state.names) + len(further)))
+        refuse_foreign(storage, state.listed, range(len(state.names), len(state.names) + len(further)))
         data = part_bytes(part)
         if storage.put_if_absent(key, data) or storage.get(key) == data:
             return _agreed(state, part, matching, further, call)
@@ -189,10 +192,7 @@ def _append(
             return joined
         raise busy
     with claims.alone(REPLACING):
-        fresh = look(storage)
-        if fresh is None or fresh.plan != state.plan or fresh.version != state.version:
-            return None
-        return _replace(fresh, call, matching, left_out)
+        return _replace(state, call, matching, left_out) if is_unchanged(state) else None
 
 
 def _place(call: Call) -> str:
@@ -225,6 +225,8 @@ def _replace(state: State, call: Call, matching: Matching, left_out: set[int]) -
     refuse_foreign(storage, state.listed, [*moved, *others])
     for key in (*_copy(state), *files_of(storage, moved)):
         storage.delete(key)
+    for number in moved:
+        state.reports.pop(number, None)
     storage.put(part_key(state.version + 1), part_bytes(part))
     log.info(f"encode: {refusals.replaced(state, len(part.names))}")
     return _agreed(state, part, matching, further, call)

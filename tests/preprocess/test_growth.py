@@ -286,6 +286,21 @@ def test_several_resolutions_grow_together(tmp_path: Path) -> None:
         proved(tmp_path / "c" / side, both)
 
 
+def test_resolutions_that_grew_apart_are_not_numbered_as_one(tmp_path: Path) -> None:
+    for i in range(3):
+        shard(tmp_path / f"s/{i}.tar", 10 * i)
+    run(tmp_path / "s/0.tar", tmp_path / "c", resolution=(32, 64))
+    run(tmp_path / "s/1.tar", tmp_path / "c/64", resolution=(64,))
+    before = files(tmp_path / "c")
+    with pytest.raises(DestinationExists, match=r"hold other shards.*encode each by itself, with dest=.*c/32"):
+        run(tmp_path / "s/2.tar", tmp_path / "c", resolution=(32, 64))
+    assert files(tmp_path / "c") == before
+    for side in (32, 64):  # as it says
+        run(tmp_path / "s/2.tar", tmp_path / "c" / str(side), resolution=(side,))
+    assert units(tmp_path / "c/32") == ["0.tar", "2.tar"]
+    assert units(tmp_path / "c/64") == ["0.tar", "1.tar", "2.tar"]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # One shard under two spellings
 
