@@ -108,7 +108,8 @@ def run(config: EncodeConfig) -> int:
                 line = encode_units(config, destinations, recipe, encoder, decoders, units, remaining, claims)
                 log.info(line)
             for agreed in agreements:
-                finish(agreed, config, place.rank)
+                if not finish(agreed, config, place.rank):
+                    withdraw(agreed, claims)
         except Interrupted:
             raise
         except Exception:
@@ -217,19 +218,20 @@ def encode_units(
 # The manifest
 
 
-def finish(agreed: Agreement, config: EncodeConfig, rank: int) -> None:
-    """Writes the manifest and the dataset card if every unit is done."""
+def finish(agreed: Agreement, config: EncodeConfig, rank: int) -> bool:
+    """Writes the manifest and the dataset card if every unit is done. Returns whether it is."""
     storage, plan = agreed.storage, agreed.plan
     missing_count = len(missing_units(storage, plan))
     if missing_count:
         log.info(f"encode: rank {rank} is done, {missing_count} of {len(plan.names)} shards are not")
-        return
+        return False
     agreed.require()
     manifest, reports, is_first = finalize(storage, plan, config)
     if is_first or rank == 0:
         write_card(storage, manifest, reports)
         tidy(open_storage(config.dest), config.claim_seconds)
         show(summary(storage.url, manifest))
+    return True
 
 
 def finish_only(config: EncodeConfig) -> int:
