@@ -42,7 +42,6 @@ from preprocess.units.forget import forget
 from preprocess.units.growth import Agreement, Call, agree, withdraw
 from preprocess.units.naming import option, resolve
 from preprocess.units.ours import refuse_taken
-from preprocess.units.state import look
 
 ABANDONED_SECONDS = 24 * 3600.0  # a half-written tar that nobody has written to for this long is deleted
 
@@ -98,6 +97,7 @@ def run(config: EncodeConfig) -> int:
                 Destination(agreed.storage, contract, contract_digest(contract), agreed.require)
                 for agreed, contract in zip(agreements, contracts, strict=True)
             ]
+            require_same(agreements)
             units = place_units(agreements[0], call)
             dest.sweep(ABANDONED_SECONDS)
             finished = settle(agreements, destinations, units)
@@ -109,7 +109,8 @@ def run(config: EncodeConfig) -> int:
                 line = encode_units(config, destinations, recipe, encoder, decoders, units, remaining, claims)
                 log.info(line)
             for agreed in agreements:
-                finish(agreed, config, place.rank)
+                if not finish(agreed, config, place.rank):
+                    withdraw(agreed, claims)
         except Interrupted:
             raise
         except Exception:
@@ -130,6 +131,17 @@ def destinations_of(config: EncodeConfig) -> tuple[Storage, list[Storage]]:
     return dest, [dest] if len(config.resolution) == 1 else [dest.child(str(side)) for side in config.resolution]
 
 
+def require_same(agreements: list[Agreement]) -> None:
+    """Raises DestinationExists when the datasets of several resolutions number the shards differently."""
+    first, *others = agreements
+    for other in others:
+        if (other.units, other.left_out) != (first.units, first.left_out):
+            raise DestinationExists(
+                f"{first.storage.url} and {other.storage.url} hold other shards, since one grew without the other: "
+                f"encode each by itself, with dest={first.storage.url} and its resolution alone, and so on"
+            )
+
+
 def place_units(agreed: Agreement, call: Call) -> dict[int, Unit]:
     """The units of the plan that the source names, by number, but for those that are left out."""
     names, units = agreed.plan.names, {}
@@ -144,10 +156,8 @@ def settle(agreements: list[Agreement], destinations: list[Destination], units: 
     """Records what is left out, and returns the numbers of the units that are done everywhere, or left out."""
     settled = []
     for agreed, destination in zip(agreements, destinations, strict=True):
-        state = look(agreed.storage)
-        assert state is not None, "a plan is never deleted"
         leave_out(destination, agreed.plan, agreed.left_out)
-        settled.append(survey(destination, list(units.values()), state.reports, state.listed))
+        settled.append(survey(destination, list(units.values()), agreed.reports, agreed.listed))
     return set.intersection(*settled)
 
 
@@ -209,19 +219,20 @@ def encode_units(
 # The manifest
 
 
-def finish(agreed: Agreement, config: EncodeConfig, rank: int) -> None:
-    """Writes the manifest and the dataset card if every unit is done."""
+def finish(agreed: Agreement, config: EncodeConfig, rank: int) -> bool:
+    """Writes the manifest and the dataset card if every unit is done. Returns whether it is."""
     storage, plan = agreed.storage, agreed.plan
     missing_count = len(missing_units(storage, plan))
     if missing_count:
         log.info(f"encode: rank {rank} is done, {missing_count} of {len(plan.names)} shards are not")
-        return
+        return False
     agreed.require()
     manifest, reports, is_first = finalize(storage, plan, config)
     if is_first or rank == 0:
         write_card(storage, manifest, reports)
         tidy(open_storage(config.dest), config.claim_seconds)
         show(summary(storage.url, manifest))
+    return True
 
 
 def finish_only(config: EncodeConfig) -> int:

@@ -185,8 +185,9 @@ class VerifyConfig:
     dataset: str
     """The cache."""
     source: str = ""
-    """Input shards of the cache, to compare decoded latents with their images; "" = the pattern that the manifest
-    records, where it can be reached, else the cache alone is checked."""
+    """Input shards of the cache, to compare decoded latents with their images; "" = looked for by name in
+    the folders that the manifest records, below the working directory or in the cache's own bucket; where they are not
+    there, the cache alone is checked."""
     samples: Annotated[int, Ge(0)] = 64
     """Number of records that are decoded and compared with their images."""
     min_psnr: float = 20.0
@@ -204,7 +205,8 @@ class ReferenceConfig:
     dataset: str
     """A cache whose source images are the reference, at its resolution and crop."""
     source: str = ""
-    """Input shards of the cache; "" = the pattern that the manifest records."""
+    """Input shards of the cache; "" = looked for by name in the folders that the manifest records, below the working
+    directory or in the cache's own bucket."""
     dest: str = ""
     """File to write (.safetensors); "" = reference-FEATURES.safetensors inside the cache."""
     encoders: EncodersConfig | None = None

@@ -86,25 +86,28 @@ class Claims:
 
     # Appends ---------------------------------------------------------------------------------------------------------
 
-    def announce(self, place: str = "") -> None:
-        """Shows others that this worker appends shards, until it ends. place: digest of where these lie."""
-        name = f"{APPENDING}{place}-{self._name}"
-        if name not in self._owned:
-            self.take(name)
+    def join(self, part: str, place: str) -> None:
+        """Shows others that this worker works on a proposed part, until it leaves or ends. part: digest of the part.
+        place: digest of where this worker finds the shards."""
+        self.take(f"{APPENDING}{part}-{place}-{self._name}")
 
-    def others(self, but: str | None = None) -> list[str]:
-        """Names of the claims of other workers that append, or did when they died. but: those are left out that append
-        shards of this place."""
-        names = [info.key.removeprefix(f"{CLAIMS}/") for info in self._storage.list(f"{CLAIMS}/{APPENDING}")]
+    def leave(self, part: str, place: str) -> None:
+        """Takes `join` back."""
+        self.release(f"{APPENDING}{part}-{place}-{self._name}")
+
+    def others(self, part: str = "", but: str = "") -> list[str]:
+        """Names of the claims of other workers on a proposed part, or on any; some may be dead. but: without those that
+        find the shards at this place."""
+        names = [info.key.removeprefix(f"{CLAIMS}/") for info in self._storage.list(f"{CLAIMS}/{APPENDING}{part}")]
         theirs = [name for name in names if not name.endswith(f"-{self._name}")]
-        return [name for name in theirs if but is None or not name.startswith(f"{APPENDING}{but}-")]
+        return [name for name in theirs if not but or name.split("-")[2:3] != [but]]
 
-    def others_append(self, but: str | None = None) -> bool:
-        """Whether another living worker appends shards. May wait `seconds` until it is known whether one lives. but: as
-        for `others`."""
+    def others_append(self, part: str = "", but: str = "") -> bool:
+        """Whether another living worker works on a proposed part, or on any. May wait `seconds` until it is known
+        whether one lives. but: as for `others`."""
         waits = False
         while True:
-            verdicts = {name: self.judge(name) for name in self.others(but)}
+            verdicts = {name: self.judge(name) for name in self.others(part, but)}
             if False in verdicts.values():
                 return True
             for key in (key for key, dead in verdicts.items() if dead):

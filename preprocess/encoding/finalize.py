@@ -153,7 +153,7 @@ def refuse_rejects(units: list[UnitEntry], max_rejects: float, source: str) -> N
     if not accepted:
         listed = f", listed in {REJECTS}" if reasons else ""
         raise SourceError(f"{source} holds no usable sample: {read} read, rejected: {reasons or 'none'}{listed}")
-    defects = sum(count for reason, count in total.items() if not reason.startswith(FILTERED))
+    defects = _defects(total)
     if defects > max_rejects * read:
         raise SourceError(
             f"{source}: {defects} of {read} samples were rejected ({reasons}; listed in {REJECTS}), more than "
@@ -164,11 +164,13 @@ def refuse_rejects(units: list[UnitEntry], max_rejects: float, source: str) -> N
 
 def worst(units: Sequence[UnitEntry]) -> list[str]:
     """Names of the shards with defective samples, those with most first."""
+    spoilt = [unit for unit in units if _defects(unit.rejected)]
+    return [unit.source for unit in sorted(spoilt, key=lambda unit: -_defects(unit.rejected))]
 
-    def defects(unit: UnitEntry) -> int:
-        return sum(count for reason, count in unit.rejected.items() if not reason.startswith(FILTERED))
 
-    return [unit.source for unit in sorted(units, key=defects, reverse=True) if defects(unit)]
+def _defects(rejected: Mapping[str, int]) -> int:
+    """Number of samples that were rejected and are no choice of a filter."""
+    return sum(count for reason, count in rejected.items() if not reason.startswith(FILTERED))
 
 
 def forget_it(name: str) -> str:

@@ -135,8 +135,8 @@ class Stage:
         if len(damaged) > 1:
             names = [item.unit.name for item in damaged]
             raise ShardCorrupt(
-                f"{len(damaged)} input shards are damaged, the others are done; {option('leave_out', names)} leaves "
-                f"them out. The first: {damaged[0].error}"
+                f"{len(damaged)} input shards are damaged, the others are done. The first: {damaged[0].error}; "
+                f"{option('leave_out', names)} leaves all of them out"
             )
         if damaged:
             raise damaged[0].error

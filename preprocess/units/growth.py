@@ -17,7 +17,7 @@ from pipeline.data.format.contract import Contract
 from pipeline.data.format.manifest import VERSIONS
 from pipeline.errors import DestinationExists, NotFound, StorageError
 from pipeline.log import log
-from pipeline.storage.base import Storage
+from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.storage.urls import without_folders
 from preprocess.encoding.claims import Claims
 from preprocess.encoding.contract import contract_digest
@@ -27,8 +27,8 @@ from preprocess.units.inputs import Hashes, Input
 from preprocess.units.matching import Matching
 from preprocess.units.naming import resolve
 from preprocess.units.ours import refuse_foreign, refuse_taken
-from preprocess.units.reports import files_of
-from preprocess.units.state import State, look
+from preprocess.units.reports import Report, files_of
+from preprocess.units.state import State, is_unchanged, look
 
 REPLACING = "replace"  # claim of the worker that replaces a proposed part
 
@@ -52,6 +52,7 @@ class Agreement:
 
     plan: as far as it is to be finished. units: number of each unit that the call gives, by index of its input.
     left_out: numbers of those that are to be left out. proposal: key and bytes of the part that is appended, if one is.
+    reports, listed: what was found there.
     """
 
     storage: Storage
@@ -59,17 +60,15 @@ class Agreement:
     units: dict[int, int]
     left_out: set[int]
     proposal: tuple[str, bytes] | None = None
+    reports: dict[int, Report] = field(default_factory=dict)
+    listed: list[ObjectInfo] = field(default_factory=list)
 
     def require(self) -> None:
         """Raises DestinationExists when another worker has replaced the part that is appended."""
         if self.proposal is None:
             return
         key, data = self.proposal
-        try:
-            stands = self.storage.get(key) == data
-        except NotFound:
-            stands = False
-        if not stands:
+        if not _holds(self.storage, key, data):
             raise DestinationExists(
                 f"{self.storage.locate(key)}: another worker has taken back this append in the meantime: run this again"
             )
@@ -94,6 +93,7 @@ def agree(storage: Storage, contract: Contract, call: Call, claims: Claims) -> A
     while True:
         choice = _choose(state, call, claims)
         if choice is not None:
+            choice.reports, choice.listed = state.reports, state.listed
             return choice
         state = look(storage)
         assert state is not None, "a plan is never deleted"
@@ -154,51 +154,61 @@ def _append(
     state: State, call: Call, claims: Claims, matching: Matching, further: list[str], left_out: set[int]
 ) -> Agreement | None:
     """Proposes a part, joins in the one that is proposed, or replaces it. None: others were faster."""
-    place = _place(call)
-    claims.announce(place)
-    storage, number = state.storage, state.version + 1
-    given = set(matching.units.values())
-    fresh = look(storage)  # again, since others may have read the plan before they could see this worker
-    if fresh is None or fresh.plan != state.plan or fresh.version != state.version:
-        return None
-    key = part_key(number)
-    busy = DestinationExists(
-        f"{storage.url}: others append other shards to it at this moment ({key}): run this again later"
-    )
+    storage, number, place = state.storage, state.version + 1, _place(call)
     if len(state.plan.parts) < number:
         part = call.part(further)
-        refuse_foreign(storage, fresh.listed, range(len(state.names), len(state.names) + len(further)))
+        refuse_foreign(storage, state.listed, range(len(state.names), len(state.names) + len(further)))
         data = part_bytes(part)
-        if storage.put_if_absent(key, data) or storage.get(key) == data:
+        claims.join(_digest(data), place)
+        key = part_key(number)
+        if is_unchanged(state) and (storage.put_if_absent(key, data) or _holds(storage, key, data)):
             return _agreed(state, part, matching, further, call)
+        claims.leave(_digest(data), place)
         return None
-    part = state.plan.parts[-1]
+    given = set(matching.units.values())
+    data = part_bytes(state.plan.parts[-1])
     open_units = set(state.pending) - given - left_out - state.left_out - state.encoded
-    joined = Agreement(storage, state.plan, matching.units, left_out, (key, part_bytes(part)))
-    if len(state.plan.parts) > number:
-        if matching.further or open_units:
-            raise DestinationExists(refusals.partial(state, call.source, sorted(open_units)))
-        return joined
-    if claims.others_append(but=place):
-        raise busy
-    if not matching.further and not open_units:
-        return joined
-    if claims.others_append():
-        if given & set(state.pending):
-            log.info(f"encode: others append {len(part.names)} shards to {storage.url}; helping them with those")
-            return joined
-        raise busy
-    with claims.alone(REPLACING):
-        fresh = look(storage)
-        if fresh is None or fresh.plan != state.plan or fresh.version != state.version:
-            return None
-        return _replace(fresh, call, matching, left_out)
+    differs = bool(matching.further or open_units)
+    if len(state.plan.parts) > number and differs:
+        raise DestinationExists(refusals.partial(state, call.source, sorted(open_units)))
+    is_busy = claims.others_append(_digest(data), but=place)
+    if not is_busy and differs:
+        if not claims.others_append(_digest(data)):
+            with claims.alone(REPLACING):
+                if not is_unchanged(state) or claims.others(_digest(data)):
+                    return None
+                return _replace(state, call, claims, matching, left_out)
+        is_busy = not given & set(state.pending)
+        log.info(
+            f"encode: others append {len(state.pending)} shards to {storage.url}: helping them with what is theirs"
+        )
+    if is_busy:
+        raise DestinationExists(
+            f"{storage.url}: others append other shards to it at this moment ({part_key(number)}): run this again later"
+        )
+    claims.join(_digest(data), place)
+    if not is_unchanged(state):  # others may have replaced it before they could see this worker
+        claims.leave(_digest(data), place)
+        return None
+    return Agreement(storage, state.plan, matching.units, left_out, (part_key(number), data))
+
+
+def _holds(storage: Storage, key: str, data: bytes) -> bool:
+    """Whether an object has these bytes."""
+    try:
+        return storage.get(key) == data
+    except NotFound:
+        return False
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _place(call: Call) -> str:
     """A digest of the folders that a call's shards lie in, equal for all workers of one call."""
     folders = sorted({shard.url.rpartition("/")[0] for shard in call.inputs})
-    return hashlib.sha256("\n".join(folders).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return _digest("\n".join(folders).encode("utf-8", "surrogateescape"))
 
 
 def _agreed(state: State, part: Part, matching: Matching, further: Sequence[str], call: Call) -> Agreement:
@@ -212,7 +222,7 @@ def _agreed(state: State, part: Part, matching: Matching, further: Sequence[str]
     return Agreement(state.storage, plan, units, left_out, (part_key(state.version + 1), part_bytes(part)))
 
 
-def _replace(state: State, call: Call, matching: Matching, left_out: set[int]) -> Agreement:
+def _replace(state: State, call: Call, claims: Claims, matching: Matching, left_out: set[int]) -> Agreement:
     """Puts another part in the place of one that nobody works on. What was encoded for it stays where its unit keeps
     its number."""
     storage, first = state.storage, len(state.base)
@@ -223,8 +233,11 @@ def _replace(state: State, call: Call, matching: Matching, left_out: set[int]) -
     moved = [n for n in state.pending if n - first >= len(kept) or kept[n - first] != state.names[n]]
     others = range(len(state.names), first + len(part.names))
     refuse_foreign(storage, state.listed, [*moved, *others])
+    claims.join(_digest(part_bytes(part)), _place(call))
     for key in (*_copy(state), *files_of(storage, moved)):
         storage.delete(key)
+    for number in moved:
+        state.reports.pop(number, None)
     storage.put(part_key(state.version + 1), part_bytes(part))
     log.info(f"encode: {refusals.replaced(state, len(part.names))}")
     return _agreed(state, part, matching, further, call)
@@ -247,7 +260,7 @@ def withdraw(agreement: Agreement, claims: Claims) -> None:
             return
         with claims.alone(REPLACING):
             state = look(agreement.storage)
-            if state is None or claims.others() or agreement.storage.get(key) != data:
+            if state is None or claims.others() or not _holds(agreement.storage, key, data):
                 return
             news = set(state.pending) | state.passed_over
             if news & state.encoded or part_key(state.version + 1) != key:

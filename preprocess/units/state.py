@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from dataclasses import dataclass, field
 
 from pipeline.data.format.manifest import MANIFEST, Manifest, load_manifest
 from pipeline.data.reading.shards import read
-from pipeline.errors import DatasetError, DestinationExists, LatentmillError, RecordRejected
+from pipeline.errors import DatasetError, DestinationExists, LatentmillError, NotFound, RecordRejected
 from pipeline.storage.base import ObjectInfo, Storage
 from preprocess.encoding.plan import Plan, read_plan, report_key
 from preprocess.source.recipe import recipe_of_contract
@@ -109,6 +110,17 @@ class State:
             except RecordRejected:
                 continue
         return any((record.meta["key"], record.meta["caption"]) in found for record in records)
+
+
+def is_unchanged(state: State) -> bool:
+    """Whether plan and manifest are still what they were. Cheaper than another look, which reads all reports."""
+    if read_plan(state.storage) != state.plan:
+        return False
+    try:
+        digest = hashlib.sha256(state.storage.get(MANIFEST)).hexdigest()
+    except NotFound:
+        return state.manifest is None
+    return state.manifest is not None and state.manifest.digest == digest
 
 
 def look(storage: Storage) -> State | None:

@@ -78,11 +78,11 @@ def type_in(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 
 
 def advised(line: str, key: str) -> list[str]:
-    """The words KEY=... that a message advises, as a shell would pass them on."""
-    start = line.index(f"{key}=")
-    match = re.match(rf"(?:{key}=(?:\[[^\]]*\]|(?:'[^']*'|\"'\")+) ?)+", line[start:])
-    assert match, line
-    return shlex.split(match[0])
+    """The words KEY=... that a message advises, as a shell would pass them on; of several
+    advices the last."""
+    matches = re.findall(rf"(?:{key}=(?:\[[^\]]*\]|(?:'[^']*'|\"'\")+) ?)+", line)
+    assert matches, line
+    return shlex.split(matches[-1])
 
 
 __all__ = ["WORDS", "_encoders", "advised", "files", "keys", "run", "shard", "two_folders", "type_in", "units"]

@@ -15,6 +15,7 @@ from pipeline.data.format.contract import canonical_json
 from pipeline.storage.local import LocalStorage
 from preprocess.encoding import stage
 from preprocess.encoding.claims import Claims
+from preprocess.units.growth import _digest
 
 
 class Shell:
@@ -397,7 +398,7 @@ def test_others_who_append_or_are_at_a_shard(shell: Shell) -> None:
     shell.cut("s/1.tar")
     shell.encode(source="s/{1,2}.tar")
     with Claims(LocalStorage("c"), 0.4) as others:
-        others.announce()
+        others.join(_digest(Path("c/plans/000002.json").read_bytes()), "elsewhere")
         assert others.take(0)
         line = shell.encode("claim_seconds=0.4", source="longer/1.tar")
         assert "others append other shards to it at this moment (plans/000002.json): run this again later" in line

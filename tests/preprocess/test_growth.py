@@ -20,7 +20,7 @@ from preprocess import verify
 from preprocess.encoding.claims import APPENDING, Claims, claim_key
 from preprocess.encoding.output import UnitOutput
 from preprocess.encoding.plan import Part, plan_bytes, read_plan
-from preprocess.units.growth import Call, _place
+from preprocess.units.growth import Call, _digest, _place
 from preprocess.units.inputs import find
 from ranks import encode_worker
 
@@ -186,11 +186,13 @@ def test_an_append_is_not_replaced_while_another_worker_lives(grown: Path) -> No
     storage = LocalStorage(grown / "c")
     shard(grown / "n/7.tar", 70)
     with Claims(storage, 0.4) as living:
-        living.announce()
+        living.join(_digest(storage.get("plans/000002.json")), "elsewhere")
         with pytest.raises(DestinationExists, match="others append other shards to it at this moment"):
             run(grown / "n/7.tar", grown / "c", claim_seconds=0.4)
     assert files(grown / "c") == before
-    storage.put(claim_key(f"{APPENDING}dead"), b"of a worker that was killed")
+    storage.put(
+        claim_key(f"{APPENDING}{_digest(storage.get('plans/000002.json'))}-x-dead"), b"of a worker that was killed"
+    )
     run(grown / "n/7.tar", grown / "c", claim_seconds=0.2)
     assert units(grown / "c") == ["0.tar", "7.tar"]
     assert not (grown / "c/claims").exists() or not any((grown / "c/claims").iterdir())
@@ -201,7 +203,7 @@ def test_a_worker_with_an_older_listing_helps_with_what_it_knows(grown: Path) ->
     with pytest.raises(ShardCorrupt):
         run(grown / "m/{1,bad}.tar", grown / "c")
     with Claims(storage, 0.4) as living:
-        living.announce(_place(Call("", find(str(grown / "m/1.tar")))))
+        living.join(_digest(storage.get("plans/000002.json")), _place(Call("", find(str(grown / "m/1.tar")))))
         run(grown / "m/{1,2}.tar", grown / "c", claim_seconds=0.4)  # the append of others does not have 2.tar
     plan = read_plan(storage)
     assert plan is not None
@@ -273,6 +275,27 @@ def test_a_kill_at_any_write_of_an_append_and_a_rerun_end_in_the_same_bytes(tmp_
     raise AssertionError("the worker has more than 40 changes to make")
 
 
+@pytest.mark.long
+def test_workers_of_one_append_that_fails_leave_it_to_be_mended_or_replaced(grown: Path) -> None:
+    """Two processes share a good and a damaged shard; then others append what is good, at once."""
+    output = grown / "output"
+    before = files(grown / "c")
+
+    def work(source: str) -> list[int | None]:
+        work_ = config(str(grown / source), grown / "c", workers=1, claim_seconds=5.0)
+        workers = [encode_worker.start(encode_worker.run_worker, output, work_, rank, 3) for rank in range(3)]
+        return [encode_worker.wait(worker) for worker in workers]
+
+    assert 1 in work("m/bad.tar")
+    assert without_claims(files(grown / "c")) == before, output.read_text()
+    assert 1 in work("m/*.tar")
+    run(grown / "s/0.tar", grown / "c")
+    assert work("m/{1,2}.tar") == [0, 0, 0], output.read_text()
+    run(grown / "s/0.tar", grown / "d")
+    run(grown / "m/{1,2}.tar", grown / "d")
+    assert without_claims(files(grown / "c")) == files(grown / "d")
+
+
 def without_claims(found: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if not name.startswith("claims/")}
 
@@ -284,6 +307,21 @@ def test_several_resolutions_grow_together(tmp_path: Path) -> None:
     for side in ("32", "64"):
         assert keys(tmp_path / "c" / side) == ALL
         proved(tmp_path / "c" / side, both)
+
+
+def test_resolutions_that_grew_apart_are_not_numbered_as_one(tmp_path: Path) -> None:
+    for i in range(3):
+        shard(tmp_path / f"s/{i}.tar", 10 * i)
+    run(tmp_path / "s/0.tar", tmp_path / "c", resolution=(32, 64))
+    run(tmp_path / "s/1.tar", tmp_path / "c/64", resolution=(64,))
+    before = files(tmp_path / "c")
+    with pytest.raises(DestinationExists, match=r"hold other shards.*encode each by itself, with dest=.*c/32"):
+        run(tmp_path / "s/2.tar", tmp_path / "c", resolution=(32, 64))
+    assert files(tmp_path / "c") == before
+    for side in (32, 64):  # as it says
+        run(tmp_path / "s/2.tar", tmp_path / "c" / str(side), resolution=(side,))
+    assert units(tmp_path / "c/32") == ["0.tar", "2.tar"]
+    assert units(tmp_path / "c/64") == ["0.tar", "1.tar", "2.tar"]
 
 
 # --------------------------------------------------------------------------------------------------------------------
