@@ -155,7 +155,7 @@ def _as_a_word(value: str) -> re.Pattern[str]:
 def _is_secret_variable(name: str) -> bool:
     known = _variables.get(name)
     if known is None:
-        known = _variables[name] = is_secret_name(name)
+        known = _variables[name] = name not in ("PWD", "OLDPWD") and is_secret_name(name)  # these are folders
     return known
 
 

@@ -1,7 +1,8 @@
 """The id under which wandb knows a run: drawn once, kept by a run that goes on or is moved, and not by its copy.
 
     wandb.id      the id, in the run directory, where a resumed run finds it
-    wandb.place   where the run lay when it was last tracked: an absolute path or an s3:// URL
+    wandb.place   where the run lay when it was last tracked: an absolute path or an s3:// URL, with references in place
+                  of what came from the environment
 
 A run directory that lies elsewhere than wandb.place says has been moved if nothing with its id is at the old place any
 more, and is a copy if something is. A copy gets an id of its own, or two runs would write one history. Where the
@@ -15,8 +16,10 @@ import os
 import re
 import secrets
 
-from pipeline.errors import NotFound, StorageError
+from pipeline.config.loading.references import Resolved, holds_reference, resolve
+from pipeline.errors import ConfigError, NotFound, StorageError
 from pipeline.log import log
+from pipeline.parsing.redaction import redact
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
@@ -38,7 +41,7 @@ def identity_of(run: Storage) -> str:
     if not ID.fullmatch(stored):
         log.warning(f"{run.locate(ID_KEY)} holds no id of wandb: the run gets a new one")
         return _anew(run, here)
-    place = _text(run, PLACE_KEY)
+    place = _place_stored(run)
     if place == here:
         return stored
     if place and _is_copy(run, here, place, stored):
@@ -100,7 +103,20 @@ def _anew(run: Storage, here: str) -> str:
 
 
 def _bytes(place: str) -> bytes:
-    return place.encode("utf-8", "surrogateescape")  # as `_text` reads it: a path may be no Unicode
+    """A place as it is stored: what came from the environment as a reference to it."""
+    return redact(place).encode("utf-8", "surrogateescape")  # as `_text` reads it: a path may be no Unicode
+
+
+def _place_stored(run: Storage) -> str:
+    """The place that was stored; "" for none, and for one that the environment here does not give."""
+    text = _text(run, PLACE_KEY)
+    if not holds_reference(text):
+        return text
+    try:
+        found = resolve(text, os.environ, PLACE_KEY)
+    except ConfigError:
+        return ""
+    return found.text or "" if isinstance(found, Resolved) else ""
 
 
 def _drawn() -> bytes:

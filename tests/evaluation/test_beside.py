@@ -46,13 +46,14 @@ SECONDS = 120.0
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
     make_cache(folder)
+    make_cache(folder / "held_out", seed=2)
     return folder
 
 
 def config_of(caches: Path, run: Path, where: str = "job", **changes: Any) -> TrainConfig:
     return TrainConfig(
         run=str(run),
-        data=DataConfig(train=str(caches / "cache"), val=str(caches / "cache")),
+        data=DataConfig(train=str(caches / "cache"), val=str(caches / "held_out/cache")),
         model=MODEL,
         optim=OptimConfig(lr=1e-3, warmup=8, batch=BATCH),
         deepspeed=DeepSpeedConfig(engine="torch"),

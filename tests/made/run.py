@@ -44,9 +44,11 @@ DIFFUSION = DiffusionConfig()
 SAMPLER = SamplerConfig(sampler="ddim", steps=4, guidance=2.0, batch=5)
 
 
-def make_cache(folder: Path, images: int = IMAGES, encoders: EncodersConfig | None = None, **changes: Any) -> Path:
-    """Writes captioned shapes of split "val" to folder/shapes, and their cache to folder/cache."""
-    write_shards(str(folder / "shapes"), images, 1, "val", shard_size=images // 2)
+def make_cache(
+    folder: Path, images: int = IMAGES, encoders: EncodersConfig | None = None, seed: int = 1, **changes: Any
+) -> Path:
+    """Writes captioned shapes of split "val" to folder/shapes, and their cache to folder/cache. seed: of the shapes."""
+    write_shards(str(folder / "shapes"), images, seed, "val", shard_size=images // 2)
     config = EncodeConfig(
         source=str(folder / SOURCE),
         dest=str(folder / "cache"),

@@ -66,7 +66,9 @@ def losses(folder: Path) -> list[float]:
 
 def made(folder: Path, storage: str) -> Path:
     make_cache(folder, text_storage=storage)
+    make_cache(folder / "held_out", seed=2, text_storage=storage)
     config = config_of(folder)
+    config = replace(config, data=replace(config.data, val=str(folder / "held_out/cache")))
     assert train.main(replace(config, tracking=replace(config.tracking, every=8))) == 0
     return folder
 
