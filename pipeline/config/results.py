@@ -141,5 +141,5 @@ class DemoConfig:
     """Training samples; 0 = as many as the experiment says."""
     processes: Annotated[int, Ge(1)] = 2
     """Training ranks on this machine."""
-    seed: Seed = 0
+    seed: Annotated[int, Between(0, 2**63 - 3, says="a whole number from 0 to 2**63 - 3 is wanted")] = 0
     """Seed of the drawings, the training and the sampling."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 
@@ -50,29 +51,44 @@ def contract(**changes: object) -> Contract:
     return Contract(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def record(unit: int, row: int) -> Record:
-    """A record whose values identify its unit and row."""
+def sized(side: int) -> dict[str, object]:
+    """What a contract says of latents of another side."""
+    members = contract().members
+    return {
+        "resolution": 8 * side,
+        "buckets": ((8 * side, 8 * side),),
+        "latent_shape": (4, side, side),
+        "members": (
+            dataclasses.replace(members[0], shape=(8, side, side)),
+            members[1],
+            dataclasses.replace(members[2], shape=(8 * side, 8 * side)),
+        ),
+    }
+
+
+def record(unit: int, row: int, side: int = 2) -> Record:
+    """A record whose values identify its unit and row. side: of its latent."""
     rng = np.random.default_rng([unit, row])
     return Record(
         record_key(unit, row),
         {
-            "moments": rng.standard_normal((8, 2, 2)).astype(np.float16),
+            "moments": rng.standard_normal((8, side, side)).astype(np.float16),
             "text": np.full((LENGTH, WIDTH), unit + row / 1024, dtype=np.float16),
-            "cond.labels": np.full((16, 16), row % 256, dtype=np.uint8),
+            "cond.labels": np.full((8 * side, 8 * side), row % 256, dtype=np.uint8),
         },
         {"key": f"source/{unit}.{row}", "caption": f"picture {row} of shard {unit}"},
     )
 
 
-def make_cache(url: str, sizes: list[int]) -> Manifest:
-    """Writes a cache whose shards hold `sizes` records each. Returns its manifest."""
+def make_cache(url: str, sizes: list[int], side: int = 2) -> Manifest:
+    """Writes a cache whose shards hold `sizes` records each. side: of its latents. Returns its manifest."""
     storage = open_storage(url)
     units, entries, moments = [], [], Moments()
     for unit, size in enumerate(sizes):
         tar = io.BytesIO()
         writer = ShardWriter(tar)
         for row in range(size):
-            new_record = record(unit, row)
+            new_record = record(unit, row, side)
             writer.add(new_record)
             moments.add((new_record.members["moments"][:4].astype(np.float64) - 0.25) * 0.5)
         facts = writer.finish()
@@ -83,7 +99,7 @@ def make_cache(url: str, sizes: list[int]) -> Manifest:
             ShardEntry(
                 name=f"{unit:06d}.tar",
                 unit=unit,
-                size=(16, 16),
+                size=(8 * side, 8 * side),
                 samples=size,
                 bytes=facts["bytes"],
                 sha256=facts["sha256"],
@@ -103,7 +119,7 @@ def make_cache(url: str, sizes: list[int]) -> Manifest:
     uncond = npy_bytes(np.zeros((LENGTH, WIDTH), dtype=np.float16))
     storage.put(UNCOND, uncond)
     manifest = Manifest(
-        contract=contract(),
+        contract=contract(**({} if side == 2 else sized(side))),
         units=tuple(units),
         shards=tuple(entries),
         uncond_sha256=hashlib.sha256(uncond).hexdigest(),

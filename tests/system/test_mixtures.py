@@ -26,6 +26,7 @@ from pipeline.config import (
 )
 from pipeline.config.check.verbs import check
 from pipeline.config.loading.load import load
+from pipeline.data.format.contract import Member
 from pipeline.data.format.manifest import Manifest, commit_manifest, load_manifest
 from pipeline.data.order.mixture import Mixture
 from pipeline.data.reading import stream as stream_module
@@ -240,7 +241,7 @@ def test_the_caches_of_a_mixture_may_move_and_grow(
 
 
 def change_contract(url: str, sizes: list[int], **changes: object) -> Manifest:
-    """A cache whose manifest says something else; its latents are then of another size than it says."""
+    """A cache whose manifest says something else."""
     manifest = make_cache(url, sizes)
     changed = dataclasses.replace(manifest, contract=dataclasses.replace(manifest.contract, **changes))  # type: ignore[arg-type]
     storage = open_storage(url)
@@ -253,11 +254,12 @@ def change_contract(url: str, sizes: list[int], **changes: object) -> Manifest:
 def test_caches_of_other_encoders_or_texts_or_dtypes_are_refused(tmp_path: Path, caches: tuple[str, str]) -> None:
     contract = small_cache.contract()
     tokens = dataclasses.replace(contract.text, storage="tokens")
+    stored = (contract.members[0], Member(name="tokens", shape=(contract.text.length,), dtype="int32"))
     wide = (dataclasses.replace(contract.members[0], dtype="float32"), *contract.members[1:])
     cases: list[tuple[dict[str, object], str]] = [
         ({"vae_sha256": "f" * 64}, "data.mix=.* was made differently: vae_sha256: ffffffffffff, not aaaaaaaaaaaa"),
         ({"scale": 0.25}, "data.mix=.* was made differently: scale: 0.25, not 0.5"),
-        ({"text": tokens}, "data.mix=.* was made differently: text: .*tokens"),
+        ({"text": tokens, "members": stored}, "data.mix=.* was made differently: text: .*tokens"),
         ({"members": wide}, "data.mix=.* holds moments as float32, not float16"),
     ]
     for number, (changes, words) in enumerate(cases):
@@ -269,7 +271,7 @@ def test_caches_of_other_encoders_or_texts_or_dtypes_are_refused(tmp_path: Path,
 
 def test_caches_of_other_sizes_are_mixed_batch_by_batch(tmp_path: Path, caches: tuple[str, str]) -> None:
     url = str(tmp_path / "large")
-    change_contract(url, OTHER, latent_shape=(4, 4, 4))
+    make_cache(url, OTHER, side=4)
     config = settings_of(tmp_path, (caches[0], url))
     dataset = dataset_of(config)
     order = dataset.order(3, BATCH, weights=WEIGHTS)
@@ -279,7 +281,7 @@ def test_caches_of_other_sizes_are_mixed_batch_by_batch(tmp_path: Path, caches: 
     assert train.main(config) == 0
     assert examine(load_run(config.run), config.run)[1].problems == []
     small = str(tmp_path / "small")
-    change_contract(small, [5], latent_shape=(4, 4, 4))
+    make_cache(small, [5], side=4)
     with pytest.raises(
         ConfigError, match=r"small cannot be mixed in: .* has 5 records, fewer than one global batch of 8"
     ):

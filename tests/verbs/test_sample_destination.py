@@ -187,7 +187,7 @@ def test_the_command_line_tells_0_from_nothing(word: str, value: float | None) -
 def test_seeds_beyond_63_bits_are_refused_in_one_line(verb: str) -> None:
     run = [] if verb == "demo" else ["run=r"]
     for seed in (2**63, 2**64, 10**30, -1):
-        with pytest.raises(ConfigError, match=rf"seed={seed}: a whole number from 0 to"):
+        with pytest.raises(ConfigError, match=rf"seed={seed}: a whole number"):
             load(verb, [*run, f"seed={seed}"])
 
 
