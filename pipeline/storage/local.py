@@ -105,7 +105,9 @@ class LocalStorage(Storage):
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         path = self.local_path(key)
-        if path.exists():
+        if os.path.lexists(path):
+            if not path.is_file():
+                raise StorageError(f"{path} is a folder, a pipe, a device or a link to nothing, where a file is to be")
             return False
         with local_errors("write", path):
             temporary = _write_temporary(path, lambda file: file.write(data))

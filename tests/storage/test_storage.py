@@ -453,6 +453,20 @@ def test_what_has_no_end_is_refused_at_once_and_never_listed(tmp_path: Path, kin
     assert not store.exists("manifest.json")
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+def test_what_is_no_file_is_no_object_that_exists_already(tmp_path: Path, kind: str) -> None:
+    """Who is told that an object exists reads it next, and would be told that there is none, for ever."""
+    path = tmp_path / "key"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nothing")
+    with pytest.raises(StorageError, match="where a file is to be"):
+        LocalStorage(tmp_path).put_if_absent("key", b"x")
+
+
 def test_a_name_that_is_no_text_is_no_object(tmp_path: Path) -> None:
     Path(os.fsdecode(bytes(tmp_path) + b"/\xff.tar")).write_bytes(b"x")
     assert LocalStorage(tmp_path).list() == []
