@@ -168,7 +168,8 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         grouped = verb == "train" and not named
         group = [f"tracking.group={without_references(root.rsplit('/', 1)[-1])}"] if grouped else []
         typed = (plain for word in task for plain in typed_words(word, kinds))
-        arguments = [*typed, *group, f"{key}={root}/{folder_name}"]
+        suffix = ".png" if verb == "sample" else ""  # a picture, and no folder
+        arguments = [*typed, *group, f"{key}={root}/{folder_name}{suffix}"]
         show(f"== {name}")
         status = run_command([*NODE_CHECK, gpus, *arguments]) if gpus else 0
         if gpus and status == Interrupted.exit_code:  # the node check has requeued the job

@@ -19,7 +19,7 @@ from scripts.faults.trial import Case
 
 GO_ON = ("train", *TRAIN, "data.train=cache", "samples=48", "run=run")
 BEGIN = ("train", *TRAIN, "data.train=cache", "samples=16", "run=new")
-SAMPLE = ("sample", "run=run", "dest=pictures", "n=1", "prompt=a circle", "steps=1")
+SAMPLE = ("sample", "run=run", "dest=pictures.png", "n=1", "prompt=a circle", "sampler.steps=1")
 COMMIT = "run/checkpoints/000000000032/commit.json"
 FIGURES = "run/evals"
 

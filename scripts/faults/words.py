@@ -38,9 +38,9 @@ def _command_lines() -> Iterator[Case]:
         "a seed below 0": (*BEGIN, "seed=-1"),
         "a rate of NaN": (*BEGIN, "optim.lr=nan"),
         "a plugin of Hydra": ("train", "-m", "hydra/launcher=os.system", "seed=1,2"),
-        "pictures of 10**12 pixels": ("sample", "run=run", "dest=p", "prompt=x", "size=1000000x1000000"),
-        "10**9 pictures": ("sample", "run=run", "dest=p", "prompt=x", "n=1000000000"),
-        "a picture as a text file": ("sample", "run=run", "dest=notes.txt", "prompt=x", "n=1", "steps=1"),
+        "pictures of 10**12 pixels": ("sample", "run=run", "dest=p.png", "prompt=x", "size=1000000x1000000"),
+        "10**9 pictures": ("sample", "run=run", "dest=p.png", "prompt=x", "n=1000000000"),
+        "a picture as a text file": ("sample", "run=run", "dest=notes.txt", "prompt=x", "n=1", "sampler.steps=1"),
         "validation on the training data": (*BEGIN, "data.val=./cache"),
         "a verb that is none": ("trian", "run=x"),
         "an option of report that is none": ("report", "run", "dets=x.html"),
@@ -272,7 +272,7 @@ def _full_disks() -> Iterator[Case]:
         "report": ("report", "run", "dest=new.html"),
         "reference": ("reference", "dataset=cache", "source=source/*.tar", "dest=new.safetensors"),
         "synth": ("synth", "dest=made", "images=32", "shard_size=16"),
-        "sample": ("sample", "run=run", "dest=new.png", "prompt=a circle", "n=16", "steps=1"),
+        "sample": ("sample", "run=run", "dest=new.png", "prompt=a circle", "n=16", "sampler.steps=1"),
         "fetch": ("fetch", "encoders=demo", "dest=fetched"),
     }
     for name, words in lines.items():

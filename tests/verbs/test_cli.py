@@ -198,3 +198,15 @@ def test_encode_waits_passively_for_its_threads_unless_the_user_says_otherwise(
             monkeypatch.setenv("OMP_WAIT_POLICY", setting)
         assert cli.main(["encode", "--help"]) == 0
         assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
+def test_pictures_of_a_sweep_have_names_of_pictures(tmp_path: Path) -> None:
+    """In a process of its own: Hydra can be started once in each."""
+    script = (
+        "import sys; from pipeline.jobs import sweep; sweep.run_command = lambda _, words: print(words) or 0; "
+        "sys.exit(sweep.sweep('sample', sys.argv[1:]))"
+    )
+    words = [f"dest={tmp_path}/pictures", "run=r", "prompt=a", "sampler.steps=1,2"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    for steps in (1, 2):
+        assert f"dest={tmp_path}/pictures/sampler.steps={steps}.png" in done.stdout
