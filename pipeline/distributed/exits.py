@@ -69,9 +69,8 @@ def _print_traceback(error: BaseException) -> None:
 def _place(error: BaseException) -> str:
     """File and line of our own code that was running when `error` was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "/pipeline/" in frame.filename or "/preprocess/" in frame.filename] or frames[
-        -1:
-    ]
+    own = [frame for frame in frames if "/pipeline/" in frame.filename or "/preprocess/" in frame.filename]
+    own = own or frames[-1:]
     return f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else "unknown place"
 
 
