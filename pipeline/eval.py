@@ -20,7 +20,8 @@ from typing import Any, Literal, cast
 from pipeline.config import EvalRunConfig, SamplerConfig
 from pipeline.config.loading.merge import to_dict
 from pipeline.config.tasks import TASK_FACTS
-from pipeline.data.format.contract import contract_from_json, require_match
+from pipeline.data.format.contract import require_match
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.manifest import load_manifest
 from pipeline.diffusion.levels import levels_for
 from pipeline.distributed.allocator import keep_memory

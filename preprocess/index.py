@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline import cli
 from pipeline.config import IndexConfig
-from pipeline.data.format.bounds import LONGEST_NAME, TAR_NAME
+from pipeline.data.format.bounds import TAR_NAME
 from pipeline.data.format.contract import Contract, canonical_json
 from pipeline.data.format.manifest import (
     MANIFEST,
@@ -40,6 +40,7 @@ from pipeline.data.reading.reader import Reader
 from pipeline.distributed.place import cores
 from pipeline.errors import ConfigError, DatasetError, DestinationExists, ParseError, ShardCorrupt, SourceError
 from pipeline.log import show
+from pipeline.parsing.bounds import LONGEST_NAME
 from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage
 from pipeline.storage.patterns import expand

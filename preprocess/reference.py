@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ReferenceConfig
-from pipeline.data.format.bounds import MOST_SIDE, Side, Whole
+from pipeline.data.format.bounds import MOST_SIDE, Side
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.manifest import Manifest, load_manifest
@@ -36,6 +36,7 @@ from pipeline.inference.trained import load_encoders
 from pipeline.log import show
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
+from pipeline.parsing.bounds import Whole
 from pipeline.parsing.typed import build
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage

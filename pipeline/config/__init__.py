@@ -27,9 +27,18 @@ from pipeline.config.model import (
     ModelConfig,
     SamplerConfig,
     SamplerName,
-    TaskConfig,
 )
 from pipeline.config.results import DemoConfig, EvalRunConfig, ExportConfig, SampleConfig
+from pipeline.config.tasks.base import TaskConfig
+from pipeline.config.tasks.kinds import (
+    ClassTask,
+    InpaintTask,
+    LayoutTask,
+    SemanticTask,
+    SuperresTask,
+    TextTask,
+    UnconditionalTask,
+)
 from pipeline.config.train import (
     CheckpointConfig,
     DataConfig,
@@ -63,6 +72,7 @@ CONFIGS = {
 __all__ = [
     "CONFIGS",
     "CheckpointConfig",
+    "ClassTask",
     "ClusterConfig",
     "DataConfig",
     "DataVerbConfig",
@@ -80,7 +90,9 @@ __all__ = [
     "FiltersConfig",
     "GuardConfig",
     "IndexConfig",
+    "InpaintTask",
     "LaunchConfig",
+    "LayoutTask",
     "LimitsConfig",
     "ModelConfig",
     "OptimConfig",
@@ -88,10 +100,14 @@ __all__ = [
     "SampleConfig",
     "SamplerConfig",
     "SamplerName",
+    "SemanticTask",
     "SubmitConfig",
+    "SuperresTask",
     "SynthConfig",
     "TaskConfig",
+    "TextTask",
     "TrackingConfig",
     "TrainConfig",
+    "UnconditionalTask",
     "VerifyConfig",
 ]

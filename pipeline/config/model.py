@@ -151,17 +151,6 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """Conditioning of the UNet (conf/task/*.yaml)."""
-
-    name: Literal["text", "unconditional"] = "text"
-    """text: captions, by cross-attention. unconditional: nothing."""
-    drop: Annotated[float, Between(0, 1)] = 0.1
-    """Probability that training replaces a sample's conditioning with the null conditioning, as classifier-free
-    guidance needs (Ho & Salimans)."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """How images are sampled."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pipeline.config.model import DiffusionConfig, EncodersConfig, FeaturesName, ModelConfig, SamplerConfig, TaskConfig
+from pipeline.config.model import DiffusionConfig, EncodersConfig, FeaturesName, ModelConfig, SamplerConfig
+from pipeline.config.tasks.base import TaskConfig
+from pipeline.config.tasks.kinds import TextTask
 from pipeline.config.values.bounds import Between, Ge, Gt, OrZero, Seed
 
 WIDEST = 0.28
@@ -224,7 +226,7 @@ class TrainConfig:
     """The datasets to train and evaluate on."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The UNet."""
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: TaskConfig = field(default_factory=TextTask)
     """Conditioning."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     """Noise schedule and objective."""

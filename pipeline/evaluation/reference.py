@@ -21,12 +21,13 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from pipeline.data.format.bounds import Side, Whole
+from pipeline.data.format.bounds import Side
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.objects import read_bounded
 from pipeline.errors import ContractMismatch, DatasetError, DestinationExists, NotFound, ParseError, StorageError
 from pipeline.evaluation.features.networks import Features
 from pipeline.evaluation.metrics.fid import Gaussian, RankDeficient, Statistics, fid
+from pipeline.parsing.bounds import Whole
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 from pipeline.storage.urls import open_storage, split_url

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline.config import EncodersConfig, ModelConfig
 from pipeline.config.loading.merge import from_dict
-from pipeline.data.format.contract import Contract, contract_from_json
+from pipeline.data.format.contract import Contract
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.errors import ContractMismatch, RunError
 from pipeline.inference.packed import pack
 from pipeline.models.denoiser import Denoiser

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config import DataConfig, TrainConfig
 from pipeline.config.loading.merge import to_stored
 from pipeline.config.loading.stored import is_same
-from pipeline.data.format.contract import contract_from_json
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.errors import NotFound, RunError
 from pipeline.runs.names import AVERAGES as AVERAGES
 from pipeline.runs.names import CHECKPOINTS as CHECKPOINTS

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.data.format.contract import Contract, contract_from_json
+from pipeline.data.format.contract import Contract
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.diffusion.process import PROCESSES
 from pipeline.distributed.world import World
 from pipeline.errors import WeightsError

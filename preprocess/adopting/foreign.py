@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config import EncodersConfig, FiltersConfig, IndexConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, plain, require_readable, stored_limits
+from pipeline.data.format.contract import Contract, Member, TextFacts, plain, stored_limits
+from pipeline.data.format.contract_json import require_readable
 from pipeline.data.format.manifest import UNCOND
 from pipeline.data.format.objects import read_bounded
 from pipeline.data.format.records import Record, npy_bytes

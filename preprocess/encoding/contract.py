@@ -10,15 +10,8 @@ from typing import Any
 import torch
 
 from pipeline.config import EncodeConfig, EncodersConfig
-from pipeline.data.format.contract import (
-    Contract,
-    Member,
-    TextFacts,
-    canonical_json,
-    plain,
-    require_readable,
-    stored_limits,
-)
+from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain, stored_limits
+from pipeline.data.format.contract_json import require_readable
 from pipeline.data.format.members import LOWRES_FACTOR
 from pipeline.errors import ConfigError
 from pipeline.models.encoders.autoencoder import FirstStage

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.data.format.contract import Contract, canonical_json, contract_from_json
+from pipeline.data.format.contract import Contract, canonical_json
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.errors import DestinationExists, NotFound, ParseError, SourceError
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from made.cache import LENGTH, WIDTH
 from made.forged_cache import forge_excluded, forge_records, forge_uncond, joined, members, small, train_on
 from made.fuzz import LONG, QUICK, bounded, mutated_bytes, mutated_value
-from pipeline.data.format.contract import contract_from_json, plain
+from pipeline.data.format.contract import plain
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.index import parse_index
 from pipeline.data.format.kept import KeptRecords

@@ -30,7 +30,7 @@ from made.forged_cache import (
     with_file,
     with_header,
 )
-from pipeline.data.format.contract import require_readable
+from pipeline.data.format.contract_json import require_readable
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.manifest import find_version, load_manifest
 from pipeline.data.format.records import npy_bytes

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from made.cache import contract, make_cache
-from pipeline.data.format.contract import contract_from_json, require_match
+from pipeline.data.format.contract import require_match
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.manifest import MANIFEST, commit_manifest, load_manifest, manifest_bytes, parse_manifest
 from pipeline.errors import ContractMismatch, DatasetError, DestinationExists
 from pipeline.storage.urls import open_storage

@@ -27,7 +27,7 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.config.check.verbs import check
-from pipeline.data.format.contract import contract_from_json
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.errors import ConfigError, RunError, WeightsError
 from pipeline.inference.trained import load_trained

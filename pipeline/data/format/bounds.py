@@ -1,13 +1,11 @@
-"""What a value of a stored format may be, declared beside the field as `Annotated[int, Whole(0, 10)]`.
-
-`pipeline.parsing.typed.build` refuses what a bound does not admit, in its words.
-"""
+"""What a value of a dataset's stored format may be, as types for `pipeline.parsing.typed.build`."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
+
+from pipeline.parsing.bounds import LONGEST_NAME, Real, Text, Whole
 
 MOST_SAMPLES = 2**31 - 1
 """Records of one tar, and samples of one input shard: a row is an int32 in the list of excluded records."""
@@ -19,73 +17,11 @@ MOST_ELEMENTS = 2**28
 """Elements of one array of a record."""
 MOST_UNITS = 10**8
 """Input shards and tars of a dataset."""
-LONGEST_NAME, LONGEST_PATTERN = 4096, 1 << 20
-"""Characters of a key or path, and of a source pattern, whose braces may name thousands of them."""
+LONGEST_PATTERN = 1 << 20
+"""Characters of a source pattern, whose braces may name thousands of paths."""
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 TAR_NAME = re.compile("(?:(?!\\.{1,2}/)[^/\x00-\x1f\x7f-\x9f]+/)*[^/\x00-\x1f\x7f-\x9f]+\\.tar")
 SHA256 = re.compile("[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A whole number from `low` to `high`."""
-
-    low: int
-    high: int
-
-    def admits(self, value: int) -> bool:
-        return self.low <= value <= self.high
-
-    @property
-    def words(self) -> str:
-        return f"a whole number from {self.low} to {self.high} is wanted"
-
-
-@dataclass(frozen=True)
-class Real:
-    """A number from `low` to `high`."""
-
-    low: float
-    high: float
-
-    def admits(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    @property
-    def words(self) -> str:
-        return f"a number from {self.low:g} to {self.high:g} is wanted"
-
-
-@dataclass(frozen=True)
-class Text:
-    """Text that a pattern matches as a whole, of at most `most` characters. wanted: what it is, in words."""
-
-    pattern: re.Pattern[str]
-    wanted: str
-    most: int = LONGEST_NAME
-
-    def admits(self, value: str) -> bool:
-        return len(value) <= self.most and self.pattern.fullmatch(value) is not None
-
-    @property
-    def words(self) -> str:
-        return f"{self.wanted} is wanted"
-
-
-@dataclass(frozen=True)
-class Several:
-    """A list of `low` to `high` items, all different where `different` says so."""
-
-    low: int
-    high: int
-    different: bool = False
-
-    def admits(self, value: Any) -> bool:
-        return self.low <= len(value) <= self.high and not (self.different and len(set(value)) < len(value))
-
-    @property
-    def words(self) -> str:
-        return f"{self.low} to {self.high}{' different' if self.different else ''} values are wanted"
 
 
 Digest = Annotated[str, Text(SHA256, "a SHA-256 of 64 hexadecimal digits", 64)]

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pipeline.data.format.bounds import (
-    MOST_ELEMENTS,
-    MOST_SIDE,
-    Channels,
-    MaybeDigest,
-    Scale,
-    Several,
-    Shift,
-    Side,
-    Text,
-    Whole,
-)
-from pipeline.errors import ConfigError, ContractMismatch, ParseError
-from pipeline.parsing.typed import build
+from pipeline.conditions.facts import Conditions
+from pipeline.data.format.bounds import MOST_SIDE, Channels, MaybeDigest, Scale, Shift, Side
+from pipeline.errors import ContractMismatch
+from pipeline.parsing.bounds import Several, Text, Whole
 
 ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must share to serve one model
     "vae_sha256",
@@ -72,6 +61,12 @@ class TextFacts:
     """Token id that ends a caption."""
     quick_gelu: bool = False
     """Whether the tower's activation is x * sigmoid(1.702 x), as in OpenAI's CLIP; weights do not show it."""
+    vocabulary: Annotated[int, Whole(0, 2**31 - 1)] = field(default=0, compare=False)
+    """Number of token ids, for a transformer that is trained on them; 0 = not known (format 2)."""
+    start: Annotated[int, Whole(-1, 2**31 - 1)] = field(default=-1, compare=False)
+    """Token id that begins a caption; -1 = not known (format 2)."""
+    captions: Literal[1] = 1
+    """Captions stored of each record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +83,7 @@ class Contract:
     """Hash of the autoencoder's weights (weights_hash); "" if `latentmill index` was given no encoders: then nothing
     can be proved, and comparisons of contracts fail."""
     text_sha256: MaybeDigest
-    """Hash of the text tower's weights, or ""."""
+    """Hash of the text tower's weights; "" as above, or of a cache without captions."""
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     """Range of the pixel values that the autoencoder encoded."""
     channel_order: str = "RGB"
@@ -117,12 +112,20 @@ class Contract:
     """A latent is (z - shift) * scale for a posterior sample z. Stored moments are not scaled."""
     shift: Shift
     """See scale."""
-    stored: Literal["moments"] = "moments"
-    """moments: posterior mean and log-variance, from which the trainer draws a new sample at every visit."""
+    stored: Literal["moments", "latents", "pixels"] = "moments"
+    """The array that holds an image. moments (2C, h, w): posterior mean and log-variance, from which the trainer draws
+    a new sample at every visit. latents (C, h, w): of an encoder without variance, before any quantisation. pixels
+    (3, H, W) uint8: the crop itself, of a first stage that does nothing or is still to be trained."""
     caption_key: str
-    """Where captions were read. No captions are dropped in a cache."""
-    text: TextFacts
-    """Facts of the text states."""
+    """Where captions were read, "" for nowhere. No captions are dropped in a cache."""
+    text: TextFacts | None
+    """Facts of the text states; None of a cache without captions."""
+    conditions: Conditions = field(default_factory=Conditions)
+    """Facts of the arrays cond.*."""
+    colour: Literal["as_stored"] = "as_stored"
+    """Colour profiles of the source's images: as_stored = not applied."""
+    columns: Annotated[tuple[str, ...], Several(0, 0)] = ()
+    """Columns of the source that every record's json holds besides its own."""
     members: Annotated[tuple[Member, ...], Several(1, 64)]
     """The arrays of each record."""
     batch: Annotated[int, Whole(0, 2**31 - 1)]
@@ -145,7 +148,12 @@ class Contract:
     @property
     def trimmed(self) -> bool:
         """Whether text states beyond the caption's end are missing, and a model attends only to the others."""
-        return self.text.storage == "trimmed"
+        return self.text is not None and self.text.storage == "trimmed"
+
+    @property
+    def padded_text(self) -> int:
+        """Rows to which the text states of a record are padded; 0 where all have as many."""
+        return self.text.length if self.text is not None and self.trimmed else 0
 
     def differences(self, other: Contract, names: tuple[str, ...] | None = None) -> list[str]:
         """One line for people per differing field (of `names`, or of all): 'name: value here, not value of other'."""
@@ -174,58 +182,6 @@ def stored_limits(limits: Any) -> dict[str, Any]:
     return {name: value for name, value in plain(limits).items() if name != "seconds"}
 
 
-def contract_from_json(value: Any) -> Contract:
-    """The contract of a parsed canonical_json(asdict(contract)). Raises ParseError, which names the field."""
-    if missing := sorted(_names(Contract) - set(value if isinstance(value, dict) else ())):
-        raise ParseError(f"it lacks {', '.join(missing)}, so it is no contract")
-    contract = build(Contract, value)
-    if missing := sorted(_names(TextFacts) - set(value["text"])):
-        raise ParseError(f"text lacks {', '.join(missing)}")
-    check_sizes(contract)
-    return contract
-
-
-def require_readable(contract: Contract) -> None:
-    """Raise ConfigError for a contract that `contract_from_json` would not read again."""
-    try:
-        contract_from_json(plain(contract))
-    except ParseError as error:
-        raise ConfigError(f"these settings and arrays make no dataset that can be read again: {error}") from None
-
-
-def check_sizes(contract: Contract) -> None:
-    """Raise ParseError where sizes contradict each other, or one is beyond what an array of a record can have."""
-    channels, height, width = contract.latent_shape
-    factor, members = contract.downsampling, {member.name: member for member in contract.members}
-    if not -1e6 <= contract.pixel_range[0] < contract.pixel_range[1] <= 1e6:
-        raise ParseError(f"pixel_range={contract.pixel_range} is not a range")
-    if len(members) != len(contract.members):
-        raise ParseError("members has an array twice")
-    for shape in (contract.latent_shape, *(member.shape for member in contract.members)):
-        if math.prod(max(side, 1) for side in shape) > MOST_ELEMENTS:
-            raise ParseError(f"it names an array of shape {shape}, more than {MOST_ELEMENTS} elements")
-    if abs(math.sqrt(height * width) * factor - contract.resolution) > factor:
-        raise ParseError(
-            f"latent_shape={contract.latent_shape} is not that of a crop of resolution={contract.resolution} pixels "
-            f"with downsampling={factor}"
-        )
-    places = {(h // factor, w // factor) for w, h in contract.buckets}
-    sides = next(iter(places)) if len(contract.buckets) == 1 else (-1, -1)
-    states = {"full": (contract.text.length, contract.text.width), "trimmed": (-1, contract.text.width)}
-    wanted: dict[str, tuple[int, ...]] = {"moments": (2 * channels, *sides)}
-    if contract.text.storage == "tokens":
-        wanted["tokens"] = (contract.text.length,)
-    else:
-        wanted["text"] = states[contract.text.storage]
-    for name, shape in wanted.items():
-        if name not in members or members[name].shape != shape:
-            found = members[name].shape if name in members else "nothing"
-            raise ParseError(f"members: {name} of shape {shape} is wanted, not {found}")
-        kinds = ("int32",) if name == "tokens" else ("float16", "float32")
-        if members[name].dtype not in kinds:
-            raise ParseError(f"members: {name} is {members[name].dtype}, not {' or '.join(kinds)}")
-
-
 def require_match(required: Contract, actual: Contract, what: str, names: tuple[str, ...] = ENCODER_FACTS) -> None:
     """Raise ContractMismatch, which lists the differences, unless both contracts have equal facts `names`.
 
@@ -233,7 +189,12 @@ def require_match(required: Contract, actual: Contract, what: str, names: tuple[
     """
     for contract, whose in ((actual, what), (required, "the cache that it is compared with")):
         unknown_hashes = [
-            name for name in ("vae_sha256", "text_sha256") if name in names and not getattr(contract, name)
+            name
+            for name, wanted in (
+                ("vae_sha256", contract.stored != "pixels"),
+                ("text_sha256", contract.text is not None),
+            )
+            if name in names and wanted and not getattr(contract, name)
         ]
         if unknown_hashes:
             raise ContractMismatch(
@@ -245,11 +206,6 @@ def require_match(required: Contract, actual: Contract, what: str, names: tuple[
         raise ContractMismatch(
             f"{what} was made differently: {'; '.join(differences)}. Encode it with the same encoders"
         )
-
-
-def _names(cls: type) -> set[str]:
-    """Names of the fields of a dataclass."""
-    return {field.name for field in dataclasses.fields(cls)}
 
 
 def _brief(value: Any) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.format.bounds import LONGEST_NAME
 from pipeline.data.format.manifest import ShardEntry
 from pipeline.data.format.rows import digests, require_dense, whole
 from pipeline.errors import ParseError
+from pipeline.parsing.bounds import LONGEST_NAME
 from pipeline.parsing.tar import BLOCK
 from pipeline.parsing.values import parse_json
 

@@ -22,16 +22,16 @@ from pipeline.data.format.bounds import (
     MaybeDigest,
     Name,
     Pattern,
-    Real,
     Samples,
     Side,
     TarName,
-    Whole,
 )
-from pipeline.data.format.contract import Contract, canonical_json, contract_from_json
+from pipeline.data.format.contract import Contract, canonical_json
+from pipeline.data.format.contract_json import contract_from_json, contract_to_json
 from pipeline.data.format.objects import read_bounded
 from pipeline.data.format.rows import Check, build_rows, counts, digests, pairs, require_dense, tar_names, texts, whole
 from pipeline.errors import DatasetError, DestinationExists, NotFound, ParseError
+from pipeline.parsing.bounds import Real, Whole
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage
@@ -39,8 +39,10 @@ from pipeline.storage.base import Storage
 MANIFEST = "manifest.json"
 UNCOND = "uncond.npy"
 VERSIONS = "manifests"
+READ = (2, FORMAT)
+"""Formats that are read."""
 VERSION_NAME = re.compile(rf"{VERSIONS}/[0-9]{{6}}\.json")
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
 LARGEST = 1 << 29
 """Bytes of a manifest: a million shards take some 450 MB."""
 SMALLEST_RECORD = 1024
@@ -105,7 +107,8 @@ def index_name(tar: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Mean and standard deviation by channel of the scaled posterior means, (C,) each."""
+    """Mean and standard deviation by channel of the scaled latents (posterior means; of pixels in the range of -1 to
+    1), (C,) each."""
 
     mean: tuple[Mean, ...]
     std: tuple[Deviation, ...]
@@ -115,8 +118,8 @@ class Statistics:
 class _Facts:
     """What a manifest holds besides its contract and its lists."""
 
-    uncond_sha256: Digest
-    """SHA-256 of uncond.npy, the encoded empty caption (L, D) float16."""
+    uncond_sha256: MaybeDigest
+    """SHA-256 of uncond.npy, the encoded empty caption (L, D) float16; "" of a cache without captions."""
     statistics: Statistics
     sources: tuple[Pattern, ...]
     """The source pattern of each encode that added shards; of an absolute path only the last component."""
@@ -127,8 +130,8 @@ class _Facts:
     """SHA-256 of that list; "" if there are no such records."""
     version: Annotated[int, Whole(1, 999_999)] = 1
     """Version of this dataset; each `encode` that appends input shards makes the next one."""
-    format: Literal[2] = FORMAT
-    """Version of the stored layout."""
+    format: Literal[2, 3] = FORMAT
+    """Version of the stored layout; 2 of a dataset that was made before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +190,8 @@ class Manifest(_Facts):
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """The canonical bytes of a manifest."""
-    return canonical_json(dataclasses.asdict(manifest))
+    value = dataclasses.asdict(manifest)
+    return canonical_json(value | {"contract": contract_to_json(manifest.contract, manifest.format)})
 
 
 UNITS: dict[str, Check] = {
@@ -222,9 +226,9 @@ def _parse(value: Any) -> Manifest:
     """The manifest of a parsed JSON text, whose parts fit each other. Raises ParseError, DatasetError."""
     if type(value) is not dict or type(value.get("format")) is not int:
         raise ParseError("it is no manifest of a dataset")
-    if value["format"] != FORMAT:
+    if value["format"] not in READ:
         hint = "encode the cache again" if 0 <= value["format"] < FORMAT else "use a newer latentmill"
-        raise DatasetError(f"its format is {value['format']}, this version reads {FORMAT}: {hint}")
+        raise DatasetError(f"its format is {value['format']}, this version reads {READ[0]} and {FORMAT}: {hint}")
     names = {field.name for field in dataclasses.fields(Manifest)}
     if wrong := sorted(names ^ set(value)):
         raise ParseError(f"it has missing or unknown fields: {', '.join(wrong[:5])}")
@@ -253,6 +257,8 @@ def _check(manifest: Manifest) -> None:
             raise ParseError(f"shards[{number}].size={shard.size}: the contract has no such size")
         if shard.samples * SMALLEST_RECORD > shard.bytes:
             raise ParseError(f"shards[{number}]: {shard.samples} records do not fit into {shard.bytes} bytes")
+    if bool(manifest.uncond_sha256) != (manifest.contract.text is not None):
+        raise ParseError("uncond_sha256: it is of the empty caption, which a dataset has where it has captions")
     if manifest.samples < 0 or bool(manifest.excluded) != bool(manifest.excluded_sha256):
         raise ParseError(f"excluded={manifest.excluded}: it fits neither the records nor excluded_sha256")
 

@@ -1,4 +1,4 @@
-"""Which shape an array of a record must have, by the contract and the size of the record's crop."""
+"""Which arrays a record holds, and of which shape, by the contract and the size of the record's crop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,57 @@ from pipeline.errors import ShardCorrupt
 
 SHORTEST = 2
 """Tokens of the empty caption: start and end."""
-LOWRES_FACTOR = 4
-"""Pixels of a crop per pixel of cond.lowres, along a side."""
+VARIES = -1
+"""Stands for a side that differs between records."""
+
+
+def arrays_of(contract: Contract) -> tuple[Member, ...]:
+    """The arrays that the contract's facts call for, in the order of their names in `encode`: the image's, the text's,
+    then those of the conditions."""
+    channels, factor = contract.latent_shape[0], contract.downsampling
+    width, height = contract.buckets[0] if len(contract.buckets) == 1 else (VARIES, VARIES)
+
+    def sides(pixels: int, cells: int = 1) -> tuple[int, int]:
+        """Height and width in units of `pixels` / `cells` pixels."""
+        return (height, width) if width == VARIES else (height // pixels * cells, width // pixels * cells)
+
+    def member(name: str, shape: tuple[int, ...], dtype: str, variants: int = 1) -> Member:
+        return Member(name=name, shape=(variants, *shape) if variants > 1 else shape, dtype=dtype)
+
+    images = {
+        "moments": ("moments", (2 * channels, *sides(factor)), "float16"),
+        "latents": ("latents", (channels, *sides(factor)), "float16"),
+        "pixels": ("pixels", (3, *sides(1)), "uint8"),
+    }
+    arrays = [member(*images[contract.stored])]
+    if contract.text is not None:
+        text = contract.text
+        arrays.append(
+            {
+                "full": member("text", (text.length, text.width), "float16"),
+                "trimmed": member("text", (VARIES, text.width), "float16"),
+                "tokens": member("tokens", (text.length,), "int32"),
+            }[text.storage]
+        )
+    conditions = contract.conditions
+    if conditions.boxes is not None:
+        arrays.append(member("cond.boxes", (conditions.boxes.most, 5), "float16"))
+    if conditions.classes is not None:
+        arrays.append(member("cond.class", (), "int32"))
+    if conditions.labels is not None:
+        arrays.append(member("cond.labels", sides(factor, conditions.labels.grid), "uint8"))
+    if conditions.lowres is not None:
+        lowres = conditions.lowres
+        arrays.append(member("cond.lowres", (3, *sides(lowres.factor)), "uint8", lowres.variants))
+    if conditions.mask is not None:
+        mask = conditions.mask
+        rows, columns = sides(1)
+        columns = -(-columns // 8) if mask.packed and columns != VARIES else columns
+        arrays.append(member("cond.mask", (rows, columns), "uint8", mask.variants))
+        arrays.append(member("cond.masked", (channels, *sides(factor)), "float16", mask.variants))
+    if conditions.pixels and contract.stored != "pixels":
+        arrays.append(member("pixels", (3, *sides(1)), "uint8"))
+    return tuple(arrays)
 
 
 def member_shape(
@@ -19,14 +68,26 @@ def member_shape(
     found: the stored shape, if there is one. A trimmed text may have any length that the context allows; where `found`
     has such a length, it is the length that is returned.
     """
-    if -1 not in member.shape:
+    if VARIES not in member.shape:
         return member.shape
     if member.name == "text":
-        tokens = found[0] if found else 0
-        return (tokens if SHORTEST <= tokens <= contract.text.length else contract.text.length, *member.shape[1:])
-    factor = {"moments": contract.downsampling, "cond.masked": contract.downsampling, "cond.lowres": LOWRES_FACTOR}
-    pixels = factor.get(member.name, 1)
-    return (*member.shape[:-2], size[1] // pixels, size[0] // pixels)
+        assert contract.text is not None, "a text without its facts"
+        tokens, length = found[0] if found else 0, contract.text.length
+        return (tokens if SHORTEST <= tokens <= length else length, *member.shape[1:])
+    width, height = size
+    conditions, factor = contract.conditions, contract.downsampling
+    if member.name == "cond.labels" and conditions.labels is not None:
+        cells = conditions.labels.grid
+        sides = (height // factor * cells, width // factor * cells)
+    elif member.name == "cond.lowres" and conditions.lowres is not None:
+        sides = (height // conditions.lowres.factor, width // conditions.lowres.factor)
+    elif member.name == "cond.mask" and conditions.mask is not None and conditions.mask.packed:
+        sides = (height, -(-width // 8))
+    elif member.name in ("moments", "latents", "cond.masked"):
+        sides = (height // factor, width // factor)
+    else:
+        sides = (height, width)
+    return (*member.shape[:-2], *sides)
 
 
 def require_array(name: str, dtype: str, shape: tuple[int, ...], contract: Contract, size: tuple[int, int]) -> None:

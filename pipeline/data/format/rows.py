@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
-from pipeline.data.format.bounds import LONGEST_NAME, MOST_SIDE, TAR_NAME
+from pipeline.data.format.bounds import MOST_SIDE, TAR_NAME
 from pipeline.errors import ParseError
+from pipeline.parsing.bounds import LONGEST_NAME
 from pipeline.parsing.typed import build
 
 T = TypeVar("T")

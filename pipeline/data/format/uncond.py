@@ -18,7 +18,7 @@ STATES = ("float16", "float32")
 
 
 def read_uncond(storage: Storage, manifest: Manifest) -> np.ndarray:
-    """The encoded empty caption (L, D), float16 or float32. Raises ShardCorrupt when it is missing, its hash is not the
+    """The encoded empty caption (L, D), float16 or float32, of a dataset with captions. Raises ShardCorrupt when it is missing, its hash is not the
     manifest's, or it is not finite states of the contract's shape; DatasetError, StorageError."""
     try:
         data = read_bounded(storage, UNCOND, most_uncond_bytes(manifest.contract))
@@ -36,11 +36,13 @@ def read_uncond(storage: Storage, manifest: Manifest) -> np.ndarray:
 
 def most_uncond_bytes(contract: Contract) -> int:
     """Most bytes of the file."""
+    assert contract.text is not None, "no captions"
     return 4 * contract.text.length * contract.text.width + HEADER_BYTES + 12
 
 
 def parse_uncond(data: bytes, contract: Contract) -> np.ndarray:
     """The states (L, D) of the file's bytes. Raises ShardCorrupt, whose message goes on after the file's name."""
+    assert contract.text is not None, "no captions"
     wanted = (contract.text.length, contract.text.width)
     try:
         states = parse_npy(memoryview(data))

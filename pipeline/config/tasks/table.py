@@ -1,0 +1,53 @@
+"""The table of tasks: from a task's name to everything that it is, in the rooms that know it.
+
+What needs PyTorch is named "module:attribute" and is imported where it is wanted (pipeline/config/tasks/found.py), so
+that a login node can read the table. Code that depends on the task asks this table, and does not compare names: a new
+task is its files and one row here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.tasks import kinds
+from pipeline.config.tasks.base import TaskConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """Where to find what a task is."""
+
+    config: type[TaskConfig]
+    """Its keys, and what it reads and gives (kinds.py)."""
+    network: str
+    """Its module, which turns a batch into the UNet's inputs (models/tasks/)."""
+    judge: str
+    """The figures that judge its pictures, and how they are shown (evaluation/tasks/)."""
+    requests: str
+    """What `latentmill sample` may be asked for (inference/requests/)."""
+    asks: tuple[str, ...]
+    """Keys of `latentmill sample` by which it is asked."""
+    export: str
+    """What other software can hold of it (interchange/tasks/)."""
+
+
+TASK_FACTS: dict[str, TaskFacts] = {
+    name: TaskFacts(
+        config=config,
+        network=f"pipeline.models.tasks.{module}:{network}",
+        judge=f"pipeline.evaluation.tasks.{module}:JUDGE",
+        requests=f"pipeline.inference.requests.{module}:REQUESTS",
+        asks=asks,
+        export=f"pipeline.interchange.tasks.{module}:EXPORT",
+    )
+    for name, module, network, config, asks in (
+        ("text", "text", "Text", kinds.TextTask, ("prompt", "negative")),
+        ("unconditional", "unconditional", "Unconditional", kinds.UnconditionalTask, ()),
+        ("class", "classes", "Classes", kinds.ClassTask, ("class",)),
+        ("layout", "layout", "Layout", kinds.LayoutTask, ("boxes", "prompt", "negative")),
+        ("semantic", "semantic", "Semantic", kinds.SemanticTask, ("labels",)),
+        ("superres", "superres", "Superres", kinds.SuperresTask, ("image", "prompt", "negative")),
+        ("inpaint", "inpaint", "Inpaint", kinds.InpaintTask, ("image", "mask", "prompt", "negative")),
+    )
+}
+"""The facts of every task, by its name in `task=`."""
