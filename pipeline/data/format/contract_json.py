@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.conditions.facts import (
     MOST_BOX_CLASSES,
@@ -34,8 +34,7 @@ TEXT_SINCE_3 = ("vocabulary", "start", "captions")
 """Fields of its text that format 2 does not have."""
 NAMES = 2 << 20
 """Characters of all names of a condition's classes: a run.json has room for them."""
-Format = int
-"""2 or 3."""
+Format = Literal[2, 3]
 
 
 def contract_to_json(contract: Contract, format: Format) -> dict[str, Any]:
