@@ -25,6 +25,11 @@ class SynthConfig:
     image shows a combination of size, colour and shape that train and val never show. all: no restriction."""
     shard_size: Annotated[int, Ge(1)] = 1000
     """Images per tar."""
+    single: bool = False
+    """Draw exactly one object in each image, instead of one to three."""
+    classes: bool = False
+    """Also write the class of the largest object of each image, 0 to 23, as KEY.cls, and the names of the classes to
+    classes.txt, those of label maps and boxes (0 is the background) to labels.txt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +112,12 @@ class EncodeConfig:
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Samples to leave out."""
     caption_key: str = "txt"
-    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member)."""
-    conditions: tuple[Literal["boxes", "labels", "lowres", "mask"], ...] = ()
-    """Further members of each sample that are stored as cond.*, for tasks that are conditioned on them."""
-    text_storage: Literal["full", "trimmed", "tokens"] = "full"
+    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member). With
+    text_storage=none no caption is read, and a sample needs none."""
+    text_storage: Literal["full", "trimmed", "tokens", "none"] = "full"
     """What is stored of a caption. full: the text states of every position, as Stable Diffusion is trained. trimmed:
     the text states up to the end token; the model then attends to nothing else. tokens: token ids only; the trainer
-    runs the text tower."""
+    runs the text tower. none: nothing; no text tower is loaded."""
     batch: Annotated[int, Ge(1)] = 64
     """Images per encoder batch; no batch has images of two input shards. Part of the contract."""
     workers: Annotated[int, Ge(0)] = 0
