@@ -27,16 +27,17 @@ ROOMS: dict[str, set[str]] = {
     "log": {"parsing"},
     "philox": set(),
     "verbs": set(),
-    "config": {"errors"},
+    "conditions": {"errors"},
+    "config": {"conditions", "errors"},
     "storage": {"errors"},
-    "data": {"storage", "philox", "errors"},
+    "data": {"storage", "conditions", "philox", "errors"},
     "diffusion": {"config", "philox", "errors"},
     "planning": {"config", "errors"},
     "tracking": {"storage", "config", "errors"},
     "distributed": {"config", "verbs", "errors"},
     "scheduler": {"config", "errors"},
-    "models": {"diffusion", "planning", "storage", "config", "philox", "errors"},
-    "runs": {"data", "distributed", "scheduler", "storage", "config", "philox", "errors"},
+    "models": {"diffusion", "planning", "storage", "config", "conditions", "philox", "errors"},
+    "runs": {"data", "distributed", "scheduler", "storage", "config", "conditions", "philox", "errors"},
     "cli": {"config", "distributed", "verbs", "errors"},
     "inference": {
         "models",
@@ -46,17 +47,19 @@ ROOMS: dict[str, set[str]] = {
         "data",
         "storage",
         "config",
+        "conditions",
         "planning",
         "philox",
         "errors",
     },
-    "report": {"tracking", "data", "runs", "storage", "config", "errors"},
+    "report": {"tracking", "data", "runs", "storage", "config", "conditions", "errors"},
     "jobs": {"runs", "planning", "scheduler", "distributed", "data", "storage", "config", "errors"},
-    "interchange": {"inference", "models", "runs", "diffusion", "planning", "storage", "config", "errors"},
+    "interchange": {"inference", "models", "runs", "diffusion", "planning", "storage", "config"}
+    | {"conditions", "errors"},
     "evaluation": {"inference", "report", "models", "runs", "diffusion", "tracking", "distributed"}
-    | {"scheduler", "data", "storage", "config", "philox", "errors"},
+    | {"scheduler", "data", "storage", "config", "conditions", "philox", "errors"},
     "training": {"evaluation", "interchange", "inference", "runs", "data", "models", "diffusion", "tracking"}
-    | {"distributed", "planning", "storage", "config", "philox", "errors"},
+    | {"distributed", "planning", "storage", "config", "conditions", "philox", "errors"},
 }
 """Room of pipeline -> the rooms that it may import. What is not in a room is a verb, and nobody imports those."""
 PREPROCESS = set(ROOMS) - {"training", "jobs", "interchange"}
@@ -79,7 +82,7 @@ ONLY_IMPORTERS = {
 """Packages that one file hides from the others."""
 
 WITHOUT_TORCH = (
-    *("errors", "log", "parsing", "verbs", "config", "storage", "scheduler", "planning", "jobs", "cli"),
+    *("errors", "log", "parsing", "verbs", "conditions", "config", "storage", "scheduler", "planning", "jobs", "cli"),
     *("runs/directory", "runs/lease", "runs/datasets"),
     *("distributed/children", "distributed/meeting"),
     *("distributed/place", "distributed/ranks", "distributed/exits", "distributed/signals", "distributed/rank"),
