@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from pipeline.config.conditions import BoxesConfig, ClassesConfig, LabelsConfig, LowresConfig, MaskConfig
 from pipeline.config.model import EncodersConfig, FeaturesName
 from pipeline.config.train import LaunchConfig, Weights
 from pipeline.config.values.bounds import Between, Ge, Gt, OrZero, Seed, SeedOrNone
@@ -114,6 +115,19 @@ class EncodeConfig:
     caption_key: str = "txt"
     """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member). With
     text_storage=none no caption is read, and a sample needs none."""
+    conditions: tuple[Literal["class", "boxes", "labels", "lowres", "mask", "pixels"], ...] = ()
+    """What is stored of each sample beside its image and caption, for tasks that are given it (cond.*). pixels: the
+    crop itself, with which evaluations compare."""
+    classes: ClassesConfig = field(default_factory=ClassesConfig)
+    """How a sample's class is read."""
+    boxes: BoxesConfig = field(default_factory=BoxesConfig)
+    """Which boxes are stored."""
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    """How label maps are stored."""
+    lowres: LowresConfig = field(default_factory=LowresConfig)
+    """How crops are made smaller."""
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """How holes are drawn."""
     text_storage: Literal["full", "trimmed", "tokens", "none"] = "full"
     """What is stored of a caption. full: the text states of every position, as Stable Diffusion is trained. trimmed:
     the text states up to the end token; the model then attends to nothing else. tokens: token ids only; the trainer

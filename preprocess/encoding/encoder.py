@@ -16,8 +16,8 @@ from pipeline.errors import NonFinite
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 from preprocess.encoding.plan import Unit
-from preprocess.source.recipe import Recipe
 from preprocess.source.conditions import stored_arrays
+from preprocess.source.recipe import Recipe
 from preprocess.source.sample import Picture, Prepared
 
 HOLES = {"grey": 0.0, "black": -1.0}  # in the range of -1 to 1

@@ -19,7 +19,7 @@ from pipeline.conditions.classes import read_class
 from pipeline.conditions.facts import Conditions, LowresFacts
 from pipeline.conditions.labels import label_map, sample_labels
 from pipeline.conditions.lowres import lowres
-from pipeline.conditions.mask import holes, masks, pack
+from pipeline.conditions.mask import mask_map, masks, pack
 from pipeline.config import LimitsConfig
 from pipeline.errors import RecordRejected
 from preprocess.source import png
@@ -50,13 +50,14 @@ def read_conditions(
     if facts.boxes is not None:
         arrays["boxes"], cut_boxes = crop_boxes(read_boxes(columns.get("boxes")), crop, facts.boxes)
     if facts.labels is not None:
-        image = open_map(sample, "labels", crop, limits)
-        arrays["labels"] = crop_nearest(label_map(image, facts.labels.offset, facts.labels.count), crop)
+        image, depth = open_map(sample, "labels", crop)
+        labels = label_map(image, facts.labels.offset, facts.labels.count, depth)
+        arrays["labels"] = crop_nearest(labels, crop)
     if facts.lowres is not None:
         given = given_lowres(sample, facts.lowres, crop, limits) if facts.lowres.degradation == "file" else None
         arrays["lowres"] = lowres(pixels_HWC, facts.lowres, sample.key, given)
     if facts.mask is not None and "file" in facts.mask.kinds:
-        arrays["mask"] = crop_nearest(holes(open_map(sample, "mask", crop, limits)), crop)
+        arrays["mask"] = crop_nearest(mask_map(open_map(sample, "mask", crop)[0]), crop)
     return arrays, cut_boxes
 
 
@@ -104,9 +105,9 @@ def member(sample: Sample, name: str) -> bytes:
     return data
 
 
-def open_map(sample: Sample, name: str, crop: Crop, limits: LimitsConfig) -> Image.Image:
-    """The file NAME.png of a sample, whose pixels are numbers and stand for those of its image, decoded and with the
-    values that the file holds. Raises RecordRejected: NAME_missing, NAME_size or NAME_unreadable."""
+def open_map(sample: Sample, name: str, crop: Crop) -> tuple[Image.Image, int]:
+    """The file NAME.png of a sample, whose pixels say something of those of its image, decoded; and bits of a channel
+    in the file. Raises RecordRejected: NAME_missing, NAME_size or NAME_unreadable."""
     data = member(sample, name)
     try:
         png.refuse_chunks(data)
@@ -114,7 +115,7 @@ def open_map(sample: Sample, name: str, crop: Crop, limits: LimitsConfig) -> Ima
         if opened.size != (crop.width, crop.height):
             raise RecordRejected(f"{name}_size", f"{opened.size} beside an image of {(crop.width, crop.height)}")
         png.load_png(opened, data)
-        return png.unscaled(opened, data)
+        return opened, png.depth(data)
     except RecordRejected as rejection:
         if rejection.reason == f"{name}_size":
             raise

@@ -47,11 +47,13 @@ def counted(group: str, config: Any) -> dict[str, Any]:
     """`count` and `names` of a group of keys. Raises ConfigError when neither is given, or both and they differ."""
     names = names_of(f"{group}.names", config.names) if config.names else ()
     if not names and not config.count:
-        raise ConfigError(f"{group}.count=0 and {group}.names is empty: give one of them, or how many there are is unknown")
+        raise ConfigError(
+            f"{group}.count=0 and {group}.names is empty: give one of them, or how many there are is unknown"
+        )
     if names and config.count not in (0, len(names)):
         raise ConfigError(
-            f"{group}.count={config.count}, but {config.names} has {len(names)} names: leave {group}.count out, or name "
-            "them all"
+            f"{group}.count={config.count}, but {config.names} has {len(names)} names: leave {group}.count out, or "
+            "name them all"
         )
     return {"count": config.count or len(names), "names": names}
 
@@ -64,6 +66,6 @@ def names_of(key: str, place: str) -> tuple[str, ...]:
     except NotFound:
         raise ConfigError(f"{key}={place}: there is no such file") from None
     try:
-        return read_names(data)
+        return read_names(data, place)
     except ConfigError as error:
-        raise ConfigError(f"{key}={place}: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None

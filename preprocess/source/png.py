@@ -16,7 +16,6 @@ from pipeline.errors import RecordRejected
 START = b"\x89PNG\r\n\x1a\n"
 MOST_CHUNKS = 200_000
 PIECE = 1 << 20  # bytes inflated at a time
-COLOUR_TYPE = 25  # byte of the header; 0 is grey
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Adam7: first column, first row, step across and step down of each pass."""
@@ -33,7 +32,7 @@ MARK: dict[str, int | tuple[int, ...]] = {
 
 def depth(data: bytes) -> int:
     """Bits of a channel, according to the header."""
-    return data[COLOUR_TYPE - 1]
+    return data[24]
 
 
 def load_png(image: ImageFile.ImageFile, data: bytes) -> None:
@@ -48,19 +47,10 @@ def load_png(image: ImageFile.ImageFile, data: bytes) -> None:
         image.im = painted.im
     image.load()
     if mark is None or interlaced or image.getpixel(last) == mark:
-        expected = inflated_size(image.size, depth(data) * CHANNELS[data[COLOUR_TYPE]], interlaced=interlaced)
+        expected = inflated_size(image.size, depth(data) * CHANNELS[data[25]], interlaced=interlaced)
         found = _inflate(data, expected)
         if found < expected:
             raise RecordRejected("image_truncated", f"it holds {found} of {expected} bytes of pixels")
-
-
-def unscaled(image: Image.Image, data: bytes) -> Image.Image:
-    """A decoded PNG with the values that its file holds: Pillow stretches greys of 2 and 4 bits to 8."""
-    bits = depth(data)
-    if data[COLOUR_TYPE] != 0 or bits not in (2, 4):
-        return image
-    step = 255 // ((1 << bits) - 1)
-    return image.point([value // step for value in range(256)])
 
 
 def inflated_size(size: tuple[int, int], bits: int, *, interlaced: bool) -> int:

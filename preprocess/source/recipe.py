@@ -36,8 +36,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Targets, crop policy, filters and limits. The fields are those of EncodeConfig, but for `conditions`, the facts of
-    what is made beside the image, and caption_key, "" where no caption is read."""
+    """Targets, crop policy, filters and limits. The fields are those of EncodeConfig, but for `conditions`, which are
+    the facts of what is made beside the image, and caption_key, which is "" where no caption is read."""
 
     targets: tuple[Target, ...]
     crop: str = "centre"

@@ -111,7 +111,9 @@ def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list
         refuse_resized(crop, recipe.limits)
         pixels = crop_image(image, crop)
         pictures.append(
-            Picture(bucket, crop, pixels, *read_conditions(sample, columns, recipe.conditions, crop, pixels, recipe.limits))
+            Picture(
+                bucket, crop, pixels, *read_conditions(sample, columns, recipe.conditions, crop, pixels, recipe.limits)
+            )
         )
     return Prepared(
         sample.key, text, ids, tokens, image.size, content_digest(data, text, recipe.filters.duplicates), pictures

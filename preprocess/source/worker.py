@@ -47,7 +47,10 @@ took."""
 
 
 def prepare_all(
-    samples: list[Sample], recipe: Recipe, tokenizer: Tokenizer | None, begin: Callable[[int], None] = lambda number: None
+    samples: list[Sample],
+    recipe: Recipe,
+    tokenizer: Tokenizer | None,
+    begin: Callable[[int], None] = lambda number: None,
 ) -> Prepares:
     """Runs one task in this thread. Whatever a sample raises is its rejection. tokenizer: None where no captions are
     taken. begin: called with the number of each sample before it."""
