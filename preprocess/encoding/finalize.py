@@ -146,6 +146,7 @@ def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manife
         excluded=len(excluded),
         excluded_sha256=hashlib.sha256(npy_bytes(excluded)).hexdigest() if len(excluded) else "",
         version=len(plan.parts),
+        format=plan.format,
     )
     if len(excluded):
         storage.put(manifest.excluded_name, npy_bytes(excluded))

@@ -214,7 +214,7 @@ def _place(call: Call) -> str:
 def _agreed(state: State, part: Part, matching: Matching, further: Sequence[str], call: Call) -> Agreement:
     """The agreement on a part that follows what the manifest holds."""
     base = state.plan.until(state.version)
-    plan = Plan(base.contract, (*base.parts, part))
+    plan = base.with_part(part)
     numbers = {name: number for number, name in enumerate(plan.names)}
     units = {i: numbers[state.names[n]] for i, n in matching.units.items() if state.names[n] in numbers}
     units |= {i: numbers[name] for i, name in zip(matching.further, further, strict=True)}
