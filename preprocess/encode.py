@@ -57,6 +57,7 @@ def main(config: EncodeConfig) -> int:
         return forget_only(config)
     if config.finalize:
         return finish_only(config)
+    recipe_of(config)  # before any process is started: it reads the files of names
     require_place(config.launch.processes)
     if config.launch.processes > 1 and not in_world():
         return run_ranks("encode", config, config.launch.processes, config.launch.threads)

@@ -5,22 +5,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pipeline.config import EncodeConfig
-from pipeline.data.format.manifest import (
-    MANIFEST,
-    UNCOND,
-    Manifest,
-    ShardEntry,
-    Statistics,
-    UnitEntry,
-    commit_manifest,
-    manifest_bytes,
-)
+from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
 from pipeline.data.format.records import npy_bytes, parse_npy
 from pipeline.errors import DataError, DestinationExists, NotFound, SourceError
 from pipeline.storage.base import ObjectInfo, Storage
@@ -150,20 +140,7 @@ def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manife
     )
     if len(excluded):
         storage.put(manifest.excluded_name, npy_bytes(excluded))
-    manifest = in_the_format_there(storage, manifest)
     return manifest, reports, commit_manifest(storage, manifest)
-
-
-def in_the_format_there(storage: Storage, manifest: Manifest) -> Manifest:
-    """The manifest; in format 2 where this version of the dataset is there in that format, and is to stay as it is."""
-    former = replace(manifest, format=2)
-    for key in (manifest.name, MANIFEST):
-        try:
-            if manifest.contract.text is not None and storage.get(key) == manifest_bytes(former):
-                return former
-        except NotFound:
-            continue
-    return manifest
 
 
 def refuse_rejects(units: list[UnitEntry], max_rejects: float, source: str) -> None:

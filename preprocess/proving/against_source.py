@@ -23,7 +23,7 @@ from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.encoder import to_unit_range
-from preprocess.proving.conditions import add_conditions, masked_differences, other_conditions
+from preprocess.proving.conditions import LATENT_TOLERANCE, add_conditions, masked_differences, other_conditions
 from preprocess.proving.findings import Findings
 from preprocess.proving.originals import Original, by_size
 from preprocess.proving.page import Pair
@@ -37,7 +37,6 @@ from preprocess.units.sources import find_inputs
 SHARDS_COMPARED = 8  # input shards that are read again, at most
 ENCODED_TOGETHER = 64
 STATE_TOLERANCE = 0.02  # of text states, whose values are about 1; fp16 and other batch sizes cause 0.002
-LATENT_TOLERANCE = 0.05  # root mean square, of scaled latents, whose values are about 1
 
 
 def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, findings: Findings) -> list[Pair]:
@@ -68,7 +67,8 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
                 pairs += compare(first_stage, batch)
                 progress.update(len(batch))
     psnr = np.array([pair.psnr for pair in pairs] or [np.nan])
-    findings.add("source", f"{len(chosen)} input shards read again: hashes, keys, captions and crops right", *problems)
+    right = "hashes, keys, captions and crops right" if contract.text else "hashes, keys and crops right"
+    findings.add("source", f"{len(chosen)} input shards read again: {right}", *problems)
     if contract.text is not None:
         problem = (
             f"text states differ by up to {worst_text:.3g} from what the contract's text tower gives for their captions"

@@ -6,7 +6,8 @@ from typing import Any
 
 from pipeline.conditions.facts import BoxFacts, ClassFacts, Conditions, LabelFacts, LowresFacts, MaskFacts
 from pipeline.conditions.names import read_names
-from pipeline.config import EncodeConfig, MaskConfig
+from pipeline.config import EncodeConfig
+from pipeline.config.conditions import MaskConfig
 from pipeline.errors import ConfigError, NotFound
 from pipeline.storage.urls import open_storage, split_url
 
@@ -44,12 +45,8 @@ def mask_facts(config: MaskConfig) -> MaskFacts:
 
 
 def counted(group: str, config: Any) -> dict[str, Any]:
-    """`count` and `names` of a group of keys. Raises ConfigError when neither is given, or both and they differ."""
+    """`count` and `names` of a group of keys. Raises ConfigError when both are given and they differ."""
     names = names_of(f"{group}.names", config.names) if config.names else ()
-    if not names and not config.count:
-        raise ConfigError(
-            f"{group}.count=0 and {group}.names is empty: give one of them, or how many there are is unknown"
-        )
     if names and config.count not in (0, len(names)):
         raise ConfigError(
             f"{group}.count={config.count}, but {config.names} has {len(names)} names: leave {group}.count out, or "
