@@ -9,8 +9,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from pipeline.conditions.boxes import CropBox
 from pipeline.conditions.draws import Draws
 from pipeline.conditions.facts import MaskFacts
+from pipeline.conditions.labels import crop_labels
 from pipeline.conditions.strokes import RECIPES, draw_strokes
 from pipeline.errors import ConfigError, RecordRejected
 from pipeline.parsing.text import one_line
@@ -119,6 +121,11 @@ def mask_map(image: Image.Image) -> np.ndarray:
         what = "transparency" if image.mode in ("LA", "PA", "RGBA") or image.mode in MODES else f"mode {image.mode}"
         raise RecordRejected("mask_unreadable", f"it has {what}; 8-bit black and white is wanted, white is the hole")
     return (np.asarray(image.convert("L")) >= WHITE).astype(np.uint8)
+
+
+def crop_mask(mask_HW: np.ndarray, crop: CropBox) -> np.ndarray:
+    """The hole of a crop, (height, width) uint8, of the hole of a whole image: by nearest, as label maps are cropped."""
+    return crop_labels(mask_HW, crop, (crop.box[3], crop.box[2]))
 
 
 def mask_of_file(data: bytes, where: str = "mask") -> np.ndarray:
