@@ -124,7 +124,7 @@ def mask_map(image: Image.Image) -> np.ndarray:
 
 
 def crop_mask(mask_HW: np.ndarray, crop: CropBox) -> np.ndarray:
-    """The hole of a crop, (height, width) uint8, of the hole of a whole image: by nearest, as label maps are cropped."""
+    """The hole of a crop, (height, width) uint8, of that of a whole image, by nearest: as label maps are cropped."""
     return crop_labels(mask_HW, crop, (crop.box[3], crop.box[2]))
 
 
