@@ -110,7 +110,7 @@ def test_sampling_takes_a_number_or_a_name_and_offers_names_that_are_near() -> N
 # Files of names
 
 NAMES = st.lists(
-    st.text(st.characters(blacklist_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=20)
+    st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=20)
     .map(str.strip)
     .filter(bool),
     min_size=1,
