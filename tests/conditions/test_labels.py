@@ -162,7 +162,7 @@ def test_a_file_becomes_the_grid_of_a_latent() -> None:
         (png(Image.fromarray(GREYS)), "label_out_of_range: a pixel is 255, the labels are 0 to 4"),
         (png(Image.new("RGB", (4, 4))), "labels_unreadable: its pixels are colours"),
         (png(Image.fromarray(np.full((2, 2), 300, np.uint16))), "16-bit grey"),
-        (png(Image.new("1", (9000, 9000))), "it is too large: 9000 x 9000 pixels"),
+        (png(Image.new("1", (9000, 9000))), "9000 x 9000 pixels are too many"),
     ],
 )
 def test_a_file_that_is_no_label_map_is_refused_in_one_line(data: bytes, words: str) -> None:
