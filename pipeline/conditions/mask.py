@@ -8,10 +8,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from pipeline.conditions.boxes import CropBox
 from pipeline.conditions.draws import Draws
 from pipeline.conditions.facts import MaskFacts
-from pipeline.conditions.labels import crop_labels
 from pipeline.conditions.png import read_png
 from pipeline.conditions.strokes import RECIPES, draw_strokes
 from pipeline.errors import RecordRejected
@@ -118,11 +116,6 @@ def mask_map(image: Image.Image) -> np.ndarray:
         what = "transparency" if image.mode in ("LA", "PA", "RGBA") or image.mode in MODES else f"mode {image.mode}"
         raise RecordRejected("mask_unreadable", f"it has {what}; 8-bit black and white is wanted, white is the hole")
     return (np.asarray(image.convert("L")) >= WHITE).astype(np.uint8)
-
-
-def crop_mask(mask_HW: np.ndarray, crop: CropBox) -> np.ndarray:
-    """The hole of a crop, (height, width) uint8, of that of a whole image, by nearest: as label maps are cropped."""
-    return crop_labels(mask_HW, crop, (crop.box[3], crop.box[2]))
 
 
 def mask_of_file(data: bytes, where: str = "mask") -> np.ndarray:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.conditions.facts import LabelFacts
-from pipeline.conditions.labels import crop_labels, flip, label_map, labels_of_file, read_label_file, sample_labels
+from pipeline.conditions.labels import flip, label_map, labels_of_file, read_label_file, sample_labels
 from pipeline.errors import ConfigError, RecordRejected
 
 GREYS = np.arange(256, dtype=np.uint8).reshape(16, 16)
-
-
-@dataclass(frozen=True)
-class Place:
-    resized: tuple[int, int]
-    box: tuple[int, int, int, int]
 
 
 def png(image: Image.Image, **options: object) -> bytes:
@@ -113,29 +106,6 @@ def test_the_size_of_the_map_gives_the_map_and_no_new_label_appears() -> None:
     labels = np.random.default_rng(0).choice(np.array([3, 200], np.uint8), (37, 41))
     assert (sample_labels(labels, (37, 41)) == labels).all()
     assert set(np.unique(sample_labels(labels, (11, 80)))) <= {3, 200}
-
-
-@given(st.data())
-def test_cropping_by_nearest_is_pillows_resize_and_cut(data: st.DataObject) -> None:
-    """So caches whose label maps have every pixel keep their arrays."""
-    wide, high, width, height = (data.draw(st.integers(1, 30)) for _ in range(4))
-    left, top, right, below = (data.draw(st.integers(0, 10)) for _ in range(4))
-    place = Place((left + width + right, top + height + below), (left, top, width, height))
-    assume(not _on_an_edge((high, wide), place))
-    labels = np.random.default_rng(wide * 31 + high).integers(0, 256, (high, wide)).astype(np.uint8)
-    resized = Image.fromarray(labels).resize(place.resized, Image.Resampling.NEAREST)
-    wanted = np.asarray(resized.crop((left, top, left + width, top + height)))
-    got = crop_labels(labels, place, (height, width))
-    assert (got == wanted).all()
-
-
-def _on_an_edge(shape: tuple[int, ...], place: Place) -> bool:
-    """Whether the middle of some pixel lies exactly between two of the file, where Pillow's floats may err."""
-    return any(
-        ((2 * i + 1) * side) % (2 * resized) == 0
-        for side, resized in zip(shape[::-1], place.resized, strict=True)
-        for i in range(resized)
-    )
 
 
 @given(st.integers(1, 9), st.integers(1, 9))

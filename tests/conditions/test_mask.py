@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -17,7 +16,6 @@ from PIL import Image
 from pipeline.conditions.facts import MaskFacts
 from pipeline.conditions.mask import (
     Kind,
-    crop_mask,
     draw_mask,
     flip,
     hide,
@@ -243,12 +241,6 @@ def test_the_hole_is_exactly_grey_or_exactly_black_and_the_rest_is_as_it_was() -
 # Files
 
 
-@dataclass(frozen=True)
-class Place:
-    resized: tuple[int, int]
-    box: tuple[int, int, int, int]
-
-
 def test_white_is_the_hole_in_every_8_bit_mode() -> None:
     grey = np.array([[0, 127, 128, 255]], np.uint8)
     image = Image.fromarray(grey)
@@ -279,10 +271,3 @@ def test_a_file_that_is_no_mask_is_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(ConfigError, match=r"mask\.png: it cannot be read") as error:
         mask_of_file(data, "mask.png")
     assert "\n" not in str(error.value)
-
-
-def test_a_mask_is_cropped_as_its_image_is() -> None:
-    mask = np.zeros((4, 8), np.uint8)
-    mask[:, 6:] = 1
-    cropped = crop_mask(mask, Place((16, 8), (8, 0, 8, 8)))
-    assert cropped.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]] * 8
