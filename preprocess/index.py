@@ -216,7 +216,7 @@ def manifest_of(
         contract=facts.contract,
         units=tuple(units),
         shards=tuple(shards),
-        uncond_sha256=hashlib.sha256(uncond).hexdigest(),
+        uncond_sha256=hashlib.sha256(uncond).hexdigest() if uncond else "",
         statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
         sources=(without_folders(config.source),),
     )

@@ -71,7 +71,7 @@ def main(config: ReferenceConfig) -> int:
     made_of = {
         "features_sha256": features.sha256,
         "dataset": manifest.digest,
-        "clip_sha256": clip_identity(encoders[1]),
+        "clip_sha256": clip_identity(encoders[1]) if encoders[1] else "",
     }
     require_free_or_own(dest, made_of, images)
     reference = make_reference(
@@ -184,10 +184,11 @@ class _HeldOut:
     scores: list[Tensor] = field(default_factory=list)
     accuracies: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, pictures: np.ndarray, captions: list[str], features: Features, tower: TextTower) -> None:
+    def add(self, pictures: np.ndarray, captions: list[str], features: Features, tower: TextTower | None) -> None:
         self.features.append(features(pictures))
-        self.scores.append(clip_scores(tower, pictures, captions))
-        self.accuracies.append(shapes_accuracy(pictures, captions))
+        if tower is not None:
+            self.scores.append(clip_scores(tower, pictures, captions))
+            self.accuracies.append(shapes_accuracy(pictures, captions))
 
 
 def make_reference(
@@ -196,10 +197,10 @@ def make_reference(
     manifest: Manifest,
     features: Features,
     first_stage: FirstStage,
-    tower: TextTower,
+    tower: TextTower | None,
     progress: Progress,
 ) -> Reference:
-    """Makes the reference of `count` images in one pass over them."""
+    """Makes the reference of `count` images in one pass over them. tower: None of a cache without captions."""
     contract = manifest.contract
     held_count = min(count // 2, MOST_HELD)
     held_out = {name: _HeldOut() for name in SCORED}
@@ -214,7 +215,7 @@ def make_reference(
                 statistics.add(features(pictures))
             progress.update(len(pictures))
     scores: dict[str, Any] = {}
-    for name, figures in held_out.items():
+    for name, figures in held_out.items() if tower else ():
         scores[f"clip_score_{name}"] = float(torch.cat(figures.scores).mean())
         accuracy = merge_accuracies(figures.accuracies)
         if "overall" in accuracy:
@@ -228,7 +229,7 @@ def make_reference(
         resize=contract.resize,
         dataset=manifest.digest,
         vae_sha256=contract.vae_sha256,
-        clip_sha256=clip_identity(tower),
+        clip_sha256=clip_identity(tower) if tower else "",
         images=statistics.n,
         held=held_count,
         scores=scores,

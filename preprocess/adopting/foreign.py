@@ -166,10 +166,12 @@ def contract_of(
 
 
 def empty_caption(storage: Storage, facts: Facts) -> bytes:
-    """The bytes of uncond.npy: those of the existing file, or else the text tower's states (L, D) float16. Raises
-    DatasetError when there is neither a file nor a tower or the file is unusable, and ContractMismatch when the file is
+    """The bytes of uncond.npy: those of the existing file, or else the text tower's states (L, D) float16; b"" of a
+    dataset without captions. Raises DatasetError when there is neither a file nor a tower or the file is unusable, and ContractMismatch when the file is
     not what the tower gives."""
     text = facts.contract.text
+    if text is None:
+        return b""
     tower = facts.towers[1] if facts.towers else None
     tower_states = tower.encode(tower.tokenize([""]))[0].half().cpu().numpy() if tower else None
     try:
