@@ -24,7 +24,6 @@ from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import read
-from pipeline.diffusion.posterior import sample_posterior
 from pipeline.distributed.world import pick_device
 from pipeline.errors import ContractMismatch, DataError, ParseError, ShardCorrupt, UserError
 from pipeline.evaluation.features.networks import Features, load_features
@@ -35,6 +34,7 @@ from pipeline.inference.pictures import to_uint8
 from pipeline.inference.trained import load_encoders
 from pipeline.log import show
 from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.latents import Latents
 from pipeline.models.encoders.text import TextTower
 from pipeline.parsing.bounds import Whole
 from pipeline.parsing.typed import build
@@ -112,7 +112,7 @@ def real_images(storage: Storage, manifest: Manifest, source: str, images: int) 
                     f"{place.locate(key)} has {shard.bytes} bytes, but {storage.url}/{entry.name} was made from "
                     f"{unit.source} of {unit.source_bytes}: give the source that the cache was encoded from"
                 )
-            records = read(storage, manifest, number, kept, ("moments",))
+            records = read(storage, manifest, number, kept, (Latents.of(manifest.contract).member,))
             keys = list(map(source_key, records))
             matched = 0
             for sample in shard.samples():
@@ -185,6 +185,7 @@ class _HeldOut:
     accuracies: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, pictures: np.ndarray, captions: list[str], features: Features, tower: TextTower | None) -> None:
+        """tower: None where there are no captions, which nothing is compared with then."""
         self.features.append(features(pictures))
         if tower is not None:
             self.scores.append(clip_scores(tower, pictures, captions))
@@ -215,7 +216,7 @@ def make_reference(
                 statistics.add(features(pictures))
             progress.update(len(pictures))
     scores: dict[str, Any] = {}
-    for name, figures in held_out.items() if tower else ():
+    for name, figures in held_out.items() if tower is not None else ():
         scores[f"clip_score_{name}"] = float(torch.cat(figures.scores).mean())
         accuracy = merge_accuracies(figures.accuracies)
         if "overall" in accuracy:
@@ -229,7 +230,7 @@ def make_reference(
         resize=contract.resize,
         dataset=manifest.digest,
         vae_sha256=contract.vae_sha256,
-        clip_sha256=clip_identity(tower) if tower else "",
+        clip_sha256=clip_identity(tower) if tower is not None else "",
         images=statistics.n,
         held=held_count,
         scores=scores,
@@ -256,9 +257,10 @@ def _batches(images: Iterator[tuple[np.ndarray, Record]], cut: int) -> Iterator[
 
 
 def _reconstruct(records: list[Record], contract: Contract, first_stage: FirstStage) -> np.ndarray:
-    """Decodes the posterior means of records: (B, R, R, 3) uint8."""
-    moments = torch.from_numpy(np.stack([record.members["moments"] for record in records])).to(first_stage.device)
-    return to_uint8(first_stage.decode(sample_posterior(moments, None, contract.scale, contract.shift)))
+    """Decodes the latents of records, of posteriors their means: (B, R, R, 3) uint8."""
+    latents = Latents.of(contract)
+    stored = torch.from_numpy(np.stack([record.members[latents.member] for record in records])).to(first_stage.device)
+    return to_uint8(first_stage.decode(latents.draw(stored, None)))
 
 
 def summary(dest: str, reference: Reference) -> str:

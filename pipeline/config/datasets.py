@@ -178,9 +178,20 @@ class IndexConfig:
     """Member of a record that holds the moments (2C, h, w), posterior mean then log-variance, unscaled, named without
     the record's key and the dot; a .npy file of float16 or float32."""
     text_member: str = "text.npy"
-    """Member of a record that holds the text states (L, D), named as in moments_member."""
+    """Member of a record that holds the text states (L, D), named as in moments_member; "" = records have no captions,
+    and caption_key is not read."""
     caption_key: str = "json:caption"
     """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member)."""
+    class_member: str = ""
+    """Member of a record that holds its class, named as in moments_member: a .npy file of one int32 without axes;
+    "" = none."""
+    classes: Annotated[int, Ge(0)] = 0
+    """Number of classes of class_member."""
+    boxes_member: str = ""
+    """Member of a record that holds its boxes, named as in moments_member: a .npy file of float16 (N, 5): class, x0,
+    y0, x1, y1 as fractions of the image that was encoded, and -1 in rows without a box; "" = none."""
+    box_classes: Annotated[int, Ge(0)] = 0
+    """Number of classes of the boxes of boxes_member."""
     channels: Annotated[int, Ge(1)] = 4
     """Channels C of a latent. Where `encoders` is given, its value is used instead."""
     downsampling: Annotated[int, Ge(1)] = 8

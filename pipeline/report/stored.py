@@ -19,6 +19,12 @@ STORAGES = {
     "trimmed": "the states up to the caption's end token",
     "tokens": "token ids, of which the trainer makes the states",
 }
+LATENTS = {
+    "moments": ("a sample z of the posterior that is stored", "Scaled posterior means"),
+    "latents": ("the z that is stored", "Scaled latents"),
+    "pixels": ("pixels z that are stored, in the range of −1 to 1", "Scaled pixels"),
+}
+"""What z is, and what is measured, by what is stored."""
 
 
 def records_and_bytes(manifest: Manifest) -> tuple[int, int]:
@@ -139,12 +145,13 @@ def by_member(manifest: Manifest, member_bytes: Mapping[str, int]) -> str:
 
 
 def latents(manifest: Manifest) -> str:
-    """How a latent is computed from the stored posterior, and the latents' statistics."""
+    """How a latent is computed from what is stored, and the latents' statistics."""
     contract, statistics = manifest.contract, manifest.statistics
     shifted = f"(z − {contract.shift:g})" if contract.shift else "z"
+    origin, measured = LATENTS[contract.stored]
     definition = (
-        f"A latent is {shifted} × {contract.scale:g} for a sample z of the posterior that is stored, "
-        f"with {contract.downsampling} pixels to a position. Scaled posterior means, by channel:"
+        f"A latent is {shifted} × {contract.scale:g} for {origin}, "
+        f"with {counted(contract.downsampling, 'pixel')} to a position. {measured}, by channel:"
     )
     rows = (
         f"<tr>{cell(str(number))}{cell(f'{mean:+.4f}')}{cell(f'{std:.4f}')}</tr>"

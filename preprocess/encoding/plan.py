@@ -10,11 +10,11 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.data.format.contract import Contract, canonical_json
-from pipeline.data.format.contract_json import contract_from_json, format_of
+from pipeline.data.format.contract_json import contract_from_json, contract_to_json, format_of
 from pipeline.data.format.manifest import FORMAT
 from pipeline.errors import DestinationExists, NotFound, ParseError, SourceError
 from pipeline.parsing.typed import build
@@ -147,9 +147,10 @@ def part_bytes(part: Part) -> bytes:
     return canonical_json({"source": part.source, "units": part.names})
 
 
-def plan_bytes(contract: Contract, part: Part) -> bytes:
+def plan_bytes(contract: Contract, part: Part, format: Literal[2, 3] = FORMAT) -> bytes:
     """The file of the first part."""
-    return canonical_json({"contract": asdict(contract), "source": part.source, "units": part.names})
+    value = contract_to_json(contract, format)
+    return canonical_json({"contract": value, "source": part.source, "units": part.names})
 
 
 def name_units(urls: Sequence[str], taken: Sequence[str] = ()) -> list[str]:

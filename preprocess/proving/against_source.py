@@ -115,7 +115,7 @@ def _originals(
     """Yields records of one shard with their source samples. Reads the input shard to its end."""
     entry, contract = manifest.shards[number], manifest.contract
     unit = manifest.units[entry.unit]
-    shard = fetch_shard(storage, entry)
+    shard = fetch_shard(storage, entry, contract)
     records_by_key: dict[str, list[Record]] = collections.defaultdict(list)
     for record in map(shard.record, rows):
         records_by_key[source_key(record)].append(record)

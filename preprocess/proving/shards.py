@@ -112,7 +112,7 @@ def check_shard(storage: Storage, contract: Contract, entry: ShardEntry, adopted
     findings = ShardFindings()
     members = [member.name for member in contract.members] if adopted else None
     try:
-        shard = fetch_shard(storage, entry)
+        shard = fetch_shard(storage, entry, contract)
         record_places = [("", *place) for place in shard.index.places] if adopted else list(find_records(shard.view))
         if [(offset, size) for _, offset, size in record_places] != shard.index.places:
             raise ShardCorrupt("its index places records elsewhere than they are")

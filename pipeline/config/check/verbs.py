@@ -155,13 +155,22 @@ def check_conditions(config: c.EncodeConfig) -> None:
 
 def check_index(config: c.IndexConfig) -> None:
     """latentmill index."""
-    for name, value in {"moments_member": config.moments_member, "text_member": config.text_member}.items():
+    names = {name: getattr(config, name) for name in ("moments_member", "text_member", "class_member", "boxes_member")}
+    given = {name: value for name, value in names.items() if value or name == "moments_member"}
+    for name, value in given.items():
         require(
             re.fullmatch(r"([^/]*\.)?npy", value) is not None,
             f"{name}={value}: a .npy file is wanted, as named after the key (moments.npy); pickles are never opened",
         )
-    require(config.moments_member != config.text_member, f"text_member={config.text_member} is moments_member")
-    _caption_key(config.caption_key)
+        first = next(other for other in given if given[other] == value)
+        require(first == name, f"{name}={value} is {first}")
+    for name, count in {"class_member": "classes", "boxes_member": "box_classes"}.items():
+        require(
+            bool(names[name]) == bool(getattr(config, count)),
+            f"{name}={names[name]} and {count}={getattr(config, count)}: give both, or neither",
+        )
+    if config.text_member:
+        _caption_key(config.caption_key)
 
 
 def check_data(config: c.DataVerbConfig) -> None:
