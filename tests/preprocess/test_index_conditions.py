@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,12 +267,16 @@ def test_a_dataset_that_was_indexed_in_format_2_stays_as_it_is(tmp_path: Path) -
     assert files(tmp_path) == held
 
 
+def labelled(one: Files, value: np.ndarray) -> None:
+    one["label.npy"] = value
+
+
 def test_any_class_is_adopted_or_left_out(tmp_path: Path) -> None:
     """Every value of an int32, and arrays of other kinds, in the middle of a tar."""
     values = [np.array(v, np.int32) for v in (0, 2, 3, -1, 2**31 - 1, -(2**31))]
     others = [np.zeros((0,), np.int32), np.zeros((2, 2), np.int32), np.array(1, np.float16), np.array(1, np.uint8)]
     for number, value in enumerate([*values, *others]):
-        folder = write(tmp_path / str(number), lambda one, value=value: one.update({"label.npy": value}))
+        folder = write(tmp_path / str(number), partial(labelled, value=value))
         with bounded():
             assert index.main(config(folder, **WITH_BOTH, max_rejects=0.5)) == 0
             rejected = sum(load_manifest(open_storage(str(folder))).rejected.values())
