@@ -110,7 +110,9 @@ def test_the_hole_that_is_encoded_is_the_one_that_sampling_hides() -> None:
         assert (filled == hide(pixels, hole, colour)).all()  # type: ignore[arg-type]
 
 
-def test_boxes_that_are_cut_and_classes_are_counted_in_reports_and_on_the_card(shapes: Path, cache: Path) -> None:
+def test_boxes_that_are_cut_and_classes_are_counted_in_reports_and_on_the_card(
+    shapes: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scenes = [scene(0, i) for i in range(IMAGES)]
     reports = [json.loads((cache / f"units/00000{n}.json").read_text()) for n in range(2)]
     cut = sum(len(one.objects) - 1 for one in scenes)
@@ -121,6 +123,8 @@ def test_boxes_that_are_cut_and_classes_are_counted_in_reports_and_on_the_card(s
             counted[number] = counted.get(number, 0) + count
     numbers = [str(one.number) for one in scenes]
     assert counted == {number: numbers.count(number) for number in numbers}
+    assert main(everything(shapes, cache)) == 0
+    assert f"(rejected: none; {cut} boxes left out)" in capsys.readouterr().out
     card = (cache / "card.html").read_text()
     assert f"boxes left out: beyond the 1 largest of a crop</td><td>{cut}<" in card.replace(' class="text"', "")
     assert f"{scenes[0].number}: {CLASS_NAMES[scenes[0].number]}" in card
