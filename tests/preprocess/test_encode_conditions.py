@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipeline.data.format.contract import TextFacts
 from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.data.format.members import arrays_of
 from pipeline.data.reading.shards import first_records
-from pipeline.errors import ConfigError, DataError, DestinationExists
+from pipeline.errors import ConfigError, DataError, DestinationExists, SourceError
 from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
 from pipeline.models.encoders.text import load_text
 from pipeline.storage.urls import open_storage
@@ -59,7 +60,8 @@ def everything(shapes: Path, dest: Path, **changes: Any) -> EncodeConfig:
         "mask": MaskConfig(variants=3, convention="ldm"),
         "flip": True,
     }
-    return config(f"{shapes}/{{00000..00001}}.tar", dest, **{**settings, **changes})
+    source = changes.pop("source", f"{shapes}/{{00000..00001}}.tar")
+    return config(source, dest, **{**settings, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -342,3 +344,45 @@ def test_a_latent_of_a_crop_with_a_hole_that_is_not_finite_names_the_sample(
     monkeypatch.setattr(FirstStage, "encode_moments", broken)
     with pytest.raises(Exception, match=r"cond\.masked of sample 00001\d+ in "):
         main(config(f"{shapes}/00001.tar", tmp_path / "c", conditions=("mask",)))
+
+
+def test_conditions_of_every_bucket_flip_and_random_crop_are_made_again(tmp_path: Path) -> None:
+    members, rng = [], np.random.default_rng(0)
+    sizes = [(64, 64), (70, 64), (64, 90), (128, 64), (40, 100)]
+    for number, (width, height) in enumerate(sizes):
+        labels = rng.integers(0, 5, (height, width), dtype=np.uint8)
+        boxes = [[k, *low, *(low + 0.3)] for k, low in enumerate(rng.random((3, 2)) * 0.7)]
+        members += [
+            (f"{number}.cls", b"%d" % number),
+            (f"{number}.json", json.dumps({"boxes": boxes}).encode()),
+            (f"{number}.labels.png", gray(labels)),
+            (f"{number}.mask.png", gray(labels * 60)),
+            (f"{number}.png", png((width, height), number)),
+        ]
+    write_tar(tmp_path / "0.tar", members)
+    source, dest = str(tmp_path / "0.tar"), tmp_path / "c"
+    settings = everything(
+        tmp_path,
+        dest,
+        source=source,
+        buckets=16,
+        crop="random",
+        text_storage="full",
+        caption_key="json:words",
+        classes=ClassesConfig(count=5),
+        boxes=BoxesConfig(count=3),
+        labels=LabelsConfig(count=5, grid=2),
+        mask=MaskConfig(kinds=("file", "medium"), variants=2),
+    )
+    with pytest.raises(SourceError, match="5 read, rejected: 5 caption_missing"):
+        main(replace(settings, dest=str(tmp_path / "none")))
+    main(replace(settings, text_storage="none", caption_key="txt"))
+    manifest = manifest_of(dest)
+    assert len({entry.size for entry in manifest.shards}) > 2 and manifest.samples == 2 * len(sizes)
+    for record in first_records(open_storage(str(dest)), manifest, 99):
+        _, height, width = record.members["moments"].shape
+        assert record.members["cond.labels"].shape == (2 * height, 2 * width)
+        assert record.members["cond.mask"].shape == (2, 8 * height, width)
+        assert record.members["cond.masked"].shape == (2, 4, height, width)
+    found = VerifyConfig(dataset=str(dest), source=source, min_psnr=-100, encoders=ENCODERS)
+    assert verify.main(found) == 0
