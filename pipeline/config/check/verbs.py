@@ -130,14 +130,9 @@ def check_conditions(config: c.EncodeConfig) -> None:
             condition in config.conditions or value == type(value)(),
             f"{group}.* is given, but conditions=[{asked}] has no {condition}: add it, or leave {group}.* out",
         )
-    for group in ("classes", "boxes", "labels"):
-        value = getattr(config, group)
         require(
-            (value == type(value)()
-            and group not in map(groups.get, config.conditions))
-            or value.count > 0
-            or value.names,
-            f"{group}.count=0 and {group}.names is empty: give one of them, for how many there are",
+            condition not in config.conditions or getattr(value, "count", 1) > 0 or value.names != "",
+            f"{group}.count=0 and {group}.names is empty: give one of them, so that it is known how many there are",
         )
     key = config.classes.key
     require(
