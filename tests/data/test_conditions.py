@@ -164,6 +164,8 @@ def test_a_record_without_a_caption_is_refused_where_the_dataset_has_captions(tm
     [
         ({"moments": "z.npy", "text": "t.npy", "caption": "txt"}, True),
         ({"moments": "z.npy"}, True),
+        ({"latents": "z.npy"}, True),
+        ({"moments": "z.npy", "latents": "y.npy"}, False),
         ({"moments": "z.npy", "cond.class": "label.npy", "cond.boxes": "b.npy"}, True),
         ({"moments": "z.npy", "text": "t.npy"}, False),
         ({"moments": "z.npy", "caption": "txt"}, False),
