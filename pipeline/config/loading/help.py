@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pipeline import config as c
 from pipeline.config.loading.folders import groups
 from pipeline.config.values.bounds import bounds_of
+from pipeline.config.values.keys import key_of
 
 WIDTH = 110
 USAGE = {
@@ -63,7 +64,7 @@ def _keys(cls: type, path: str) -> list[str]:
         if isinstance(kind, type):
             nested += ["", f"  {path}{field.name}.*: {doc}", *_keys(kind, f"{path}{field.name}.")]
         else:
-            key = f"{path}{field.name}={_default(field)}{_choices(hints[field.name])}".replace(",", ", ")
+            key = f"{path}{key_of(field.name)}={_default(field)}{_choices(hints[field.name])}".replace(",", ", ")
             plain += _listed(f"{key}{_bounds(with_bounds[field.name])}")
             plain += textwrap.wrap(doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return plain + nested

@@ -190,7 +190,9 @@ class SuperresTask(TaskConfig):
     def lacking(self, cache: Cache) -> list[str]:
         lowres, factor = cache.conditions.lowres, cache.downsampling
         if lowres is not None and factor % lowres.factor and lowres.factor % factor:
-            return [f"reduces images by {lowres.factor}, which neither divides nor is a multiple of its latents' {factor}"]
+            return [
+                f"reduces images by {lowres.factor}, which neither divides nor is a multiple of its latents' {factor}"
+            ]
         return []
 
 
