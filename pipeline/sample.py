@@ -16,7 +16,7 @@ from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.world import pick_device
 from pipeline.errors import ConfigError, DestinationExists
 from pipeline.inference.picture_file import MOST_PIXELS, encoded, format_of, is_ours, require_room
-from pipeline.inference.pictures import draw
+from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.requests.captions import Captions
 from pipeline.inference.requests.request import Request, make_requests, sides
 from pipeline.inference.trained import load_trained
@@ -102,10 +102,7 @@ def sample_rows(config: SampleConfig) -> list[Row]:
                 rows = [number // config.n for number in numbers]
                 batch = {**members_of([requests[row] for row in rows], contract, device), **captions.of(rows)}
                 prepared = prepare(denoiser.task, batch, config.seed, numbers, shape, device)
-                conditioning = denoiser.task(prepared)
-                null = None
-                if sampler.guidance != 1:
-                    null = denoiser.task({**denoiser.task.null(prepared), **captions.negative(len(rows))})
+                conditioning, null = conditionings(denoiser, prepared, sampler, captions.negative(len(rows)))
                 images, not_finite = draw(
                     denoiser,
                     first_stage,
@@ -116,7 +113,7 @@ def sample_rows(config: SampleConfig) -> list[Row]:
                     config.seed,
                     shape,
                     device,
-                    conditioning if null is None else null,
+                    null,
                 )
                 pictures |= zip(numbers, images, strict=True)
                 progress.update(len(numbers))

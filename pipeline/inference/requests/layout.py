@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.conditions.boxes import boxes_of_file
-from pipeline.inference.requests.files import blaming, read_file
+from pipeline.inference.requests.files import called, read_file
 from pipeline.inference.requests.request import Request, Requests, with_words
 from pipeline.inference.requests.shown import PAPER, blank, outlined
 
@@ -22,9 +22,7 @@ class LayoutRequests(Requests):
         facts = self.contract.conditions.boxes
         assert facts is not None, "a run of this task was trained on a cache with boxes"
         url = words["boxes"]
-        data = read_file("boxes", url)
-        with blaming("boxes", url):
-            boxes = boxes_of_file(data, facts)
+        boxes = boxes_of_file(read_file("boxes", url), facts, f"boxes={called(url)}")
         numbers = [int(number) for number in boxes[:, 0] if number >= 0]
         names = [facts.names[number] if facts.names else f"class {number}" for number in numbers]
         return Request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.conditions.labels import labels_of_file
-from pipeline.inference.requests.files import blaming, called, picture_size, read_file
+from pipeline.inference.requests.files import called, picture_size, read_file
 from pipeline.inference.requests.request import Request, Requests
 from pipeline.inference.requests.shown import coloured, enlarged
 
@@ -23,8 +23,7 @@ class SemanticRequests(Requests):
         data = read_file("labels", url)
         width, height = picture_size("labels", url, data)
         self.require_size((width, height), f"labels={called(url)} has {width} x {height} pixels")
-        with blaming("labels", url):
-            labels = labels_of_file(data, facts, (height // factor, width // factor))
+        labels = labels_of_file(data, facts, (height // factor, width // factor), f"labels={called(url)}")
         return Request(
             label=called(url),
             size=(width, height),
