@@ -19,7 +19,7 @@ class ClassRequests(Requests):
         facts = self.contract.conditions.classes
         assert facts is not None, "a run of this task was trained on a cache with classes"
         number = class_of(words["class"], facts)
-        label = f"{facts.names[number]} ({number})" if facts.names else f"class {number}"
+        label = f"{facts.names[number]} ({number})" if number < len(facts.names) else f"class {number}"
         return Request(label=label, size=size, members={"cond.class": np.asarray(number, np.int32)})
 
 

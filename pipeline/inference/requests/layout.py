@@ -24,7 +24,7 @@ class LayoutRequests(Requests):
         url = words["boxes"]
         boxes = boxes_of_file(read_file("boxes", url), facts, f"boxes={called(url)}")
         numbers = [int(number) for number in boxes[:, 0] if number >= 0]
-        names = [facts.names[number] if facts.names else f"class {number}" for number in numbers]
+        names = [facts.names[number] if number < len(facts.names) else f"class {number}" for number in numbers]
         return Request(
             label=with_words(words.get("prompt"), ", ".join(names) or "no box"),
             size=size,
