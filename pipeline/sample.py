@@ -41,7 +41,10 @@ def main(config: SampleConfig) -> int:
     """Run the verb."""
     storage, key = look(config)
     rows = sample_rows(config)
-    images = [row.images if row.request.over is None else row.request.over(row.images) for row in rows]
+    images = [
+        row.request.over(row.images) if row.request.over is not None and config.draw_boxes else row.images
+        for row in rows
+    ]
     picture = captioned(images, [row.request.label for row in rows], [row.request.shown for row in rows])
     storage.put(key, encoded(picture, format_of(config.dest)))
     show(f"sample: {config.dest}: {config.n} images in each of {len(rows)} rows")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.errors import ConfigError, NotFound, RecordRejected
+from pipeline.errors import ConfigError, NotFound
 from pipeline.parsing.text import one_line
 from pipeline.storage.urls import open_storage, split_url, without_folders
 
@@ -33,15 +33,6 @@ EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 def called(url: str) -> str:
     """A file's name in messages and labels: without the folders of a local path, and without secrets."""
     return without_folders(url).rpartition("/")[2] or without_folders(url)
-
-
-@contextmanager
-def blaming(key: str, url: str) -> Iterator[None]:
-    """Puts the key and the file before the message of what is wrong with its contents."""
-    try:
-        yield
-    except (ConfigError, RecordRejected) as error:
-        raise ConfigError(f"{key}={called(url)}: {error}") from None
 
 
 def read_file(key: str, url: str) -> bytes:

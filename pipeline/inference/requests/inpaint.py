@@ -12,7 +12,7 @@ import torch
 from pipeline.conditions.mask import hide, mask_of_file, pack
 from pipeline.errors import ConfigError
 from pipeline.inference.pictures import to_uint8
-from pipeline.inference.requests.files import blaming, called, picture_size, read_file, read_rgb
+from pipeline.inference.requests.files import called, picture_size, read_file, read_rgb
 from pipeline.inference.requests.request import Pictures, Request, Requests, with_words
 from pipeline.models.encoders.autoencoder import FirstStage
 
@@ -38,8 +38,7 @@ class InpaintRequests(Requests):
                 f"mask={called(mask_url)} has {mask_size[0]} x {mask_size[1]} pixels and image={called(url)} has "
                 f"{width} x {height}: give a mask of the image's size"
             )
-        with blaming("mask", mask_url):
-            mask = mask_of_file(data)
+        mask = mask_of_file(data, f"mask={called(mask_url)}")
         if not mask.any():
             raise ConfigError(f"mask={called(mask_url)} hides nothing: it is white where the image is made anew")
         hidden = hide(image, mask, facts.hole)  # (H, W, 3) float32
