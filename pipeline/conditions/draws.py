@@ -7,14 +7,15 @@ no logarithm, no cosine, no sum whose order a processor chooses. So every machin
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
-WORD = 8
-"""Bytes of a word."""
+WORDS = struct.Struct("<4Q")
+"""The words of a digest."""
 PAIRS, FOURS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0001000100010001)
 MEAN, VARIANCE = 8 * 255 / 2, 8 * (256**2 - 1) / 12
 """Of the sum of the 8 bytes of a word."""
@@ -28,16 +29,16 @@ class Draws:
 
     def __init__(self, what: str, key: str, variant: int = 0) -> None:
         self._text = f"{what} {key} {variant}".encode("utf-8", "surrogatepass")
-        self._block, self._words = 0, b""
+        self._block = 0
+        self._words: list[int] = []
 
     def word(self) -> int:
         """A whole number from 0 to below 2**64: the next 8 bytes of SHA-256 of the text and a counter."""
         if not self._words:
-            counter = self._block.to_bytes(WORD, "little")
-            self._words = hashlib.sha256(self._text + b"\0" + counter).digest()
+            digest = hashlib.sha256(self._text + b"\0" + self._block.to_bytes(8, "little")).digest()
+            self._words = list(WORDS.unpack(digest))[::-1]
             self._block += 1
-        word, self._words = self._words[:WORD], self._words[WORD:]
-        return int.from_bytes(word, "little")
+        return self._words.pop()
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """A number from `low` to below `high`, in steps of 2**-53 of their distance."""

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from pipeline.conditions.boxes import WHOLE, CropBox
 from pipeline.conditions.facts import LabelFacts
 from pipeline.errors import ConfigError, RecordRejected
 from pipeline.parsing.text import one_line
@@ -41,13 +42,28 @@ def label_map(image: Image.Image, offset: int, count: int, depth: int = 8) -> np
     return labels
 
 
-def sample_labels(labels_HW: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
-    """The label at the middle of each of `cells` (height, width) equal cells of a label map (H, W); where the middle
-    lies between pixels, of the one after it."""
-    rows, columns = (
-        (2 * np.arange(many) + 1) * side // (2 * many) for many, side in zip(cells, labels_HW.shape, strict=True)
-    )
+def crop_labels(labels_HW: np.ndarray, crop: CropBox, cells: tuple[int, int]) -> np.ndarray:
+    """The label at the middle of each of `cells` (height, width) equal cells of a crop: (height, width) uint8.
+
+    labels_HW: the map of the whole image, of any size. Where a middle lies between two pixels, the one after it counts.
+    With as many cells as the crop has pixels, this is resizing to crop.resized by nearest, and cutting.
+    """
+    height, width = labels_HW.shape
+    left, top, across, down = crop.box
+    rows = _places(top, down, cells[0], height, crop.resized[1])
+    columns = _places(left, across, cells[1], width, crop.resized[0])
     return np.ascontiguousarray(labels_HW[rows[:, None], columns])
+
+
+def _places(start: int, length: int, cells: int, side: int, resized: int) -> np.ndarray:
+    """Pixels, of `side`, at the middles of `cells` cells of a span of a line that was resized from `side`."""
+    middles = 2 * start * cells + (2 * np.arange(cells, dtype=np.int64) + 1) * length
+    return middles * side // (2 * cells * resized)
+
+
+def sample_labels(labels_HW: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
+    """The same of a whole map (H, W)."""
+    return crop_labels(labels_HW, WHOLE, cells)
 
 
 def flip(labels_HW: np.ndarray) -> np.ndarray:
