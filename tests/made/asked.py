@@ -54,6 +54,12 @@ CONDITIONS = Conditions(
     mask=MaskFacts(kinds=("rectangles",), variants=3),
 )
 """Every condition; small images and masks in several variants."""
+SINGLE = dataclasses.replace(
+    CONDITIONS,
+    lowres=LowresFacts(factor=4, degradation="bicubic"),
+    mask=MaskFacts(kinds=("rectangles",)),
+)
+"""The same in one variant."""
 SAMPLER = SamplerConfig(sampler="ddim", steps=4, batch=3)
 
 

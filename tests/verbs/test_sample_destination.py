@@ -174,10 +174,7 @@ def test_captions_are_encoded_in_batches(config: SampleConfig, monkeypatch: pyte
 
 
 def test_guidance_0_is_0_and_no_guidance_is_the_samplers(config: SampleConfig) -> None:
-    sampled = {
-        scale: rows_of(replace(config, guidance=scale), "a red circle")[0]
-        for scale in (None, 0.0, 2.0, 1.0)
-    }
+    sampled = {scale: rows_of(replace(config, guidance=scale), "a red circle")[0] for scale in (None, 0.0, 2.0, 1.0)}
     assert SAMPLER.guidance == 2.0 and (sampled[None] == sampled[2.0]).all()
     zero = replace(config, sampler=replace(SAMPLER, guidance=0.0))
     assert (sampled[0.0] == rows_of(zero, "a red circle")[0]).all()
