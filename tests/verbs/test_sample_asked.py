@@ -1,4 +1,4 @@
-"""`latentmill sample` of every task: classes, boxes, label maps and images in place of captions, and what is refused."""
+"""`latentmill sample` of every task: classes, boxes, label maps and images beside captions, and what is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ from pipeline.config.loading.load import load
 from pipeline.data.format.members import member_shape
 from pipeline.errors import ConfigError
 from pipeline.inference import trained
+from pipeline.inference.pictures import draw
 from pipeline.inference.requests.request import make_requests
+from pipeline.inference.trained import encode_captions, load_trained
 
 RUNS: dict[str, tuple[TaskConfig, str]] = {
     "text": (TextTask(), "full"),
@@ -155,6 +157,29 @@ def test_hybrids_take_captions_and_negative_prompts_as_well(ask: Any, files: dic
     same = rows_of(replace(config, negative="a red star"))
     unguided = rows_of(replace(config, guidance=1.0))
     assert np.abs(same[0].astype(int) - unguided[0].astype(int)).max() <= 1  # away from itself: nothing else was nulled
+
+
+@pytest.mark.parametrize("name", ["text", "unconditional"])
+def test_a_row_is_what_the_denoiser_draws_from_encoded_captions(ask: Any, name: str) -> None:
+    """To the bit: text states of all captions, the negative prompt and the empty caption in one pass of the tower, and
+    noise of (seed, image number)."""
+    prompts = ("a red star", "a blue square") if name == "text" else ()
+    config = replace(ask(name, prompt=prompts, seed=3), sampler=replace(asked.SAMPLER, guidance=2.0 if prompts else 1))
+    stage, tower = asked.encoders()
+    states = encode_captions(tower, [*prompts, "", ""])
+    loaded = load_trained(config.run)
+    denoiser = loaded.denoiser(states[-1], "cpu", packed=True)
+    numbers = list(range(2 * config.rows))
+    for start in range(0, len(numbers), 3):
+        part = numbers[start : start + 3]
+        batch = {"text": states[[number // 2 for number in part]]} if prompts else {}
+        conditioning = denoiser.task(batch)
+        null = denoiser.task({"text": states[-1].expand(len(part), -1, -1)}) if prompts else None
+        device = torch.device("cpu")
+        settings = loaded.info.config.diffusion
+        wanted, _ = draw(denoiser, stage, settings, config.sampler, conditioning, part, 3, (4, 8, 8), device, null)
+        drawn = np.concatenate(rows_of(config))[part]
+        assert (drawn == wanted).all()
 
 
 def test_a_cache_without_captions_loads_no_text_tower(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +392,7 @@ def test_images_and_masks_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError, match=r"mask=small.png has 12 x 8 .* image=image.png has 48 x 32: give a mask of"):
         rows_of(ask("inpaint", image=image, mask=(files["small"],)))
     nothing = picture(tmp_path / "nothing.png", np.zeros((32, 48), np.uint8))
-    with pytest.raises(ConfigError, match="mask=nothing.png hides nothing"):
+    with pytest.raises(ConfigError, match=r"mask=nothing\.png hides nothing"):
         rows_of(ask("inpaint", image=image, mask=(nothing,)))
 
 

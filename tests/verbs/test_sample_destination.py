@@ -100,11 +100,11 @@ def test_pictures_of_any_shape_and_caption_are_known_as_ours(tmp_path: Path) -> 
     from pipeline.inference.picture_file import encoded, is_ours
     from pipeline.report.grid import MARGIN, PAPER
 
-    for captions in (["a" * 500], ["Ä" * 40, "jgqÿ/|_" * 30], ["", "日本語"]):
-        picture = captioned([row(32 * (i + 1), 48, 3) for i in range(len(captions))], captions)
+    for words in (["a" * 500], ["Ä" * 40, "jgqÿ/|_" * 30], ["", "日本語"]):
+        picture = captioned([row(32 * (i + 1), 48, 3) for i in range(len(words))], words)
         for kind in ("PNG", "JPEG"):
             assert is_ours(encoded(picture, kind), MARGIN // 2, PAPER)
-        width, height = captioned_size(3, [(32 * (i + 1), 48) for i in range(len(captions))])
+        width, height = captioned_size(3, [(32 * (i + 1), 48) for i in range(len(words))])
         assert picture.width <= width and picture.height <= height
 
 
