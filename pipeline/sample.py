@@ -47,7 +47,7 @@ def main(config: SampleConfig) -> int:
     ]
     picture = captioned(images, [row.request.label for row in rows], [row.request.shown for row in rows])
     storage.put(key, encoded(picture, format_of(config.dest)))
-    show(f"sample: {config.dest}: {config.n} images in each of {len(rows)} rows")
+    show(f"sample: {config.dest}: {len(rows)} {'rows' if len(rows) > 1 else 'row'} of {config.n} images")
     return 0
 
 

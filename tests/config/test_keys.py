@@ -37,5 +37,5 @@ def test_a_sweep_and_the_environment_reach_it(monkeypatch: pytest.MonkeyPatch) -
     config = load("sample", ["run=r", "class=${oc.env:WHICH}", "guidance=1"])
     assert config.class_ == ("red star",) and to_dict(config)["class"] == ["red star"]
     assert "red star" not in to_yaml(config)
-    with pytest.raises(ConfigError, match="ema=0.5"):  # a message about a configuration looks at all that refers
+    with pytest.raises(ConfigError, match=r"ema=0\.5"):  # a message about a configuration looks at all that refers
         load("sample", ["run=r", "class=${oc.env:WHICH}", "ema=0.5"])
