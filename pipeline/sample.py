@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.config import SampleConfig, SamplerConfig, TaskConfig
 from pipeline.data.format.contract import Contract
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.world import pick_device
 from pipeline.errors import ConfigError, DestinationExists
@@ -23,6 +24,7 @@ from pipeline.inference.trained import load_trained
 from pipeline.log import log, show
 from pipeline.models.tasks.task import Task
 from pipeline.report.grid import MARGIN, PAPER, captioned, captioned_size
+from pipeline.runs.checkpoint import load_run
 from pipeline.storage.base import Storage
 from pipeline.storage.staging import require_place, require_writable
 from pipeline.storage.urls import open_storage, split_url
@@ -82,13 +84,14 @@ def sample_rows(config: SampleConfig) -> list[Row]:
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_memory()
-    trained = load_trained(config.run, config.at, config.weights, config.ema)
-    run, contract = trained.info.config, trained.contract
+    info = load_run(config.run)  # its weights are read once all that is asked for is known to be possible
+    run, contract = info.config, contract_from_json(info.contract)
     sampler = sampler_of(config, run.task)
     asked = make_requests(run.task, contract, 2 ** (len(run.model.multipliers) - 1))
     requests = asked.rows(config)
     shown = any(request.shown is not None for request in requests)
     require_room(kind, *captioned_size(config.n, [request.size for request in requests], shown=shown))
+    trained = load_trained(config.run, config.at, config.weights, config.ema)
     first_stage, tower = trained.encoders(device, config.encoders)
     requests = [asked.encoded(request, first_stage) for request in requests]
     captions = Captions(config, run.task, contract, tower, device)

@@ -301,12 +301,12 @@ def test_a_model_trained_without_dropping_is_sampled_without_guidance_unless_it_
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What is refused: before the encoders are loaded, in one line
+# What is refused: before weights are read, in one line
 
 
 @pytest.fixture
-def no_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trained, "load_encoders", lambda *a: 1 / 0)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "load_trained", lambda *a: 1 / 0)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def no_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_keys_that_a_task_does_not_take_or_lacks_are_refused(
-    ask: Any, files: dict[str, str], no_encoders: None, name: str, keys: dict[str, Any], message: str
+    ask: Any, files: dict[str, str], no_weights: None, name: str, keys: dict[str, Any], message: str
 ) -> None:
     keys = {key: tuple(v.format(**files) for v in x) if isinstance(x, tuple) else x for key, x in keys.items()}
     keys = {**keys, "guidance": 1.0} if "negative" not in keys else keys
@@ -354,7 +354,7 @@ def test_keys_that_a_task_does_not_take_or_lacks_are_refused(
     ],
 )
 def test_boxes_that_encode_would_reject_are_refused(
-    ask: Any, tmp_path: Path, no_encoders: None, boxes: Any, message: str
+    ask: Any, tmp_path: Path, no_weights: None, boxes: Any, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         rows_of(ask("layout", boxes=(boxes_file(tmp_path / "b.json", boxes),)))
@@ -373,14 +373,14 @@ def test_boxes_that_encode_would_reject_are_refused(
     ],
 )
 def test_label_maps_that_encode_would_reject_or_the_model_cannot_make_are_refused(
-    ask: Any, tmp_path: Path, no_encoders: None, array: np.ndarray, message: str
+    ask: Any, tmp_path: Path, no_weights: None, array: np.ndarray, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         rows_of(ask("semantic", labels=(picture(tmp_path / "l.png", array),)))
 
 
 def test_images_and_masks_that_do_not_fit_are_refused(
-    ask: Any, files: dict[str, str], tmp_path: Path, no_encoders: None
+    ask: Any, files: dict[str, str], tmp_path: Path, no_weights: None
 ) -> None:
     odd = picture(tmp_path / "odd.png", pixels(9, 12))
     message = "image=odd.png has 12 x 9 pixels, of which the model makes 48 x 36: .* multiples of 16 pixels; .* 12 x 8$"
@@ -410,7 +410,7 @@ def test_keys_that_cannot_go_together_are_refused_before_the_run_is_read(words: 
 
 
 def test_more_pixels_than_a_picture_may_have_are_refused_with_what_was_given(
-    ask: Any, files: dict[str, str], no_encoders: None
+    ask: Any, files: dict[str, str], no_weights: None
 ) -> None:
     with pytest.raises(ConfigError, match="the picture would have"):
         rows_of(ask("superres", image=(files["small"],), n=10_000))

@@ -42,7 +42,7 @@ class Request:
 
 
 class Requests(ABC):
-    """The requests of one task. Made without encoders, so that what is wrong is refused before they are loaded."""
+    """The requests of one task. Made without networks, so that what is wrong is refused before they are loaded."""
 
     needs: tuple[str, ...] = ()
     """Keys that must be given."""
