@@ -60,7 +60,7 @@ SINGLE = dataclasses.replace(
     mask=MaskFacts(kinds=("rectangles",)),
 )
 """The same in one variant."""
-SAMPLER = SamplerConfig(sampler="ddim", steps=4, batch=3)
+SAMPLER = SamplerConfig(sampler="euler", steps=2, batch=3)
 
 
 @cache
