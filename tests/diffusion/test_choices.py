@@ -28,7 +28,17 @@ LATENT = (4, 8, 8)
 
 @pytest.mark.parametrize("name", groups("train")["diffusion"])
 def test_every_packaged_objective_gives_a_finite_loss_and_gradient(name):
-    config = load("train", [*TRAIN, f"diffusion={name}", "model.channels=32", "model.blocks=1", "task=unconditional"])
+    config = load(
+        "train",
+        [
+            *TRAIN,
+            f"diffusion={name}",
+            "model.channels=32",
+            "model.blocks=1",
+            "model.context_width=0",
+            "task=unconditional",
+        ],
+    )
     model = replace(config.model, context_width=0, checkpointing=False)
     denoiser = Denoiser(model, make_task(config.task, config.model, Facts()))
     denoiser.reset_parameters(0)
@@ -48,7 +58,9 @@ def test_every_packaged_objective_gives_a_finite_loss_and_gradient(name):
 
 
 def test_the_network_reads_times_that_are_no_integers():
-    config = load("train", [*TRAIN, "model.channels=32", "model.blocks=1", "task=unconditional"])
+    config = load(
+        "train", [*TRAIN, "model.channels=32", "model.blocks=1", "model.context_width=0", "task=unconditional"]
+    )
     denoiser = Denoiser(replace(config.model, context_width=0), make_task(config.task, config.model, Facts()))
     generator = torch.Generator().manual_seed(0)
     for parameter in denoiser.parameters():

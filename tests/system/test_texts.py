@@ -22,8 +22,10 @@ from pipeline.config import (
     EvalRunConfig,
     FiltersConfig,
     LaunchConfig,
+    ModelConfig,
     OptimConfig,
     SampleConfig,
+    TextTask,
     TrainConfig,
 )
 from pipeline.data.format.excluded import load_excluded
