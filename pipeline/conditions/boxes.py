@@ -40,8 +40,8 @@ class _Whole:
     box: tuple[int, int, int, int] = (0, 0, 1, 1)
 
 
-WHOLE: CropBox = _Whole()
-"""The whole image, whatever its size."""
+WHOLE = _Whole()
+"""The crop that is the whole image, whatever its size."""
 
 
 def read_boxes(entries: Any) -> np.ndarray:
