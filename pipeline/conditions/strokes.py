@@ -165,6 +165,5 @@ def _between(factor: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.
 def _root(square: np.ndarray) -> np.ndarray:
     """The whole part of square roots of whole numbers below 2**62, exactly."""
     root = np.sqrt(square.astype(np.float64)).astype(np.int64)
-    root -= root * root > square
-    root += (root + 1) * (root + 1) <= square
+    root -= root * root > square  # float64 rounds up at most
     return root
