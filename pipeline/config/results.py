@@ -135,8 +135,14 @@ class DemoConfig:
     """Folder for everything the demo makes."""
     images: Annotated[int, Ge(1)] = 10_000
     """Training images. A tenth as many captions are drawn for evaluations, and a fifth as many images for FID."""
-    recipe: str = "demo"
-    """The experiment to train (conf/experiment): demo, or shapes, which trains for an hour."""
+    tasks: tuple[str, ...] = ("text",)
+    """Tasks to train a model of, such as [class,layout], or all; each in a folder of its own, where there are
+    several."""
+    task: str = ""
+    """Short for tasks=[TASK]."""
+    recipe: str = ""
+    """The experiment to train (conf/experiment); "" = that of the task. For text there are demo, and shapes, which
+    trains for an hour."""
     samples: Annotated[int, Ge(0)] = 0
     """Training samples; 0 = as many as the experiment says."""
     processes: Annotated[int, Ge(1)] = 2

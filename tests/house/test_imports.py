@@ -30,16 +30,17 @@ ROOMS: dict[str, set[str]] = {
     "conditions": {"errors"},
     "config": {"conditions", "errors"},
     "storage": {"errors"},
-    "data": {"storage", "conditions", "philox", "errors"},
+    "data": {"conditions", "storage", "philox", "errors"},
     "diffusion": {"config", "philox", "errors"},
     "planning": {"config", "errors"},
     "tracking": {"storage", "config", "errors"},
     "distributed": {"config", "verbs", "errors"},
     "scheduler": {"config", "errors"},
-    "models": {"diffusion", "planning", "storage", "config", "conditions", "philox", "errors"},
-    "runs": {"data", "distributed", "scheduler", "storage", "config", "conditions", "philox", "errors"},
+    "models": {"conditions", "diffusion", "planning", "storage", "config", "philox", "errors"},
+    "runs": {"conditions", "data", "distributed", "scheduler", "storage", "config", "philox", "errors"},
     "cli": {"config", "distributed", "verbs", "errors"},
     "inference": {
+        "conditions",
         "models",
         "runs",
         "diffusion",
@@ -47,19 +48,37 @@ ROOMS: dict[str, set[str]] = {
         "data",
         "storage",
         "config",
-        "conditions",
         "planning",
         "philox",
         "errors",
     },
-    "report": {"tracking", "data", "runs", "storage", "config", "conditions", "errors"},
+    "report": {"conditions", "tracking", "data", "runs", "storage", "config", "errors"},
     "jobs": {"runs", "planning", "scheduler", "distributed", "data", "storage", "config", "errors"},
-    "interchange": {"inference", "models", "runs", "diffusion", "planning", "storage", "config"}
-    | {"conditions", "errors"},
-    "evaluation": {"inference", "report", "models", "runs", "diffusion", "tracking", "distributed"}
-    | {"scheduler", "data", "storage", "config", "conditions", "philox", "errors"},
-    "training": {"evaluation", "interchange", "inference", "runs", "data", "models", "diffusion", "tracking"}
-    | {"distributed", "planning", "storage", "config", "conditions", "philox", "errors"},
+    "interchange": {
+        "conditions",
+        "inference",
+        "models",
+        "runs",
+        "diffusion",
+        "planning",
+        "storage",
+        "config",
+        "errors",
+    },
+    "evaluation": {"conditions", "inference", "report", "models", "runs", "diffusion", "tracking", "distributed"}
+    | {"scheduler", "data", "storage", "config", "philox", "errors"},
+    "training": {
+        "conditions",
+        "evaluation",
+        "interchange",
+        "inference",
+        "runs",
+        "data",
+        "models",
+        "diffusion",
+        "tracking",
+    }
+    | {"distributed", "planning", "storage", "config", "philox", "errors"},
 }
 """Room of pipeline -> the rooms that it may import. What is not in a room is a verb, and nobody imports those."""
 PREPROCESS = set(ROOMS) - {"training", "jobs", "interchange"}

@@ -5,13 +5,15 @@ Encoders and denoiser have seeded random weights, so pictures show nothing meani
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from made.commits import save_now
+from made.facts import Facts
 from pipeline.config import (
     DataConfig,
     DiffusionConfig,
@@ -22,6 +24,7 @@ from pipeline.config import (
     ModelConfig,
     SamplerConfig,
     TaskConfig,
+    TextTask,
     TrackingConfig,
     TrainConfig,
 )
@@ -45,10 +48,16 @@ SAMPLER = SamplerConfig(sampler="ddim", steps=4, guidance=2.0, batch=5)
 
 
 def make_cache(
-    folder: Path, images: int = IMAGES, encoders: EncodersConfig | None = None, seed: int = 1, **changes: Any
+    folder: Path,
+    images: int = IMAGES,
+    encoders: EncodersConfig | None = None,
+    seed: int = 1,
+    drawn: Mapping[str, bool] | None = None,
+    **changes: Any,
 ) -> Path:
-    """Writes captioned shapes of split "val" to folder/shapes, and their cache to folder/cache. seed: of the shapes."""
-    write_shards(str(folder / "shapes"), images, seed, "val", shard_size=images // 2)
+    """Writes captioned shapes of split "val" to folder/shapes, and their cache to folder/cache. seed: of the shapes.
+    drawn: which (single) and with what (classes)."""
+    write_shards(str(folder / "shapes"), images, seed, "val", shard_size=images // 2, **(drawn or {}))
     config = EncodeConfig(
         source=str(folder / SOURCE),
         dest=str(folder / "cache"),
@@ -64,17 +73,16 @@ def make_cache(
 
 def train_config(
     folder: Path,
-    task: Literal["text", "unconditional"] = "text",
+    task: TaskConfig = TextTask(),  # noqa: B008  (frozen)
     reference: str = "",
     diffusion: DiffusionConfig = DIFFUSION,
 ) -> TrainConfig:
-    unconditional = task == "unconditional"
-    model = ModelConfig(**{**vars(MODEL), "context_width": 0 if unconditional else MODEL.context_width})
+    model = ModelConfig(**{**vars(MODEL), "context_width": MODEL.context_width if task.makes_context else 0})
     return TrainConfig(
         run=str(folder / "run"),
         data=DataConfig(train=str(folder / "cache"), val=str(folder / "cache")),
         model=model,
-        task=TaskConfig(name=task),
+        task=task,
         diffusion=diffusion,
         eval=EvalConfig(images=12, grid=4, reference=reference, sampler=SAMPLER),
         tracking=TrackingConfig(wandb="off"),
@@ -84,7 +92,7 @@ def train_config(
 
 def make_denoiser(config: TrainConfig, empty_LD: Tensor | None = None) -> Denoiser:
     """A denoiser without zero weights, which a freshly initialised one has."""
-    task = make_task(config.task, (4, 8, 8), torch.zeros(32, 128) if empty_LD is None else empty_LD)
+    task = make_task(config.task, config.model, Facts(), torch.zeros(32, 128) if empty_LD is None else empty_LD)
     denoiser = Denoiser(config.model, task)
     denoiser.reset_parameters(0)
     generator = torch.Generator().manual_seed(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -61,9 +62,8 @@ class TaskConfig:
     @classmethod
     def kinds(cls) -> dict[str, type[TaskConfig]]:
         """The dataclass of each task, by the name that chooses it."""
-        from pipeline.config.tasks.table import TASK_FACTS
-
-        return {name: facts.config for name, facts in TASK_FACTS.items()}
+        table = importlib.import_module("pipeline.config.tasks.table")  # which is made of these dataclasses
+        return {name: facts.config for name, facts in table.TASK_FACTS.items()}
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -98,6 +98,10 @@ class TaskConfig:
     def channels(self, cache: Cache) -> int:
         """Channels that it concatenates to the noisy latent."""
         return 0
+
+    def tokens(self, cache: Cache) -> int:
+        """Tokens that the UNet attends to, for one image."""
+        return cache.text.length if self.takes_text and cache.text is not None else 0
 
     def misfits(self, model: ModelConfig) -> list[str]:
         """Contradictions between the task's own keys, or between them and the model's; one line each."""
