@@ -17,13 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from pipeline import cli
-from pipeline.conditions.facts import LowresFacts, MaskFacts
-from pipeline.conditions.lowres import lowres
-from pipeline.conditions.mask import masks
 from pipeline.config import DemoConfig
 from pipeline.config.tasks.table import TASK_FACTS
 from pipeline.distributed import forks
@@ -32,7 +26,6 @@ from pipeline.distributed.ranks import run_command
 from pipeline.errors import ConfigError, LatentmillError
 from pipeline.log import log, show
 from pipeline.report import page, run
-from pipeline.report.grid import png
 from pipeline.report.publish import require_page
 from pipeline.storage.local import LocalStorage
 from pipeline.verbs import VERBS
@@ -244,6 +237,14 @@ def _quoted(argument: str) -> str:
 def write_given(task: str, shard: Path, folder: Path) -> list[str]:
     """Keys of sample that give the model what the first held-out samples show, in files that are written to `folder`:
     what a user would give it."""
+    import numpy as np
+    from PIL import Image
+
+    from pipeline.conditions.facts import LowresFacts, MaskFacts
+    from pipeline.conditions.lowres import lowres
+    from pipeline.conditions.mask import masks
+    from pipeline.report.grid import png
+
     asks = TASK_FACTS[task].asks
     if "class" in asks:
         return ["class=[0,7,14,21]"]
