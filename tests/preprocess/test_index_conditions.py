@@ -302,9 +302,9 @@ def labelled(one: Files, value: np.ndarray) -> None:
 
 def test_any_class_is_adopted_or_left_out(tmp_path: Path) -> None:
     """Every value of an int32, and arrays of other kinds, in the middle of a tar."""
-    values = [np.array(v, np.int32) for v in (0, 2, 3, -1, 2**31 - 1, -(2**31))]
-    others = [np.zeros((0,), np.int32), np.zeros((2, 2), np.int32), np.array(1, np.float16), np.array(1, np.uint8)]
-    arrays: list[np.ndarray] = [*values, *others]
+    arrays: list[np.ndarray] = [np.array(v, np.int32) for v in (0, 2, 3, -1, 2**31 - 1, -(2**31))]
+    arrays += [np.zeros((0,), np.int32), np.zeros((2, 2), np.int32)]
+    arrays += [np.array(1, np.float16), np.array(1, np.uint8)]
     for number, value in enumerate(arrays):
         folder = write(tmp_path / str(number), partial(labelled, value=value))
         with bounded():
