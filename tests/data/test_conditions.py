@@ -31,6 +31,12 @@ SIZES = [9, 8, 10]
 CLASSES = CONTRACTS["classes alone"]
 
 
+@pytest.fixture(autouse=True)
+def _plan_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8), ("HORIZON_BATCHES", 8)):
+        monkeypatch.setattr(f"pipeline.data.reading.stream.{name}", number)
+
+
 def names_of(one: Contract) -> tuple[str, ...]:
     return tuple(member.name for member in one.members)
 
