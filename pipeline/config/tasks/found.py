@@ -1,4 +1,4 @@
-"""Imports what the table of tasks names."""
+"""Imports what the table of tasks names, and finds what it says of a task."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from pipeline.config.tasks.base import TaskConfig
+from pipeline.config.tasks.figures import CLIP_SCORE, OF_FEATURES, SHORTCUT, Figure
 from pipeline.config.tasks.table import TASK_FACTS, TaskFacts
 
 
@@ -18,3 +19,15 @@ def found(place: str) -> Any:
     """What "module:attribute" names."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def figures_of(task: TaskConfig) -> tuple[Figure, ...]:
+    """Every figure that an evaluation of the task may have: its own, the CLIP score, and those of features."""
+    return (*facts_of(task).figures, *((CLIP_SCORE,) if task.takes_text else ()), *OF_FEATURES)
+
+
+def best_figures(task: TaskConfig, best: str) -> tuple[Figure, ...]:
+    """The figures that checkpoint.best= names, of which the first that evaluations have counts. Empty for none, and for
+    a name that the task's evaluations do not have."""
+    figures = figures_of(task)
+    return figures if best == SHORTCUT else tuple(figure for figure in figures if figure.name == best)
