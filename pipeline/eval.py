@@ -19,7 +19,6 @@ from typing import Any, Literal, cast
 
 from pipeline.config import EvalRunConfig, SamplerConfig
 from pipeline.config.loading.merge import to_dict
-from pipeline.config.tasks import TASK_FACTS
 from pipeline.data.format.contract import require_match
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.manifest import load_manifest
@@ -129,9 +128,7 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
     seed = trained.contract.encoder_seed
     evaluator = Evaluator(
-        validation=load_validation(
-            storage, manifest, TASK_FACTS[run.task.name].members, max(config.images, GRID), tower
-        ),
+        validation=load_validation(storage, manifest, run.task.members, max(config.images, GRID), tower),
         first_stage=first_stage,
         tower=tower,
         diffusion=run.diffusion,

@@ -37,6 +37,10 @@ class Stream(IntEnum):
     EVAL_NOISE = 6  # noise of held-out losses
     SAMPLER = 7  # initial noise of sampled images
     OFFSET = 8  # offset noise: one normal per channel of a training latent
+    VARIANT = 9  # which of a record's stored variants of a condition a sample sees
+    CROP = 10  # place of a crop that is taken in training
+    AUGMENT = 11  # noise added to a condition, and its level
+    CODE = 12  # restarts of a codebook's entries
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from pipeline.config import SampleConfig
-from pipeline.config.tasks import TASK_FACTS
 from pipeline.data.format.contract import Contract
 from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.world import pick_device
 from pipeline.errors import ConfigError, DestinationExists
 from pipeline.inference.picture_file import MOST_PIXELS, encoded, format_of, is_ours, require_room
-from pipeline.inference.pictures import draw
+from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.trained import encode_captions, load_trained
 from pipeline.log import log, show
 from pipeline.models.encoders.text import TextTower
@@ -73,7 +72,7 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
         keep_memory()
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     run, contract = trained.info.config, trained.contract
-    if not TASK_FACTS[run.task.name].needs_text and (any(prompts) or config.negative):
+    if not run.task.takes_text and (any(prompts) or config.negative):
         raise ConfigError(f"{config.run} is unconditional and takes no prompt")
     shapes = latent_shapes(config.size, len(prompts), contract, 2 ** (len(run.model.multipliers) - 1))
     factor = contract.downsampling
@@ -98,17 +97,19 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
             for start in range(0, len(numbers_of_shape), sampler.batch):
                 numbers = numbers_of_shape[start : start + sampler.batch]
                 negative = states_BLD[[len(prompts)] * len(numbers)]
+                batch = {"text": states_BLD[[number // config.n for number in numbers]]}
+                conditioning, null = conditionings(denoiser, batch, sampler)
                 images, not_finite = draw(
                     denoiser,
                     first_stage,
                     run.diffusion,
                     sampler,
-                    task.condition({"text": states_BLD[[number // config.n for number in numbers]]}),
+                    conditioning,
                     numbers,
                     config.seed,
                     shape,
                     device,
-                    task.condition({"text": negative}) if config.negative else None,
+                    task({"text": negative}) if config.negative else null,
                 )
                 pictures |= zip(numbers, images, strict=True)
                 progress.update(len(numbers))

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import TrainConfig
 from pipeline.config.loading.merge import to_stored, to_yaml
 from pipeline.config.loading.references import digests_of, references_of
-from pipeline.config.tasks import TASK_FACTS
 from pipeline.distributed.exits import leave
 from pipeline.distributed.place import adopt_step, in_world, require_place
 from pipeline.distributed.ranks import run_ranks
@@ -154,6 +153,7 @@ def train(config: TrainConfig, world: World) -> None:
 def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None) -> None:
     """Build everything else and train. lease: the run's, on rank 0; None on other ranks."""
     from pipeline.models.denoiser import Denoiser
+    from pipeline.models.encoders.latents import Latents
     from pipeline.planning.flops import image_flops
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.assembly import make_trainer
@@ -189,7 +189,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
             config,
             world=world,
             engine=engine,
-            inputs=Inputs(lambda n: data.stream_from(start_n=n), contract.scale, contract.shift, text_of),
+            inputs=Inputs(lambda n: data.stream_from(start_n=n), Latents.of(contract), data.task, config.seed, text_of),
             run=run,
             folder=Path(folder),
             tracker=tracker,
@@ -197,7 +197,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
             mixture=data.mixture,
             evaluate=evaluate,
             validation=validation_loss(config, world, data),
-            flops=image_flops(config.model),
+            flops=image_flops(config.model, config.task.channels(contract)),
             fence=lease.require_held if lease else None,
         )
         if lease:
@@ -210,12 +210,13 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
 
 def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Callable[[Tensor], Tensor] | None:
     """A function from token ids (B, L) to the text states (B, L, D) that a cache with text_storage=full holds; None
-    where the task reads no text, or the cache holds states."""
+    where the task reads no states, or the cache holds them."""
     from pipeline.inference.trained import encode_tokens, load_encoders
 
-    if contract.text.storage != "tokens" or not TASK_FACTS[config.task.name].needs_text:
+    if contract.text is None or contract.text.storage != "tokens" or "text" not in config.task.members:
         return None
     _, tower = load_encoders(contract, world.device, config.encoders)
+    assert tower is not None, "a cache with captions has a tower"
     return partial(encode_tokens, tower)
 
 

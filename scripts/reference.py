@@ -131,7 +131,7 @@ def keys_of(verb: str) -> list[str]:
         lines += textwrap.wrap(listed, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     for group in groups:
         if group.path:
-            lines += ["", f"### {verb}: {group.path.removesuffix('.*')}", "", *wrapped(group.about)]
+            lines += ["", f"### {verb}: {group.path.replace('.*', '')}", "", *wrapped(group.about)]
         if group.keys:
             lines += ["", "| key | default | meaning |", "|---|---|---|"]
         for key in group.keys:
@@ -156,7 +156,7 @@ def parsed(lines: list[str]) -> tuple[str, str, list[tuple[str, list[str]]], lis
     choices = [(head.partition("=")[0], head.partition("{")[2].rstrip("}").split(",")) for head in heads]
     groups = [Group("", "")]
     for line in lines[keys_at + 1 :]:
-        if found := re.match(r"  (\S+\.\*): ?(.*)", line):
+        if found := re.match(r"  (\S+\.\*(?: \(\S+\))?): ?(.*)", line):
             groups.append(Group(found[1], found[2]))
         elif found := re.match(r"  ([\w.]+)=(.*)", line):
             default, _, allowed = found[2].partition("  ")

@@ -30,7 +30,7 @@ from pipeline.evaluation.metrics.error_bars import wilson
 from pipeline.evaluation.metrics.fid import Statistics
 from pipeline.evaluation.reference import Reference, load_reference
 from pipeline.inference.packed import pack
-from pipeline.inference.pictures import draw
+from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.trained import build_denoiser, load_encoders
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.autoencoder import FirstStage
@@ -170,7 +170,13 @@ class Evaluator:
                 raise Interrupted("the evaluation was stopped; the same command makes it anew")
             captions, members = self.validation.rows(numbers)
             device = self.world.device
-            conditioning = denoiser.task.condition({name: t.to(device).float() for name, t in members.items()})
+            batch = denoiser.task.prepare(
+                {name: t.to(device) for name, t in members.items()},
+                self.seed,
+                torch.tensor(numbers, device=device),
+                training=False,
+            )
+            conditioning, null = conditionings(denoiser, batch, sampler)
             pictures, not_finite = draw(
                 denoiser,
                 self.first_stage,
@@ -181,6 +187,7 @@ class Evaluator:
                 self.seed,
                 self.validation.contract.latent_shape,
                 device,
+                null,
             )
             part.not_finite += not_finite
             part.pictures |= {i: picture for i, picture in zip(numbers, pictures, strict=True) if i < self.grid}
@@ -283,7 +290,7 @@ def in_training(
     storage = open_storage(config.data.val)
     validation_manifest = load_manifest(storage)
     contract = manifest.contract
-    task = make_task(config.task, contract.latent_shape, empty_LD, trimmed=contract.trimmed).to(world.device)
+    task = make_task(config.task, config.model, contract, empty_LD).to(world.device)
     most_images = max(config.eval.images, config.eval.final_images, config.eval.grid)
     first_stage, tower = load_encoders(manifest.contract, world.device, config.encoders)
     seed = manifest.contract.encoder_seed  # of random weights, in tests

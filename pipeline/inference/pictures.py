@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,6 +27,15 @@ def from_uint8(images_BHWC: np.ndarray) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
     x = torch.from_numpy(np.ascontiguousarray(images_BHWC)).permute(0, 3, 1, 2)
     return x.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+def conditionings(
+    denoiser: Denoiser, batch: Mapping[str, Tensor], sampler: SamplerConfig
+) -> tuple[Conditioning, Conditioning | None]:
+    """The conditioning of a batch that the task has prepared, and the null conditioning where guidance wants it."""
+    task = denoiser.task
+    with torch.no_grad():
+        return task(batch), task(task.null(batch)) if sampler.guidance != 1 else None
 
 
 @contextmanager
@@ -56,7 +65,7 @@ def draw(
 ) -> tuple[np.ndarray, int]:
     """Sample the images numbered `numbers`, one for each row of the conditioning.
 
-    null: conditioning that guidance leads away from, by default the task's null conditioning.
+    null: the conditioning that guidance leads away from; without guidance None will do.
     Image i starts from the noise of (seed, i). Returns (B, H, W, 3) uint8 and the number of images that were not
     finite.
     """
@@ -67,7 +76,7 @@ def draw(
             diffusion,
             noise,
             conditioning,
-            denoiser.task.null(len(numbers), device) if null is None else null,
+            null,
             sampler=sampler.sampler,
             steps=sampler.steps,
             guidance=Guidance.from_config(sampler),

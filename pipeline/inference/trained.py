@@ -45,7 +45,7 @@ class Trained:
         packed: the denoiser only predicts, on a CPU with its weights in oneDNN's order. `state` is empty afterwards.
         """
         config = self.info.config
-        task = make_task(config.task, self.contract.latent_shape, empty_LD, trimmed=self.contract.trimmed)
+        task = make_task(config.task, config.model, self.contract, empty_LD)
         denoiser = build_denoiser(config.model, task, self.state, device)
         if packed:
             self.state.clear()

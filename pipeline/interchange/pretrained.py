@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config import ModelConfig, TaskConfig
+from pipeline.config import ModelConfig
 from pipeline.config.check.groups import check_model
 from pipeline.config.values.bounds import Gt
 from pipeline.errors import ConfigError, ParseError, WeightsError
@@ -302,7 +302,7 @@ def _model(where: Path, facts: dict[str, Any]) -> ModelConfig:
         model = build(ModelConfig, facts)
         if len(model.multipliers) > MOST_LEVELS:
             raise ParseError(f"multipliers: {len(model.multipliers)} levels")
-        check_model(model, TaskConfig(name="unconditional"))
+        check_model(model)
     except (ParseError, ConfigError) as error:
         raise WeightsError(f"{where}: its metadata name no network of ours: {error}") from None
     return model

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pipeline.config import ClusterConfig, TrainConfig
 from pipeline.config.check.groups import check_world
 from pipeline.config.loading.load import load
-from pipeline.config.tasks import TASK_FACTS
 from pipeline.distributed.children import own_command
 from pipeline.errors import ConfigError, DatasetError, RunError
 from pipeline.scheduler.script import Script, log_path
@@ -135,15 +134,8 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
     if config.data.train not in manifests:
         return [*lines, "memory: not looked at, because the dataset is not there yet"]
     manifest = manifests[config.data.train]
-    members = TASK_FACTS[config.task.name].members
-    check_against_contract(config, manifest, manifests.get(config.data.val), members)
-    needed = fit(
-        config,
-        manifest.contract.latent_shape,
-        manifest.contract.text.length,
-        world,
-        precision_of(config, bool(cluster.gpus)),
-    )
+    check_against_contract(config, manifest, manifests.get(config.data.val))
+    needed = fit(config, manifest.contract, world, precision_of(config, bool(cluster.gpus)))
     lines.append(f"memory: {needed.words()}")
     if not cluster.gpus:
         return lines

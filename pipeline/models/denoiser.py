@@ -18,7 +18,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: ModelConfig, task: Task) -> None:
         super().__init__()
-        self.unet = UNet(config, in_channels=task.in_channels(config.in_channels))
+        self.unet = UNet(config, in_channels=config.in_channels + task.extra_channels)
         self.task = task
 
     def forward(
@@ -33,9 +33,8 @@ class Denoiser(nn.Module):
         inputs: in training the batch's members, so that gradients reach the task's parameters; in sampling a
         Conditioning that was made once. drop_B (B,) bool: rows whose conditioning is replaced by the null one.
         """
-        conditioning = inputs if isinstance(inputs, Conditioning) else self.task.condition(inputs)
-        if drop_B is not None:
-            conditioning = self.task.drop(conditioning, drop_B)
+        assert drop_B is None or not isinstance(inputs, Conditioning), "a conditioning has no rows to drop"
+        conditioning = inputs if isinstance(inputs, Conditioning) else self.task(inputs, drop_B)
         if conditioning.concat is not None:
             x_BCHW = torch.cat([x_BCHW, conditioning.concat.to(x_BCHW)], dim=1)
         return self.unet(

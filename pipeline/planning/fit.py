@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pipeline.config import TrainConfig
-from pipeline.config.tasks import TASK_FACTS
+from pipeline.config.tasks.base import Cache
 from pipeline.errors import ConfigError
 from pipeline.planning.cost import unet_cost
 from pipeline.planning.memory import Precision, peak_bytes, recompute, state_bytes
@@ -35,19 +35,16 @@ class Fit:
         )
 
 
-def fit(
-    config: TrainConfig, latent_shape: tuple[int, int, int], text_length: int, world: int, precision: Precision
-) -> Fit:
-    """What each of `world` ranks needs for a training step on latents (C, h, w) with captions of `text_length` tokens.
+def fit(config: TrainConfig, cache: Cache, world: int, precision: Precision) -> Fit:
+    """What each of `world` ranks needs for a training step on a cache. What a task learns beside the UNet is not in it.
 
     Raises ConfigError when the activations cannot fit model.activation_gb.
     """
-    _, height, width = latent_shape
-    length = text_length if config.model.context_width else 0
+    _, height, width = cache.latent_shape
+    length = config.task.tokens(cache)
     share = config.optim.batch // world
     micro = config.optim.micro_batch or share
-    extra_channels = TASK_FACTS[config.task.name].extra_channels
-    model = replace(config.model, in_channels=config.model.in_channels + extra_channels)
+    model = replace(config.model, in_channels=config.model.in_channels + config.task.channels(cache))
     cost = unet_cost(model, micro, height, width, length)
     recomputed: tuple[str, ...] = ()
     if config.model.checkpointing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -27,9 +28,11 @@ Flops = Callable[[tuple[int, ...], int], int]
 """(latent shape (C, h, w), context length) -> FLOPs of forward and backward pass of one image."""
 
 
-def image_flops(config: ModelConfig) -> Flops:
-    """Training FLOPs of an image in a UNet. Recomputation by activation checkpointing is not counted: it is no
-    progress."""
+def image_flops(config: ModelConfig, extra_channels: int = 0) -> Flops:
+    """Training FLOPs of an image in a UNet. extra_channels: that its task concatenates. Recomputation by activation
+    checkpointing is not counted: it is no progress."""
+
+    config = replace(config, in_channels=config.in_channels + extra_channels)
 
     @lru_cache
     def flops(shape: tuple[int, ...], context: int) -> int:

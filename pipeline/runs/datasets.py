@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config import TrainConfig
+from pipeline.config import TaskConfig, TrainConfig
 from pipeline.data.format.contract import ENCODER_FACTS, require_match
 from pipeline.data.format.manifest import find_version, load_manifest
 from pipeline.errors import ConfigError, ContractMismatch, RunError
@@ -60,6 +61,7 @@ def dataset_of_run(run: RunInfo, urls: Sequence[str]) -> Dataset:
 
 
 EMPTY_TOKENS = 2  # tokens of the empty caption: start and end
+FREE = ("variants", "key", "packed", "min_area")  # facts of conditions that do not change what they mean
 
 
 def training_datasets(config: TrainConfig, run: Storage, world: World) -> Dataset:
@@ -81,14 +83,14 @@ def training_datasets(config: TrainConfig, run: Storage, world: World) -> Datase
     return Dataset(parts)
 
 
-def check_mixture(config: TrainConfig, manifests: Sequence[Manifest], members: Sequence[str]) -> None:
-    """Raise ContractMismatch when the caches of data.mix do not fit data.train; sizes of latents may differ. members:
-    arrays that are read besides moments."""
+def check_mixture(config: TrainConfig, manifests: Sequence[Manifest]) -> None:
+    """Raise ContractMismatch when the caches of data.mix do not fit data.train; sizes of latents may differ."""
     facts = tuple(name for name in ENCODER_FACTS if name != "latent_shape")
     train_dtypes, *mix_dtypes = [{m.name: m.dtype for m in manifest.contract.members} for manifest in manifests]
     for url, manifest, dtypes in zip(config.data.mix, manifests[1:], mix_dtypes, strict=True):
         require_match(manifests[0].contract, manifest.contract, f"data.mix={url}", facts)
-        for name in ("moments", *members):
+        require_conditions(config, manifests[0].contract, manifest.contract, f"data.mix={url}")
+        for name in stored_members(config.task, manifests[0].contract):
             if dtypes.get(name) != train_dtypes.get(name):
                 raise ContractMismatch(
                     f"data.mix={url} holds {name} as {dtypes.get(name, 'nothing')}, not {train_dtypes.get(name)} as "
@@ -96,52 +98,78 @@ def check_mixture(config: TrainConfig, manifests: Sequence[Manifest], members: S
                 )
 
 
-def check_against_contract(
-    config: TrainConfig, manifest: Manifest, validation: Manifest | None, members: tuple[str, ...]
-) -> None:
-    """Raise ContractMismatch when the caches do not fit the model, the task or each other. members: arrays that the
-    task reads besides moments."""
-    contract, cache = manifest.contract, f"data.train={config.data.train}"
+def check_against_contract(config: TrainConfig, manifest: Manifest, validation: Manifest | None) -> None:
+    """Raise ContractMismatch when the caches do not fit the model, the task or each other."""
+    contract, cache, task = manifest.contract, f"data.train={config.data.train}", config.task
     channels = contract.latent_shape[0]
     if (config.model.in_channels, config.model.out_channels) != (channels, channels):
         raise ContractMismatch(
             f"{cache} holds latents of {channels} channels, but model.in_channels={config.model.in_channels} and "
             f"model.out_channels={config.model.out_channels}; set both to {channels}, or encode anew"
         )
-    if missing := sorted(set(stored_members(members, contract)) - {member.name for member in contract.members}):
-        raise ContractMismatch(
-            f"{cache} lacks {', '.join(missing)}, which task={config.task.name} reads; encode it with those conditions"
-        )
-    if "text" in members and config.model.context_width != contract.text.width:
+    require_arrays(config, contract, cache)
+    for problem in task.lacking(contract):
+        raise ContractMismatch(f"{cache} {problem}")
+    if "text" in task.members and contract.text is not None and config.model.context_width != contract.text.width:
         raise ContractMismatch(
             f"{cache} holds text states of width {contract.text.width}, but model.context_width="
             f"{config.model.context_width}; set it to {contract.text.width}, or encode with another text tower"
         )
     if validation is not None:
-        require_match(contract, validation.contract, f"data.val={config.data.val}")
-        available = {member.name for member in validation.contract.members}
-        if missing := sorted(set(stored_members(members, validation.contract)) - available):
+        name = f"data.val={config.data.val}"
+        facts = tuple(fact for fact in ENCODER_FACTS if task.takes_text or fact not in ("text", "text_sha256"))
+        require_match(contract, validation.contract, name, facts)
+        require_arrays(config, validation.contract, name)
+        require_conditions(config, contract, validation.contract, name)
+
+
+def require_arrays(config: TrainConfig, contract: Contract, cache: str) -> None:
+    """Raise ContractMismatch where a cache lacks arrays that the task reads. cache: names it in the message."""
+    task = config.task
+    if missing := sorted(set(stored_members(task, contract)) - {member.name for member in contract.members}):
+        wanted = [f"conditions=[{','.join(task.conditions)}]"] if "cond" in {name[:4] for name in missing} else []
+        wanted += ["captions"] if {"text", "tokens"} & set(missing) else []
+        raise ContractMismatch(
+            f"{cache} lacks {', '.join(missing)}, which task={task.name} reads; encode it with {' and '.join(wanted)}"
+        )
+
+
+def require_conditions(config: TrainConfig, required: Contract, actual: Contract, cache: str) -> None:
+    """Raise ContractMismatch where a cache's conditions, of those that the task reads, were made otherwise than
+    data.train's. cache: names it in the message. Numbers of variants may differ."""
+    for name in config.task.conditions:
+        field = {"class": "classes"}.get(name, name)
+        one, other = (getattr(contract.conditions, field) for contract in (required, actual))
+        differences = [
+            f"{fact.name}={getattr(other, fact.name)}, not {getattr(one, fact.name)}"
+            for fact in (dataclasses.fields(one) if one is not None and other is not None else ())
+            if fact.name not in FREE and getattr(one, fact.name) != getattr(other, fact.name)
+        ]
+        if differences:
             raise ContractMismatch(
-                f"data.val={config.data.val} lacks {', '.join(missing)}, which task={config.task.name} reads; encode "
-                "it with the conditions of data.train"
+                f"{cache} has {name} made otherwise than data.train={config.data.train}: {'; '.join(differences)}. "
+                "Encode it with the same settings"
             )
 
 
-def empty_caption(cache: Storage, manifest: Manifest) -> Tensor:
-    """The cache's encoded empty caption (L, D) float32; with trimmed texts, it is zero after its end token. Raises
-    ShardCorrupt when it is not what the manifest promises."""
+def empty_caption(cache: Storage, manifest: Manifest) -> Tensor | None:
+    """The cache's encoded empty caption (L, D) float32, None of a cache without captions; with trimmed texts, it is
+    zero after its end token. Raises ShardCorrupt when it is not what the manifest promises."""
     import numpy as np
     import torch
 
     from pipeline.data.format.uncond import read_uncond
 
+    if manifest.contract.text is None:
+        return None
     empty = torch.from_numpy(read_uncond(cache, manifest).astype(np.float32))
     if manifest.contract.trimmed:
         empty[EMPTY_TOKENS:] = 0
     return empty
 
 
-def stored_members(members: tuple[str, ...], contract: Contract) -> tuple[str, ...]:
-    """Names of a record's arrays that hold the members that a task reads: token ids instead of text states, where the
-    cache stores ids."""
-    return tuple("tokens" if name == "text" and contract.text.storage == "tokens" else name for name in members)
+def stored_members(task: TaskConfig, contract: Contract) -> tuple[str, ...]:
+    """Names of the arrays of a record that training reads: the image's first, then those of the task; token ids
+    instead of text states, where the cache stores ids."""
+    ids = contract.text is not None and contract.text.storage == "tokens"
+    return (contract.stored, *("tokens" if name == "text" and ids else name for name in task.members))

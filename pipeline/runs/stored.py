@@ -12,7 +12,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.config.check.groups import check_diffusion, check_model
+from pipeline.config.check.groups import check_diffusion, check_model, check_task
 from pipeline.config.loading.merge import flat_types
 from pipeline.config.loading.stored import from_stored
 from pipeline.config.values.bounds import Between, Ge, check_bounds, require
@@ -189,7 +189,8 @@ def require_plausible(config: TrainConfig) -> None:
         require(batch <= LARGEST_BATCH, f"optim.batch={batch:g}: {LARGEST_BATCH:,} at most is wanted")
     _require_network(config.model)
     with suppress(Unset):
-        check_model(config.model, config.task)
+        check_model(config.model)
+        check_task(config.task, config.model)
     with suppress(Unset):
         check_diffusion(config.diffusion)
 

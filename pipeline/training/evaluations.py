@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.data.format.manifest import Manifest
-    from pipeline.diffusion.objective import Randomness
     from pipeline.distributed.world import World
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.validation import ValidationLoss
@@ -45,7 +44,7 @@ def validation_loss(config: TrainConfig, world: World, data: Data) -> Validation
     def load() -> ValidationLoss:
         storage = open_storage(config.data.val)
         manifest = load_manifest(storage)
-        members = stored_members(data.task.members, manifest.contract)
+        members = stored_members(config.task, manifest.contract)
         batch = (config.optim.micro_batch or config.optim.batch // world.size) * world.size
         return ValidationLoss.load(storage, manifest, members, config.eval.loss_images, batch, config.diffusion, world)
 
@@ -54,7 +53,7 @@ def validation_loss(config: TrainConfig, world: World, data: Data) -> Validation
 
 @contextmanager
 def evaluation(
-    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor, tracker: Tracker
+    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor | None, tracker: Tracker
 ) -> Iterator[Evaluate | None]:
     """The function that has weights evaluated at n for the captions of data.val: here and now, or beside training."""
     if not config.data.val:
@@ -67,7 +66,7 @@ def evaluation(
 
 
 def inside(
-    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor, tracker: Tracker
+    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor | None, tracker: Tracker
 ) -> Evaluate:
     """On all ranks, which wait for it."""
     from pipeline.evaluation.beside import show
@@ -128,11 +127,8 @@ class Evaluations:
         if self.validation is None or not (due(n, every, self.state.batch) or n == self.end):
             return
 
-        def losses(latents: Tensor, draws: Randomness, tensors: dict[str, Tensor]) -> Tensor:
-            return self.losses(latents, draws, self.inputs.with_text(tensors))
-
         with self.watch.paused():
-            row = self.validation(losses, self.inputs.scale, self.inputs.shift)
+            row = self.validation(self.losses, self.inputs.latents, self.inputs.conditions)
         self.tracker.log(n, row, kind="val")
 
     def evaluate_if_due(self, stopped: Callable[[], bool]) -> None:

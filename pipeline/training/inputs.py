@@ -29,42 +29,46 @@ if TYPE_CHECKING:
     from pipeline.data.reading.batch import Batch
     from pipeline.data.reading.stream import Stream
     from pipeline.distributed.world import World
+    from pipeline.models.encoders.latents import Latents
     from pipeline.models.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the loop reads. stream_from: this rank's batches from sample number n on. scale, shift: of the cache's
-    latents. text_of: ids (b, L) -> text states (b, L, D), where the cache holds ids alone; else None."""
+    """What the loop reads. stream_from: this rank's batches from sample number n on. latents: how z is made of the
+    cache's array. task: what draws variants and noise of the conditions. seed: of these draws. text_of: ids (b, L) ->
+    text states (b, L, D), where the cache holds ids alone and the task reads states; else None."""
 
     stream_from: Callable[[int], Stream]
-    scale: float
-    shift: float
+    latents: Latents
+    task: Task
+    seed: int
     text_of: Callable[[Tensor], Tensor] | None = None
 
     def on_device(self, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        """Moments (b, 2C, h, w) of a batch, and what the task reads beside them."""
+        """The images' array (b, ...) of a batch, and what the task reads beside it."""
         tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
-        return tensors.pop("moments"), self.with_text(tensors)
+        images = tensors.pop(self.latents.member)
+        return images, self.conditions(tensors, self.seed, batch.numbers.to(device), images)
 
-    def with_text(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same with text states in place of ids."""
+    def conditions(self, tensors: dict[str, Tensor], seed: int, numbers: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """What the task reads: text states in place of ids, and what is drawn for each sample number (b,)."""
         if self.text_of is not None:
             tensors["text"] = self.text_of(tensors.pop("tokens"))
-        return tensors
+        return self.task.prepare(tensors, seed, numbers, sides=self.latents.shape(images)[1:])
 
 
 @dataclass(frozen=True)
 class Data:
     """What a run trains on, found to fit it. manifests: digest of each dataset's manifest, by role. mixture: whole
-    weights, () of one cache. empty: the encoded empty caption (L, D). stream_from: this rank's batches from sample
-    number start_n on."""
+    weights, () of one cache. empty: the encoded empty caption (L, D), None without captions. stream_from: this rank's
+    batches from sample number start_n on."""
 
     dataset: Dataset
     manifests: dict[str, str]
     mixture: tuple[int, ...]
     task: Task
-    empty: Tensor
+    empty: Tensor | None
     stream_from: Callable[..., Stream]
 
     @property
@@ -93,9 +97,9 @@ def open_data(config: TrainConfig, run: Storage, world: World) -> Data:
     require_distinct(named, (f"data.val={config.data.val}", validation) if validation else None)
     contract = manifest.contract
     empty = empty_caption(cache, manifest)
-    task = make_task(config.task, contract.latent_shape, empty, trimmed=contract.trimmed)
-    check_against_contract(config, manifest, validation, task.members)
-    check_mixture(config, [part.manifest for part in dataset.parts], stored_members(task.members, contract))
+    check_against_contract(config, manifest, validation)
+    check_mixture(config, [part.manifest for part in dataset.parts])
+    task = make_task(config.task, config.model, contract, empty)
     stream_from = partial(
         Stream,
         dataset,
@@ -103,7 +107,7 @@ def open_data(config: TrainConfig, run: Storage, world: World) -> Data:
         rank=world.rank,
         world=world.size,
         batch=config.optim.batch,
-        members=("moments", *stored_members(task.members, contract)),
+        members=stored_members(config.task, contract),
         memory_bytes=int(config.data.memory_gb * 1e9),
         workers=config.data.workers,
         prefetch=config.data.prefetch,

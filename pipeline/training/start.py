@@ -134,7 +134,8 @@ def _read_run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tu
                 f"{init_sha256[:12]}, {sha256[:12]}"
             )
     process = info.config.diffusion
-    scaling, width = (init_contract.scale, init_contract.shift), init_contract.text.width
+    scaling = (init_contract.scale, init_contract.shift)
+    width = init_contract.text.width if init_contract.text else None
     weights = Pretrained(unet, process.prediction, *scaling, width, levels_of(process))
     return "run", weights, {"weights": config.init_weights, "n": n}
 
@@ -175,7 +176,7 @@ def _check(config: TrainConfig, contract: Contract, weights: Pretrained) -> None
         log.warning(
             f"{config.init} does not say its {' and '.join(unknown)}, so nothing proves that they are this run's"
         )
-    if weights.text_width not in (None, contract.text.width):
+    if contract.text is not None and weights.text_width not in (None, contract.text.width):
         log.warning(
             f"the text encoder of {config.init} has states of width {weights.text_width}, and {config.data.train} "
             f"holds states of width {contract.text.width}: this run reads the cache's"

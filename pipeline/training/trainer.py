@@ -21,7 +21,6 @@ from pipeline.config import TrainConfig
 from pipeline.data.reading.batch import Batch
 from pipeline.data.reading.stream import Stream
 from pipeline.diffusion.objective import Randomness, training_randomness
-from pipeline.diffusion.posterior import sample_posterior
 from pipeline.distributed.signals import StopRequest
 from pipeline.distributed.world import World, shared
 from pipeline.errors import Interrupted, LatentmillError
@@ -119,9 +118,9 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         began = time.perf_counter()
-        moments, conditions = self.inputs.on_device(batch, self.world.device)
-        draws = self._draws(batch, moments)
-        latents = sample_posterior(moments, draws.posterior, self.inputs.scale, self.inputs.shift)
+        images, conditions = self.inputs.on_device(batch, self.world.device)
+        draws = self._draws(batch, images)
+        latents = self.inputs.latents.draw(images, draws.posterior)
         loss_B = self._forward_and_backward(latents, draws, conditions)
         norm = self.engine.grad_norm()
         if not math.isfinite(norm):
@@ -136,10 +135,10 @@ class Trainer:
         self.recorder.step(batch, draws, loss_B, norm, time.perf_counter() - began + batch.wait_s)
         self.recorder.row_if_due(self.state, lr, norm)
 
-    def _draws(self, batch: Batch, moments: Tensor) -> Randomness:
-        """Everything random that this rank's samples get. moments: (b, 2C, h, w), whose sizes differ from batch to
-        batch where there are buckets."""
-        shape = (moments.shape[1] // 2, *moments.shape[2:])
+    def _draws(self, batch: Batch, images: Tensor) -> Randomness:
+        """Everything random that this rank's samples get, besides what conditions draw. images: the cache's array of
+        them (b, ...), whose sizes differ from batch to batch where there are buckets."""
+        shape = self.inputs.latents.shape(images)
         numbers = batch.numbers.to(self.world.device)
         return training_randomness(self.config.seed, numbers, shape, self.config.diffusion, self.config.task.drop)
 

@@ -18,10 +18,10 @@ from pipeline.config import DiffusionConfig
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.reading.shards import first_records
 from pipeline.diffusion.objective import Randomness, training_randomness
-from pipeline.diffusion.posterior import sample_posterior
 from pipeline.diffusion.timesteps import BUCKETS, noise_bucket
 from pipeline.distributed.world import World
 from pipeline.errors import DatasetError
+from pipeline.models.encoders.latents import Latents
 from pipeline.storage.base import Storage
 from pipeline.training.watch.meter import by_noise
 
@@ -29,7 +29,10 @@ SEED = 0x76616C
 """Seed of the noise. It is not the run's, so that no record gets the noise that it got in training."""
 
 Losses = Callable[[Tensor, Randomness, dict[str, Tensor]], Tensor]
-"""(latents (b, C, h, w), draws, other tensors that the network reads) -> losses (b,)."""
+"""(latents (b, C, h, w), draws, what the task reads) -> losses (b,)."""
+Conditions = Callable[[dict[str, Tensor], int, Tensor, Tensor], dict[str, Tensor]]
+"""As Inputs.conditions: (other arrays of the records, seed, record numbers (b,), the images' array) -> what the task
+reads."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,15 @@ class ValidationLoss:
         diffusion: DiffusionConfig,
         world: World,
     ) -> ValidationLoss:
-        """Load the first `count` records of a cache, or all when it has fewer. members: arrays besides moments. batch:
-        records in a batch of all ranks together. Raises DatasetError for a cache without records, StorageError,
+        """Load the first `count` records of a cache, or all when it has fewer. members: arrays, the images' first.
+        batch: records in a batch of all ranks together. Raises DatasetError for a cache without records, StorageError,
         ShardCorrupt."""
         by_size: dict[tuple[int, ...], list[tuple[int, dict[str, np.ndarray]]]] = {}
-        names = ("moments", *members)
-        length = manifest.contract.text.length if manifest.contract.trimmed else 0
+        length = manifest.contract.padded_text
         total = 0
-        for number, record in enumerate(first_records(storage, manifest, count, names)):
-            arrays = {name: pad(record.members[name], length if name == "text" else 0) for name in names}
-            by_size.setdefault(arrays["moments"].shape, []).append((number, arrays))
+        for number, record in enumerate(first_records(storage, manifest, count, members)):
+            arrays = {name: pad(record.members[name], length if name == "text" else 0) for name in members}
+            by_size.setdefault(arrays[members[0]].shape, []).append((number, arrays))
             total += 1
         if not total:
             raise DatasetError(
@@ -92,23 +94,23 @@ class ValidationLoss:
                 weights = torch.tensor([float(i < len(records)) for i in indices])
                 rows = [records[min(i, len(records) - 1)] for i in indices]
                 numbers = torch.tensor([number for number, _ in rows])
-                tensors = {name: torch.from_numpy(np.stack([arrays[name] for _, arrays in rows])) for name in names}
+                tensors = {name: torch.from_numpy(np.stack([arrays[name] for _, arrays in rows])) for name in members}
                 batches.append(Rows(numbers, tensors, weights))
         return cls(batches, total, diffusion, world)
 
     @torch.no_grad()
-    def __call__(self, losses: Losses, scale: float, shift: float) -> dict[str, Any]:
-        """Mean loss over all records, and by fifths of the noise levels. scale, shift: of the cache's latents.
+    def __call__(self, losses: Losses, latents: Latents, conditions: Conditions) -> dict[str, Any]:
+        """Mean loss over all records, and by fifths of the noise levels. latents: how z is made of the cache's array.
         Collective."""
         sums = torch.zeros(2, BUCKETS, dtype=torch.float64)  # of losses, and of records, by noise level
         for batch in self.batches:
             device = self.world.device
             numbers = batch.numbers.to(device)
             tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
-            moments = tensors.pop("moments")
-            shape = (moments.shape[1] // 2, *moments.shape[2:])
-            draws = training_randomness(SEED, numbers, shape, self._diffusion, 0.0)
-            loss_B = losses(sample_posterior(moments, draws.posterior, scale, shift), draws, tensors).double().cpu()
+            images = tensors.pop(latents.member)
+            draws = training_randomness(SEED, numbers, latents.shape(images), self._diffusion, 0.0)
+            given = conditions(tensors, SEED, numbers, images)
+            loss_B = losses(latents.draw(images, draws.posterior), draws, given).double().cpu()
             bucket_B = noise_bucket(draws.timestep, self._diffusion).cpu()
             sums[0].index_add_(0, bucket_B, loss_B * batch.weights)
             sums[1].index_add_(0, bucket_B, batch.weights.double())

@@ -27,18 +27,20 @@ ROOMS: dict[str, set[str]] = {
     "log": {"parsing"},
     "philox": set(),
     "verbs": set(),
-    "config": {"errors"},
+    "conditions": {"errors"},
+    "config": {"conditions", "errors"},
     "storage": {"errors"},
-    "data": {"storage", "philox", "errors"},
+    "data": {"conditions", "storage", "philox", "errors"},
     "diffusion": {"config", "philox", "errors"},
     "planning": {"config", "errors"},
     "tracking": {"storage", "config", "errors"},
     "distributed": {"config", "verbs", "errors"},
     "scheduler": {"config", "errors"},
-    "models": {"diffusion", "planning", "storage", "config", "philox", "errors"},
-    "runs": {"data", "distributed", "scheduler", "storage", "config", "philox", "errors"},
+    "models": {"conditions", "diffusion", "planning", "storage", "config", "philox", "errors"},
+    "runs": {"conditions", "data", "distributed", "scheduler", "storage", "config", "philox", "errors"},
     "cli": {"config", "distributed", "verbs", "errors"},
     "inference": {
+        "conditions",
         "models",
         "runs",
         "diffusion",
@@ -50,12 +52,32 @@ ROOMS: dict[str, set[str]] = {
         "philox",
         "errors",
     },
-    "report": {"tracking", "data", "runs", "storage", "config", "errors"},
+    "report": {"conditions", "tracking", "data", "runs", "storage", "config", "errors"},
     "jobs": {"runs", "planning", "scheduler", "distributed", "data", "storage", "config", "errors"},
-    "interchange": {"inference", "models", "runs", "diffusion", "planning", "storage", "config", "errors"},
-    "evaluation": {"inference", "report", "models", "runs", "diffusion", "tracking", "distributed"}
+    "interchange": {
+        "conditions",
+        "inference",
+        "models",
+        "runs",
+        "diffusion",
+        "planning",
+        "storage",
+        "config",
+        "errors",
+    },
+    "evaluation": {"conditions", "inference", "report", "models", "runs", "diffusion", "tracking", "distributed"}
     | {"scheduler", "data", "storage", "config", "philox", "errors"},
-    "training": {"evaluation", "interchange", "inference", "runs", "data", "models", "diffusion", "tracking"}
+    "training": {
+        "conditions",
+        "evaluation",
+        "interchange",
+        "inference",
+        "runs",
+        "data",
+        "models",
+        "diffusion",
+        "tracking",
+    }
     | {"distributed", "planning", "storage", "config", "philox", "errors"},
 }
 """Room of pipeline -> the rooms that it may import. What is not in a room is a verb, and nobody imports those."""
@@ -79,7 +101,7 @@ ONLY_IMPORTERS = {
 """Packages that one file hides from the others."""
 
 WITHOUT_TORCH = (
-    *("errors", "log", "parsing", "verbs", "config", "storage", "scheduler", "planning", "jobs", "cli"),
+    *("errors", "log", "parsing", "verbs", "conditions", "config", "storage", "scheduler", "planning", "jobs", "cli"),
     *("runs/directory", "runs/lease", "runs/datasets"),
     *("distributed/children", "distributed/meeting"),
     *("distributed/place", "distributed/ranks", "distributed/exits", "distributed/signals", "distributed/rank"),

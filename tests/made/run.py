@@ -6,7 +6,7 @@ Encoders and denoiser have seeded random weights, so pictures show nothing meani
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from pipeline.config import (
     ModelConfig,
     SamplerConfig,
     TaskConfig,
+    TextTask,
     TrackingConfig,
     TrainConfig,
 )
@@ -64,17 +65,16 @@ def make_cache(
 
 def train_config(
     folder: Path,
-    task: Literal["text", "unconditional"] = "text",
+    task: TaskConfig = TextTask(),  # noqa: B008  (frozen)
     reference: str = "",
     diffusion: DiffusionConfig = DIFFUSION,
 ) -> TrainConfig:
-    unconditional = task == "unconditional"
-    model = ModelConfig(**{**vars(MODEL), "context_width": 0 if unconditional else MODEL.context_width})
+    model = ModelConfig(**{**vars(MODEL), "context_width": MODEL.context_width if task.makes_context else 0})
     return TrainConfig(
         run=str(folder / "run"),
         data=DataConfig(train=str(folder / "cache"), val=str(folder / "cache")),
         model=model,
-        task=TaskConfig(name=task),
+        task=task,
         diffusion=diffusion,
         eval=EvalConfig(images=12, grid=4, reference=reference, sampler=SAMPLER),
         tracking=TrackingConfig(wandb="off"),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 
 from pipeline import config as c
-from pipeline.config.tasks import TASK_FACTS
 from pipeline.config.train import WIDEST
 from pipeline.config.values.bounds import require
 from pipeline.config.values.places import place
@@ -58,6 +57,8 @@ def check_evaluation(config: c.TrainConfig) -> None:
         config.data.val == "" or place(config.data.val) not in map(place, (config.data.train, *config.data.mix)),
         f"data.val={config.data.val} is the training cache; captions must be ones that training never sees",
     )
+    if config.data.val:
+        check_guided(config.task, settings.sampler.guidance, "eval.sampler.guidance")
 
 
 def check_mix(prefix: str, first: str, mix: tuple[str, ...], weights: tuple[float, ...]) -> None:
@@ -76,7 +77,43 @@ def check_mix(prefix: str, first: str, mix: tuple[str, ...], weights: tuple[floa
     )
 
 
-def check_model(model: c.ModelConfig, task: c.TaskConfig) -> None:
+def check_task(task: c.TaskConfig, model: c.ModelConfig) -> None:
+    """What the task gives against what the UNet takes, before any process starts."""
+    name = f"task={task.name}"
+    for gives, key, width, what in (
+        (task.makes_context, "context_width", model.context_width, "tokens to attend to"),
+        (task.makes_vector, "vector_width", model.vector_width, "a vector beside the timestep"),
+    ):
+        require(
+            not gives or width > 0,
+            f"{name} gives the UNet {what}, and model.{key}=0 takes none: set model.{key}"
+            + (", for text to the width of the cache's states" if task.takes_text else ""),
+        )
+        require(
+            gives or width == 0,
+            f"{name} gives the UNet no {what.removeprefix('a ')}, and model.{key}={width} waits for it: set "
+            f"model.{key}=0",
+        )
+    require(
+        task.droppable or task.drop == 0,
+        f"task.drop={task.drop:g} with {name}: there is nothing that it could do without (task.text=true drops "
+        "captions); set task.drop=0",
+    )
+    for misfit in task.misfits(model):
+        require(False, misfit)
+
+
+def check_guided(task: c.TaskConfig, guidance: float, key: str) -> None:
+    """Guidance wants a model that was trained with its condition and without. key: the scale's in messages."""
+    require(
+        guidance == 1 or not task.members or (task.droppable and task.drop > 0),
+        f"{key}={guidance:g} guides away from what the model gives without its condition, and task={task.name} with "
+        f"task.drop={task.drop:g} never learns that: set {key}=1"
+        + (", or train with task.drop=0.1" if task.droppable else ""),
+    )
+
+
+def check_model(model: c.ModelConfig) -> None:
     """The UNet's widths, levels and heads."""
     require(
         model.vector_time_ids * 256 <= model.vector_width,
@@ -87,10 +124,6 @@ def check_model(model: c.ModelConfig, task: c.TaskConfig) -> None:
     require(
         (model.heads > 0) != (model.head_width > 0),
         f"model.heads={model.heads} and model.head_width={model.head_width}: give one of them and set the other to 0",
-    )
-    require(
-        not TASK_FACTS[task.name].needs_text or model.context_width > 0,
-        f"task={task.name} needs cross-attention: model.context_width must be the text width of the cache (it is 0)",
     )
     factors = [2**level for level in range(len(model.multipliers))]
     check_depth(model, factors)

@@ -19,6 +19,7 @@ from pipeline.config.check.groups import (
     check_mix,
     check_model,
     check_sampler,
+    check_task,
     check_world,
 )
 from pipeline.config.values.bounds import check_bounds, require, some_text
@@ -42,7 +43,8 @@ def check_train(config: c.TrainConfig) -> None:
         config.init == "" or place(config.init) != place(config.run),
         f"init={config.init} is the run itself: leave init out to go on with it, or give another run=",
     )
-    check_model(config.model, config.task)
+    check_model(config.model)
+    check_task(config.task, config.model)
     check_world(config.optim, config.launch.processes)
     check_diffusion(config.diffusion)
     require(

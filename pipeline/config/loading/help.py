@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pipeline import config as c
 from pipeline.config.loading.folders import groups
+from pipeline.config.loading.merge import kinds_of
 from pipeline.config.values.bounds import bounds_of
 
 WIDTH = 110
@@ -61,7 +62,9 @@ def _keys(cls: type, path: str) -> list[str]:
         kind = next((k for k in (hints[field.name], *get_args(hints[field.name])) if dataclasses.is_dataclass(k)), None)
         doc = docs.get(field.name, "")
         if isinstance(kind, type):
-            nested += ["", f"  {path}{field.name}.*: {doc}", *_keys(kind, f"{path}{field.name}.")]
+            for name, one in kinds_of(kind).items():
+                chosen, about = f" ({path}{field.name}={name})" if name else "", one.__doc__ if name else doc
+                nested += ["", f"  {path}{field.name}.*{chosen}: {about}", *_keys(one, f"{path}{field.name}.")]
         else:
             key = f"{path}{field.name}={_default(field)}{_choices(hints[field.name])}".replace(",", ", ")
             plain += _listed(f"{key}{_bounds(with_bounds[field.name])}")

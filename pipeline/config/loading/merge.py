@@ -28,14 +28,14 @@ LARGEST = 2**63
 def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     """An instance of a config dataclass from plain values. path: prefix of the keys in messages. Raises ConfigError for
     an unknown key, a missing one or a wrong type, but does not check bounds (see config/check/)."""
-    hints = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path.rstrip('.') or 'the configuration'}={_show(tree)}: not a group of keys")
+    base, cls = cls, kind_of(cls, tree, path)
+    hints = get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in tree:
         if key not in fields:
-            known = [f"{path}{name}" for name, _ in flat_types(cls)]
-            raise ConfigError(unknown_key(f"{path}{_show(key)}", known))
+            raise ConfigError(_unknown(base, cls, key, path))
     values: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for name, field in fields.items():
@@ -70,6 +70,42 @@ def to_yaml(config: Any) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain values, with lists for tuples, as from_dict takes them. Not to be stored."""
     return plain_of(config, {})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Dataclasses of which a group has one of several, by its name
+
+
+def kinds_of(cls: Any) -> dict[str, Any]:
+    """The dataclasses of which a group of type `cls` has one, by the `name` that chooses it: what its `kinds` gives,
+    or itself alone under ""."""
+    several = "kinds" in vars(cls)
+    return cls.kinds() if several else {"": cls}
+
+
+def kind_of(cls: Any, tree: Mapping[str, Any], path: str) -> Any:
+    """The dataclass that the `name` of a group chooses. Raises ConfigError for a name that chooses none."""
+    kinds = kinds_of(cls)
+    if "" in kinds:
+        return cls
+    name = tree.get("name", next(field.default for field in dataclasses.fields(cls) if field.name == "name"))
+    if isinstance(name, Resolved):
+        name = name.text
+    if not isinstance(name, str) or name not in kinds:
+        raise ConfigError(f"{path}name={_show(name)}: there are {', '.join(kinds)}")
+    return kinds[name]
+
+
+def _unknown(base: Any, cls: Any, key: Any, path: str) -> str:
+    """The line that refuses a key of a group: one that another kind of it has, or none has."""
+    others = [
+        name for name, kind in kinds_of(base).items() if key in {field.name for field in dataclasses.fields(kind)}
+    ]
+    if base is not cls and others:
+        group = path.rstrip(".")
+        mine = next(name for name, kind in kinds_of(base).items() if kind is cls)
+        return f"{path}{_show(key)}: {group}={mine} has no such key ({group}={', '.join(others)} has)"
+    return unknown_key(f"{path}{_show(key)}", [f"{path}{name}" for name, _ in flat_types(cls)])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -201,8 +237,10 @@ _BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict, _BRIEF.maxstring = 2, 8, 4, 40
 
 
 def flat_types(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, type without bounds) of every field, including the groups themselves."""
-    for name, kind in get_type_hints(cls).items():
+    """(dotted key, type without bounds) of every field, including the groups themselves, and the keys of every kind
+    that a group may be."""
+    hints = {name: kind for one in kinds_of(cls).values() for name, kind in get_type_hints(one).items()}
+    for name, kind in hints.items():
         yield f"{path}{name}", kind
         inner = next((kind for kind in (kind, *get_args(kind)) if dataclasses.is_dataclass(kind)), None)
         if inner is not None:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from pipeline.config.loading.merge import from_dict, plain_of, to_dict
+from pipeline.config.loading.merge import from_dict, kind_of, plain_of, to_dict
 from pipeline.config.loading.references import (
     LITERAL,
     Lacking,
@@ -84,9 +84,10 @@ def _resolve_tree(
     digests: Any,
 ) -> Any:
     """`tree` with Resolved, or Lacking, in place of the texts that refer to the environment. Fills `references`."""
-    groups, hints = dict(_groups(cls)), get_type_hints(cls)
     if not isinstance(tree, Mapping):
         return tree
+    cls = kind_of(cls, tree, path)
+    groups, hints = dict(_groups(cls)), get_type_hints(cls)
     resolved = {}
     for name, value in tree.items():
         key = f"{path}{name}"

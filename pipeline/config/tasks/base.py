@@ -99,6 +99,10 @@ class TaskConfig:
         """Channels that it concatenates to the noisy latent."""
         return 0
 
+    def tokens(self, cache: Cache) -> int:
+        """Tokens that the UNet attends to, for one image."""
+        return cache.text.length if self.takes_text and cache.text is not None else 0
+
     def misfits(self, model: ModelConfig) -> list[str]:
         """Contradictions between the task's own keys, or between them and the model's; one line each."""
         return []

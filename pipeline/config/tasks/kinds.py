@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pipeline.config.model import ModelConfig
 from pipeline.config.tasks.base import Cache, TaskConfig
 from pipeline.config.values.bounds import Between, Ge
-
-TEXT_WIDTH = "model.context_width must be the width of the cache's text states"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +25,8 @@ class TextTask(TaskConfig):
     """Blocks of that transformer."""
     heads: Annotated[int, Ge(1)] = 8
     """Attention heads of each block."""
+    head_width: Annotated[int, Ge(1)] = 64
+    """Channels of each head."""
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -36,11 +35,6 @@ class TextTask(TaskConfig):
     @property
     def makes_context(self) -> bool:
         return True
-
-    def misfits(self, model: ModelConfig) -> list[str]:
-        if self.encoder == "transformer" and model.context_width % self.heads:
-            return [f"task.heads={self.heads} does not divide model.context_width={model.context_width}"]
-        return []
 
     def lacking(self, cache: Cache) -> list[str]:
         text = cache.text
@@ -84,6 +78,9 @@ class ClassTask(TaskConfig):
     def makes_vector(self) -> bool:
         return self.mode == "vector"
 
+    def tokens(self, cache: Cache) -> int:
+        return 1 if self.makes_context else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutTask(TaskConfig):
@@ -101,6 +98,8 @@ class LayoutTask(TaskConfig):
     """Blocks of the transformer."""
     heads: Annotated[int, Ge(1)] = 8
     """Attention heads of each block."""
+    head_width: Annotated[int, Ge(1)] = 64
+    """Channels of each head."""
     coordinates: bool = True
     """Concatenate two planes with the coordinates of each latent position, -1 to 1."""
     paint: Annotated[int, Ge(0)] = 0
@@ -122,10 +121,9 @@ class LayoutTask(TaskConfig):
     def channels(self, cache: Cache) -> int:
         return 2 * self.coordinates + self.paint
 
-    def misfits(self, model: ModelConfig) -> list[str]:
-        if self.encoder == "transformer" and model.context_width % self.heads:
-            return [f"task.heads={self.heads} does not divide model.context_width={model.context_width}"]
-        return []
+    def tokens(self, cache: Cache) -> int:
+        boxes = cache.conditions.boxes
+        return super().tokens(cache) + (1 + boxes.most if boxes is not None else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +188,9 @@ class SuperresTask(TaskConfig):
     def lacking(self, cache: Cache) -> list[str]:
         lowres, factor = cache.conditions.lowres, cache.downsampling
         if lowres is not None and factor % lowres.factor and lowres.factor % factor:
-            return [f"reduces images by {lowres.factor}, which neither divides nor is a multiple of its latents' {factor}"]
+            return [
+                f"reduces images by {lowres.factor}, which neither divides nor is a multiple of its latents' {factor}"
+            ]
         return []
 
 

@@ -39,10 +39,10 @@ from pipeline.storage.base import Storage
 MANIFEST = "manifest.json"
 UNCOND = "uncond.npy"
 VERSIONS = "manifests"
-READ = (2, FORMAT)
-"""Formats that are read."""
 VERSION_NAME = re.compile(rf"{VERSIONS}/[0-9]{{6}}\.json")
 FORMAT: Literal[3] = 3
+READ = (2, FORMAT)
+"""Formats that are read."""
 LARGEST = 1 << 29
 """Bytes of a manifest: a million shards take some 450 MB."""
 SMALLEST_RECORD = 1024

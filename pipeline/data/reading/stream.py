@@ -243,8 +243,7 @@ class Stream:
             block = blocks[number]
             assert block is not None, "the stream was closed"
             records.append((block, place))
-        contract = self._dataset.contract
-        length = contract.text.length if contract.trimmed else 0
+        length = self._dataset.contract.padded_text
         try:
             batch = collate(plan.n, plan.numbers, records, self._members, length, self._transfer.take)
         except ShardCorrupt as error:

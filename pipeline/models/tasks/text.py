@@ -5,44 +5,61 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.config import ModelConfig, TaskConfig, TextTask
+from pipeline.config.tasks.base import Cache
 from pipeline.diffusion.conditioning import Conditioning
-from pipeline.errors import ConfigError, ShapeError
+from pipeline.errors import ConfigError
+from pipeline.models.tasks.captions import Captions
 from pipeline.models.tasks.task import Task
+from pipeline.models.tasks.transformer import Transformer
 
 
 class Text(Task):
-    """The caption's encoded tokens (B, L, D) are the context; the null context is the cache's encoded empty caption.
+    """Captions as a context: states that the cache holds, or those of a transformer that is trained with the UNet."""
 
-    trimmed: the cache holds only the states up to each caption's end token. Rows of zeros stand for the others and are
-    not attended to (Stable Diffusion attends to all). Without it, an optional member "text_mask" (B, L) bool may give
-    the tokens to attend to.
-    """
-
-    members = ("text",)
-    empty: Tensor
-
-    def __init__(self, latent_shape: tuple[int, int, int], empty_LD: Tensor | None, trimmed: bool = False) -> None:
-        super().__init__()
-        self.trimmed = trimmed
-        if empty_LD is None:
-            raise ConfigError("task=text needs the cache's encoded empty caption (uncond.npy), which it does not have")
-        self.register_buffer("empty", empty_LD.float(), persistent=False)  # part of the cache, not of the model
+    def __init__(self, config: TaskConfig, model: ModelConfig, cache: Cache, empty_LD: Tensor | None) -> None:
+        super().__init__(config, model, cache, empty_LD)
+        assert isinstance(config, TextTask), config
+        cached = config.encoder == "cached"
+        self.captions = Captions(cache, empty_LD, "task=text") if cached else None
+        self.tokens = None if cached else Tokens(config, model.context_width, cache)
 
     def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
-        context = batch["text"]
-        if context.shape[1:] != self.empty.shape:
-            raise ShapeError(
-                f"text of shape {tuple(context.shape[1:])} (L, D), but this model's cache has {tuple(self.empty.shape)}"
+        if self.captions is not None:
+            context, mask = self.captions(batch)
+            return Conditioning(context=context, context_mask=mask)
+        assert self.tokens is not None
+        return Conditioning(context=self.tokens(batch["tokens"]))
+
+    def null(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.captions is not None:
+            return self.captions.null(batch)
+        assert self.tokens is not None
+        return {**batch, "tokens": self.tokens.empty.to(batch["tokens"]).expand_as(batch["tokens"])}
+
+
+class Tokens(nn.Module):
+    """Token ids (B, L) -> context (B, L, D), by a transformer without masks (Rombach et al. 2021, section 4.3.1 and
+    table 17: 32 blocks of width 1280, 8 heads of 64)."""
+
+    empty: Tensor
+
+    def __init__(self, config: TextTask, width: int, cache: Cache) -> None:
+        super().__init__()
+        text = cache.text
+        if text is None or not text.vocabulary:
+            raise ConfigError(
+                "task.encoder=transformer needs a cache with text_storage=tokens, of this version's encode"
             )
-        return Conditioning(context=context, context_mask=self._mask(context, batch.get("text_mask")))
+        self.embed = nn.Embedding(text.vocabulary, width)
+        self.place = nn.Embedding(text.length, width)
+        self.transformer = Transformer(width, config.depth, config.heads, config.head_width)
+        empty = torch.full((text.length,), text.pad)
+        empty[0], empty[1] = text.start, text.eot
+        self.register_buffer("empty", empty, persistent=False)  # the empty caption: start, end, padding
 
-    def null(self, batch_size: int, device: torch.device | str) -> Conditioning:
-        context = self.empty.to(device).expand(batch_size, -1, -1)
-        return Conditioning(context=context, context_mask=self._mask(context, None))
-
-    def _mask(self, context_BLD: Tensor, mask_BL: Tensor | None) -> Tensor | None:
-        """The tokens (B, L) bool to attend to; None = all. Zeros mark absent states: after the tower's final norm, no
-        state is all zeros."""
-        return (context_BLD != 0).any(dim=-1) if self.trimmed else mask_BL
+    def forward(self, tokens_BL: Tensor) -> Tensor:
+        places = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+        return self.transformer(self.embed(tokens_BL.long()) + self.place(places))
