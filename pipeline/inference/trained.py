@@ -54,9 +54,10 @@ class Trained:
 
     def encoders(
         self, device: torch.device | str = "cpu", override: EncodersConfig | None = None
-    ) -> tuple[FirstStage, TextTower]:
+    ) -> tuple[FirstStage, TextTower | None]:
         """The encoders that the run's cache was made with: from `override`, else from the run's `encoders`, else from
-        the contract's names. Raises ContractMismatch when they are other encoders."""
+        the contract's names; no text tower for a cache without captions. Raises ContractMismatch when they are other
+        encoders."""
         return load_encoders(self.contract, device, override or self.info.config.encoders)
 
 
@@ -83,26 +84,33 @@ def build_denoiser(
 
 def load_encoders(
     contract: Contract, device: torch.device | str = "cpu", override: EncodersConfig | None = None
-) -> tuple[FirstStage, TextTower]:
-    """The autoencoder and the text tower that a cache of this contract was made with.
+) -> tuple[FirstStage, TextTower | None]:
+    """The autoencoder and the text tower that a cache of this contract was made with; None in place of the tower for a
+    cache without captions.
 
     override: where to load them from when the contract's names do not exist here. Raises ContractMismatch when the
     loaded weights are not those that encoded the cache.
     """
-    if not (contract.vae_sha256 and contract.text_sha256):
+    if not contract.vae_sha256 or (contract.text is not None and not contract.text_sha256):
         raise ContractMismatch(
             "the cache does not know its encoders (`latentmill index` was given none), so nothing proves which to "
             "load: index it again with encoders=NAME"
         )
     config = override or from_dict(EncodersConfig, contract.encoders)
-    first_stage, tower = load_autoencoder(config, device), load_text(config, device)
-    pairs = {
-        f"autoencoder {config.vae}": (first_stage.weights_sha256, contract.vae_sha256),
-        f"text tower {config.text}": (tower.weights_sha256, contract.text_sha256),
-        "text layer": (tower.layer, contract.text.layer),
-        "padding id": (tower.pad, contract.text.pad),
-        "context length": (tower.length, contract.text.length),
-        "quick_gelu": (tower.quick_gelu, contract.text.quick_gelu),
+    first_stage = load_autoencoder(config, device)
+    tower = load_text(config, device) if contract.text is not None else None
+    pairs: dict[str, tuple[object, object]] = {
+        f"autoencoder {config.vae}": (first_stage.weights_sha256, contract.vae_sha256)
+    }
+    if tower is not None and contract.text is not None:
+        pairs |= {
+            f"text tower {config.text}": (tower.weights_sha256, contract.text_sha256),
+            "text layer": (tower.layer, contract.text.layer),
+            "padding id": (tower.pad, contract.text.pad),
+            "context length": (tower.length, contract.text.length),
+            "quick_gelu": (tower.quick_gelu, contract.text.quick_gelu),
+        }
+    pairs |= {
         "latent scale": (first_stage.scale, contract.scale),
         "latent shift": (first_stage.shift, contract.shift),
     }

@@ -17,18 +17,19 @@ from torch import Tensor
 from made.run import IMAGES, SAMPLER, SOURCE, make_cache, make_denoiser, make_run
 from pipeline import cli
 from pipeline import eval as eval_verb
-from pipeline.config import EncodersConfig, EvalRunConfig, ReferenceConfig, SamplerConfig, TrainConfig
+from pipeline.config import EncodersConfig, EvalRunConfig, ReferenceConfig, SamplerConfig, TextTask, TrainConfig
 from pipeline.data.format.manifest import load_manifest
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError, ContractMismatch, DatasetError, Interrupted, LatentmillError, RunError
-from pipeline.evaluation import evaluate as evaluation
-from pipeline.evaluation.captions import load_validation
-from pipeline.evaluation.evaluate import Evaluator, in_training, write
+from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics.fid import Statistics, fid
 from pipeline.evaluation.reference import load_reference, save_reference
+from pipeline.evaluation.stored import GRID_COLUMNS, write
+from pipeline.evaluation.tasks.judge import make_judge
+from pipeline.evaluation.validation import load_validation
 from pipeline.inference import trained as trained_module
 from pipeline.inference.pictures import from_uint8, frozen, to_uint8
 from pipeline.inference.trained import encode_captions, load_encoders, load_trained
@@ -66,7 +67,7 @@ def parts(folder: Path) -> dict[str, Any]:
         "first_stage": first_stage,
         "tower": tower,
         "diffusion": load_trained(str(folder / "run")).info.config.diffusion,
-        "task": "text",
+        "judge": make_judge(manifest.contract, TextTask()),
         "reference": load_reference(str(folder / "reference.safetensors")),
         "features": load_features("democlip", seed=1),
         "grid": 4,
@@ -522,4 +523,4 @@ def test_a_result_is_there_when_its_metrics_are(
     monkeypatch.setattr(run, "put", watched)
     assert write(run, result, "quick") == "evals/000000000003-quick"
     assert order[-1].endswith("metrics.json") and len(order) == 4
-    assert evaluation.GRID_COLUMNS == 8
+    assert GRID_COLUMNS == 8

@@ -73,7 +73,5 @@ SUPERRES = (
 INPAINT = (
     Figure("completed", "Objects completed", "share of partly hidden objects", "higher", "share", compares=True),
     Figure("psnr_inside", "PSNR inside", "dB, pooled over hidden pixels", "higher", "pooled", compares=True, digits=2),
-    Figure(
-        "psnr_outside", "PSNR outside", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2
-    ),
+    Figure("psnr_outside", "PSNR outside", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2),
 )

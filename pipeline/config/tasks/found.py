@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.tasks.base import TaskConfig
 from pipeline.config.tasks.figures import CLIP_SCORE, OF_FEATURES, SHORTCUT, Figure
 from pipeline.config.tasks.table import TASK_FACTS, TaskFacts
+
+BOUNDS = ("real", "reconstruction", "baseline", "permuted")
+"""Ends of the names of what a figure lies between: of real images, of these after the autoencoder, of a trivial
+method's, and of the same pictures judged by what the next image was given."""
 
 
 def facts_of(task: TaskConfig) -> TaskFacts:
@@ -24,6 +29,18 @@ def found(place: str) -> Any:
 def figures_of(task: TaskConfig) -> tuple[Figure, ...]:
     """Every figure that an evaluation of the task may have: its own, the CLIP score, and those of features."""
     return (*facts_of(task).figures, *((CLIP_SCORE,) if task.takes_text else ()), *OF_FEATURES)
+
+
+def present(metrics: Mapping[str, Any]) -> list[tuple[str, Figure]]:
+    """The figures of any task that metrics hold as numbers, with the names that they have there: the tasks' own in the
+    table's order, then the CLIP score."""
+    figures = [figure for facts in TASK_FACTS.values() for figure in facts.figures]
+    return [
+        (name, figure)
+        for figure in dict.fromkeys((*figures, CLIP_SCORE))
+        for name in figure.names
+        if metrics.get(name) is not None
+    ]
 
 
 def best_figures(task: TaskConfig, best: str) -> tuple[Figure, ...]:

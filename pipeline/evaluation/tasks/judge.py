@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.config import TaskConfig
 from pipeline.config.tasks.figures import TO_RECONSTRUCTION, Figure
+from pipeline.config.tasks.found import facts_of, found
 from pipeline.data.format.contract import Contract
 from pipeline.evaluation.figures import standard_error
 from pipeline.evaluation.metrics.error_bars import half_sample_error, wilson
@@ -55,7 +56,8 @@ class Given:
 class Judge(ABC):
     """What measures the pictures of a task.
 
-    contract: of the cache whose conditions are sampled. size: (width, height) of its pictures, (0, 0) where they differ.
+    contract: of the cache whose conditions are sampled. size: (width, height) of its pictures, (0, 0) where they
+    differ.
     """
 
     figures: ClassVar[tuple[Figure, ...]] = ()
@@ -72,6 +74,17 @@ class Judge(ABC):
     def looks(self) -> bool:
         """Whether it wants the records' own pictures: for a ceiling, or to compare with them."""
         return False
+
+    @property
+    def compares(self) -> bool:
+        """Whether a figure compares with the records' own pictures, so that every batch is given them."""
+        return any(figure.compares for figure in self.figures)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Arrays of a record that its evaluations need: the task's and, where it looks, the image's."""
+        own = (self.contract.stored, *(("pixels",) if self.compares and self.has_truth else ())) if self.looks else ()
+        return tuple(dict.fromkeys((*self.task.members, *own)))
 
     def name_of(self, figure: Figure) -> str:
         """The figure's name in metrics.json."""
@@ -125,22 +138,27 @@ class Judge(ABC):
 
     def facts(self, records: Mapping[str, np.ndarray], images: int) -> dict[str, Any]:
         """How its figures are made, for the card."""
-        compares = any(figure.compares for figure in self.figures)
-        return {"figures": [figure.name for figure in self.figures]} | (
-            {"truth": "pixels" if self.has_truth else "reconstruction"} if compares else {}
-        )
+        truth = {"truth": "pixels" if self.has_truth else "reconstruction"} if self.compares else {}
+        return {"figures": [self.name_of(figure) for figure in self.figures]} | truth
 
 
 def bounds(judge: Judge, others: Mapping[str, Sequence[Row]], records: Sequence[Row]) -> dict[str, float]:
-    """The figures of other pictures' rows, such as {"permuted": ..., "baseline": ...}, as NAME_permuted and so on."""
-    return {
-        f"{name}_{ending}": figures[name]
-        for ending, rows in others.items()
-        if rows
-        for figures in [judge.summary(rows, records)]
-        for name in map(judge.name_of, judge.figures)
-        if name in figures
-    }
+    """The figures of other pictures' rows, such as {"permuted": ..., "reconstruction": ...}, as NAME_permuted and so
+    on. A reconstruction that is compared with itself is left out."""
+    metrics = {}
+    for ending, rows in others.items():
+        figures = judge.summary(rows, records) if rows else {}
+        for figure in judge.figures:
+            itself = ending == "reconstruction" and figure.compares and not judge.has_truth
+            if (name := judge.name_of(figure)) in figures and not itself:
+                metrics[f"{name}_{ending}"] = figures[name]
+    return metrics
+
+
+def make_judge(contract: Contract, task: TaskConfig) -> Judge:
+    """The judge of a task, for a cache of this contract."""
+    judge: Judge = found(facts_of(task).judge)(contract, task)
+    return judge
 
 
 def _with_error(figure: Figure, name: str, rows: Sequence[Row], pooled: Any) -> dict[str, float]:

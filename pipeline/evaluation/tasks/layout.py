@@ -58,9 +58,7 @@ class LayoutJudge(Judge):
     def words(self, given: Given, i: int) -> str:
         facts = self.contract.conditions.boxes
         names = facts.names if facts is not None else ()
-        boxes = ", ".join(
-            names[k] if k < len(names) else f"class {k}" for k, _ in boxes_of(given.members[MEMBER][i])
-        )
+        boxes = ", ".join(names[k] if k < len(names) else f"class {k}" for k, _ in boxes_of(given.members[MEMBER][i]))
         caption = given.captions[i] if "text" in self.task.members else ""
         return "; ".join(part for part in (caption, boxes) if part)
 

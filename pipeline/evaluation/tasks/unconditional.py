@@ -30,7 +30,9 @@ class UnconditionalJudge(Judge):
         if not self.looks or not is_canvas(drawn):
             return [{} for _ in drawn]
         return [
-            {"whole_shapes": int(is_whole(picture))} if has_names(self.contract.conditions) or parse(caption) is not None else {}
+            {"whole_shapes": int(is_whole(picture))}
+            if has_names(self.contract.conditions) or parse(caption) is not None
+            else {}
             for picture, caption in zip(drawn, given.captions, strict=True)
         ]
 
