@@ -31,16 +31,14 @@ def figures_of(task: TaskConfig) -> tuple[Figure, ...]:
     return (*facts_of(task).figures, *((CLIP_SCORE,) if task.takes_text else ()), *OF_FEATURES)
 
 
+def all_figures() -> tuple[Figure, ...]:
+    """The figures of every task in the table's order, then the CLIP score."""
+    return tuple(dict.fromkeys((*(figure for facts in TASK_FACTS.values() for figure in facts.figures), CLIP_SCORE)))
+
+
 def present(metrics: Mapping[str, Any]) -> list[tuple[str, Figure]]:
-    """The figures of any task that metrics hold as numbers, with the names that they have there: the tasks' own in the
-    table's order, then the CLIP score."""
-    figures = [figure for facts in TASK_FACTS.values() for figure in facts.figures]
-    return [
-        (name, figure)
-        for figure in dict.fromkeys((*figures, CLIP_SCORE))
-        for name in figure.names
-        if metrics.get(name) is not None
-    ]
+    """The figures of any task that metrics hold, with the names that they have there."""
+    return [(name, figure) for figure in all_figures() for name in figure.names if metrics.get(name) is not None]
 
 
 def best_figures(task: TaskConfig, best: str) -> tuple[Figure, ...]:
