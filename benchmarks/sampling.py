@@ -19,7 +19,8 @@ from torch import Tensor
 from benchmarks.encoding.presets import changed
 from benchmarks.machine import device_slug, figure, keep, machine, median, spread, table, verdict
 from benchmarks.unet import model_of
-from pipeline.config import DiffusionConfig, SamplerConfig
+from pipeline.conditions.facts import Conditions
+from pipeline.config import DiffusionConfig, SamplerConfig, TextTask
 from pipeline.config.loading.load import load
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.diffusion.guidance import Guidance
@@ -30,7 +31,7 @@ from pipeline.distributed.exits import guarded
 from pipeline.distributed.place import cores
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.packed import pack
-from pipeline.inference.pictures import draw
+from pipeline.inference.pictures import conditionings, draw
 from pipeline.interchange import unet as convert
 from pipeline.interchange.scheduler import scheduler_config
 from pipeline.models.denoiser import Denoiser
@@ -166,13 +167,26 @@ def cases(plan: Plan) -> dict[str, Case]:
     return chosen
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a text task asks of a cache, without a cache."""
+
+    latent_shape: tuple[int, int, int]
+    downsampling: int = 8
+    scale: float = 1.0
+    shift: float = 0.0
+    conditions: Conditions = field(default_factory=Conditions)
+    text: None = None
+    trimmed: bool = False
+
+
 def build(case: Case, plan: Plan) -> Parts:
     """Seeded weights, text states and noise. Weights that start at zero are random too, so that pictures differ."""
     config, latent = model_of(case.model), (4, case.side, case.side)
     generator = torch.Generator().manual_seed(1)
     shape = (case.batch + 1, case.tokens, config.context_width)
     *text, empty = torch.randn(shape, generator=generator)
-    denoiser = Denoiser(config, Text(latent, empty))
+    denoiser = Denoiser(config, Text(TextTask(), config, Facts(latent_shape=latent), empty))
     denoiser.reset_parameters(0)
     for parameter in denoiser.parameters():
         if not parameter.data.any():
@@ -199,11 +213,13 @@ def ours(parts: Parts) -> Callable[[], np.ndarray]:
     """(B, H, W, 3) uint8."""
 
     def side() -> np.ndarray:
-        conditioning = parts.denoiser.task.condition({"text": parts.text_BLD})
+        conditioning, null = conditionings(parts.denoiser, {"text": parts.text_BLD}, parts.sampler)
         numbers = list(range(parts.case.batch))
         device = torch.device("cpu")
         stage, diffusion = parts.first_stage, parts.diffusion
-        return draw(parts.denoiser, stage, diffusion, parts.sampler, conditioning, numbers, 0, parts.shape, device)[0]
+        return draw(
+            parts.denoiser, stage, diffusion, parts.sampler, conditioning, numbers, 0, parts.shape, device, null
+        )[0]
 
     return side
 
@@ -245,12 +261,13 @@ def diffusers_pipeline(parts: Parts) -> Callable[[], np.ndarray]:
 def bare(parts: Parts) -> Callable[[], None]:
     """The same number of network passes and rows, with the context projected once, and one pass of the decoder."""
     levels = levels_for(parts.diffusion, parts.sampler.sampler, parts.sampler.steps)[:-1]
-    null = parts.denoiser.task.null(parts.case.batch, "cpu")
+    task = parts.denoiser.task
+    null = task(task.null({"text": parts.text_BLD}))
     guidance = Guidance.from_config(parts.sampler)
     stage = parts.first_stage
 
     def side() -> None:
-        conditioning = parts.denoiser.task.condition({"text": parts.text_BLD})
+        conditioning = task({"text": parts.text_BLD})
         guided: Conditioning = replace(conditioning.cat(null), context_cache={})
         rows = torch.cat([parts.noise, parts.noise])
         with torch.inference_mode():

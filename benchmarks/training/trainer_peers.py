@@ -27,6 +27,7 @@ from pipeline.config import (
 from pipeline.distributed.world import World
 from pipeline.interchange import unet as convert
 from pipeline.models.denoiser import Denoiser
+from pipeline.models.encoders import latents as stored
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.unet.model import UNet
 from pipeline.planning.flops import image_flops
@@ -113,7 +114,7 @@ class Ours:
             config,
             world=world,
             engine=self.engine,
-            inputs=Inputs(lambda n: data.stream_from(start_n=n), contract.scale, contract.shift),
+            inputs=Inputs(lambda n: data.stream_from(start_n=n), stored.Latents.of(contract), data.task, config.seed),
             run=run,
             folder=Path(self._folder.name),
             tracker=self.tracker,

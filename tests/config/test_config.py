@@ -75,8 +75,16 @@ def every_choice() -> list[tuple[str, str, str]]:
 def test_every_packaged_choice_loads(verb: str, group: str, name: str) -> None:
     # sd1 and sd2 by themselves are wider than one small batch allows to check, but must load.
     path = conf_dir() / group / f"{name}.yaml"
-    no_context = group == "model" and yaml.safe_load(path.read_text())["context_width"] == 0
-    load(verb, [*REQUIRED[verb], f"{group}={name}", *(["task=unconditional"] if no_context else [])])
+    chosen = yaml.safe_load(path.read_text())
+    no_context = group == "model" and chosen["context_width"] == 0
+    more = ["task=unconditional"] if no_context else []
+    if group == "task" and not c.TaskConfig.kinds()[name]().makes_context:
+        more = ["model.context_width=0"]
+    if group == "model" and chosen.get("vector_width"):  # no task gives such a vector and a context
+        with pytest.raises(ConfigError, match="gives the UNet no vector beside the timestep"):
+            load(verb, [*REQUIRED[verb], f"{group}={name}"])
+        return
+    load(verb, [*REQUIRED[verb], f"{group}={name}", *more])
 
 
 def test_every_yaml_file_is_reachable() -> None:
@@ -243,7 +251,7 @@ def test_what_cannot_be_parsed_is_named_and_ends_with_2(override: str) -> None:
         (["model.heads=0"], "set the other to 0"),
         (["model.channels=60", "model.norm_groups=32"], "not a multiple of model.norm_groups=32"),
         (["model.heads=6"], "not a multiple of its heads"),
-        (["model.context_width=0"], "needs cross-attention"),
+        (["model.context_width=0"], "model.context_width=0 takes none"),
         (["model.transformer_depth=0"], "model.transformer_depth=0: 1 or more"),
         (["model.transformer_depth=[1]"], "transformer_depth=[1]: one number for each of the 2 model.multipliers"),
         (["model.transformer_depth=[0,1]"], "level 0 attends, so 1 or more"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from made.facts import Facts
 from pipeline.config import DataConfig, DiffusionConfig, TrainConfig
 from pipeline.config.check.verbs import check
 from pipeline.config.loading.folders import groups
@@ -27,9 +28,19 @@ LATENT = (4, 8, 8)
 
 @pytest.mark.parametrize("name", groups("train")["diffusion"])
 def test_every_packaged_objective_gives_a_finite_loss_and_gradient(name):
-    config = load("train", [*TRAIN, f"diffusion={name}", "model.channels=32", "model.blocks=1", "task=unconditional"])
+    config = load(
+        "train",
+        [
+            *TRAIN,
+            f"diffusion={name}",
+            "model.channels=32",
+            "model.blocks=1",
+            "model.context_width=0",
+            "task=unconditional",
+        ],
+    )
     model = replace(config.model, context_width=0, checkpointing=False)
-    denoiser = Denoiser(model, make_task(config.task, LATENT, None))
+    denoiser = Denoiser(model, make_task(config.task, config.model, Facts()))
     denoiser.reset_parameters(0)
     numbers = torch.arange(6)
     draws = training_randomness(0, numbers, LATENT, config.diffusion, 0.1)
@@ -47,8 +58,10 @@ def test_every_packaged_objective_gives_a_finite_loss_and_gradient(name):
 
 
 def test_the_network_reads_times_that_are_no_integers():
-    config = load("train", [*TRAIN, "model.channels=32", "model.blocks=1", "task=unconditional"])
-    denoiser = Denoiser(replace(config.model, context_width=0), make_task(config.task, LATENT, None))
+    config = load(
+        "train", [*TRAIN, "model.channels=32", "model.blocks=1", "model.context_width=0", "task=unconditional"]
+    )
+    denoiser = Denoiser(replace(config.model, context_width=0), make_task(config.task, config.model, Facts()))
     generator = torch.Generator().manual_seed(0)
     for parameter in denoiser.parameters():
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from made.facts import Facts
 from pipeline import philox
-from pipeline.config import DiffusionConfig, ModelConfig, TaskConfig
+from pipeline.config import DiffusionConfig, ModelConfig, TextTask
 from pipeline.diffusion.objective import LOSSES, Objective, training_noise, training_randomness
 from pipeline.diffusion.prediction import PREDICTIONS, add_noise, make_prediction, min_snr_weight, to_eps
 from pipeline.diffusion.process import PROCESSES, make_process
@@ -304,7 +305,7 @@ def test_the_loss_curve_of_a_tiny_model_is_the_held_one(prediction):
     model = ModelConfig(
         channels=16, multipliers=(1, 2), attention=(1, 2), blocks=1, heads=2, context_width=16, norm_groups=8
     )
-    denoiser = Denoiser(model, make_task(TaskConfig(), LATENT, torch.zeros(5, 16)))
+    denoiser = Denoiser(model, make_task(TextTask(), model, Facts(), torch.zeros(5, 16)))
     denoiser.reset_parameters(0)
     config = replace(CONFIG, prediction=prediction, timestep_sampling="stratified")
     objective = Objective(config)

@@ -9,14 +9,16 @@ import pytest
 
 from made.places import REPOSITORY
 from pipeline.config import TaskConfig
-from pipeline.config.tasks import TASK_FACTS
+from pipeline.config.tasks.table import TASK_FACTS
 
 SOURCES = sorted(
     path
     for folder in ("pipeline", "preprocess", "benchmarks", "scripts")
     for path in (REPOSITORY / folder).rglob("*.py")
 )
-MEMBERS = {member for facts in TASK_FACTS.values() for member in facts.members}
+MEMBERS = {
+    word for facts in TASK_FACTS.values() for word in (*facts.config().members, *facts.asks, *facts.config().conditions)
+}
 
 
 def is_task_name(node: ast.expr) -> bool:
@@ -75,5 +77,11 @@ def test_comparisons_of_other_things_are_allowed():
 
 
 def test_the_table_has_the_configured_tasks_under_their_own_names():
-    assert tuple(TASK_FACTS) == get_args(get_type_hints(TaskConfig)["name"])
-    assert all(facts.name == name for name, facts in TASK_FACTS.items())
+    assert tuple(TASK_FACTS) == tuple(TaskConfig.kinds())
+    for name, facts in TASK_FACTS.items():
+        assert facts.config().name == name
+        assert get_args(get_type_hints(facts.config)["name"]) == (name,)
+
+
+def test_every_task_has_a_file_of_its_configuration():
+    assert {path.stem for path in (REPOSITORY / "conf" / "task").glob("*.yaml")} == set(TASK_FACTS)

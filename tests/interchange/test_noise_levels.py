@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from made.facts import Facts
 from made.run import make_cache, make_run, train_config
 from pipeline import export
 from pipeline.config import DiffusionConfig, ExportConfig
@@ -186,7 +187,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def begin(folder: Path, source: str, diffusion: DiffusionConfig, capsys: pytest.CaptureFixture[str]) -> str:
     config = replace(train_config(folder, diffusion=diffusion), init=str(folder / source))
-    denoiser = Denoiser(config.model, make_task(config.task, (4, 8, 8), torch.zeros(32, 128)))
+    denoiser = Denoiser(config.model, make_task(config.task, config.model, Facts(), torch.zeros(32, 128)))
     capsys.readouterr()
     start.begin(config, denoiser, load_trained(str(folder / "run")).contract)
     return capsys.readouterr().err

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from made.facts import Facts
 from pipeline import philox
-from pipeline.config import DiffusionConfig, ModelConfig, TaskConfig
+from pipeline.config import DiffusionConfig, ModelConfig, TextTask
 from pipeline.diffusion.objective import Objective, training_randomness
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.tasks.choose import make_task
@@ -73,7 +74,7 @@ def losses(
 def make_denoiser(model: ModelConfig, side: int) -> Denoiser:
     """A UNet with the text task, with weights drawn from SEED."""
     empty = philox.normal(SEED, 103, torch.zeros(1, dtype=torch.int64), (TOKENS, model.context_width))[0]
-    denoiser = Denoiser(model, make_task(TaskConfig(name="text"), (4, side, side), empty))
+    denoiser = Denoiser(model, make_task(TextTask(), model, Facts(latent_shape=(4, side, side)), empty))
     denoiser.reset_parameters(SEED)
     return denoiser
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from made.commits import save_now
+from made.facts import Facts
 from pipeline.config import (
     DataConfig,
     DiffusionConfig,
@@ -84,7 +85,7 @@ def train_config(
 
 def make_denoiser(config: TrainConfig, empty_LD: Tensor | None = None) -> Denoiser:
     """A denoiser without zero weights, which a freshly initialised one has."""
-    task = make_task(config.task, (4, 8, 8), torch.zeros(32, 128) if empty_LD is None else empty_LD)
+    task = make_task(config.task, config.model, Facts(), torch.zeros(32, 128) if empty_LD is None else empty_LD)
     denoiser = Denoiser(config.model, task)
     denoiser.reset_parameters(0)
     generator = torch.Generator().manual_seed(3)

@@ -165,6 +165,6 @@ def test_every_further_average_is_counted_in_a_ranks_memory() -> None:
     more = replace(config, ema=replace(config.ema, half_lives=(10.0, 20.0), widths=(0.1,), snapshots=1000))
     facts = contract(latent_shape=(4, 8, 8))
     for world in (1, 4):
-        one, other = (fit(each, facts.latent_shape, facts.text.length, world, "fp32") for each in (config, more))
+        one, other = (fit(each, facts, world, "fp32") for each in (config, more))
         share = -(-one.parameters // world)
         assert other.state - one.state == other.peak - one.peak == 3 * 4 * share

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from made.facts import Facts
 from pipeline import philox
 from pipeline.config import (
     CheckpointConfig,
@@ -27,15 +28,19 @@ from pipeline.config import (
     EmaConfig,
     EvalConfig,
     GuardConfig,
+    ModelConfig,
     OptimConfig,
     TrackingConfig,
     TrainConfig,
+    UnconditionalTask,
 )
 from pipeline.data.reading.batch import Batch
 from pipeline.distributed import world as distributed
 from pipeline.distributed.exits import leave
 from pipeline.distributed.world import World
 from pipeline.errors import Interrupted, ShardCorrupt
+from pipeline.models.encoders.latents import Latents
+from pipeline.models.tasks.unconditional import Unconditional
 from pipeline.runs.checkpoint import read_commit
 from pipeline.runs.directory import checkpoint_folder, committed
 from pipeline.storage.base import Storage
@@ -149,12 +154,13 @@ def build(
     config: TrainConfig, world: World, run: Storage, evaluate: Evaluate | None = None, **trouble: Any
 ) -> tuple[Engine, Trainer]:
     engine = make_engine(TinyDenoiser(), config, world)
+    task = Unconditional(UnconditionalTask(), ModelConfig(), Facts(), None)
     stream_from = partial(ArithmeticStream, world, config.optim.batch, **trouble)
     trainer = make_trainer(
         config,
         world=world,
         engine=engine,
-        inputs=Inputs(stream_from, 0.5, 0.1),  # type: ignore[arg-type]
+        inputs=Inputs(stream_from, Latents("moments", 0.5, 0.1), task, config.seed),  # type: ignore[arg-type]
         run=run,
         folder=Path(run.url),
         tracker=Tracker(run, config.tracking, enabled=world.rank == 0),

@@ -22,9 +22,10 @@ from pipeline.config import (
     EvalRunConfig,
     FiltersConfig,
     LaunchConfig,
+    ModelConfig,
     OptimConfig,
     SampleConfig,
-    TaskConfig,
+    TextTask,
     TrainConfig,
 )
 from pipeline.data.format.excluded import load_excluded
@@ -96,7 +97,7 @@ def test_the_states_beyond_a_trimmed_caption_are_masked_wherever_they_come_from(
     manifest = load_manifest(cache)
     tower = load_text(ENCODERS)
     empty = empty_caption(cache, manifest)
-    task = make_task(TaskConfig(name="text"), manifest.contract.latent_shape, empty, trimmed=True)
+    task = make_task(TextTask(), ModelConfig(), manifest.contract, empty)
     dataset = dataset_of(cache, manifest)
     with Stream(dataset, dataset.order(0, 8), batch=8) as stream:
         batch = next(stream)
@@ -109,10 +110,10 @@ def test_the_states_beyond_a_trimmed_caption_are_masked_wherever_they_come_from(
     assert fresh.context_mask is not None
     assert torch.equal(fresh.context_mask, given.context_mask)
     assert torch.allclose(fresh.context[given.context_mask], given.context[given.context_mask].float(), atol=5e-3)  # type: ignore[index]
-    null = task.null(3, "cpu")
+    null = task(task.null({"text": batch.tensors["text"][:3]}))
     assert null.context_mask is not None
     assert null.context_mask.sum(dim=1).tolist() == [2, 2, 2]
-    assert torch.allclose(null.context, encode_captions(tower, [""] * 3, trimmed=True), atol=5e-3)  # type: ignore[arg-type]
+    assert torch.allclose(null.context, encode_captions(tower, [""] * 3, trimmed=True).half(), atol=5e-3)  # type: ignore[arg-type]
 
 
 def test_the_validation_loss_reads_trimmed_captions_as_the_stream_does(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pipeline.config import DataConfig, DiffusionConfig, ModelConfig, TrainConfi
 from pipeline.data.format.manifest import load_manifest
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, DatasetError
+from pipeline.models.encoders.latents import Latents
 from pipeline.runs.datasets import check_against_contract
 from pipeline.storage.urls import open_storage
 from pipeline.training.validation import ValidationLoss
@@ -22,7 +23,7 @@ SIZES = [7, 12, 5]
 
 def look(folder, world, count=20, batch=8):
     storage = open_storage(str(folder))
-    found = ValidationLoss.load(storage, load_manifest(storage), ("text",), count, batch, DIFFUSION, world)
+    found = ValidationLoss.load(storage, load_manifest(storage), ("moments", "text"), count, batch, DIFFUSION, world)
     seen = []
 
     def losses(latents, draws, inputs):
@@ -30,7 +31,8 @@ def look(folder, world, count=20, batch=8):
         assert not draws.drop.any()
         return latents.square().mean((1, 2, 3)) * draws.timestep
 
-    return found(losses, 0.5, 0.25), seen, [rows.weights.sum().item() for rows in found.batches]
+    latents = Latents("moments", 0.5, 0.25)
+    return found(losses, latents, lambda given, *_: given), seen, [rows.weights.sum().item() for rows in found.batches]
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +76,13 @@ def test_a_cache_without_records_is_refused(cache):
 
 def test_held_out_records_without_the_conditions_that_the_task_reads_are_refused(cache):
     manifest = load_manifest(open_storage(str(cache)))
-    held = tuple(member for member in manifest.contract.members if member.name != "cond.labels")
+    held = tuple(member for member in manifest.contract.members if member.name != "text")
     other = replace(manifest, contract=replace(manifest.contract, members=held))
     config = TrainConfig(
         run="r",
         data=DataConfig(train="a", val="b"),
         model=ModelConfig(in_channels=LATENT[0], out_channels=LATENT[0], context_width=WIDTH),
     )
-    check_against_contract(config, manifest, manifest, ("text", "cond.labels"))
-    with pytest.raises(ContractMismatch, match=r"data\.val=b lacks cond\.labels, which task=text reads"):
-        check_against_contract(config, manifest, other, ("text", "cond.labels"))
+    check_against_contract(config, manifest, manifest)
+    with pytest.raises(ContractMismatch, match=r"data\.val=b lacks text, which task=text reads; encode it with capt"):
+        check_against_contract(config, manifest, other)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from made.facts import Facts
 from made.run import make_cache, make_run, train_config
 from pipeline import export, train
 from pipeline.config import (
@@ -77,7 +78,7 @@ def config(folder: Path, tmp_path: Path) -> TrainConfig:
 def begun(config: TrainConfig, folder: Path, **contract: Any) -> tuple[Denoiser, dict[str, Any]]:
     """A denoiser of this configuration after `begin`, and what was recorded."""
     theirs = replace(load_trained(str(folder / "run")).contract, **contract)
-    denoiser = Denoiser(config.model, make_task(config.task, (4, 8, 8), torch.zeros(32, 128)))
+    denoiser = Denoiser(config.model, make_task(config.task, config.model, Facts(), torch.zeros(32, 128)))
     denoiser.reset_parameters(0)
     return denoiser, begin(config, denoiser, theirs)
 
@@ -159,12 +160,13 @@ def test_another_size_of_latents_goes_on_from_a_run(folder: Path, config: TrainC
 class Masked(Text):
     """A task that concatenates one channel."""
 
-    def in_channels(self, latent_channels: int) -> int:
-        return latent_channels + 1
+    def __init__(self, *facts: Any) -> None:
+        super().__init__(*facts)
+        self.extra_channels = 1
 
 
 def test_new_input_channels_are_zero_and_said(config: TrainConfig, folder: Path, capsys: pytest.CaptureFixture) -> None:
-    denoiser = Denoiser(config.model, Masked((4, 8, 8), torch.zeros(32, 128)))
+    denoiser = Denoiser(config.model, Masked(config.task, config.model, Facts(), torch.zeros(32, 128)))
     denoiser.reset_parameters(0)
     contract = load_trained(str(folder / "run")).contract
     records = [begin(replace(config, init=str(folder / source)), denoiser, contract) for source in ALIKE]

@@ -97,14 +97,18 @@ def _bounds(kind: Any) -> str:
 
 @cache
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a config dataclass, on one line. Empty where there is no source code."""
+    """The docstring under each field of a config dataclass, on one line; a field that it inherits has the one of its
+    base. Empty where there is no source code."""
+    inherited = {
+        name: doc for base in cls.__bases__ if dataclasses.is_dataclass(base) for name, doc in field_docs(base).items()
+    }
     try:
         source = inspect.getsource(cls)
     except OSError:
-        return {}
+        return inherited
     tree = ast.parse(source)
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
-    docs = {}
+    docs = dict(inherited)
     for statement, following in pairwise(body):
         if (
             isinstance(statement, ast.AnnAssign)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -61,9 +62,8 @@ class TaskConfig:
     @classmethod
     def kinds(cls) -> dict[str, type[TaskConfig]]:
         """The dataclass of each task, by the name that chooses it."""
-        from pipeline.config.tasks.table import TASK_FACTS
-
-        return {name: facts.config for name, facts in TASK_FACTS.items()}
+        table = importlib.import_module("pipeline.config.tasks.table")  # which is made of these dataclasses
+        return {name: facts.config for name, facts in table.TASK_FACTS.items()}
 
     @property
     def members(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class Superres(Task):
             return {**batch, "cond.lowres": small}
         level = batch.get(LEVEL)
         if level is None:
-            word = philox.words(seed, Stream.AUGMENT, numbers_B, 1)[:, 0].to(small.device)
+            word = philox.words(seed, Stream.VARIANT, numbers_B, 2)[:, 1].to(small.device)  # the first is the variant
             level = word * (self.noise + 1) >> 32 if training else torch.zeros_like(word)
         betas = torch.linspace(FIRST_BETA, LAST_BETA, LEVELS, dtype=torch.float64)
         kept = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])[level.cpu()].to(small.device)
