@@ -173,8 +173,7 @@ def bring(run: Storage, n: int, tracker: Tracker) -> None:
 
 
 def show(run: Storage, n: int, tracker: Tracker) -> None:
-    """Send the picture of the evaluation at n, with its captions, to the tracker, and that of what was given where there
-    is one."""
+    """Send the picture of the evaluation at n, with its captions, to the tracker, and the picture of what was given."""
     folder = evaluation_folder(n)
     try:
         tiles = parse_tiles(run.get(f"{folder}/grid.json"))

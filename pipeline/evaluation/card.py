@@ -20,6 +20,8 @@ FORMAT = 1
 GUIDANCE_SETTINGS = ("guidance_low", "guidance_high", "rescale")
 PACKAGES = ("torch", "torchvision", "diffusers", "open_clip_torch", "timm", "numpy", "scipy", "pillow")
 """Packages whose arithmetic the figures depend on."""
+NAME = 100
+"""Characters of a name that a judge says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,9 @@ def parse_card(data: bytes) -> Card:
         f"weights={card.weights[:40]}, which are none": card.weights not in ("ema", "raw")
         and not (kind == "ema" and re.fullmatch(r"[0-9.e+-]{1,20}", average) and _is_positive(average)),
         "captions without the digest of their dataset": type(card.captions.get("dataset")) is not str,
-        "clip without the hash of its image tower": bool(card.clip) and "image_sha256" not in card.clip,
+        "clip without the hash of its image tower": "image_sha256" not in card.clip
+        and bool(card.clip or not card.judge),
+        "a judge that is none": not all(map(_is_fact, card.judge.values())),
         "features without name, hash and resize": card.features is not None
         and not {"name", "sha256", "resize"} <= card.features.keys(),
         "a reference without its hash and number of images": card.reference is not None
@@ -163,6 +167,12 @@ def parse_card(data: bytes) -> Card:
         if is_one:
             raise ParseError(f"it holds {problem}")
     return replace(card, metrics=checked_figures(card.metrics))
+
+
+def _is_fact(value: Any) -> bool:
+    """Whether a value is one that a judge says: yes or no, a name, or names."""
+    values = value if type(value) is list else [value]
+    return all(type(v) in (bool, str) for v in values) and all(len(v) <= NAME for v in values if type(v) is str)
 
 
 def _is_positive(text: str) -> bool:

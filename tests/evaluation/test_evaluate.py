@@ -23,6 +23,7 @@ from pipeline.distributed.world import World
 from pipeline.errors import ConfigError, ContractMismatch, DatasetError, Interrupted, LatentmillError, RunError
 from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
+from pipeline.evaluation.judging import Judging
 from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics.fid import Statistics, fid
@@ -179,9 +180,11 @@ def test_images_that_are_not_finite_are_counted_and_judged_all_the_same(
 
 
 def test_more_images_than_captions_begin_with_the_first_again(parts: dict[str, Any]) -> None:
-    captions, tensors = parts["validation"].rows([0, IMAGES, IMAGES + 1])
+    judging = Judging(parts["judge"], parts["validation"], parts["first_stage"], seed=0)
+    captions = judging.given([0, IMAGES, IMAGES + 1], 2 * IMAGES).captions
     assert captions[0] == captions[1] and captions[2] == parts["validation"].captions[1]
-    assert torch.equal(tensors["text"][0], tensors["text"][1])
+    text = judging.batch([0, IMAGES, IMAGES + 1], 2 * IMAGES, torch.device("cpu"))["text"]
+    assert torch.equal(text[0], text[1]) and not torch.equal(text[0], text[2]) and text.dtype == torch.float16
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 
 from made.cache import contract
-from pipeline.conditions.facts import BoxFacts, ClassFacts, Conditions, LabelFacts, LowresFacts, MaskFacts
-from pipeline.conditions.labels import sample_labels
+from made.judged import CONDITIONS, COUNT, LABELS, NAMES, boxes, given, pictures, scenes
+from pipeline.conditions.facts import BoxFacts, ClassFacts, Conditions, LabelFacts, LowresFacts
 from pipeline.conditions.lowres import enlarge, lowres
-from pipeline.conditions.mask import masks, pack
 from pipeline.config import (
     ClassTask,
     InpaintTask,
@@ -28,54 +26,7 @@ from pipeline.config.tasks.table import TASK_FACTS
 from pipeline.data.format.contract import Contract
 from pipeline.evaluation.measure import shapes_accuracy
 from pipeline.evaluation.tasks.judge import Given, Judge, make_judge
-from preprocess.shapes.captions import COLOURS, SHAPES
-from preprocess.shapes.drawing import Scene, label_map, render, scene
-
-NAMES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-COUNT = 128
-LABELS = ("background", *NAMES)
-LONE = "lone objects"
-CONDITIONS = Conditions(
-    classes=ClassFacts(count=24, names=NAMES),
-    boxes=BoxFacts(count=25, most=5, names=LABELS),
-    labels=LabelFacts(count=25, grid=4, names=LABELS),
-    lowres=LowresFacts(factor=4, degradation="bicubic"),
-    mask=MaskFacts(kinds=("rectangles",)),
-    pixels=True,
-)
-
-
-@cache
-def scenes(lone: bool = False) -> list[Scene]:
-    found = (scene(5, i, "val") for i in range(10_000))
-    chosen = (truth for truth in found if not lone or len(truth.objects) == 1)
-    return [next(chosen) for _ in range(COUNT)]
-
-
-@cache
-def pictures(lone: bool = False) -> np.ndarray:
-    return np.stack([render(truth) for truth in scenes(lone)])
-
-
-def boxes(truth: Scene) -> np.ndarray:
-    rows = np.full((5, 5), -1, np.float16)
-    for row, thing in zip(rows, truth.objects):
-        row[:] = (thing.label, *(edge / 64 for edge in thing.box))
-    return rows
-
-
-@cache
-def given(lone: bool = False, truth: bool = True) -> Given:
-    drawn, chosen = pictures(lone), scenes(lone)
-    largest = [max(truth.objects, key=lambda o: (label_map(truth) == o.label).sum()) for truth in chosen]
-    members = {
-        "cond.class": np.array([thing.label - 1 for thing in largest], np.int32),
-        "cond.boxes": np.stack([boxes(truth) for truth in chosen]),
-        "cond.labels": np.stack([sample_labels(label_map(truth), (32, 32)) for truth in chosen]),
-        "cond.lowres": np.stack([lowres(picture, CONDITIONS.lowres, "") for picture in drawn]),
-        "cond.mask": np.stack([pack(masks(str(i), (64, 64), CONDITIONS.mask)) for i in range(COUNT)]),
-    }
-    return Given([truth.caption for truth in chosen], members, drawn if truth else None, drawn)
+from preprocess.shapes.drawing import render
 
 
 def judge_of(task: TaskConfig, **changes: object) -> Judge:
