@@ -65,6 +65,16 @@ def test_a_second_object_is_wrong_where_objects_are_alone_and_not_in_scenes_of_s
     assert judge.summary([row], of_scenes)["class_accuracy"] == 1
 
 
+def test_the_class_of_a_smaller_object_is_not_that_of_the_scene() -> None:
+    judge, lines = judge_of(ClassTask()), []
+    for truth in scenes():
+        sizes = sorted(truth.objects, key=lambda o: o.radius)
+        if len(sizes) == 2 and sizes[1].radius - sizes[0].radius > 2:
+            asked = Given([""] * 2, {"cond.class": np.array([thing.label - 1 for thing in sizes], np.int32)})
+            lines.append([row["largest"] for row in judge.rows(np.stack([render(truth)] * 2), asked)])
+    assert len(lines) > 5 and lines == [[0, 1]] * len(lines)
+
+
 def test_layouts_of_true_pictures_are_right_and_permuted_ones_are_not() -> None:
     task = LayoutTask()
     true, wrong = figures(task, pictures(), given()), figures(task, pictures(), permuted(given()))

@@ -49,7 +49,7 @@ def boxes(truth: Scene) -> np.ndarray:
 @cache
 def given(lone: bool = False, truth: bool = True) -> Given:
     drawn, chosen = pictures(lone), scenes(lone)
-    largest = [max(truth.objects, key=lambda o: (label_map(truth) == o.label).sum()) for truth in chosen]
+    largest = [max(truth.objects, key=lambda o: o.radius) for truth in chosen]
     members = {
         "cond.class": np.array([thing.label - 1 for thing in largest], np.int32),
         "cond.boxes": np.stack([boxes(truth) for truth in chosen]),

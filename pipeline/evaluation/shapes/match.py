@@ -10,6 +10,8 @@ from pipeline.evaluation.shapes.world import LABELS, UNKNOWN_LABEL, segment, sig
 
 SAME_PLACE = 0.5
 """Intersection over union from which a shown object is the one that was asked for."""
+SAME_SIZE = 1.0
+"""Pixels of a box's side, within which the oracle cannot tell which object is the larger."""
 MOST_HIDDEN = 0.5
 """Share of an object that may be hidden, so that what is seen of it still tells what it is."""
 Box = tuple[float, float, float, float]
@@ -24,9 +26,17 @@ def iou(a: Box, b: Box) -> float:
 
 
 def of_class(picture: np.ndarray, label: int) -> tuple[bool, bool]:
-    """Whether a picture shows an object of the label and nothing else, and whether its largest object has the label."""
-    labels = [seen_label for seen_label, _, _ in sight(picture)]
-    return labels == [label], labels[:1] == [label]
+    """Whether a picture shows an object of the label and nothing else, and whether its largest object, by the sides of
+    its box, has the label; objects whose sides differ by SAME_SIZE at most are as large."""
+    sides = [(seen_label, _side(thing.box)) for seen_label, thing, _ in sight(picture)]
+    longest = max((side for _, side in sides), default=0.0)
+    largest = [seen_label for seen_label, side in sides if side >= longest - SAME_SIZE]
+    return [seen_label for seen_label, _ in sides] == [label], label in largest
+
+
+def _side(box: Box) -> float:
+    """Mean of a box's width and height."""
+    return (box[2] - box[0] + box[3] - box[1]) / 2
 
 
 def is_whole(picture: np.ndarray) -> bool:
