@@ -48,9 +48,8 @@ def over_time(run: Run) -> str:
         + "</tr>"
         for i, caption in enumerate(captions)
     )
-    heading = "What was given and the same noise" if shown else "The same captions and noise"
     return (
-        f"<style>{rules}</style><h2>{heading}, as training went on</h2>"
+        f"<style>{rules}</style><h2>The same conditions and noise, as training went on</h2>"
         f'<div class="scroll"><table class="strip"><tr>{head}</tr>{rows}</table></div>'
     )
 

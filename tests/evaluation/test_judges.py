@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import ImageColor
 
 from made.cache import contract
 from made.judged import CONDITIONS, COUNT, LABELS, NAMES, boxes, given, pictures, scenes
@@ -292,7 +293,10 @@ def test_what_was_given_is_shown_in_words_and_pictures() -> None:
     assert small is not None and np.array_equal(small[::4, ::4].transpose(2, 0, 1), asked.members["cond.lowres"][0])
     boxed = judge_of(LayoutTask()).show(asked, 0)
     x0, y0 = (round(edge) for edge in truth.objects[0].box[:2])
-    assert boxed is not None and not np.array_equal(boxed[y0, x0 + 2], boxed[0, 0])
+    colour = ImageColor.getrgb(truth.objects[0].colour)
+    assert boxed is not None and tuple(boxed[y0, x0 + 2]) == colour and tuple(boxed[0, 0]) != colour
+    mapped = judge_of(SemanticTask()).show(asked, 0)
+    assert mapped is not None and tuple(mapped[tuple(int(c) for c in truth.objects[0].centre[::-1])]) == colour
 
 
 def test_classes_without_names_and_more_than_they_are_shown_by_number() -> None:

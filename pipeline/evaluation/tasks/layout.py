@@ -26,6 +26,12 @@ class LayoutJudge(Judge):
             return False
         return are_labels(facts.names, facts.count) or are_objects(facts.names)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes, or ()."""
+        facts = self.contract.conditions.boxes
+        return facts.names if facts is not None else ()
+
     def rows(self, drawn: np.ndarray, given: Given) -> list[Row]:
         """The figures' own entries; those of recall and precision are over boxes and over objects."""
         if not self.looks or not is_canvas(drawn):
@@ -53,11 +59,11 @@ class LayoutJudge(Judge):
         return rows
 
     def show(self, given: Given, i: int) -> np.ndarray | None:
-        return outlines(boxes_of(given.members[MEMBER][i]), self.size) if all(self.size) else None
+        boxes = boxes_of(given.members[MEMBER][i])
+        return outlines(boxes, self.size, self.names) if all(self.size) else None
 
     def words(self, given: Given, i: int) -> str:
-        facts = self.contract.conditions.boxes
-        names = facts.names if facts is not None else ()
+        names = self.names
         boxes = ", ".join(names[k] if k < len(names) else f"class {k}" for k, _ in boxes_of(given.members[MEMBER][i]))
         caption = given.captions[i] if "text" in self.task.members else ""
         return "; ".join(part for part in (caption, boxes) if part)

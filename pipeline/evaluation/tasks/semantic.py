@@ -29,6 +29,12 @@ class SemanticJudge(Judge):
         facts = self.contract.conditions.labels
         return facts is not None and self.size == (CANVAS, CANVAS) and are_labels(facts.names, facts.count)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the labels, or ()."""
+        facts = self.contract.conditions.labels
+        return facts.names if facts is not None else ()
+
     def rows(self, drawn: np.ndarray, given: Given) -> list[Row]:
         """label_accuracy: share of cells. both_K, either_K: as in shapes/match.py."""
         if not self.looks or not is_canvas(drawn):
@@ -43,12 +49,11 @@ class SemanticJudge(Judge):
         return match.mean_iou(rows, first=int(name == "label_iou_foreground"))
 
     def show(self, given: Given, i: int) -> np.ndarray | None:
-        return coloured(given.members[MEMBER][i], self.size) if all(self.size) else None
+        return coloured(given.members[MEMBER][i], self.size, self.names) if all(self.size) else None
 
     def words(self, given: Given, i: int) -> str:
         """The labels that occur, the largest first, where they have names; else the caption."""
-        facts = self.contract.conditions.labels
-        names = facts.names if facts is not None else ()
+        names = self.names
         labels, counts = np.unique(given.members[MEMBER][i], return_counts=True)
         order = np.argsort(-counts, kind="stable")[:MOST_NAMED]
         return ", ".join(names[k] for k in labels[order] if k < len(names)) if names else given.captions[i]
