@@ -17,12 +17,14 @@ from preprocess.shapes.drawing import Scene, label_map, render, scene
 NAMES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 COUNT = 128
 LABELS = ("background", *NAMES)
+LOWRES = LowresFacts(factor=4, degradation="bicubic")
+MASK = MaskFacts(kinds=("rectangles",))
 CONDITIONS = Conditions(
     classes=ClassFacts(count=24, names=NAMES),
     boxes=BoxFacts(count=25, most=5, names=LABELS),
     labels=LabelFacts(count=25, grid=4, names=LABELS),
-    lowres=LowresFacts(factor=4, degradation="bicubic"),
-    mask=MaskFacts(kinds=("rectangles",)),
+    lowres=LOWRES,
+    mask=MASK,
     pixels=True,
 )
 
@@ -54,7 +56,7 @@ def given(lone: bool = False, truth: bool = True) -> Given:
         "cond.class": np.array([thing.label - 1 for thing in largest], np.int32),
         "cond.boxes": np.stack([boxes(truth) for truth in chosen]),
         "cond.labels": np.stack([sample_labels(label_map(truth), (32, 32)) for truth in chosen]),
-        "cond.lowres": np.stack([lowres(picture, CONDITIONS.lowres, "") for picture in drawn]),
-        "cond.mask": np.stack([pack(masks(str(i), (64, 64), CONDITIONS.mask)) for i in range(COUNT)]),
+        "cond.lowres": np.stack([lowres(picture, LOWRES, "") for picture in drawn]),
+        "cond.mask": np.stack([pack(masks(str(i), (64, 64), MASK)) for i in range(COUNT)]),
     }
     return Given([truth.caption for truth in chosen], members, drawn if truth else None, drawn)

@@ -39,7 +39,7 @@ class LayoutJudge(Judge):
         facts = self.contract.conditions.boxes
         first = 0 if facts is not None and are_labels(facts.names, facts.count) else 1  # label of class 0
         height, width = drawn.shape[1:3]
-        rows = []
+        rows: list[Row] = []
         for picture, boxes in zip(drawn, given.members[MEMBER], strict=True):
             in_pixels = [
                 (label + first, (x0 * width, y0 * height, x1 * width, y1 * height))
