@@ -174,7 +174,7 @@ def test_every_figure_stands_between_a_floor_and_a_ceiling(task: TaskConfig, flo
     metrics, figures = evaluated(task).metrics, facts_of(task).figures
     for figure in figures:
         if figure.name in metrics:
-            assert f"{figure.name}_{floor}" in metrics
+            assert (f"{figure.name}_{floor}" in metrics) == (figure.name != "psnr_outside")  # which filling leaves
             assert metrics[f"{figure.name}_reconstruction"] >= (45 if "psnr" in figure.name else 0.93), figure.name
     assert not [name for name in metrics if name.endswith("_low_permuted")]
 

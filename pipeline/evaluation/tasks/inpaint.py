@@ -26,6 +26,7 @@ class InpaintJudge(Judge):
     with the median colour of what is around them are judged beside it."""
 
     figures = figures.INPAINT
+    free = ("psnr_outside",)
     looks = True  # type: ignore[assignment]
 
     def holes(self, given: Given) -> np.ndarray:

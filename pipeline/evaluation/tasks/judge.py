@@ -64,6 +64,8 @@ class Judge(ABC):
     """Its figures, as in the task's row of the table; the first that there is means "best"."""
     permutes: ClassVar[bool] = False
     """Whether judging pictures by what the next image was given is the figures' floor."""
+    free: ClassVar[tuple[str, ...]] = ()
+    """Figures that the trivial method has by doing nothing, so that they are no floor."""
 
     def __init__(self, contract: Contract, task: TaskConfig) -> None:
         self.contract, self.task = contract, task
@@ -144,13 +146,14 @@ class Judge(ABC):
 
 def bounds(judge: Judge, others: Mapping[str, Sequence[Row]], records: Sequence[Row]) -> dict[str, float]:
     """The figures of other pictures' rows, such as {"permuted": ..., "reconstruction": ...}, as NAME_permuted and so
-    on. A reconstruction that is compared with itself is left out."""
+    on. Reconstructions that are compared with themselves are left out, and what a trivial method has for free."""
     metrics = {}
     for ending, rows in others.items():
         figures = judge.summary(rows, records) if rows else {}
         for figure in judge.figures:
             itself = ending == "reconstruction" and figure.compares and not judge.has_truth
-            if (name := judge.name_of(figure)) in figures and not itself:
+            free = ending == "baseline" and figure.name in judge.free
+            if (name := judge.name_of(figure)) in figures and not (itself or free):
                 metrics[f"{name}_{ending}"] = figures[name]
     return metrics
 
