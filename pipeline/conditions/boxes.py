@@ -36,10 +36,12 @@ class CropBox(Protocol):
 
 @dataclass(frozen=True)
 class _Whole:
-    """The whole image as its crop."""
-
     resized: tuple[int, int] = (1, 1)
     box: tuple[int, int, int, int] = (0, 0, 1, 1)
+
+
+WHOLE = _Whole()
+"""The crop that is the whole image, whatever its size."""
 
 
 def read_boxes(entries: Any) -> np.ndarray:
@@ -112,7 +114,7 @@ def boxes_of_file(data: bytes, facts: BoxFacts, where: str = "boxes") -> np.ndar
         if not isinstance(entries, list):
             raise ParseError("it holds no list of boxes")
         rows = [_numbered(entry, facts) for entry in entries]
-        stored, cut = crop_boxes(read_boxes(rows), _Whole(), facts)
+        stored, cut = crop_boxes(read_boxes(rows), WHOLE, facts)
     except (ParseError, RecordRejected) as error:
         raise ConfigError(one_line(f"{where}: {error} ({FORM})")) from None
     except ConfigError as error:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image
 
 from pipeline.conditions.facts import LabelFacts
-from pipeline.errors import ConfigError, RecordRejected
-from pipeline.parsing.text import one_line
+from pipeline.conditions.png import read_png
+from pipeline.errors import RecordRejected
 
-MOST_PIXELS = 64_000_000
-"""Of a label map that `latentmill sample` is given."""
-MODES = {"1": "1-bit grey", "L": "8-bit grey", "P": "palette"}
+MODES = ("1", "L", "P")
 REFUSED = {"I;16": "16-bit grey", "I;16B": "16-bit grey", "I": "16-bit grey", "RGB": "colours", "RGBA": "colours"}
-DEPTH = 24
-"""Byte of a PNG that tells the bits of a channel."""
 
 
 def label_map(image: Image.Image, offset: int, count: int, depth: int = 8) -> np.ndarray:
@@ -43,7 +37,7 @@ def label_map(image: Image.Image, offset: int, count: int, depth: int = 8) -> np
 
 def sample_labels(labels_HW: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
     """The label at the middle of each of `cells` (height, width) equal cells of a label map (H, W); where the middle
-    lies between pixels, of the one after it."""
+    lies between two pixels, of the one after it."""
     rows, columns = (
         (2 * np.arange(many) + 1) * side // (2 * many) for many, side in zip(cells, labels_HW.shape, strict=True)
     )
@@ -58,16 +52,12 @@ def flip(labels_HW: np.ndarray) -> np.ndarray:
 def read_label_file(data: bytes, facts: LabelFacts, where: str = "labels") -> np.ndarray:
     """The label map (H, W) uint8 of a PNG, for sampling; facts.offset is added. where: its name, for messages. Raises
     ConfigError."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise RecordRejected("it is too large", f"{image.width} x {image.height} pixels")
-            image.load()
-            return label_map(image, facts.offset, facts.count, data[DEPTH])
-    except RecordRejected as rejection:
-        raise ConfigError(f"{where}: {rejection} (a PNG of label numbers is wanted)") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise ConfigError(one_line(f"{where}: it cannot be read as a PNG of label numbers ({error})")) from None
+    return read_png(
+        data,
+        where,
+        "a PNG of label numbers",
+        lambda image, depth: label_map(image, facts.offset, facts.count, depth),
+    )
 
 
 def labels_of_file(data: bytes, facts: LabelFacts, latent: tuple[int, int], where: str = "labels") -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from typing import Literal
 
 import numpy as np
@@ -11,12 +10,10 @@ from PIL import Image
 
 from pipeline.conditions.draws import Draws
 from pipeline.conditions.facts import MaskFacts
+from pipeline.conditions.png import read_png
 from pipeline.conditions.strokes import RECIPES, draw_strokes
-from pipeline.errors import ConfigError, RecordRejected
-from pipeline.parsing.text import one_line
+from pipeline.errors import RecordRejected
 
-MOST_PIXELS = 64_000_000
-"""Of a mask that `latentmill sample` is given."""
 WHITE = 128
 """Luma from which a pixel of a mask file is in the hole."""
 MODES = ("1", "L", "P", "RGB")
@@ -124,13 +121,4 @@ def mask_map(image: Image.Image) -> np.ndarray:
 def mask_of_file(data: bytes, where: str = "mask") -> np.ndarray:
     """The hole of a PNG, (H, W) uint8 of 0 and 1, white being the hole; for sampling. where: its name, for messages.
     Raises ConfigError."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise RecordRejected("it is too large", f"{image.width} x {image.height} pixels")
-            image.load()
-            return mask_map(image)
-    except RecordRejected as rejection:
-        raise ConfigError(f"{where}: {rejection}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise ConfigError(one_line(f"{where}: it cannot be read as a PNG of a mask ({error})")) from None
+    return read_png(data, where, "a PNG of black and white", lambda image, _: mask_map(image))

@@ -18,8 +18,10 @@ LONGEST = 256
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 BYTE_ORDER_MARK = "\ufeff"
 NUMBER = re.compile("[0-9]{1,9}")
-SHOWN = 3
-"""Similar names that a message offers."""
+SHOWN, LOOKED_AT = 3, 20_000
+"""Similar names that a message offers; of the first so many."""
+LONGEST_SHOWN = 80
+"""Characters of a word that a message shows."""
 
 
 def read_names(data: bytes, where: str = "the file of names") -> tuple[str, ...]:
@@ -79,28 +81,32 @@ def number_of(word: str | int, names: tuple[str, ...], count: int, what: str = "
     names: all names in order, or () where they are not known. count: number of classes. what: "class" or "label". A
     name is looked up first, so a class that is called "7" is found by it. Raises ConfigError.
     """
+    shown = _short(word)
     if isinstance(word, str):
         found = numbers_of(names).get(word.strip(), ())
         if len(found) > 1:
             numbers = ", ".join(map(str, found))
-            raise ConfigError(one_line(f"{what} {word}: {len(found)} have this name, give one of {numbers}"))
+            raise ConfigError(one_line(f"{what} {shown}: {len(found)} have this name, give one of {numbers}"))
         if found:
             return found[0]
         if NUMBER.fullmatch(word.strip()):
             word = int(word)
     if isinstance(word, bool) or not isinstance(word, int):
-        near = difflib.get_close_matches(str(word).strip(), names[:100_000], n=SHOWN, cutoff=0.5)
+        near = difflib.get_close_matches(shown, names[:LOOKED_AT], n=SHOWN, cutoff=0.5)
         if not names:
             hint = f"the model knows no names of its {count}, give a number from 0 to {count - 1}"
         elif near:
             hint = f"there is no such name, did you mean {' or '.join(near)}?"
         else:
             hint = f"there is no such name, give one such as {names[0]}, or a number from 0 to {count - 1}"
-        raise ConfigError(one_line(f"{what} {word}: {hint}"))
+        raise ConfigError(one_line(f"{what} {shown}: {hint}"))
     if not 0 <= word < count:
-        raise ConfigError(f"{what} {_short(word)}: a number from 0 to {count - 1} is wanted")
+        raise ConfigError(f"{what} {shown}: a number from 0 to {count - 1} is wanted")
     return word
 
 
-def _short(number: int) -> str:
-    return str(number) if abs(number) < 10**20 else f"of {number.bit_length()} bits"
+def _short(word: str | int) -> str:
+    """A word for a message, cut where it is long."""
+    if isinstance(word, int) and abs(word) >= 10**20:
+        return f"of {word.bit_length()} bits"
+    return str(word).strip()[:LONGEST_SHOWN]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pipeline.config.values.bounds import Between, Ge
+from pipeline.config.values.bounds import Between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class LabelsConfig:
     """Number of labels; after `offset` is added, a pixel has one from 0 to count - 1. 0 = the number of names."""
     offset: Annotated[int, Between(0, 255)] = 0
     """What is added to each value of a file, modulo 256: with 1, the 255 of unlabelled pixels becomes 0."""
-    grid: Annotated[int, Ge(1)] = 4
+    grid: Annotated[int, Between(1, 4096)] = 4
     """Cells stored per latent position along a side, each with the label at its middle. The autoencoder's downsampling
     factor stores every pixel."""
     names: str = ""

@@ -149,9 +149,14 @@ def check_sample(config: c.SampleConfig) -> None:
             re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) is not None,
             f"size={size}: width and height in pixels are wanted, as 512x768",
         )
+    for key, values in {**config.asked, "size": config.size}.items():
+        require(
+            len(values) in (0, 1, config.rows),
+            f"{key}: {len(values)} for {config.rows} rows; give one for all rows, or one for each",
+        )
     require(
-        len(config.size) in (0, 1, max(len(config.prompt), 1)),
-        f"size: {len(config.size)} sizes for {max(len(config.prompt), 1)} captions; one, or one for each",
+        config.mask == () or config.image != (),
+        "mask is given without image: give image=FILE, the picture of which the mask hides a part",
     )
 
 

@@ -32,6 +32,8 @@ class TaskFacts:
     """Keys of `latentmill sample` by which it is asked."""
     export: str
     """What other software can hold of it (interchange/tasks/)."""
+    recipe: str
+    """The experiment that trains it on captioned shapes in minutes (conf/experiment/)."""
 
 
 TASK_FACTS: dict[str, TaskFacts] = {
@@ -43,6 +45,7 @@ TASK_FACTS: dict[str, TaskFacts] = {
         requests=f"pipeline.inference.requests.{module}:REQUESTS",
         asks=asks,
         export=f"pipeline.interchange.tasks.{module}:EXPORT",
+        recipe="demo" if config is kinds.TextTask else f"shapes_{name}",
     )
     for name, module, network, config, figures, asks in (
         ("text", "text", "Text", kinds.TextTask, f.TEXT, ("prompt", "negative")),

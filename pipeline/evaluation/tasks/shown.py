@@ -17,8 +17,8 @@ THICKNESS = 64
 
 
 def colour_of(number: int, name: str = "") -> tuple[int, ...]:
-    """A colour for label `number`, or for class `number` - 1: that of its name, such as "red square", or else one of its
-    own; PAPER for 0."""
+    """A colour for label `number`, or for class `number` - 1: that of its name ("red square"), or else one of its own.
+    PAPER for 0."""
     if named := next((word for word in name.lower().split() if word in ImageColor.colormap), ""):
         return ImageColor.getrgb(named)
     if number <= 0:
