@@ -144,7 +144,9 @@ def _section(heading: str, content: str) -> str:
 
 
 def _quality(runs: Sequence[Run]) -> str:
-    last = next((run.last.metrics for run in runs if run.last), {})
+    last: dict[str, Any] = {}
+    for run in reversed([run for run in runs if run.last]):  # floors and bounds of the first run that has them
+        last |= run.last.metrics if run.last else {}
     of_figures = [(f, _figure_chart(runs, name, f, last)) for name, f in present(_all_metrics(runs))]
     charts = [chart for figure, chart in of_figures if figure is not CLIP_SCORE]
     for name in fids_of(last):

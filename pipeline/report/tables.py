@@ -20,7 +20,7 @@ NAMES = ("run", "tracking.group", "launch.processes", "launch.threads", "device"
 """Keys of the configuration that may differ between runs without changing their results."""
 NO_FID = re.compile(r"_floor|_(low|high|error)$")
 """Ends of metric names that belong to a FID but are no FID."""
-FLOORS = {"reconstruction": "of reconstructions", "baseline": "of a trivial method", "permuted": "permuted"}
+BOUNDS = {"reconstruction": "of reconstructions", "baseline": "of a trivial method", "permuted": "permuted"}
 """Headings of what a task's figure lies between."""
 MOST_FIDS = 12
 """FIDs of different features that a page shows."""
@@ -46,8 +46,8 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
     for name, figure in figures_of_all(evaluations):
         columns.append((heading(name, figure), partial(_figure, name, figure)))
         columns += [
-            (FLOORS[ending], partial(_bound, f"{name}_{ending}", figure))
-            for ending in FLOORS
+            (BOUNDS[ending], partial(_bound, f"{name}_{ending}", figure))
+            for ending in BOUNDS
             if any(e.metrics.get(f"{name}_{ending}") is not None for e in evaluations)
         ]
     for name in fids:

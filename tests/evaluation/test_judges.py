@@ -1,4 +1,4 @@
-"""Judges of the tasks: true pictures reach the ceiling, permuted ones the floor, and figures add up over ranks."""
+"""Judges of the tasks: figures of true pictures, and of what must not be taken for them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def permuted(asked: Given) -> Given:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Ceilings and floors
+# True pictures, permuted conditions, trivial methods
 
 
 @pytest.mark.parametrize("lone", [True, False])

@@ -42,6 +42,7 @@ from pipeline.evaluation.validation import Validation
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.tasks.choose import make_task
 from pipeline.report import page
+from pipeline.report.grid import png, tile
 from pipeline.report.run import load
 from pipeline.storage.urls import open_storage
 from preprocess.shapes.drawing import label_map
@@ -159,7 +160,7 @@ def test_a_cache_without_captions_is_judged_by_its_tasks_figures_alone(task: Tas
 
 
 @pytest.mark.parametrize(
-    ("task", "floor"),
+    ("task", "bound"),
     [
         (ClassTask(), "permuted"),
         (LayoutTask(), "permuted"),
@@ -169,17 +170,17 @@ def test_a_cache_without_captions_is_judged_by_its_tasks_figures_alone(task: Tas
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_every_figure_stands_between_a_floor_and_a_ceiling(task: TaskConfig, floor: str) -> None:
-    """The ceiling is that of an autoencoder which loses nothing but half a level."""
+def test_every_figure_stands_between_bounds(task: TaskConfig, bound: str) -> None:
+    """The autoencoder loses nothing but half a level."""
     metrics, figures = evaluated(task).metrics, facts_of(task).figures
     for figure in figures:
         if figure.name in metrics:
-            assert (f"{figure.name}_{floor}" in metrics) == (figure.name != "psnr_outside")  # which filling leaves
+            assert (f"{figure.name}_{bound}" in metrics) == (figure.name != "psnr_outside")  # which filling leaves
             assert metrics[f"{figure.name}_reconstruction"] >= (45 if "psnr" in figure.name else 0.93), figure.name
     assert not [name for name in metrics if name.endswith("_low_permuted")]
 
 
-def test_floors_of_other_conditions_are_those_of_the_next_image() -> None:
+def test_permuted_conditions_are_those_of_the_next_image() -> None:
     """An evaluation whose pictures are the records' own is right, and wrong by what the next record was given."""
     facts = of_pixels()
     validation = in_memory(facts)
@@ -268,6 +269,37 @@ def test_what_was_given_is_stored_beside_what_was_drawn_and_shown(task: TaskConf
     show(run, 64, SimpleNamespace(image=lambda n, name, png, words: sent.append((name, words))))  # type: ignore[arg-type]
     assert [name for name, _ in sent] == ["samples", *(["given"] if task.name in SHOWN else [])]
     assert all(words.startswith(f"1. {result.captions[0]}") for _, words in sent)
+
+
+@pytest.mark.parametrize("damage", ["no picture", "another size", "missing"])
+def test_samples_are_shown_without_a_damaged_picture_of_what_was_given(damage: str, tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    given_png = f"{write(run, evaluated(LayoutTask()))}/given.png"
+    run.put("config.yaml", b"run: a\n")
+    if damage == "missing":
+        run.delete(given_png)
+    else:
+        run.put(given_png, png(tile(pictures()[:1], 1)) if damage == "another size" else b"<svg onload=alert(1)>")
+    read = load(str(tmp_path))
+    html = page.page([read], {})
+    assert html.count('class="sample"') == 3 and 'class="pair"' not in html and "-given" not in html
+    assert [note.startswith(f"{given_png} is left out") for note in read.notes] == [True] * (damage != "missing")
+    sent: list[str] = []
+    show(run, 64, SimpleNamespace(image=lambda n, name, png, words: sent.append(name)))  # type: ignore[arg-type]
+    assert sent[0] == "samples"
+
+
+def test_compared_runs_show_the_figures_of_each_task_with_its_bounds(tmp_path: Path) -> None:
+    for task in (ClassTask(), SemanticTask()):
+        run = open_storage(str(tmp_path / task.name))
+        write(run, evaluated(task))
+        write(run, replace(evaluated(task), n=128))
+        run.put("config.yaml", b"run: a\n")
+    html = page.page([load(str(tmp_path / name)) for name in ("class", "semantic")], {})
+    text = "".join(parse(html).text)
+    for heading in ("Class accuracy", "Mean IoU of labels", "Label accuracy"):
+        assert heading in text
+    assert text.count("permuted 0.") >= 3
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)

@@ -63,9 +63,9 @@ class Judge(ABC):
     figures: ClassVar[tuple[Figure, ...]] = ()
     """Its figures, as in the task's row of the table; the first that there is means "best"."""
     permutes: ClassVar[bool] = False
-    """Whether judging pictures by what the next image was given is the figures' floor."""
+    """Whether judging pictures by what the next image was given is a bound of the figures."""
     free: ClassVar[tuple[str, ...]] = ()
-    """Figures that the trivial method has by doing nothing, so that they are no floor."""
+    """Figures that the trivial method has by doing nothing, so that these say nothing."""
 
     def __init__(self, contract: Contract, task: TaskConfig) -> None:
         self.contract, self.task = contract, task
