@@ -271,6 +271,11 @@ def test_what_cannot_be_parsed_is_named_and_ends_with_2(override: str) -> None:
         (["diffusion.beta_start=0.5"], "beta_start=0.5"),
         (["checkpoint.keep=0"], "checkpoint.keep=0"),
         (["checkpoint.keep_every=-1"], "checkpoint.keep_every=-1"),
+        (
+            ["checkpoint.best=psnr"],
+            "is no figure of task=text: choose one of task, attribute_accuracy, clip_score, fid",
+        ),
+        (["task=unconditional", "model.context_width=0", "checkpoint.best=clip_score"], "no figure of task=uncond"),
         (["checkpoint.best=clip_score"], "goes by evaluations, and there are none: data.val=CACHE"),
         (["checkpoint.best=fid", "data.val=other"], "wants statistics of real images: eval.reference=FILE"),
         (["watchdog_s=-1"], "watchdog_s=-1: a number of seconds"),
