@@ -24,7 +24,7 @@ from preprocess.source.recipe import recipe_of
 from preprocess.source.sample import Picture, Prepared, prepare
 from preprocess.source.shard import SUFFIXES, Sample, split_name
 
-GROUPS = {
+GROUPS: dict[str, dict[str, Any]] = {
     "class": {"classes": ClassesConfig(count=24)},
     "boxes": {"boxes": BoxesConfig(count=25, most=4)},
     "labels": {"labels": LabelsConfig(count=25)},
@@ -103,7 +103,7 @@ def test_a_sample_needs_no_caption_where_none_is_stored() -> None:
     ],
 )
 def test_a_class_is_a_number_of_the_cls_member(members: dict[str, bytes], expected: str) -> None:
-    assert reason(sample(**members), "class") == expected
+    assert reason(Sample("k", {"png": png(), **members}), "class") == expected
 
 
 def test_a_class_is_a_number_or_a_name_of_a_column(tmp_path: Any) -> None:

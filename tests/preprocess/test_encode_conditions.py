@@ -130,6 +130,7 @@ def test_boxes_that_are_cut_and_classes_are_counted_in_reports_and_on_the_card(
     card = (cache / "card.html").read_text()
     assert f"boxes left out: beyond the 1 largest of a crop</td><td>{cut}<" in card.replace(' class="text"', "")
     assert f"{scenes[0].number}: {CLASS_NAMES[scenes[0].number]}" in card
+    assert f'<span class="clamp">{CLASS_NAMES[scenes[0].number]}</span>' in card  # for want of a caption
     assert f"{len(counted)} of 24 occur" in card
 
 
@@ -178,7 +179,7 @@ BARE: dict[str, Any] = {
 def test_every_bad_condition_is_counted_and_the_others_are_taken(tmp_path: Path) -> None:
     labels = np.zeros((64, 64), np.uint8)
     image, whole = png(), {"cls": b"1", "json": b'{"boxes": []}', "labels.png": gray(labels)}
-    bad = {
+    bad: dict[str, dict[str, bytes | None]] = {
         "class_missing": {"cls": None},
         "class_out_of_range": {"cls": b"2"},
         "class_unreadable": {"cls": b"cat"},
@@ -191,8 +192,8 @@ def test_every_bad_condition_is_counted_and_the_others_are_taken(tmp_path: Path)
         "image_missing": {"png": None},
     }
     members = []
-    for key, changes in {"whole": {}, **bad}.items():
-        found = {"png": image, **whole, **changes}
+    for key, changes in [("whole", {}), *bad.items()]:
+        found: dict[str, bytes | None] = {"png": image, **whole, **changes}
         members += [(f"{key}.{suffix}", data) for suffix, data in found.items() if data is not None]
     write_tar(tmp_path / "0.tar", members)
     groups = {"classes": ClassesConfig(count=2), "boxes": BoxesConfig(count=9), "labels": LabelsConfig(count=7)}
