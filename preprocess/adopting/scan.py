@@ -8,15 +8,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from pipeline.config import LimitsConfig
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.records import Record, split_key, unpack
 from pipeline.errors import ShardCorrupt
 from pipeline.storage.base import Storage
+from preprocess.adopting.values import check_values
 from preprocess.encoding.writer import INDEX_FORMAT, Moments
 from preprocess.proving.records import check_record
+from preprocess.proving.shards import scaled_mean
 from preprocess.source.shard import SourceShard
 
 RECORD_MEMBERS = 4
@@ -98,7 +98,7 @@ def read_records(
             reason, detail = "member_missing", f"{key}.{missing[0]} is not there (it has {', '.join(files)})"
         else:
             try:
-                record = unpack(data, members, layout=layout)
+                record = unpack(data, members, layout=layout, captions="text" in members)
             except ShardCorrupt as error:
                 record, reason, detail = None, "member_unreadable", f"record {key}: {error}"
         seen.add(key)
@@ -109,14 +109,15 @@ def wanted_files(members: tuple[str, ...], layout: Mapping[str, str] | None) -> 
     """Names of the files that every record must have."""
     if layout is None:
         return [f"{name}.npy" for name in members]
-    return [*(layout[name] for name in members), layout["caption"].partition(":")[0]]
+    texts = [layout["caption"].partition(":")[0]] if "caption" in layout else []
+    return [*(layout[name] for name in members), *texts]
 
 
 @dataclass
 class Scan:
     """The content of one tar. rows: [offset, size, SHA-256] of the accepted records. rejected: counts by reason.
     problem: the first reject in words. size: (width, height) of the crops in pixels. first: the first accepted
-    record. lowest: the smallest value of all log-variances."""
+    record. lowest: the smallest value of all log-variances; infinite without any."""
 
     name: str
     bytes: int = 0
@@ -149,6 +150,7 @@ def scan(
                 size = result.size if result.rows else crop_size(record, contract)
                 try:
                     check_record(record, contract, size)
+                    check_values(record, contract)
                 except ShardCorrupt as error:
                     record, reason, detail = None, "member_mismatch", str(error)
                 if record is not None and len(record.meta["caption"].encode()) > limits.caption_bytes:
@@ -160,10 +162,10 @@ def scan(
                 continue
             result.size, result.first = size, result.first or record
             result.rows.append([scanned.offset, len(scanned.data), hashlib.sha256(scanned.data).hexdigest()])
-            channels = contract.latent_shape[0]
-            mean = record.members["moments"][:channels].astype(np.float64)
-            result.lowest = min(result.lowest, float(record.members["moments"][channels:].min()))
-            result.moments.add((mean - contract.shift) * contract.scale)
+            if contract.stored == "moments":
+                logvar = record.members["moments"][contract.latent_shape[0] :]
+                result.lowest = min(result.lowest, float(logvar.min()))
+            result.moments.add(scaled_mean(record, contract))
         result.bytes, result.sha256 = shard.bytes, shard.sha256
     return result
 
@@ -171,6 +173,6 @@ def scan(
 def crop_size(record: Record, contract: Contract) -> tuple[int, int]:
     """(width, height) in pixels of the crop that a record's latents belong to; the contract's first size if it has no
     such bucket."""
-    shape = record.members["moments"].shape
+    shape = record.members[contract.stored].shape
     size = (shape[-1] * contract.downsampling, shape[-2] * contract.downsampling) if len(shape) == 3 else (0, 0)
     return size if size in contract.buckets else contract.buckets[0]

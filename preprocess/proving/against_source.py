@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,21 +13,23 @@ from pipeline.config import VerifyConfig
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import fetch_shard
-from pipeline.diffusion.posterior import sample_posterior
 from pipeline.distributed.world import pick_device
 from pipeline.errors import RecordRejected, SourceError
 from pipeline.inference.pictures import to_uint8
 from pipeline.inference.trained import load_encoders
 from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.latents import Latents
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.encoder import to_unit_range
+from preprocess.proving.conditions import LATENT_TOLERANCE, add_conditions, masked_differences, other_conditions
 from preprocess.proving.findings import Findings
+from preprocess.proving.originals import Original, by_size
 from preprocess.proving.page import Pair
 from preprocess.proving.records import source_key
 from preprocess.source.recipe import recipe_of_contract
-from preprocess.source.sample import Picture, Prepared, prepare
+from preprocess.source.sample import prepare
 from preprocess.source.shard import SourceShard
 from preprocess.units.naming import option
 from preprocess.units.sources import find_inputs
@@ -36,16 +37,6 @@ from preprocess.units.sources import find_inputs
 SHARDS_COMPARED = 8  # input shards that are read again, at most
 ENCODED_TOGETHER = 64
 STATE_TOLERANCE = 0.02  # of text states, whose values are about 1; fp16 and other batch sizes cause 0.002
-LATENT_TOLERANCE = 0.05  # root mean square, of scaled latents, whose values are about 1
-
-
-@dataclass
-class Original:
-    """A record and its source sample, prepared again. picture: flipped if the record is."""
-
-    record: Record
-    sample: Prepared
-    picture: Picture
 
 
 def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, findings: Findings) -> list[Pair]:
@@ -58,7 +49,9 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
         findings.add("source", f"not compared, for it is not here ({error}): give source=")
         return []
     first_stage, tower = load_encoders(manifest.contract, pick_device("auto"), config.encoders)
+    contract, stored = manifest.contract, Latents.of(manifest.contract)
     pairs, worst_text, latents, problems = list[Pair](), 0.0, list[float](), list[str]()
+    masked, other = list[float](), list[str]()
     chosen = choose(manifest, config.samples)
     with Progress(sum(map(len, chosen.values())), "compare") as progress:
         for number, rows in chosen.items():
@@ -66,16 +59,23 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
                 storage, manifest, number, inputs[manifest.shards[number].unit], rows, tower, problems
             )
             while batch := list(itertools.islice(originals, ENCODED_TOGETHER)):
-                worst_text = max(worst_text, text_difference(tower, batch, manifest.contract.text.storage))
-                latents += latent_differences(first_stage, batch)
-                pairs += compare(first_stage, batch)
+                if tower is not None and contract.text is not None:
+                    worst_text = max(worst_text, text_difference(tower, batch, contract.text.storage))
+                latents += latent_differences(first_stage, batch, stored)
+                other += other_conditions(batch, contract)
+                masked += masked_differences(first_stage, batch, contract)
+                pairs += compare(first_stage, batch, stored)
                 progress.update(len(batch))
     psnr = np.array([pair.psnr for pair in pairs] or [np.nan])
-    findings.add("source", f"{len(chosen)} input shards read again: hashes, keys, captions and crops right", *problems)
-    problem = (
-        f"text states differ by up to {worst_text:.3g} from what the contract's text tower gives for their captions"
-    )
-    findings.add("text", f"encoded again within {worst_text:.2g}", *([problem] if worst_text > STATE_TOLERANCE else []))
+    right = "hashes, keys, captions and crops right" if contract.text else "hashes, keys and crops right"
+    findings.add("source", f"{len(chosen)} input shards read again: {right}", *problems)
+    if contract.text is not None:
+        problem = (
+            f"text states differ by up to {worst_text:.3g} from what the contract's text tower gives for their captions"
+        )
+        far = [problem] if worst_text > STATE_TOLERANCE else []
+        findings.add("text", f"encoded again within {worst_text:.2g}", *far)
+    add_conditions(findings, contract, other, masked)
     worst_latent = max(latents, default=0.0)
     problem = (
         f"latents differ by up to {worst_latent:.3g} (rms) from what the contract's autoencoder gives for their images"
@@ -109,13 +109,13 @@ def _originals(
     number: int,
     input_place: tuple[Storage, str],
     rows: list[int],
-    tower: TextTower,
+    tower: TextTower | None,
     problems: list[str],
 ) -> Iterator[Original]:
     """Yields records of one shard with their source samples. Reads the input shard to its end."""
     entry, contract = manifest.shards[number], manifest.contract
     unit = manifest.units[entry.unit]
-    shard = fetch_shard(storage, entry)
+    shard = fetch_shard(storage, entry, contract)
     records_by_key: dict[str, list[Record]] = collections.defaultdict(list)
     for record in map(shard.record, rows):
         records_by_key[source_key(record)].append(record)
@@ -126,7 +126,7 @@ def _originals(
                 continue
             records = records_by_key.pop(sample.key)
             try:
-                prepared = prepare(sample, recipe, tower.ids)
+                prepared = prepare(sample, recipe, tower.ids if tower else None)
             except RecordRejected as rejection:
                 problems.append(f"{unit.source}: sample {sample.key} cannot be read, yet is cached: {rejection}")
                 continue
@@ -169,21 +169,22 @@ def text_difference(tower: TextTower, originals: list[Original], storage: str) -
     return worst
 
 
-def latent_differences(stage: FirstStage, originals: list[Original]) -> list[float]:
-    """Root mean square difference between each cached posterior mean and that of the source's pixels, both scaled."""
-    differences = []
+def latent_differences(stage: FirstStage, originals: list[Original], stored: Latents) -> list[float]:
+    """Root mean square difference between each cached latent and the posterior mean of the source's pixels, both
+    scaled."""
+    differences, moments = [], Latents("moments", stage.scale, stage.shift)
     for group in by_size(originals):
         pixels = torch.from_numpy(np.stack([original.picture.pixels for original in group]))
-        fresh = sample_posterior(stage.encode_moments(to_unit_range(pixels)).cpu(), None, stage.scale, stage.shift)
-        differences += (fresh - cached_latents(stage, group)).square().mean(dim=(1, 2, 3)).sqrt().tolist()
+        fresh = moments.draw(stage.encode_moments(to_unit_range(pixels)).cpu(), None)
+        differences += (fresh - cached_latents(group, stored)).square().mean(dim=(1, 2, 3)).sqrt().tolist()
     return differences
 
 
-def compare(stage: FirstStage, originals: list[Original]) -> list[Pair]:
+def compare(stage: FirstStage, originals: list[Original], stored: Latents) -> list[Pair]:
     """Pairs of source image and decoded cached latent."""
     pairs = []
     for group in by_size(originals):
-        decoded = to_uint8(stage.decode(cached_latents(stage, group)))
+        decoded = to_uint8(stage.decode(cached_latents(group, stored)))
         pairs += [
             Pair(original.record.key, original.sample.caption, original.picture.pixels, image)
             for original, image in zip(group, decoded, strict=True)
@@ -191,15 +192,7 @@ def compare(stage: FirstStage, originals: list[Original]) -> list[Pair]:
     return pairs
 
 
-def by_size(originals: list[Original]) -> list[list[Original]]:
-    """Groups originals by the shape of their latents."""
-    groups: dict[tuple[int, ...], list[Original]] = collections.defaultdict(list)
-    for original in originals:
-        groups[original.record.members["moments"].shape].append(original)
-    return list(groups.values())
-
-
-def cached_latents(stage: FirstStage, originals: list[Original]) -> torch.Tensor:
-    """Scaled posterior means (B, C, h, w) of the cached records."""
-    moments = torch.from_numpy(np.stack([original.record.members["moments"] for original in originals]))
-    return sample_posterior(moments, None, stage.scale, stage.shift)
+def cached_latents(originals: list[Original], stored: Latents) -> torch.Tensor:
+    """Scaled latents (B, C, h, w) of the cached records; of posteriors their means."""
+    arrays = torch.from_numpy(np.stack([original.record.members[stored.member] for original in originals]))
+    return stored.draw(arrays, None)
