@@ -309,6 +309,7 @@ def test_several_samplers_steps_and_scales_are_a_curve_in_the_report(
 
 def test_eval_verb_and_training_agree_on_the_same_weights(folder: Path, config: TrainConfig) -> None:
     tower = load_encoders(load_trained(config.run).contract)[1]
+    assert tower is not None
     empty = encode_captions(tower, [""])[0]
     evaluate = in_training(
         config, open_storage(config.run), World(), load_manifest(open_storage(config.data.train)), empty

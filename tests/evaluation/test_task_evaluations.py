@@ -16,6 +16,7 @@ import torch
 from made.cache import contract
 from made.judged import CONDITIONS, given, pictures, scenes
 from made.report import parse
+from made.thread_world import on_ranks
 from pipeline.config import (
     ClassTask,
     DiffusionConfig,
@@ -196,22 +197,16 @@ def test_permuted_conditions_are_those_of_the_next_image() -> None:
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_figures_are_those_of_any_world(task: TaskConfig) -> None:
     facts = of_pixels()
-    denoiser, left = denoiser_of(task, facts), list[Any]()
+    denoiser = denoiser_of(task, facts)
 
-    class Last(World):
-        def gather(self, value: Any) -> list[Any]:
-            return [*left, value]
+    def evaluation(world: World) -> EvalResult:
+        evaluator = evaluator_of(task, facts, in_memory(facts), world=world)
+        return evaluator(denoiser, 64, images=9, sampler=SAMPLER)
 
-        def first(self, value: Any) -> Any:
-            return value
-
-    other = evaluator_of(task, facts, in_memory(facts), world=World(rank=1, size=2))
-    left.append(other._measure(denoiser, 9, SAMPLER, lambda: False))
-    world = Last(rank=0, size=2)
-    together = evaluator_of(task, facts, in_memory(facts), world=world)(denoiser, 64, images=9, sampler=SAMPLER)
-    alone = evaluator_of(task, facts, in_memory(facts))(denoiser, 64, images=9, sampler=SAMPLER)
-    assert {**together.metrics, "seconds": 0} == {**alone.metrics, "seconds": 0}
-    assert alone.captions == together.captions
+    alone = evaluation(World())
+    for together in on_ranks(2, evaluation):
+        assert {**together.metrics, "seconds": 0} == {**alone.metrics, "seconds": 0}
+        assert alone.captions == together.captions and np.array_equal(alone.grid, together.grid)
 
 
 def test_integers_reach_the_task_as_integers(monkeypatch: pytest.MonkeyPatch) -> None:
