@@ -115,11 +115,19 @@ def contract(*, text: str = "full", conditions: Conditions = CONDITIONS) -> Cont
 def make_run(folder: Path, task: TaskConfig, cache: Contract | None = None) -> str:
     """Writes a run of one commit to folder/run, trained on a cache of this contract. Returns its path."""
     cache = cache or contract()
-    width = {"context_width": 128 if task.makes_context else 0, "vector_width": 16 if task.makes_vector else 0}
+    model = ModelConfig(
+        channels=32,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=(2,),
+        heads=2,
+        context_width=128 if task.makes_context else 0,
+        vector_width=16 if task.makes_vector else 0,
+    )
     config = TrainConfig(
         run=str(folder / "run"),
         data=DataConfig(train=str(folder / "cache")),
-        model=ModelConfig(channels=32, multipliers=(1, 2), blocks=1, attention=(2,), heads=2, **width),
+        model=model,
         task=task,
         samples=128,
     )

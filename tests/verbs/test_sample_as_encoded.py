@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_a_samples_own_files_give_the_arrays_of_its_record(
     folder: Path, stored: tuple[Contract, dict[str, np.ndarray]], task: TaskConfig, asked: dict[str, str]
 ) -> None:
     contract, record = stored
-    words = {key: (value if key == "class_" else f"{folder}/{value}",) for key, value in asked.items()}
+    words: dict[str, Any] = {key: (value if key == "class_" else f"{folder}/{value}",) for key, value in asked.items()}
     requests = make_requests(task, contract, 2)
     (request,) = requests.rows(SampleConfig(run="r", **words))
     members = requests.encoded(request, load_autoencoder(ENCODERS)).members

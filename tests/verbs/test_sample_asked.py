@@ -101,9 +101,9 @@ def rows_of(config: SampleConfig) -> list[np.ndarray]:
 
 def of_files(files: dict[str, str], name: str) -> dict[str, Any]:
     """What a run is asked for."""
-    prompt = {"prompt": ("a red star",)} if "text" in name or name == "tokens" else {}
+    prompt: dict[str, Any] = {"prompt": ("a red star",)} if "text" in name or name == "tokens" else {}
     task = name.partition("_")[0]
-    return prompt | {
+    asked: dict[str, dict[str, Any]] = {
         "class": {"class_": ("3", "red star")},
         "vector": {"class_": ("3",)},
         "undropped": {"class_": ("3",), "guidance": 1.0},
@@ -111,7 +111,8 @@ def of_files(files: dict[str, str], name: str) -> dict[str, Any]:
         "semantic": {"labels": (files["labels"],)},
         "superres": {"image": (files["small"],)},
         "inpaint": {"image": (files["image"],), "mask": (files["mask"],)},
-    }.get(task, {})
+    }
+    return prompt | asked.get(task, {})
 
 
 # --------------------------------------------------------------------------------------------------------------------
