@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 from pipeline.config import EvalRunConfig, SamplerConfig
 from pipeline.config.loading.merge import to_dict
+from pipeline.config.tasks.found import require_perceived
 from pipeline.data.format.contract import require_match
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.manifest import load_manifest
@@ -39,6 +40,7 @@ from pipeline.evaluation.validation import load_validation
 from pipeline.inference.trained import Trained, encode_captions, load_trained
 from pipeline.log import log, show
 from pipeline.models.denoiser import Denoiser
+from pipeline.models.perceptual.loaded import FILES, load_perceptual
 from pipeline.parsing.text import one_line
 from pipeline.report import page
 from pipeline.report.publish import require_page
@@ -131,7 +133,9 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
     seed = trained.contract.encoder_seed
-    judge = make_judge(manifest.contract, run.task)
+    perceptual = config.perceptual or run.eval.perceptual
+    require_perceived(run.task, perceptual, "perceptual")
+    judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
     evaluator = Evaluator(
         validation=load_validation(storage, manifest, judge.reads, max(config.images, GRID), tower),
         first_stage=first_stage,
@@ -168,6 +172,8 @@ def reproduce(config: EvalRunConfig) -> int:
     )
     if card.features is not None and not config.features:
         card_config = replace(card_config, features=card.features["name"])  # type: ignore[arg-type]
+    if not config.perceptual:
+        card_config = replace(card_config, perceptual=perceptual_of(card, run))
     trained, evaluator, denoiser, sha256 = prepare(card_config, measured=card.reference is not None)
     if trained.n != card.n:
         raise RunError(f"{run} has no checkpoint at {card.n} samples, of which the card is")
@@ -195,6 +201,15 @@ def reproduce(config: EvalRunConfig) -> int:
         return 1
     show(f"reproduced: the figures are those of the card, {farthest[0]} to {farthest[1]:.1g} of its size")
     return 0
+
+
+def perceptual_of(card: Card, run: str) -> str:
+    """The weights of a card's perceptual distance: the run's own where it has some, else those of that name; none where
+    the card has no such figure."""
+    named, own = card.judge.get("perceptual", "none"), load_run(run).config.eval.perceptual
+    if named == "none" or own != "none":
+        return "none" if named == "none" else own
+    return named if named in FILES else "none"
 
 
 def read_card(url: str) -> Card:

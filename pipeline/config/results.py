@@ -22,6 +22,8 @@ class EvalRunConfig:
     """Feature network of the reference; "" = the run's own."""
     features_weights: str = ""
     """Weights of the feature network; "" = the run's own."""
+    perceptual: str = ""
+    """Weights of the perceptual distance, as eval.perceptual of train; "" = the run's own."""
     data: DataConfig = field(default_factory=DataConfig)
     """data.val: the cache whose captions are sampled; "" = the run's own."""
     images: Annotated[int, Ge(2)] = 1000

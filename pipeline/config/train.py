@@ -183,6 +183,10 @@ class EvalConfig:
     inception_pytorch, inception_clean, clip_b32, clip_l14, clip_l14_336, dinov2_s14 or dinov2_l14."""
     features_weights: str = ""
     """Weights of the feature network: a file or URL, followed by #sha256=... to check its hash; "" = as published."""
+    perceptual: str = "none"
+    """Weights of the perceptual distance st-LPIPS, for tasks that compare pictures (superres, inpaint): st-alex or
+    st-vgg of the package stlpips-pytorch (pip install 'latentmill[perceptual]'), or a file or URL, followed by
+    #sha256=... to check its hash; none = no such figure."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How the evaluated images are sampled."""
     grid: Annotated[int, Ge(0)] = 16

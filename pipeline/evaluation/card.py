@@ -68,8 +68,9 @@ class Card:
     """Kind of device that sampled: cpu or cuda."""
     judge: dict[str, Any] = field(default_factory=dict)
     """The task's figures and how they were made: figures, truth (pixels: the records' own; reconstruction: these after
-    the autoencoder), classes (even: image number modulo their number; records: those of the records), pasted. {} on
-    cards of earlier versions."""
+    the autoencoder), classes (even: image number modulo their number; records: those of the records), pasted,
+    perceptual (the distance: st-alex or st-vgg) and perceptual_sha256 (of its weights). {} on cards of earlier
+    versions."""
     versions: dict[str, str] = field(default_factory=lambda: versions())  # noqa: PLW0108  (defined below)
     """latentmill, and the packages that the figures depend on."""
     format: int = FORMAT
@@ -110,6 +111,7 @@ class Card:
             f"{self.weights} weights at {self.n:,} samples",
             *([f"task {self.task}"] if self.judge else []),
             *(f"{name} {value}" for name in ("classes", "truth") if (value := self.judge.get(name))),
+            *([self._distance()] if "perceptual" in self.judge else []),
         ]
         if self.reference is not None:
             if self.features is not None:
@@ -118,6 +120,10 @@ class Card:
                 )
             settings.append(f"reference {self.reference['sha256'][:12]} of {self.reference['images']:,} images")
         return f"{', '.join(figures)}; {'; '.join(settings)}; latentmill {self.versions['latentmill']}"
+
+    def _distance(self) -> str:
+        """The network of the perceptual distance."""
+        return f"st-LPIPS by {self.judge['perceptual']} {str(self.judge.get('perceptual_sha256', ''))[:12]}"
 
     def _figure(self, name: str) -> float:
         """A figure; NaN where a stored card has none."""

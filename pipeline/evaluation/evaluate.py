@@ -37,6 +37,7 @@ from pipeline.inference.trained import build_denoiser, load_encoders
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
+from pipeline.models.perceptual.loaded import load_perceptual
 from pipeline.models.tasks.choose import make_task
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -142,13 +143,14 @@ class Evaluator:
         """Differences between what a card's figures were made from and what is loaded here, one line each.
 
         weights_sha256: of the weights here; they are compared where the card has a hash of its own."""
-        reference, features = self.reference, self.features
+        reference, features, perceptual = self.reference, self.features, self.judging.judge.perceptual
         pairs = {
             "reference": ((card.reference or {}).get("sha256", ""), reference.sha256 if reference else ""),
             "features": ((card.features or {}).get("sha256", ""), features.sha256 if features and reference else ""),
             "resize": ((card.features or {}).get("resize", ""), features.resize if features and reference else ""),
             "captions": (card.captions["dataset"], self.validation.digest),
             "autoencoder": (card.vae_sha256, self.first_stage.weights_sha256),
+            "perceptual": (str(card.judge.get("perceptual_sha256", "")), perceptual.sha256 if perceptual else ""),
             "CLIP": (card.clip.get("image_sha256", ""), self.tower.image_sha256 if self.tower else ""),
             "weights": (card.weights_sha256, weights_sha256 if card.weights_sha256 else ""),
         }
@@ -282,7 +284,8 @@ def in_training(
     contract = manifest.contract
     task = make_task(config.task, config.model, contract, empty_LD).to(world.device)
     most_images = max(config.eval.images, config.eval.final_images, config.eval.grid)
-    judge = make_judge(validation_manifest.contract, config.task)
+    perceptual = load_perceptual(config.eval.perceptual, world.device, "eval.perceptual")
+    judge = make_judge(validation_manifest.contract, config.task, perceptual)
     first_stage, tower = load_encoders(contract, world.device, config.encoders)
     seed = contract.encoder_seed  # of random weights, in tests
     evaluator = Evaluator(

@@ -76,9 +76,9 @@ class Judging:
         rows.drawn |= dict(zip(numbers, judge.rows(drawn, given), strict=True))
         if not judge.looks:
             return
-        if judge.permutes:
+        if judge.permutes or judge.perceptual is not None:
             after = self.given([number + 1 for number in numbers], images)
-            rows.permuted |= dict(zip(numbers, judge.rows(drawn, after), strict=True))
+            rows.permuted |= dict(zip(numbers, judge.permuted(drawn, after), strict=True))
         own = [number for number in numbers if number < len(self._validation)]
         if missing := [number for number in own if number not in self._known.reconstruction]:
             of_records = self._given(missing, Judge.members(judge, self._arrays, missing, images))

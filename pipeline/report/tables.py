@@ -197,7 +197,11 @@ def _images(evaluation: Evaluation) -> str:
     return str(evaluation.metrics.get("images") or "")
 
 
-MEASURES = {"reference": _reference, "captions of": _captions}
+def _perceptual(evaluation: Evaluation) -> str:
+    return _digest(evaluation.card.get("judge"), "perceptual_sha256")
+
+
+MEASURES = {"reference": _reference, "captions of": _captions, "st-LPIPS weights": _perceptual}
 """What tells evaluations apart that share a sampler and its settings: heading -> its value, "" for none."""
 
 

@@ -317,7 +317,7 @@ def test_urls_lose_users_passwords_and_signatures_where_they_are_stored() -> Non
     config = made(eval__features_weights=url)
     assert config.eval.features_weights == url
     assert "SENTINEL" not in to_yaml(config)
-    from pipeline.evaluation.features.weights import weights_file
+    from pipeline.models.given_weights import weights_file
 
     with pytest.raises(LatentmillError, match="was not stored with the run"):
         weights_file(to_stored(config)["eval"]["features_weights"])

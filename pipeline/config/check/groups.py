@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 
 from pipeline import config as c
-from pipeline.config.tasks.figures import OF_FEATURES, SHORTCUT
-from pipeline.config.tasks.found import figures_of
+from pipeline.config.tasks.figures import OF_FEATURES, SHORTCUT, ST_LPIPS
+from pipeline.config.tasks.found import figures_of, require_perceived
 from pipeline.config.train import WIDEST
 from pipeline.config.values.bounds import require
 from pipeline.config.values.places import place
@@ -29,6 +29,10 @@ def check_checkpoint(config: c.TrainConfig) -> None:
     require(
         settings.best not in [figure.name for figure in OF_FEATURES] or config.eval.reference != "",
         f"checkpoint.best={settings.best} wants statistics of real images: eval.reference=FILE (latentmill reference)",
+    )
+    require(
+        settings.best != ST_LPIPS.name or config.eval.perceptual != "none",
+        f"checkpoint.best={settings.best} wants the weights of that distance: eval.perceptual=st-alex, st-vgg or FILE",
     )
 
 
@@ -65,6 +69,7 @@ def check_evaluation(config: c.TrainConfig) -> None:
         config.data.val == "" or place(config.data.val) not in map(place, (config.data.train, *config.data.mix)),
         f"data.val={config.data.val} is the training cache; captions must be ones that training never sees",
     )
+    require_perceived(config.task, settings.perceptual, "eval.perceptual")
     if config.data.val:
         check_guided(config.task, settings.sampler.guidance, "eval.sampler.guidance")
 

@@ -48,6 +48,8 @@ OF_FEATURES = (
 """Figures of any task against statistics of real images; their names in metrics.json end in the features' name."""
 CLIP_SCORE = Figure("clip_score", "CLIP score", "100 × cosine", "higher", "mean", digits=2)
 """Of tasks that read captions."""
+ST_LPIPS = Figure("st_lpips", "st-LPIPS", "distance, lower is better", "lower", "mean", compares=True, digits=4)
+"""Of tasks that compare pictures, where eval.perceptual gives its weights."""
 
 TEXT = (Figure("attribute_accuracy", "Attribute accuracy", "share of captions shown right", "higher", "share"),)
 UNCONDITIONAL = (
@@ -69,9 +71,11 @@ SUPERRES = (
     Figure("psnr", "PSNR", "dB, mean over pictures", "higher", "mean", compares=True, digits=2),
     Figure("ssim", "SSIM", "mean over pictures", "higher", "mean", compares=True),
     Figure("consistency", "Consistency", "dB, against the small image", "higher", "mean", digits=2),
+    ST_LPIPS,
 )
 INPAINT = (
     Figure("completed", "Objects completed", "share of partly hidden objects", "higher", "share", compares=True),
     Figure("psnr_inside", "PSNR inside", "dB, pooled over hidden pixels", "higher", "pooled", compares=True, digits=2),
     Figure("psnr_outside", "PSNR outside", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2),
+    ST_LPIPS,
 )

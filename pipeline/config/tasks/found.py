@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.tasks.base import TaskConfig
-from pipeline.config.tasks.figures import CLIP_SCORE, OF_FEATURES, SHORTCUT, Figure
+from pipeline.config.tasks.figures import CLIP_SCORE, OF_FEATURES, SHORTCUT, ST_LPIPS, Figure
 from pipeline.config.tasks.table import TASK_FACTS, TaskFacts
+from pipeline.config.values.bounds import require
 
 BOUNDS = ("real", "reconstruction", "baseline", "permuted")
 """Ends of the names of what a figure lies between: of real images, of these after the autoencoder, of a trivial
@@ -39,6 +40,19 @@ def all_figures() -> tuple[Figure, ...]:
 def present(metrics: Mapping[str, Any]) -> list[tuple[str, Figure]]:
     """The figures of any task that metrics hold, with the names that they have there."""
     return [(name, figure) for figure in all_figures() for name in figure.names if metrics.get(name) is not None]
+
+
+def require_perceived(task: TaskConfig, perceptual: str, key: str) -> None:
+    """Raise ConfigError for weights of the perceptual distance where no figure of the task is one. key: of the weights,
+    for messages."""
+    require(
+        perceptual.strip() != "",
+        f"{key}= is empty: give st-alex, st-vgg, a file or a URL, or none",
+    )
+    require(
+        perceptual == "none" or ST_LPIPS in facts_of(task).figures,
+        f"{key}={perceptual} with task={task.name}, whose evaluations compare no pictures: leave it out ({key}=none)",
+    )
 
 
 def best_figures(task: TaskConfig, best: str) -> tuple[Figure, ...]:

@@ -19,11 +19,11 @@ from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.evaluation.features.inception import SIDE, WIDTH, Inception
 from pipeline.evaluation.features.resize import RESIZES
-from pipeline.evaluation.features.weights import weights_file
 from pipeline.inference.pictures import from_uint8
 from pipeline.models.encoders.fetched import hub_error, quiet_hub_clients
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+from pipeline.models.given_weights import weights_file
 from pipeline.models.weights import read_file, weights_hash
 
 INCEPTION_URL = (

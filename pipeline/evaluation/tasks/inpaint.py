@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.conditions.mask import unpack
 from pipeline.config.tasks import figures
+from pipeline.evaluation.metrics.distance import distances
 from pipeline.evaluation.metrics.restoration import psnr, squared_error
 from pipeline.evaluation.shapes.claims import parse
 from pipeline.evaluation.shapes.match import completed
@@ -22,8 +23,9 @@ HOLE = {"grey": 128, "black": 0}
 
 class InpaintJudge(Judge):
     """PSNR inside the hole, from sums over all pictures; that outside it before pasting, which is what the autoencoder
-    and the sampler change; and in the shapes world the share of partly hidden objects that are completed. Holes filled
-    with the median colour of what is around them are judged beside it."""
+    and the sampler change; the perceptual distance of the whole pasted picture; and in the shapes world the share of
+    partly hidden objects that are completed. Holes filled with the median colour of what is around them are judged
+    beside it."""
 
     figures = figures.INPAINT
     free = ("psnr_outside",)
@@ -44,10 +46,11 @@ class InpaintJudge(Judge):
         """inside, of_inside, outside, of_outside: squared error and number of values. completed, of_completed:
         objects."""
         finished, holes, rows = self.finish(drawn, given), self.holes(given), list[Row]()
+        far = distances(self.perceptual, finished, given.pictures)
         for i, (hole, truth) in enumerate(zip(holes, given.pictures, strict=True)):
             inside, count_inside = squared_error(finished[i], truth, hole)
             outside, count_outside = squared_error(drawn[i], truth, ~hole)
-            row: dict[str, float | None] = {
+            row: dict[str, float | None] = far[i] | {
                 "inside": inside,
                 "of_inside": count_inside,
                 "outside": outside,
@@ -58,9 +61,13 @@ class InpaintJudge(Judge):
             rows.append(row)
         return rows
 
+    def permuted(self, drawn: np.ndarray, given: Given) -> list[Row]:
+        """The distance alone, of what was made for one hole in another's."""
+        return list(distances(self.perceptual, self.finish(drawn, given), given.pictures))
+
     def pooled(self, name: str, rows: Sequence[Row]) -> float | None:
         part = name.removeprefix("psnr_")
-        return psnr(*(sum(row[key] or 0 for row in rows) for key in (part, f"of_{part}")))  # type: ignore[arg-type]
+        return psnr(*(sum(row.get(key) or 0 for row in rows) for key in (part, f"of_{part}")))  # type: ignore[arg-type]
 
     def baseline(self, given: Given) -> np.ndarray | None:
         """Holes in the median colour of the picture around them."""

@@ -19,11 +19,12 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.config import TaskConfig
-from pipeline.config.tasks.figures import TO_RECONSTRUCTION, Figure
+from pipeline.config.tasks.figures import ST_LPIPS, TO_RECONSTRUCTION, Figure
 from pipeline.config.tasks.found import facts_of, found
 from pipeline.data.format.contract import Contract
 from pipeline.evaluation.figures import standard_error
 from pipeline.evaluation.metrics.error_bars import half_sample_error, wilson
+from pipeline.models.perceptual.network import Perceptual, require_side
 
 FEWEST = 4
 """Pictures from which a pooled figure has an error bar: half of them are still two."""
@@ -66,6 +67,8 @@ class Judge(ABC):
     """Whether judging pictures by what the next image was given is a bound of the figures."""
     free: ClassVar[tuple[str, ...]] = ()
     """Figures that the trivial method has by doing nothing, so that these say nothing."""
+    perceptual: Perceptual | None = None
+    """The perceptual distance, for judges that measure it; None for none."""
 
     def __init__(self, contract: Contract, task: TaskConfig) -> None:
         self.contract, self.task = contract, task
@@ -99,6 +102,11 @@ class Judge(ABC):
         A share's entry is the number of right cases, and "of_NAME" that of all cases, 1 where it is missing. A mean's
         entry is its value. Entries of pooled figures are the judge's own.
         """
+
+    def permuted(self, drawn: np.ndarray, given: Given) -> list[Row]:
+        """The rows of pictures (B, H, W, 3) uint8, judged by what the next images were given; [] where that is no bound
+        of a figure."""
+        return self.rows(drawn, given) if self.permutes else []
 
     def finish(self, drawn: np.ndarray, given: Given) -> np.ndarray:
         """The pictures that a user gets: those that were drawn, (B, H, W, 3) uint8, after what belongs to the task."""
@@ -141,7 +149,10 @@ class Judge(ABC):
     def facts(self, records: Mapping[str, np.ndarray], images: int) -> dict[str, Any]:
         """How its figures are made, for the card."""
         truth = {"truth": "pixels" if self.has_truth else "reconstruction"} if self.compares else {}
-        return {"figures": [self.name_of(figure) for figure in self.figures]} | truth
+        figures = [self.name_of(f) for f in self.figures if self.perceptual is not None or f != ST_LPIPS]
+        network = self.perceptual
+        perceptual = {} if network is None else {"perceptual": network.name, "perceptual_sha256": network.sha256}
+        return {"figures": figures} | truth | perceptual
 
 
 def bounds(judge: Judge, others: Mapping[str, Sequence[Row]], records: Sequence[Row]) -> dict[str, float]:
@@ -158,9 +169,14 @@ def bounds(judge: Judge, others: Mapping[str, Sequence[Row]], records: Sequence[
     return metrics
 
 
-def make_judge(contract: Contract, task: TaskConfig) -> Judge:
-    """The judge of a task, for a cache of this contract."""
+def make_judge(contract: Contract, task: TaskConfig, perceptual: Perceptual | None = None) -> Judge:
+    """The judge of a task, for a cache of this contract. perceptual: for a task with figures of it. Raises ShapeError
+    for a cache whose pictures are too small for it."""
     judge: Judge = found(facts_of(task).judge)(contract, task)
+    if perceptual is not None:
+        assert ST_LPIPS in judge.figures, "the configuration was not checked"
+        require_side(min(map(min, contract.buckets)))
+        judge.perceptual = perceptual
     return judge
 
 

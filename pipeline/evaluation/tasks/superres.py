@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.conditions.lowres import enlarge, lowres
 from pipeline.config.tasks import figures
+from pipeline.evaluation.metrics.distance import distances
 from pipeline.evaluation.metrics.restoration import psnr, squared_error, ssim
 from pipeline.evaluation.tasks.judge import Given, Judge, Row
 from pipeline.evaluation.tasks.shown import enlarged
@@ -16,24 +17,30 @@ MEMBER = "cond.lowres"
 
 
 class SuperresJudge(Judge):
-    """PSNR and SSIM of each picture, and its consistency: the PSNR of the small image that it becomes against the one
-    that was given. Bicubic enlargement is judged beside it. PSNR favours blur (the paper's own regression exceeds its
-    diffusion model in it), so FID belongs beside it."""
+    """PSNR, SSIM and perceptual distance of each picture, and its consistency: the PSNR of the small image that it
+    becomes against the one that was given. Bicubic enlargement is judged beside it. PSNR favours blur (the paper's own
+    regression exceeds its diffusion model in it), so the distance and FID belong beside it."""
 
     figures = figures.SUPERRES
     looks = True  # type: ignore[assignment]
 
     def rows(self, drawn: np.ndarray, given: Given) -> list[Row]:
+        far = distances(self.perceptual, drawn, given.pictures)
         rows: list[Row] = []
-        for picture, truth, small in zip(drawn, given.pictures, given.members[MEMBER], strict=True):
+        for i, (picture, truth, small) in enumerate(zip(drawn, given.pictures, given.members[MEMBER], strict=True)):
             rows.append(
-                {
+                far[i]
+                | {
                     "psnr": psnr(*squared_error(picture, truth)),
                     "ssim": ssim(picture, truth),
                     "consistency": psnr(*squared_error(self.reduced(picture), small)),
                 }
             )
         return rows
+
+    def permuted(self, drawn: np.ndarray, given: Given) -> list[Row]:
+        """The distance to another picture alone."""
+        return list(distances(self.perceptual, drawn, given.pictures))
 
     def reduced(self, picture: np.ndarray) -> np.ndarray:
         """A picture (H, W, 3) uint8 as its small image, (3, h, w) uint8: as the cache made it where that was by box or

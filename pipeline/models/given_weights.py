@@ -1,4 +1,4 @@
-"""Weight files of feature networks, downloaded once and verified by their hash."""
+"""Weight files that a key of the configuration names, downloaded once and verified by their hash."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NAMED = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")  # torch.hub's convention: a n
 CHUNK_BYTES = 16 * 1024 * 1024
 
 
-def weights_file(source: str) -> Path:
+def weights_file(source: str, key: str = "features_weights") -> Path:
     """The local file that `source` names: a path, or an s3://, http:// or https:// URL, downloaded once into
-    ~/.cache/latentmill/features.
+    ~/.cache/latentmill/features. key: of the configuration, for messages.
 
     Its SHA-256 must begin with the digits after "#sha256=" in `source` or, without these, with the eight or more
     hexadecimal digits at the end of its name (pt_inception-2015-12-05-6726825d.pth). Raises WeightsError."""
@@ -34,42 +34,42 @@ def weights_file(source: str) -> Path:
     expected_hash = pinned_hash[1] if pinned_hash else named_hash[1] if named_hash else ""
     if REDACTED in location:
         raise WeightsError(
-            f"features_weights={source}: what is missing in this URL was not stored with the run; give "
-            "features_weights=URL anew, or begin runs with '${oc.env:NAME}' in its place"
+            f"{key}={source}: what is missing in this URL was not stored with the run; give "
+            f"{key}=URL anew, or begin runs with '${{oc.env:NAME}}' in its place"
         )
     if "://" not in location:
         path = Path(location).expanduser()
         if not path.is_file():
-            raise WeightsError(f"features_weights={source}: there is no such file")
-        return _verified(path, expected_hash, source)
-    key = hashlib.sha256(f"{location} {expected_hash}".encode()).hexdigest()[:16]
-    path = cache_root().parent / "features" / key / (redact(name) or "weights")
+            raise WeightsError(f"{key}={source}: there is no such file")
+        return _verified(path, expected_hash, source, key)
+    folder = hashlib.sha256(f"{location} {expected_hash}".encode()).hexdigest()[:16]
+    path = cache_root().parent / "features" / folder / (redact(name) or "weights")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         log.info(f"downloading {location} into {path}")
         temporary = temporary_path(path)
         try:
             with temporary.open("xb") as file:
-                for chunk in _chunks(location):
+                for chunk in _chunks(location, key):
                     file.write(chunk)
-            _verified(temporary, expected_hash, source)
+            _verified(temporary, expected_hash, source, key)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    return _verified(path, expected_hash, source)
+    return _verified(path, expected_hash, source, key)
 
 
-def _chunks(url: str) -> Iterator[bytes]:
+def _chunks(url: str, key: str) -> Iterator[bytes]:
     """The object's bytes in chunks. Raises WeightsError when it cannot be fetched."""
     if url.startswith("s3://"):
-        root, key = split_url(url)
+        root, name = split_url(url)
         storage = open_storage(root)
         try:
-            size = storage.stat(key).size
+            size = storage.stat(name).size
         except NotFound:
-            raise WeightsError(f"features_weights={url}: there is no such object") from None
+            raise WeightsError(f"{key}={url}: there is no such object") from None
         for offset in range(0, size, CHUNK_BYTES):
-            yield storage.get_range(key, offset, min(CHUNK_BYTES, size - offset))
+            yield storage.get_range(name, offset, min(CHUNK_BYTES, size - offset))
         return
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
@@ -78,17 +78,17 @@ def _chunks(url: str) -> Iterator[bytes]:
     except (urllib.error.URLError, OSError) as error:
         raise WeightsError(
             f"{url} cannot be fetched ({getattr(error, 'reason', error)}). Bring the file here by hand, and give "
-            "features_weights=FILE"
+            f"{key}=FILE"
         ) from None
 
 
-def _verified(path: Path, expected_hash: str, source: str) -> Path:
+def _verified(path: Path, expected_hash: str, source: str, key: str) -> Path:
     if expected_hash:
         with path.open("rb") as file:
             actual_hash = hashlib.file_digest(file, "sha256").hexdigest()
         if not actual_hash.startswith(expected_hash):
             raise WeightsError(
-                f"features_weights={source}: its SHA-256 begins with {actual_hash[: len(expected_hash)]}, not "
+                f"{key}={source}: its SHA-256 begins with {actual_hash[: len(expected_hash)]}, not "
                 f"{expected_hash}; the file is damaged, or another one"
             )
     return path
