@@ -12,6 +12,7 @@ test: .venv/.installed-test
 	scripts/check
 
 test-long: .venv/.installed-test
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt stlpips-pytorch
 	$(BIN)/python -m pytest -m long
 	$(BIN)/python scripts/break_promises.py
 

@@ -206,7 +206,7 @@ def reproduce(config: EvalRunConfig) -> int:
 def perceptual_of(card: Card, run: str) -> str:
     """The weights of a card's perceptual distance: the run's own where it has some, else those of that name; none where
     the card has no such figure."""
-    named, own = card.judge.get("perceptual", "none"), load_run(run).config.eval.perceptual
+    named, own = str(card.judge.get("perceptual", "none")), load_run(run).config.eval.perceptual
     if named == "none" or own != "none":
         return "none" if named == "none" else own
     return named if named in FILES else "none"

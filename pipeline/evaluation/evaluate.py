@@ -98,7 +98,7 @@ class Evaluator:
         self.diffusion, self.task = diffusion, judge.task.name
         self.tower = tower if judge.task.takes_text else None
         self.judging = Judging(judge, validation, first_stage, seed)
-        self.reference, self.features = reference, features
+        self.reference, self.features, self.perceptual = reference, features, judge.perceptual
         self.grid, self.seed, self.thorough, self.world = grid, seed, thorough, world or World()
         if reference is not None:
             assert features is not None, "a reference needs its feature network"
@@ -143,7 +143,7 @@ class Evaluator:
         """Differences between what a card's figures were made from and what is loaded here, one line each.
 
         weights_sha256: of the weights here; they are compared where the card has a hash of its own."""
-        reference, features, perceptual = self.reference, self.features, self.judging.judge.perceptual
+        reference, features, perceptual = self.reference, self.features, self.perceptual
         pairs = {
             "reference": ((card.reference or {}).get("sha256", ""), reference.sha256 if reference else ""),
             "features": ((card.features or {}).get("sha256", ""), features.sha256 if features and reference else ""),

@@ -59,10 +59,8 @@ def full_name(evaluator: Evaluator, images: int, sampler: SamplerConfig, weights
         "features": [features.name, features.sha256, features.resize] if features and has_features else None,
         "reference": reference.sha256 if reference else None,
     }
-    if (
-        perceptual := evaluator.judging.judge.perceptual
-    ) is not None:  # names of evaluations without it stay as they were
-        facts["perceptual"] = perceptual.sha256
+    if evaluator.perceptual is not None:  # names of evaluations without it are as they were
+        facts["perceptual"] = evaluator.perceptual.sha256
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     name = f"-{features.name}" if features and has_features else ""
     return f"{short_name(images, evaluator.seed, sampler, weights)}{name}-{digest}"

@@ -245,6 +245,9 @@ def test_what_cannot_be_parsed_is_named_and_ends_with_2(override: str) -> None:
     assert caught.value.exit_code == 2
 
 
+SUPERRES = ("task=superres", "model.context_width=0", "model.in_channels=7")
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -278,6 +281,9 @@ def test_what_cannot_be_parsed_is_named_and_ends_with_2(override: str) -> None:
         (["task=unconditional", "model.context_width=0", "checkpoint.best=clip_score"], "no figure of task=uncond"),
         (["checkpoint.best=clip_score"], "goes by evaluations, and there are none: data.val=CACHE"),
         (["checkpoint.best=fid", "data.val=other"], "wants statistics of real images: eval.reference=FILE"),
+        ([*SUPERRES, "checkpoint.best=st_lpips", "data.val=other"], "wants the weights of that distance"),
+        (["eval.perceptual=st-alex", "data.val=other"], "with task=text, whose evaluations compare no pictures"),
+        ([*SUPERRES, "eval.perceptual=", "data.val=other"], "eval.perceptual= is empty"),
         (["watchdog_s=-1"], "watchdog_s=-1: a number of seconds"),
         (["ema.half_lives=[0.5]"], "ema.half_lives=0.5: 1 or more is wanted"),
         (["ema.half_lives=[100,100]"], "ema.half_lives names one twice"),

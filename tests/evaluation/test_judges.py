@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from PIL import ImageColor
 
 from made.cache import contract
 from made.judged import CONDITIONS, COUNT, LABELS, NAMES, boxes, given, pictures, scenes
+from made.stlpips_golden import seeded
 from pipeline.conditions.facts import BoxFacts, ClassFacts, Conditions, LabelFacts, LowresFacts
 from pipeline.conditions.lowres import enlarge, lowres
 from pipeline.config import (
@@ -22,11 +25,15 @@ from pipeline.config import (
     TextTask,
     UnconditionalTask,
 )
+from pipeline.config.tasks.figures import ST_LPIPS
 from pipeline.config.tasks.found import facts_of, figures_of
 from pipeline.config.tasks.table import TASK_FACTS
 from pipeline.data.format.contract import Contract
+from pipeline.errors import ShapeError
 from pipeline.evaluation.measure import shapes_accuracy
 from pipeline.evaluation.tasks.judge import Given, Judge, make_judge
+from pipeline.models.perceptual.loaded import from_tensors
+from pipeline.models.perceptual.network import Perceptual
 from preprocess.shapes.drawing import render
 
 
@@ -190,6 +197,74 @@ def test_pasting_leaves_what_was_known_exactly_and_the_outside_is_judged_before_
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# The perceptual distance
+
+
+@cache
+def distance() -> Perceptual:
+    return from_tensors(seeded("alex"), "made")
+
+
+def first(count: int, asked: Given) -> Given:
+    members = {name: rows[:count] for name, rows in asked.members.items()}
+    truth = None if asked.truth is None else asked.truth[:count]
+    return Given(asked.captions[:count], members, truth, pictures()[:count])
+
+
+def perceiving(task: TaskConfig) -> Judge:
+    judge = judge_of(task)
+    return make_judge(judge.contract, task, distance())
+
+
+@pytest.mark.parametrize("task", [SuperresTask(), InpaintTask()], ids=lambda task: task.name)
+def test_the_distance_is_0_for_true_pictures_and_grows_to_the_baseline_and_to_other_pictures(task: TaskConfig) -> None:
+    judge, asked = perceiving(task), first(6, given())
+    after = replace(permuted(asked), truth=np.roll(asked.pictures, -1, 0))
+    plain = judge.baseline(asked)
+    assert plain is not None
+    true, trivial = (judge.summary(judge.rows(drawn, asked)) for drawn in (asked.pictures, plain))
+    other = judge.summary(judge.permuted(asked.pictures, after))
+    assert true["st_lpips"] == true["st_lpips_error"] == 0
+    assert 0 < trivial["st_lpips"] < other["st_lpips"] and other["st_lpips_error"] > 0
+    assert set(other) == {"st_lpips", "st_lpips_error"}  # nothing else is judged by the next image's
+
+
+def test_the_distance_is_of_pictures_from_minus_1_to_1() -> None:
+    """With values from 0 to 1 the network sees half of the contrast."""
+    asked = first(3, given())
+    drawn = np.roll(asked.pictures, 1, 2)
+    found = [row["st_lpips"] for row in perceiving(SuperresTask()).rows(drawn, asked)]
+    x, y = (torch.from_numpy(p.astype(np.float32)).permute(0, 3, 1, 2) for p in (drawn, asked.pictures))
+    assert found == pytest.approx(distance().distance(x / 127.5 - 1, y / 127.5 - 1).tolist(), rel=1e-5)
+    assert found != pytest.approx(distance().distance(x / 255, y / 255).tolist(), rel=0.05)
+
+
+def test_the_distance_of_an_inpainted_picture_is_that_of_the_pasted_one() -> None:
+    judge, asked = perceiving(InpaintTask()), first(3, given())
+    drawn = 255 - asked.pictures
+    pasted = judge.finish(drawn, asked)
+    of_drawn, of_pasted = ([row["st_lpips"] for row in judge.rows(p, asked)] for p in (drawn, pasted))
+    whole = [row["st_lpips"] for row in perceiving(SuperresTask()).rows(drawn, asked)]
+    assert of_drawn == of_pasted and all(0 < a < b for a, b in zip(of_drawn, whole))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("task", [SuperresTask(), InpaintTask()], ids=lambda task: task.name)
+def test_without_its_weights_there_is_no_distance_and_the_card_names_none(task: TaskConfig) -> None:
+    judge, asked = judge_of(task), first(2, given())
+    assert "st_lpips" not in judge.rows(asked.pictures, asked)[0]
+    assert "st_lpips" not in judge.facts({}, 4)["figures"] and "perceptual" not in judge.facts({}, 4)
+    facts = perceiving(task).facts({}, 4)
+    assert facts["figures"][-1] == "st_lpips" and facts["perceptual"] == "st-alex"
+    assert facts["perceptual_sha256"] == distance().sha256
+
+
+def test_a_cache_of_pictures_too_small_for_the_distance_is_refused() -> None:
+    small = contract(conditions=CONDITIONS, buckets=((64, 64), (96, 24)))
+    with pytest.raises(ShapeError, match=r"32 pixels or more along a side, and these have 24: leave it out"):
+        make_judge(small, SuperresTask(), distance())
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # What may be judged
 
 
@@ -225,7 +300,11 @@ def test_pictures_compared_with_reconstructions_have_names_that_say_so() -> None
         judge = judge_of(task, conditions=replace(CONDITIONS, pixels=False))
         names = {name for name in judge.summary(judge.rows(pictures(), asked)) if not name.endswith(("_low", "_high"))}
         names -= {name for name in names if name.endswith("_error")}
-        assert names == {f.name + ("_to_reconstruction" if f.compares else "") for f in facts_of(task).figures}
+        figures = [figure for figure in facts_of(task).figures if figure != ST_LPIPS]
+        assert names == {figure.name + ("_to_reconstruction" if figure.compares else "") for figure in figures}
+        judge.perceptual = distance()
+        far = judge.summary(judge.rows(pictures()[:2], first(2, asked)))
+        assert {"st_lpips_to_reconstruction", "st_lpips_to_reconstruction_error"} <= far.keys()
         assert judge.facts({}, 4)["truth"] == "reconstruction" and "pixels" not in judge.reads
     assert "pixels" in judge_of(SuperresTask()).reads and judge_of(SuperresTask()).facts({}, 4)["truth"] == "pixels"
 

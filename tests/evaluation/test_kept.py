@@ -66,6 +66,7 @@ def evaluator(**changes: Any) -> Any:
         "first_stage": SimpleNamespace(weights_sha256="ee" * 32),
         "tower": SimpleNamespace(weights_sha256="11" * 32, image_sha256="22" * 32),
         "features": features(),
+        "perceptual": None,
         "reference": SimpleNamespace(sha256="44" * 32),
         "differing": lambda card, weights: [],
     }
@@ -95,6 +96,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "features of other weights": (evaluator(features=features(sha256="9")), *REST),
     "features": (evaluator(features=features(name="inception")), *REST),
     "a resize": (evaluator(features=features(resize="other")), *REST),
+    "the perceptual distance": (evaluator(perceptual=SimpleNamespace(sha256="a" * 64)), *REST),
     "the schedule": (evaluator(diffusion=DiffusionConfig(beta_end=0.02)), *REST),
 }
 

@@ -16,6 +16,7 @@ import torch
 from made.cache import contract
 from made.judged import CONDITIONS, given, pictures, scenes
 from made.report import parse
+from made.stlpips_golden import seeded
 from made.thread_world import on_ranks
 from pipeline.config import (
     ClassTask,
@@ -29,6 +30,7 @@ from pipeline.config import (
     TaskConfig,
     UnconditionalTask,
 )
+from pipeline.config.tasks.figures import ST_LPIPS, Figure
 from pipeline.config.tasks.found import facts_of
 from pipeline.data.format.contract import Contract
 from pipeline.distributed.world import World
@@ -41,6 +43,8 @@ from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
 from pipeline.evaluation.validation import Validation
 from pipeline.models.denoiser import Denoiser
+from pipeline.models.perceptual.loaded import from_tensors
+from pipeline.models.perceptual.network import Perceptual
 from pipeline.models.tasks.choose import make_task
 from pipeline.report import page
 from pipeline.report.grid import png, tile
@@ -123,7 +127,7 @@ def evaluator_of(task: TaskConfig, cache: Contract, validation: Validation, **se
         first_stage=Identity(),  # type: ignore[arg-type]
         tower=None,
         diffusion=DiffusionConfig(),
-        judge=make_judge(cache, task),
+        judge=settings.pop("judge", None) or make_judge(cache, task),
         grid=3,
         **settings,
     )
@@ -142,6 +146,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "draw", drawn_as_records)
 
 
+def figures_without_weights(task: TaskConfig) -> list[Figure]:
+    """The task's figures that need no weights of a perceptual distance."""
+    return [figure for figure in facts_of(task).figures if figure != ST_LPIPS]
+
+
 @cache
 def evaluated(task: TaskConfig, images: int = 5) -> EvalResult:
     facts = of_pixels()
@@ -152,7 +161,7 @@ def evaluated(task: TaskConfig, images: int = 5) -> EvalResult:
 def test_a_cache_without_captions_is_judged_by_its_tasks_figures_alone(task: TaskConfig) -> None:
     metrics = evaluated(task).metrics
     assert "clip_score" not in metrics and not [name for name in metrics if name.startswith("attribute")]
-    for figure in facts_of(task).figures:
+    for figure in figures_without_weights(task):
         if figure.name == "completed" and figure.name not in metrics:  # no object is partly hidden
             continue
         assert np.isfinite(metrics[figure.name]), figure.name
@@ -173,12 +182,39 @@ def test_a_cache_without_captions_is_judged_by_its_tasks_figures_alone(task: Tas
 )
 def test_every_figure_stands_between_bounds(task: TaskConfig, bound: str) -> None:
     """The autoencoder loses nothing but half a level."""
-    metrics, figures = evaluated(task).metrics, facts_of(task).figures
+    metrics, figures = evaluated(task).metrics, figures_without_weights(task)
     for figure in figures:
         if figure.name in metrics:
             assert (f"{figure.name}_{bound}" in metrics) == (figure.name != "psnr_outside")  # which filling leaves
             assert metrics[f"{figure.name}_reconstruction"] >= (45 if "psnr" in figure.name else 0.93), figure.name
     assert not [name for name in metrics if name.endswith("_low_permuted")]
+
+
+@pytest.mark.parametrize("task", [SuperresTask(), InpaintTask()], ids=lambda task: task.name)
+def test_the_perceptual_distance_stands_between_bounds_and_the_card_names_its_weights(task: TaskConfig) -> None:
+    facts, network = of_pixels(), from_tensors(seeded("alex"), "made")
+    denoiser = denoiser_of(task, facts)
+
+    def evaluator(world: World, perceptual: Perceptual | None = network) -> Evaluator:
+        judge = make_judge(facts, task, perceptual)
+        return evaluator_of(task, facts, in_memory(facts), world=world, judge=judge)
+
+    def evaluation(world: World) -> EvalResult:
+        return evaluator(world)(denoiser, 64, images=6, sampler=SAMPLER)
+
+    result = evaluation(World())
+    metrics, card = result.metrics, parse_card(json.dumps(result.card.to_json()).encode())
+    assert metrics["st_lpips_reconstruction"] < metrics["st_lpips"] / 10  # half a level; noise among the pictures
+    assert 0 < metrics["st_lpips_baseline"] < metrics["st_lpips_permuted"] and metrics["st_lpips_error"] > 0
+    assert not [name for name in metrics if name.endswith("_permuted") and name != "st_lpips_permuted"]
+    assert card.judge["perceptual_sha256"] == network.sha256
+    assert f"st-LPIPS by st-alex {network.sha256[:12]}" in card.line()
+    differing = {perceptual: evaluator(World(), perceptual).differing(card) for perceptual in (network, None)}
+    assert differing == {network: [], None: [f"perceptual: {network.sha256[:12]} on the card, none here"]}
+    others = {name: value for name, value in metrics.items() if not name.startswith(("seconds", "st_lpips"))}
+    assert others | {"seconds": 0} == evaluated(task, 6).metrics | {"seconds": 0}
+    for together in on_ranks(2, evaluation):
+        assert {**together.metrics, "seconds": 0} == {**metrics, "seconds": 0}
 
 
 def test_permuted_conditions_are_those_of_the_next_image() -> None:
@@ -302,11 +338,11 @@ def test_a_card_names_the_task_its_figures_and_how_they_were_made(task: TaskConf
     card = evaluated(task).card
     again = parse_card(json.dumps(card.to_json()).encode())
     assert again == card and card.clip == {}
-    assert card.judge["figures"] == [figure.name for figure in facts_of(task).figures]
+    assert card.judge["figures"] == [figure.name for figure in figures_without_weights(task)]
     assert card.judge.get("truth") == ("pixels" if task.name in ("superres", "inpaint") else None)
     assert card.judge.get("classes") == ("records" if task.name == "class" else None)
     line = card.line()
-    assert f"task {task.name}" in line and facts_of(task).figures[-1].name in line
+    assert f"task {task.name}" in line and figures_without_weights(task)[-1].name in line
 
 
 def test_the_words_beside_pictures_are_names_or_numbers_of_images() -> None:

@@ -178,5 +178,6 @@ def _largest(x: Tensor, window: int) -> Tensor:
 
 
 def _unit(x_BCHW: Tensor) -> Tensor:
-    """Features of length 1 at each position. The bound under the root keeps the gradient finite where all are 0."""
-    return x_BCHW / (x_BCHW.square().sum(1, keepdim=True).clamp_min(SMALL**2).sqrt() + SMALL)
+    """Features of length 1 at each position. Where all are 0 the root's gradient is infinite, and the ReLU before it
+    stops it."""
+    return x_BCHW / (x_BCHW.square().sum(1, keepdim=True).sqrt() + SMALL)
