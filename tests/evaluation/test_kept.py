@@ -17,7 +17,7 @@ from made.report import fake_run
 from pipeline import eval as eval_verb
 from pipeline.config import DiffusionConfig, EvalRunConfig, SamplerConfig, TrackingConfig
 from pipeline.errors import ConfigError, LatentmillError, ParseError, WeightsError
-from pipeline.eval import differences, table
+from pipeline.eval import differences, perceptual_of, table
 from pipeline.evaluation import beside
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.kept import full_name, kept_card, short_name, weights_digest
@@ -275,6 +275,36 @@ def test_figures_inside_training_against_other_references_are_said_not_to_compar
     assert "The runs&#x27; last evaluations differ in their number of images" in page.page(
         [load(str(r)) for r in runs], {}
     )
+
+
+def test_perceptual_distances_of_other_weights_are_said_not_to_compare(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run")
+    for number, n in enumerate((13_333, 40_000)):
+        card = {"judge": {"perceptual": "st-alex", "perceptual_sha256": f"{number}{number}" * 32}}
+        (run / "evals" / f"{n:012d}" / "card.json").write_text(json.dumps(card))
+    said = (
+        "differ in their st-LPIPS weights (000000000000 at 13,333; 111111111111 at 40,000), so figures do not compare"
+    )
+    assert said in page.page([load(str(run))], {})
+
+
+@pytest.mark.parametrize(
+    ("on_card", "own", "taken"),
+    [
+        (None, "st-vgg", "none"),
+        ("st-alex", "none", "st-alex"),
+        ("st-alex", "mine.pth", "mine.pth"),
+        ("https://elsewhere/w.pth", "none", "none"),  # a card names no file that is read
+        (["st-alex"], "none", "none"),
+    ],
+)
+def test_a_figure_is_made_again_with_the_runs_perceptual_distance_or_the_published_one(
+    monkeypatch: pytest.MonkeyPatch, on_card: Any, own: str, taken: str
+) -> None:
+    config = SimpleNamespace(eval=SimpleNamespace(perceptual=own))
+    monkeypatch.setattr(eval_verb, "load_run", lambda url: SimpleNamespace(config=config))
+    card = replace(CARD, judge={} if on_card is None else {"perceptual": on_card})
+    assert perceptual_of(card, "run") == taken
 
 
 # --------------------------------------------------------------------------------------------------------------------
