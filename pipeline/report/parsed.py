@@ -57,6 +57,7 @@ class CardFacts:
     seed: int | None = None
     captions: dict[str, Any] = field(default_factory=dict)
     reference: dict[str, Any] | None = None
+    judge: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
