@@ -183,6 +183,8 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "vector_width": config.vector_width,
         "vector_time_ids": config.vector_time_ids,
         "norm_groups": config.norm_groups,
+        "resblock_updown": config.resblock_updown,
+        "scale_shift_norm": config.scale_shift_norm,
         "out_channels": config.out_channels,
     }
 
