@@ -13,6 +13,7 @@ import torch
 
 from pipeline import cli
 from pipeline.config import EncodeConfig
+from pipeline.data.format.contract_json import contract_digest
 from pipeline.data.format.manifest import UNCOND
 from pipeline.data.format.records import npy_bytes
 from pipeline.distributed.allocator import keep_memory
@@ -28,8 +29,8 @@ from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from preprocess.encoding.card import write_card
 from preprocess.encoding.claims import Claims, Work
-from preprocess.encoding.contract import build_contract, contract_digest
-from preprocess.encoding.encoder import Encoder
+from preprocess.encoding.contract import build_contract
+from preprocess.encoding.encoder import Encoder, encoder_of
 from preprocess.encoding.estimate import estimate
 from preprocess.encoding.finalize import finalize, leave_out, missing_units, summary, survey, tidy
 from preprocess.encoding.output import Destination
@@ -56,6 +57,7 @@ def main(config: EncodeConfig) -> int:
         return forget_only(config)
     if config.finalize:
         return finish_only(config)
+    recipe_of(config)  # before any process is started: it reads the files of names
     require_place(config.launch.processes)
     if config.launch.processes > 1 and not in_world():
         return run_ranks("encode", config, config.launch.processes, config.launch.threads)
@@ -86,11 +88,12 @@ def run(config: EncodeConfig) -> int:
             # A cache continues with the number of threads that it was begun with: its bytes may depend on it.
             threads = config.launch.threads or (plans[0].contract.threads if plans[0] else 0)
             torch.set_num_threads(threads_per_rank(threads, place.local_world))
-        stage, text = load_autoencoder(config.encoders, device), load_text(config.encoders, device)
-        encoder = Encoder(
-            stage, text, config.batch, text_storage=config.text_storage, masks="mask" in config.conditions
-        )
-        contracts = [build_contract(config, target, stage, text, device) for target in recipe.targets]
+        stage = load_autoencoder(config.encoders, device)
+        text = load_text(config.encoders, device) if recipe.caption_key else None
+        encoder = encoder_of(config, recipe, stage, text)
+        contracts = [
+            build_contract(config, target, recipe.conditions, stage, text, device) for target in recipe.targets
+        ]
         agreements = [agree(*place_, call, claims) for place_ in zip(storages, contracts, strict=True)]
         try:
             destinations = [
@@ -101,9 +104,10 @@ def run(config: EncodeConfig) -> int:
             units = place_units(agreements[0], call)
             dest.sweep(ABANDONED_SECONDS)
             finished = settle(agreements, destinations, units)
-            uncond = npy_bytes(encoder.text_states([text.ids("")[0]])[0])
-            for storage in storages:
-                put_identical(storage, UNCOND, uncond)
+            if text is not None:
+                uncond = npy_bytes(encoder.text_states([text.ids("")[0]])[0])
+                for storage in storages:
+                    put_identical(storage, UNCOND, uncond)
             remaining = [number for number in units if number not in finished]
             if remaining:
                 line = encode_units(config, destinations, recipe, encoder, decoders, units, remaining, claims)

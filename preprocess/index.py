@@ -13,7 +13,6 @@ import hashlib
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -48,7 +47,7 @@ from pipeline.storage.urls import open_storage, without_folders
 from pipeline.tracking.progress import Progress
 from preprocess.adopting.foreign import UNKNOWN, Facts, empty_caption, facts_of
 from preprocess.adopting.scan import Scan, scan
-from preprocess.encoding.plan import PLAN, read_plan
+from preprocess.encoding.plan import PLAN, Part, plan_bytes, read_plan
 from preprocess.encoding.writer import Moments
 
 OWN_FILES = f"{PLAN}, {MANIFEST}, {VERSIONS}/, all *.index.json and a {UNCOND} that it made"
@@ -70,8 +69,8 @@ def main(config: IndexConfig) -> int:
     if facts.made:
         manifest = restored(storage, manifest)
     else:
-        plan = {"contract": asdict(facts.contract), "source": without_folders(config.source), "units": names}
-        files = {UNCOND: uncond, PLAN: canonical_json(plan), **files}
+        plan = plan_bytes(facts.contract, Part(without_folders(config.source), tuple(names)), facts.format)
+        files = {**({UNCOND: uncond} if uncond else {}), PLAN: plan, **files}
     require_identical(storage, {**files, manifest.name: manifest_bytes(manifest)})
     for key, data in files.items():
         put_identical(storage, key, data)
@@ -216,9 +215,10 @@ def manifest_of(
         contract=facts.contract,
         units=tuple(units),
         shards=tuple(shards),
-        uncond_sha256=hashlib.sha256(uncond).hexdigest(),
+        uncond_sha256=hashlib.sha256(uncond).hexdigest() if uncond else "",
         statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
         sources=(without_folders(config.source),),
+        format=facts.format,
     )
     return manifest, indexes
 

@@ -24,7 +24,6 @@ from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import read
-from pipeline.diffusion.posterior import sample_posterior
 from pipeline.distributed.world import pick_device
 from pipeline.errors import ContractMismatch, DataError, ParseError, ShardCorrupt, UserError
 from pipeline.evaluation.features.networks import Features, load_features
@@ -35,6 +34,7 @@ from pipeline.inference.pictures import to_uint8
 from pipeline.inference.trained import load_encoders
 from pipeline.log import show
 from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.latents import Latents
 from pipeline.models.encoders.text import TextTower
 from pipeline.parsing.bounds import Whole
 from pipeline.parsing.typed import build
@@ -71,7 +71,7 @@ def main(config: ReferenceConfig) -> int:
     made_of = {
         "features_sha256": features.sha256,
         "dataset": manifest.digest,
-        "clip_sha256": clip_identity(encoders[1]),
+        "clip_sha256": clip_identity(encoders[1]) if encoders[1] else "",
     }
     require_free_or_own(dest, made_of, images)
     reference = make_reference(
@@ -112,7 +112,7 @@ def real_images(storage: Storage, manifest: Manifest, source: str, images: int) 
                     f"{place.locate(key)} has {shard.bytes} bytes, but {storage.url}/{entry.name} was made from "
                     f"{unit.source} of {unit.source_bytes}: give the source that the cache was encoded from"
                 )
-            records = read(storage, manifest, number, kept, ("moments",))
+            records = read(storage, manifest, number, kept, (Latents.of(manifest.contract).member,))
             keys = list(map(source_key, records))
             matched = 0
             for sample in shard.samples():
@@ -184,10 +184,12 @@ class _HeldOut:
     scores: list[Tensor] = field(default_factory=list)
     accuracies: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, pictures: np.ndarray, captions: list[str], features: Features, tower: TextTower) -> None:
+    def add(self, pictures: np.ndarray, captions: list[str], features: Features, tower: TextTower | None) -> None:
+        """tower: None where there are no captions, which nothing is compared with then."""
         self.features.append(features(pictures))
-        self.scores.append(clip_scores(tower, pictures, captions))
-        self.accuracies.append(shapes_accuracy(pictures, captions))
+        if tower is not None:
+            self.scores.append(clip_scores(tower, pictures, captions))
+            self.accuracies.append(shapes_accuracy(pictures, captions))
 
 
 def make_reference(
@@ -196,10 +198,10 @@ def make_reference(
     manifest: Manifest,
     features: Features,
     first_stage: FirstStage,
-    tower: TextTower,
+    tower: TextTower | None,
     progress: Progress,
 ) -> Reference:
-    """Makes the reference of `count` images in one pass over them."""
+    """Makes the reference of `count` images in one pass over them. tower: None of a cache without captions."""
     contract = manifest.contract
     held_count = min(count // 2, MOST_HELD)
     held_out = {name: _HeldOut() for name in SCORED}
@@ -214,7 +216,7 @@ def make_reference(
                 statistics.add(features(pictures))
             progress.update(len(pictures))
     scores: dict[str, Any] = {}
-    for name, figures in held_out.items():
+    for name, figures in held_out.items() if tower is not None else ():
         scores[f"clip_score_{name}"] = float(torch.cat(figures.scores).mean())
         accuracy = merge_accuracies(figures.accuracies)
         if "overall" in accuracy:
@@ -228,7 +230,7 @@ def make_reference(
         resize=contract.resize,
         dataset=manifest.digest,
         vae_sha256=contract.vae_sha256,
-        clip_sha256=clip_identity(tower),
+        clip_sha256=clip_identity(tower) if tower is not None else "",
         images=statistics.n,
         held=held_count,
         scores=scores,
@@ -255,9 +257,10 @@ def _batches(images: Iterator[tuple[np.ndarray, Record]], cut: int) -> Iterator[
 
 
 def _reconstruct(records: list[Record], contract: Contract, first_stage: FirstStage) -> np.ndarray:
-    """Decodes the posterior means of records: (B, R, R, 3) uint8."""
-    moments = torch.from_numpy(np.stack([record.members["moments"] for record in records])).to(first_stage.device)
-    return to_uint8(first_stage.decode(sample_posterior(moments, None, contract.scale, contract.shift)))
+    """Decodes the latents of records, of posteriors their means: (B, R, R, 3) uint8."""
+    latents = Latents.of(contract)
+    stored = torch.from_numpy(np.stack([record.members[latents.member] for record in records])).to(first_stage.device)
+    return to_uint8(first_stage.decode(latents.draw(stored, None)))
 
 
 def summary(dest: str, reference: Reference) -> str:

@@ -18,6 +18,9 @@ The splits, and what training never shows:
 - "heldout" shows at least one held-out triple in every scene, and names its size. It is harder than unseen captions:
   the pair of colour and shape occurs in training only at the other size.
 - "all" is unrestricted; the demo encoders are trained on it.
+
+With single=true every scene has one object: those scenes of the same seed that have one anyway are the same. With
+classes=true the class of the largest object (by the side of its box) is written beside each picture.
 """
 
 from __future__ import annotations
@@ -36,7 +39,14 @@ def main(config: SynthConfig) -> None:
     started = time.monotonic()
     with Progress(config.images, "synth", "images") as bar:
         summary, new_shards = write_shards(
-            config.dest, config.images, config.seed, config.split, config.shard_size, bar.update
+            config.dest,
+            config.images,
+            config.seed,
+            config.split,
+            config.shard_size,
+            bar.update,
+            single=config.single,
+            classes=config.classes,
         )
     contents = f"{config.images:,} images in {len(summary['shards']):,} shards"
     show(

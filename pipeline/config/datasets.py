@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from pipeline.config.conditions import BoxesConfig, ClassesConfig, LabelsConfig, LowresConfig, MaskConfig
 from pipeline.config.model import EncodersConfig, FeaturesName
 from pipeline.config.train import LaunchConfig, Weights
 from pipeline.config.values.bounds import Between, Ge, Gt, OrZero, Seed, SeedOrNone
@@ -25,6 +26,11 @@ class SynthConfig:
     image shows a combination of size, colour and shape that train and val never show. all: no restriction."""
     shard_size: Annotated[int, Ge(1)] = 1000
     """Images per tar."""
+    single: bool = False
+    """Draw exactly one object in each image, instead of one to three."""
+    classes: bool = False
+    """Also write the class of the largest object of each image, 0 to 23, as KEY.cls, and the names of the classes to
+    classes.txt, those of label maps and boxes (0 is the background) to labels.txt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +113,25 @@ class EncodeConfig:
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Samples to leave out."""
     caption_key: str = "txt"
-    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member)."""
-    conditions: tuple[Literal["boxes", "labels", "lowres", "mask"], ...] = ()
-    """Further members of each sample that are stored as cond.*, for tasks that are conditioned on them."""
-    text_storage: Literal["full", "trimmed", "tokens"] = "full"
+    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member). With
+    text_storage=none no caption is read, and a sample needs none."""
+    conditions: tuple[Literal["class", "boxes", "labels", "lowres", "mask", "pixels"], ...] = ()
+    """What is stored of each sample beside its image and caption, for tasks that are given it (cond.*). pixels: the
+    crop itself, with which evaluations compare."""
+    classes: ClassesConfig = field(default_factory=ClassesConfig)
+    """How a sample's class is read."""
+    boxes: BoxesConfig = field(default_factory=BoxesConfig)
+    """Which boxes are stored."""
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    """How label maps are stored."""
+    lowres: LowresConfig = field(default_factory=LowresConfig)
+    """How crops are made smaller."""
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """How holes are drawn."""
+    text_storage: Literal["full", "trimmed", "tokens", "none"] = "full"
     """What is stored of a caption. full: the text states of every position, as Stable Diffusion is trained. trimmed:
     the text states up to the end token; the model then attends to nothing else. tokens: token ids only; the trainer
-    runs the text tower."""
+    runs the text tower. none: nothing; no text tower is loaded."""
     batch: Annotated[int, Ge(1)] = 64
     """Images per encoder batch; no batch has images of two input shards. Part of the contract."""
     workers: Annotated[int, Ge(0)] = 0
@@ -160,9 +178,20 @@ class IndexConfig:
     """Member of a record that holds the moments (2C, h, w), posterior mean then log-variance, unscaled, named without
     the record's key and the dot; a .npy file of float16 or float32."""
     text_member: str = "text.npy"
-    """Member of a record that holds the text states (L, D), named as in moments_member."""
+    """Member of a record that holds the text states (L, D), named as in moments_member; "" = records have no captions,
+    and caption_key is not read."""
     caption_key: str = "json:caption"
     """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member)."""
+    class_member: str = ""
+    """Member of a record that holds its class, named as in moments_member: a .npy file of one int32 without axes;
+    "" = none."""
+    classes: Annotated[int, Ge(0)] = 0
+    """Number of classes of class_member."""
+    boxes_member: str = ""
+    """Member of a record that holds its boxes, named as in moments_member: a .npy file of float16 (N, 5): class, x0,
+    y0, x1, y1 as fractions of the image that was encoded, and -1 in rows without a box; "" = none."""
+    box_classes: Annotated[int, Ge(0)] = 0
+    """Number of classes of the boxes of boxes_member."""
     channels: Annotated[int, Ge(1)] = 4
     """Channels C of a latent. Where `encoders` is given, its value is used instead."""
     downsampling: Annotated[int, Ge(1)] = 8

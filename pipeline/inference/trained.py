@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Trained:
 
     def encoders(
         self, device: torch.device | str = "cpu", override: EncodersConfig | None = None
-    ) -> tuple[FirstStage, TextTower]:
+    ) -> tuple[FirstStage, TextTower | None]:
         """The encoders that the run's cache was made with: from `override`, else from the run's `encoders`, else from
         the contract's names. Raises ContractMismatch when they are other encoders."""
         return load_encoders(self.contract, device, override or self.info.config.encoders)
@@ -83,29 +84,39 @@ def build_denoiser(
 
 def load_encoders(
     contract: Contract, device: torch.device | str = "cpu", override: EncodersConfig | None = None
-) -> tuple[FirstStage, TextTower]:
-    """The autoencoder and the text tower that a cache of this contract was made with.
+) -> tuple[FirstStage, TextTower | None]:
+    """The autoencoder and the text tower that a cache of this contract was made with; no tower, and none is loaded,
+    where the cache has no captions.
 
     override: where to load them from when the contract's names do not exist here. Raises ContractMismatch when the
-    loaded weights are not those that encoded the cache.
+    loaded weights are not those that encoded the cache, and for a cache of pixels, which no autoencoder encoded.
     """
-    if not (contract.vae_sha256 and contract.text_sha256):
+    if contract.stored == "pixels":
+        raise ContractMismatch(
+            "the cache holds pixels and not latents (stored=pixels), so no autoencoder decodes what is drawn from it: "
+            "name a cache that was encoded with one"
+        )
+    if not contract.vae_sha256 or (contract.text is not None and not contract.text_sha256):
         raise ContractMismatch(
             "the cache does not know its encoders (`latentmill index` was given none), so nothing proves which to "
             "load: index it again with encoders=NAME"
         )
     config = override or from_dict(EncodersConfig, contract.encoders)
-    first_stage, tower = load_autoencoder(config, device), load_text(config, device)
-    pairs = {
+    first_stage = load_autoencoder(config, device)
+    tower = load_text(config, device) if contract.text is not None else None
+    pairs: dict[str, tuple[Any, Any]] = {
         f"autoencoder {config.vae}": (first_stage.weights_sha256, contract.vae_sha256),
-        f"text tower {config.text}": (tower.weights_sha256, contract.text_sha256),
-        "text layer": (tower.layer, contract.text.layer),
-        "padding id": (tower.pad, contract.text.pad),
-        "context length": (tower.length, contract.text.length),
-        "quick_gelu": (tower.quick_gelu, contract.text.quick_gelu),
         "latent scale": (first_stage.scale, contract.scale),
         "latent shift": (first_stage.shift, contract.shift),
     }
+    if tower is not None and contract.text is not None:
+        pairs |= {
+            f"text tower {config.text}": (tower.weights_sha256, contract.text_sha256),
+            "text layer": (tower.layer, contract.text.layer),
+            "padding id": (tower.pad, contract.text.pad),
+            "context length": (tower.length, contract.text.length),
+            "quick_gelu": (tower.quick_gelu, contract.text.quick_gelu),
+        }
     differing = [
         f"{name}: {str(loaded)[:12]} here, {str(expected)[:12]} there"
         for name, (loaded, expected) in pairs.items()

@@ -46,6 +46,7 @@ class DatasetFacts:
 
     variants: records per accepted sample. filtered, defective: rejects by reason. truncated: accepted samples whose
     captions were cut. passed_over: files that belong to no sample. retried: batches encoded again in float32.
+    cut_boxes: boxes in crops of samples that their records lack.
     member_bytes: bytes of all records, by member. shards: the shards to list, the worst ones when there are too many.
     """
 
@@ -55,6 +56,7 @@ class DatasetFacts:
     truncated: int
     passed_over: int
     retried: int
+    cut_boxes: int = 0
     member_bytes: Mapping[str, int]
     histograms: Sequence[Histogram]
     shards: Sequence[InputShard]
@@ -152,15 +154,17 @@ def _counts(manifest: Manifest, facts: DatasetFacts) -> str:
         f"{cell(f'{count:,}')}</tr>"
         for sign, label, count in ledger
     )
-    other_counts = (
-        (
-            f"accepted with their captions cut at {manifest.contract.text.length} tokens",
-            facts.truncated,
-            share(facts.truncated, accepted),
-        ),
+    text, boxes = manifest.contract.text, manifest.contract.conditions.boxes
+    other_counts = [
         ("files passed over: no part of a sample", facts.passed_over, ""),
         ("batches encoded again in float32", facts.retried, ""),
-    )
+    ]
+    if text is not None:
+        cut = f"accepted with their captions cut at {text.length} tokens"
+        other_counts.insert(0, (cut, facts.truncated, share(facts.truncated, accepted)))
+    if boxes is not None:
+        small = f", or smaller than {boxes.min_area:g} of the crop" if boxes.min_area else ""
+        other_counts.append((f"boxes left out: beyond the {boxes.most} largest of a crop{small}", facts.cut_boxes, ""))
     other_rows = (
         f'<tr><td class="text">{label}</td>{cell(f"{count:,}")}{cell(share_text)}</tr>'
         for label, count, share_text in other_counts

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
+from pipeline.conditions.facts import Conditions
 from pipeline.config import FiltersConfig
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.manifest import Manifest
 from pipeline.report.elements import LONGEST, amount, cell, counted, folded, meter, prose, table, text
 
 MOST_SOURCES = 20  # patterns listed
+MOST_NAMES = 8  # of classes
 STORAGES = {
     "full": "the states of every position",
     "trimmed": "the states up to the caption's end token",
     "tokens": "token ids, of which the trainer makes the states",
 }
+LATENTS = {
+    "moments": ("a sample z of the posterior that is stored", "Scaled posterior means"),
+    "latents": ("the z that is stored", "Scaled latents"),
+    "pixels": ("pixels z that are stored, in the range of −1 to 1", "Scaled pixels"),
+}
+"""What z is, and what is measured, by what is stored."""
 
 
 def records_and_bytes(manifest: Manifest) -> tuple[int, int]:
@@ -26,7 +34,7 @@ def records_and_bytes(manifest: Manifest) -> tuple[int, int]:
 
 def in_words(manifest: Manifest) -> str:
     """A table of the contract in words, and the whole contract as folded JSON."""
-    contract, states = manifest.contract, manifest.contract.text
+    contract = manifest.contract
     threads = f" with {counted(contract.threads, 'thread')}" if contract.threads else ""
     crop = f"{contract.crop} crop" + (f" of seed {contract.seed}" if contract.crop == "random" else "")
     ellipsis = " …" if len(manifest.sources) > MOST_SOURCES else ""
@@ -34,9 +42,8 @@ def in_words(manifest: Manifest) -> str:
         "Images": f"{_sizes(contract)}, {crop}, resized by {contract.resize}",
         "Flipped": "every image is stored a second time, flipped left to right" if contract.flip else "no",
         "Filters": _comma_separated(f"{name}={_setting_text(value)}" for name, value in _filters(contract)) or "none",
-        "Captions": f"from {contract.caption_key}, never dropped; stored {states.storage}: {STORAGES[states.storage]}",
-        "Text states": f"{states.length} × {states.width}, {states.layer} layer; padded with {states.pad}",
-        "Text tower": f"{_encoder(contract, 'text', 'text_pretrained')}, weights {contract.text_sha256}",
+        **_captions(contract),
+        **_conditions(contract.conditions),
         "Autoencoder": f"{_encoder(contract, 'vae', 'vae_subfolder', 'vae_dtype')}, weights {contract.vae_sha256}",
         "Encoded on": f"{contract.device}{threads}, in batches of {contract.batch}; "
         + _comma_separated(f"{name} {version}" for name, version in sorted(contract.versions.items())),
@@ -45,6 +52,45 @@ def in_words(manifest: Manifest) -> str:
     rows = (f"<tr><td>{name}</td>{prose(value, 4 * LONGEST)}</tr>" for name, value in facts.items())
     contract_json = json.dumps(asdict(contract), indent=2, ensure_ascii=False, sort_keys=True)
     return table((), rows) + folded("The whole contract", f"<pre>{text(contract_json, 100 * LONGEST)}</pre>")
+
+
+def _captions(contract: Contract) -> dict[str, str]:
+    """What is stored of captions."""
+    states = contract.text
+    if states is None:
+        return {"Captions": "none"}
+    return {
+        "Captions": f"from {contract.caption_key}, never dropped; stored {states.storage}: {STORAGES[states.storage]}",
+        "Text states": f"{states.length} × {states.width}, {states.layer} layer; padded with {states.pad}",
+        "Text tower": f"{_encoder(contract, 'text', 'text_pretrained')}, weights {contract.text_sha256}",
+    }
+
+
+def _conditions(facts: Conditions) -> dict[str, str]:
+    """What is stored beside image and caption."""
+    rows = {}
+    if facts.classes is not None:
+        rows["Classes"] = f"{facts.classes.count:,}, from {facts.classes.key}{_named(facts.classes.names)}"
+    if facts.boxes is not None:
+        names = _named(facts.boxes.names)
+        rows["Boxes"] = f"the {facts.boxes.most} largest of a crop, of {facts.boxes.count:,} classes{names}"
+    if facts.labels is not None:
+        shift = f"; {facts.labels.offset} was added to the files' values" if facts.labels.offset else ""
+        cells = f"{counted(facts.labels.grid, 'cell')} to a latent position, along a side"
+        rows["Label maps"] = f"{facts.labels.count} labels{_named(facts.labels.names)}; {cells}{shift}"
+    if facts.lowres is not None:
+        several = f", {counted(facts.lowres.variants, 'variant')}" if facts.lowres.variants > 1 else ""
+        rows["Low resolution"] = f"1/{facts.lowres.factor} along a side, {facts.lowres.degradation}{several}"
+    if facts.mask is not None:
+        several = f", {counted(facts.mask.variants, 'variant')}" if facts.mask.variants > 1 else ""
+        rows["Masks"] = f"{_comma_separated(facts.mask.kinds)}{several}; the hole is {facts.mask.hole}"
+    if facts.pixels:
+        rows["Pixels"] = "the crops themselves"
+    return rows
+
+
+def _named(names: Sequence[str]) -> str:
+    return f" ({_comma_separated(names[:MOST_NAMES])}{', …' if len(names) > MOST_NAMES else ''})" if names else ""
 
 
 def _sizes(contract: Contract) -> str:
@@ -99,12 +145,13 @@ def by_member(manifest: Manifest, member_bytes: Mapping[str, int]) -> str:
 
 
 def latents(manifest: Manifest) -> str:
-    """How a latent is computed from the stored posterior, and the latents' statistics."""
+    """How a latent is computed from what is stored, and the latents' statistics."""
     contract, statistics = manifest.contract, manifest.statistics
     shifted = f"(z − {contract.shift:g})" if contract.shift else "z"
+    origin, measured = LATENTS[contract.stored]
     definition = (
-        f"A latent is {shifted} × {contract.scale:g} for a sample z of the posterior that is stored, "
-        f"with {contract.downsampling} pixels to a position. Scaled posterior means, by channel:"
+        f"A latent is {shifted} × {contract.scale:g} for {origin}, "
+        f"with {counted(contract.downsampling, 'pixel')} to a position. {measured}, by channel:"
     )
     rows = (
         f"<tr>{cell(str(number))}{cell(f'{mean:+.4f}')}{cell(f'{std:.4f}')}</tr>"

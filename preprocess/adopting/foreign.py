@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from pipeline.conditions.facts import BoxFacts, ClassFacts, Conditions
 from pipeline.config import EncodersConfig, FiltersConfig, IndexConfig
 from pipeline.data.format.contract import Contract, Member, TextFacts, plain, stored_limits
 from pipeline.data.format.contract_json import require_readable
-from pipeline.data.format.manifest import UNCOND
+from pipeline.data.format.manifest import FORMAT, UNCOND
 from pipeline.data.format.objects import read_bounded
 from pipeline.data.format.records import Record, npy_bytes
 from pipeline.data.format.uncond import most_uncond_bytes, parse_uncond
@@ -25,8 +27,13 @@ from preprocess.encoding.plan import read_plan
 from preprocess.proving.against_source import STATE_TOLERANCE
 
 UNKNOWN = "unknown"
-MEMBERS = ("moments", "text")
-OWN = {"moments": "moments.npy", "text": "text.npy", "caption": "json:caption"}
+OWN = {
+    "moments": "moments.npy",
+    "text": "text.npy",
+    "caption": "json:caption",
+    "cond.boxes": "cond.boxes.npy",
+    "cond.class": "cond.class.npy",
+}
 CAPTIONS_PROVED = 16  # captions that are encoded again and compared with the stored text states
 DTYPES = ("float16", "float32")
 
@@ -34,33 +41,55 @@ DTYPES = ("float16", "float32")
 @dataclass(frozen=True)
 class Facts:
     """Facts about all tars. layout: names of the members, None when they are those of `encode`. made: whether `encode`
-    began this dataset; its contract is kept then. towers: the encoders, if they are given."""
+    began this dataset; its contract is kept then. format: of the manifest. towers: the encoders, if they are given; no
+    text tower where there are no captions."""
 
     contract: Contract
     layout: dict[str, str] | None
     made: bool
-    towers: tuple[FirstStage, TextTower] | None = None
+    format: Literal[2, 3] = FORMAT
+    towers: tuple[FirstStage, TextTower | None] | None = None
 
 
 def facts_of(storage: Storage, names: list[str], config: IndexConfig) -> Facts:
     """Contract and layout: those of the `encode` that began this dataset, or made from configuration and first
     record."""
     plan = read_plan(storage)
+    format = plan.format if plan is not None else FORMAT
     if plan is not None and plan.contract.device != UNKNOWN:
-        return Facts(plan.contract, None, made=True)
-    names_of_members = {"moments": config.moments_member, "text": config.text_member, "caption": config.caption_key}
-    layout = None if names_of_members == OWN else names_of_members
-    towers = (load_autoencoder(config.encoders), load_text(config.encoders)) if config.encoders else None
-    records = first_records(storage, names, layout, config)
+        return Facts(plan.contract, None, made=True, format=format)
+    names_of_members = _names(config)
+    members = tuple(name for name in names_of_members if name != "caption")
+    layout = None if all(OWN[name] == file for name, file in names_of_members.items()) else names_of_members
+    towers = None
+    if config.encoders:
+        towers = (load_autoencoder(config.encoders), load_text(config.encoders) if config.text_member else None)
+    records = first_records(storage, names, members, layout, config)
     contract = contract_of(records[0], towers, layout, config)
     require_readable(contract)
-    if towers is not None:
+    if towers is not None and towers[1] is not None:
         prove_texts(records, towers[1], config)
-    return Facts(contract, layout, made=False, towers=towers)
+    return Facts(contract, layout, made=False, format=format, towers=towers)
+
+
+def _names(config: IndexConfig) -> dict[str, str]:
+    """The file of each array, and of the caption, that records have."""
+    names = {
+        "moments": config.moments_member,
+        "text": config.text_member,
+        "caption": config.caption_key if config.text_member else "",
+        "cond.boxes": config.boxes_member,
+        "cond.class": config.class_member,
+    }
+    return {name: file for name, file in names.items() if file}
 
 
 def first_records(
-    storage: Storage, names: list[str], layout: dict[str, str] | None, config: IndexConfig
+    storage: Storage,
+    names: list[str],
+    members: tuple[str, ...],
+    layout: dict[str, str] | None,
+    config: IndexConfig,
 ) -> list[Record]:
     """The first few readable records of the first tar that has any. All other records must have the shapes of the
     first. Raises SourceError when there is none."""
@@ -68,7 +97,7 @@ def first_records(
     for name in names:
         records = list[Record]()
         with LatentShard(storage, name, config.limits) as shard:
-            for scanned in read_records(shard, MEMBERS, layout):
+            for scanned in read_records(shard, members, layout):
                 if scanned.record is not None:
                     records.append(scanned.record)
                 elif not problem:
@@ -81,8 +110,8 @@ def first_records(
             break
     if not records:
         advice = advice or (
-            f"Records of {', '.join(wanted_files(MEMBERS, layout))} are looked for: say what yours are called with "
-            "moments_member=, text_member= and caption_key="
+            f"Records of {', '.join(wanted_files(members, layout))} are looked for: say what yours are called with "
+            "moments_member=, text_member= and caption_key=; text_member= alone for records without captions"
         )
         raise SourceError(f"{problem or config.source + ' holds no record'}. {advice}")
     return records
@@ -103,31 +132,34 @@ def prove_texts(records: list[Record], tower: TextTower, config: IndexConfig) ->
 
 
 def contract_of(
-    record: Record, towers: tuple[FirstStage, TextTower] | None, layout: dict[str, str] | None, config: IndexConfig
+    record: Record,
+    towers: tuple[FirstStage, TextTower | None] | None,
+    layout: dict[str, str] | None,
+    config: IndexConfig,
 ) -> Contract:
     """The contract of tars with records like this one. Raises SourceError when its members cannot be used."""
     stage, tower = towers or (None, None)
-    moments, text = (record.members[name] for name in MEMBERS)
-    files = layout or OWN
+    moments, text, files = record.members["moments"], record.members.get("text"), layout or OWN
     channels = stage.latent_channels if stage else config.channels
     factor = stage.downsampling if stage else config.downsampling
     if moments.ndim != 3 or moments.shape[0] != 2 * channels:
         plain_latent = moments.ndim == 3 and moments.shape[0] == channels
         explanation = (
-            "a latent without its log-variance, on which training is not written yet" if plain_latent else "neither"
+            "a latent without its log-variance, of which this verb makes no dataset" if plain_latent else "neither"
         )
         raise SourceError(
             f"record {record.key}: {files['moments']} has shape {moments.shape}, and moments are ({2 * channels}, h, w)"
             f", mean and log-variance of {channels} channels: it is {explanation}"
         )
-    if text.ndim != 2 or (tower is not None and text.shape != (tower.length, tower.width)):
+    if text is not None and (text.ndim != 2 or (tower is not None and text.shape != (tower.length, tower.width))):
         expected_shape = f"({tower.length}, {tower.width})" if tower else "(L, D)"
         raise SourceError(
             f"record {record.key}: {files['text']} has shape {text.shape}, text states are {expected_shape}"
         )
-    for name in MEMBERS:
-        if record.members[name].dtype.name not in DTYPES:
-            raise SourceError(f"record {record.key}: {files[name]} is {record.members[name].dtype}, not float16 or 32")
+    for name, dtypes in (("moments", DTYPES), ("text", DTYPES), ("cond.boxes", DTYPES[:1]), ("cond.class", ("int32",))):
+        if name in record.members and record.members[name].dtype.name not in dtypes:
+            wanted = " or ".join(dtypes)
+            raise SourceError(f"record {record.key}: {files[name]} is {record.members[name].dtype}, not {wanted}")
     height, width = moments.shape[1] * factor, moments.shape[2] * factor
     return Contract(
         encoders=portable(config.encoders or EncodersConfig(name=UNKNOWN, vae=UNKNOWN, text=UNKNOWN)),
@@ -145,18 +177,13 @@ def contract_of(
         downsampling=factor,
         scale=stage.scale if stage else config.scale,
         shift=stage.shift if stage else config.shift,
-        caption_key=config.caption_key,
-        text=TextFacts(
-            layer=tower.layer if tower else UNKNOWN,
-            length=text.shape[0],
-            width=text.shape[1],
-            pad=tower.pad if tower else -1,
-            eot=tower.eot if tower else -1,
-            quick_gelu=tower.quick_gelu if tower else False,
-        ),
+        caption_key=config.caption_key if text is not None else "",
+        text=_text_facts(text, tower) if text is not None else None,
+        conditions=_conditions(record, layout, config),
         members=tuple(
             Member(name=name, shape=record.members[name].shape, dtype=record.members[name].dtype.name)
-            for name in MEMBERS
+            for name in OWN
+            if name in record.members
         ),
         batch=0,
         device=UNKNOWN,
@@ -165,11 +192,40 @@ def contract_of(
     )
 
 
+def _text_facts(text: np.ndarray, tower: TextTower | None) -> TextFacts:
+    """The facts of text states (L, D)."""
+    return TextFacts(
+        layer=tower.layer if tower else UNKNOWN,
+        length=text.shape[0],
+        width=text.shape[1],
+        pad=tower.pad if tower else -1,
+        eot=tower.eot if tower else -1,
+        quick_gelu=tower.quick_gelu if tower else False,
+    )
+
+
+def _conditions(record: Record, layout: dict[str, str] | None, config: IndexConfig) -> Conditions:
+    """The facts of the conditions that records like this one have. Raises SourceError for arrays of other shapes."""
+    classes, boxes = (record.members.get(f"cond.{name}") for name in ("class", "boxes"))
+    for name, array, wanted in (("cond.class", classes, ()), ("cond.boxes", boxes, (-1, 5))):
+        if array is not None and (array.ndim != len(wanted) or array.shape[1:] != wanted[1:] or 0 in array.shape):
+            shape = str(wanted).replace("-1", "N")
+            raise SourceError(
+                f"record {record.key}: {(layout or OWN)[name]} has shape {array.shape}, and {name} is {shape}"
+            )
+    return Conditions(
+        classes=ClassFacts(count=config.classes, key=UNKNOWN) if classes is not None else None,
+        boxes=BoxFacts(count=config.box_classes, most=len(boxes)) if boxes is not None else None,
+    )
+
+
 def empty_caption(storage: Storage, facts: Facts) -> bytes:
-    """The bytes of uncond.npy: those of the existing file, or else the text tower's states (L, D) float16. Raises
-    DatasetError when there is neither a file nor a tower or the file is unusable, and ContractMismatch when the file is
-    not what the tower gives."""
+    """The bytes of uncond.npy: those of the existing file, or else the text tower's states (L, D) float16; b"" where
+    there are no captions. Raises DatasetError when there is neither a file nor a tower or the file is unusable, and
+    ContractMismatch when the file is not what the tower gives."""
     text = facts.contract.text
+    if text is None:
+        return b""
     tower = facts.towers[1] if facts.towers else None
     tower_states = tower.encode(tower.tokenize([""]))[0].half().cpu().numpy() if tower else None
     try:

@@ -15,6 +15,7 @@ from pipeline.data.format.contract import Contract
 from pipeline.data.format.records import Record, split_key, unpack
 from pipeline.errors import ShardCorrupt
 from pipeline.storage.base import Storage
+from preprocess.adopting.values import check_values
 from preprocess.encoding.writer import INDEX_FORMAT, Moments
 from preprocess.proving.records import check_record
 from preprocess.source.shard import SourceShard
@@ -98,7 +99,7 @@ def read_records(
             reason, detail = "member_missing", f"{key}.{missing[0]} is not there (it has {', '.join(files)})"
         else:
             try:
-                record = unpack(data, members, layout=layout)
+                record = unpack(data, members, layout=layout, captions="text" in members)
             except ShardCorrupt as error:
                 record, reason, detail = None, "member_unreadable", f"record {key}: {error}"
         seen.add(key)
@@ -109,7 +110,8 @@ def wanted_files(members: tuple[str, ...], layout: Mapping[str, str] | None) -> 
     """Names of the files that every record must have."""
     if layout is None:
         return [f"{name}.npy" for name in members]
-    return [*(layout[name] for name in members), layout["caption"].partition(":")[0]]
+    texts = [layout["caption"].partition(":")[0]] if "caption" in layout else []
+    return [*(layout[name] for name in members), *texts]
 
 
 @dataclass
@@ -149,6 +151,7 @@ def scan(
                 size = result.size if result.rows else crop_size(record, contract)
                 try:
                     check_record(record, contract, size)
+                    check_values(record, contract)
                 except ShardCorrupt as error:
                     record, reason, detail = None, "member_mismatch", str(error)
                 if record is not None and len(record.meta["caption"].encode()) > limits.caption_bytes:

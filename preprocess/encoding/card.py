@@ -8,6 +8,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.conditions.facts import ClassFacts
 from pipeline.data.format.manifest import Manifest, UnitEntry
 from pipeline.errors import NotFound
 from pipeline.report.bars import Bar, Histogram
@@ -25,6 +26,7 @@ THUMBNAIL_BYTES = 24_000  # the largest JPEG shown; 48 of them leave room on a p
 JPEG = b"\xff\xd8\xff"  # the first bytes of every JPEG
 WIDEST = 12  # the last bin of aspect ratios, counted from the square: all beyond 8:1 fall into it
 MOST_TICKS = 9
+MOST_BARS = 64  # of classes
 
 
 def write_card(storage: Storage, manifest: Manifest, reports: list[Report]) -> None:
@@ -42,12 +44,13 @@ def gather(manifest: Manifest, reports: Sequence[Report]) -> DatasetFacts:
     """Collects what the page shows of all units together."""
     totals = collections.Counter[str]()
     member_bytes = collections.Counter[str]()
-    counts = {name: collections.Counter[str]() for name in ("aspects", "sides", "tokens", "sizes")}
+    counts = {name: collections.Counter[str]() for name in ("aspects", "sides", "tokens", "sizes", "classes")}
     for report in reports:
         facts = report.facts
-        for name in ("truncated", "passed_over", "retried"):
-            totals[name] += facts[name]
-        for total, part in [(member_bytes, facts["member_bytes"]), *((counts[n], facts["census"][n]) for n in counts)]:
+        for name in ("truncated", "passed_over", "retried", "cut_boxes"):
+            totals[name] += facts.get(name, 0)
+        parts = [(counts[name], facts["census"].get(name, {})) for name in counts]
+        for total, part in [(member_bytes, facts["member_bytes"]), *parts]:
             for bin_, count in part.items():
                 total[bin_] += count
     rejected = manifest.rejected
@@ -58,6 +61,7 @@ def gather(manifest: Manifest, reports: Sequence[Report]) -> DatasetFacts:
         truncated=totals["truncated"],
         passed_over=totals["passed_over"],
         retried=totals["retried"],
+        cut_boxes=totals["cut_boxes"],
         member_bytes=member_bytes,
         histograms=histograms(manifest, census_from_json(counts)),
         shards=input_shards(manifest),
@@ -120,7 +124,12 @@ def _jpeg(encoded: Any) -> bytes:
 
 def histograms(manifest: Manifest, census: Census) -> list[Histogram]:
     """The histograms of the accepted samples, and of records by bucket when there are several buckets."""
-    charts = [_aspects(census.aspects), _sides(census.sides), _tokens(census.tokens, manifest.contract.text.length)]
+    text, classes = manifest.contract.text, manifest.contract.conditions.classes
+    charts = [_aspects(census.aspects), _sides(census.sides)]
+    if text is not None:
+        charts.append(_tokens(census.tokens, text.length))
+    if classes is not None:
+        charts.append(_classes(census.classes, classes))
     return charts + ([_buckets(manifest)] if len(manifest.contract.buckets) > 1 else [])
 
 
@@ -166,6 +175,23 @@ def _tokens(counts: Mapping[int, int], length: int) -> Histogram:
     ticks = [(bin_, str(bin_ * TOKEN_STEP)) for bin_ in range(0, last + 2, step)]
     marks = [((length + 1) / TOKEN_STEP, f"context of {length}")]
     return Histogram("Caption length", "samples", "tokens, start and end with them", bars, ticks, marks)
+
+
+def _classes(counts: Mapping[int, int], facts: ClassFacts) -> Histogram:
+    """A bar for each class, or for neighbours together where there are more than MOST_BARS."""
+    width = -(-facts.count // MOST_BARS)
+    bars = []
+    for first in range(0, facts.count, width):
+        last = min(first + width, facts.count) - 1
+        names = [facts.names[number] if facts.names else f"class {number}" for number in (first, last)]
+        label = f"{first}: {names[0]}" if facts.names else names[0]
+        if last > first:
+            label = f"{first} to {last}: {names[0]} to {names[1]}" if facts.names else f"classes {first} to {last}"
+        bars.append(Bar(label, sum(counts.get(number, 0) for number in range(first, last + 1))))
+    step = -(-len(bars) // MOST_TICKS)
+    ticks = [(i + 0.5, str(i * width)) for i in range(0, len(bars), step)]
+    found = sum(count > 0 for number, count in counts.items() if 0 <= number < facts.count)
+    return Histogram("Classes", "samples", f"number of the class; {found:,} of {facts.count:,} occur", bars, ticks)
 
 
 def _buckets(manifest: Manifest) -> Histogram:

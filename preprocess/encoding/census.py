@@ -27,32 +27,39 @@ class Census:
 
     aspects: log2(width / height) of the originals. sides: log2 of the shorter side of the originals in pixels.
     tokens: tokens of the captions before truncation. sizes: samples by "WIDTHxHEIGHT" of their crop (first target).
+    classes: samples by class, where they have one.
     """
 
     aspects: collections.Counter[int] = field(default_factory=collections.Counter)
     sides: collections.Counter[int] = field(default_factory=collections.Counter)
     tokens: collections.Counter[int] = field(default_factory=collections.Counter)
     sizes: collections.Counter[str] = field(default_factory=collections.Counter)
+    classes: collections.Counter[int] = field(default_factory=collections.Counter)
 
     def add(self, sample: Prepared, target: int) -> None:
         """Counts one accepted sample as dataset number `target` holds it."""
         width, height = sample.size
         self.aspects[math.floor(math.log2(width / height) / ASPECT_STEP + 0.5)] += 1
         self.sides[math.floor(math.log2(min(sample.size)) / SIDE_STEP)] += 1
-        self.tokens[sample.tokens // TOKEN_STEP] += 1
+        if sample.tokens:
+            self.tokens[sample.tokens // TOKEN_STEP] += 1
+        number = sample.pictures[target].conditions.get("class")
+        if number is not None:
+            self.classes[int(number)] += 1
         across, down = sample.pictures[target].crop.size
         self.sizes[f"{across}x{down}"] += 1
 
     def to_json(self) -> dict[str, Any]:
-        """What from_json takes."""
-        return {f.name: {str(key): count for key, count in getattr(self, f.name).items()} for f in fields(self)}
+        """What from_json takes; without `classes` where there are none."""
+        counts = {f.name: {str(key): count for key, count in getattr(self, f.name).items()} for f in fields(self)}
+        return counts if self.classes else {name: bins for name, bins in counts.items() if name != "classes"}
 
 
 def census_from_json(value: dict[str, Any]) -> Census:
     """The census that to_json gave. Raises ValueError, KeyError, TypeError."""
     numbers = {
-        name: collections.Counter({int(bin_): count for bin_, count in value[name].items()})
-        for name in ("aspects", "sides", "tokens")
+        name: collections.Counter({int(bin_): count for bin_, count in value.get(name, {}).items()})
+        for name in ("aspects", "sides", "tokens", "classes")
     }
     return Census(**numbers, sizes=collections.Counter(value["sizes"]))
 

@@ -1,33 +1,59 @@
-"""Runs batches through the autoencoder and the text tower."""
+"""Runs batches through the autoencoder and the text tower, where there are captions."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.conditions.facts import Conditions
+from pipeline.config import EncodeConfig
 from pipeline.data.format.records import Record, record_key
 from pipeline.errors import NonFinite
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 from preprocess.encoding.plan import Unit
-from preprocess.source.sample import Picture, Prepared, hole
+from preprocess.source.conditions import stored_arrays
+from preprocess.source.recipe import Recipe
+from preprocess.source.sample import Picture, Prepared
 
+HOLES = {"grey": 0.0, "black": -1.0}  # in the range of -1 to 1
 TEXT_STEP = 8  # the distinct captions of a batch are padded to a multiple of this many rows, or of a smaller batch
 
 
 @dataclass
 class Item:
-    """One record to be: a sample's picture for one target. row: the row number in its key."""
+    """One record to be: a sample's picture for one target. row: the row number in its key. arrays: those that need no
+    encoder, by their stored names. masks: (K, H, W) uint8, or None."""
 
     row: int
     sample: Prepared
     target: int
     picture: Picture
     flipped: bool = False
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    masks: np.ndarray | None = None
+
+
+def item(
+    unit: int,
+    row: int,
+    sample: Prepared,
+    target: int,
+    facts: Conditions,
+    downsampling: int,
+    *,
+    flipped: bool = False,
+) -> Item:
+    """The record of a sample's picture for one target, with the arrays that need no encoder. unit: number of its unit.
+    downsampling: pixels per latent position, along a side."""
+    picture = sample.pictures[target]
+    picture = picture.flipped() if flipped else picture
+    arrays, masks = stored_arrays(picture.conditions, picture.pixels, record_key(unit, row), facts, downsampling)
+    return Item(row, sample, target, picture, flipped, arrays, masks)
 
 
 @dataclass
@@ -48,8 +74,8 @@ class Batch:
 
 @dataclass
 class Encoded:
-    """A batch and the encoders' output for it: float16 moments (n, 2C, h, w); text states (n, L, D), None when only
-    tokens are stored; posterior means of the masked images (n, C, h, w) and masks (n, H, W) uint8, None without masks.
+    """A batch and the encoders' output for it: float16 moments (n, 2C, h, w); text states (n, L, D), None when they are
+    not stored; posterior means of the masked images (n, K, C, h, w), or (n, C, h, w) of single masks, None without.
 
     retried: whether the autoencoder had to run again in float32. eot: the id that ends a caption. seconds: spent in
     the autoencoder and in the text tower.
@@ -59,24 +85,24 @@ class Encoded:
     moments: np.ndarray
     text: np.ndarray | None
     masked: np.ndarray | None
-    masks: np.ndarray | None
     retried: bool
     eot: int
     seconds: tuple[float, float]
 
     def records(self, text_storage: str) -> list[Record]:
-        """The records of the batch. text_storage: full, trimmed or tokens. Raises NonFinite, which names the sample."""
+        """The records of the batch. text_storage: full, trimmed, tokens or none. Raises NonFinite, which names the
+        sample."""
         records = []
         for i, (key, item) in enumerate(zip(self.batch.keys, self.batch.items, strict=True)):
             members = {"moments": self.moments[i]}
-            if self.text is None:
+            if text_storage == "tokens":
                 members["tokens"] = np.array(item.sample.ids, dtype=np.int32)
-            else:
+            elif self.text is not None:
                 end = item.sample.ids.index(self.eot) + 1
                 members["text"] = self.text[i] if text_storage == "full" else self.text[i, :end]
-            members |= {f"cond.{name}": array for name, array in item.picture.conditions.items()}
-            if self.masked is not None and self.masks is not None:
-                members |= {"cond.mask": self.masks[i], "cond.masked": self.masked[i]}
+            members |= item.arrays
+            if self.masked is not None:
+                members["cond.masked"] = self.masked[i]
             for name, array in members.items():
                 if array.dtype == np.float16 and not np.isfinite(array).all():
                     unit = self.batch.unit
@@ -89,14 +115,20 @@ class Encoded:
 
 
 class Encoder:
-    """Autoencoder and text tower. batch: rows of every autoencoder batch; smaller batches are padded. text_storage:
-    full, trimmed or tokens. masks: whether cond.mask and cond.masked are made."""
+    """Autoencoder and text tower. batch: rows of every autoencoder batch; smaller batches are padded. text: None where
+    no captions are stored. text_storage: full, trimmed, tokens or none. hole: colour of what masks hide."""
 
     def __init__(
-        self, first_stage: FirstStage, text: TextTower, batch: int, *, text_storage: str = "full", masks: bool = False
+        self,
+        first_stage: FirstStage,
+        text: TextTower | None,
+        batch: int,
+        *,
+        text_storage: str = "full",
+        hole: str = "grey",
     ) -> None:
         self.first_stage, self.text, self.batch = first_stage, text, batch
-        self.text_storage, self.masks = text_storage, masks
+        self.text_storage, self.hole = text_storage, hole
 
     def encode(self, batch: Batch) -> Encoded:
         """Encodes one batch of up to `batch` items."""
@@ -105,21 +137,21 @@ class Encoder:
         images = self._images(pixels)
         count = len(pixels)
         moments, retried = self._moments(images, count)
-        masks = masked = None
-        if self.masks:
-            size = batch.items[0].picture.crop.size
-            masks = np.stack([hole(key, size) for key in batch.keys])
-            masked, masked_retried = self._masked(images, masks)
+        masked = None
+        masks = [item.masks for item in batch.items if item.masks is not None]
+        if masks:
+            masked, masked_retried = self._masked(images, np.stack(masks))
             retried |= masked_retried
         encoded = time.perf_counter()
         text = None
-        if self.text_storage != "tokens":
+        if self.text_storage in ("full", "trimmed"):
             text = self.text_states([item.sample.ids for item in batch.items])
         seconds = (encoded - started, time.perf_counter() - encoded)
-        return Encoded(batch, moments, text, masked, masks, retried, self.text.eot, seconds)
+        return Encoded(batch, moments, text, masked, retried, self.text.eot if self.text else -1, seconds)
 
     def text_states(self, ids: list[list[int]]) -> np.ndarray:
         """n rows of L ids -> text states (n, L, D) float16. Equal rows are encoded once."""
+        assert self.text is not None, "no captions are stored"
         unique: dict[tuple[int, ...], int] = {}
         places = [unique.setdefault(tuple(row), len(unique)) for row in ids]
         rows = list(unique)
@@ -145,13 +177,25 @@ class Encoder:
             moments = self.first_stage.float32().encode_moments(images_BCHW)[:count].half()
         return moments.cpu().numpy(), retried
 
-    def _masked(self, images_BCHW: Tensor, masks_NHW: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Returns posterior means of the images with mid grey where the mask is 1, and whether they were computed in
-        float32."""
-        hidden = torch.zeros((len(images_BCHW), 1, *masks_NHW.shape[1:]), device=images_BCHW.device)
-        hidden[: len(masks_NHW), 0] = torch.from_numpy(masks_NHW).to(hidden)
-        moments, retried = self._moments(images_BCHW * (1 - hidden), len(masks_NHW))
-        return moments[:, : self.first_stage.latent_channels], retried
+    def _masked(self, images_BCHW: Tensor, masks_NKHW: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Returns posterior means of the images with the hole's colour where a mask is 1, (N, C, h, w) for K = 1, else
+        (N, K, C, h, w), and whether they were computed in float32."""
+        count, variants = masks_NKHW.shape[:2]
+        means, any_retried = [], False
+        for k in range(variants):
+            hidden = torch.zeros((len(images_BCHW), 1, *masks_NKHW.shape[2:]), dtype=torch.bool)
+            hidden[:count, 0] = torch.from_numpy(masks_NKHW[:, k] > 0)
+            images = images_BCHW.masked_fill(hidden.to(images_BCHW.device), HOLES[self.hole])
+            moments, retried = self._moments(images, count)
+            means.append(moments[:, : self.first_stage.latent_channels])
+            any_retried |= retried
+        return means[0] if variants == 1 else np.stack(means, axis=1), any_retried
+
+
+def encoder_of(config: EncodeConfig, recipe: Recipe, stage: FirstStage, text: TextTower | None) -> Encoder:
+    """The encoder that a configuration asks for."""
+    mask = recipe.conditions.mask
+    return Encoder(stage, text, config.batch, text_storage=config.text_storage, hole=mask.hole if mask else "grey")
 
 
 def to_unit_range(pixels_BHWC: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from pipeline.models.encoders.tokenizer import Tokenizer
 from pipeline.parsing.tar import BLOCK
 from pipeline.storage.patterns import expand, sizes
 from pipeline.tracking.terminal import duration
-from preprocess.encoding.encoder import Batch, Encoder, Item
+from preprocess.encoding.encoder import Batch, Encoder, Item, encoder_of, item
 from preprocess.encoding.plan import Unit
 from preprocess.encoding.rejects import hints
 from preprocess.source.recipe import Recipe, recipe_of
@@ -120,22 +120,24 @@ def estimate(config: EncodeConfig) -> str:
     threads = threads_per_rank(config.launch.threads, here)
     if device.type == "cpu":
         torch.set_num_threads(threads)
-    stage, text = load_autoencoder(config.encoders, device), load_text(config.encoders, device)
+    stage = load_autoencoder(config.encoders, device)
+    text = load_text(config.encoders, device) if recipe.caption_key else None
     spaced = np.linspace(0, len(inputs) - 1, min(SHARDS, len(inputs))).round().astype(int).tolist()
     units = [Unit(i, inputs[i][0], inputs[i][1], inputs[i][1], 0) for i in spaced]
-    trial = try_samples(units, recipe, text.tokenizer)
+    trial = try_samples(units, recipe, text.tokenizer if text else None)
     if not trial.samples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in trial.rejected.most_common()) or "none"
         raise SourceError(
             f"{config.source}: none of the first {trial.read} samples is usable (rejected: {reasons}); "
-            f"{hints(trial.rejected, trial.members)}"
+            f"{hints(trial.rejected, trial.members, recipe.caption_key)}"
         )
-    masks = "mask" in config.conditions
     sizes_by_kind = {
-        kind: record_bytes(Encoder(stage, text, 1, text_storage=kind, masks=masks), units[0], trial) for kind in TEXT
+        kind: record_bytes(Encoder(stage, text, 1, text_storage=kind), recipe, units[0], trial)
+        for kind in (TEXT if text else ("none",))
     }
-    encoder = Encoder(stage, text, config.batch, text_storage=config.text_storage, masks=masks)
-    encode_s, decode_s = seconds_per_image(encoder, units[0], trial) * recipe.variants, trial.decode_s / trial.read
+    encoder = encoder_of(config, recipe, stage, text)
+    encode_s = seconds_per_image(encoder, recipe, units[0], trial) * recipe.variants
+    decode_s = trial.decode_s / trial.read
     workers = config.workers or max(1, cores() // here)
     if device.type == "cpu":  # decoding and encoding share the cores
         rate = 1 / (encode_s + decode_s / threads)
@@ -145,7 +147,7 @@ def estimate(config: EncodeConfig) -> str:
     return Estimate(config, recipe, len(inputs), sum(sizes(inputs)), trial, sizes_by_kind, rate, processes).told()
 
 
-def try_samples(units: list[Unit], recipe: Recipe, tokenizer: Tokenizer) -> Trial:
+def try_samples(units: list[Unit], recipe: Recipe, tokenizer: Tokenizer | None) -> Trial:
     """Prepares the first samples of each unit, at most TRIED in total."""
     trial = Trial([], collections.Counter(), 0.0, 0)
     for unit in units:
@@ -163,35 +165,36 @@ def try_samples(units: list[Unit], recipe: Recipe, tokenizer: Tokenizer) -> Tria
     return trial
 
 
-def items(unit: Unit, trial: Trial, target: int) -> dict[int, list[Item]]:
+def items(encoder: Encoder, recipe: Recipe, unit: Unit, trial: Trial, target: int) -> dict[int, list[Item]]:
     """The samples as items of one target, by bucket."""
     items_by_bucket = collections.defaultdict(list)
     for row, sample in enumerate(trial.samples):
-        picture = sample.pictures[target]
-        items_by_bucket[picture.bucket].append(Item(row, sample, target, picture))
+        record = item(unit.number, row, sample, target, recipe.conditions, encoder.first_stage.downsampling)
+        items_by_bucket[record.picture.bucket].append(record)
     return items_by_bucket
 
 
-def record_bytes(encoder: Encoder, unit: Unit, trial: Trial) -> float:
+def record_bytes(encoder: Encoder, recipe: Recipe, unit: Unit, trial: Trial) -> float:
     """Mean bytes of one sample in the tars, summed over all targets."""
-    states = encoder.text_states([trial.samples[0].ids])
+    states = encoder.text_states([trial.samples[0].ids]) if encoder.text else None
     total = 0
     for target in range(len(trial.samples[0].pictures)):
-        for bucket, bucket_items in items(unit, trial, target).items():
+        for bucket, bucket_items in items(encoder, recipe, unit, trial, target).items():
             encoded = encoder.encode(Batch(unit, target, bucket, bucket_items[:1], 0))
-            for item in bucket_items:
-                batch = Batch(unit, target, bucket, [item], 0)
+            for one in bucket_items:
+                batch = Batch(unit, target, bucket, [one], 0)
                 text = None if encoded.text is None else states
                 record = replace(encoded, batch=batch, text=text).records(encoder.text_storage)[0]
                 total += sum(BLOCK + len(data) + -len(data) % BLOCK for _, data in pack(record))
     return total / len(trial.samples)
 
 
-def seconds_per_image(encoder: Encoder, unit: Unit, trial: Trial) -> float:
+def seconds_per_image(encoder: Encoder, recipe: Recipe, unit: Unit, trial: Trial) -> float:
     """Seconds that both encoders take for one sample in full batches, summed over all targets."""
     seconds = 0.0
     for target in range(len(trial.samples[0].pictures)):
-        bucket, bucket_items = max(items(unit, trial, target).items(), key=lambda place: len(place[1]))
+        by_bucket = items(encoder, recipe, unit, trial, target)
+        bucket, bucket_items = max(by_bucket.items(), key=lambda place: len(place[1]))
         batch_items = list(itertools.islice(itertools.cycle(bucket_items), encoder.batch))
         batch = Batch(unit, target, bucket, batch_items, 0)
         encoder.encode(batch)  # warms up

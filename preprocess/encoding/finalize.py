@@ -130,12 +130,13 @@ def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manife
         contract=plan.contract,
         units=tuple(units),
         shards=tuple(shards),
-        uncond_sha256=hashlib.sha256(storage.get(UNCOND)).hexdigest(),
+        uncond_sha256=hashlib.sha256(storage.get(UNCOND)).hexdigest() if plan.contract.text else "",
         statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
         sources=tuple(part.source for part in plan.parts),
         excluded=len(excluded),
         excluded_sha256=hashlib.sha256(npy_bytes(excluded)).hexdigest() if len(excluded) else "",
         version=len(plan.parts),
+        format=plan.format,
     )
     if len(excluded):
         storage.put(manifest.excluded_name, npy_bytes(excluded))

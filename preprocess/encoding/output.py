@@ -45,7 +45,8 @@ class UnitFacts:
     """What the report says of an input shard that has been read completely.
 
     censuses, thumbnails: per dataset. digests: of each accepted sample, equal for duplicates; b"" when duplicates are
-    kept. buckets: per dataset, the bucket of each accepted sample.
+    kept. buckets: per dataset, the bucket of each accepted sample. cut_boxes: per dataset, boxes that samples have and
+    their records lack.
     """
 
     unit: Unit
@@ -58,6 +59,7 @@ class UnitFacts:
     thumbnails: list[list[dict[str, str]]] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     buckets: list[list[int]] = field(default_factory=list)
+    cut_boxes: list[int] = field(default_factory=list)
     rejects: bytes = b""
     """The list of rejected samples as a file, b"" without any."""
 
@@ -100,7 +102,7 @@ class UnitOutput:
             tar = self._tars.get(place)
             if tar is None:
                 tar = self._tars[place] = _Tar(storage.staging_path())
-            for record in encoded.records(contract.text.storage):
+            for record in encoded.records(contract.text.storage if contract.text else "none"):
                 tar.writer.add(record)
                 mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
                 self._moments[batch.target].add((mean - contract.shift) * contract.scale)
@@ -157,7 +159,8 @@ class UnitOutput:
         shards = [shard for shard, _ in self._shards(number).values()]
         assert sum(shard["samples"] for shard in shards) == facts.accepted * variants
         hashes = facts.hashes(number)
-        return {
+        cut = {"cut_boxes": facts.cut_boxes[number]} if contract.conditions.boxes is not None else {}
+        return cut | {
             "format": REPORT_FORMAT,
             "unit": unit.number,
             "contract": destination.digest,

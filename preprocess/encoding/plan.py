@@ -10,11 +10,12 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from pipeline.data.format.contract import Contract, canonical_json
-from pipeline.data.format.contract_json import contract_from_json
+from pipeline.data.format.contract_json import contract_from_json, contract_to_json, format_of
+from pipeline.data.format.manifest import FORMAT
 from pipeline.errors import DestinationExists, NotFound, ParseError, SourceError
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
@@ -65,10 +66,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """The contract and all input shards of a destination."""
+    """The contract and all input shards of a destination. format: of its manifests, which stays that of the first."""
 
     contract: Contract
     parts: tuple[Part, ...]
+    format: Literal[2, 3] = FORMAT
 
     @property
     def names(self) -> list[str]:
@@ -77,7 +79,11 @@ class Plan:
 
     def until(self, parts: int) -> Plan:
         """The plan of the first parts alone."""
-        return Plan(self.contract, self.parts[:parts])
+        return replace(self, parts=self.parts[:parts])
+
+    def with_part(self, part: Part) -> Plan:
+        """The plan with another part at its end."""
+        return replace(self, parts=(*self.parts, part))
 
     def sources(self) -> str:
         """The patterns of all parts, for messages."""
@@ -114,7 +120,7 @@ def read_plan(storage: Storage) -> Plan | None:
             except NotFound:
                 break  # a worker has just taken it back
             parts.append(Part(later.source, later.units))
-        plan = Plan(contract, tuple(parts))
+        plan = Plan(contract, tuple(parts), format_of(first.contract))
         _check_names(plan.names)
         return plan
     except NotFound:
@@ -141,9 +147,10 @@ def part_bytes(part: Part) -> bytes:
     return canonical_json({"source": part.source, "units": part.names})
 
 
-def plan_bytes(contract: Contract, part: Part) -> bytes:
+def plan_bytes(contract: Contract, part: Part, format: Literal[2, 3] = FORMAT) -> bytes:
     """The file of the first part."""
-    return canonical_json({"contract": asdict(contract), "source": part.source, "units": part.names})
+    value = contract_to_json(contract, format)
+    return canonical_json({"contract": value, "source": part.source, "units": part.names})
 
 
 def name_units(urls: Sequence[str], taken: Sequence[str] = ()) -> list[str]:

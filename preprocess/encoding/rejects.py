@@ -50,14 +50,18 @@ def rejects_key(number: int) -> str:
     return f"units/{number:06d}.rejected.jsonl"
 
 
-def hints(reasons: Iterable[str], members: list[str]) -> str:
-    """What may be wrong with a shard of which no sample is usable. members: names of its first files."""
+def hints(reasons: Iterable[str], members: list[str], caption_key: str) -> str:
+    """What may be wrong with a shard of which no sample is usable. members: names of its first files. caption_key: ""
+    where no captions are taken."""
     found = set(reasons)
     shown = ", ".join(members) or "none"
-    text = (
-        f"its first files are {shown}. A sample is KEY.jpg (or jpeg, png, webp) and KEY.txt (or KEY.json, with "
-        "caption_key=json:NAME) next to each other"
-    )
+    text = f"its first files are {shown}. A sample is KEY.jpg (or jpeg, png, webp)"
+    if caption_key:
+        text += (
+            " and KEY.txt (or KEY.json, with caption_key=json:NAME; neither with text_storage=none) next to each other"
+        )
+    else:
+        text += " and the files of the conditions that are asked for, next to each other"
     if {"key_repeated", "caption_missing"} <= found or {"key_repeated", "image_missing"} <= found:
         text += "; files of one key do not stand together: pack it with tar --sort=name"
     return text

@@ -18,7 +18,7 @@ from pipeline.errors import ShardCorrupt, SourceError
 from pipeline.log import log
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.census import THUMBNAILS, Census, thumbnail
-from preprocess.encoding.encoder import Batch, Encoded, Encoder, Item
+from preprocess.encoding.encoder import Batch, Encoded, Encoder, Item, item
 from preprocess.encoding.output import Destination, UnitFacts
 from preprocess.encoding.plan import Unit
 from preprocess.encoding.publisher import Publisher
@@ -100,22 +100,22 @@ class Stage:
             try:
                 while True:
                     with self.tally.timed("wait"):
-                        item = ready.popleft().result()
-                    if item is None:
+                        found = ready.popleft().result()
+                    if found is None:
                         break
                     ready.append(reader.submit(next, feed, None))
                     position = bytes_before
-                    if isinstance(item, Batch):
-                        publisher.add(self._encode(item))
-                        position += item.position
-                    elif isinstance(item, _Damaged):
+                    if isinstance(found, Batch):
+                        publisher.add(self._encode(found))
+                        position += found.position
+                    elif isinstance(found, _Damaged):
                         publisher.drop()
-                        damaged.append(item)
-                        self.tally.bytes += item.unit.bytes
-                        log.warning(f"encode: {item.error}; going on with the others")
+                        damaged.append(found)
+                        self.tally.bytes += found.unit.bytes
+                        log.warning(f"encode: {found.error}; going on with the others")
                     else:
-                        publisher.end(item.facts)
-                        self._count(item.facts)
+                        publisher.end(found.facts)
+                        self._count(found.facts)
                         self._refuse_early()
                     bytes_before = self.tally.bytes
                     progress.update(
@@ -133,7 +133,7 @@ class Stage:
                 reader.shutdown(cancel_futures=True)
                 feed.close()
         if len(damaged) > 1:
-            names = [item.unit.name for item in damaged]
+            names = [one.unit.name for one in damaged]
             raise ShardCorrupt(
                 f"{len(damaged)} input shards are damaged, the others are done. The first: {damaged[0].error}; "
                 f"{option('leave_out', names)} leaves all of them out"
@@ -195,6 +195,7 @@ class Stage:
                 censuses=[Census() for _ in targets],
                 thumbnails=[[] for _ in targets],
                 buckets=[[] for _ in targets],
+                cut_boxes=[0 for _ in targets],
             )
             seen: set[bytes] = set()
             pending: dict[tuple[int, int], list[Item]] = {}
@@ -206,10 +207,10 @@ class Stage:
                     rejects.add(result)
                     continue
                 seen.add(result.digest)
-                for item in self._accept(result, facts):
-                    place = item.target, item.picture.bucket
+                for record in self._accept(result, facts):
+                    place = record.target, record.picture.bucket
                     batch = pending.setdefault(place, [])
-                    batch.append(item)
+                    batch.append(record)
                     if len(batch) == self.encoder.batch:
                         yield Batch(unit, *place, batch, shard.position)
                         del pending[place]
@@ -226,12 +227,13 @@ class Stage:
         self._hinted = True
         log.warning(
             f"encode: {facts.shard.where}: none of {facts.read} samples is usable; "
-            f"{hints(facts.rejected, facts.shard.first)}"
+            f"{hints(facts.rejected, facts.shard.first, self.recipe.caption_key)}"
         )
 
     def _accept(self, sample: Prepared, facts: UnitFacts) -> Iterator[Item]:
         """Counts an accepted sample and yields the items of its records."""
         first = facts.accepted * self.recipe.variants
+        number, downsampling = facts.unit.number, self.encoder.first_stage.downsampling
         facts.accepted += 1
         facts.truncated += sample.tokens > len(sample.ids)
         facts.digests.append(sample.digest)
@@ -240,9 +242,10 @@ class Stage:
             facts.buckets[target].append(picture.bucket)
             if facts.accepted <= THUMBNAILS:
                 facts.thumbnails[target].append({"caption": sample.caption, "jpeg": thumbnail(sample, target)})
-            yield Item(first, sample, target, picture)
-            if self.recipe.flip:
-                yield Item(first + 1, sample, target, picture.flipped(), flipped=True)
+            facts.cut_boxes[target] += picture.cut_boxes
+            for flipped in range(self.recipe.variants):
+                row = first + flipped
+                yield item(number, row, sample, target, self.recipe.conditions, downsampling, flipped=bool(flipped))
 
     def _decoded(self, shard: SourceShard) -> Iterator[Prepared | Rejected]:
         """Yields, for each sample of the shard in order, the prepared sample or its rejection."""

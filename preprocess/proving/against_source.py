@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,11 +23,13 @@ from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.encoder import to_unit_range
+from preprocess.proving.conditions import LATENT_TOLERANCE, add_conditions, masked_differences, other_conditions
 from preprocess.proving.findings import Findings
+from preprocess.proving.originals import Original, by_size
 from preprocess.proving.page import Pair
 from preprocess.proving.records import source_key
 from preprocess.source.recipe import recipe_of_contract
-from preprocess.source.sample import Picture, Prepared, prepare
+from preprocess.source.sample import prepare
 from preprocess.source.shard import SourceShard
 from preprocess.units.naming import option
 from preprocess.units.sources import find_inputs
@@ -36,16 +37,6 @@ from preprocess.units.sources import find_inputs
 SHARDS_COMPARED = 8  # input shards that are read again, at most
 ENCODED_TOGETHER = 64
 STATE_TOLERANCE = 0.02  # of text states, whose values are about 1; fp16 and other batch sizes cause 0.002
-LATENT_TOLERANCE = 0.05  # root mean square, of scaled latents, whose values are about 1
-
-
-@dataclass
-class Original:
-    """A record and its source sample, prepared again. picture: flipped if the record is."""
-
-    record: Record
-    sample: Prepared
-    picture: Picture
 
 
 def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, findings: Findings) -> list[Pair]:
@@ -58,7 +49,9 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
         findings.add("source", f"not compared, for it is not here ({error}): give source=")
         return []
     first_stage, tower = load_encoders(manifest.contract, pick_device("auto"), config.encoders)
+    contract = manifest.contract
     pairs, worst_text, latents, problems = list[Pair](), 0.0, list[float](), list[str]()
+    masked, other = list[float](), list[str]()
     chosen = choose(manifest, config.samples)
     with Progress(sum(map(len, chosen.values())), "compare") as progress:
         for number, rows in chosen.items():
@@ -66,16 +59,23 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
                 storage, manifest, number, inputs[manifest.shards[number].unit], rows, tower, problems
             )
             while batch := list(itertools.islice(originals, ENCODED_TOGETHER)):
-                worst_text = max(worst_text, text_difference(tower, batch, manifest.contract.text.storage))
+                if tower is not None and contract.text is not None:
+                    worst_text = max(worst_text, text_difference(tower, batch, contract.text.storage))
                 latents += latent_differences(first_stage, batch)
+                other += other_conditions(batch, contract)
+                masked += masked_differences(first_stage, batch, contract)
                 pairs += compare(first_stage, batch)
                 progress.update(len(batch))
     psnr = np.array([pair.psnr for pair in pairs] or [np.nan])
-    findings.add("source", f"{len(chosen)} input shards read again: hashes, keys, captions and crops right", *problems)
-    problem = (
-        f"text states differ by up to {worst_text:.3g} from what the contract's text tower gives for their captions"
-    )
-    findings.add("text", f"encoded again within {worst_text:.2g}", *([problem] if worst_text > STATE_TOLERANCE else []))
+    right = "hashes, keys, captions and crops right" if contract.text else "hashes, keys and crops right"
+    findings.add("source", f"{len(chosen)} input shards read again: {right}", *problems)
+    if contract.text is not None:
+        problem = (
+            f"text states differ by up to {worst_text:.3g} from what the contract's text tower gives for their captions"
+        )
+        far = [problem] if worst_text > STATE_TOLERANCE else []
+        findings.add("text", f"encoded again within {worst_text:.2g}", *far)
+    add_conditions(findings, contract, other, masked)
     worst_latent = max(latents, default=0.0)
     problem = (
         f"latents differ by up to {worst_latent:.3g} (rms) from what the contract's autoencoder gives for their images"
@@ -109,13 +109,13 @@ def _originals(
     number: int,
     input_place: tuple[Storage, str],
     rows: list[int],
-    tower: TextTower,
+    tower: TextTower | None,
     problems: list[str],
 ) -> Iterator[Original]:
     """Yields records of one shard with their source samples. Reads the input shard to its end."""
     entry, contract = manifest.shards[number], manifest.contract
     unit = manifest.units[entry.unit]
-    shard = fetch_shard(storage, entry)
+    shard = fetch_shard(storage, entry, contract)
     records_by_key: dict[str, list[Record]] = collections.defaultdict(list)
     for record in map(shard.record, rows):
         records_by_key[source_key(record)].append(record)
@@ -126,7 +126,7 @@ def _originals(
                 continue
             records = records_by_key.pop(sample.key)
             try:
-                prepared = prepare(sample, recipe, tower.ids)
+                prepared = prepare(sample, recipe, tower.ids if tower else None)
             except RecordRejected as rejection:
                 problems.append(f"{unit.source}: sample {sample.key} cannot be read, yet is cached: {rejection}")
                 continue
@@ -189,14 +189,6 @@ def compare(stage: FirstStage, originals: list[Original]) -> list[Pair]:
             for original, image in zip(group, decoded, strict=True)
         ]
     return pairs
-
-
-def by_size(originals: list[Original]) -> list[list[Original]]:
-    """Groups originals by the shape of their latents."""
-    groups: dict[tuple[int, ...], list[Original]] = collections.defaultdict(list)
-    for original in originals:
-        groups[original.record.members["moments"].shape].append(original)
-    return list(groups.values())
 
 
 def cached_latents(stage: FirstStage, originals: list[Original]) -> torch.Tensor:

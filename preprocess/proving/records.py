@@ -12,7 +12,7 @@ from pipeline.errors import ShardCorrupt
 
 def check_record(record: Record, contract: Contract, size: tuple[int, int]) -> None:
     """Raises ShardCorrupt unless the record has finite members with the contract's names, shapes and dtypes, and a
-    caption. size: (width, height) of its crop in pixels."""
+    caption where the dataset has captions. size: (width, height) of its crop in pixels."""
     for member in contract.members:
         array = record.members.get(member.name)
         shape = member_shape(member, contract, size, None if array is None else array.shape)
@@ -22,7 +22,7 @@ def check_record(record: Record, contract: Contract, size: tuple[int, int]) -> N
             raise ShardCorrupt(f"record {record.key}: {member.name} holds NaN or infinity")
     if len(record.members) != len(contract.members):
         raise ShardCorrupt(f"record {record.key} has members that the contract does not name")
-    if not isinstance(record.meta.get("caption"), str) or not record.meta["caption"]:
+    if contract.text is not None and not (isinstance(record.meta.get("caption"), str) and record.meta["caption"]):
         raise ShardCorrupt(f"record {record.key} has no caption")
 
 

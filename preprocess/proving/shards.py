@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry
-from pipeline.data.format.records import find_records
+from pipeline.data.format.records import Record, find_records
 from pipeline.data.format.uncond import read_uncond
 from pipeline.data.reading.shards import fetch_shard
 from pipeline.distributed.place import cores
@@ -112,7 +112,7 @@ def check_shard(storage: Storage, contract: Contract, entry: ShardEntry, adopted
     findings = ShardFindings()
     members = [member.name for member in contract.members] if adopted else None
     try:
-        shard = fetch_shard(storage, entry)
+        shard = fetch_shard(storage, entry, contract)
         record_places = [("", *place) for place in shard.index.places] if adopted else list(find_records(shard.view))
         if [(offset, size) for _, offset, size in record_places] != shard.index.places:
             raise ShardCorrupt("its index places records elsewhere than they are")
@@ -127,15 +127,25 @@ def check_shard(storage: Storage, contract: Contract, entry: ShardEntry, adopted
             findings.rows.append(int(number))
             record = shard.record(row, members)
             check_record(record, contract, entry.size)
-            mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
-            findings.moments.add((mean - contract.shift) * contract.scale)
+            findings.moments.add(scaled_mean(record, contract))
     except LatentmillError as error:
         findings.problems.append(f"{storage.url}/{entry.name}: {error}")
     return findings
 
 
+def scaled_mean(record: Record, contract: Contract) -> np.ndarray:
+    """What the statistics are of: the scaled latent (C, h, w) of a record, the posterior's mean where that is stored;
+    of pixels those from -1 to 1. float64."""
+    values = record.members[contract.stored][: contract.latent_shape[0]].astype(np.float64)
+    if contract.stored == "pixels":
+        values = values / 127.5 - 1
+    return (values - contract.shift) * contract.scale
+
+
 def check_uncond(storage: Storage, manifest: Manifest, findings: Findings) -> None:
-    """Checks the encoded empty caption."""
+    """Checks the encoded empty caption of a dataset with captions."""
+    if manifest.contract.text is None:
+        return
     problems = []
     try:
         read_uncond(storage, manifest)

@@ -75,6 +75,10 @@ class ShapeObject:
         return 1 + SHAPES.index(self.shape) * len(COLOURS) + COLOURS.index(self.colour)
 
 
+CLASS_NAMES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+"""Names of the classes 0 to 23; the label of an object is one more."""
+
+
 @dataclass(frozen=True)
 class StatedObject:
     """What a caption says of one object. size: None when the caption does not name it."""

@@ -54,11 +54,18 @@ class Scene:
     caption: str
     facts: Facts  # what the caption states
 
+    @property
+    def number(self) -> int:
+        """The class of its largest object, 0 to 23: one less than the object's label. Of equals the first."""
+        return max(self.objects, key=lambda thing: thing.radius).label - 1
 
-def scene(seed: int, index: int, split: str = "train") -> Scene:
-    """Scene number `index` of the stream (seed, split). seed and index are in [0, 2**63)."""
+
+def scene(seed: int, index: int, split: str = "train", *, single: bool = False) -> Scene:
+    """Scene number `index` of the stream (seed, split). seed and index are in [0, 2**63). single: with one object,
+    whatever number is drawn."""
     rng = np.random.Generator(np.random.Philox(counter=[0, 0, 0, SPLITS[split]], key=[seed, index]))
-    count = 1 + int(np.searchsorted(COUNT_CUMULATIVE, rng.random(), side="right"))
+    drawn = 1 + int(np.searchsorted(COUNT_CUMULATIVE, rng.random(), side="right"))
+    count = 1 if single else drawn
     triples = _draw_triples(rng, count, split)
     radii = [RADII[size][0] + rng.random() * (RADII[size][1] - RADII[size][0]) for size, _, _ in triples]
     centres = _draw_centres(rng, np.array(radii))

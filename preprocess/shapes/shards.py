@@ -16,17 +16,36 @@ from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
-from preprocess.shapes.captions import CANVAS
+from preprocess.shapes.captions import CANVAS, CLASS_NAMES
 from preprocess.shapes.drawing import SPLITS, WORLD, _png, label_map, render, scene
 
 SUMMARY = "synth.json"
 STATS = "_stats.json"
+NAMES = {"classes.txt": CLASS_NAMES, "labels.txt": ("background", *CLASS_NAMES)}
+"""Files of names, of classes and of the labels of label maps and boxes."""
 
 
-def _sample_members(seed: int, index: int, split: str, key: str) -> list[tuple[str, bytes]]:
+@dataclass(frozen=True)
+class World:
+    """Which scenes are drawn, and what is written of them. single: each has one object. classes: the class of the
+    largest object is written, too."""
+
+    seed: int
+    split: str
+    single: bool = False
+    classes: bool = False
+
+    @property
+    def extras(self) -> dict[str, bool]:
+        """What synth.json says of it besides: of what is off, nothing."""
+        return {name: True for name in ("single", "classes") if getattr(self, name)}
+
+
+def _sample_members(world: World, index: int, key: str) -> list[tuple[str, bytes]]:
     """The tar members of one sample: img2dataset's metadata with the scene's content, label map, picture and
     caption."""
-    truth = scene(seed, index, split)
+    seed, split = world.seed, world.split
+    truth = scene(seed, index, split, single=world.single)
     picture = _png(render(truth))
     metadata = {
         "caption": truth.caption,
@@ -47,7 +66,9 @@ def _sample_members(seed: int, index: int, split: str, key: str) -> list[tuple[s
         ],
         "boxes": [[o.label, *(edge / CANVAS for edge in o.box)] for o in truth.objects],
     }
+    number = [(f"{key}.cls", str(truth.number).encode())] if world.classes else []
     return [
+        *number,
         (f"{key}.json", json.dumps(metadata).encode()),
         (f"{key}.labels.png", _png(label_map(truth))),
         (f"{key}.png", picture),
@@ -55,12 +76,12 @@ def _sample_members(seed: int, index: int, split: str, key: str) -> list[tuple[s
     ]
 
 
-def build_shard(shard: int, rows: range, seed: int, split: str, advance: Callable[[int], Any]) -> bytes:
+def build_shard(shard: int, rows: range, world: World, advance: Callable[[int], Any]) -> bytes:
     """The bytes of one tar. rows: indices of its scenes. Equal arguments give equal bytes."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for row, index in enumerate(rows):
-            for name, payload in _sample_members(seed, index, split, f"{shard:05d}{row:04d}"):
+            for name, payload in _sample_members(world, index, f"{shard:05d}{row:04d}"):
                 member = tarfile.TarInfo(name)  # mtime 0, owner 0, mode 0644: independent of the machine
                 member.size = len(payload)
                 tar.addfile(member, io.BytesIO(payload))
@@ -132,12 +153,16 @@ def write_shards(
     split: str,
     shard_size: int = 1000,
     progress: Callable[[int], Any] = _nothing,
+    *,
+    single: bool = False,
+    classes: bool = False,
 ) -> tuple[dict[str, Any], int]:
     """Writes `images` scenes to `dest` (path or URL) as img2dataset shards.
 
     The files are `00000.tar`, `00000_stats.json`, ...; synth.json (parameters, and the size and SHA-256 of every shard)
     comes last. A rerun with the same parameters finds it and writes nothing; after an interruption a rerun continues.
-    progress: called with the number of images made since its last call. Returns the content of synth.json and the
+    progress: called with the number of images made since its last call. single: of one object each. classes: with a
+    KEY.cls of each, and the names of classes and of labels beside the shards. Returns the content of synth.json and the
     number of new shards. Raises ConfigError, and DestinationExists when `dest` holds other shards.
     """
     if split not in SPLITS:
@@ -147,7 +172,9 @@ def write_shards(
     if images < 1 or not 1 <= shard_size <= 10_000:
         raise ConfigError(f"images={images} must be at least 1 and shard_size={shard_size} between 1 and 10000")
     storage = open_storage(dest)
+    world = World(seed, split, single, classes)
     parameters = {"world": WORLD, "images": images, "seed": seed, "split": split, "shard_size": shard_size}
+    parameters |= world.extras
     former = _read_summary(storage)
     if former is not None and former.get("parameters") != parameters:
         raise DestinationExists(
@@ -172,12 +199,14 @@ def write_shards(
         for shard, numbers in enumerate(rows):
             name, stats = f"{shard:05d}.tar", _stats(len(numbers))
             if (name in existing) == there:
-                payload = build_shard(shard, numbers, seed, split, progress)
+                payload = build_shard(shard, numbers, world, progress)
                 new_count += _put(storage, name, payload, existing)
                 digest = hashlib.sha256(payload).hexdigest()
                 shards[name] = {"images": len(numbers), "bytes": len(payload), "sha256": digest}
             if (f"{shard:05d}{STATS}" in existing) == there:
                 _put(storage, f"{shard:05d}{STATS}", stats, existing)
+    for name, lines in NAMES.items() if classes else ():
+        _put(storage, name, "".join(f"{line}\n" for line in lines).encode(), existing)
     summary = {"parameters": parameters, "shards": dict(sorted(shards.items()))}
     storage.put(SUMMARY, json.dumps(summary, indent=1).encode())
     return summary, new_count

@@ -23,7 +23,7 @@ from pipeline.config import EncodersConfig
 from pipeline.distributed.children import own_command, own_environment
 from pipeline.errors import DataError, Interrupted
 from pipeline.log import log
-from pipeline.models.encoders.tokenizer import Tokenizer, load_tokenizer
+from pipeline.models.encoders.tokenizer import load_tokenizer
 from preprocess.source.recipe import Recipe
 from preprocess.source.rejected import CRASHED, Rejected, bounded, rejected
 from preprocess.source.sample import Prepared
@@ -45,14 +45,12 @@ class Decoders:
         self._threads = ThreadPoolExecutor(count, "latentmill-decode")
         self._workers: list[_Worker] = []
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer = load_tokenizer(encoders) if recipe.caption_key and not processes else None
         self._aborted = threading.Event()
         if processes:
             self._workers = [_Worker(recipe, encoders, self._aborted) for _ in range(count)]
             for worker in self._workers:
                 self._idle.put(worker)
-        else:
-            self._tokenizer = load_tokenizer(encoders)
 
     def submit(self, samples: list[Sample], shard: str = "") -> Future[Prepares]:
         """Queues up to CHUNK samples. shard: which holds them, for messages. The future raises DataError when workers
@@ -60,7 +58,7 @@ class Decoders:
         return self._threads.submit(self._run, samples, shard)
 
     def _run(self, samples: list[Sample], shard: str) -> Prepares:
-        if self._tokenizer is not None:
+        if not self._workers:
             return prepare_all(samples, self.recipe, self._tokenizer, lambda _: refuse_aborted(self._aborted))
         worker = self._idle.get()
         try:

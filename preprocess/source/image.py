@@ -145,37 +145,11 @@ def crop_image(image: Image.Image, crop: Crop) -> np.ndarray:
     """Resizes an image with antialiasing and crops it to (height, width, 3) uint8 RGB."""
     if image.size != crop.resized:
         image = image.resize(crop.resized, FILTERS[RESIZE])
-    return np.asarray(_cut(image, crop))
+    return np.asarray(cut(image, crop))
 
 
-def crop_labels(data: bytes, crop: Crop, limits: LimitsConfig) -> np.ndarray:
-    """Crops a label map (a PNG of class numbers, as large as its image) like the image, without mixing classes.
-
-    Returns (height, width) uint8. Raises RecordRejected: labels_unreadable or labels_size.
-    """
-    try:
-        png.refuse_chunks(data)
-        opened = Image.open(io.BytesIO(data), formats=("PNG",))
-        if opened.size != (crop.width, crop.height) or opened.width * opened.height > limits.pixels:
-            raise RecordRejected("labels_size", f"{opened.size} beside an image of {(crop.width, crop.height)}")
-        png.load_png(opened, data)
-    except RecordRejected as rejection:
-        if rejection.reason == "labels_size":
-            raise
-        raise RecordRejected("labels_unreadable", str(rejection)) from None
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise RecordRejected("labels_unreadable", str(error)) from None
-    labels: Image.Image = opened
-    if labels.mode not in ("L", "P"):
-        raise RecordRejected("labels_unreadable", f"its mode is {labels.mode}, not 8-bit grey or palette")
-    if labels.size != crop.resized:
-        labels = labels.resize(crop.resized, Image.Resampling.NEAREST)
-    return np.asarray(_cut(labels, crop))
-
-
-def _cut(image: Image.Image, crop: Crop) -> Image.Image:
+def cut(image: Image.Image, crop: Crop) -> Image.Image:
+    """The part of a resized image that the crop shows."""
     left, top, width, height = crop.box
     return image if image.size == crop.size else image.crop((left, top, left + width, top + height))
 

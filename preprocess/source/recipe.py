@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from pipeline.conditions.facts import Conditions
 from pipeline.config import EncodeConfig, FiltersConfig, LimitsConfig
 from pipeline.config.loading.merge import from_dict
 from pipeline.data.format.contract import Contract
 from pipeline.errors import ConfigError
+from preprocess.source.facts import conditions_of
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,23 @@ class Target:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Targets, crop policy, filters and limits. The fields are those of EncodeConfig."""
+    """Targets, crop policy, filters and limits. The fields are those of EncodeConfig, but for `conditions`, which are
+    the facts of what is made beside the image, and caption_key, which is "" where no caption is read."""
 
     targets: tuple[Target, ...]
     crop: str = "centre"
     seed: int = 0
     flip: bool = False
     caption_key: str = "txt"
-    conditions: tuple[str, ...] = ()
+    conditions: Conditions = field(default_factory=Conditions)
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    @property
+    def reads_columns(self) -> bool:
+        """Whether a condition is read from the json."""
+        classes = self.conditions.classes
+        return self.conditions.boxes is not None or (classes is not None and classes.key != "cls")
 
     @property
     def variants(self) -> int:
@@ -52,7 +61,8 @@ class Recipe:
 
 
 def recipe_of(config: EncodeConfig) -> Recipe:
-    """The recipe that a configuration asks for. Raises ConfigError when there are no buckets of its step."""
+    """The recipe that a configuration asks for. Raises ConfigError when there are no buckets of its step, or a
+    condition is not told enough."""
     return Recipe(
         targets=tuple(
             Target(side, bucket_sizes(side, config.buckets, config.bucket_aspect)) for side in config.resolution
@@ -60,21 +70,22 @@ def recipe_of(config: EncodeConfig) -> Recipe:
         crop=config.crop,
         seed=config.seed,
         flip=config.flip,
-        caption_key=config.caption_key,
-        conditions=config.conditions,
+        caption_key="" if config.text_storage == "none" else config.caption_key,
+        conditions=conditions_of(config),
         filters=config.filters,
         limits=config.limits,
     )
 
 
 def recipe_of_contract(contract: Contract) -> Recipe:
-    """The recipe that a cache was made by, without its conditions."""
+    """The recipe that a cache was made by."""
     return Recipe(
         targets=(Target(contract.resolution, contract.buckets),),
         crop=contract.crop,
         seed=contract.seed,
         flip=contract.flip,
         caption_key=contract.caption_key,
+        conditions=contract.conditions,
         filters=from_dict(FiltersConfig, contract.filters),
         limits=from_dict(LimitsConfig, contract.limits),
     )

@@ -28,7 +28,8 @@ from pipeline.storage.base import Storage
 from preprocess.source.advice import AGAIN, advice, no_file, no_tar
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-SUFFIXES = ("labels.png", *IMAGES, "txt", "json")  # the first match counts; files with none of them are passed over
+SUFFIXES = ("labels.png", "lr.png", "mask.png", *IMAGES, "cls", "txt", "json")
+"""Ends of the names of a sample's files. The first match counts; files with none of them are passed over."""
 CHUNK = 8 * 1024 * 1024  # bytes per read
 AHEAD = 3  # chunks that are fetched ahead from a bucket
 EXTENSION_BYTES = 64 * 1024  # largest pax header or long name

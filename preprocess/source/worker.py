@@ -47,17 +47,21 @@ took."""
 
 
 def prepare_all(
-    samples: list[Sample], recipe: Recipe, tokenizer: Tokenizer, begin: Callable[[int], None] = lambda number: None
+    samples: list[Sample],
+    recipe: Recipe,
+    tokenizer: Tokenizer | None,
+    begin: Callable[[int], None] = lambda number: None,
 ) -> Prepares:
-    """Runs one task in this thread. Whatever a sample raises is its rejection. begin: called with the number of each
-    sample before it."""
+    """Runs one task in this thread. Whatever a sample raises is its rejection. tokenizer: None where no captions are
+    taken. begin: called with the number of each sample before it."""
+    tokenize = None if tokenizer is None else tokenizer.ids
     started = time.perf_counter()
     results: list[Prepared | Rejected] = []
     for number, sample in enumerate(samples):
         begin(number)
         began = time.thread_time()
         try:
-            prepared = prepare(sample, recipe, tokenizer.ids)
+            prepared = prepare(sample, recipe, tokenize)
             if time.thread_time() - began > recipe.limits.seconds:
                 raise too_slow(recipe.limits)
             results.append(prepared)
@@ -128,7 +132,7 @@ def serve(arguments: list[str]) -> None:
     pipe_descriptor, memory_descriptor, size = map(int, arguments)
     pipe, memory = Connection(pipe_descriptor), SharedMemory(size, memory_descriptor)
     recipe, encoders = pipe.recv()
-    tokenizer = load_tokenizer(encoders)
+    tokenizer = load_tokenizer(encoders) if recipe.caption_key else None
     bound_memory(recipe)
 
     def begin(number: int) -> None:

@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipeline.data.format.contract import Contract
+from pipeline.data.format.contract_json import contract_digest
 from pipeline.data.format.manifest import VERSIONS
 from pipeline.errors import DestinationExists, NotFound, StorageError
 from pipeline.log import log
 from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.storage.urls import without_folders
 from preprocess.encoding.claims import Claims
-from preprocess.encoding.contract import contract_digest
 from preprocess.encoding.plan import PLAN, Part, Plan, name_units, part_bytes, part_key, plan_bytes
 from preprocess.units import refusals
 from preprocess.units.inputs import Hashes, Input
@@ -214,7 +214,7 @@ def _place(call: Call) -> str:
 def _agreed(state: State, part: Part, matching: Matching, further: Sequence[str], call: Call) -> Agreement:
     """The agreement on a part that follows what the manifest holds."""
     base = state.plan.until(state.version)
-    plan = Plan(base.contract, (*base.parts, part))
+    plan = base.with_part(part)
     numbers = {name: number for number, name in enumerate(plan.names)}
     units = {i: numbers[state.names[n]] for i, n in matching.units.items() if state.names[n] in numbers}
     units |= {i: numbers[name] for i, name in zip(matching.further, further, strict=True)}

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pipeline.config.values.bounds import Ge
@@ -62,6 +62,7 @@ class _Census:
     sides: dict[str, Count]
     tokens: dict[str, Count]
     sizes: dict[str, Count]
+    classes: dict[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class _Report:
     census: _Census
     member_bytes: dict[str, Count]
     thumbnails: tuple[dict[str, Any], ...]
+    cut_boxes: Count = 0
     left_out: bool = False
 
 
@@ -159,7 +161,7 @@ def _check(report: _Report, number: int, name: str) -> None:
         raise ParseError("source.sha256 is no SHA-256")
     if len(report.statistics.mean) != len(report.statistics.m2) or not report.statistics.mean:
         raise ParseError("statistics: as many mean as m2 are wanted")
-    for bin_ in (*report.census.aspects, *report.census.sides, *report.census.tokens):
+    for bin_ in (*report.census.aspects, *report.census.sides, *report.census.tokens, *report.census.classes):
         if not BIN.fullmatch(bin_):
             raise ParseError(f"census: {bin_[:20]!r} is no number of a bin")
 

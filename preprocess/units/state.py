@@ -8,10 +8,12 @@ import os
 from dataclasses import dataclass, field
 
 from pipeline.data.format.manifest import MANIFEST, Manifest, load_manifest
+from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import read
 from pipeline.errors import DatasetError, DestinationExists, LatentmillError, NotFound, RecordRejected
 from pipeline.storage.base import ObjectInfo, Storage
 from preprocess.encoding.plan import Plan, read_plan, report_key
+from preprocess.source.image import open_image
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import caption
 from preprocess.source.shard import SourceShard
@@ -89,8 +91,8 @@ class State:
         return None
 
     def _alike(self, number: int, shard: Input) -> bool:
-        """Whether a shard has samples of a unit: equal keys with equal captions. A shard that cannot be read counts as
-        one that has."""
+        """Whether a shard has samples of a unit: equal keys with equal captions, or without captions with images of
+        equal sizes. A shard that cannot be read counts as one that has."""
         contract = self.plan.contract
         entries = () if self.manifest is None else enumerate(self.manifest.shards)
         own = [(i, entry.samples) for i, entry in entries if entry.unit == number and entry.samples]
@@ -103,13 +105,24 @@ class State:
                 samples = list(itertools.islice(source.samples(), SAMPLES_COMPARED))
         except LatentmillError:
             return True
-        found = set()
+        found = set[tuple[str | int, ...]]()
         for sample in samples:
             try:
-                found.add((sample.key, caption(sample, contract.caption_key, recipe.limits.caption_bytes)))
+                if contract.caption_key:
+                    found.add((sample.key, caption(sample, contract.caption_key, recipe.limits.caption_bytes)))
+                else:
+                    found.add((sample.key, *sorted(open_image(sample.image(), recipe.limits).size)))
             except RecordRejected:
                 continue
-        return any((record.meta["key"], record.meta["caption"]) in found for record in records)
+        if contract.caption_key:
+            return any((record.meta["key"], record.meta["caption"]) in found for record in records)
+        return any((record.meta["key"], *sorted(_size(record))) in found for record in records)
+
+
+def _size(record: Record) -> tuple[int, int]:
+    """Width and height of the image that a record was made from, as its json says; 0 where it does not."""
+    width, height = (record.meta.get(name) for name in ("width", "height"))
+    return (width if type(width) is int else 0, height if type(height) is int else 0)
 
 
 def is_unchanged(state: State) -> bool:

@@ -8,6 +8,7 @@ import io
 
 import numpy as np
 
+from pipeline.conditions.facts import Conditions, LabelFacts
 from pipeline.config import FiltersConfig, LimitsConfig
 from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain, stored_limits
 from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
@@ -46,6 +47,7 @@ def contract(**changes: object) -> Contract:
         "batch": 4,
         "device": "cpu",
         "threads": 1,
+        "conditions": Conditions(labels=LabelFacts(count=256, grid=8)),
         "versions": {},
     }
     return Contract(**{**fields, **changes})  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ Encoders and denoiser have seeded random weights, so pictures show nothing meani
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,16 @@ SAMPLER = SamplerConfig(sampler="ddim", steps=4, guidance=2.0, batch=5)
 
 
 def make_cache(
-    folder: Path, images: int = IMAGES, encoders: EncodersConfig | None = None, seed: int = 1, **changes: Any
+    folder: Path,
+    images: int = IMAGES,
+    encoders: EncodersConfig | None = None,
+    seed: int = 1,
+    drawn: Mapping[str, bool] | None = None,
+    **changes: Any,
 ) -> Path:
-    """Writes captioned shapes of split "val" to folder/shapes, and their cache to folder/cache. seed: of the shapes."""
-    write_shards(str(folder / "shapes"), images, seed, "val", shard_size=images // 2)
+    """Writes captioned shapes of split "val" to folder/shapes, and their cache to folder/cache. seed: of the shapes.
+    drawn: which (single) and with what (classes)."""
+    write_shards(str(folder / "shapes"), images, seed, "val", shard_size=images // 2, **(drawn or {}))
     config = EncodeConfig(
         source=str(folder / SOURCE),
         dest=str(folder / "cache"),

@@ -19,7 +19,10 @@ import pytest
 import torch
 
 from made.encode import ENCODERS, config, files, png, write_tar
+from pipeline.conditions.lowres import lowres
+from pipeline.conditions.mask import masks, unpack
 from pipeline.config import EncodersConfig, LaunchConfig
+from pipeline.config.conditions import BoxesConfig, LabelsConfig
 from pipeline.data.format.manifest import MANIFEST, load_manifest
 from pipeline.data.reading.shards import first_records
 from pipeline.errors import DestinationExists, NonFinite, ShardCorrupt, SourceError
@@ -30,7 +33,6 @@ from preprocess.encode import main
 from preprocess.encoding.encoder import to_unit_range
 from preprocess.shapes.drawing import label_map, render, scene
 from preprocess.shapes.shards import write_shards
-from preprocess.source.sample import hole, lowres
 from ranks import encode_worker
 
 SHARDS, IMAGES = 3, 25  # 10 + 10 + 5
@@ -46,7 +48,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def cache(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     dest = tmp_path_factory.mktemp("cache") / "c"
-    assert main(config(shapes, dest, conditions=("boxes", "labels", "lowres", "mask"))) == 0
+    conditions = ("boxes", "labels", "lowres", "mask")
+    groups = {"boxes": BoxesConfig(count=25, most=8), "labels": LabelsConfig(count=25)}
+    assert main(config(shapes, dest, conditions=conditions, **groups)) == 0
     return dest
 
 
@@ -58,6 +62,9 @@ def test_every_sample_is_cached_with_its_moments_text_and_facts(cache: Path) -> 
     assert manifest.contract.vae_sha256 == stage.weights_sha256
     assert manifest.contract.text_sha256 == tower.weights_sha256
     records = list(first_records(storage, manifest, IMAGES))
+    manifest_facts = manifest.contract.conditions
+    assert manifest_facts.lowres is not None
+    assert manifest_facts.mask is not None
     for i, record in enumerate(records):
         truth = scene(0, i, "train")
         pixels = torch.from_numpy(render(truth))[None]
@@ -69,14 +76,14 @@ def test_every_sample_is_cached_with_its_moments_text_and_facts(cache: Path) -> 
         assert record.meta["caption"] == truth.caption
         assert record.meta["key"] == f"{i // 10:05d}{i % 10:04d}"
         assert record.meta["crop"] == [0, 0, 64, 64]
-        assert (record.members["cond.labels"] == label_map(truth)).all()
-        assert (record.members["cond.lowres"] == lowres(render(truth))).all()
+        assert (record.members["cond.labels"] == label_map(truth)[1::2, 1::2]).all()
+        assert (record.members["cond.lowres"] == lowres(render(truth), manifest_facts.lowres, "")).all()
         boxes = record.members["cond.boxes"].astype(np.float64)
         assert (boxes[len(truth.objects) :] == -1).all()
         for box, thing in zip(boxes, truth.objects, strict=False):
             np.testing.assert_allclose(box, [thing.label, *(edge / 64 for edge in thing.box)], atol=1e-3)
-        mask = hole(record.key, (64, 64))
-        assert (record.members["cond.mask"] == mask).all()
+        mask = masks(record.key, (64, 64), manifest_facts.mask)
+        assert (unpack(record.members["cond.mask"], 64) == mask).all()
         hidden = to_unit_range(pixels) * torch.from_numpy(1 - mask)
         mean = stage.encode_moments(hidden)[0, :4].numpy()
         np.testing.assert_allclose(record.members["cond.masked"], mean, atol=2e-3, rtol=2e-3)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from made.cache import make_cache
 from made.encode import ENCODERS, config, files, png, write_sized, write_tar
 from pipeline.config import EncodersConfig, FiltersConfig, LaunchConfig, LimitsConfig, VerifyConfig
+from pipeline.data.format.contract_json import contract_digest
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.kept import KeptRecords
 from pipeline.data.format.manifest import MANIFEST, load_manifest, parse_manifest
@@ -32,7 +33,7 @@ from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
 from preprocess import verify
 from preprocess.encode import main
-from preprocess.encoding.contract import build_contract, contract_digest
+from preprocess.encoding.contract import build_contract
 from preprocess.encoding.encoder import Encoder, to_unit_range
 from preprocess.encoding.output import Destination
 from preprocess.encoding.plan import Unit, name_units
@@ -93,7 +94,7 @@ def test_two_workers_on_one_unit_leave_one_entry_and_the_same_bytes_whoever_wins
     settings_ = config(source, tmp_path / "both")
     recipe, stage, text = recipe_of(settings_), load_autoencoder(ENCODERS), load_text(ENCODERS)
     storage = LocalStorage(tmp_path / "both")
-    contract = build_contract(settings_, recipe.targets[0], stage, text, torch.device("cpu"))
+    contract = build_contract(settings_, recipe.targets[0], recipe.conditions, stage, text, torch.device("cpu"))
     destination = Destination(storage, contract, contract_digest(contract))
     place = LocalStorage(tmp_path / "s")
     unit = Unit(0, place, "00000.tar", "00000.tar", place.stat("00000.tar").size)
@@ -367,7 +368,7 @@ def test_buckets_have_shards_of_their_own_and_every_record_is_what_its_image_giv
         pixels = pixels[:, ::-1].copy() if record.meta.get("flipped") else pixels.copy()
         fresh = stage.encode_moments(to_unit_range(torch.from_numpy(pixels)[None]))[0].numpy()
         np.testing.assert_allclose(record.members["moments"], fresh, atol=3e-3, rtol=3e-3)
-        assert record.members["cond.mask"].shape == pixels.shape[:2]
+        assert record.members["cond.mask"].shape == (pixels.shape[0], -(-pixels.shape[1] // 8))
         assert record.members["cond.lowres"].shape == (3, pixels.shape[0] // 4, pixels.shape[1] // 4)
     proved(tmp_path / "c", source)
 

@@ -18,7 +18,7 @@ from pipeline.config.values.rules import parse_rule
 from pipeline.errors import ConfigError, RecordRejected
 from preprocess.source.image import crop_image, decode_image, open_image, place_crop
 from preprocess.source.recipe import Recipe, bucket_sizes, recipe_of
-from preprocess.source.sample import MOST_BOXES, hole, lowres, prepare
+from preprocess.source.sample import prepare
 from preprocess.source.shard import Sample
 
 PIXELS = 1 << 24
@@ -220,61 +220,9 @@ def test_each_bad_sample_has_its_reason() -> None:
     assert reason(sample(json=b"[1]"), **from_json) == "json_unreadable"
     assert reason(sample(json=b'{"caption": 3}'), **from_json) == "caption_not_text"
     assert reason(sample(json=rb'{"caption": "\ud800"}'), **from_json) == "caption_bad_utf8"
-    assert reason(sample(), conditions=("boxes",)) == "boxes_missing"
-    assert reason(sample(json=b'{"boxes": [[1, 2]]}'), conditions=("boxes",)) == "boxes_unreadable"
-    assert reason(sample(json=b'{"boxes": [[1, NaN, 0, 1, 1]]}'), conditions=("boxes",)) == "boxes_unreadable"
-    many = json.dumps({"boxes": [[1, 0.4, 0.4, 0.6, 0.6]] * (MOST_BOXES + 1)}).encode()
-    assert reason(sample(json=many), conditions=("boxes",)) == "boxes_too_many"
-    assert reason(sample(), conditions=("labels",)) == "labels_missing"
-    assert reason(sample(labels_png=b"x"), conditions=("labels",)) == "labels_unreadable"
-    wrong = encoded(Image.new("L", (64, 64)), "PNG")
-    assert reason(sample(labels_png=wrong), conditions=("labels",)) == "labels_size"
     broken = sample()
     broken.problem = "key_repeated"
     assert reason(broken) == "key_repeated"
-
-
-def test_boxes_move_with_the_crop() -> None:
-    """The picture is 128 x 64, the crop its middle 64: the left quarter and the right quarter are gone."""
-    given = {"boxes": [[3, 0.25, 0.0, 0.5, 1.0], [4, 0.0, 0.0, 0.2, 0.5], [5, 0.5, 0.5, 1.0, 1.0]]}
-    found = (
-        prepare(sample(json=json.dumps(given).encode()), config(conditions=("boxes",)), ids)
-        .pictures[0]
-        .conditions["boxes"]
-    )
-    assert found.shape == (MOST_BOXES, 5)
-    assert found.dtype == np.float16
-    assert found[:2].tolist() == [[3, 0, 0, 0.5, 1], [5, 0.5, 0.5, 1, 1]]
-    assert (found[2:] == -1).all()
-
-
-def test_label_maps_are_cropped_like_the_image_without_mixing_classes() -> None:
-    labels = np.zeros((128, 256), dtype=np.uint8)
-    labels[:, 128:] = 7
-    image = encoded(Image.new("RGB", (256, 128)), "PNG")
-    one = sample(png=image, labels_png=encoded(Image.fromarray(labels), "PNG"))
-    found = prepare(one, config(conditions=("labels",)), ids).pictures[0].conditions["labels"]
-    assert found.shape == (64, 64)
-    assert (found[:, :32] == 0).all()
-    assert (found[:, 32:] == 7).all()
-
-
-def test_the_low_resolution_image_is_the_mean_of_4_by_4_pixels() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    small = lowres(pixels)
-    assert small.shape == (3, 16, 16)
-    assert small[1, 2, 3] == int(pixels[8:12, 12:16, 1].mean() + 0.5)
-
-
-def test_holes_depend_on_the_key_alone_and_vary() -> None:
-    assert (hole("000001_000002", (64, 64)) == hole("000001_000002", (64, 64))).all()
-    assert hole("000001_000002", (48, 64)).shape == (64, 48)
-    holes = [hole(f"000000_{row:06d}", (64, 64)) for row in range(200)]
-    areas = [mask.mean() for mask in holes]
-    assert 1 / 16 <= min(areas) <= max(areas) <= 9 / 16 + 0.01
-    assert len({mask.tobytes() for mask in holes}) == 200
-    middle = np.mean(holes, axis=0)
-    assert middle[32, 32] > 0.5 > middle[2, 2]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -316,23 +264,6 @@ def test_random_crops_depend_on_key_and_seed_alone_and_reach_every_place() -> No
     assert crop.resized == (96, 64)
     assert 0 <= crop.box[0] <= 48
     assert crop.box[1:] == (0, 48, 64)
-
-
-def test_a_flipped_picture_has_flipped_conditions() -> None:
-    labels = np.zeros((64, 128), dtype=np.uint8)
-    labels[:, :64] = 7
-    given = {"boxes": [[3, 0.25, 0.0, 0.5, 1.0]]}
-    one = sample(labels_png=encoded(Image.fromarray(labels), "PNG"), json=json.dumps(given).encode())
-    picture = prepare(one, config(conditions=("boxes", "labels", "lowres")), ids).pictures[0]
-    picture.pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    picture.conditions["lowres"] = lowres(picture.pixels)
-    flipped = picture.flipped()
-    assert (flipped.pixels == picture.pixels[:, ::-1]).all()
-    assert (flipped.conditions["labels"] == picture.conditions["labels"][:, ::-1]).all()
-    assert (flipped.conditions["lowres"] == lowres(np.ascontiguousarray(flipped.pixels))).all()
-    assert flipped.conditions["boxes"][0].tolist() == [3, 0.5, 0, 1, 1]
-    assert (flipped.conditions["boxes"][1:] == -1).all()
-    assert (picture.flipped().flipped().conditions["boxes"] == picture.conditions["boxes"]).all()
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from preprocess.shapes.captions import (
     plain_relation,
 )
 from preprocess.shapes.drawing import PALETTE, SPLITS, Scene, _coverage, label_map, render, scene
-from preprocess.shapes.shards import build_shard, write_shards
+from preprocess.shapes.shards import World, build_shard, write_shards
 from preprocess.synthetic import main
 
 IMG2DATASET_KEYS = {
@@ -320,5 +320,5 @@ def test_parameters_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
 
 def test_ten_thousand_images_take_seconds() -> None:
     started = time.process_time()
-    build_shard(0, range(300), 0, "train", lambda count: None)
+    build_shard(0, range(300), World(0, "train"), lambda count: None)
     assert (time.process_time() - started) / 300 * 10_000 < 30  # 11 measured; twice the goal of 15 for slow machines

@@ -13,9 +13,11 @@ from PIL import Image
 from made.hostile import chunk, encoded, photo, png_rows, raw_png
 from pipeline.config import LimitsConfig
 from pipeline.errors import RecordRejected
-from preprocess.source.image import crop_labels, decode_image, open_image, place_crop
+from preprocess.source.conditions import open_map
+from preprocess.source.image import decode_image, open_image, place_crop
 from preprocess.source.jpeg import MOST_SCANS, read_segments
 from preprocess.source.png import CHANNELS
+from preprocess.source.shard import Sample
 
 END = b"\xff\xd9"
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -176,7 +178,7 @@ def test_a_flipped_bit_in_a_png_is_found() -> None:
 def test_a_label_map_without_its_last_rows_is_unreadable() -> None:
     cut = raw_png((64, 64), png_rows((64, 64), 8, 0)[: 65 * 32], 8, 0)
     with pytest.raises(RecordRejected, match="labels_unreadable"):
-        crop_labels(cut, place_crop(64, 64, (64, 64), "centre", 0, "k"), LimitsConfig())
+        open_map(Sample("k", {"labels.png": cut}), "labels", place_crop(64, 64, (64, 64), "centre", 0, "k"))
 
 
 @pytest.mark.parametrize("lossless", [False, True])

@@ -25,6 +25,7 @@ from pipeline.config import (
 from pipeline.data.reading.batch import Batch
 from pipeline.distributed.world import World
 from pipeline.errors import NonFinite
+from pipeline.models.encoders.latents import Latents
 from pipeline.runs.directory import committed
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import read_rows
@@ -53,8 +54,9 @@ def config(tmp_path: Path) -> TrainConfig:
 
 def test_what_a_sample_draws_does_not_depend_on_the_rank_that_has_it(config: TrainConfig) -> None:
     moments, batch = torch.zeros(4, 8, 4, 4), SimpleNamespace(numbers=torch.arange(100, 104))
+    inputs = SimpleNamespace(latents=Latents("moments", 1.0, 0.0))
     one, other = (
-        Trainer._draws(SimpleNamespace(config=config, world=World(rank, 2)), batch, moments)  # type: ignore[arg-type]
+        Trainer._draws(SimpleNamespace(config=config, world=World(rank, 2), inputs=inputs), batch, moments)  # type: ignore[arg-type]
         for rank in range(2)
     )
     for name in ("posterior", "noise", "timestep", "drop"):

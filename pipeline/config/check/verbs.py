@@ -97,22 +97,85 @@ def check_encode(config: c.EncodeConfig) -> None:
     for key, names in {"leave_out": config.leave_out, "forget": config.forget}.items():
         require(all(name.strip("/") for name in names), f"{key}: the name of an input shard is empty")
     parse_rules(config.filters.keep)
-    _caption_key(config.caption_key)
+    check_captions(config)
+    check_conditions(config)
+
+
+def check_captions(config: c.EncodeConfig) -> None:
+    """What is read of captions, and whether any are."""
+    if config.text_storage != "none":
+        _caption_key(config.caption_key)
+        return
     require(
-        len(set(config.conditions)) == len(config.conditions),
-        f"conditions=[{','.join(config.conditions)}]: one of them is given twice",
+        config.caption_key in ("", "txt"),
+        f"caption_key={config.caption_key} with text_storage=none: no caption is read, so leave caption_key out",
+    )
+    filters = config.filters
+    for key in ("min_caption", "max_caption"):
+        require(
+            not getattr(filters, key),
+            f"filters.{key}={getattr(filters, key)} with text_storage=none: no caption is read, so leave it out",
+        )
+    require(filters.duplicates != "pair", "filters.duplicates=pair with text_storage=none: give image, or keep")
+
+
+def check_conditions(config: c.EncodeConfig) -> None:
+    """The conditions that are asked for, and the groups that say how they are made."""
+    asked = ",".join(config.conditions)
+    require(len(set(config.conditions)) == len(config.conditions), f"conditions=[{asked}]: one of them is given twice")
+    groups = {"class": "classes", "boxes": "boxes", "labels": "labels", "lowres": "lowres", "mask": "mask"}
+    for condition, group in groups.items():
+        value = getattr(config, group)
+        require(
+            condition in config.conditions or value == type(value)(),
+            f"{group}.* is given, but conditions=[{asked}] has no {condition}: add it, or leave {group}.* out",
+        )
+    for group in ("classes", "boxes", "labels"):
+        value = getattr(config, group)
+        require(
+            (value == type(value)()
+            and group not in map(groups.get, config.conditions))
+            or value.count > 0
+            or value.names,
+            f"{group}.count=0 and {group}.names is empty: give one of them, for how many there are",
+        )
+    key = config.classes.key
+    require(
+        key == "cls" or (key.startswith("json:") and len(key) > 5),
+        f"classes.key={key}: cls, or json:KEY for a key of the .json member",
+    )
+    kinds = config.mask.kinds
+    require(len(kinds) > 0, "mask.kinds=[]: one or more is wanted, such as [thin,rectangles]")
+    require(len(set(kinds)) == len(kinds), f"mask.kinds=[{','.join(kinds)}]: one of them is given twice")
+    require(
+        kinds != ("file",) or config.mask.variants == 1,
+        f"mask.variants={config.mask.variants} with mask.kinds=[file]: a sample has one file, so leave variants out",
+    )
+    require(
+        config.lowres.degradation == "bsr" or config.lowres.variants == 1,
+        f"lowres.variants={config.lowres.variants} with lowres.degradation={config.lowres.degradation}: all would be "
+        "equal, so leave variants out, or give lowres.degradation=bsr",
     )
 
 
 def check_index(config: c.IndexConfig) -> None:
     """latentmill index."""
-    for name, value in {"moments_member": config.moments_member, "text_member": config.text_member}.items():
+    names = {name: getattr(config, name) for name in ("moments_member", "text_member", "class_member", "boxes_member")}
+    given = {name: value for name, value in names.items() if value or name == "moments_member"}
+    for name, value in given.items():
         require(
             re.fullmatch(r"([^/]*\.)?npy", value) is not None,
             f"{name}={value}: a .npy file is wanted, as named after the key (moments.npy); pickles are never opened",
         )
-    require(config.moments_member != config.text_member, f"text_member={config.text_member} is moments_member")
-    _caption_key(config.caption_key)
+        first = next(other for other in given if given[other] == value)
+        require(first == name, f"{name}={value} is {first}")
+    for name, count in {"class_member": "classes", "boxes_member": "box_classes"}.items():
+        require(
+            bool(names[name]) == bool(getattr(config, count)),
+            f"{name}={names[name]} and {count}={getattr(config, count)}: give both, or neither",
+        )
+    if config.text_member:
+        _caption_key(config.caption_key)
 
 
 def check_data(config: c.DataVerbConfig) -> None:

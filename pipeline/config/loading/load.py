@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, OverrideError
 
 WRITTEN = {
     "the contract of the dataset": (
-        *("caption_key", "filters.keep", "moments_member", "text_member"),
+        *("caption_key", "filters.keep", "moments_member", "text_member", "class_member", "boxes_member"),
         *(f"encoders.{name}" for name in ("name", "vae", "vae_subfolder", "text", "text_pretrained")),
     ),
     "exports and reports": ("model.name",),

@@ -79,7 +79,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def kinds_of(cls: Any) -> dict[str, Any]:
     """The dataclasses of which a group of type `cls` has one, by the `name` that chooses it: what its `kinds` gives,
     or itself alone under ""."""
-    several = "kinds" in vars(cls)
+    several = isinstance(vars(cls).get("kinds"), classmethod)  # a field may have that name
     return cls.kinds() if several else {"": cls}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,8 @@ ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must
     "text",
 )
 
+LONGEST_VALUE = 400
+"""Characters of a list that a message shows."""
 DTYPE = re.compile("float16|float32|uint8|int32")
 MEMBER_NAME = re.compile(r"[a-z0-9_]{1,64}(?:\.[a-z0-9_]{1,64})?")
 
@@ -158,11 +161,10 @@ class Contract:
     def differences(self, other: Contract, names: tuple[str, ...] | None = None) -> list[str]:
         """One line for people per differing field (of `names`, or of all): 'name: value here, not value of other'."""
         names = names or tuple(f.name for f in dataclasses.fields(self))
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [
-            f"{name}: {_brief(own_value)}, not {_brief(other_value)}"
-            for name, own_value, other_value in pairs
-            if own_value != other_value
+            f"{place}: {_brief(own_value)}, not {_brief(other_value)}"
+            for name in names
+            for place, own_value, other_value in _pairs(name, getattr(self, name), getattr(other, name))
         ]
 
 
@@ -208,8 +210,27 @@ def require_match(required: Contract, actual: Contract, what: str, names: tuple[
         )
 
 
+def _pairs(place: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where two values of a contract differ, and how; of facts of conditions, each fact that differs."""
+    if one == other:
+        return
+    alike = type(one) is type(other) and dataclasses.is_dataclass(one)
+    if not alike or not place.startswith("conditions"):
+        yield place, one, other
+        return
+    for fact in dataclasses.fields(one):
+        yield from _pairs(f"{place}.{fact.name}", getattr(one, fact.name), getattr(other, fact.name))
+
+
 def _brief(value: Any) -> str:
-    """A value for a message; hashes are cut to 12 digits."""
+    """A value for a message; hashes are cut to 12 digits, facts of a condition to those that have no default, and long
+    names."""
     if isinstance(value, str) and len(value) == 64:
         return value[:12]
-    return str(value)
+    if value is None:
+        return "none"
+    if dataclasses.is_dataclass(value) and not isinstance(value, TextFacts):
+        facts = ((fact.name, getattr(value, fact.name), fact.default) for fact in dataclasses.fields(value))
+        return " ".join(f"{name}={_brief(item)}" for name, item, default in facts if item != default) or "there"
+    text = str(value)
+    return text if not isinstance(value, tuple) or len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."

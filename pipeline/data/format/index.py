@@ -21,12 +21,17 @@ ROW_BYTES = 128
 """Most bytes of a row of an index: two numbers, a SHA-256, brackets and commas."""
 FACTS_BYTES = 1 << 14
 """Most bytes of everything else in it."""
+_ARRAY = re.compile(r"[^\0]*npy")
 LAYOUT = {
-    "moments": re.compile(r"[^\0]*npy"),
-    "text": re.compile(r"[^\0]*npy"),
+    "moments": _ARRAY,
+    "text": _ARRAY,
     "caption": re.compile(r"txt|json:[^\0]*"),
+    "cond.boxes": _ARRAY,
+    "cond.class": _ARRAY,
 }
 """What the files of a layout may be called (records.py)."""
+WITH_TEXT = {"text", "caption"}
+"""Names of a layout that only a dataset with captions has, and both."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,11 @@ def _layout(value: Any) -> dict[str, str] | None:
     """The names of a record's files, None where they are those of `encode`. Raises ParseError."""
     if value is None:
         return None
-    if type(value) is not dict or set(value) != set(LAYOUT):
-        raise ParseError(f"its layout does not name {', '.join(LAYOUT)}")
-    for name, pattern in LAYOUT.items():
+    if type(value) is not dict or "moments" not in value or len(WITH_TEXT & set(value)) == 1:
+        raise ParseError(f"its layout does not name moments, {', '.join(sorted(WITH_TEXT))}")
+    if unknown := sorted(set(value) - set(LAYOUT)):
+        raise ParseError(f"its layout names {unknown[0][:40]!r}, which no record holds")
+    for name, pattern in ((name, pattern) for name, pattern in LAYOUT.items() if name in value):
         file = value[name]
         if type(file) is not str or len(file) > LONGEST_NAME or not pattern.fullmatch(file):
             raise ParseError(f"its layout names a file of {name} that records cannot have")

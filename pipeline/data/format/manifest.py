@@ -27,7 +27,7 @@ from pipeline.data.format.bounds import (
     TarName,
 )
 from pipeline.data.format.contract import Contract, canonical_json
-from pipeline.data.format.contract_json import contract_from_json, contract_to_json
+from pipeline.data.format.contract_json import contract_from_json, contract_to_json, format_of
 from pipeline.data.format.objects import read_bounded
 from pipeline.data.format.rows import Check, build_rows, counts, digests, pairs, require_dense, tar_names, texts, whole
 from pipeline.errors import DatasetError, DestinationExists, NotFound, ParseError
@@ -42,7 +42,7 @@ VERSIONS = "manifests"
 VERSION_NAME = re.compile(rf"{VERSIONS}/[0-9]{{6}}\.json")
 FORMAT: Literal[3] = 3
 READ = (2, FORMAT)
-"""Formats that are read."""
+"""Formats that are read. A dataset keeps the format that it was begun in, whatever is appended to it."""
 LARGEST = 1 << 29
 """Bytes of a manifest: a million shards take some 450 MB."""
 SMALLEST_RECORD = 1024
@@ -233,6 +233,8 @@ def _parse(value: Any) -> Manifest:
     if wrong := sorted(names ^ set(value)):
         raise ParseError(f"it has missing or unknown fields: {', '.join(wrong[:5])}")
     contract = _within("contract", contract_from_json, value["contract"])
+    if format_of(value["contract"]) != value["format"]:
+        raise ParseError(f"contract: it is not of format {value['format']}")
     units = build_rows(UnitEntry, value["units"], UNITS, "units")
     shards = build_rows(ShardEntry, value["shards"], SHARDS, "shards")
     rest = {name: item for name, item in value.items() if name not in ("contract", "units", "shards")}

@@ -9,11 +9,18 @@ SHORTEST = 2
 """Tokens of the empty caption: start and end."""
 VARIES = -1
 """Stands for a side that differs between records."""
+ARRAYS = (
+    *("moments", "latents", "pixels", "text", "tokens", "cond.boxes", "cond.class", "cond.labels", "cond.lowres"),
+    *("cond.mask", "cond.masked"),
+)
+"""Names of the arrays that facts describe."""
+FOREIGN_FLOAT = ("moments", "latents", "text")
+"""Those that may be float32 as well, as other software stores them."""
 
 
 def arrays_of(contract: Contract) -> tuple[Member, ...]:
-    """The arrays that the contract's facts call for, in the order of their names in `encode`: the image's, the text's,
-    then those of the conditions."""
+    """The arrays that the contract's facts call for: the image's, the text's, then those of the conditions in the order
+    of their names. With several crop sizes, sides that depend on the size are VARIES."""
     channels, factor = contract.latent_shape[0], contract.downsampling
     width, height = contract.buckets[0] if len(contract.buckets) == 1 else (VARIES, VARIES)
 

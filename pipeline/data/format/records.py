@@ -6,7 +6,8 @@ any tar reader can read them.
 
 Tars of other software (`latentmill index`) may have other names. A layout states them, as in {"moments": "latent.npy",
 "text": "clip.npy", "caption": "json:prompt"}: the file of each array and of the caption, without the key. Without a
-layout the names are those above, and the caption is `txt` if there is no json.
+layout the names are those above, and the caption is `txt` if there is no json. Records of a dataset without captions
+need neither: their caption is "".
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Record:
     """One cached sample.
 
     members: `moments` float16 (2C, h, w), posterior mean then log-variance, unscaled; `text` float16 (L, D); `cond.*`.
-    meta: the json: source key, caption, token count, original size and crop.
+    meta: the json: source key, caption ("" of a dataset without captions), token count, original size and crop.
     """
 
     key: str
@@ -100,12 +101,13 @@ def unpack(
     *,
     meta: bool = True,
     layout: Mapping[str, str] | None = None,
+    captions: bool = True,
 ) -> Record:
     """Read one record from its tar bytes; arrays are read-only views of them, not copies.
 
     members: names of the arrays to read, None for all. meta: whether to parse the json. layout: names of the files if
-    they are not this module's; then `meta` has only the caption. Raises ShardCorrupt when the bytes are not exactly one
-    record of this layout, or a requested member is missing.
+    they are not this module's; then `meta` has only the caption. captions: whether records of this dataset have one.
+    Raises ShardCorrupt when the bytes are not exactly one record of this layout, or a requested member is missing.
     """
     view = memoryview(view)
     arrays: dict[str, np.ndarray] = {}
@@ -118,7 +120,7 @@ def unpack(
         elif (role := role_of(name, layout)) and (members is None or role in members):
             arrays[role] = parse_npy(view[start : start + size])
     require_members(key, arrays, members or (), layout)
-    return Record(key, arrays, _meta(key, texts, layout) if meta else {})
+    return Record(key, arrays, _meta(key, texts, layout, captions) if meta else {})
 
 
 def walk(view: memoryview) -> Iterator[tuple[str, str, int, int]]:
@@ -158,8 +160,12 @@ def require_members(
         raise ShardCorrupt(f"record {key} has no {', '.join(files)}")
 
 
-def _meta(key: str, texts: Mapping[str, memoryview], layout: Mapping[str, str] | None) -> dict[str, Any]:
+def _meta(
+    key: str, texts: Mapping[str, memoryview], layout: Mapping[str, str] | None, captions: bool
+) -> dict[str, Any]:
     """A record's json, or only its caption if there is a layout or no json. Raises ShardCorrupt."""
+    if not captions and (layout is not None or "json" not in texts):
+        return {"caption": ""}
     source = (layout or {}).get("caption", "json" if layout is not None or "json" in texts or not texts else "txt")
     file, _, column = source.partition(":")
     if file not in texts:
@@ -170,6 +176,8 @@ def _meta(key: str, texts: Mapping[str, memoryview], layout: Mapping[str, str] |
     except (ParseError, UnicodeDecodeError) as error:
         raise ShardCorrupt(f"record {key}: {source} cannot be read ({error})") from None
     column = "caption" if layout is None else column or "caption"
+    if not captions and type(meta) is dict:
+        meta.setdefault("caption", "")
     if type(meta) is not dict or type(meta.get(column)) is not str:
         raise ShardCorrupt(f"record {key}: {source} cannot be read (it has no text {column[:100]!r}, the caption)")
     return meta if layout is None else {"caption": meta[column]}

@@ -23,9 +23,10 @@ class Batch:
     """One rank's part of one global batch.
 
     n: number of the global batch's first sample. numbers: (b,) int64, this rank's sample numbers. tensors: (b, ...) in
-    the cache's dtypes, by member name ("moments" float16 (b, 2C, h, w), "text" float16 (b, L, D), "cond.NAME"), on the
-    stream's device. shards, rows: (b,) int64, each record's shard number and row in its tar. read_captions: reads (key,
-    caption) of each record, on demand. wait_s: seconds that the training loop waited for this batch.
+    the cache's dtypes, by member name ("moments" float16 (b, 2C, h, w), "text" float16 (b, L, D), "cond.class" int32
+    (b,), "cond.NAME"), on the stream's device. shards, rows: (b,) int64, each record's shard number and row in its tar.
+    read_captions: reads (key, caption) of each record, on demand. wait_s: seconds that the training loop waited for
+    this batch.
     """
 
     n: int
@@ -47,7 +48,7 @@ class Batch:
 
     @property
     def captions(self) -> list[str]:
-        """The records' captions."""
+        """The records' captions; "" where the dataset has none."""
         return [caption for _, caption in self._keys_captions]
 
 

@@ -34,7 +34,7 @@ class Block:
     """A verified block in memory.
 
     data: (m,) uint8, its bytes. shard, rows: shard number and rows of its records. columns: the positions in `data` of
-    the arrays that the reader was made for.
+    the arrays that the reader was made for. captions: whether its records have one.
     """
 
     def __init__(
@@ -47,15 +47,16 @@ class Block:
         rows: np.ndarray,
         columns: dict[str, Column],
         layout: dict[str, str] | None = None,
+        captions: bool = True,
     ) -> None:
         self.data, self.shard, self.rows, self.columns = data, shard, rows, columns
-        self._offsets, self._sizes, self._layout = offsets, sizes, layout
+        self._offsets, self._sizes, self._layout, self._captions = offsets, sizes, layout, captions
 
     def record(self, place: int, members: Sequence[str] | None = None) -> Record:
         """Record number `place` of the block; its arrays are views of the block's bytes."""
         offset = int(self._offsets[place])
         view = self.data.data[offset : offset + int(self._sizes[place])]
-        return unpack(view, members, layout=self._layout)
+        return unpack(view, members, layout=self._layout, captions=self._captions)
 
 
 class Reader:
@@ -109,7 +110,16 @@ class Reader:
                     require_array(member, column.dtype.name, shape, contract, entry.size)
         except ShardCorrupt as error:
             raise ShardCorrupt(f"{storage.locate(entry.name)}: {error}") from None
-        return Block(data, offsets, sizes, shard=stretch.shard, rows=rows, columns=columns, layout=index.layout)
+        return Block(
+            data,
+            offsets,
+            sizes,
+            shard=stretch.shard,
+            rows=rows,
+            columns=columns,
+            layout=index.layout,
+            captions=contract.text is not None,
+        )
 
     def _index(self, shard: int) -> Index:
         """A shard's index, read and verified once as long as it is kept."""

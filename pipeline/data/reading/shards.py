@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pipeline.data.format.contract import Contract
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.index import Index
 from pipeline.data.format.kept import KeptRecords
@@ -18,18 +19,18 @@ from pipeline.storage.base import Storage
 
 
 class Shard:
-    """A verified shard in memory."""
+    """A verified shard in memory. captions: whether its records have one."""
 
-    def __init__(self, tar: bytes, index: Index) -> None:
-        self.view, self.index = memoryview(tar), index
+    def __init__(self, tar: bytes, index: Index, *, captions: bool = True) -> None:
+        self.view, self.index, self._captions = memoryview(tar), index, captions
 
     def record(self, row: int, members: Sequence[str] | None = None) -> Record:
         """The record of row `row`; its arrays are views of the shard's bytes. Raises ShardCorrupt."""
         offset, size = int(self.index.offsets[row]), int(self.index.sizes[row])
-        return unpack(self.view[offset : offset + size], members, layout=self.index.layout)
+        return unpack(self.view[offset : offset + size], members, layout=self.index.layout, captions=self._captions)
 
 
-def fetch_shard(storage: Storage, entry: ShardEntry) -> Shard:
+def fetch_shard(storage: Storage, entry: ShardEntry, contract: Contract) -> Shard:
     """Read a shard and its index and compare both with the manifest; once more if they differ (a read can go wrong).
 
     Raises ShardCorrupt when they still differ, and StorageError or NotFound when they cannot be read.
@@ -41,7 +42,7 @@ def fetch_shard(storage: Storage, entry: ShardEntry) -> Shard:
             f"{storage.locate(entry.name)} has {size} bytes, the manifest says {entry.bytes}: restore it, or delete it "
             "and run the same `latentmill encode` again"
         )
-    return Shard(read_verified(storage, entry.name, entry.sha256), index)
+    return Shard(read_verified(storage, entry.name, entry.sha256), index, captions=contract.text is not None)
 
 
 def read(
@@ -49,7 +50,7 @@ def read(
 ) -> list[Record]:
     """The records of rows `rows` of shard number `shard`, from the whole verified shard."""
     entry = manifest.shards[shard]
-    verified_shard = fetch_shard(storage, entry)
+    verified_shard = fetch_shard(storage, entry, manifest.contract)
     try:
         records = [verified_shard.record(row, members) for row in rows]
         for record in records:

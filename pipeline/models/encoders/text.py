@@ -60,10 +60,10 @@ class TextTower:
         max_length = int(self._tower.positional_embedding.shape[0])
         if self.length > max_length:
             raise ConfigError(f"encoders.text_length={self.length}: {config.text} reads at most {max_length} tokens")
-        vocabulary = int(self._tower.token_embedding.num_embeddings)
-        if max(self.pad, self.eot) >= vocabulary:
+        if max(self.pad, self.eot) >= self.vocabulary:
             raise ConfigError(
-                f"encoders.text_pad={self.pad}, end token {self.eot}: {config.text} knows {vocabulary} tokens, from 0"
+                f"encoders.text_pad={self.pad}, end token {self.eot}: {config.text} knows {self.vocabulary} tokens, "
+                "from 0"
             )
         self.width = int(self._tower.ln_final.weight.shape[0])
         self.embed_dim = int(self.model.visual.output_dim)
@@ -81,6 +81,16 @@ class TextTower:
             torch.tensor(values, device=device).view(1, 3, 1, 1)
             for values in (visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
         )
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that it knows, from 0."""
+        return int(self._tower.token_embedding.num_embeddings)
+
+    @property
+    def start(self) -> int:
+        """Token id that begins every caption."""
+        return self.tokenizer.sot
 
     def ids(self, caption: str) -> tuple[list[int], int]:
         """Tokenizer.ids of one caption."""

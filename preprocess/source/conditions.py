@@ -1,0 +1,156 @@
+"""Makes the arrays of a record that stand beside its image, from its sample and the facts of the cache's conditions.
+
+A decoding worker reads what the sample holds and crops it with the image (`read_conditions`); what depends on the
+record's key, or on the size of its latent, is made where the record is (`stored_arrays`). `encode` and `verify` call
+both; pipeline/conditions says how each array is made, and makes it for `sample`, too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.conditions.boxes import crop_boxes, flip_boxes, read_boxes
+from pipeline.conditions.classes import read_class
+from pipeline.conditions.facts import Conditions, LowresFacts
+from pipeline.conditions.labels import label_map, sample_labels
+from pipeline.conditions.lowres import lowres
+from pipeline.conditions.mask import mask_map, masks, pack
+from pipeline.config import LimitsConfig
+from pipeline.errors import RecordRejected
+from preprocess.source import png
+from preprocess.source.image import FILTERS, RESIZE, Crop, cut, decode_image, open_image
+from preprocess.source.shard import Sample
+
+ALONG_ROWS = ("labels", "lowres", "mask")
+"""Arrays whose last axis runs along the rows of the picture."""
+
+
+def read_conditions(
+    sample: Sample,
+    columns: Mapping[str, Any],
+    facts: Conditions,
+    crop: Crop,
+    pixels_HWC: np.ndarray,
+    limits: LimitsConfig,
+) -> tuple[dict[str, np.ndarray], int]:
+    """What a sample gives beside its picture, cropped like it, by the condition's name; and how many boxes were cut.
+
+    class: int32 (). boxes: float16 (most, 5). labels: uint8 (H, W), every pixel. lowres: uint8 ([K,] 3, H/s, W/s).
+    mask: uint8 (H, W), 1 inside the hole, of the sample's own file. columns: of its json. Raises RecordRejected.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    cut_boxes = 0
+    if facts.classes is not None:
+        arrays["class"] = read_class(sample.members.get("cls"), columns, facts.classes)
+    if facts.boxes is not None:
+        arrays["boxes"], cut_boxes = crop_boxes(read_boxes(columns.get("boxes")), crop, facts.boxes)
+    if facts.labels is not None:
+        image, depth = open_map(sample, "labels", crop)
+        labels = label_map(image, facts.labels.offset, facts.labels.count, depth)
+        arrays["labels"] = crop_nearest(labels, crop)
+    if facts.lowres is not None:
+        given = given_lowres(sample, facts.lowres, crop, limits) if facts.lowres.degradation == "file" else None
+        arrays["lowres"] = lowres(pixels_HWC, facts.lowres, sample.key, given)
+    if facts.mask is not None and "file" in facts.mask.kinds:
+        arrays["mask"] = crop_nearest(mask_map(open_map(sample, "mask", crop)[0]), crop)
+    return arrays, cut_boxes
+
+
+def flipped(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `read_conditions` gave, with left and right exchanged."""
+    result = dict(arrays)
+    for name in result.keys() & set(ALONG_ROWS):
+        result[name] = np.ascontiguousarray(result[name][..., ::-1])
+    if "boxes" in result:
+        result["boxes"] = flip_boxes(result["boxes"])
+    return result
+
+
+def stored_arrays(
+    arrays: Mapping[str, np.ndarray], pixels_HWC: np.ndarray, key: str, facts: Conditions, downsampling: int
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """The arrays of a record that need no encoder, by their stored names, and its masks (K, H, W) or None.
+
+    arrays: what `read_conditions` gave. key: of the record. downsampling: pixels per latent position, along a side.
+    """
+    height, width = pixels_HWC.shape[:2]
+    stored = {f"cond.{name}": array for name, array in arrays.items() if name not in ("labels", "mask")}
+    if facts.labels is not None:
+        cells = (height // downsampling * facts.labels.grid, width // downsampling * facts.labels.grid)
+        stored["cond.labels"] = sample_labels(arrays["labels"], cells)
+    drawn = None
+    if facts.mask is not None:
+        mask = masks(key, (width, height), facts.mask, arrays.get("mask"))
+        stored["cond.mask"] = pack(mask) if facts.mask.packed else mask
+        drawn = mask.reshape(-1, height, width)
+    if facts.pixels:
+        stored["pixels"] = np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
+    return stored, drawn
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files beside the image
+
+
+def member(sample: Sample, name: str) -> bytes:
+    """The file NAME.png of a sample. Raises RecordRejected, NAME_missing."""
+    data = sample.members.get(f"{name}.png")
+    if data is None:
+        raise RecordRejected(f"{name}_missing", sample.files)
+    return data
+
+
+def open_map(sample: Sample, name: str, crop: Crop) -> tuple[Image.Image, int]:
+    """The file NAME.png of a sample, whose pixels say something of those of its image, decoded; and bits of a channel
+    in the file. Raises RecordRejected: NAME_missing, NAME_size or NAME_unreadable."""
+    data = member(sample, name)
+    try:
+        png.refuse_chunks(data)
+        opened = Image.open(io.BytesIO(data), formats=("PNG",))
+        if opened.size != (crop.width, crop.height):
+            raise RecordRejected(f"{name}_size", f"{opened.size} beside an image of {(crop.width, crop.height)}")
+        png.load_png(opened, data)
+        return opened, png.depth(data)
+    except RecordRejected as rejection:
+        if rejection.reason == f"{name}_size":
+            raise
+        raise RecordRejected(f"{name}_unreadable", str(rejection)) from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise RecordRejected(f"{name}_unreadable", str(error)) from None
+
+
+def crop_nearest(numbers_HW: np.ndarray, crop: Crop) -> np.ndarray:
+    """Crops numbers of pixels like the image that they stand beside, without mixing them: (height, width) uint8."""
+    image = Image.fromarray(numbers_HW)
+    if image.size != crop.resized:
+        image = image.resize(crop.resized, Image.Resampling.NEAREST)
+    return np.asarray(cut(image, crop))
+
+
+def given_lowres(sample: Sample, facts: LowresFacts, crop: Crop, limits: LimitsConfig) -> np.ndarray:
+    """The part of a sample's .lr.png that shows the crop, (H/s, W/s, 3) uint8. Raises RecordRejected: lr_missing,
+    lr_size, or lr_unreadable."""
+    data = member(sample, "lr")
+    try:
+        opened = open_image(data, limits)
+        if (opened.width * facts.factor, opened.height * facts.factor) != (crop.width, crop.height):
+            raise RecordRejected(
+                "lr_size", f"{opened.size} times {facts.factor} is not the image's {(crop.width, crop.height)}"
+            )
+        image = decode_image(opened, data)
+    except RecordRejected as rejection:
+        if rejection.reason == "lr_size":
+            raise
+        raise RecordRejected("lr_unreadable", str(rejection)) from None
+    left, top, width, height = crop.box
+    across, down = image.width / crop.resized[0], image.height / crop.resized[1]
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    size = (width // facts.factor, height // facts.factor)
+    return np.asarray(image.resize(size, FILTERS[RESIZE], box=box))
