@@ -133,8 +133,7 @@ def check_conditions(config: c.EncodeConfig) -> None:
     for group in ("classes", "boxes", "labels"):
         value = getattr(config, group)
         require(
-            (value == type(value)()
-            and group not in map(groups.get, config.conditions))
+            (value == type(value)() and group not in map(groups.get, config.conditions))
             or value.count > 0
             or value.names,
             f"{group}.count=0 and {group}.names is empty: give one of them, for how many there are",
