@@ -113,8 +113,8 @@ def groups_note(denoiser: Denoiser) -> str:
     if groups == NORM_GROUPS:
         return ""
     return (
-        f"CompVis' own code has {NORM_GROUPS} groups in every norm, and this network {groups}: their code loads the file "
-        f"without a word and predicts nonsense, unless its GroupNorm32 is given {groups} groups"
+        f"CompVis' own code has {NORM_GROUPS} groups in every norm, and this network {groups}: their code loads the "
+        f"file without a word and predicts nonsense, unless its GroupNorm32 is given {groups} groups"
     )
 
 

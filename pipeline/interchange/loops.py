@@ -14,13 +14,14 @@ Readme = Callable[[str, str, int], str]
 
 HEAD = """\
 import json
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, {scheduler}, {unet}
 from safetensors.torch import load_file
 
-facts = json.load(open(f"{{folder}}/task.json"))
+facts = json.loads(Path(folder, "task.json").read_text())
 unet = {unet}.from_pretrained(folder, subfolder="unet").requires_grad_(False)
 scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")
 vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").requires_grad_(False)

@@ -123,7 +123,10 @@ def test_numbers_and_lists_are_what_their_fields_say() -> None:
     assert load("train", [*TRAIN, "model.multipliers=[1,2,4]"]).model.multipliers == (1, 2, 4)
     assert load("eval", ["run=r", "guidance=3"]).guidance == (3.0,)
     assert load("eval", ["run=r", "guidance=[1,2,3.5]"]).guidance == (1.0, 2.0, 3.5)
-    assert load("encode", [*REQUIRED["encode"], "conditions=[boxes,mask]", "boxes.count=3"]).conditions == ("boxes", "mask")
+    assert load("encode", [*REQUIRED["encode"], "conditions=[boxes,mask]", "boxes.count=3"]).conditions == (
+        "boxes",
+        "mask",
+    )
     assert load("sample", ["run=r"]).encoders is None
     assert load("sample", ["run=r", "encoders.name=sd1"]).encoders == c.EncodersConfig(name="sd1")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.conditions.facts import Conditions
 from pipeline.config import TaskConfig
 from pipeline.config.loading.merge import to_dict
 from pipeline.config.tasks.found import facts_of, found
@@ -86,6 +87,16 @@ class Export(ABC):
         """Every vector (N, V) that the UNet may be given, by the number under which CompVis' label_emb has it."""
         return None
 
+    @classmethod
+    def adopt(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The task's own weights, under our names, of a file in CompVis' names; {} where it has none of them."""
+        return {}
+
+    @classmethod
+    def inputs(cls, conditions: Conditions) -> str:
+        """What the task concatenates to the latent, in words and in order; "" for nothing."""
+        return ""
+
     @property
     def tells(self) -> bool:
         """Whether files say facts of the task: where it is more than captions from the text tower, or nothing."""
@@ -125,6 +136,11 @@ def export_of(trained: Trained, denoiser: Denoiser) -> Export:
     return export
 
 
-def numbered(names: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(names: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Tensors under a prefix."""
     return {f"{prefix}{name}": tensor for name, tensor in names.items()}
+
+
+def beneath(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors that are under a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

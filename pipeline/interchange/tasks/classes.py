@@ -51,6 +51,11 @@ class ClassExport(Export):
     def compvis(self) -> dict[str, Tensor]:
         return {f"{COND_STAGE}embedding.weight": self._table()} if self.config.makes_context else {}
 
+    @classmethod
+    def adopt(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        name = f"{COND_STAGE}embedding.weight"
+        return {"embed.weight": tensors[name]} if name in tensors else {}
+
     def _table(self) -> Tensor:
         return self.weights()["embed.weight"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.conditions.facts import MaskFacts
+from pipeline.conditions.facts import Conditions, MaskFacts
 from pipeline.interchange.loops import STATES, loop_readme, pipeline_readme
 from pipeline.interchange.tasks.base import OPTIONAL, Export, Plan
 from pipeline.models.encoders.autoencoder import FirstStage
@@ -73,6 +73,12 @@ class InpaintExport(Export):
         unet = "UNet2DConditionModel" if text else "UNet2DModel"
         readme = loop_readme(why, f"{asks}; `pasted` has the picture outside of the hole", code, scheduler, unet, PASTE)
         return Plan(readme=readme, why=why, text_encoder=text, facts=self.facts())
+
+    @classmethod
+    def inputs(cls, conditions: Conditions) -> str:
+        assert conditions.mask is not None
+        parts = ["the mask", "the masked picture's latent"]
+        return ", then ".join(parts if conditions.mask.order == "mask_masked" else parts[::-1])
 
     def _why(self, facts: MaskFacts, first_stage: FirstStage, scheduler: str) -> str:
         """Why StableDiffusionInpaintPipeline does not run it, "" where it does."""

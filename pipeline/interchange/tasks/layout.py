@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.conditions.facts import Conditions
 from pipeline.config import LayoutTask
 from pipeline.interchange.loops import NETWORK, STATES, WEIGHTS, loop_readme
-from pipeline.interchange.tasks.base import COND_STAGE, TASK_WEIGHTS, Export, Plan, numbered
+from pipeline.interchange.tasks.base import COND_STAGE, TASK_WEIGHTS, Export, Plan, beneath, under
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 
@@ -92,7 +93,15 @@ class LayoutExport(Export):
         )
 
     def compvis(self) -> dict[str, Tensor]:
-        return numbered(self.weights(), COND_STAGE)
+        return under(self.weights(), COND_STAGE)
+
+    @classmethod
+    def adopt(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return beneath(tensors, COND_STAGE)
+
+    @classmethod
+    def inputs(cls, conditions: Conditions) -> str:
+        return "coordinates, then the painted boxes"
 
     def note(self) -> str:
         return (

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.conditions.facts import Conditions
 from pipeline.config import SemanticTask
 from pipeline.interchange.loops import WEIGHTS, loop_readme
-from pipeline.interchange.tasks.base import COND_STAGE, TASK_WEIGHTS, Export, Plan, numbered
+from pipeline.interchange.tasks.base import COND_STAGE, TASK_WEIGHTS, Export, Plan, beneath, under
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 
@@ -52,7 +53,16 @@ class SemanticExport(Export):
         weights = self.weights()
         if self._averages():
             return {f"{COND_STAGE}channel_mapper.weight": weights["embed.weight"].T[:, :, None, None].contiguous()}
-        return numbered(weights, COND_STAGE)
+        return under(weights, COND_STAGE)
+
+    @classmethod
+    def adopt(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mapper = tensors.get(f"{COND_STAGE}channel_mapper.weight")
+        return beneath(tensors, COND_STAGE) if mapper is None else {"embed.weight": mapper.flatten(1).T.contiguous()}
+
+    @classmethod
+    def inputs(cls, conditions: Conditions) -> str:
+        return "the label map"
 
     def note(self) -> str:
         if self._averages():

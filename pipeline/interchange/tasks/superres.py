@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.conditions.facts import Conditions
 from pipeline.config import SuperresTask
 from pipeline.interchange.loops import STATES, loop_readme, pipeline_readme
 from pipeline.interchange.tasks.base import OPTIONAL, Export, Plan
@@ -140,6 +141,10 @@ class SuperresExport(Export):
         else:
             reasons.append(f"LDMSuperResolutionPipeline would scale the small image with the input of {scheduler}")
         return "; ".join(reasons)
+
+    @classmethod
+    def inputs(cls, conditions: Conditions) -> str:
+        return "the small picture"
 
     def vectors(self) -> Tensor | None:
         return self.weights().get("embed_level.weight")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pipeline.config import TextTask
@@ -14,7 +16,7 @@ from pipeline.interchange import clip
 from pipeline.interchange.loops import NETWORK, TOKENIZER, WEIGHTS, loop_readme
 from pipeline.interchange.readme import WITH_TEXT, WITH_TEXT_ALONE, WITHOUT_INDEX, WITHOUT_TEXT, readme
 from pipeline.interchange.scheduler import pipeline_runs
-from pipeline.interchange.tasks.base import COND_STAGE, OPTIONAL, TASK_WEIGHTS, Export, Plan
+from pipeline.interchange.tasks.base import COND_STAGE, OPTIONAL, TASK_WEIGHTS, Export, Plan, beneath
 from pipeline.log import log
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
@@ -76,6 +78,10 @@ class TextExport(Export):
     def compvis(self) -> dict[str, Tensor]:
         return {} if self.reads_states else bert_state(self.weights(), f"{COND_STAGE}transformer.")
 
+    @classmethod
+    def adopt(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return from_bert(beneath(tensors, f"{COND_STAGE}transformer."))
+
     def note(self) -> str:
         assert isinstance(self.config, TextTask)
         if self.reads_states or (self.config.heads, self.config.head_width) == BERT:
@@ -102,6 +108,23 @@ def bert_state(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
             after, named = LAYERS[module]
             theirs[f"{prefix}attn_layers.layers.{2 * int(number) + after}.{named}.{kind}"] = tensor
     return theirs
+
+
+def from_bert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of bert_state, without a prefix; {} for other names, such as those of CLIP's tower."""
+    if not all(name in state for name in TOKENS.values()):
+        return {}
+    ours = {f"tokens.{mine}": state[theirs] for mine, theirs in TOKENS.items()}
+    numbers = [int(name.split(".")[2]) for name in state if re.match(r"attn_layers\.layers\.\d{1,3}\.", name)]
+    for number in range((max(numbers, default=-1) + 1) // 2):
+        layer, block = f"attn_layers.layers.{2 * number}.1.to_", f"tokens.transformer.blocks.{number}."
+        parts = [state[name] for letter in "qkv" if (name := f"{layer}{letter}.weight") in state]
+        ours |= {f"{block}qkv.weight": torch.cat(parts)} if len(parts) == 3 else {}
+        for mine, (after, named) in LAYERS.items():
+            for kind in ("weight", "bias"):
+                name = f"attn_layers.layers.{2 * number + after}.{named}.{kind}"
+                ours |= {f"{block}{mine}.{kind}": state[name]} if name in state else {}
+    return ours
 
 
 TOKENS = {
