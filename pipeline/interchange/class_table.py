@@ -9,17 +9,28 @@ as of classes or of noise levels, another table holds the same: that of what the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from pipeline.errors import WeightsError
 from pipeline.interchange.unet import COMPVIS_PREFIX
 from pipeline.models.unet.model import UNet
 
 NAMES = {"diffusers": ("class_embedding", "class_embedding.weight")}
 NAMES["compvis"] = (f"{COMPVIS_PREFIX}label_emb", f"{COMPVIS_PREFIX}label_emb.weight")
 """Layout -> the modules of a vector, and the tensor that takes their place."""
+
+
+def refuse_table(where: str, names: Collection[str], layout: str) -> None:
+    """Raise WeightsError for weights with such a table, from which no layers of a vector can be made."""
+    name = NAMES[layout][1]
+    if name in names:
+        raise WeightsError(
+            f"{where} holds {name}, one table in place of the layers of our vector, which cannot be made of it: begin "
+            "with the run itself"
+        )
 
 
 @torch.no_grad()

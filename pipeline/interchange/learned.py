@@ -24,7 +24,7 @@ ROMBACH = replace(STABLE_DIFFUSION, order="masked_mask", low=-1, hole="black")
 BY_CHANNELS = {(4, 9): STABLE_DIFFUSION, (3, 7): ROMBACH}
 """Channels of the latent and of the first convolution -> how inpainting of that size was published."""
 COMPARED = ("order", "low", "hole", "pooling")
-JSON_BYTES = 1 << 20
+JSON_BYTES = 64 << 20
 TASK_FACTS, INPAINT = "task.json", "StableDiffusionInpaintPipeline"
 FILES = {"task.safetensors": {}, "class_embedding.safetensors": {"weight": "embed.weight"}}
 """Files with a task's weights in our folders, and the names of ours that theirs stand for."""
@@ -157,7 +157,8 @@ def renamed_classes(learned: Learned, cache: Conditions) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = parse_json(path.read_bytes()[: JSON_BYTES + 1], JSON_BYTES)
+        with path.open("rb") as file:
+            value = parse_json(file.read(JSON_BYTES + 1), JSON_BYTES)
     except (OSError, ParseError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):

@@ -24,6 +24,7 @@ from pipeline.config.check.groups import check_model
 from pipeline.config.values.bounds import Gt
 from pipeline.errors import ConfigError, ParseError, WeightsError
 from pipeline.interchange import unet as convert
+from pipeline.interchange.class_table import refuse_table
 from pipeline.interchange.learned import Learned, of_folder, of_single_file
 from pipeline.interchange.noise_levels import Levels, of_file, of_scheduler
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
@@ -98,6 +99,7 @@ def load_diffusers(folder: Path, config: ModelConfig, which: str = "ema") -> Pre
     unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     facts = _json(unet / "config.json")
     tensors = _weights_of(unet, which)
+    refuse_table(f"{unet}", tensors, "diffusers")
     config = _with_input_channels_of(config, tensors, INPUT["diffusers"])
     require_same_class(f"{unet / 'config.json'}", facts, config)
     state = _converted(unet, lambda: convert.from_diffusers(tensors, config))
@@ -140,6 +142,7 @@ def load_compvis(path: Path, config: ModelConfig, which: str = "ema", task: Task
         averages = {name: tensors.get(f"model_ema.{name.partition('.')[2].replace('.', '')}") for name in unet_tensors}
         if all(average is not None for average in averages.values()):
             unet_tensors = {name: average for name, average in averages.items() if average is not None}
+    refuse_table(f"{path}", unet_tensors, "compvis")
     config = _with_input_channels_of(config, unet_tensors, INPUT["compvis"])
     facts = _typed(_Facts, stated, path)
     if facts.model is not None:

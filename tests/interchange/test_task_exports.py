@@ -21,6 +21,7 @@ from pipeline.conditions.facts import BoxFacts, ClassFacts, Conditions, LabelFac
 from pipeline.conditions.mask import draw_mask, hide, pack
 from pipeline.config import (
     ClassTask,
+    DiffusionConfig,
     ExportConfig,
     InpaintTask,
     LayoutTask,
@@ -140,6 +141,16 @@ LOOPS: dict[str, tuple[TaskConfig, Conditions, dict[str, Any]]] = {
         {"text": True, "storage": "trimmed"},
     ),
     "semantic": (SemanticTask(), conditions(labels=LabelFacts(count=5, grid=4)), {}),
+    "semantic-flow": (
+        SemanticTask(),
+        conditions(labels=LabelFacts(count=5, grid=4)),
+        {"diffusion": DiffusionConfig(prediction="flow")},
+    ),
+    "class-edm": (
+        ClassTask(),
+        conditions(classes=ClassFacts(count=5)),
+        {"diffusion": DiffusionConfig(prediction="edm", timestep_density="log_normal", sigma_data=1.0)},
+    ),
     "semantic-average": (SemanticTask(labels="average", width=3), conditions(labels=LabelFacts(count=5, grid=2)), {}),
     "superres-f8": (SuperresTask(), conditions(lowres=SMALL), {"levels": 3}),
     "superres-noise": (SuperresTask(noise=9), conditions(lowres=replace(SMALL, factor=8)), {}),

@@ -194,6 +194,15 @@ def test_input_channels_of_another_task_are_refused(tmp_path: Path) -> None:
     assert begun(source, plain.config.run)[1]["new_inputs"] == "the small picture"
 
 
+@pytest.mark.parametrize("form", ["diffusers", "compvis"])
+def test_a_table_of_class_vectors_is_refused_with_what_to_do(form: str, tmp_path: Path) -> None:
+    """It is what two layers make of each class, which no one can undo."""
+    made = make_task_run(tmp_path, ClassTask(mode="vector"), CLASSES)
+    line = refusal(made, exported(made, tmp_path, form))
+    assert "one table in place of the layers of our vector" in line and "begin with the run itself" in line
+    assert begun(made, made.config.run)[1]["task"]["taken"]
+
+
 def test_damaged_facts_of_a_task_are_refused_in_one_line(tmp_path: Path) -> None:
     made = make_task_run(tmp_path, InpaintTask(), MASKS)
     folder = Path(exported(made, tmp_path, "diffusers"))
