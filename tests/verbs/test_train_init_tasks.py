@@ -38,6 +38,7 @@ LDM = MaskFacts(kinds=("rectangles",), pooling="nearest", order="masked_mask", l
 OWN: dict[str, tuple[TaskConfig, Conditions, dict[str, Any]]] = {
     "class": (ClassTask(), CLASSES, {}),
     "layout": (LayoutTask(), Conditions(boxes=BoxFacts(count=6, most=4)), {}),
+    "layout-text": (LayoutTask(text=True), Conditions(boxes=BoxFacts(count=6, most=4)), {"text": True}),
     "semantic": (SemanticTask(labels="average", width=3), Conditions(labels=LabelFacts(count=5, grid=2)), {}),
     "text": (
         TextTask(encoder="transformer", depth=2, heads=2, head_width=8),
@@ -86,7 +87,7 @@ def test_a_task_takes_its_own_weights_from_the_same_task(
     assert all(torch.equal(tensor, expected[key]) for key, tensor in denoiser.state_dict().items())
     own = {key.removeprefix("task."): value for key, value in expected.items() if key.startswith("task.")}
     assert record["task"] == {"taken": True, "sha256": weights_hash(own.items())}
-    assert f"takes {len(own)} tensors of task={name} too" in capsys.readouterr().err
+    assert f"takes {len(own)} tensors of task={task.name} too" in capsys.readouterr().err
 
 
 def test_weights_of_a_task_that_do_not_fit_begin_anew_and_the_log_says_why(

@@ -97,7 +97,9 @@ class LayoutExport(Export):
 
     @classmethod
     def adopt(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return beneath(tensors, COND_STAGE)
+        beside = ("transformer.text_model.", "model.")  # a text tower
+        named = beneath(tensors, COND_STAGE)
+        return {name: tensor for name, tensor in named.items() if not name.startswith(beside)}
 
     @classmethod
     def inputs(cls, conditions: Conditions) -> str:
