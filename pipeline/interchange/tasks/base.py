@@ -16,7 +16,7 @@ from pipeline.config.tasks.found import facts_of, found
 from pipeline.errors import ConfigError
 from pipeline.inference.trained import Trained
 from pipeline.interchange import clip
-from pipeline.interchange.loops import Readme
+from pipeline.interchange.tasks.loops import Readme
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.interchange.loops import loop_readme
 from pipeline.interchange.tasks.base import CLASSES, COND_STAGE, Export, Plan
+from pipeline.interchange.tasks.loops import loop_readme
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 

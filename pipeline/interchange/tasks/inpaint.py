@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.conditions.facts import Conditions, MaskFacts
-from pipeline.interchange.loops import STATES, loop_readme, pipeline_readme
 from pipeline.interchange.tasks.base import OPTIONAL, Export, Plan
+from pipeline.interchange.tasks.loops import STATES, loop_readme, pipeline_readme
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 

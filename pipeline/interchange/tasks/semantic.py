@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pipeline.conditions.facts import Conditions
 from pipeline.config import SemanticTask
-from pipeline.interchange.loops import WEIGHTS, loop_readme
 from pipeline.interchange.tasks.base import COND_STAGE, TASK_WEIGHTS, Export, Plan, beneath, under
+from pipeline.interchange.tasks.loops import WEIGHTS, loop_readme
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pipeline.conditions.facts import Conditions
 from pipeline.config import SuperresTask
-from pipeline.interchange.loops import STATES, loop_readme, pipeline_readme
 from pipeline.interchange.tasks.base import OPTIONAL, Export, Plan
+from pipeline.interchange.tasks.loops import STATES, loop_readme, pipeline_readme
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from pipeline.config import TextTask
 from pipeline.errors import ConfigError
 from pipeline.interchange import clip
-from pipeline.interchange.loops import NETWORK, TOKENIZER, WEIGHTS, loop_readme
 from pipeline.interchange.readme import WITH_TEXT, WITH_TEXT_ALONE, WITHOUT_INDEX, WITHOUT_TEXT, readme
 from pipeline.interchange.scheduler import pipeline_runs
 from pipeline.interchange.tasks.base import COND_STAGE, OPTIONAL, TASK_WEIGHTS, Export, Plan, beneath
+from pipeline.interchange.tasks.loops import NETWORK, TOKENIZER, WEIGHTS, loop_readme
 from pipeline.log import log
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.interchange.loops import loop_readme, pipeline_readme
 from pipeline.interchange.tasks.base import Export, Plan
+from pipeline.interchange.tasks.loops import loop_readme, pipeline_readme
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 
