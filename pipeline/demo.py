@@ -13,15 +13,17 @@ import shlex
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import cli
 from pipeline.config import DemoConfig
+from pipeline.config.tasks.table import TASK_FACTS
 from pipeline.distributed import forks
 from pipeline.distributed.children import own_command
 from pipeline.distributed.ranks import run_command
-from pipeline.errors import LatentmillError
+from pipeline.errors import ConfigError, LatentmillError
 from pipeline.log import log, show
 from pipeline.report import page, run
 from pipeline.report.publish import require_page
@@ -31,7 +33,9 @@ from pipeline.verbs import VERBS
 SHARD = 1000
 """Images per shard."""
 PROMPTS = 8
-"""Rows of the sampled grid."""
+"""Rows of the sampled grid, of captions."""
+FILES = 4
+"""Held-out samples whose boxes, maps or pictures are given to `sample`."""
 TARGETS = {"attribute_accuracy": 0.75, "fid_ratio": 3.0, "seconds": 600.0}
 """Targets of the demo on two CPU cores: at least, at most, at most."""
 STOPPED = (75, 130, 143)
@@ -68,19 +72,47 @@ def main(config: DemoConfig) -> int:
     for note in notes:
         log.warning(f"demo: {note}; every step is run anew")
     began, any_has_run = time.monotonic(), False
-    for number, step in enumerate(data_steps(config, dest)):
+    tasks = tasks_of(config)
+    runs = {task: dest if len(tasks) == 1 else dest / task for task in tasks}
+    steps = data_steps(config, dest, tasks)
+    for number, step in enumerate(steps):
         any_has_run = _run(storage, done, number, step, any_has_run)
-    prompts = captions(dest / "data" / "shapes-val" / "00000.tar", PROMPTS)
-    for number, step in enumerate(result_steps(dest, prompts, config.seed), start=len(data_steps(config, dest))):
-        any_has_run = _run(storage, done, number, step, any_has_run)
-    page.write([str(dest)], str(dest / "report.html"), TARGETS)
-    show(summary(dest, sum(entry["seconds"] for entry in done), time.monotonic() - began))
+    validation = dest / "data" / "shapes-val" / "00000.tar"
+    number = len(steps)
+    for task, folder in runs.items():
+        given = [f"prompt={text}" for text in captions(validation, PROMPTS)]
+        given = given if TASK_FACTS[task].config().takes_text else write_given(task, validation, folder / "given")
+        for step in (train_step(config, task, dest, folder), *result_steps(task, folder, given, config.seed)):
+            any_has_run = _run(storage, done, number, step, any_has_run)
+            number += 1
+    targets = TARGETS if len(tasks) == 1 else {}
+    page.write([str(folder) for folder in runs.values()], str(dest / "report.html"), targets)
+    seconds, now = sum(entry["seconds"] for entry in done), time.monotonic() - began
+    for folder in runs.values():
+        show(summary(folder, seconds, now, dest / "report.html"))
     return 0
 
 
-def data_steps(config: DemoConfig, dest: Path) -> list[Step]:
-    """Steps that make shards, caches, the proof of the training cache and the reference, and the training."""
+def tasks_of(config: DemoConfig) -> tuple[str, ...]:
+    """The tasks that a configuration asks for. Raises ConfigError for one that there is not."""
+    asked = (config.task,) if config.task else config.tasks
+    tasks = tuple(TASK_FACTS) if asked == ("all",) else asked
+    for task in tasks:
+        if task not in TASK_FACTS:
+            raise ConfigError(f"tasks={task}: no such task; there are {', '.join(TASK_FACTS)}, or all")
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise ConfigError(f"tasks={list(tasks)}: give each task once, or all")
+    if config.recipe and len(tasks) > 1:
+        raise ConfigError(
+            f"recipe={config.recipe} is of one task, and tasks={list(tasks)} are {len(tasks)}: leave it out"
+        )
+    return tasks
+
+
+def data_steps(config: DemoConfig, dest: Path, tasks: Sequence[str]) -> list[Step]:
+    """Steps that make shards, caches, the proof of the training cache and the reference."""
     data = dest / "data"
+    conditions = list(dict.fromkeys(name for task in tasks for name in TASK_FACTS[task].config().conditions))
     sets = {"shapes": (config.images, "train", config.seed)}
     # Split "val" is drawn like "train", with captions that training never uses.
     sets["shapes-val"] = (max(64, config.images // 10), "val", config.seed + 1)
@@ -88,34 +120,54 @@ def data_steps(config: DemoConfig, dest: Path) -> list[Step]:
     steps = []
     for name, (images, split, seed) in sets.items():
         arguments = ["synth", f"dest={data / name}", f"images={images}", f"split={split}", f"seed={seed}"]
+        arguments += ["classes=true"] if conditions else []
         steps.append(Step(f"Draw {images:,} captioned pictures ({name})", arguments, data / name))
     caches = {"shapes": "cache", "shapes-val": "cache-val", "shapes-ref": "cache-ref"}
     sources = {cache: f"source={shards(data / name, sets[name][0])}" for name, cache in caches.items()}
     for name, cache in caches.items():
         arguments = ["encode", sources[cache], f"dest={data / cache}", "encoders=demo"]
+        arguments += condition_keys(conditions, cache == "cache-val", data / name) if conditions else []
         steps.append(Step(f"Encode them once: {name} -> {cache}", arguments, data / cache / "manifest.json"))
     proof, reference = data / "verify.html", data / "reference.safetensors"
     arguments = ["verify", f"dataset={data / 'cache'}", sources["cache"], f"report={proof}"]
     steps.append(Step("Prove the cache", arguments, proof))
     arguments = ["reference", f"dataset={data / 'cache-ref'}", sources["cache-ref"], f"dest={reference}"]
     steps.append(Step("Statistics of real pictures, for FID", arguments, reference))
-    arguments = [
-        *("train", f"experiment={config.recipe}", f"data.train={data / 'cache'}", f"data.val={data / 'cache-val'}"),
-        *(f"eval.reference={reference}", f"run={dest}", f"launch.processes={config.processes}"),
-        *(["precision=bf16"] if has_bfloat16() else []),
-        *("deepspeed=zero2", f"seed={config.seed}", *([f"samples={config.samples}"] if config.samples else [])),
-    ]
-    steps.append(Step(f"Train on {config.processes} processes", arguments, dest / "config.yaml"))
     return steps
 
 
-def result_steps(dest: Path, prompts: list[str], seed: int) -> list[Step]:
-    """Steps that use the trained run."""
+def condition_keys(conditions: Sequence[str], held_out: bool, shapes: Path) -> list[str]:
+    """Keys of encode that store conditions of captioned shapes. held_out: whether evaluations read the cache."""
+    names = [*conditions, *(["pixels"] if held_out else [])]
+    keys = {
+        "class": [f"classes.names={shapes / 'classes.txt'}"],
+        "boxes": [f"boxes.names={shapes / 'labels.txt'}", "boxes.most=6"],
+        "labels": [f"labels.names={shapes / 'labels.txt'}"],
+        "mask": ["mask.variants=4"],
+    }
+    return [f"conditions=[{','.join(names)}]", *(key for name in conditions for key in keys.get(name, ()))]
+
+
+def train_step(config: DemoConfig, task: str, dest: Path, folder: Path) -> Step:
+    """The step that trains a task's model in `folder`."""
+    data, recipe = dest / "data", config.recipe or TASK_FACTS[task].recipe
+    arguments = [
+        *("train", f"experiment={recipe}", f"data.train={data / 'cache'}", f"data.val={data / 'cache-val'}"),
+        *(f"eval.reference={data / 'reference.safetensors'}", f"run={folder}"),
+        *(f"launch.processes={config.processes}", *(["precision=bf16"] if has_bfloat16() else [])),
+        *("deepspeed=zero2", f"seed={config.seed}", *([f"samples={config.samples}"] if config.samples else [])),
+    ]
+    return Step(f"Train {task} on {config.processes} processes", arguments, folder / "config.yaml")
+
+
+def result_steps(task: str, dest: Path, given: list[str], seed: int) -> list[Step]:
+    """Steps that use a trained run. given: keys of sample that say what it is given."""
     picture, folder = dest / "samples.png", dest / "diffusers"
-    sample = ["sample", f"run={dest}", *(f"prompt={prompt}" for prompt in prompts)]
-    sample += ["n=4", "guidance=2", f"dest={picture}", f"seed={seed}"]
+    guided = TASK_FACTS[task].config().drop > 0
+    sample = ["sample", f"run={dest}", *given, "n=4", *(["guidance=2"] if guided else [])]
+    sample += [f"dest={picture}", f"seed={seed}"]
     return [
-        Step("Sample captions that training never saw", sample, picture),
+        Step("Sample from what training never saw", sample, picture),
         Step(
             "Export for diffusers, and check that it predicts the same",
             ["export", f"run={dest}", f"dest={folder}", "format=diffusers", "check=true"],
@@ -182,7 +234,57 @@ def _quoted(argument: str) -> str:
     return f"{key}={shlex.quote(value)}"
 
 
-def summary(dest: Path, seconds: float, now: float) -> str:
+def write_given(task: str, shard: Path, folder: Path) -> list[str]:
+    """Keys of sample that give the model what the first held-out samples show, in files that are written to `folder`:
+    what a user would give it."""
+    import numpy as np
+    from PIL import Image
+
+    from pipeline.conditions.facts import LowresFacts, MaskFacts
+    from pipeline.conditions.lowres import lowres
+    from pipeline.conditions.mask import masks
+    from pipeline.report.grid import png
+
+    asks = TASK_FACTS[task].asks
+    if "class" in asks:
+        return ["class=[0,7,14,21]"]
+    folder.mkdir(parents=True, exist_ok=True)
+    keys: list[str] = []
+    for number, sample in enumerate(first_samples(shard, FILES)):
+        files: dict[str, bytes] = {}
+        pixels = np.asarray(Image.open(io.BytesIO(sample["png"])).convert("RGB"))
+        if "boxes" in asks:
+            files["boxes"] = json.dumps(json.loads(sample["json"])["boxes"]).encode()
+        if "labels" in asks:
+            files["labels"] = sample["labels.png"]
+        if "mask" in asks:
+            size = pixels.shape[1], pixels.shape[0]
+            hole = masks(f"demo {number}", size, MaskFacts(kinds=("rectangles",)))
+            files |= {"image": sample["png"], "mask": png(Image.fromarray(255 * hole))}
+        elif "image" in asks:
+            small = lowres(pixels, LowresFacts(factor=4, degradation="bicubic"), "demo")
+            files["image"] = png(Image.fromarray(small.transpose(1, 2, 0)))
+        for key, data in files.items():
+            path = folder / f"{number}.{key}.{'json' if key == 'boxes' else 'png'}"
+            path.write_bytes(data)
+            keys.append(f"{key}={path}")
+    return keys
+
+
+def first_samples(shard: Path, count: int) -> list[dict[str, bytes]]:
+    """The files by suffix of the first samples of a shard."""
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(fileobj=io.BytesIO(shard.read_bytes())) as tar:
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            if key not in samples and len(samples) == count:
+                break
+            if (file := tar.extractfile(member)) is not None:
+                samples.setdefault(key, {})[suffix] = file.read()
+    return list(samples.values())
+
+
+def summary(dest: Path, seconds: float, now: float, report: Path) -> str:
     """The figures of the demo beside their targets."""
     last = run.load(str(dest)).last
     metrics = last.metrics if last else {}
@@ -197,7 +299,7 @@ def summary(dest: Path, seconds: float, now: float) -> str:
         rows.append(("CLIP score", f"{metrics['clip_score']:.1f}", ""))
     rows.append(("time of all steps", f"{seconds:.0f} s", f"<= {TARGETS['seconds']:.0f} s on two cores"))
     lines = [f"   {name:<38} {value:>10}   {target}" for name, value, target in rows]
-    head = f"\n== Done ({now:.0f} s now). The page: {dest / 'report.html'}   the samples: {dest / 'samples.png'}"
+    head = f"\n== Done ({now:.0f} s now). The page: {report}   the samples: {dest / 'samples.png'}"
     return "\n".join([head, *lines])
 
 

@@ -1,4 +1,4 @@
-"""latentmill eval: a checkpoint's FID, CLIP score and attribute accuracy, each with a card that says how it was made.
+"""latentmill eval: a checkpoint's FID, CLIP score and its task's figures, each with a card that says how it was made.
 
 With from_card the figures of a card are made again, and compared.
 One evaluation for each sampler, number of steps and guidance scale; several draw the curve of FID against CLIP score
@@ -28,12 +28,14 @@ from pipeline.distributed.signals import SCHEDULER, StopRequest
 from pipeline.distributed.world import World, pick_device
 from pipeline.errors import ConfigError, NotFound, ParseError, RunError, WeightsError
 from pipeline.evaluation import beside
-from pipeline.evaluation.captions import load_validation
 from pipeline.evaluation.card import Card, parse_card
-from pipeline.evaluation.evaluate import Evaluator, in_training, write
+from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.kept import full_name, kept_card, weights_digest
 from pipeline.evaluation.reference import load_reference
+from pipeline.evaluation.stored import write
+from pipeline.evaluation.tasks.judge import make_judge
+from pipeline.evaluation.validation import load_validation
 from pipeline.inference.trained import Trained, encode_captions, load_trained
 from pipeline.log import log, show
 from pipeline.models.denoiser import Denoiser
@@ -113,26 +115,29 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     run = trained.info.config
     val = config.data.val or run.data.val
     if not val:
-        raise ConfigError(f"{config.run} has no data.val: give the dataset whose captions are sampled with data.val=")
+        raise ConfigError(f"{config.run} has no data.val: give the dataset that is sampled for with data.val=")
     storage = open_storage(val)
     manifest = load_manifest(storage)
     require_match(trained.contract, manifest.contract, f"data.val={val}")
     if manifest.digest in dataset_digests(trained.info.facts):
-        log.warning(f"eval: data.val={val} is what {config.run} was trained on: its captions are not new to the model")
+        log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
     first_stage, tower = trained.encoders(device, config.encoders)
-    empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
+    empty_LD = None
+    if tower is not None and "text" in run.task.members:
+        empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     sha256 = weights_digest(trained.state)
     denoiser = trained.denoiser(empty_LD, device, packed=True)
     reference = (config.reference or run.eval.reference) if measured else ""
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
     seed = trained.contract.encoder_seed
+    judge = make_judge(manifest.contract, run.task)
     evaluator = Evaluator(
-        validation=load_validation(storage, manifest, run.task.members, max(config.images, GRID), tower),
+        validation=load_validation(storage, manifest, judge.reads, max(config.images, GRID), tower),
         first_stage=first_stage,
         tower=tower,
         diffusion=run.diffusion,
-        task=run.task.name,
+        judge=judge,
         reference=load_reference(reference) if reference else None,
         features=load_features(features, device, seed, weights) if reference else None,
         grid=GRID,

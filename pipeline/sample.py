@@ -1,41 +1,55 @@
-"""latentmill sample: images from a checkpoint, as one picture with a row per caption."""
+"""latentmill sample: images from a checkpoint, as one picture with a row per caption, class or file."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pipeline.config import SampleConfig
+from pipeline.config import SampleConfig, SamplerConfig, TaskConfig
 from pipeline.data.format.contract import Contract
+from pipeline.data.format.contract_json import contract_from_json
 from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.world import pick_device
 from pipeline.errors import ConfigError, DestinationExists
 from pipeline.inference.picture_file import MOST_PIXELS, encoded, format_of, is_ours, require_room
 from pipeline.inference.pictures import conditionings, draw
-from pipeline.inference.trained import encode_captions, load_trained
+from pipeline.inference.requests.captions import Captions
+from pipeline.inference.requests.request import Request, make_requests, sides
+from pipeline.inference.trained import load_trained
 from pipeline.log import log, show
-from pipeline.models.encoders.text import TextTower
+from pipeline.models.tasks.task import Task
 from pipeline.report.grid import MARGIN, PAPER, captioned, captioned_size
+from pipeline.runs.checkpoint import load_run
 from pipeline.storage.base import Storage
 from pipeline.storage.staging import require_place, require_writable
 from pipeline.storage.urls import open_storage, split_url
 from pipeline.tracking.progress import Progress
 
-CAPTIONS = 64
-"""Captions that the text tower reads at once."""
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the picture: what it was asked to show, and its images (n, H, W, 3) uint8."""
+
+    request: Request
+    images: np.ndarray
 
 
 def main(config: SampleConfig) -> int:
     """Run the verb."""
-    prompts = list(config.prompt) or [""]
     storage, key = look(config)
-    rows = sample_rows(config, prompts)
-    storage.put(key, encoded(captioned(rows, prompts), format_of(config.dest)))
-    show(f"sample: {config.dest}: {config.n} images for each of {len(prompts)} captions")
+    rows = sample_rows(config)
+    images = [
+        row.request.over(row.images) if row.request.over is not None and config.draw_boxes else row.images
+        for row in rows
+    ]
+    picture = captioned(images, [row.request.label for row in rows], [row.request.shown for row in rows])
+    storage.put(key, encoded(picture, format_of(config.dest)))
+    show(f"sample: {config.dest}: {len(rows)} {'rows' if len(rows) > 1 else 'row'} of {config.n} images")
     return 0
 
 
@@ -56,49 +70,45 @@ def look(config: SampleConfig) -> tuple[Storage, str]:
     return storage, key
 
 
-def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
-    """config.n images for each prompt: (n, H, W, 3) uint8 each, in the prompt's own size.
+def sample_rows(config: SampleConfig) -> list[Row]:
+    """config.n images for each row that is asked for, in the row's own size.
 
-    Image k of prompt r starts from the noise of (seed, r n + k) for any division into batches. Other batches change a
-    pixel by one level of 255 at most, by rounding. An unconditional model takes only the prompt "".
+    Image k of row r starts from the noise of (seed, r n + k) for any division into batches. Other batches change a
+    pixel by one level of 255 at most, by rounding.
     """
     if config.n < 1:
-        raise ConfigError(f"n={config.n}: at least one image per caption")
+        raise ConfigError(f"n={config.n}: at least one image in a row")
     kind = format_of(config.dest)
-    sides = [(width, height) for width, height in map(_sides, config.size)] or [(1, 1)]
-    require_room(kind, *captioned_size(config.n, sides if len(sides) == len(prompts) else sides * len(prompts)))
+    sizes = [sides(size) for size in config.size] or [(1, 1)]
+    require_room(kind, *captioned_size(config.n, sizes if len(sizes) == config.rows else sizes * config.rows))
     device = pick_device(config.device)
     if device.type == "cpu":
         keep_memory()
+    info = load_run(config.run)  # its weights are read once all that is asked for is known to be possible
+    run, contract = info.config, contract_from_json(info.contract)
+    sampler = sampler_of(config, run.task)
+    asked = make_requests(run.task, contract, 2 ** (len(run.model.multipliers) - 1))
+    requests = asked.rows(config)
+    shown = any(request.shown is not None for request in requests)
+    require_room(kind, *captioned_size(config.n, [request.size for request in requests], shown=shown))
     trained = load_trained(config.run, config.at, config.weights, config.ema)
-    run, contract = trained.info.config, trained.contract
-    if not run.task.takes_text and (any(prompts) or config.negative):
-        raise ConfigError(f"{config.run} is unconditional and takes no prompt")
-    shapes = latent_shapes(config.size, len(prompts), contract, 2 ** (len(run.model.multipliers) - 1))
-    factor = contract.downsampling
-    require_room(kind, *captioned_size(config.n, [(width * factor, height * factor) for _, height, width in shapes]))
     first_stage, tower = trained.encoders(device, config.encoders)
-    warn_of_long([*prompts, config.negative], tower)
-    captions = [*prompts, config.negative, ""]
-    states_BLD = torch.cat(
-        [
-            encode_captions(tower, captions[start : start + CAPTIONS], trimmed=contract.trimmed).to(device)
-            for start in range(0, len(captions), CAPTIONS)
-        ]
-    )
-    denoiser = trained.denoiser(states_BLD[-1], device, packed=True)
-    task = denoiser.task
-    sampler = config.sampler if config.guidance is None else replace(config.sampler, guidance=config.guidance)
+    requests = [asked.encoded(request, first_stage) for request in requests]
+    captions = Captions(config, run.task, contract, tower, device)
+    denoiser = trained.denoiser(captions.empty, device, packed=True)
+    channels, factor = contract.latent_shape[0], contract.downsampling
+    shapes = [(channels, height // factor, width // factor) for width, height in (request.size for request in requests)]
     pictures: dict[int, np.ndarray] = {}
-    total = len(prompts) * config.n
+    total = len(requests) * config.n
     with Progress(total, "sample", "images") as progress:
         for shape in dict.fromkeys(shapes):
             numbers_of_shape = [number for number in range(total) if shapes[number // config.n] == shape]
             for start in range(0, len(numbers_of_shape), sampler.batch):
                 numbers = numbers_of_shape[start : start + sampler.batch]
-                negative = states_BLD[[len(prompts)] * len(numbers)]
-                batch = {"text": states_BLD[[number // config.n for number in numbers]]}
-                conditioning, null = conditionings(denoiser, batch, sampler)
+                rows = [number // config.n for number in numbers]
+                batch = {**members_of([requests[row] for row in rows], contract, device), **captions.of(rows)}
+                prepared = prepare(denoiser.task, batch, config.seed, numbers, shape, device)
+                conditioning, null = conditionings(denoiser, prepared, sampler, captions.negative(len(rows)))
                 images, not_finite = draw(
                     denoiser,
                     first_stage,
@@ -109,50 +119,65 @@ def sample_rows(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
                     config.seed,
                     shape,
                     device,
-                    task({"text": negative}) if config.negative else null,
+                    null,
                 )
                 pictures |= zip(numbers, images, strict=True)
                 progress.update(len(numbers))
                 if not_finite:
                     log.warning(f"{not_finite} of {len(numbers)} images are not finite")
-    return [np.stack([pictures[r * config.n + k] for k in range(config.n)]) for r in range(len(prompts))]
+    drawn = [np.stack([pictures[r * config.n + k] for k in range(config.n)]) for r in range(len(requests))]
+    return [
+        Row(request, images if request.finish is None else request.finish(images))
+        for request, images in zip(requests, drawn, strict=True)
+    ]
 
 
-def latent_shapes(sizes: Sequence[str], count: int, contract: Contract, stride: int) -> list[tuple[int, int, int]]:
-    """The latent (C, h, w) of each of `count` prompts, from sizes such as "512x768" (width x height, in pixels).
-
-    stride: factor by which the UNet divides the sides of latents. Raises ConfigError for sizes that it cannot take.
-    """
-    channels, height, width = contract.latent_shape
-    if not sizes:
-        return [(channels, height, width)] * count
-    multiple = contract.downsampling * stride
-    shapes = []
-    for size in sizes:
-        sides = _sides(size)
-        if any(side % multiple for side in sides):
-            nearest = "x".join(str(max(round(side / multiple), 1) * multiple) for side in sides)
-            raise ConfigError(f"size={size}: this model makes multiples of {multiple} pixels; the nearest is {nearest}")
-        shapes.append((channels, sides[1] // contract.downsampling, sides[0] // contract.downsampling))
-    return shapes if len(shapes) == count else shapes * count
-
-
-def _sides(size: str) -> tuple[int, int]:
-    """Width and height of a size such as "512x768"."""
-    width, height = size.split("x")
-    return int(width), int(height)
+def sampler_of(config: SampleConfig, task: TaskConfig) -> SamplerConfig:
+    """How images are sampled. A model that was trained with its condition alone is sampled without guidance; raises
+    ConfigError where guidance, or a negative prompt, is asked of it."""
+    guidance = config.sampler.guidance if config.guidance is None else config.guidance
+    if task.droppable and task.drop > 0:
+        return replace(config.sampler, guidance=guidance)
+    why = (
+        f"the model was trained with task.drop={task.drop:g}"
+        if task.droppable
+        else f"a model of task={task.name} has nothing that it could do without"
+    )
+    if guidance != 1 and (config.guidance is not None or guidance != SamplerConfig().guidance):
+        raise ConfigError(
+            f"guidance={guidance:g}: {why}, so that there is nothing to lead away from: leave guidance out, or give "
+            "guidance=1"
+        )
+    if config.negative and task.takes_text:
+        raise ConfigError(f"negative: {why}, and is sampled without guidance: leave negative out")
+    return replace(config.sampler, guidance=1.0)
 
 
-def warn_of_long(prompts: list[str], tower: TextTower) -> None:
-    """Warn of captions that are longer than the context, whose end is not read, as in training and in diffusers."""
-    for prompt in prompts:
-        tokens = tower.ids(prompt)[1]
-        if tokens > tower.length:
-            excerpt = f"{prompt[:40]}..." if len(prompt) > 43 else prompt
-            log.warning(
-                f"the caption {excerpt!r} has {tokens} tokens with start and end, and the model reads "
-                f"{tower.length}: its last {tokens - tower.length} are left out",
-            )
+def members_of(requests: Sequence[Request], contract: Contract, device: torch.device) -> dict[str, Tensor]:
+    """The members of a batch with a row for each request, (B, ...) as stored: an array of which a cache stores K
+    variants has K equal ones."""
+    stored = {member.name: member for member in contract.members}
+    batch = {}
+    for name in requests[0].members:
+        tensor = torch.from_numpy(np.stack([request.members[name] for request in requests])).to(device)
+        shape = stored[name].shape
+        if len(shape) == tensor.ndim:  # without the batch, an axis more: that of the variants
+            tensor = tensor[:, None].expand(-1, shape[0], *tensor.shape[1:])
+        batch[name] = tensor
+    return batch
+
+
+def prepare(
+    task: Task,
+    batch: Mapping[str, Tensor],
+    seed: int,
+    numbers: Sequence[int],
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The batch as the task's `forward` takes it. shape: (C, h, w) of its latents."""
+    numbers_B = torch.tensor(numbers, dtype=torch.int64, device=device)
+    return task.prepare(batch, seed, numbers_B, sides=shape[1:], training=False)
 
 
 if __name__ == "__main__":

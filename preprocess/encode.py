@@ -235,7 +235,7 @@ def finish(agreed: Agreement, config: EncodeConfig, rank: int) -> bool:
     if is_first or rank == 0:
         write_card(storage, manifest, reports)
         tidy(open_storage(config.dest), config.claim_seconds)
-        show(summary(storage.url, manifest))
+        show(summary(storage.url, manifest, reports))
     return True
 
 

@@ -309,18 +309,19 @@ def summary(config: IndexConfig, manifest: Manifest, scans: list[Scan]) -> str:
 
 
 def unusual(manifest: Manifest, lowest: float) -> list[str]:
-    """What is unusual about latents whose deviations should be near 1. lowest: the smallest log-variance."""
+    """What is unusual about latents whose deviations should be near 1. lowest: the smallest log-variance; infinite
+    without any."""
     hints, scale = [], manifest.contract.scale
     std = sum(manifest.statistics.std) / len(manifest.statistics.std)
     if not 0.5 <= std <= 2:
         scaled = abs(math.log(max(std, 1e-9) / scale)) < math.log(1.5)
         why = (
-            "as of moments that are scaled already: then give scale=1 shift=0"
+            f"as of {manifest.contract.stored} that are scaled already: then give scale=1 shift=0"
             if scaled
             else "look at scale= and shift="
         )
         hints.append(f"their deviation is {std:.3g} and not about 1, {why}")
-    if lowest >= 0:
+    if 0 <= lowest < math.inf:
         hints.append("no log-variance is below 0, as if a variance or a standard deviation stood in its place")
     return hints
 

@@ -42,13 +42,13 @@ class IdleEncoder(Encoder):
         width, height = batch.items[0].picture.crop.size
         factor, channels = self.first_stage.downsampling, 2 * self.first_stage.latent_channels
         moments = np.zeros((len(batch.items), channels, height // factor, width // factor), np.float16)
+        assert self.text is not None, "captions are encoded"
         text = np.zeros((len(batch.items), self.text.length, self.text.width), np.float16)
         return Encoded(
             batch=batch,
             moments=moments,
             text=text,
             masked=None,
-            masks=None,
             retried=False,
             eot=self.text.eot,
             seconds=(0.0, 0.0),

@@ -24,6 +24,8 @@ DIRECTIONS = ((655, 65533), (55498, 34856), (59316, -27867), (8599, -64969))
 STROKES, BOXES = 10, 3
 """Chances of a hole of strokes and of a hole of boxes, where a recipe has both."""
 FAR = 1 << 40
+ONE = np.int32(1)
+"""Of the type of what it is added to, which spares NumPy a slow conversion."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,10 @@ def paint(lines_N5: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     left, right = np.maximum(left, 0), np.minimum(right, size[0] - 1)
     some = left <= right
     stride = size[0] + 1
-    steps = np.zeros(size[1] * stride, dtype=np.int16)  # of the number of lines that cover a pixel, along each row
-    np.add.at(steps, y[some] * stride + left[some], 1)
-    np.subtract.at(steps, y[some] * stride + right[some] + 1, 1)
-    cover = np.cumsum(steps.reshape(size[1], stride), axis=1, dtype=np.int16)
+    steps = np.zeros(size[1] * stride, dtype=np.int32)  # of the number of lines that cover a pixel, along each row
+    np.add.at(steps, y[some] * stride + left[some], ONE)
+    np.subtract.at(steps, y[some] * stride + right[some] + 1, ONE)
+    cover = np.cumsum(steps.reshape(size[1], stride), axis=1, dtype=np.int32)
     return (cover[:, :-1] > 0).view(np.uint8)
 
 
@@ -165,6 +167,5 @@ def _between(factor: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.
 def _root(square: np.ndarray) -> np.ndarray:
     """The whole part of square roots of whole numbers below 2**62, exactly."""
     root = np.sqrt(square.astype(np.float64)).astype(np.int64)
-    root -= root * root > square
-    root += (root + 1) * (root + 1) <= square
+    root -= root * root > square  # float64 rounds up at most
     return root

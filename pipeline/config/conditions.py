@@ -31,7 +31,7 @@ class BoxesConfig:
 
     most: Annotated[int, Between(1, 4096)] = 30
     """Boxes stored of an image. Of an image with more, the largest are stored, and the others are counted in the
-    manifest."""
+    report of their shard and on the dataset's page."""
     min_area: Annotated[float, Between(0, 1)] = 0.0
     """Smallest area of a box, clipped by the crop, as a share of the crop; smaller boxes are left out and counted."""
     count: Annotated[int, Between(0, 2049)] = 0

@@ -177,6 +177,9 @@ class IndexConfig:
     moments_member: str = "moments.npy"
     """Member of a record that holds the moments (2C, h, w), posterior mean then log-variance, unscaled, named without
     the record's key and the dot; a .npy file of float16 or float32."""
+    stored: Literal["moments", "latents"] = "moments"
+    """What moments_member holds. latents: (C, h, w), unscaled, of an encoder without a variance, or of one whose
+    variance was not kept; training then sees the same latent of an image at every visit."""
     text_member: str = "text.npy"
     """Member of a record that holds the text states (L, D), named as in moments_member; "" = records have no captions,
     and caption_key is not read."""

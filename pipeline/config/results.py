@@ -70,10 +70,25 @@ class SampleConfig:
     """Run directory."""
     prompt: tuple[str, ...] = ()
     """A caption. Give prompt=... again for another; a caption is taken literally, with commas and brackets."""
+    class_: tuple[str, ...] = ()
+    """task=class: a class, by number or name, as 3 or [3,7]. Give class=... again for a name with commas."""
+    boxes: tuple[str, ...] = ()
+    """task=layout: a JSON file of boxes, [[class, x0, y0, x1, y1], ...], with classes by number or name and edges as
+    fractions of the picture."""
+    draw_boxes: bool = True
+    """task=layout: draw the outlines of a row's boxes over its images; false = the images alone."""
+    labels: tuple[str, ...] = ()
+    """task=semantic: a label map, an 8-bit PNG with one channel. The images have its size."""
+    image: tuple[str, ...] = ()
+    """task=superres: a small image, of which the model makes a large one. task=inpaint: an image, of which the model
+    makes a part anew."""
+    mask: tuple[str, ...] = ()
+    """task=inpaint: a picture of the image's size, white where the image is made anew."""
     n: Annotated[int, Ge(1)] = 4
-    """Images per caption."""
+    """Images per row."""
     dest: str = "samples.png"
-    """Picture to write, a .png or .jpg: a grid with one row per caption."""
+    """Picture to write, a .png or .jpg: a grid with a row for each caption, class or file. One prompt, class, file or
+    size serves all rows; otherwise there is one for each. Files are local or s3://."""
     at: Annotated[int, Ge(0)] = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
@@ -89,13 +104,26 @@ class SampleConfig:
     negative: str = ""
     """Negative prompt: text that guidance leads away from, in place of the empty caption."""
     size: tuple[str, ...] = ()
-    """Sizes in pixels (width x height), one for all captions or one for each, as [64x64,96x64]; [] = the cache's."""
+    """Sizes in pixels (width x height), one for all rows or one for each, as [64x64,96x64]; [] = the cache's, or that
+    of the file that is given."""
     seed: Seed = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default the run's own, else those of the training cache's contract."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on; auto = cuda where there is a GPU, else cpu."""
+
+    @property
+    def asked(self) -> dict[str, tuple[str, ...]]:
+        """What is asked for: the values of the keys that make rows and are given, by key."""
+        keys = {"prompt": self.prompt, "class": self.class_, "boxes": self.boxes, "labels": self.labels}
+        keys |= {"image": self.image, "mask": self.mask}
+        return {key: values for key, values in keys.items() if values}
+
+    @property
+    def rows(self) -> int:
+        """Rows of the picture."""
+        return max(map(len, self.asked.values()), default=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +164,14 @@ class DemoConfig:
     """Folder for everything the demo makes."""
     images: Annotated[int, Ge(1)] = 10_000
     """Training images. A tenth as many captions are drawn for evaluations, and a fifth as many images for FID."""
-    recipe: str = "demo"
-    """The experiment to train (conf/experiment): demo, or shapes, which trains for an hour."""
+    tasks: tuple[str, ...] = ("text",)
+    """Tasks to train a model of, such as [class,layout], or all; each in a folder of its own, where there are
+    several."""
+    task: str = ""
+    """Short for tasks=[TASK]."""
+    recipe: str = ""
+    """The experiment to train (conf/experiment); "" = that of the task. For text there are demo, and shapes, which
+    trains for an hour."""
     samples: Annotated[int, Ge(0)] = 0
     """Training samples; 0 = as many as the experiment says."""
     processes: Annotated[int, Ge(1)] = 2

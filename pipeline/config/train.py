@@ -134,8 +134,9 @@ class CheckpointConfig:
     """Number of newest checkpoints that are kept. None is removed unless the newest is complete."""
     keep_every: Annotated[int, Ge(0)] = 0
     """Also keep the first checkpoint at or after every multiple of this many samples; 0 = none."""
-    best: Literal["", "fid", "kid", "cmmd", "clip_score", "attribute_accuracy"] = ""
-    """Also keep the evaluated checkpoint that is best by this metric of its evaluation; "" = none."""
+    best: str = ""
+    """Also keep the evaluated checkpoint that is best by this figure of its evaluation: fid, kid, cmmd, clip_score, or
+    one of the task's own (docs/how_to/evaluate.md); task = the figure that the task means by best; "" = none."""
     background: bool = True
     """true: write and upload while training continues, from a copy in memory (16 bytes per parameter, divided over the
     ranks). false: training waits, and on a CPU nothing is copied."""

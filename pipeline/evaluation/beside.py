@@ -173,12 +173,13 @@ def bring(run: Storage, n: int, tracker: Tracker) -> None:
 
 
 def show(run: Storage, n: int, tracker: Tracker) -> None:
-    """Send the picture of the evaluation at n, with its captions, to the tracker."""
+    """Send the picture of the evaluation at n, with its captions, to the tracker, and the picture of what was given."""
     folder = evaluation_folder(n)
     try:
         tiles = parse_tiles(run.get(f"{folder}/grid.json"))
         tracker.image(n, "samples", run.get(f"{folder}/grid.png"), numbered(tiles.captions))
-    except (NotFound, ParseError):  # an evaluation without a picture, or with a damaged one
+        tracker.image(n, "given", run.get(f"{folder}/given.png"), numbered(tiles.captions))
+    except (NotFound, ParseError):  # an evaluation without pictures, or with a damaged one
         return
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, get_args
 
 from pipeline.config import SamplerName
+from pipeline.config.tasks.found import BOUNDS, present
 from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
 from pipeline.parsing.typed import build
@@ -19,6 +20,8 @@ FORMAT = 1
 GUIDANCE_SETTINGS = ("guidance_low", "guidance_high", "rescale")
 PACKAGES = ("torch", "torchvision", "diffusers", "open_clip_torch", "timm", "numpy", "scipy", "pillow")
 """Packages whose arithmetic the figures depend on."""
+NAME = 100
+"""Characters of a name that a judge says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +53,11 @@ class Card:
     task: str
     """The task, which conditions the model."""
     captions: dict[str, Any]
-    """Source of the captions: digest of the dataset's manifest, and number of its first records."""
+    """What was sampled for: digest of the dataset's manifest, and number of its first records."""
     vae_sha256: str
     """Autoencoder that decoded the samples."""
     clip: dict[str, str]
-    """Towers of the CLIP score: name, text_sha256, image_sha256."""
+    """Towers of the CLIP score: name, text_sha256, image_sha256; {} without one."""
     features: dict[str, str] | None
     """Feature network of FID: name, sha256, resize; None without a reference."""
     reference: dict[str, Any] | None
@@ -63,6 +66,10 @@ class Card:
     """Whether FID was computed from at most as many images as the features have channels."""
     device: str
     """Kind of device that sampled: cpu or cuda."""
+    judge: dict[str, Any] = field(default_factory=dict)
+    """The task's figures and how they were made: figures, truth (pixels: the records' own; reconstruction: these after
+    the autoencoder), classes (even: image number modulo their number; records: those of the records), pasted. {} on
+    cards of earlier versions."""
     versions: dict[str, str] = field(default_factory=lambda: versions())  # noqa: PLW0108  (defined below)
     """latentmill, and the packages that the figures depend on."""
     format: int = FORMAT
@@ -84,11 +91,16 @@ class Card:
                 name = f"{kind}_{self.features['name']}"
                 if name in self.metrics:
                     figures.append(f"{name} {self._figure(name):.3g}{self._error(name)}")
-        for name, digits in (("inception_score", 2), ("clip_score", 2), ("attribute_accuracy", 3)):
+        own = [(name, figure.digits) for name, figure in present(self.metrics)]
+        for name, digits in (("inception_score", 2), *own):
             if name in self.metrics:
-                real = self.metrics.get(f"{name}_real")
-                real_text = f" (real {real:.{digits}f})" if real is not None else ""
-                figures.append(f"{name} {self._figure(name):.{digits}f}{self._error(name)}{real_text}")
+                bounds = ", ".join(
+                    f"{ending} {bound:.{digits}f}"
+                    for ending in BOUNDS
+                    if (bound := self.metrics.get(f"{name}_{ending}")) is not None
+                )
+                bounds = f" ({bounds})" if bounds else ""
+                figures.append(f"{name} {self._figure(name):.{digits}f}{self._error(name)}{bounds}")
         settings = [
             f"{self.images:,} images, seed {self.seed}",
             ", ".join(
@@ -96,6 +108,8 @@ class Card:
                 + [f"{name} {value:g}" for name, value in self.guidance_settings.items()]
             ),
             f"{self.weights} weights at {self.n:,} samples",
+            *([f"task {self.task}"] if self.judge else []),
+            *(f"{name} {value}" for name in ("classes", "truth") if (value := self.judge.get(name))),
         ]
         if self.reference is not None:
             if self.features is not None:
@@ -121,7 +135,7 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """Plain data; "line" is the one-line form."""
         facts = asdict(self) | {"line": self.line()}
-        return facts if self.weights_sha256 else {k: v for k, v in facts.items() if k != "weights_sha256"}
+        return {k: v for k, v in facts.items() if v or k not in ("weights_sha256", "judge")}
 
 
 def parse_card(data: bytes) -> Card:
@@ -138,7 +152,9 @@ def parse_card(data: bytes) -> Card:
         f"weights={card.weights[:40]}, which are none": card.weights not in ("ema", "raw")
         and not (kind == "ema" and re.fullmatch(r"[0-9.e+-]{1,20}", average) and _is_positive(average)),
         "captions without the digest of their dataset": type(card.captions.get("dataset")) is not str,
-        "clip without the hash of its image tower": "image_sha256" not in card.clip,
+        "clip without the hash of its image tower": "image_sha256" not in card.clip
+        and bool(card.clip or not card.judge),
+        "a judge that is none": not all(map(_is_fact, card.judge.values())),
         "features without name, hash and resize": card.features is not None
         and not {"name", "sha256", "resize"} <= card.features.keys(),
         "a reference without its hash and number of images": card.reference is not None
@@ -151,6 +167,12 @@ def parse_card(data: bytes) -> Card:
         if is_one:
             raise ParseError(f"it holds {problem}")
     return replace(card, metrics=checked_figures(card.metrics))
+
+
+def _is_fact(value: Any) -> bool:
+    """Whether a value is one that a judge says: yes or no, a name, or names."""
+    values = value if type(value) is list else [value]
+    return all(type(v) in (bool, str) for v in values) and all(len(v) <= NAME for v in values if type(v) is str)
 
 
 def _is_positive(text: str) -> bool:

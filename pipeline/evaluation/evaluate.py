@@ -1,13 +1,12 @@
-"""Evaluation: sample images for held-out captions and measure them, on all ranks, without touching training's state.
+"""Evaluation: sample images for held-out records and measure them, on all ranks, without touching training's state.
 
-Image i is sampled from the noise of (seed, i) for caption i, in batches that do not depend on the number of ranks. Each
-rank takes whole batches. So every world size samples the same images, and figures differ at most by float64's rounding.
+Image i is sampled from the noise of (seed, i) for what record i was given, in batches that do not depend on the number
+of ranks. Each rank takes whole batches. So every world size samples the same images, and figures differ at most by
+float64's rounding.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,17 +17,20 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DiffusionConfig, SamplerConfig, TrainConfig
+from pipeline.config.tasks.figures import CLIP_SCORE
 from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted
-from pipeline.evaluation.captions import Validation, load_validation
 from pipeline.evaluation.card import Card
 from pipeline.evaluation.features.networks import Features, load_features
 from pipeline.evaluation.figures import figures_of, standard_error
-from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accuracies, shapes_accuracy
-from pipeline.evaluation.metrics.error_bars import wilson
+from pipeline.evaluation.judging import Judging, Rows
+from pipeline.evaluation.measure import clip_identity, clip_scores
 from pipeline.evaluation.metrics.fid import Statistics
 from pipeline.evaluation.reference import Reference, load_reference
+from pipeline.evaluation.stored import write
+from pipeline.evaluation.tasks.judge import Judge, make_judge
+from pipeline.evaluation.validation import Validation, load_validation
 from pipeline.inference.packed import pack
 from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.trained import build_denoiser, load_encoders
@@ -36,19 +38,16 @@ from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.tasks.choose import make_task
-from pipeline.report.grid import GAP, png, tile
-from pipeline.runs.directory import evaluation_folder
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
-
-GRID_COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class EvalResult:
     """An evaluation's figures and picture.
 
-    metrics: plain data, as in metrics.json. grid: the first images (K, H, W, 3) uint8, whose captions are `captions`.
+    metrics: plain data, as in metrics.json. grid: the first images (K, H, W, 3) uint8. captions: what they were given,
+    in words. shown: the same as pictures (K, H, W, 3) uint8, or None where that is none.
     """
 
     n: int
@@ -56,10 +55,7 @@ class EvalResult:
     card: Card
     grid: np.ndarray
     captions: list[str]
-
-    def png(self) -> bytes:
-        """The grid as a PNG."""
-        return png(tile(self.grid, min(GRID_COLUMNS, len(self.grid))))
+    shown: np.ndarray | None = None
 
 
 @dataclass
@@ -69,15 +65,16 @@ class _Part:
     statistics: Statistics | None
     features: list[tuple[list[int], Tensor]]
     similarities: dict[int, float]
-    accuracy: dict[str, Any]
-    pictures: dict[int, np.ndarray]
+    rows: Rows
+    pictures: dict[int, tuple[np.ndarray, str, np.ndarray | None]]
     not_finite: int
 
 
 class Evaluator:
     """What the evaluations of one run share, loaded once.
 
-    validation: captions to sample. reference, features: for FID, or None. grid: number of images in the picture.
+    validation: what is sampled for. judge: what measures it, besides features and CLIP. tower: for the CLIP score of a
+    task that reads captions, or None. reference, features: for FID, or None. grid: number of images in the picture.
     thorough: compute FID-infinity too, which costs about 170 times as much as FID.
     """
 
@@ -86,9 +83,9 @@ class Evaluator:
         *,
         validation: Validation,
         first_stage: FirstStage,
-        tower: TextTower,
+        tower: TextTower | None,
         diffusion: DiffusionConfig,
-        task: str,
+        judge: Judge,
         reference: Reference | None = None,
         features: Features | None = None,
         grid: int = 16,
@@ -96,8 +93,10 @@ class Evaluator:
         thorough: bool = False,
         world: World | None = None,
     ) -> None:
-        self.validation, self.first_stage, self.tower = validation, first_stage, tower
-        self.diffusion, self.task = diffusion, task
+        self.validation, self.first_stage = validation, first_stage
+        self.diffusion, self.task = diffusion, judge.task.name
+        self.tower = tower if judge.task.takes_text else None
+        self.judging = Judging(judge, validation, first_stage, seed)
         self.reference, self.features = reference, features
         self.grid, self.seed, self.thorough, self.world = grid, seed, thorough, world or World()
         if reference is not None:
@@ -127,13 +126,16 @@ class Evaluator:
         metrics = self.world.first(self._merge(parts, images) if self.world.rank == 0 else None)
         metrics = {"n": n, "images": images, "guidance": sampler.guidance, "weights": weights} | metrics
         metrics["seconds"] = round(time.monotonic() - began, 2)
-        numbers = sorted(pictures)
+        shown = [pictures[i][2] for i in sorted(pictures)]
         return EvalResult(
             n=n,
             metrics=metrics,
             card=replace(self._card(n, metrics, images, sampler, weights), weights_sha256=weights_sha256),
-            grid=np.stack([pictures[i] for i in numbers]),
-            captions=self.validation.rows(numbers)[0],
+            grid=np.stack([pictures[i][0] for i in sorted(pictures)]),
+            captions=[pictures[i][1] or f"image {i}" for i in sorted(pictures)],
+            shown=np.stack([picture for picture in shown if picture is not None])
+            if all(p is not None for p in shown)
+            else None,
         )
 
     def differing(self, card: Card, weights_sha256: str = "") -> list[str]:
@@ -147,7 +149,7 @@ class Evaluator:
             "resize": ((card.features or {}).get("resize", ""), features.resize if features and reference else ""),
             "captions": (card.captions["dataset"], self.validation.digest),
             "autoencoder": (card.vae_sha256, self.first_stage.weights_sha256),
-            "CLIP": (card.clip["image_sha256"], self.tower.image_sha256),
+            "CLIP": (card.clip.get("image_sha256", ""), self.tower.image_sha256 if self.tower else ""),
             "weights": (card.weights_sha256, weights_sha256 if card.weights_sha256 else ""),
         }
         return [
@@ -163,21 +165,17 @@ class Evaluator:
 
     def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig, stopped: Callable[[], bool]) -> _Part:
         """Sample and judge this rank's batches."""
-        part = _Part(None if self.features is None else Statistics.empty(self.features.width), [], {}, {}, {}, 0)
-        accuracies: list[dict[str, Any]] = []
+        part = _Part(None if self.features is None else Statistics.empty(self.features.width), [], {}, Rows(), {}, 0)
+        judging, judge, device = self.judging, self.judging.judge, self.world.device
         for numbers in self._batches(images, sampler.batch):
             if stopped():
                 raise Interrupted("the evaluation was stopped; the same command makes it anew")
-            captions, members = self.validation.rows(numbers)
-            device = self.world.device
+            given = judging.given(numbers, images)
             batch = denoiser.task.prepare(
-                {name: t.to(device) for name, t in members.items()},
-                self.seed,
-                torch.tensor(numbers, device=device),
-                training=False,
+                judging.batch(numbers, images, device), self.seed, torch.tensor(numbers, device=device), training=False
             )
             conditioning, null = conditionings(denoiser, batch, sampler)
-            pictures, not_finite = draw(
+            drawn, not_finite = draw(
                 denoiser,
                 self.first_stage,
                 self.diffusion,
@@ -190,15 +188,18 @@ class Evaluator:
                 null,
             )
             part.not_finite += not_finite
-            part.pictures |= {i: picture for i, picture in zip(numbers, pictures, strict=True) if i < self.grid}
+            judging.add(part.rows, numbers, drawn, given, images)
+            pictures = judge.finish(drawn, given)
+            for row, i in enumerate(numbers):
+                if i < self.grid:
+                    part.pictures[i] = pictures[row], judge.words(given, row), judge.show(given, row)
             if part.statistics is not None and self.features is not None:
                 features = self.features(pictures)
                 part.statistics.add(features)
                 part.features.append((numbers, features))
-            scores = clip_scores(self.tower, pictures, captions)
-            part.similarities |= dict(zip(numbers, scores.tolist(), strict=True))
-            accuracies.append(shapes_accuracy(pictures, captions))
-        part.accuracy = merge_accuracies(accuracies)
+            if self.tower is not None:
+                scores = clip_scores(self.tower, pictures, given.captions)
+                part.similarities |= dict(zip(numbers, scores.tolist(), strict=True))
         return part
 
     def _batches(self, images: int, size: int) -> Iterator[list[int]]:
@@ -216,19 +217,21 @@ class Evaluator:
             features = torch.cat([features for _, features in batches])
             metrics |= figures_of(features, statistics, self.features, self.reference, self.thorough)
         similarities = {i: score for part in parts for i, score in part.similarities.items()}
-        in_order = [similarities[i] for i in sorted(similarities)]
-        metrics["clip_score"] = sum(in_order) / len(in_order)
-        metrics["clip_score_error"] = standard_error(in_order)
-        if self.reference is not None and self.reference.facts.clip_sha256 == clip_identity(self.tower):
-            metrics |= {key: value for key, value in scores.items() if key.startswith("clip_score_")}
-        accuracy = merge_accuracies([part.accuracy for part in parts])
-        if "overall" in accuracy:
-            metrics["attribute_accuracy"] = accuracy["overall"]
-            low, high = wilson(round(accuracy["overall"] * accuracy["n"]), accuracy["n"])
-            metrics |= {"attribute_accuracy_low": low, "attribute_accuracy_high": high}
-            metrics["attribute_accuracy_by_objects"] = accuracy["by_objects"]
-            metrics["attribute_accuracy_by_attribute"] = accuracy["by_attribute"]
-            metrics |= {key: value for key, value in scores.items() if key.startswith("attribute_accuracy_")}
+        if in_order := [similarities[i] for i in sorted(similarities)]:
+            metrics["clip_score"] = sum(in_order) / len(in_order)
+            metrics["clip_score_error"] = standard_error(in_order)
+        rows = Rows()
+        for part in parts:
+            rows.merge(part.rows)
+        metrics |= self.judging.figures(rows)
+        same_clip = (
+            self.reference is not None
+            and self.tower is not None
+            and self.reference.facts.clip_sha256 == clip_identity(self.tower)
+        )
+        for figure in (*((CLIP_SCORE,) if same_clip else ()), *self.judging.judge.figures):
+            if figure.name in metrics:
+                metrics |= {key: value for key, value in scores.items() if key.startswith(f"{figure.name}_")}
         if not_finite := sum(part.not_finite for part in parts):
             metrics["images_not_finite"] = not_finite
         return metrics
@@ -255,28 +258,15 @@ class Evaluator:
                 "name": str(self.validation.contract.encoders.get("text", "")),
                 "text_sha256": self.tower.weights_sha256,
                 "image_sha256": self.tower.image_sha256,
-            },
+            }
+            if self.tower is not None
+            else {},
             features={name: getattr(features, name) for name in ("name", "sha256", "resize")} if reference else None,
             reference={"sha256": reference.sha256} | {name: facts[name] for name in kept_facts} if reference else None,
             rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
             device=self.world.device.type,
+            judge=self.judging.facts(images),
         )
-
-
-def write(run: Storage, result: EvalResult, name: str = "") -> str:
-    """Store a result under evals/ of the run directory and return its folder there. metrics.json is written last.
-
-    name: distinguishes evaluations at the same n; "" for those inside training.
-    """
-    folder = evaluation_folder(result.n, name)
-    height, width = result.grid.shape[1:3]
-    columns = min(GRID_COLUMNS, len(result.grid))
-    tiles = {"captions": result.captions, "columns": columns, "width": width, "height": height, "gap": GAP}
-    run.put(f"{folder}/grid.png", result.png())
-    run.put(f"{folder}/grid.json", _json(tiles))
-    run.put(f"{folder}/card.json", _json(result.card.to_json()))
-    run.put(f"{folder}/metrics.json", _json(result.metrics))
-    return folder
 
 
 def in_training(
@@ -292,14 +282,15 @@ def in_training(
     contract = manifest.contract
     task = make_task(config.task, config.model, contract, empty_LD).to(world.device)
     most_images = max(config.eval.images, config.eval.final_images, config.eval.grid)
-    first_stage, tower = load_encoders(manifest.contract, world.device, config.encoders)
-    seed = manifest.contract.encoder_seed  # of random weights, in tests
+    judge = make_judge(validation_manifest.contract, config.task)
+    first_stage, tower = load_encoders(contract, world.device, config.encoders)
+    seed = contract.encoder_seed  # of random weights, in tests
     evaluator = Evaluator(
-        validation=load_validation(storage, validation_manifest, task.members, most_images, tower),
+        validation=load_validation(storage, validation_manifest, judge.reads, most_images, tower),
         first_stage=first_stage,
         tower=tower,
         diffusion=config.diffusion,
-        task=config.task.name,
+        judge=judge,
         reference=load_reference(config.eval.reference) if config.eval.reference else None,
         features=(
             load_features(config.eval.features, world.device, seed, config.eval.features_weights)
@@ -320,16 +311,3 @@ def in_training(
         return result.metrics
 
     return evaluate
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(_finite(value), indent=1, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
-
-
-def _finite(value: Any) -> Any:
-    """Plain data with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -44,7 +44,7 @@ def short_name(images: int, seed: int, sampler: SamplerConfig, weights: str) -> 
 
 def full_name(evaluator: Evaluator, images: int, sampler: SamplerConfig, weights: str, weights_sha256: str) -> str:
     """The name of an evaluation. weights, weights_sha256: as on the card."""
-    reference, features = evaluator.reference, evaluator.features
+    reference, features, tower = evaluator.reference, evaluator.features, evaluator.tower
     has_features = reference is not None and features is not None
     facts: dict[str, Any] = {
         "weights": weights_sha256,
@@ -55,7 +55,7 @@ def full_name(evaluator: Evaluator, images: int, sampler: SamplerConfig, weights
         "task": evaluator.task,
         "captions": evaluator.validation.digest,
         "autoencoder": evaluator.first_stage.weights_sha256,
-        "clip": [evaluator.tower.weights_sha256, evaluator.tower.image_sha256],
+        "clip": [tower.weights_sha256, tower.image_sha256] if tower is not None else None,
         "features": [features.name, features.sha256, features.resize] if features and has_features else None,
         "reference": reference.sha256 if reference else None,
     }

@@ -30,12 +30,16 @@ def from_uint8(images_BHWC: np.ndarray) -> Tensor:
 
 
 def conditionings(
-    denoiser: Denoiser, batch: Mapping[str, Tensor], sampler: SamplerConfig
+    denoiser: Denoiser,
+    batch: Mapping[str, Tensor],
+    sampler: SamplerConfig,
+    negative: Mapping[str, Tensor] | None = None,
 ) -> tuple[Conditioning, Conditioning | None]:
-    """The conditioning of a batch that the task has prepared, and the null conditioning where guidance wants it."""
+    """The conditioning of a batch that the task has prepared, and the null conditioning where guidance wants it.
+    negative: members that take the place of those that say nothing, such as a negative prompt's."""
     task = denoiser.task
     with torch.no_grad():
-        return task(batch), task(task.null(batch)) if sampler.guidance != 1 else None
+        return task(batch), task({**task.null(batch), **(negative or {})}) if sampler.guidance != 1 else None
 
 
 @contextmanager

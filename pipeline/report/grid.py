@@ -27,16 +27,25 @@ def tile(images: np.ndarray, columns: int) -> Image.Image:
     return sheet
 
 
-def captioned(images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]) -> Image.Image:
+def captioned(
+    images: Sequence[np.ndarray] | np.ndarray,
+    captions: Sequence[str],
+    shown: Sequence[np.ndarray | None] | None = None,
+) -> Image.Image:
     """Samples (K, H, W, 3) uint8 for each caption: one row per caption, above it. Rows may differ in H and W.
 
     Any text may be a caption: characters that the font lacks are drawn as its blank box, and long captions are wrapped
-    and then cut.
+    and then cut. shown: for each row what was given, (H, W, 3) uint8 of the samples' size, or None: a picture before
+    the row's first sample, with a wider gap behind it.
     """
     assert len(images) == len(captions), f"{len(images)} rows of images for {len(captions)} captions"
-    factors = [max(-(-SMALLEST_TILE // row.shape[2]), 1) for row in images]
+    given = list(shown) if shown is not None else [None] * len(images)
+    before = [_before(row.shape[2]) if picture is not None else 0 for row, picture in zip(images, given, strict=True)]
+    factors = [_factor(row.shape[2]) for row in images]
     sizes = [(row.shape[2] * factor, row.shape[1] * factor) for row, factor in zip(images, factors, strict=True)]
-    widths = [len(row) * (width + GAP) - GAP for row, (width, _) in zip(images, sizes, strict=True)]
+    widths = [
+        len(row) * (width + GAP) - GAP + left for row, (width, _), left in zip(images, sizes, before, strict=True)
+    ]
     inner = max(*widths, 2 * SMALLEST_TILE)
     font = ImageFont.load_default(FONT_SIZE)
     texts = [_wrapped(caption, font, inner) for caption in captions]
@@ -44,24 +53,35 @@ def captioned(images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]
     sheet = Image.new("RGB", (inner + 2 * MARGIN, sum(heights) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = MARGIN
-    for row, lines, (width, height), row_height in zip(images, texts, sizes, heights, strict=True):
-        for k, image in enumerate(row):
-            picture = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(picture, (MARGIN + k * (width + GAP), top))
-        for i, line in enumerate(lines):
-            draw.text((MARGIN, top + height + GAP + i * LINE), line, fill=INK, font=font)
-        top += row_height
+    for i, (row, lines, size) in enumerate(zip(images, texts, sizes, strict=True)):
+        places = [MARGIN + before[i] + k * (size[0] + GAP) for k in range(len(row))]
+        pictures = list(zip(row, places, strict=True))
+        if (picture := given[i]) is not None:
+            pictures.append((picture, MARGIN))
+        for picture, left in pictures:
+            sheet.paste(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST), (left, top))
+        for k, line in enumerate(lines):
+            draw.text((MARGIN, top + size[1] + GAP + k * LINE), line, fill=INK, font=font)
+        top += heights[i]
     return sheet
 
 
-def captioned_size(count: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """(width, height) in pixels of what `captioned` makes, at most, of a row of `count` pictures of each size."""
-    factors = [max(-(-SMALLEST_TILE // width), 1) for width, _ in sizes]
-    widths = [count * (width * factor + GAP) for (width, _), factor in zip(sizes, factors, strict=True)]
-    heights = [
-        height * factor + GAP + LINE * MOST_LINES + MARGIN for (_, height), factor in zip(sizes, factors, strict=True)
-    ]
+def captioned_size(count: int, sizes: Sequence[tuple[int, int]], *, shown: bool = False) -> tuple[int, int]:
+    """(width, height) in pixels of what `captioned` makes, at most, of a row of `count` pictures of each size. shown:
+    whether rows begin with what was given."""
+    widths = [count * (width * _factor(width) + GAP) + shown * _before(width) for width, _ in sizes]
+    heights = [height * _factor(width) + GAP + LINE * MOST_LINES + MARGIN for width, height in sizes]
     return max(*widths, 2 * SMALLEST_TILE) + 2 * MARGIN, sum(heights) + MARGIN
+
+
+def _factor(width: int) -> int:
+    """By which a tile of this width is enlarged."""
+    return max(-(-SMALLEST_TILE // width), 1)
+
+
+def _before(width: int) -> int:
+    """Pixels that a picture of this width takes before a row, with the gap behind it."""
+    return width * _factor(width) + MARGIN
 
 
 def png(image: Image.Image) -> bytes:

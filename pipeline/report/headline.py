@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.config.tasks.figures import CLIP_SCORE, Figure
+from pipeline.config.tasks.found import BOUNDS, present
 from pipeline.report.charts import short
 from pipeline.report.elements import text
+from pipeline.report.parsed import is_number
 from pipeline.report.run import Run, spread
-from pipeline.report.tables import duration, fids_of
+from pipeline.report.tables import duration, fids_of, heading
 
 
 def subtitle(run: Run) -> str:
@@ -27,13 +30,10 @@ def headline(run: Run, targets: Mapping[str, float]) -> str:
     cards: list[str] = []
     if run.last:
         metrics = run.last.metrics
-        if (accuracy := metrics.get("attribute_accuracy")) is not None:
-            cards.append(_accuracy_card(accuracy, metrics, targets.get("attribute_accuracy")))
+        of_figures = [(f, _figure_card(name, f, metrics, targets.get(f.name))) for name, f in present(metrics)]
+        cards += [card for figure, card in of_figures if figure is not CLIP_SCORE]
         cards += [_fid_card(name, metrics, targets.get("fid_ratio")) for name in fids_of(metrics)]
-        if (score := metrics.get("clip_score")) is not None:
-            real = metrics.get("clip_score_real")
-            notes = [f"real images {real:.1f}" if real is not None else "100 × cosine"]
-            cards.append(_card("CLIP score", f"{score:.1f}", [*_error_bar_notes("clip_score", metrics), *notes]))
+        cards += [card for figure, card in of_figures if figure is CLIP_SCORE]
     rates = [rate for _, rate in run.curve("images_per_s")]
     if rates:
         cards.append(_card("training speed", f"{sorted(rates)[len(rates) // 2]:.0f}", ["images/s, median"]))
@@ -44,16 +44,25 @@ def headline(run: Run, targets: Mapping[str, float]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
-def _accuracy_card(value: float, metrics: Mapping[str, Any], target: float | None) -> str:
-    notes = _error_bar_notes("attribute_accuracy", metrics)
-    if (real := metrics.get("attribute_accuracy_real")) is not None:
-        notes.append(f"real images {real:.3f}")
-    return _card(
-        "attribute accuracy",
-        f"{value:.3f}",
-        notes,
-        None if target is None else (f"target ≥ {target:g}", value >= target),
-    )
+IN_WORDS = {
+    "real": "real images",
+    "reconstruction": "reconstructions",
+    "baseline": "trivial method",
+    "permuted": "conditions permuted",
+}
+"""What a figure lies between, in words."""
+
+
+def _figure_card(name: str, figure: Figure, metrics: Mapping[str, Any], target: float | None) -> str:
+    value, notes = metrics[name], _error_bar_notes(name, metrics)
+    for ending in BOUNDS:
+        if is_number(bound := metrics.get(f"{name}_{ending}")):
+            notes.append(f"{IN_WORDS[ending]} {bound:.{figure.digits}f}")
+    reached = None
+    if target is not None:
+        sign, met = ("≤", value <= target) if figure.better == "lower" else ("≥", value >= target)
+        reached = f"target {sign} {target:g}", met
+    return _card(heading(name, figure), f"{value:.{figure.digits}f}", notes, reached)
 
 
 def _fid_card(name: str, metrics: Mapping[str, Any], target: float | None) -> str:

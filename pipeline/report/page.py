@@ -13,6 +13,8 @@ from typing import Any
 
 import pipeline
 from pipeline.config.loading.paths import split_words, without_litter
+from pipeline.config.tasks.figures import CLIP_SCORE, Figure
+from pipeline.config.tasks.found import present
 from pipeline.errors import ConfigError, LatentmillError, RunError
 from pipeline.log import log, show
 from pipeline.report import samples, tables
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 def write(urls: Sequence[str], dest: str, targets: Mapping[str, float] | None = None) -> None:
     """Write the page about the runs at `urls` to `dest` (a path or s3:// URL), whole or not at all.
 
-    targets: figures to reach, shown beside those reached: attribute_accuracy (at least), fid_ratio (FID over its
+    targets: figures to reach, shown beside those reached: a task's figures by name, fid_ratio (FID over its
     reconstruction floor, at most), seconds (of all steps, at most). Raises RunError where no run can be read,
     DestinationExists where `dest` holds anything but a report.
     """
@@ -142,17 +144,28 @@ def _section(heading: str, content: str) -> str:
 
 
 def _quality(runs: Sequence[Run]) -> str:
-    last = next((run.last.metrics for run in runs if run.last), {})
-    charts = [
-        _metric_chart(
-            runs, "attribute_accuracy", "Attribute accuracy", "share of captions shown right", last, y_range=(0, 1)
-        )
-    ]
+    last: dict[str, Any] = {}
+    for run in reversed([run for run in runs if run.last]):  # floors and bounds of the first run that has them
+        last |= run.last.metrics if run.last else {}
+    of_figures = [(f, _figure_chart(runs, name, f, last)) for name, f in present(_all_metrics(runs))]
+    charts = [chart for figure, chart in of_figures if figure is not CLIP_SCORE]
     for name in fids_of(last):
         charts.append(_metric_chart(runs, name, name, "lower is better, log scale", last, log_y=True))
-    charts.append(_metric_chart(runs, "clip_score", "CLIP score", "100 × cosine", last))
+    charts += [chart for figure, chart in of_figures if figure is CLIP_SCORE]
     charts.append(_by_objects(runs[0]) if len(runs) == 1 else "")
     return _charts(charts)
+
+
+def _all_metrics(runs: Sequence[Run]) -> dict[str, Any]:
+    """Names that the runs' evaluations inside training have, each with one of its values."""
+    evaluations = [evaluation for run in runs for evaluation in run.training_evaluations]
+    return {name: value for e in evaluations for name, value in e.metrics.items() if value is not None}
+
+
+def _figure_chart(runs: Sequence[Run], name: str, figure: Figure, last: Mapping[str, Any]) -> str:
+    axes = {"y_range": (0, 1)} if figure.kind == "share" else {}
+    title = tables.heading(name, figure)
+    return _metric_chart(runs, name, title[0].upper() + title[1:], figure.unit, last, **axes)
 
 
 def _metric_chart(runs: Sequence[Run], metric: str, title: str, unit: str, last: Mapping[str, Any], **axes: Any) -> str:
@@ -164,10 +177,14 @@ def _metric_chart(runs: Sequence[Run], metric: str, title: str, unit: str, last:
     floors = {
         "real": last.get(f"{metric}_real", last.get(f"{metric}_floor_real")),
         "reconstructed": last.get(f"{metric}_reconstruction", last.get(f"{metric}_floor_reconstruction")),
+        "trivial method": last.get(f"{metric}_baseline"),
+        "permuted": last.get(f"{metric}_permuted"),
     }
     levels = [Level(label, float(y)) for label, y in floors.items() if y is not None]
-    if len(levels) == 2 and abs(levels[0].y - levels[1].y) <= 0.04 * abs(levels[0].y) and not axes.get("log_y"):
-        levels = [Level("real and reconstructed", levels[0].y)]  # two labels would overlap
+    first = levels[:2]
+    same = len(first) == 2 and abs(first[0].y - first[1].y) <= 0.04 * abs(first[0].y) and not axes.get("log_y")
+    if same and {level.label for level in first} == {"real", "reconstructed"}:
+        levels = [Level("real and reconstructed", first[0].y), *levels[2:]]  # two labels would overlap
     return line_chart(series, title=title, y_label=unit, levels=levels, **axes)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from pipeline.config.tasks.found import all_figures
 from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
 from pipeline.parsing.typed import build
@@ -35,7 +36,8 @@ LAST_SECOND = 1e11
 FIGURE_TABLES = ("attribute_accuracy_by_objects", "attribute_accuracy_by_attribute")
 KNOWN_FIGURE = re.compile(
     r"n|images|images_not_finite|guidance|seconds|"
-    r"(attribute_accuracy|clip_score|fid|fid_infinity|kid|precision|recall|cmmd|inception_score)(_\w+)?"
+    rf"({'|'.join(figure.name for figure in all_figures())})(_\w+)?|"
+    r"(fid|fid_infinity|kid|precision|recall|cmmd|inception_score)(_\w+)?"
 )
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -35,7 +35,9 @@ STEPS_KEY = "steps.json"
 CONFIG_BYTES = 1 << 20
 METRICS_BYTES = 1 << 26
 """The last bytes of metrics.jsonl that are read: some 100,000 rows, of two million steps."""
-IN_EVALS = re.compile(r"evals/(?P<n>[0-9]{12,19})(-(?P<name>[^/]+))?/(?P<file>(metrics|card|grid)\.json|grid\.png)")
+IN_EVALS = re.compile(
+    r"evals/(?P<n>[0-9]{12,19})(-(?P<name>[^/]+))?/(?P<file>(metrics|card|grid)\.json|(grid|given)\.png)"
+)
 """Keys of evaluations; what else lies under evals/ is left alone."""
 SHEETS = 8  # evaluations inside training whose pictures are shown, besides the last one
 
@@ -46,7 +48,8 @@ class Evaluation:
 
     n: samples seen by the weights. name: "" for evaluations inside training, else the name that `latentmill eval` gave
     it. metrics: content of metrics.json. card: what is shown of card.json. grid: PNG bytes, which are read for those
-    evaluations alone whose pictures are shown. tiles: content of grid.json; None without a picture.
+    evaluations alone whose pictures are shown. tiles: content of grid.json; None without a picture. given: PNG bytes of
+    what the pictures were given, in the same tiles, of the last evaluation inside training; b"" for no picture.
     """
 
     n: int
@@ -55,6 +58,7 @@ class Evaluation:
     card: dict[str, Any]
     grid: bytes = b""
     tiles: Tiles | None = None
+    given: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -189,23 +193,26 @@ def _evaluations(storage: Storage, notes: list[str]) -> list[Evaluation]:
         if metrics := read("metrics.json", parse_figures):
             card = read("card.json", parse_card) or {}
             evaluations.append(Evaluation(n, name, metrics, card, tiles=read("grid.json", parse_tiles)))
-    shown = {id(evaluation) for evaluation in _with_sheets(evaluations)}
+    inside = [evaluation for evaluation in evaluations if not evaluation.name]
+    shown = {id(evaluation) for evaluation in _with_sheets(inside)}
     return [
-        _with_grid(storage, folders[e.n, e.name], notes, e) if id(e) in shown else replace(e, tiles=None)
+        _with_grid(storage, folders[e.n, e.name], notes, e, last=e is inside[-1])
+        if id(e) in shown
+        else replace(e, tiles=None)
         for e in evaluations
     ]
 
 
-def _with_sheets(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations inside training whose pictures are shown."""
-    inside = [evaluation for evaluation in evaluations if not evaluation.name]
+def _with_sheets(inside: Sequence[Evaluation]) -> list[Evaluation]:
+    """Those of the evaluations inside training whose pictures are shown."""
     return [*evenly_spaced([e for e in inside if e.tiles], SHEETS), *inside[-1:]]
 
 
 def _with_grid(
-    storage: Storage, files: Mapping[str, ObjectInfo], notes: list[str], evaluation: Evaluation
+    storage: Storage, files: Mapping[str, ObjectInfo], notes: list[str], evaluation: Evaluation, *, last: bool
 ) -> Evaluation:
-    """The evaluation with its picture, or without tiles where that is missing or of another size."""
+    """The evaluation with its picture, or without tiles where that is missing or of another size. last: with what was
+    given, too."""
     tiles = evaluation.tiles
     if tiles is None or "grid.png" not in files:
         return replace(evaluation, tiles=None)
@@ -215,7 +222,8 @@ def _with_grid(
         return data
 
     grid = _read(storage, files, notes, "grid.png", checked, PICTURE_BYTES)
-    return replace(evaluation, grid=grid or b"", tiles=tiles if grid else None)
+    given = _read(storage, files, notes, "given.png", checked, PICTURE_BYTES) if grid and last else None
+    return replace(evaluation, grid=grid or b"", tiles=tiles if grid else None, given=given or b"")
 
 
 def evenly_spaced(items: Sequence[T], most: int) -> list[T]:

@@ -11,6 +11,7 @@ from pipeline.report.run import SHEETS, Evaluation, Run, evenly_spaced
 
 CAPTIONS_OVER_TIME = 8
 LONGEST = 2000  # characters of a caption
+GIVEN = "-given"  # end of the CSS class of the sheet of what was given
 CRISP_BELOW = 128  # pixels of width; smaller tiles are enlarged without smoothing
 
 
@@ -19,30 +20,36 @@ def final(run: Run, heading: bool = True) -> str:
     last = run.last
     if last is None or last.tiles is None:
         return ""
-    style = f"<style>{_sheet_rule(run, last)}</style>"
+    style = f"<style>{_sheet_rule(run, last)}{_given_rule(run, last)}</style>"
     tiles = "".join(
-        f'<div class="sample">{_tile(run, last, last.tiles, i)}{text(caption, LONGEST)}</div>'
+        f'<div class="sample">{_pair(run, last, last.tiles, i)}{text(caption, LONGEST)}</div>'
         for i, caption in enumerate(last.tiles.captions)
     )
     title = f"<h2>Samples after {last.n:,} images</h2>" if heading else "<h3>Samples</h3>"
-    return f'{style}{title}<div class="samples">{tiles}</div>'
+    note = '<p class="soft">Left of each sample: what it was given.</p>' if last.given else ""
+    return f'{style}{title}{note}<div class="samples{" pairs" if last.given else ""}">{tiles}</div>'
 
 
 def over_time(run: Run) -> str:
-    """The same captions from the same noise at several evaluations: a row for each caption."""
+    """What was given and the same noise at several evaluations: a row for each caption, or what else was given."""
     drawn = [(e, e.tiles) for e in run.training_evaluations if e.tiles]
     captions = drawn[-1][1].captions[:CAPTIONS_OVER_TIME] if drawn else []
     columns = evenly_spaced([(e, t) for e, t in drawn if t.captions[: len(captions)] == captions], SHEETS)
     if len(columns) < 2:
         return ""
     rules = "".join(_sheet_rule(run, e) for e, _ in columns if e is not run.last)
-    head = "<th></th>" + "".join(f"<th>{e.n:,}</th>" for e, _ in columns)
+    last = columns[-1][0]
+    shown = last is run.last and last.given != b""  # the rule of its sheet is on the page
+    head = f"<th></th>{'<th>given</th>' * shown}" + "".join(f"<th>{e.n:,}</th>" for e, _ in columns)
     rows = "".join(
-        f"<tr><td>{text(caption, LONGEST)}</td>{''.join(f'<td>{_tile(run, e, t, i)}</td>' for e, t in columns)}</tr>"
+        f"<tr><td>{text(caption, LONGEST)}</td>"
+        + (f"<td>{_tile(run, last, columns[-1][1], i, GIVEN)}</td>" if shown else "")
+        + "".join(f"<td>{_tile(run, e, t, i)}</td>" for e, t in columns)
+        + "</tr>"
         for i, caption in enumerate(captions)
     )
     return (
-        f"<style>{rules}</style><h2>The same captions and noise, as training went on</h2>"
+        f"<style>{rules}</style><h2>The same conditions and noise, as training went on</h2>"
         f'<div class="scroll"><table class="strip"><tr>{head}</tr>{rows}</table></div>'
     )
 
@@ -53,12 +60,28 @@ def _name(run: Run, evaluation: Evaluation) -> str:
 
 
 def _sheet_rule(run: Run, evaluation: Evaluation) -> str:
-    data = base64.b64encode(evaluation.grid).decode()
-    return f".{_name(run, evaluation)}{{background-image:url(data:image/png;base64,{data})}}"
+    return _rule(_name(run, evaluation), evaluation.grid)
 
 
-def _tile(run: Run, evaluation: Evaluation, tiles: Tiles, index: int) -> str:
-    """One tile of the sheet, as an element that scales with its column; "" beyond the last.
+def _given_rule(run: Run, evaluation: Evaluation) -> str:
+    return _rule(f"{_name(run, evaluation)}{GIVEN}", evaluation.given) if evaluation.given else ""
+
+
+def _rule(name: str, png: bytes) -> str:
+    return f".{name}{{background-image:url(data:image/png;base64,{base64.b64encode(png).decode()})}}"
+
+
+def _pair(run: Run, evaluation: Evaluation, tiles: Tiles, index: int) -> str:
+    """What was given, where that is a picture, and the tile beside it."""
+    drawn = _tile(run, evaluation, tiles, index)
+    if not evaluation.given:
+        return drawn
+    return f'<span class="pair">{_tile(run, evaluation, tiles, index, GIVEN)}{drawn}</span>'
+
+
+def _tile(run: Run, evaluation: Evaluation, tiles: Tiles, index: int, sheet: str = "") -> str:
+    """One tile of the sheet, as an element that scales with its column; "" beyond the last. sheet: GIVEN for what was
+    given.
 
     Percentages of background-size and -position are relative to the element, so they follow from the sheet's geometry
     in units of one tile.
@@ -73,5 +96,6 @@ def _tile(run: Run, evaluation: Evaluation, tiles: Tiles, index: int) -> str:
     crisp = " crisp" if width < CRISP_BELOW else ""
     size = f"{100 * sheet_w / width:.3f}% {100 * sheet_h / height:.3f}%"
     style = f"aspect-ratio:{width}/{height};background-size:{size};background-position:{x:.3f}% {y:.3f}%"
-    label = text(tiles.captions[index], LONGEST)
-    return f'<span class="tile{crisp} {_name(run, evaluation)}" role="img" aria-label="{label}" style="{style}"></span>'
+    label = text(f"{'given: ' if sheet else ''}{tiles.captions[index]}", LONGEST)
+    name = f"{_name(run, evaluation)}{sheet}"
+    return f'<span class="tile{crisp} {name}" role="img" aria-label="{label}" style="{style}"></span>'

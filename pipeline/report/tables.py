@@ -6,8 +6,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from pipeline.config.tasks.figures import Figure
+from pipeline.config.tasks.found import present
 from pipeline.report.charts import short
 from pipeline.report.elements import text
 from pipeline.report.parsed import is_number
@@ -17,6 +20,8 @@ NAMES = ("run", "tracking.group", "launch.processes", "launch.threads", "device"
 """Keys of the configuration that may differ between runs without changing their results."""
 NO_FID = re.compile(r"_floor|_(low|high|error)$")
 """Ends of metric names that belong to a FID but are no FID."""
+BOUNDS = {"reconstruction": "of reconstructions", "baseline": "of a trivial method", "permuted": "permuted"}
+"""Headings of what a task's figure lies between."""
 MOST_FIDS = 12
 """FIDs of different features that a page shows."""
 LONG, FILE = 4000, 1 << 20
@@ -37,15 +42,14 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
         ("steps", lambda e: e.card.get("steps")),
         ("guidance", lambda e: e.metrics.get("guidance")),
         *differing.items(),
-        (
-            "attribute accuracy",
-            lambda e: _fixed(e.metrics.get("attribute_accuracy"), 3) + _half_width(e, "attribute_accuracy", 3),
-        ),
-        (
-            "CLIP score",
-            lambda e: _fixed(e.metrics.get("clip_score"), 2) + _half_width(e, "clip_score", 2),
-        ),
     ]
+    for name, figure in figures_of_all(evaluations):
+        columns.append((heading(name, figure), partial(_figure, name, figure)))
+        columns += [
+            (BOUNDS[ending], partial(_bound, f"{name}_{ending}", figure))
+            for ending in BOUNDS
+            if any(e.metrics.get(f"{name}_{ending}") is not None for e in evaluations)
+        ]
     for name in fids:
         columns += [
             (
@@ -74,7 +78,8 @@ def comparison(runs: Sequence[Run]) -> str:
         for key in dict.fromkeys(key for config in configs for key in config)
         if key not in NAMES and len({json.dumps(config.get(key)) for config in configs}) > 1
     ]
-    fid = next(iter(fids_of_all([run.last for run in runs if run.last])), "")
+    lasts = [run.last for run in runs if run.last]
+    fid, figures = next(iter(fids_of_all(lasts)), ""), figures_of_all(lasts)
     rows = []
     for run, config in zip(runs, configs, strict=True):
         metrics = run.last.metrics if run.last else {}
@@ -87,9 +92,8 @@ def comparison(runs: Sequence[Run]) -> str:
                 *(_setting(config.get(key)) for key in differing),
                 Sorted(f"{run.samples:,}", run.samples),
                 _fixed(sum(tail) / len(tail), 4) if tail else "",
-                _fixed(metrics.get("attribute_accuracy"), 3),
+                *(_fixed(metrics.get(name), figure.digits) for name, figure in figures),
                 Sorted(_short(metrics.get(fid)), metrics.get(fid)),
-                _fixed(metrics.get("clip_score"), 2),
                 f"{rates[len(rates) // 2]:.0f}" if rates else "",
                 Sorted(duration(run.seconds), run.seconds),
                 run.restarts,
@@ -100,9 +104,8 @@ def comparison(runs: Sequence[Run]) -> str:
         *differing,
         "samples seen",
         "loss, last tenth",
-        "attribute accuracy",
+        *(heading(name, figure) for name, figure in figures),
         fid or "FID",
-        "CLIP score",
         "images/s",
         "time",
         "restarts",
@@ -255,6 +258,15 @@ def _cell(value: Any, kind: str) -> str:
     return f"<td{kind}{by}>{text('–' if value in (None, '') else str(value), LONG)}</td>"
 
 
+def _figure(name: str, figure: Figure, evaluation: Evaluation) -> str:
+    """A figure of an evaluation with half the width of its error bar."""
+    return _fixed(evaluation.metrics.get(name), figure.digits) + _half_width(evaluation, name, figure.digits)
+
+
+def _bound(name: str, figure: Figure, evaluation: Evaluation) -> str:
+    return _fixed(evaluation.metrics.get(name), figure.digits)
+
+
 def _half_width(evaluation: Evaluation, name: str, digits: int) -> str:
     """Plus-minus and half the width of a figure's error bar; "" when it has none."""
     bar = spread(evaluation.metrics, name)
@@ -267,6 +279,17 @@ def _fixed(value: float | None, digits: int) -> str:
 
 def _short(value: float | None) -> str:
     return "" if value is None else short(value)
+
+
+def heading(name: str, figure: Figure) -> str:
+    """A figure's title, and whether it is against reconstructions."""
+    title = figure.title if figure.title[:2].isupper() else figure.title[0].lower() + figure.title[1:]
+    return f"{title}, to the reconstruction" if name != figure.name else title
+
+
+def figures_of_all(evaluations: Sequence[Evaluation]) -> list[tuple[str, Figure]]:
+    """The figures that any of the evaluations has, with their names there, in the order of the table of tasks."""
+    return present({name: value for e in evaluations for name, value in e.metrics.items() if value is not None})
 
 
 def fids_of(metrics: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from pipeline.config import CheckpointConfig, FeaturesName
+from pipeline.config import CheckpointConfig, FeaturesName, TaskConfig
+from pipeline.config.tasks.figures import Figure
+from pipeline.config.tasks.found import best_figures
 from pipeline.errors import CheckpointCorrupt, NotFound, ParseError
 from pipeline.log import log
 from pipeline.parsing.values import parse_json
@@ -25,7 +27,6 @@ from pipeline.runs.names import (
 from pipeline.runs.stored import read_bounded
 from pipeline.storage.base import Storage
 
-LOWER_IS_BETTER = {"fid": True, "kid": True, "cmmd": True, "clip_score": False, "attribute_accuracy": False}
 METRICS_BYTES = 1 << 24
 """Largest metrics.json of an evaluation that is read."""
 ABANDONED_SECONDS = 3600.0
@@ -35,17 +36,17 @@ ABANDONED_SECONDS = 3600.0
 @dataclass(frozen=True)
 class Retention:
     """Rules for keeping checkpoints. keep: number of the newest ones. every: the first checkpoint at or after each
-    multiple of this many samples is kept (0 = none). best: the figure of evaluations whose best checkpoint is kept
-    ("" = none)."""
+    multiple of this many samples is kept (0 = none). best: the figures of evaluations of which the first that there is
+    decides which checkpoint is the best, and is kept (() = none)."""
 
     keep: int
     every: int = 0
-    best: str = ""
+    best: tuple[Figure, ...] = ()
 
     @classmethod
-    def of(cls, config: CheckpointConfig) -> Retention:
+    def of(cls, config: CheckpointConfig, task: TaskConfig) -> Retention:
         """The rules that a configuration sets."""
-        return cls(config.keep, config.keep_every, config.best)
+        return cls(config.keep, config.keep_every, best_figures(task, config.best))
 
 
 def retain(run: Storage, retention: Retention) -> None:
@@ -90,12 +91,15 @@ def kept_checkpoints(run: Storage, checkpoints: Sequence[int], retention: Retent
             first_of_period.setdefault(n // retention.every, n)
         kept |= {n for period, n in first_of_period.items() if period}
     if retention.best:
-        figures = {n: figure for n in checkpoints if (figure := _figure(run, n, retention.best)) is not None}
-        if figures:
-            best = min if LOWER_IS_BETTER[retention.best] else max
-            kept.add(best(figures, key=lambda n: figures[n]))
+        evaluated = {n: metrics for n in checkpoints if (metrics := _metrics(run, n)) is not None}
+        for figure in retention.best:
+            figures = {n: value for n in evaluated if (value := _value(evaluated[n], figure)) is not None}
+            if figures:
+                best = min if figure.better == "lower" else max
+                kept.add(best(figures, key=lambda n: figures[n]))
+                break
         # An evaluation that runs outside of training may still find one of these the best.
-        kept |= {n for n in checkpoints if n not in figures and run.exists(f"{evaluation_folder(n)}/{SNAPSHOT}")}
+        kept |= {n for n in checkpoints if n not in evaluated and run.exists(f"{evaluation_folder(n)}/{SNAPSHOT}")}
     return kept
 
 
@@ -111,13 +115,17 @@ def require_sizes(run: Storage, n: int, files: Sequence[dict[str, Any]]) -> None
             raise CheckpointCorrupt(f"{run.locate(key)} has {size} bytes instead of {entry['bytes']}")
 
 
-def _figure(run: Storage, n: int, name: str) -> float | None:
-    """A figure of the evaluation at n by its short name, None for none or NaN. "fid" is the FID of whichever features
-    the evaluation used."""
+def _metrics(run: Storage, n: int) -> dict[str, Any] | None:
+    """The figures of the evaluation at n; None for none, and for damaged ones."""
     try:
         metrics = parse_json(read_bounded(run, f"{evaluation_folder(n)}/{METRICS}", METRICS_BYTES))
     except (NotFound, ParseError):
         return None
-    keys = [name, *(f"{name}_{features}" for features in get_args(FeaturesName))]
-    figures = [metrics.get(key) for key in keys] if isinstance(metrics, dict) else []
-    return next((float(f) for f in figures if isinstance(f, int | float) and math.isfinite(f)), None)
+    return metrics if isinstance(metrics, dict) else None
+
+
+def _value(metrics: dict[str, Any], figure: Figure) -> float | None:
+    """A figure; None for none or NaN. "fid" is the FID of whichever features the evaluation used."""
+    keys = [*figure.names, *(f"{figure.name}_{features}" for features in get_args(FeaturesName))]
+    values = (metrics.get(key) for key in keys)
+    return next((float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)), None)

@@ -53,7 +53,7 @@ class Commits:
             run,
             world,
             Stamp(engine_name(config.deepspeed), fixed_keys(config), manifests, state.engine.shapes, mixture),
-            retention=Retention.of(config.checkpoint),
+            retention=Retention.of(config.checkpoint, config.task),
             background=config.checkpoint.background,
             fence=fence,
             before=[recorder.upload],

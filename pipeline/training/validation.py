@@ -48,7 +48,7 @@ class Rows:
 def pad(array: np.ndarray, length: int) -> np.ndarray:
     """A copy of (l, ...) with rows of zeros up to `length`, as the stream pads trimmed texts. length: 0 for no
     padding."""
-    missing = max(0, length - len(array))
+    missing = max(0, length - len(array)) if length else 0  # a class has no length
     return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)]) if missing else np.array(array)
 
 

@@ -29,6 +29,7 @@ from preprocess.proving.against_source import STATE_TOLERANCE
 UNKNOWN = "unknown"
 OWN = {
     "moments": "moments.npy",
+    "latents": "latents.npy",
     "text": "text.npy",
     "caption": "json:caption",
     "cond.boxes": "cond.boxes.npy",
@@ -75,7 +76,7 @@ def facts_of(storage: Storage, names: list[str], config: IndexConfig) -> Facts:
 def _names(config: IndexConfig) -> dict[str, str]:
     """The file of each array, and of the caption, that records have."""
     names = {
-        "moments": config.moments_member,
+        config.stored: config.moments_member,
         "text": config.text_member,
         "caption": config.caption_key if config.text_member else "",
         "cond.boxes": config.boxes_member,
@@ -139,28 +140,39 @@ def contract_of(
 ) -> Contract:
     """The contract of tars with records like this one. Raises SourceError when its members cannot be used."""
     stage, tower = towers or (None, None)
-    moments, text, files = record.members["moments"], record.members.get("text"), layout or OWN
+    image, text, files = record.members[config.stored], record.members.get("text"), layout or OWN
     channels = stage.latent_channels if stage else config.channels
     factor = stage.downsampling if stage else config.downsampling
-    if moments.ndim != 3 or moments.shape[0] != 2 * channels:
-        plain_latent = moments.ndim == 3 and moments.shape[0] == channels
-        explanation = (
-            "a latent without its log-variance, of which this verb makes no dataset" if plain_latent else "neither"
-        )
+    stored_channels = 2 * channels if config.stored == "moments" else channels
+    if image.ndim != 3 or image.shape[0] != stored_channels:
+        kinds = {
+            "moments": f"moments are ({2 * channels}, h, w), mean and log-variance of {channels} channels",
+            "latents": f"latents are ({channels}, h, w)",
+        }
+        other = {2 * channels: "moments", channels: "latents"}.get(image.shape[0] if image.ndim == 3 else 0)
+        explanation = {
+            "latents": "it is a latent without its log-variance: give stored=latents",
+            "moments": "it is a latent with its log-variance: give stored=moments",
+        }.get(other or "", "it is neither moments nor latents")
         raise SourceError(
-            f"record {record.key}: {files['moments']} has shape {moments.shape}, and moments are ({2 * channels}, h, w)"
-            f", mean and log-variance of {channels} channels: it is {explanation}"
+            f"record {record.key}: {files[config.stored]} has shape {image.shape}, and {kinds[config.stored]}: "
+            f"{explanation}"
         )
     if text is not None and (text.ndim != 2 or (tower is not None and text.shape != (tower.length, tower.width))):
         expected_shape = f"({tower.length}, {tower.width})" if tower else "(L, D)"
         raise SourceError(
             f"record {record.key}: {files['text']} has shape {text.shape}, text states are {expected_shape}"
         )
-    for name, dtypes in (("moments", DTYPES), ("text", DTYPES), ("cond.boxes", DTYPES[:1]), ("cond.class", ("int32",))):
+    for name, dtypes in (
+        (config.stored, DTYPES),
+        ("text", DTYPES),
+        ("cond.boxes", DTYPES[:1]),
+        ("cond.class", ("int32",)),
+    ):
         if name in record.members and record.members[name].dtype.name not in dtypes:
             wanted = " or ".join(dtypes)
             raise SourceError(f"record {record.key}: {files[name]} is {record.members[name].dtype}, not {wanted}")
-    height, width = moments.shape[1] * factor, moments.shape[2] * factor
+    height, width = image.shape[1] * factor, image.shape[2] * factor
     return Contract(
         encoders=portable(config.encoders or EncodersConfig(name=UNKNOWN, vae=UNKNOWN, text=UNKNOWN)),
         vae_sha256=stage.weights_sha256 if stage else "",
@@ -173,10 +185,11 @@ def contract_of(
         filters=plain(FiltersConfig()),
         limits=stored_limits(config.limits),
         resize=UNKNOWN,
-        latent_shape=(channels, *moments.shape[1:]),
+        latent_shape=(channels, *image.shape[1:]),
         downsampling=factor,
         scale=stage.scale if stage else config.scale,
         shift=stage.shift if stage else config.shift,
+        stored=config.stored,
         caption_key=config.caption_key if text is not None else "",
         text=_text_facts(text, tower) if text is not None else None,
         conditions=_conditions(record, layout, config),

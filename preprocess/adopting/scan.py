@@ -8,8 +8,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from pipeline.config import LimitsConfig
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.records import Record, split_key, unpack
@@ -18,6 +16,7 @@ from pipeline.storage.base import Storage
 from preprocess.adopting.values import check_values
 from preprocess.encoding.writer import INDEX_FORMAT, Moments
 from preprocess.proving.records import check_record
+from preprocess.proving.shards import scaled_mean
 from preprocess.source.shard import SourceShard
 
 RECORD_MEMBERS = 4
@@ -118,7 +117,7 @@ def wanted_files(members: tuple[str, ...], layout: Mapping[str, str] | None) -> 
 class Scan:
     """The content of one tar. rows: [offset, size, SHA-256] of the accepted records. rejected: counts by reason.
     problem: the first reject in words. size: (width, height) of the crops in pixels. first: the first accepted
-    record. lowest: the smallest value of all log-variances."""
+    record. lowest: the smallest value of all log-variances; infinite without any."""
 
     name: str
     bytes: int = 0
@@ -163,10 +162,10 @@ def scan(
                 continue
             result.size, result.first = size, result.first or record
             result.rows.append([scanned.offset, len(scanned.data), hashlib.sha256(scanned.data).hexdigest()])
-            channels = contract.latent_shape[0]
-            mean = record.members["moments"][:channels].astype(np.float64)
-            result.lowest = min(result.lowest, float(record.members["moments"][channels:].min()))
-            result.moments.add((mean - contract.shift) * contract.scale)
+            if contract.stored == "moments":
+                logvar = record.members["moments"][contract.latent_shape[0] :]
+                result.lowest = min(result.lowest, float(logvar.min()))
+            result.moments.add(scaled_mean(record, contract))
         result.bytes, result.sha256 = shard.bytes, shard.sha256
     return result
 
@@ -174,6 +173,6 @@ def scan(
 def crop_size(record: Record, contract: Contract) -> tuple[int, int]:
     """(width, height) in pixels of the crop that a record's latents belong to; the contract's first size if it has no
     such bucket."""
-    shape = record.members["moments"].shape
+    shape = record.members[contract.stored].shape
     size = (shape[-1] * contract.downsampling, shape[-2] * contract.downsampling) if len(shape) == 3 else (0, 0)
     return size if size in contract.buckets else contract.buckets[0]

@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from preprocess.source.sample import Prepared
+from pipeline.conditions.facts import ClassFacts
+from preprocess.source.sample import Picture, Prepared
 
 ASPECT_STEP = 0.25  # width of a bin of log2(width / height)
 SIDE_STEP = 0.5  # width of a bin of log2(shorter side)
@@ -62,6 +63,14 @@ def census_from_json(value: dict[str, Any]) -> Census:
         for name in ("aspects", "sides", "tokens", "classes")
     }
     return Census(**numbers, sizes=collections.Counter(value["sizes"]))
+
+
+def class_words(picture: Picture, facts: ClassFacts | None) -> str:
+    """The class of a picture in words, "" where it has none: its name, or its number."""
+    number = picture.conditions.get("class")
+    if number is None or facts is None:
+        return ""
+    return facts.names[int(number)] if facts.names else f"class {int(number)}"
 
 
 def thumbnail(sample: Prepared, target: int) -> str:

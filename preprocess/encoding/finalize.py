@@ -239,12 +239,14 @@ def shown(names: Sequence[str]) -> list[str]:
     return [*names[:SHOWN], *([f"{len(names) - SHOWN} more"] if len(names) > SHOWN else [])]
 
 
-def summary(url: str, manifest: Manifest) -> str:
+def summary(url: str, manifest: Manifest, reports: Sequence[Report]) -> str:
     """The last line that the verb prints."""
     read = sum(unit.read for unit in manifest.units)
     rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "none"
     rejects += f", listed in {REJECTS}" if manifest.rejected else ""
     repeated = f", {manifest.excluded:,} repeated in other shards" if manifest.excluded else ""
+    cut = sum(report.facts.get("cut_boxes", 0) for report in reports)
+    repeated += f"; {cut:,} boxes left out" if cut else ""
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     version = f", version {manifest.version}" if manifest.version > 1 else ""
     left_out = f"; left out: {', '.join(shown(manifest.left_out))}" if manifest.left_out else ""

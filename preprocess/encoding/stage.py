@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pipeline.errors import ShardCorrupt, SourceError
 from pipeline.log import log
 from pipeline.tracking.progress import Progress
-from preprocess.encoding.census import THUMBNAILS, Census, thumbnail
+from preprocess.encoding.census import THUMBNAILS, Census, class_words, thumbnail
 from preprocess.encoding.encoder import Batch, Encoded, Encoder, Item, item
 from preprocess.encoding.output import Destination, UnitFacts
 from preprocess.encoding.plan import Unit
@@ -241,7 +241,8 @@ class Stage:
             facts.censuses[target].add(sample, target)
             facts.buckets[target].append(picture.bucket)
             if facts.accepted <= THUMBNAILS:
-                facts.thumbnails[target].append({"caption": sample.caption, "jpeg": thumbnail(sample, target)})
+                words = sample.caption or class_words(picture, self.recipe.conditions.classes)
+                facts.thumbnails[target].append({"caption": words, "jpeg": thumbnail(sample, target)})
             facts.cut_boxes[target] += picture.cut_boxes
             for flipped in range(self.recipe.variants):
                 row = first + flipped

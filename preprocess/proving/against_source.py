@@ -13,12 +13,12 @@ from pipeline.config import VerifyConfig
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import fetch_shard
-from pipeline.diffusion.posterior import sample_posterior
 from pipeline.distributed.world import pick_device
 from pipeline.errors import RecordRejected, SourceError
 from pipeline.inference.pictures import to_uint8
 from pipeline.inference.trained import load_encoders
 from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.latents import Latents
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
@@ -49,7 +49,7 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
         findings.add("source", f"not compared, for it is not here ({error}): give source=")
         return []
     first_stage, tower = load_encoders(manifest.contract, pick_device("auto"), config.encoders)
-    contract = manifest.contract
+    contract, stored = manifest.contract, Latents.of(manifest.contract)
     pairs, worst_text, latents, problems = list[Pair](), 0.0, list[float](), list[str]()
     masked, other = list[float](), list[str]()
     chosen = choose(manifest, config.samples)
@@ -61,10 +61,10 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
             while batch := list(itertools.islice(originals, ENCODED_TOGETHER)):
                 if tower is not None and contract.text is not None:
                     worst_text = max(worst_text, text_difference(tower, batch, contract.text.storage))
-                latents += latent_differences(first_stage, batch)
+                latents += latent_differences(first_stage, batch, stored)
                 other += other_conditions(batch, contract)
                 masked += masked_differences(first_stage, batch, contract)
-                pairs += compare(first_stage, batch)
+                pairs += compare(first_stage, batch, stored)
                 progress.update(len(batch))
     psnr = np.array([pair.psnr for pair in pairs] or [np.nan])
     right = "hashes, keys, captions and crops right" if contract.text else "hashes, keys and crops right"
@@ -169,21 +169,22 @@ def text_difference(tower: TextTower, originals: list[Original], storage: str) -
     return worst
 
 
-def latent_differences(stage: FirstStage, originals: list[Original]) -> list[float]:
-    """Root mean square difference between each cached posterior mean and that of the source's pixels, both scaled."""
-    differences = []
+def latent_differences(stage: FirstStage, originals: list[Original], stored: Latents) -> list[float]:
+    """Root mean square difference between each cached latent and the posterior mean of the source's pixels, both
+    scaled."""
+    differences, moments = [], Latents("moments", stage.scale, stage.shift)
     for group in by_size(originals):
         pixels = torch.from_numpy(np.stack([original.picture.pixels for original in group]))
-        fresh = sample_posterior(stage.encode_moments(to_unit_range(pixels)).cpu(), None, stage.scale, stage.shift)
-        differences += (fresh - cached_latents(stage, group)).square().mean(dim=(1, 2, 3)).sqrt().tolist()
+        fresh = moments.draw(stage.encode_moments(to_unit_range(pixels)).cpu(), None)
+        differences += (fresh - cached_latents(group, stored)).square().mean(dim=(1, 2, 3)).sqrt().tolist()
     return differences
 
 
-def compare(stage: FirstStage, originals: list[Original]) -> list[Pair]:
+def compare(stage: FirstStage, originals: list[Original], stored: Latents) -> list[Pair]:
     """Pairs of source image and decoded cached latent."""
     pairs = []
     for group in by_size(originals):
-        decoded = to_uint8(stage.decode(cached_latents(stage, group)))
+        decoded = to_uint8(stage.decode(cached_latents(group, stored)))
         pairs += [
             Pair(original.record.key, original.sample.caption, original.picture.pixels, image)
             for original, image in zip(group, decoded, strict=True)
@@ -191,7 +192,7 @@ def compare(stage: FirstStage, originals: list[Original]) -> list[Pair]:
     return pairs
 
 
-def cached_latents(stage: FirstStage, originals: list[Original]) -> torch.Tensor:
-    """Scaled posterior means (B, C, h, w) of the cached records."""
-    moments = torch.from_numpy(np.stack([original.record.members["moments"] for original in originals]))
-    return sample_posterior(moments, None, stage.scale, stage.shift)
+def cached_latents(originals: list[Original], stored: Latents) -> torch.Tensor:
+    """Scaled latents (B, C, h, w) of the cached records; of posteriors their means."""
+    arrays = torch.from_numpy(np.stack([original.record.members[stored.member] for original in originals]))
+    return stored.draw(arrays, None)

@@ -10,14 +10,10 @@ import json
 import math
 from typing import Any
 
-import numpy as np
-
 from pipeline.errors import RecordRejected
 
 MOST_BYTES = 16 * 1024 * 1024
 DIGITS = 20  # of an integer that is read exactly
-MOST_CLASS = 2048  # up to which float16 holds whole numbers
-ROW = 5  # class, x0, y0, x1, y1
 
 
 def read_columns(data: bytes) -> dict[str, Any]:
@@ -34,26 +30,6 @@ def read_columns(data: bytes) -> dict[str, Any]:
     if not isinstance(columns, dict):
         raise RecordRejected("json_unreadable", "it is not an object")
     return columns
-
-
-def read_boxes(entries: Any) -> np.ndarray:
-    """(N, 5) float64 of a column [[class, x0, y0, x1, y1], ...]. Raises RecordRejected: boxes_missing or
-    boxes_unreadable."""
-    if entries is None:
-        raise RecordRejected("boxes_missing")
-    if not isinstance(entries, list):
-        raise RecordRejected("boxes_unreadable", "it is not a list")
-    if not all(isinstance(entry, list) and len(entry) == ROW and all(map(_is_number, entry)) for entry in entries):
-        raise RecordRejected("boxes_unreadable", "not every box is [class, x0, y0, x1, y1] of numbers")
-    boxes = np.array(entries, dtype=np.float64).reshape(-1, ROW)
-    classes = boxes[:, 0]
-    if (classes != np.floor(classes)).any() or (classes < 0).any() or (classes > MOST_CLASS).any():
-        raise RecordRejected("boxes_unreadable", f"a class is no whole number of 0 to {MOST_CLASS}")
-    return boxes
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _integer(digits: str) -> int | float | None:

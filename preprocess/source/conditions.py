@@ -18,12 +18,12 @@ from pipeline.conditions.boxes import crop_boxes, flip_boxes, read_boxes
 from pipeline.conditions.classes import read_class
 from pipeline.conditions.facts import Conditions, LowresFacts
 from pipeline.conditions.labels import label_map, sample_labels
-from pipeline.conditions.lowres import lowres
+from pipeline.conditions.lowres import crop_small, lowres
 from pipeline.conditions.mask import mask_map, masks, pack
 from pipeline.config import LimitsConfig
 from pipeline.errors import RecordRejected
 from preprocess.source import png
-from preprocess.source.image import FILTERS, RESIZE, Crop, cut, decode_image, open_image
+from preprocess.source.image import Crop, cut, decode_image, open_image
 from preprocess.source.shard import Sample
 
 ALONG_ROWS = ("labels", "lowres", "mask")
@@ -97,9 +97,9 @@ def stored_arrays(
 # Files beside the image
 
 
-def member(sample: Sample, name: str) -> bytes:
-    """The file NAME.png of a sample. Raises RecordRejected, NAME_missing."""
-    data = sample.members.get(f"{name}.png")
+def member(sample: Sample, suffix: str, name: str) -> bytes:
+    """A file of a sample. Raises RecordRejected, NAME_missing."""
+    data = sample.members.get(suffix)
     if data is None:
         raise RecordRejected(f"{name}_missing", sample.files)
     return data
@@ -108,7 +108,7 @@ def member(sample: Sample, name: str) -> bytes:
 def open_map(sample: Sample, name: str, crop: Crop) -> tuple[Image.Image, int]:
     """The file NAME.png of a sample, whose pixels say something of those of its image, decoded; and bits of a channel
     in the file. Raises RecordRejected: NAME_missing, NAME_size or NAME_unreadable."""
-    data = member(sample, name)
+    data = member(sample, f"{name}.png", name)
     try:
         png.refuse_chunks(data)
         opened = Image.open(io.BytesIO(data), formats=("PNG",))
@@ -135,22 +135,11 @@ def crop_nearest(numbers_HW: np.ndarray, crop: Crop) -> np.ndarray:
 
 
 def given_lowres(sample: Sample, facts: LowresFacts, crop: Crop, limits: LimitsConfig) -> np.ndarray:
-    """The part of a sample's .lr.png that shows the crop, (H/s, W/s, 3) uint8. Raises RecordRejected: lr_missing,
-    lr_size, or lr_unreadable."""
-    data = member(sample, "lr")
+    """The part of a sample's .lr.png that shows the crop, (H/s, W/s, 3) uint8. Raises RecordRejected: lowres_missing,
+    lowres_size, or lowres_unreadable."""
+    data = member(sample, "lr.png", "lowres")
     try:
-        opened = open_image(data, limits)
-        if (opened.width * facts.factor, opened.height * facts.factor) != (crop.width, crop.height):
-            raise RecordRejected(
-                "lr_size", f"{opened.size} times {facts.factor} is not the image's {(crop.width, crop.height)}"
-            )
-        image = decode_image(opened, data)
+        image = decode_image(open_image(data, limits), data)
     except RecordRejected as rejection:
-        if rejection.reason == "lr_size":
-            raise
-        raise RecordRejected("lr_unreadable", str(rejection)) from None
-    left, top, width, height = crop.box
-    across, down = image.width / crop.resized[0], image.height / crop.resized[1]
-    box = (left * across, top * down, (left + width) * across, (top + height) * down)
-    size = (width // facts.factor, height // facts.factor)
-    return np.asarray(image.resize(size, FILTERS[RESIZE], box=box))
+        raise RecordRejected("lowres_unreadable", str(rejection)) from None
+    return crop_small(image, crop, (crop.width, crop.height), facts.factor)

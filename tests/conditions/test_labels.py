@@ -55,6 +55,13 @@ def test_labels_are_checked_after_the_offset(value: int, offset: int, count: int
         assert f"0 to {count - 1}" in str(rejection)
 
 
+def test_the_first_label_beyond_the_count_is_refused_and_the_last_within_is_taken() -> None:
+    image = Image.fromarray(np.array([[0, 150]], np.uint8))
+    assert label_map(image, 0, 151).tolist() == [[0, 150]]
+    assert str(reason(image, 0, 150)) == "label_out_of_range: a pixel is 150, the labels are 0 to 149"
+    assert "a pixel is 150 and with offset 3 153, the labels are 0 to 152" in str(reason(image, 3, 153))
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from itertools import combinations
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipeline.conditions.mask import (
     pool,
     unpack,
 )
-from pipeline.conditions.strokes import paint
+from pipeline.conditions.strokes import _root, paint
 from pipeline.errors import ConfigError, RecordRejected
 
 STROKES: tuple[Kind, ...] = ("thin", "medium", "thick")
@@ -69,6 +70,13 @@ def test_lines_cover_the_pixels_within_half_their_width(
         )
     assert painted.dtype == np.uint8
     assert (painted == wanted).all()
+
+
+@given(st.integers(0, 2**30), st.integers(-1, 1))
+def test_square_roots_are_whole_and_exact(root: int, beside: int) -> None:
+    """Also where float64 cannot hold the square."""
+    square = max(root * root + beside, 0)
+    assert _root(np.array([square]))[0] == math.isqrt(square)
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -123,10 +123,8 @@ def test_numbers_and_lists_are_what_their_fields_say() -> None:
     assert load("train", [*TRAIN, "model.multipliers=[1,2,4]"]).model.multipliers == (1, 2, 4)
     assert load("eval", ["run=r", "guidance=3"]).guidance == (3.0,)
     assert load("eval", ["run=r", "guidance=[1,2,3.5]"]).guidance == (1.0, 2.0, 3.5)
-    assert load("encode", [*REQUIRED["encode"], "conditions=[boxes,mask]", "boxes.count=3"]).conditions == (
-        "boxes",
-        "mask",
-    )
+    several = [*REQUIRED["encode"], "conditions=[boxes,mask]", "boxes.count=3"]
+    assert load("encode", several).conditions == ("boxes", "mask")
     assert load("sample", ["run=r"]).encoders is None
     assert load("sample", ["run=r", "encoders.name=sd1"]).encoders == c.EncodersConfig(name="sd1")
 
@@ -273,6 +271,11 @@ def test_what_cannot_be_parsed_is_named_and_ends_with_2(override: str) -> None:
         (["diffusion.beta_start=0.5"], "beta_start=0.5"),
         (["checkpoint.keep=0"], "checkpoint.keep=0"),
         (["checkpoint.keep_every=-1"], "checkpoint.keep_every=-1"),
+        (
+            ["checkpoint.best=psnr"],
+            "is no figure of task=text: choose one of task, attribute_accuracy, clip_score, fid",
+        ),
+        (["task=unconditional", "model.context_width=0", "checkpoint.best=clip_score"], "no figure of task=uncond"),
         (["checkpoint.best=clip_score"], "goes by evaluations, and there are none: data.val=CACHE"),
         (["checkpoint.best=fid", "data.val=other"], "wants statistics of real images: eval.reference=FILE"),
         (["watchdog_s=-1"], "watchdog_s=-1: a number of seconds"),

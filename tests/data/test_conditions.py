@@ -13,7 +13,7 @@ import torch
 
 from made.conditioned import make_conditioned, record
 from made.conditions import CONTRACTS, WITHOUT_TEXT, with_arrays
-from made.forged_cache import forge_records, joined
+from made.forged_cache import forge_index, forge_records, joined
 from pipeline.conditions.facts import ClassFacts, Conditions
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.index import parse_index
@@ -29,6 +29,12 @@ from pipeline.storage.urls import open_storage
 
 SIZES = [9, 8, 10]
 CLASSES = CONTRACTS["classes alone"]
+
+
+@pytest.fixture(autouse=True)
+def _plan_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8), ("HORIZON_BATCHES", 8)):
+        monkeypatch.setattr(f"pipeline.data.reading.stream.{name}", number)
 
 
 def names_of(one: Contract) -> tuple[str, ...]:
@@ -164,6 +170,8 @@ def test_a_record_without_a_caption_is_refused_where_the_dataset_has_captions(tm
     [
         ({"moments": "z.npy", "text": "t.npy", "caption": "txt"}, True),
         ({"moments": "z.npy"}, True),
+        ({"latents": "z.npy"}, True),
+        ({"moments": "z.npy", "latents": "y.npy"}, False),
         ({"moments": "z.npy", "cond.class": "label.npy", "cond.boxes": "b.npy"}, True),
         ({"moments": "z.npy", "text": "t.npy"}, False),
         ({"moments": "z.npy", "caption": "txt"}, False),
@@ -193,3 +201,17 @@ def test_the_hash_of_a_dataset_without_captions_is_of_its_manifest(tmp_path: Pat
     manifest = make_conditioned(str(tmp_path), CLASSES, [2])
     assert not (tmp_path / "uncond.npy").exists()
     assert hashlib.sha256((tmp_path / "manifest.json").read_bytes()).hexdigest() == manifest.digest
+
+
+def test_a_layout_without_text_is_refused_where_the_dataset_has_captions(tmp_path: Path) -> None:
+    make_conditioned(str(tmp_path), with_arrays(), [5])
+    forge_index(tmp_path, lambda index: index.update(layout={"moments": "moments.npy"}))
+    storage = open_storage(str(tmp_path))
+    dataset = dataset_of(storage, load_manifest(storage))
+    with (
+        Stream(dataset, dataset.order(0, 4), batch=4) as stream,
+        pytest.raises(ShardCorrupt, match=r"000000\.tar: record 000000_000000 has no text"),
+    ):
+        next(stream)
+    with pytest.raises(ShardCorrupt, match=r"000000\.tar: record 000000_000000 has no text"):
+        list(first_records(storage, load_manifest(storage), 8, ("moments", "text")))

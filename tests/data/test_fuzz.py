@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from made.cache import LENGTH, WIDTH
 from made.forged_cache import forge_excluded, forge_records, forge_uncond, joined, members, small, train_on
 from made.fuzz import LONG, QUICK, bounded, mutated_bytes, mutated_value
+from made.places import TESTS
 from pipeline.data.format.contract import plain
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.excluded import load_excluded
@@ -108,7 +109,12 @@ def read_npy(data: bytes) -> None:
         assert parse_npy(memoryview(data)).nbytes <= len(data)
 
 
+FORMAT_2 = (TESTS / "made" / "format_2.json").read_text()
 JSON_READERS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "manifest of format 2": (
+        lambda: json.loads(json.loads(FORMAT_2)["buckets"]["manifest"]),
+        lambda value: read_manifest(as_json(value)),
+    ),
     "manifest": (lambda: json.loads(manifest_bytes(whole()[0])), lambda value: read_manifest(as_json(value))),
     "contract": (lambda: plain(whole()[0].contract), read_contract),
     "index": (lambda: json.loads(whole()[1]), lambda value: read_index(as_json(value))),

@@ -333,7 +333,6 @@ def row(number: int, place: int, value: Any) -> Change:
         (lambda i: i.update(sha256="a" * 64), "sha256"),
         (lambda i: i.update(format=3), "format"),
         (lambda i: i.update(layout=[]), "layout"),
-        (lambda i: i.update(layout={"moments": "a.npy"}), "has no a.npy, text"),
         (lambda i: i.update(layout={"text": "a.npy", "caption": "txt"}), "layout"),
         (lambda i: i.update(layout={"moments": 5, "text": "npy", "caption": "txt"}), "layout"),
         (lambda i: i.update(layout={"moments": "a.npy", "text": "npy", "caption": "exec:x"}), "layout"),

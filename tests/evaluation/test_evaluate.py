@@ -17,18 +17,20 @@ from torch import Tensor
 from made.run import IMAGES, SAMPLER, SOURCE, make_cache, make_denoiser, make_run
 from pipeline import cli
 from pipeline import eval as eval_verb
-from pipeline.config import EncodersConfig, EvalRunConfig, ReferenceConfig, SamplerConfig, TrainConfig
+from pipeline.config import EncodersConfig, EvalRunConfig, ReferenceConfig, SamplerConfig, TextTask, TrainConfig
 from pipeline.data.format.manifest import load_manifest
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError, ContractMismatch, DatasetError, Interrupted, LatentmillError, RunError
-from pipeline.evaluation import evaluate as evaluation
-from pipeline.evaluation.captions import load_validation
-from pipeline.evaluation.evaluate import Evaluator, in_training, write
+from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
+from pipeline.evaluation.judging import Judging
 from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics.fid import Statistics, fid
 from pipeline.evaluation.reference import load_reference, save_reference
+from pipeline.evaluation.stored import GRID_COLUMNS, write
+from pipeline.evaluation.tasks.judge import make_judge
+from pipeline.evaluation.validation import load_validation
 from pipeline.inference import trained as trained_module
 from pipeline.inference.pictures import from_uint8, frozen, to_uint8
 from pipeline.inference.trained import encode_captions, load_encoders, load_trained
@@ -66,7 +68,7 @@ def parts(folder: Path) -> dict[str, Any]:
         "first_stage": first_stage,
         "tower": tower,
         "diffusion": load_trained(str(folder / "run")).info.config.diffusion,
-        "task": "text",
+        "judge": make_judge(manifest.contract, TextTask()),
         "reference": load_reference(str(folder / "reference.safetensors")),
         "features": load_features("democlip", seed=1),
         "grid": 4,
@@ -178,9 +180,11 @@ def test_images_that_are_not_finite_are_counted_and_judged_all_the_same(
 
 
 def test_more_images_than_captions_begin_with_the_first_again(parts: dict[str, Any]) -> None:
-    captions, tensors = parts["validation"].rows([0, IMAGES, IMAGES + 1])
+    judging = Judging(parts["judge"], parts["validation"], parts["first_stage"], seed=0)
+    captions = judging.given([0, IMAGES, IMAGES + 1], 2 * IMAGES).captions
     assert captions[0] == captions[1] and captions[2] == parts["validation"].captions[1]
-    assert torch.equal(tensors["text"][0], tensors["text"][1])
+    text = judging.batch([0, IMAGES, IMAGES + 1], 2 * IMAGES, torch.device("cpu"))["text"]
+    assert torch.equal(text[0], text[1]) and not torch.equal(text[0], text[2]) and text.dtype == torch.float16
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -305,6 +309,7 @@ def test_several_samplers_steps_and_scales_are_a_curve_in_the_report(
 
 def test_eval_verb_and_training_agree_on_the_same_weights(folder: Path, config: TrainConfig) -> None:
     tower = load_encoders(load_trained(config.run).contract)[1]
+    assert tower is not None
     empty = encode_captions(tower, [""])[0]
     evaluate = in_training(
         config, open_storage(config.run), World(), load_manifest(open_storage(config.data.train)), empty
@@ -522,4 +527,4 @@ def test_a_result_is_there_when_its_metrics_are(
     monkeypatch.setattr(run, "put", watched)
     assert write(run, result, "quick") == "evals/000000000003-quick"
     assert order[-1].endswith("metrics.json") and len(order) == 4
-    assert evaluation.GRID_COLUMNS == 8
+    assert GRID_COLUMNS == 8

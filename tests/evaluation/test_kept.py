@@ -20,8 +20,8 @@ from pipeline.errors import ConfigError, LatentmillError, ParseError, WeightsErr
 from pipeline.eval import differences, table
 from pipeline.evaluation import beside
 from pipeline.evaluation.card import Card, parse_card
-from pipeline.evaluation.evaluate import _json
 from pipeline.evaluation.kept import full_name, kept_card, short_name, weights_digest
+from pipeline.evaluation.stored import _json
 from pipeline.report import page
 from pipeline.report.run import load
 from pipeline.storage.urls import open_storage
@@ -184,6 +184,10 @@ HOSTILE = [
     {"captions": {}},
     {"captions": {"dataset": 5}},
     {"clip": {}},
+    {"judge": []},
+    {"judge": {"truth": 5}},
+    {"judge": {"truth": "x" * 101}},
+    {"judge": {"figures": [["psnr"]]}},
     {"features": {"name": "democlip"}},
     {"features": ["democlip"]},
     {"reference": {"sha256": "x"}},

@@ -127,7 +127,8 @@ def test_pictures_of_the_exported_pipeline_are_our_samplers(
     export.main(ExportConfig(run=run, dest=dest))
     sampler = SamplerConfig(sampler="ddim", steps=10, guidance=guidance)
     caption = "a large red circle left of a small blue square"
-    ours = sample.sample_rows(SampleConfig(run=run, n=3, sampler=sampler, seed=5, device="cpu"), [caption])[0]
+    config = SampleConfig(run=run, prompt=(caption,), n=3, sampler=sampler, seed=5, device="cpu")
+    ours = sample.sample_rows(config)[0].images
 
     pipeline = StableDiffusionPipeline.from_pretrained(dest, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
@@ -144,8 +145,7 @@ def test_pictures_of_the_exported_pipeline_are_our_samplers(
     print(f"largest difference over pixels: {255 * difference:.2f}/255 ({prediction}, guidance {guidance:g})")
     assert difference <= 2 / 255
     levels = ours.astype(int)
-    config = SampleConfig(run=run, n=3, sampler=sampler, seed=5, device="cpu")
-    other = sample.sample_rows(config, ["a small green cross"])[0].astype(int)
+    other = sample.sample_rows(replace(config, prompt=("a small green cross",)))[0].images.astype(int)
     assert np.abs(levels - other).max() > 8, "pictures that no caption changes agree whatever is wrong"
     assert levels.std() > 10, "pictures of one grey agree whatever is wrong"
     assert all(np.abs(levels[i] - levels[j]).mean() > 2 for i, j in ((0, 1), (1, 2))), "and so do pictures of no noise"

@@ -52,7 +52,7 @@ def make_cache(
     images: int = IMAGES,
     encoders: EncodersConfig | None = None,
     seed: int = 1,
-    drawn: Mapping[str, bool] | None = None,
+    drawn: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
     """Writes captioned shapes of split "val" to folder/shapes, and their cache to folder/cache. seed: of the shapes.

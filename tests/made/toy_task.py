@@ -53,6 +53,7 @@ ROW = TaskFacts(
     requests=TASK_FACTS["class"].requests,
     asks=TASK_FACTS["class"].asks,
     export=TASK_FACTS["unconditional"].export,
+    recipe="shapes_class",
 )
 
 

@@ -62,9 +62,9 @@ def test_every_sample_is_cached_with_its_moments_text_and_facts(cache: Path) -> 
     assert manifest.contract.vae_sha256 == stage.weights_sha256
     assert manifest.contract.text_sha256 == tower.weights_sha256
     records = list(first_records(storage, manifest, IMAGES))
-    manifest_facts = manifest.contract.conditions
-    assert manifest_facts.lowres is not None
-    assert manifest_facts.mask is not None
+    facts = manifest.contract.conditions
+    assert facts.lowres is not None
+    assert facts.mask is not None
     for i, record in enumerate(records):
         truth = scene(0, i, "train")
         pixels = torch.from_numpy(render(truth))[None]
@@ -77,12 +77,12 @@ def test_every_sample_is_cached_with_its_moments_text_and_facts(cache: Path) -> 
         assert record.meta["key"] == f"{i // 10:05d}{i % 10:04d}"
         assert record.meta["crop"] == [0, 0, 64, 64]
         assert (record.members["cond.labels"] == label_map(truth)[1::2, 1::2]).all()
-        assert (record.members["cond.lowres"] == lowres(render(truth), manifest_facts.lowres, "")).all()
+        assert (record.members["cond.lowres"] == lowres(render(truth), facts.lowres, "")).all()
         boxes = record.members["cond.boxes"].astype(np.float64)
         assert (boxes[len(truth.objects) :] == -1).all()
         for box, thing in zip(boxes, truth.objects, strict=False):
             np.testing.assert_allclose(box, [thing.label, *(edge / 64 for edge in thing.box)], atol=1e-3)
-        mask = masks(record.key, (64, 64), manifest_facts.mask)
+        mask = masks(record.key, (64, 64), facts.mask)
         assert (unpack(record.members["cond.mask"], 64) == mask).all()
         hidden = to_unit_range(pixels) * torch.from_numpy(1 - mask)
         mean = stage.encode_moments(hidden)[0, :4].numpy()

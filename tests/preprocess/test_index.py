@@ -257,6 +257,11 @@ def test_plain_latents_and_what_is_no_latent_are_refused(tmp_path: Path) -> None
     assert "0-picture_0: moments.npy has shape (4, 2, 2), and moments are (8, h, w)" in refusal(
         tmp_path / "plain", SourceError
     )
+    assert "without its log-variance: give stored=latents" in refusal(tmp_path / "plain", SourceError)
+    assert "with its log-variance: give stored=moments" in refusal(
+        tmp_path / "plain", SourceError, stored="latents", channels=2
+    )
+    assert "it is neither" in refusal(tmp_path / "plain", SourceError, channels=3)
     write(tmp_path / "flat", lambda one: one.update({"text.npy": np.zeros(5, np.float32)}))
     assert "text.npy has shape (5,), text states are (L, D)" in refusal(tmp_path / "flat", SourceError)
     write(tmp_path / "named", lambda one: one.update({"a.npy": one.pop("moments.npy")}))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from made.encode import ENCODERS, files, write_tar
 from made.fuzz import bounded
@@ -27,6 +28,7 @@ from pipeline.data.reading.stream import Stream
 from pipeline.errors import ConfigError, ContractMismatch, DestinationExists, LatentmillError, SourceError
 from pipeline.inference.trained import load_encoders
 from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.latents import Latents
 from pipeline.preview import describe, job_of
 from pipeline.storage.urls import open_storage
 from preprocess import index, verify
@@ -143,6 +145,33 @@ def test_own_names_need_no_layout(tmp_path: Path) -> None:
     assert index.main(config(tmp_path, text_member="", class_member="cond.class.npy", classes=3)) == 0
     assert "layout" not in json.loads((tmp_path / "0.index.json").read_bytes())
     assert verify.main(VerifyConfig(dataset=str(tmp_path))) == 0
+
+
+def test_latents_without_a_variance_are_adopted_and_drawn_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path)
+    settings: dict[str, Any] = {**WITHOUT, "stored": "latents", "channels": 8, "scale": 0.5, "shift": 0.25}
+    assert index.main(config(tmp_path, **settings)) == 0
+    told = capsys.readouterr().out
+    assert "log-variance" not in told and "+/-" not in told
+    manifest = load_manifest(open_storage(str(tmp_path)))
+    latents = Latents.of(manifest.contract)
+    assert (manifest.contract.latent_shape, latents.member) == ((8, 2, 2), "latents")
+    drawn = []
+    for key, (_, arrays) in streamed(tmp_path, ("latents",)).items():
+        tar, row = map(int, key.split("_"))
+        drawn.append(latents.draw(torch.from_numpy(arrays["latents"])[None], None)[0].numpy())
+        assert (drawn[-1] == (sample(tar, row)["z.npy"] - np.float32(0.25)) * np.float32(0.5)).all()
+    np.testing.assert_allclose(manifest.statistics.mean, np.stack(drawn).mean(axis=(0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(manifest.statistics.std, np.stack(drawn).std(axis=(0, 2, 3)), atol=1e-6)
+    assert verify.main(VerifyConfig(dataset=str(tmp_path))) == 0
+    held = files(tmp_path)
+    assert index.main(config(tmp_path, **settings)) == 0
+    assert files(tmp_path) == held
+    assert "stored: latents, not moments" in refusal(
+        tmp_path, DestinationExists, **{**settings, "stored": "moments", "channels": 4}
+    )
 
 
 def boxes(*row: float) -> Callable[[Files], object]:
@@ -273,9 +302,10 @@ def labelled(one: Files, value: np.ndarray) -> None:
 
 def test_any_class_is_adopted_or_left_out(tmp_path: Path) -> None:
     """Every value of an int32, and arrays of other kinds, in the middle of a tar."""
-    values = [np.array(v, np.int32) for v in (0, 2, 3, -1, 2**31 - 1, -(2**31))]
-    others = [np.zeros((0,), np.int32), np.zeros((2, 2), np.int32), np.array(1, np.float16), np.array(1, np.uint8)]
-    for number, value in enumerate([*values, *others]):
+    arrays: list[np.ndarray] = [np.array(v, np.int32) for v in (0, 2, 3, -1, 2**31 - 1, -(2**31))]
+    arrays += [np.zeros((0,), np.int32), np.zeros((2, 2), np.int32)]
+    arrays += [np.array(1, np.float16), np.array(1, np.uint8)]
+    for number, value in enumerate(arrays):
         folder = write(tmp_path / str(number), partial(labelled, value=value))
         with bounded():
             assert index.main(config(folder, **WITH_BOTH, max_rejects=0.5)) == 0

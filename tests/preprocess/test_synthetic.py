@@ -15,6 +15,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from made.places import TESTS
 from pipeline.config import SynthConfig
 from pipeline.errors import ConfigError, DestinationExists
 from preprocess.shapes.captions import (
@@ -232,6 +233,13 @@ def test_webdataset_reads_every_sample(tmp_path: Path) -> None:
     assert all((sample["png"] == render(scene(6, i, "val"))).all() for i, sample in enumerate(samples))
 
 
+def test_shards_are_those_of_the_version_before(tmp_path: Path) -> None:
+    write_shards(str(tmp_path), images=24, seed=5, split="train")
+    assert (tmp_path / "00000.tar").read_bytes() == (TESTS / "made/before/shapes/00000.tar").read_bytes()
+    parameters = {"world": "captioned-shapes-1", "images": 24, "seed": 5, "split": "train", "shard_size": 1000}
+    assert list(json.loads((tmp_path / "synth.json").read_text())["parameters"].items()) == list(parameters.items())
+
+
 def test_shards_are_the_same_bytes_whenever_they_are_written(tmp_path: Path) -> None:
     write_shards(str(tmp_path / "a"), images=20, seed=5, split="train", shard_size=10)
     write_shards(str(tmp_path / "b"), images=20, seed=5, split="train", shard_size=10)
@@ -245,6 +253,49 @@ def test_pictures_do_not_depend_on_how_shards_are_cut(tmp_path: Path) -> None:
         urls = sorted(str(path) for path in (tmp_path / str(size)).glob("*.tar"))
         pictures.append([sample["png"] for sample in webdataset.WebDataset(urls, shardshuffle=False)])
     assert pictures[0] == pictures[1]
+
+
+def test_the_class_is_that_of_the_largest_object_and_has_its_name_and_number_in_label_maps(tmp_path: Path) -> None:
+    main(SynthConfig(dest=str(tmp_path), images=40, shard_size=20, classes=True))
+    names, labels = ((tmp_path / f"{kind}.txt").read_text().splitlines() for kind in ("classes", "labels"))
+    assert (len(names), labels) == (24, ["background", *names])
+    urls = [str(tmp_path / f"{i:05d}.tar") for i in range(2)]
+    for i, sample in enumerate(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8")):
+        truth = scene(0, i)
+        largest = sorted(truth.objects, key=lambda thing: -thing.radius)[0]
+        assert names[sample["cls"]] == f"{largest.colour} {largest.shape}"
+        assert labels[largest.label] == names[sample["cls"]]
+        assert {thing.label for thing in truth.objects} == set(np.unique(label_map(truth)).tolist()) - {0}
+
+
+def test_classes_change_nothing_but_what_they_add(tmp_path: Path) -> None:
+    main(SynthConfig(dest=str(tmp_path / "with"), images=5, classes=True))
+    main(SynthConfig(dest=str(tmp_path / "without"), images=5))
+    found = []
+    for kind in ("with", "without"):
+        with tarfile.open(tmp_path / kind / "00000.tar") as tar:
+            found.append({one.name: tar.extractfile(one).read() for one in tar.getmembers()})  # type: ignore[union-attr]
+    assert {name: data for name, data in found[0].items() if not name.endswith(".cls")} == found[1]
+    assert len(found[0]) == len(found[1]) + 5
+    with pytest.raises(DestinationExists, match="other parameters"):
+        main(SynthConfig(dest=str(tmp_path / "without"), images=5, classes=True))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_single_scenes_have_one_object_and_keep_the_promises_of_their_split(split: str) -> None:
+    drawn = [scene(3, i, split, single=True) for i in range(400)]
+    assert {len(truth.objects) for truth in drawn} == {1}
+    assert len({truth.number for truth in drawn}) == (12 if split == "heldout" else 24)
+    out = {is_held_out(*triple(truth.objects[0])) for truth in drawn}
+    assert out == {"train": {False}, "val": {False}, "heldout": {True}, "all": {False, True}}[split]
+    several = [scene(3, i, split) for i in range(400)]
+    assert all(one == other for one, other in zip(drawn, several, strict=True) if len(other.objects) == 1)
+
+
+def test_single_shards_hold_single_scenes(tmp_path: Path) -> None:
+    main(SynthConfig(dest=str(tmp_path), images=12, single=True))
+    samples = webdataset.WebDataset([str(tmp_path / "00000.tar")], shardshuffle=False).decode("rgb8")
+    assert [len(sample["json"]["objects"]) for sample in samples] == [1] * 12
 
 
 def test_rerun_writes_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

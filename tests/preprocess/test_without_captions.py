@@ -34,6 +34,8 @@ def shard(path: Path, first: int, count: int = 4) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, number in (("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8), ("HORIZON_BATCHES", 8)):
+        monkeypatch.setattr(f"pipeline.data.reading.stream.{name}", number)
     for place in ("preprocess.encode", "pipeline.inference.trained"):
         monkeypatch.setattr(f"{place}.load_text", None)
     shard(tmp_path / "source" / "0.tar", 0)

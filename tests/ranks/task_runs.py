@@ -12,6 +12,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from made import toy_task
 from pipeline import train
@@ -44,7 +45,7 @@ from pipeline.training.trainer import Trainer
 BATCH, RECORDS = 8, 32
 EVERY, LOST, END = 3 * BATCH, 4 * BATCH, 6 * BATCH  # in the second epoch
 WIDTH = 128  # of the demo tower's states
-TASKS: dict[str, tuple[TaskConfig, int]] = {
+TASKS: dict[str, tuple[TaskConfig, Literal[2, 3]]] = {
     "class": (ClassTask(), 2),
     "class-vector": (ClassTask(mode="vector"), 2),
     "layout": (LayoutTask(paint=2, encoder="transformer", heads=2, head_width=8), 3),

@@ -128,6 +128,23 @@ def test_an_export_begins_a_run(after: Path) -> None:
     assert "sha256" in json.dumps(json.loads((after / "begun" / "run.json").read_text("utf-8"))["init"])
 
 
+@pytest.mark.long
+def test_encode_finds_a_dataset_finished_and_finishes_one_that_was_begun_to_the_same_bytes(tmp_path: Path) -> None:
+    shutil.copytree(BEFORE / "shapes", tmp_path / "shapes")
+    for name in ("finished", "begun"):
+        shutil.copytree(BEFORE / "cache", tmp_path / name)
+    shutil.rmtree(tmp_path / "begun" / "manifests")
+    for name in ("manifest.json", "000000.tar", "000000.index.json", "units/000000.json", "uncond.npy"):
+        (tmp_path / "begun" / name).unlink()
+    encode = ["encode", "source=shapes/00000.tar", "encoders=demo", "launch.threads=1", "text_storage=trimmed"]
+    run_verbs(tmp_path, *([*encode, f"dest={name}"] for name in ("finished", "begun")))
+    held = {file.relative_to(BEFORE / "cache"): file for file in (BEFORE / "cache").rglob("*") if file.is_file()}
+    for name in ("finished", "begun"):
+        for path, file in held.items():
+            if path.name != "card.html":
+                assert (tmp_path / name / path).read_bytes() == file.read_bytes(), (name, path)
+
+
 def test_the_losses_of_training_are_the_same_to_the_bit() -> None:
     code = "import json, torch; from made.golden_losses import MODELS, losses; torch.set_num_threads(1); "
     code += "steps = {'tiny': 20, 'sd1': 5}; "

@@ -253,6 +253,7 @@ def change_contract(url: str, sizes: list[int], **changes: object) -> Manifest:
 
 def test_caches_of_other_encoders_or_texts_or_dtypes_are_refused(tmp_path: Path, caches: tuple[str, str]) -> None:
     contract = small_cache.contract()
+    assert contract.text is not None
     tokens = dataclasses.replace(contract.text, storage="tokens")
     stored = (contract.members[0], Member(name="tokens", shape=(contract.text.length,), dtype="int32"))
     wide = (dataclasses.replace(contract.members[0], dtype="float32"), *contract.members[1:])

@@ -86,9 +86,8 @@ def test_a_trimmed_cache_trains_evaluates_and_samples_without_what_lies_beyond_t
     assert '"kind": "val"' in (folder / "run/metrics.jsonl").read_text()
     results = evaluate_run(EvalRunConfig(run=str(folder / "run"), images=4, steps=(2,), guidance=(2.0,)))
     assert results[0].n == 24
-    prompts = ["a red circle"]
-    [row] = sample_rows(SampleConfig(run=str(folder / "run"), n=1, sampler=SAMPLER), prompts)
-    assert len(row) == 1
+    [row] = sample_rows(SampleConfig(run=str(folder / "run"), prompt=("a red circle",), n=1, sampler=SAMPLER))
+    assert len(row.images) == 1
 
 
 def test_the_states_beyond_a_trimmed_caption_are_masked_wherever_they_come_from(tmp_path: Path) -> None:

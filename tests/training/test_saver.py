@@ -9,6 +9,8 @@ import torch
 
 from made.commits import KINDS, STAMP, save, state_of, values
 from made.thread_world import on_ranks
+from pipeline.config import CheckpointConfig, InpaintTask, TextTask
+from pipeline.config.tasks.figures import OF_FEATURES, TO_RECONSTRUCTION
 from pipeline.distributed.world import World
 from pipeline.errors import CheckpointCorrupt, RunError, StorageError
 from pipeline.runs.checkpoint import load_weights, read_commit
@@ -186,20 +188,32 @@ def test_retention_keeps_the_first_checkpoint_after_every_multiple(run):
     assert committed(run) == [540, 450, 270]  # of 600 none is there yet
 
 
-@pytest.mark.parametrize(("name", "best"), [("fid", 200), ("attribute_accuracy", 100), ("kid", None)])
+@pytest.mark.parametrize(
+    ("name", "best"), [("fid", 200), ("attribute_accuracy", 100), ("kid", None), ("task", 100), ("", None)]
+)
 def test_retention_keeps_the_best_by_its_evaluation(run, name, best):
     figures = {100: (9.0, 0.9), 200: (3.0, 0.5), 300: (5.0, 0.4), 400: (4.0, 0.6)}
     for n, (fid, accuracy) in figures.items():
         save(run, n)
         evaluated(run, n, fid_democlip=fid, fid_democlip_error=0.1, attribute_accuracy=accuracy)
-    assert kept(run, Retention(1, best=name)) == [400, *([best] if best else [])]
+    retention = Retention.of(CheckpointConfig(keep=1, best=name), TextTask())
+    assert kept(run, retention) == [400, *([best] if best else [])]
 
 
 def test_a_checkpoint_whose_evaluation_is_to_come_may_be_the_best(run):
     for n in (100, 200, 300):
         save(run, n)
     run.put(f"evals/{200:012d}/{SNAPSHOT}", b"")
-    assert kept(run, Retention(1, best="fid")) == [300, 200]
+    assert kept(run, Retention(1, best=OF_FEATURES)) == [300, 200]
+
+
+@pytest.mark.parametrize("truth", ["", TO_RECONSTRUCTION])
+def test_retention_goes_by_the_figure_that_the_task_means_by_best(run, truth):
+    """Inpainting of pictures that the oracle cannot judge has no completed objects, but PSNR."""
+    for n, decibels in {100: 11.0, 200: 14.0, 300: 12.0}.items():
+        save(run, n)
+        evaluated(run, n, fid_democlip=n, **{f"psnr_inside{truth}": decibels})
+    assert kept(run, Retention.of(CheckpointConfig(keep=1, best="task"), InpaintTask())) == [300, 200]
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "commit"])

@@ -14,6 +14,7 @@ import pytest
 from pipeline import demo
 from pipeline.config import DemoConfig
 from pipeline.config.loading.load import load
+from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(900)  # the fixture runs every verb once
 
@@ -100,16 +101,45 @@ def test_the_printed_commands_can_be_typed() -> None:
     """Each command is what the shell and the command line take: its configuration loads."""
     import shlex
 
-    config = DemoConfig(dest="runs/de mo's")
-    steps = demo.data_steps(config, Path(config.dest)) + demo.result_steps(Path(config.dest), ["it's {red}, $x"], 0)
+    config = DemoConfig(dest="runs/de mo's", tasks=("all",))
+    dest, tasks = Path(config.dest), demo.tasks_of(config)
+    given = {"class": ["class=[0,7]"], "semantic": ["labels=a.png"], "layout": ["boxes=a.json"]}
+    given |= {"superres": ["image=a.png"], "inpaint": ["image=a.png", "mask=b.png"], "text": ["prompt=it's {red}, $x"]}
+    steps = demo.data_steps(config, dest, tasks)
+    for task in tasks:
+        steps += [demo.train_step(config, task, dest, dest / task)]
+        steps += demo.result_steps(task, dest / task, given.get(task, []), 0)
     for step in steps:
         shown = " ".join(map(demo._quoted, step.arguments[1:]))
         assert shlex.split(shown) == step.arguments[1:]
         load(step.arguments[0], step.arguments[1:])
 
 
+def test_one_demo_stores_the_conditions_of_every_task_once_and_truth_for_evaluations_alone() -> None:
+    steps = demo.data_steps(DemoConfig(), Path("d"), demo.tasks_of(DemoConfig(tasks=("all",))))
+    caches = {step.product.parent.name: step.arguments for step in steps if step.arguments[0] == "encode"}
+    assert "conditions=[class,boxes,labels,lowres,mask]" in caches["cache"]
+    assert "conditions=[class,boxes,labels,lowres,mask,pixels]" in caches["cache-val"]
+    assert not any(
+        "conditions" in word for step in demo.data_steps(DemoConfig(), Path("d"), ("text",)) for word in step.arguments
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (DemoConfig(task="clas"), "no such task; there are text"),
+        (DemoConfig(tasks=("text", "text")), "give each task once"),
+        (DemoConfig(tasks=("all",), recipe="shapes"), "recipe=shapes is of one task"),
+    ],
+)
+def test_a_demo_of_tasks_that_do_not_fit_is_refused(config: DemoConfig, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        demo.tasks_of(config)
+
+
 def test_training_sees_none_of_the_captions_that_are_judged() -> None:
-    steps = demo.data_steps(DemoConfig(), Path("d"))
+    steps = demo.data_steps(DemoConfig(), Path("d"), ("text",))
     splits = {step.product.name: step.arguments for step in steps if step.arguments[0] == "synth"}
     assert "split=train" in splits["shapes"]
     assert "split=val" in splits["shapes-val"]

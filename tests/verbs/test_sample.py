@@ -12,7 +12,7 @@ from PIL import Image
 
 from made.run import SAMPLER, make_cache, make_run
 from pipeline import sample
-from pipeline.config import EncodersConfig, SampleConfig
+from pipeline.config import EncodersConfig, SampleConfig, UnconditionalTask
 from pipeline.config.loading.load import load
 from pipeline.errors import ConfigError, ContractMismatch, RunError
 
@@ -30,9 +30,14 @@ def config(folder: Path, tmp_path: Path) -> SampleConfig:
     return SampleConfig(run=str(folder / "run"), n=2, dest=str(tmp_path / "new" / "out.png"), sampler=SAMPLER)
 
 
+def rows_of(config: SampleConfig, prompts: list[str]) -> list[np.ndarray]:
+    """Images of each prompt, (n, H, W, 3) uint8."""
+    return [row.images for row in sample.sample_rows(replace(config, prompt=tuple(prompts)))]
+
+
 def sample_images(config: SampleConfig, prompts: list[str]) -> np.ndarray:
     """Images of one size: (prompts, n, H, W, 3) uint8."""
-    return np.stack(sample.sample_rows(config, prompts))
+    return np.stack(rows_of(config, prompts))
 
 
 def test_picture_has_a_row_for_each_caption_of_any_script(config: SampleConfig) -> None:
@@ -83,7 +88,7 @@ def test_no_images_is_refused(config: SampleConfig) -> None:
 
 def test_unconditional_run_takes_no_prompt(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").symlink_to(folder / "cache")
-    run = make_run(tmp_path, task="unconditional").run
+    run = make_run(tmp_path, task=UnconditionalTask()).run
     config = SampleConfig(run=run, n=3, dest=str(tmp_path / "out.png"), sampler=replace(SAMPLER, guidance=1.0))
     with pytest.raises(ConfigError, match="takes no prompt"):
         sample.main(replace(config, prompt=("a circle",)))
@@ -108,10 +113,10 @@ def test_a_caption_longer_than_the_context_is_said_and_its_rest_not_read(
 
 def test_sizes_may_be_mixed_and_each_image_is_what_it_is_alone(config: SampleConfig) -> None:
     prompts = ["a red circle", "a blue box", "a green cross"]
-    mixed = sample.sample_rows(replace(config, prompt=tuple(prompts), size=("64x64", "96x32", "64x64")), prompts)
+    mixed = rows_of(replace(config, size=("64x64", "96x32", "64x64")), prompts)
     assert [row.shape for row in mixed] == [(2, 64, 64, 3), (2, 32, 96, 3), (2, 64, 64, 3)]
-    plain = sample.sample_rows(config, prompts)
-    wide = sample.sample_rows(replace(config, size=("96x32",)), prompts)
+    plain = rows_of(config, prompts)
+    wide = rows_of(replace(config, size=("96x32",)), prompts)
     for got, alone in ((mixed[0], plain[0]), (mixed[1], wide[1]), (mixed[2], plain[2])):
         assert np.abs(got.astype(int) - alone.astype(int)).max() <= 1
     assert sample.main(replace(config, prompt=tuple(prompts), size=("64x64", "96x32", "64x64"))) == 0
@@ -121,7 +126,7 @@ def test_sizes_may_be_mixed_and_each_image_is_what_it_is_alone(config: SampleCon
 
 def test_a_size_that_the_model_cannot_make_is_refused(config: SampleConfig) -> None:
     with pytest.raises(ConfigError, match="size=100x64: this model makes multiples of 16 pixels; the nearest is 96x64"):
-        sample.sample_rows(replace(config, size=("100x64",)), ["a red circle"])
+        rows_of(replace(config, size=("100x64",)), ["a red circle"])
 
 
 def test_a_negative_prompt_takes_the_empty_captions_place(config: SampleConfig) -> None:
@@ -139,7 +144,7 @@ def test_a_negative_prompt_takes_the_empty_captions_place(config: SampleConfig) 
     [
         (["negative=a box", "guidance=1"], "negative is given but guidance=1"),
         (["size=64"], "size=64: width and height"),
-        (["size=[64x64,64x64]", "prompt=a", "prompt=b", "prompt=c"], "2 sizes for 3 captions"),
+        (["size=[64x64,64x64]", "prompt=a", "prompt=b", "prompt=c"], "size: 2 for 3 rows"),
         (["sampler.guidance_low=2", "sampler.guidance_high=1"], "sampler.guidance_low=2, guidance_high=1"),
         (["sampler.rescale=0.7", "sampler.guidance=1"], "sampler.rescale without guidance"),
         (["sampler.rescale=1.5"], "sampler.rescale=1.5"),

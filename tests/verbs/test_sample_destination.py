@@ -19,6 +19,7 @@ from pipeline.config import SampleConfig
 from pipeline.config.loading.load import load
 from pipeline.errors import ConfigError, DestinationExists, StorageError
 from pipeline.inference import trained as loading
+from pipeline.inference.requests import captions
 from pipeline.report.grid import captioned, captioned_size
 
 
@@ -41,6 +42,11 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "load_trained", lambda *a: 1 / 0)
 
 
+def rows_of(config: SampleConfig, *prompts: str) -> list[np.ndarray]:
+    """Images of each prompt, (n, H, W, 3) uint8."""
+    return [row.images for row in sample.sample_rows(replace(config, prompt=prompts))]
+
+
 def row(width: int = 64, height: int = 64, count: int = 1) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
 
@@ -59,7 +65,7 @@ def test_the_name_says_the_format_and_a_picture_of_ours_is_replaced(
             assert sample.main(replace(config, prompt=(prompt,))) == 0
     with Image.open(config.dest) as picture:
         assert picture.format == kind
-        expected = captioned(sample.sample_rows(config, ["a blue box"]), ["a blue box"])
+        expected = captioned(rows_of(config, "a blue box"), ["a blue box"])
         assert np.abs(np.asarray(picture).astype(int) - np.asarray(expected).astype(int)).mean() < 3
     assert wrong_modes(tmp_path / "new", 0o027) == {}
 
@@ -94,11 +100,11 @@ def test_pictures_of_any_shape_and_caption_are_known_as_ours(tmp_path: Path) -> 
     from pipeline.inference.picture_file import encoded, is_ours
     from pipeline.report.grid import MARGIN, PAPER
 
-    for captions in (["a" * 500], ["Ä" * 40, "jgqÿ/|_" * 30], ["", "日本語"]):
-        picture = captioned([row(32 * (i + 1), 48, 3) for i in range(len(captions))], captions)
+    for words in (["a" * 500], ["Ä" * 40, "jgqÿ/|_" * 30], ["", "日本語"]):
+        picture = captioned([row(32 * (i + 1), 48, 3) for i in range(len(words))], words)
         for kind in ("PNG", "JPEG"):
             assert is_ours(encoded(picture, kind), MARGIN // 2, PAPER)
-        width, height = captioned_size(3, [(32 * (i + 1), 48) for i in range(len(captions))])
+        width, height = captioned_size(3, [(32 * (i + 1), 48) for i in range(len(words))])
         assert picture.width <= width and picture.height <= height
 
 
@@ -138,7 +144,7 @@ def test_more_pixels_of_the_caches_own_size_are_refused_before_the_encoders(
 ) -> None:
     monkeypatch.setattr(loading, "load_encoders", lambda *a: 1 / 0)
     with pytest.raises(ConfigError, match="the picture would have"):
-        sample.sample_rows(replace(config, n=8100), ["a", "b"])  # of 1 x 1 pixels they would fit
+        rows_of(replace(config, n=8100), "a", "b")  # of 1 x 1 pixels they would fit
 
 
 def test_a_jpeg_is_no_wider_than_its_format_allows(config: SampleConfig, no_work: None) -> None:
@@ -148,17 +154,17 @@ def test_a_jpeg_is_no_wider_than_its_format_allows(config: SampleConfig, no_work
 
 def test_captions_are_encoded_in_batches(config: SampleConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["a red circle", "a blue box", "a green cross"]
-    whole = sample.sample_rows(config, prompts)
+    whole = rows_of(config, *prompts)
     counts: list[int] = []
-    encode = sample.encode_captions
+    encode = captions.encode_captions
 
-    def counted(tower: Any, captions: list[str], **settings: Any) -> Any:
-        counts.append(len(captions))
-        return encode(tower, captions, **settings)
+    def counted(tower: Any, some: list[str], **settings: Any) -> Any:
+        counts.append(len(some))
+        return encode(tower, some, **settings)
 
-    monkeypatch.setattr(sample, "encode_captions", counted)
-    monkeypatch.setattr(sample, "CAPTIONS", 2)
-    batched = sample.sample_rows(config, prompts)
+    monkeypatch.setattr(captions, "encode_captions", counted)
+    monkeypatch.setattr(captions, "CAPTIONS", 2)
+    batched = rows_of(config, *prompts)
     assert counts == [2, 2, 1]  # with the negative prompt and the empty caption
     assert all(np.abs(a.astype(int) - b.astype(int)).max() <= 1 for a, b in zip(whole, batched, strict=True))
 
@@ -168,13 +174,10 @@ def test_captions_are_encoded_in_batches(config: SampleConfig, monkeypatch: pyte
 
 
 def test_guidance_0_is_0_and_no_guidance_is_the_samplers(config: SampleConfig) -> None:
-    sampled = {
-        scale: sample.sample_rows(replace(config, guidance=scale), ["a red circle"])[0]
-        for scale in (None, 0.0, 2.0, 1.0)
-    }
+    sampled = {scale: rows_of(replace(config, guidance=scale), "a red circle")[0] for scale in (None, 0.0, 2.0, 1.0)}
     assert SAMPLER.guidance == 2.0 and (sampled[None] == sampled[2.0]).all()
     zero = replace(config, sampler=replace(SAMPLER, guidance=0.0))
-    assert (sampled[0.0] == sample.sample_rows(zero, ["a red circle"])[0]).all()
+    assert (sampled[0.0] == rows_of(zero, "a red circle")[0]).all()
     assert (sampled[0.0] != sampled[2.0]).any() and (sampled[0.0] != sampled[1.0]).any()
 
 
@@ -192,5 +195,5 @@ def test_seeds_beyond_63_bits_are_refused_in_one_line(verb: str) -> None:
 
 
 def test_the_largest_seed_draws(config: SampleConfig) -> None:
-    largest = sample.sample_rows(replace(config, seed=2**63 - 1), ["a red circle"])[0]
-    assert (largest != sample.sample_rows(config, ["a red circle"])[0]).any()
+    largest = rows_of(replace(config, seed=2**63 - 1), "a red circle")[0]
+    assert (largest != rows_of(config, "a red circle")[0]).any()

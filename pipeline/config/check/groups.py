@@ -6,20 +6,28 @@ from __future__ import annotations
 import math
 
 from pipeline import config as c
+from pipeline.config.tasks.figures import OF_FEATURES, SHORTCUT
+from pipeline.config.tasks.found import figures_of
 from pipeline.config.train import WIDEST
 from pipeline.config.values.bounds import require
 from pipeline.config.values.places import place
 
 
 def check_checkpoint(config: c.TrainConfig) -> None:
-    """The metric by which the best checkpoint is kept."""
-    settings = config.checkpoint
+    """The figure by which the best checkpoint is kept."""
+    settings, task = config.checkpoint, config.task
+    names = [SHORTCUT, *(figure.name for figure in figures_of(task))]
     require(
-        settings.best == "" or config.data.val != "",
-        f"checkpoint.best={settings.best} goes by evaluations, and there are none: data.val=CACHE names the captions",
+        settings.best in ("", *names),
+        f"checkpoint.best={settings.best} is no figure of task={task.name}: choose one of {', '.join(names)}",
     )
     require(
-        settings.best in ("", "clip_score", "attribute_accuracy") or config.eval.reference != "",
+        settings.best == "" or config.data.val != "",
+        f"checkpoint.best={settings.best} goes by evaluations, and there are none: data.val=CACHE names what they "
+        "sample for",
+    )
+    require(
+        settings.best not in [figure.name for figure in OF_FEATURES] or config.eval.reference != "",
         f"checkpoint.best={settings.best} wants statistics of real images: eval.reference=FILE (latentmill reference)",
     )
 

@@ -130,13 +130,9 @@ def check_conditions(config: c.EncodeConfig) -> None:
             condition in config.conditions or value == type(value)(),
             f"{group}.* is given, but conditions=[{asked}] has no {condition}: add it, or leave {group}.* out",
         )
-    for group in ("classes", "boxes", "labels"):
-        value = getattr(config, group)
         require(
-            (value == type(value)() and group not in map(groups.get, config.conditions))
-            or value.count > 0
-            or value.names,
-            f"{group}.count=0 and {group}.names is empty: give one of them, for how many there are",
+            condition not in config.conditions or getattr(value, "count", 1) > 0 or value.names != "",
+            f"{group}.count=0 and {group}.names is empty: give one of them, so that it is known how many there are",
         )
     key = config.classes.key
     require(
@@ -211,9 +207,14 @@ def check_sample(config: c.SampleConfig) -> None:
             re.fullmatch(r"[1-9]\d*x[1-9]\d*", size) is not None,
             f"size={size}: width and height in pixels are wanted, as 512x768",
         )
+    for key, values in {**config.asked, "size": config.size}.items():
+        require(
+            len(values) in (0, 1, config.rows),
+            f"{key}: {len(values)} for {config.rows} rows; give one for all rows, or one for each",
+        )
     require(
-        len(config.size) in (0, 1, max(len(config.prompt), 1)),
-        f"size: {len(config.size)} sizes for {max(len(config.prompt), 1)} captions; one, or one for each",
+        config.mask == () or config.image != (),
+        "mask is given without image: give image=FILE, the picture of which the mask hides a part",
     )
 
 

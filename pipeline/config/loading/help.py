@@ -14,6 +14,7 @@ from pipeline import config as c
 from pipeline.config.loading.folders import groups
 from pipeline.config.loading.merge import kinds_of
 from pipeline.config.values.bounds import bounds_of
+from pipeline.config.values.keys import key_of
 
 WIDTH = 110
 USAGE = {
@@ -66,7 +67,7 @@ def _keys(cls: type, path: str) -> list[str]:
                 chosen, about = f" ({path}{field.name}={name})" if name else "", one.__doc__ if name else doc
                 nested += ["", f"  {path}{field.name}.*{chosen}: {about}", *_keys(one, f"{path}{field.name}.")]
         else:
-            key = f"{path}{field.name}={_default(field)}{_choices(hints[field.name])}".replace(",", ", ")
+            key = f"{path}{key_of(field.name)}={_default(field)}{_choices(hints[field.name])}".replace(",", ", ")
             plain += _listed(f"{key}{_bounds(with_bounds[field.name])}")
             plain += textwrap.wrap(doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return plain + nested

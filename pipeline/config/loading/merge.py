@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config.loading.references import Lacking, Resolved, lacking, references_of, typed
+from pipeline.config.values.keys import key_of
 from pipeline.errors import ConfigError
 from pipeline.parsing.redaction import redact_values
 
@@ -32,7 +33,7 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
         raise ConfigError(f"{path.rstrip('.') or 'the configuration'}={_show(tree)}: not a group of keys")
     base, cls = cls, kind_of(cls, tree, path)
     hints = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {key_of(field.name): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in tree:
         if key not in fields:
             raise ConfigError(_unknown(base, cls, key, path))
@@ -42,9 +43,9 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
         value = tree.get(name)
         if isinstance(value, Lacking):
             missing[name] = f"{value.where}{path}{name}={value.reference}: {value.why}"
-            values[name] = None
+            values[field.name] = None
         elif name in tree:
-            values[name] = _convert(hints[name], value, f"{path}{name}")
+            values[field.name] = _convert(hints[field.name], value, f"{path}{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{path}{name} is missing: give {path}{name}=...")
     config = cls(**values)
@@ -201,9 +202,9 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
 def plain_of(value: Any, references: Mapping[str, Any], path: str = "") -> Any:
     """Plain values of a configuration. references: what stands in place of values, by dotted key."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        keys = {field.name: f"{path}{field.name}" for field in dataclasses.fields(value)}
+        keys = {field.name: f"{path}{key_of(field.name)}" for field in dataclasses.fields(value)}
         return {
-            name: plain_of(references[key], {})
+            key_of(name): plain_of(references[key], {})
             if key in references
             else plain_of(getattr(value, name), references, f"{key}.")
             for name, key in keys.items()
@@ -240,7 +241,8 @@ def flat_types(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, type without bounds) of every field, including the groups themselves, and the keys of every kind
     that a group may be."""
     hints = {name: kind for one in kinds_of(cls).values() for name, kind in get_type_hints(one).items()}
-    for name, kind in hints.items():
+    for field, kind in hints.items():
+        name = key_of(field)
         yield f"{path}{name}", kind
         inner = next((kind for kind in (kind, *get_args(kind)) if dataclasses.is_dataclass(kind)), None)
         if inner is not None:

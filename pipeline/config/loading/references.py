@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config.values.keys import field_of
 from pipeline.errors import ConfigError, Unset
 from pipeline.parsing.redaction import hide, holds_secret, is_secret_name
 
@@ -215,7 +216,7 @@ def _digest(value: Any, salt: str) -> str:
 def value_at(config: Any, key: str) -> Any:
     """The value of a dotted key."""
     for name in key.split("."):
-        config = getattr(config, name)
+        config = getattr(config, field_of(name))
     return dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else config
 
 

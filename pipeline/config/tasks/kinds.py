@@ -50,10 +50,6 @@ class UnconditionalTask(TaskConfig):
     name: Literal["unconditional"] = "unconditional"
     """unconditional: nothing."""
 
-    @property
-    def droppable(self) -> bool:
-        return False
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTask(TaskConfig):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.config.tasks import figures as f
 from pipeline.config.tasks import kinds
 from pipeline.config.tasks.base import TaskConfig
 
@@ -22,13 +23,17 @@ class TaskFacts:
     network: str
     """Its module, which turns a batch into the UNet's inputs (models/tasks/)."""
     judge: str
-    """The figures that judge its pictures, and how they are shown (evaluation/tasks/)."""
+    """What computes the figures that judge its pictures, and how they are shown (evaluation/tasks/)."""
+    figures: tuple[f.Figure, ...] = ()
+    """These figures; the first that an evaluation has is what "best" means."""
     requests: str
     """What `latentmill sample` may be asked for (inference/requests/)."""
     asks: tuple[str, ...]
     """Keys of `latentmill sample` by which it is asked."""
     export: str
     """What other software can hold of it (interchange/tasks/)."""
+    recipe: str
+    """The experiment that trains it on captioned shapes in minutes (conf/experiment/)."""
 
 
 TASK_FACTS: dict[str, TaskFacts] = {
@@ -36,18 +41,20 @@ TASK_FACTS: dict[str, TaskFacts] = {
         config=config,
         network=f"pipeline.models.tasks.{module}:{network}",
         judge=f"pipeline.evaluation.tasks.{module}:JUDGE",
+        figures=figures,
         requests=f"pipeline.inference.requests.{module}:REQUESTS",
         asks=asks,
         export=f"pipeline.interchange.tasks.{module}:EXPORT",
+        recipe="demo" if config is kinds.TextTask else f"shapes_{name}",
     )
-    for name, module, network, config, asks in (
-        ("text", "text", "Text", kinds.TextTask, ("prompt", "negative")),
-        ("unconditional", "unconditional", "Unconditional", kinds.UnconditionalTask, ()),
-        ("class", "classes", "Classes", kinds.ClassTask, ("class",)),
-        ("layout", "layout", "Layout", kinds.LayoutTask, ("boxes", "prompt", "negative")),
-        ("semantic", "semantic", "Semantic", kinds.SemanticTask, ("labels",)),
-        ("superres", "superres", "Superres", kinds.SuperresTask, ("image", "prompt", "negative")),
-        ("inpaint", "inpaint", "Inpaint", kinds.InpaintTask, ("image", "mask", "prompt", "negative")),
+    for name, module, network, config, figures, asks in (
+        ("text", "text", "Text", kinds.TextTask, f.TEXT, ("prompt", "negative")),
+        ("unconditional", "unconditional", "Unconditional", kinds.UnconditionalTask, f.UNCONDITIONAL, ()),
+        ("class", "classes", "Classes", kinds.ClassTask, f.CLASSES, ("class",)),
+        ("layout", "layout", "Layout", kinds.LayoutTask, f.LAYOUT, ("boxes", "prompt", "negative")),
+        ("semantic", "semantic", "Semantic", kinds.SemanticTask, f.SEMANTIC, ("labels",)),
+        ("superres", "superres", "Superres", kinds.SuperresTask, f.SUPERRES, ("image", "prompt", "negative")),
+        ("inpaint", "inpaint", "Inpaint", kinds.InpaintTask, f.INPAINT, ("image", "mask", "prompt", "negative")),
     )
 }
 """The facts of every task, by its name in `task=`."""

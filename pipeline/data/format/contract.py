@@ -38,7 +38,7 @@ class Member:
     """One array of every record."""
 
     name: Annotated[str, Text(MEMBER_NAME, "the name of an array, such as moments or cond.boxes,")]
-    """Name of the array: moments, text or cond.NAME."""
+    """Name of the array: moments, latents, pixels, text, tokens or cond.NAME."""
     shape: Annotated[tuple[Annotated[int, Whole(-1, MOST_SIDE)], ...], Several(0, 8)]
     """Shape of the array; -1 for a side that differs between records."""
     dtype: Annotated[str, Text(DTYPE, "float16, float32, uint8 or int32")]

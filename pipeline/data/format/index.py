@@ -22,8 +22,11 @@ ROW_BYTES = 128
 FACTS_BYTES = 1 << 14
 """Most bytes of everything else in it."""
 _ARRAY = re.compile(r"[^\0]*npy")
+IMAGES = {"moments", "latents"}
+"""Names of a layout of which each has one."""
 LAYOUT = {
     "moments": _ARRAY,
+    "latents": _ARRAY,
     "text": _ARRAY,
     "caption": re.compile(r"txt|json:[^\0]*"),
     "cond.boxes": _ARRAY,
@@ -100,7 +103,7 @@ def _layout(value: Any) -> dict[str, str] | None:
     """The names of a record's files, None where they are those of `encode`. Raises ParseError."""
     if value is None:
         return None
-    if type(value) is not dict or "moments" not in value or len(WITH_TEXT & set(value)) == 1:
+    if type(value) is not dict or len(IMAGES & set(value)) != 1 or len(WITH_TEXT & set(value)) == 1:
         raise ParseError(f"its layout does not name moments, {', '.join(sorted(WITH_TEXT))}")
     if unknown := sorted(set(value) - set(LAYOUT)):
         raise ParseError(f"its layout names {unknown[0][:40]!r}, which no record holds")

@@ -27,7 +27,7 @@ def wilson(right: int, of: int) -> tuple[float, float]:
     share, z2 = right / of, Z95**2
     middle = (share + z2 / (2 * of)) / (1 + z2 / of)
     half = Z95 / (1 + z2 / of) * math.sqrt(share * (1 - share) / of + z2 / (4 * of**2))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    return max(middle - half, 0.0) if right else 0.0, min(middle + half, 1.0) if right < of else 1.0
 
 
 def half_sample_error(n: int, figure: Callable[[Tensor], float], seed: int = 0, draws: int = DRAWS) -> float:

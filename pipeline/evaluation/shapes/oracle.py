@@ -75,6 +75,11 @@ class SeenObject:
 
 def see(image: np.ndarray) -> list[SeenObject]:
     """The objects in a picture (H, W, 3) uint8, from the largest to the smallest."""
+    return [seen_object for seen_object, _ in see_pixels(image)]
+
+
+def see_pixels(image: np.ndarray) -> list[tuple[SeenObject, np.ndarray]]:
+    """As `see`, each object with its pixels (H, W) bool: those that it covers at least by half."""
     assert image.ndim == 3, image.shape
     assert image.dtype == np.uint8, image.dtype
     pixels = np.pad(image.astype(np.float32), ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), mode="edge")
@@ -87,7 +92,7 @@ def see(image: np.ndarray) -> list[SeenObject]:
     for axis in (0, 1):  # the canvas ends here, and so do objects that touch its edge
         np.moveaxis(coverage, axis, 0)[[*range(BORDER), *range(-BORDER, 0)]] = 0
     covered = coverage >= COVERED
-    seen: list[tuple[int, SeenObject]] = []
+    seen: list[tuple[SeenObject, np.ndarray]] = []
     for colour in np.unique(hue[covered]):
         labels, _ = ndimage.label(covered & (hue == colour))
         for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
@@ -97,12 +102,12 @@ def see(image: np.ndarray) -> list[SeenObject]:
                 slice(columns.start - BORDER, columns.stop + BORDER),
             )
             mask = labels[window] == label
-            area = int(mask.sum())
-            if area >= SMALLEST:
+            if int(mask.sum()) >= SMALLEST:
                 origin = (columns.start - 2 * BORDER, rows.start - 2 * BORDER)
-                seen.append((area, _measure_component(pixels[window], coverage[window], covered[window], mask, origin)))
+                thing = _measure_component(pixels[window], coverage[window], covered[window], mask, origin)
+                seen.append((thing, (labels == label)[BORDER:-BORDER, BORDER:-BORDER]))
     seen += _stains(image.astype(np.float32), covered[BORDER:-BORDER, BORDER:-BORDER])
-    return [seen_object for _, seen_object in sorted(seen, key=lambda entry: -entry[0])]
+    return sorted(seen, key=lambda entry: -int(entry[1].sum()))
 
 
 def _measure_component(
@@ -175,8 +180,8 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.minimum(a, b).sum() / np.maximum(a, b).sum())
 
 
-def _stains(pixels: np.ndarray, covered: np.ndarray) -> list[tuple[int, SeenObject]]:
-    """Regions without colour that are far from the background (black, white, washed-out), with their areas."""
+def _stains(pixels: np.ndarray, covered: np.ndarray) -> list[tuple[SeenObject, np.ndarray]]:
+    """Regions without colour that are far from the background (black, white, washed-out), with their pixels."""
     if covered.all():
         return []
     background = np.median(pixels[~covered], axis=0)
@@ -186,11 +191,10 @@ def _stains(pixels: np.ndarray, covered: np.ndarray) -> list[tuple[int, SeenObje
     labels, _ = ndimage.label(far & ~ndimage.binary_dilation(covered, iterations=2))
     stains = []
     for label, window in enumerate(ndimage.find_objects(labels), start=1):
-        area = int((labels[window] == label).sum())
-        if area >= SMALLEST:
+        if int((labels[window] == label).sum()) >= SMALLEST:
             rows, columns = window
             box = (float(columns.start), float(rows.start), float(columns.stop), float(rows.stop))
-            stains.append((area, SeenObject(UNKNOWN, UNKNOWN, UNKNOWN, box)))
+            stains.append((SeenObject(UNKNOWN, UNKNOWN, UNKNOWN, box), labels == label))
     return stains
 
 

@@ -172,6 +172,7 @@ def test_a_caches_encoders_are_found_where_they_were_fetched(sources: Path, tmp_
     manifest = fetch(encoders, tmp_path / "e")
     contract: Any = SimpleNamespace(
         encoders=portable(encoders),
+        stored="moments",
         vae_sha256=manifest["vae"]["vae_sha256"],
         text_sha256=manifest["text"]["text_sha256"],
         text=SimpleNamespace(
@@ -181,6 +182,7 @@ def test_a_caches_encoders_are_found_where_they_were_fetched(sources: Path, tmp_
         shift=0.2,
     )
     stage, tower = load_encoders(contract, override=with_weights(encoders, tmp_path / "e"))
+    assert tower is not None
     assert (stage.weights_sha256, tower.weights_sha256) == (contract.vae_sha256, contract.text_sha256)
     contract.text_sha256 = "0" * 64
     with pytest.raises(ContractMismatch, match="text tower"):

@@ -1,4 +1,4 @@
-"""The captions that evaluations sample: those of the first records of a dataset that is never trained on."""
+"""What evaluations sample for: the first records of a dataset that is never trained on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.manifest import Manifest
@@ -22,32 +21,33 @@ ENCODED_TOGETHER = 64  # captions
 
 @dataclass(frozen=True)
 class Validation:
-    """The first records of a dataset that is never trained on: captions, and the members that the task reads.
+    """The first K records of a dataset that is never trained on: captions, and arrays that a task and its judge read.
 
-    digest: of the dataset's manifest. tensors: (K, ...) by member name, in the cache's dtypes.
+    digest: of the dataset's manifest. captions: "" for each record of a cache without captions. arrays: (K, ...) by
+    name, in the cache's dtypes and with every variant.
     """
 
     digest: str
     contract: Contract
     captions: list[str]
-    tensors: dict[str, Tensor]
+    arrays: dict[str, np.ndarray]
 
-    def rows(self, numbers: Sequence[int]) -> tuple[list[str], dict[str, Tensor]]:
-        """Captions and members of images `numbers`; numbers beyond the last record start again from the first."""
-        index = [number % len(self.captions) for number in numbers]
-        return [self.captions[i] for i in index], {name: t[index] for name, t in self.tensors.items()}
+    def __len__(self) -> int:
+        return len(self.captions)
 
 
 def load_validation(
-    storage: Storage, manifest: Manifest, members: Sequence[str], count: int, tower: TextTower
+    storage: Storage, manifest: Manifest, members: Sequence[str], count: int, tower: TextTower | None
 ) -> Validation:
-    """The first `count` records of a cache, or all when it has fewer. tower: encodes the captions when the cache does
-    not hold text states."""
+    """The first `count` records of a cache, or all when it has fewer. tower: encodes the captions when `members` names
+    text and the cache does not hold its states."""
+    text = manifest.contract.text
     captions: list[str] = []
-    stored_names = [name for name in members if name != "text" or manifest.contract.text.storage == "full"]
+    stored_names = [name for name in members if name != "text" or (text is not None and text.storage == "full")]
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in stored_names}
     for record in first_records(storage, manifest, count, stored_names):
-        if not isinstance(caption := record.meta.get("caption"), str):
+        caption = record.meta.get("caption") if text is not None else ""
+        if not isinstance(caption, str):
             raise ShardCorrupt(f"{storage.url}: record {len(captions)} has no caption; verify names its shard")
         captions.append(caption)
         for name in stored_names:
@@ -59,9 +59,11 @@ def load_validation(
             raise DatasetError(
                 f"{storage.url}: its first {len(rows)} records hold {name} of {len(shapes)} shapes; one is wanted"
             )
-    tensors = {name: torch.from_numpy(np.stack(rows)) for name, rows in arrays.items()}
+    stacked = {name: np.stack(rows) for name, rows in arrays.items()}
     if "text" in members and "text" not in stored_names:
+        assert tower is not None, "captions to encode, and no tower"
         batches = (captions[i : i + ENCODED_TOGETHER] for i in range(0, len(captions), ENCODED_TOGETHER))
         trimmed = manifest.contract.trimmed
-        tensors["text"] = torch.cat([encode_captions(tower, batch, trimmed=trimmed).half().cpu() for batch in batches])
-    return Validation(manifest.digest, manifest.contract, captions, tensors)
+        states = [encode_captions(tower, batch, trimmed=trimmed).half().cpu() for batch in batches]
+        stacked["text"] = torch.cat(states).numpy()
+    return Validation(manifest.digest, manifest.contract, captions, stacked)

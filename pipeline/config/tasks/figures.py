@@ -1,0 +1,77 @@
+"""The figures that judge tasks, without what computes them (evaluation/tasks/): names, directions and titles.
+
+Configuration checks, the choice of the best checkpoint and reports read them where there is no PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TO_RECONSTRUCTION = "_to_reconstruction"
+"""End of a figure's name where pictures were compared with the autoencoder's reconstruction, since the cache does not
+hold the records' own pictures (encode conditions=[...,pixels])."""
+SHORTCUT = "task"
+"""Stands for the figure that a task means by "best"."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of an evaluation, a number under this name in metrics.json."""
+
+    name: str
+    title: str
+    """What it is, for a heading."""
+    unit: str
+    """What it is counted in, for an axis."""
+    better: Literal["higher", "lower"]
+    kind: Literal["share", "mean", "pooled"]
+    """share: of cases that are right; NAME_low and NAME_high are its 95% interval (Wilson). mean: over pictures;
+    NAME_error is its standard error. pooled: one figure of sums over all pictures; NAME_error is its standard
+    deviation over halves of them."""
+    compares: bool = False
+    """Whether it compares with the record's own picture; without that its name ends in _to_reconstruction."""
+    digits: int = 3
+    """Decimals that a table shows."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names under which metrics.json may hold it."""
+        return (self.name, self.name + TO_RECONSTRUCTION) if self.compares else (self.name,)
+
+
+OF_FEATURES = (
+    Figure("fid", "FID", "lower is better", "lower", "pooled", digits=2),
+    Figure("kid", "KID", "lower is better", "lower", "pooled", digits=5),
+    Figure("cmmd", "CMMD", "lower is better", "lower", "pooled", digits=3),
+)
+"""Figures of any task against statistics of real images; their names in metrics.json end in the features' name."""
+CLIP_SCORE = Figure("clip_score", "CLIP score", "100 × cosine", "higher", "mean", digits=2)
+"""Of tasks that read captions."""
+
+TEXT = (Figure("attribute_accuracy", "Attribute accuracy", "share of captions shown right", "higher", "share"),)
+UNCONDITIONAL = (
+    Figure("whole_shapes", "Whole shapes", "share of pictures of one to three known shapes", "higher", "share"),
+)
+CLASSES = (Figure("class_accuracy", "Class accuracy", "share of pictures of their class", "higher", "share"),)
+LAYOUT = (
+    Figure("layout_iou", "Layout IoU", "mean over boxes", "higher", "mean"),
+    Figure("layout_right", "Layouts right", "share of pictures with all boxes right, and no others", "higher", "share"),
+    Figure("layout_recall", "Layout recall", "share of boxes that are shown", "higher", "share"),
+    Figure("layout_precision", "Layout precision", "share of objects that were asked for", "higher", "share"),
+)
+SEMANTIC = (
+    Figure("label_iou", "Mean IoU of labels", "pooled over pictures", "higher", "pooled"),
+    Figure("label_iou_foreground", "Mean IoU of labels but the first", "pooled over pictures", "higher", "pooled"),
+    Figure("label_accuracy", "Label accuracy", "share of cells", "higher", "mean"),
+)
+SUPERRES = (
+    Figure("psnr", "PSNR", "dB, mean over pictures", "higher", "mean", compares=True, digits=2),
+    Figure("ssim", "SSIM", "mean over pictures", "higher", "mean", compares=True),
+    Figure("consistency", "Consistency", "dB, against the small image", "higher", "mean", digits=2),
+)
+INPAINT = (
+    Figure("completed", "Objects completed", "share of partly hidden objects", "higher", "share", compares=True),
+    Figure("psnr_inside", "PSNR inside", "dB, pooled over hidden pixels", "higher", "pooled", compares=True, digits=2),
+    Figure("psnr_outside", "PSNR outside", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2),
+)

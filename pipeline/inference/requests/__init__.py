@@ -1,0 +1,1 @@
+"""What `latentmill sample` may be asked for: a file for each task, from words and files to members of a batch."""
