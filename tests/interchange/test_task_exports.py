@@ -387,6 +387,38 @@ def test_compvis_averaged_labels_are_its_spatial_rescaler(tmp_path: Path) -> Non
     torch.testing.assert_close(theirs, ours)
 
 
+@torch.no_grad()
+def test_diffusers_own_bert_reads_compvis_names_as_our_transformer(tmp_path: Path) -> None:
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    task, facts, changes = LOOPS["text-transformer"]
+    made = make_task_run(tmp_path, task, facts, **changes)
+    dest = tmp_path / "model.safetensors"
+    export.main(ExportConfig(run=made.config.run, dest=str(dest), format="compvis"))
+    ours = load_trained(made.config.run).denoiser(None).task
+    assert made.contract.text and isinstance(task, TextTask)
+    sizes = {"vocab_size": made.contract.text.vocabulary, "max_position_embeddings": 32, "d_model": 128}
+    heads = {"encoder_attention_heads": task.heads, "head_dim": task.head_width}
+    config = LDMBertConfig(**sizes, **heads, encoder_layers=task.depth, encoder_ffn_dim=512)
+    bert = LDMBertModel(config).eval()
+    named = {"token_emb": "embed_tokens", "pos_emb.emb": "embed_positions", "norm": "layer_norm"}
+    for i in range(task.depth):
+        attention, feed, layer = (f"attn_layers.layers.{2 * i}", f"attn_layers.layers.{2 * i + 1}", f"layers.{i}")
+        named |= {f"{attention}.1.to_{letter}": f"{layer}.self_attn.{letter}_proj" for letter in "qkv"}
+        named |= {f"{attention}.0": f"{layer}.self_attn_layer_norm", f"{feed}.0": f"{layer}.final_layer_norm"}
+        named |= {f"{attention}.1.to_out": f"{layer}.self_attn.out_proj"}
+        named |= {f"{feed}.1.net.0.0": f"{layer}.fc1", f"{feed}.1.net.2": f"{layer}.fc2"}
+    prefix, state = "cond_stage_model.transformer.", bert.model.state_dict()
+    for name, tensor in load_file(dest).items():
+        if name.startswith(prefix):
+            module, _, kind = name.removeprefix(prefix).rpartition(".")
+            state[f"{named[module]}.{kind}"] = tensor
+    bert.model.load_state_dict(state)
+    ids = torch.randint(0, made.contract.text.vocabulary, (2, 32), generator=seeded())
+    theirs = bert.model(ids, position_ids=torch.arange(32)[None]).last_hidden_state
+    torch.testing.assert_close(theirs, ours({"tokens": ids}).context, rtol=1e-4, atol=1e-4)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Refusals
 
