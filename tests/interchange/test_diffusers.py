@@ -13,7 +13,7 @@ import torch
 
 from made.run import make_cache, make_run
 from pipeline import cli, export, sample
-from pipeline.config import ExportConfig, SampleConfig, SamplerConfig
+from pipeline.config import ExportConfig, SampleConfig, SamplerConfig, UnconditionalTask
 from pipeline.diffusion.sampling import initial_noise
 from pipeline.errors import ConfigError, DestinationExists
 from pipeline.inference.trained import Trained, load_encoders, load_trained
@@ -221,8 +221,9 @@ def test_unconditional_run_exports_without_text(folder: Path, tmp_path: Path) ->
     from diffusers import UNet2DModel
 
     (tmp_path / "cache").symlink_to(folder / "cache")
-    run = make_run(tmp_path, task="unconditional").run
+    run = make_run(tmp_path, task=UnconditionalTask()).run
     dest = tmp_path / "sd"
     assert export.main(ExportConfig(run=run, dest=str(dest))) == 0
-    assert not (dest / "model_index.json").exists() and "no text encoder" in (dest / "README.md").read_text()
+    assert json.loads((dest / "model_index.json").read_text())["_class_name"] == "LDMPipeline"
+    assert not (dest / "text_encoder").exists() and "no text encoder" in (dest / "README.md").read_text()
     UNet2DModel.from_pretrained(dest, subfolder="unet")
