@@ -88,6 +88,7 @@ def test_exported_pipeline_encodes_captions_as_the_cache_did(config: ExportConfi
     export.main(config)
     pipeline = StableDiffusionPipeline.from_pretrained(config.dest, safety_checker=None)
     tower = load_encoders(load_trained(config.run).contract)[1]
+    assert tower is not None
     caption = "a small cyan triangle above a large yellow cross"
     states, empty = pipeline.encode_prompt(caption, "cpu", 1, True, negative_prompt="")
     torch.testing.assert_close(states, tower.encode(tower.tokenize([caption])), rtol=1e-4, atol=1e-4)
@@ -153,11 +154,13 @@ def test_pictures_of_the_exported_pipeline_are_our_samplers(
 
 def test_penultimate_layer_is_exported_as_a_shorter_tower(folder: Path, tmp_path: Path) -> None:
     contract = load_trained(str(folder / "run")).contract
+    assert contract.text is not None
     facts = replace(contract.text, layer="penultimate", length=20)
     contract = replace(
         contract, text=facts, encoders={**contract.encoders, "text_layer": "penultimate", "text_length": 20}
     )
     tower = load_encoders(contract)[1]
+    assert tower is not None
     assert clip.is_clip(tower)
     clip.save_text_model(tower, tmp_path / "text")
     clip.save_tokenizer(tower, tmp_path / "tokens")
