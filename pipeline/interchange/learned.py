@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from pipeline.conditions.facts import Conditions, MaskFacts
 from pipeline.config import TaskConfig
 from pipeline.config.tasks.found import facts_of, found
+from pipeline.config.values.bounds import Gt
 from pipeline.errors import ParseError, WeightsError
 from pipeline.models.weights import read_file
 from pipeline.parsing.typed import build
@@ -42,6 +43,9 @@ class Learned:
     """Of the cache that it was trained on."""
     state: Mapping[str, Tensor] = field(default_factory=dict)
     """Its own weights under our names, float32."""
+    scaling: tuple[float, float] | None = None
+    """Scale and shift of the latents that it was trained on, which a folder's autoencoder may have in its weights; None
+    = not told."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,27 @@ class _Told:
 
     task: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
+    latents: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """What they tell of the latents."""
+
+    scale: Annotated[float, Gt(0)] | None = None
+    shift: float = 0.0
 
 
 def of_facts(facts: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) -> Learned:
     """Of the facts that an export of ours tells. Raises WeightsError where they are damaged."""
     try:
         told = build(_Told, dict(facts), unknown="pass")
-        conditions = build(Conditions, told.conditions)
+        conditions, latents = build(Conditions, told.conditions), build(_Latents, told.latents, unknown="pass")
     except ParseError as error:
         raise WeightsError(f"{where}: what it tells of its task is damaged: {error}") from None
     name = told.task.get("name")
-    return Learned(name if isinstance(name, str) else None, told.task, conditions, state)
+    scaling = None if latents.scale is None else (float(latents.scale), float(latents.shift))
+    return Learned(name if isinstance(name, str) else None, told.task, conditions, state, scaling)
 
 
 def of_folder(folder: Path) -> Learned:

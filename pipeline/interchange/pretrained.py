@@ -113,15 +113,17 @@ def load_diffusers(folder: Path, config: ModelConfig, which: str = "ema") -> Pre
         )
     )
     prediction, levels = (None, None) if scheduler is None else of_scheduler(_json(scheduler), scheduler)
-    encoder = None if vae is None else _typed(_Vae, _json(vae), vae)
+    encoder, learned = None if vae is None else _typed(_Vae, _json(vae), vae), of_folder(model_folder)
+    scaling = None if encoder is None else (float(encoder.scaling_factor), float(encoder.shift_factor or 0.0))
+    scale, shift = learned.scaling or scaling or (None, None)
     return Pretrained(
         state,
         prediction=prediction,
-        scale=None if encoder is None else float(encoder.scaling_factor),
-        shift=None if encoder is None else float(encoder.shift_factor or 0.0),
+        scale=scale,
+        shift=shift,
         text_width=None if text is None else _typed(_Text, _json(text), text).hidden_size,
         levels=levels,
-        learned=of_folder(model_folder),
+        learned=learned,
     )
 
 

@@ -195,6 +195,30 @@ def test_input_channels_of_another_task_are_refused(tmp_path: Path) -> None:
     assert begun(source, plain.config.run)[1]["new_inputs"] == "the small picture"
 
 
+@pytest.mark.parametrize(
+    ("task", "channels", "text"),
+    [
+        (UnconditionalTask(), 4, False),
+        (SuperresTask(), 3, False),
+        (InpaintTask(text=True), 4, True),
+        (SemanticTask(), 4, False),
+    ],
+)
+def test_folders_whose_autoencoder_has_taken_over_the_scale_tell_it(
+    task: TaskConfig, channels: int, text: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    facts = Conditions(
+        lowres=LowresFacts(factor=4, degradation="bicubic"), mask=MASKS.mask, labels=LabelFacts(count=5, grid=2)
+    )
+    made = make_task_run(tmp_path, task, facts, channels=channels, shift=0.3, text=text)
+    folder = exported(made, tmp_path, "diffusers")
+    capsys.readouterr()
+    begun(made, folder)
+    assert "warning" not in capsys.readouterr().err
+    with pytest.raises(WeightsError, match=r"latents of scale 0\.8 and shift 0\.3"):
+        begun(replace(made, contract=replace(made.contract, scale=0.5)), folder)
+
+
 @pytest.mark.parametrize("form", ["diffusers", "compvis"])
 def test_a_table_of_class_vectors_is_refused_with_what_to_do(form: str, tmp_path: Path) -> None:
     """It is what two layers make of each class, which no one can undo."""

@@ -59,7 +59,7 @@ class Plan:
     tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """File -> the task's weights in it."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """The content of task.json; {} = none is written."""
+    """The content of task.json, which `init=` reads as well; {} = none is written."""
 
 
 class Export(ABC):

@@ -82,7 +82,9 @@ class SuperresExport(Export):
                 "none.\n"
             )
             text_of = pipeline_readme(LDM, words)
-            return Plan(readme=text_of, pipeline="LDMSuperResolutionPipeline", vae="vqvae", scale=1.0)
+            return Plan(
+                readme=text_of, pipeline="LDMSuperResolutionPipeline", vae="vqvae", scale=1.0, facts=self.facts()
+            )
         why = self._why(same_size, text, vectors is not None, channels, name)
         asks = f"`small` (B, 3, H / {facts.factor}, W / {facts.factor}) uint8, the small pictures"
         asks += ", and `captions`, a list of B texts" if text else ""
@@ -121,6 +123,7 @@ class SuperresExport(Export):
             scale=UPSCALE_SCALE,
             vectors=vectors[1:],
             schedulers={"low_res_scheduler": added},
+            facts=self.facts(),
         )
 
     def _why(self, same_size: bool, text: bool, noise: bool, channels: int, scheduler: str) -> str:

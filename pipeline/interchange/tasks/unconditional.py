@@ -27,7 +27,8 @@ class UnconditionalExport(Export):
         if scheduler["_class_name"] == "DDIMScheduler":
             words = "The UNet is unconditional: there is no text encoder, and nothing to ask for.\n"
             scale = 1.0 if first_stage.shift else None  # the pipeline knows no shift
-            return Plan(readme=pipeline_readme(LDM, words), pipeline="LDMPipeline", vae="vqvae", scale=scale)
+            readme = pipeline_readme(LDM, words)
+            return Plan(readme=readme, pipeline="LDMPipeline", vae="vqvae", scale=scale, facts=self.facts())
         why = f"LDMPipeline takes DDIM alone, and this folder's scheduler is {scheduler['_class_name']}"
         text = loop_readme(why, "nothing else", CODE, scheduler, "UNet2DModel")
         return Plan(readme=text, why=why, facts=self.facts())
