@@ -93,6 +93,12 @@ class ModelConfig:
     vector_time_ids: Annotated[int, Ge(0)] = 0
     """How many numbers are embedded as sinusoids, 256 channels each, at the end of that vector (SDXL: 6, for sizes and
     crop); 0 for none. The network stays the same; diffusers then names its weights otherwise ("text_time")."""
+    resblock_updown: bool = False
+    """Halve and double the resolution inside residual blocks (Dhariwal & Nichol 2021), as Rombach et al.'s released
+    inpainting and Churches models do, in place of single convolutions."""
+    scale_shift_norm: bool = False
+    """Let the timestep scale and shift the second norm of each residual block (Dhariwal & Nichol 2021, "adaptive group
+    normalization"), as Rombach et al.'s released Churches model does, in place of adding it before the norm."""
     norm_groups: Annotated[int, Ge(1)] = 32
     """Groups of every GroupNorm."""
     dropout: Annotated[float, Between(0, 1)] = 0.0

@@ -137,8 +137,9 @@ class ExportConfig:
     dest: str
     """Folder (diffusers), or .safetensors or .ckpt file (compvis) to write."""
     format: Literal["diffusers", "compvis"] = "diffusers"
-    """diffusers: a folder that StableDiffusionPipeline loads, with UNet, autoencoder, text encoder, tokenizer and
-    scheduler; compvis: the same in one file, under the names of Stable Diffusion's own releases."""
+    """diffusers: a folder that StableDiffusionPipeline, or another pipeline of the run's task, loads, with UNet,
+    autoencoder, text encoder, tokenizer and scheduler, or with a loop where no pipeline runs the task; compvis: one
+    file, under the names of Stable Diffusion's own releases."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default the run's own, else those of the training cache's contract."""
     at: Annotated[int, Ge(0)] = 0

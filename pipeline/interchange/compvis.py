@@ -4,6 +4,9 @@
     first_stage_model.*                           the autoencoder
     cond_stage_model.transformer.text_model.*     the text tower in transformers' names, as Stable Diffusion 1's; or
     cond_stage_model.model.*                      in open_clip's, as Stable Diffusion 2's, whose last block is not read
+    cond_stage_model.embedding, .channel_mapper, .transformer.attn_layers    what a task has learned, where CompVis has
+                                                  the same: tokens of classes, averaged labels, a transformer of tokens
+    model.diffusion_model.label_emb.weight        classes or levels of noise beside the timestep, as one table
     betas, alphas_cumprod, ...                    the forward process's tables
     v_pred, ztsnr                                 empty: ComfyUI's marks of prediction=v and of zero terminal SNR
 
@@ -31,8 +34,10 @@ from pipeline.inference.trained import Trained
 from pipeline.interchange import clip
 from pipeline.interchange import unet as convert
 from pipeline.interchange.agreement import ExportDiffers
+from pipeline.interchange.class_table import class_table, with_class_table
 from pipeline.interchange.noise_levels import levels_of, marks
 from pipeline.interchange.single import is_export
+from pipeline.interchange.tasks.base import export_of
 from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders import compvis_vae
@@ -43,6 +48,7 @@ from pipeline.storage.urls import open_storage, split_url
 
 SUFFIXES = (".safetensors", ".ckpt")
 SPECIFIED = ("epsilon", "v")  # kinds of prediction that Stability's specification of metadata can name
+NORM_GROUPS = 32  # in CompVis' code, which no configuration changes
 STABLE_DIFFUSION_SCALE = 0.18215  # of the latents; the released files do not hold it
 
 
@@ -76,13 +82,17 @@ def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser, d
             "shift": trained.contract.shift,
             "model": to_dict(denoiser.unet.config),
         }
+        export = export_of(trained, denoiser)
+        if export.tells:
+            facts |= export.facts()
         staging = folder / f"model{suffix}"
         write(staging, suffix, state, facts)
         if config.check:
             check(staging, suffix, state)
         storage.put_file(key, staging)
-    if note := compvis_note(diffusion):
-        show(note)
+    notes = [compvis_note(diffusion), groups_note(denoiser), export.note()]
+    for note in filter(None, notes):
+        show(note if note.startswith("export: ") else f"export: note: {note}")
 
 
 def compvis_note(config: DiffusionConfig) -> str:
@@ -97,12 +107,26 @@ def compvis_note(config: DiffusionConfig) -> str:
     return f"export: note: software that loads the file must be told {facts}"
 
 
+def groups_note(denoiser: Denoiser) -> str:
+    """A line where CompVis' own code would load the UNet and compute something else, "" for other models."""
+    groups = denoiser.unet.config.norm_groups
+    if groups == NORM_GROUPS:
+        return ""
+    return (
+        f"CompVis' own code has {NORM_GROUPS} groups in every norm, and this network {groups}: their code loads the "
+        f"file without a word and predicts nonsense, unless its GroupNorm32 is given {groups} groups"
+    )
+
+
 def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> dict[str, Tensor]:
     """Every tensor of the file. Prints which parts it cannot hold."""
     contract, unet = trained.contract, denoiser.unet
-    diffusion = trained.info.config.diffusion
-    state = convert.to_compvis(unet.state_dict(), unet.config) | process_tables(diffusion) | marks(diffusion)
-    if not (contract.vae_sha256 and contract.text_sha256):
+    diffusion, export = trained.info.config.diffusion, export_of(trained, denoiser)
+    state = convert.to_compvis(unet.state_dict(), unet.config)
+    if (vectors := export.vectors()) is not None:
+        state = with_class_table(state, class_table(unet, vectors), "compvis")
+    state |= process_tables(diffusion) | marks(diffusion) | export.compvis()
+    if not contract.vae_sha256 or (contract.text is not None and not contract.text_sha256):
         show("export: the run's cache does not know its encoders, so the file holds the UNet alone")
         return _float32_copies(state)
     if contract.shift:
@@ -112,9 +136,9 @@ def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> d
     first_stage, tower = trained.encoders(override=config.encoders)
     vae = compvis_vae.to_compvis(first_stage.float32().model.state_dict())
     state |= {f"{compvis_vae.PREFIX}{name}": tensor for name, tensor in vae.items()}
-    if unet.config.context_width and clip.is_clip(tower):
+    if export.reads_states and tower is not None and clip.is_clip(tower):
         state |= clip.compvis_state(tower)
-    elif unet.config.context_width:
+    elif export.reads_states:
         show("export: CompVis' layout cannot hold this run's text tower, so the file is without one")
     return _float32_copies(state)
 

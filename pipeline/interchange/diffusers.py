@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import pipeline
 from pipeline.config import ExportConfig
@@ -15,11 +16,13 @@ from pipeline.interchange import clip
 from pipeline.interchange import unet as convert
 from pipeline.interchange.agreement import ExportDiffers as ExportDiffers
 from pipeline.interchange.agreement import compare, judge
+from pipeline.interchange.class_table import class_table, with_class_table
 from pipeline.interchange.compvis import compvis_note as compvis_note
+from pipeline.interchange.folded import folded
 from pipeline.interchange.folder import MARKER, README, WEIGHTS, Destination
-from pipeline.interchange.readme import WITH_TEXT, WITH_TEXT_ALONE, WITHOUT_INDEX, WITHOUT_TEXT, readme
 from pipeline.interchange.scheduler import pipeline_runs, scheduler_config
-from pipeline.log import log, show
+from pipeline.interchange.tasks.base import TASK_FACTS, Plan, export_of
+from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
@@ -34,11 +37,6 @@ CHECKED_CAPTIONS = ["a large red circle left of a small blue square", ""]
 NO_PIPELINE = """export: note: StableDiffusionPipeline cannot run prediction=flow, since its scheduler
 has no init_noise_sigma: no model_index.json was written, and README.md of the folder shows how to sample"""
 
-TRIMMED = (
-    "the run attends to a caption's own tokens alone (text_storage=trimmed), and StableDiffusionPipeline to padding "
-    "too, so its pictures differ: give the UNet an encoder_attention_mask"
-)
-
 
 def look_diffusers(config: ExportConfig) -> Destination:
     """The destination, with what of an earlier export lies there. Raises DestinationExists."""
@@ -46,75 +44,81 @@ def look_diffusers(config: ExportConfig) -> Destination:
 
 
 def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser, dest: Destination) -> None:
-    """Write the folder: every file of it is whole before the first is published."""
+    """Write the folder: every file of it is whole before the first is published. Raises ConfigError for what diffusers
+    cannot hold, before anything is written."""
+    diffusion, unet = trained.info.config.diffusion, denoiser.unet.config
+    convert.diffusers_config(unet, classes=1 if unet.vector_width and not unet.vector_time_ids else 0)
+    scheduler = scheduler_config(diffusion, config.sampler)
+    first_stage, tower = trained.encoders(override=config.encoders)
+    plan = export_of(trained, denoiser).plan(scheduler, first_stage, tower)
     with staging_folder(dest.storage) as folder:
-        first_stage, tower = trained.encoders(override=config.encoders)
-        save_unet(folder / "unet", denoiser, trained)
-        save_vae(folder / "vae", first_stage)
-        scheduler = scheduler_config(trained.info.config.diffusion, config.sampler)
-        pipeline_can_run = pipeline_runs(trained.info.config.diffusion)
-        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-        with_text = denoiser.unet.config.context_width > 0 and clip.is_clip(tower)
-        note = WITHOUT_TEXT
-        if with_text:
+        save_unet(folder / "unet", denoiser, trained, plan.vectors)
+        save_vae(folder / plan.vae, first_stage, plan)
+        for part, facts in {"scheduler": scheduler, **plan.schedulers}.items():
+            _write_json(folder / part / "scheduler_config.json", facts)
+        if tower is not None and plan.text_encoder:
             clip.save_text_model(tower, folder / "text_encoder")
+        if tower is not None and (plan.text_encoder or plan.tokenizer):
             clip.save_tokenizer(tower, folder / "tokenizer")
-            note = WITH_TEXT if pipeline_can_run else WITH_TEXT_ALONE
-            note = WITHOUT_INDEX if first_stage.shift else note
-        if with_text and pipeline_can_run and not first_stage.shift:
-            _write_json(folder / "model_index.json", model_index(denoiser, scheduler["_class_name"]))
-        trimmed = with_text and trained.contract.trimmed
-        if trimmed:
-            log.warning(TRIMMED)
-        loop = "" if pipeline_can_run else scheduler["_class_name"]
-        text = readme(pipeline.__version__, trained.weights, trained.n, note, trimmed=trimmed, loop=loop)
+        if plan.pipeline:
+            _write_json(folder / "model_index.json", model_index(denoiser, scheduler["_class_name"], plan))
+        for name, tensors in plan.tensors.items():
+            save_tensors(dict(tensors), folder / name)
+        if plan.facts:
+            _write_json(folder / TASK_FACTS, plan.facts)
         with writing(folder / README):
+            text = plan.readme(pipeline.__version__, trained.weights, trained.n)
             (folder / README).write_text(text, encoding="utf-8")
-        facts = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
-        _write_json(folder / MARKER, facts | {"contract": trained.info.contract})
+        marker = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
+        _write_json(folder / MARKER, marker | {"contract": trained.info.contract})
         if config.check:
-            check_unet(folder / "unet", denoiser, trained)
-            if with_text:
+            check_unet(folder / "unet", denoiser, trained, plan.vectors)
+            if tower is not None and plan.text_encoder:
                 check_text(folder, tower)
         dest.publish(folder)
-    if not pipeline_can_run:
+    if plan.why:
+        show(
+            f"export: note: no pipeline of diffusers runs it ({plan.why}): README.md of the folder has a loop that does"
+        )
+    elif not plan.pipeline and not pipeline_runs(diffusion):
         show(NO_PIPELINE)
 
 
-def save_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> None:
-    """The UNet as diffusers' UNet2DConditionModel, or UNet2DModel without context."""
+def save_unet(folder: Path, denoiser: Denoiser, trained: Trained, vectors: Tensor | None = None) -> None:
+    """The UNet as diffusers' UNet2DConditionModel, or UNet2DModel without context. vectors: as in Plan."""
     import diffusers
 
     config = denoiser.unet.config
     facts = {"_class_name": convert.diffusers_class(config), "_diffusers_version": diffusers.__version__}
-    _write_json(folder / "config.json", facts | convert.diffusers_config(config, trained.contract.latent_shape[-1]))
+    classes = 0 if vectors is None else len(vectors)
+    sample_size = trained.contract.latent_shape[-1]
+    _write_json(folder / "config.json", facts | convert.diffusers_config(config, sample_size, classes))
     state = {name: t.contiguous() for name, t in convert.to_diffusers(denoiser.unet.state_dict(), config).items()}
+    if vectors is not None:
+        state = with_class_table(state, class_table(denoiser.unet, vectors), "diffusers")
     save_tensors(state, folder / WEIGHTS)
 
 
-def model_index(denoiser: Denoiser, scheduler: str) -> dict[str, Any]:
-    """model_index.json, which StableDiffusionPipeline.from_pretrained reads first. scheduler: name of its class."""
+def model_index(denoiser: Denoiser, scheduler: str, plan: Plan) -> dict[str, Any]:
+    """model_index.json, which from_pretrained of the plan's pipeline reads first. scheduler: name of its class."""
     import diffusers
 
+    text = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
     return {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": plan.pipeline,
         "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
+        **plan.index,
         "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        **(text if plan.text_encoder else {}),
         "unet": ["diffusers", convert.diffusers_class(denoiser.unet.config)],
-        "vae": ["diffusers", "AutoencoderKL"],
+        plan.vae: ["diffusers", "AutoencoderKL"],
     }
 
 
 @torch.no_grad()
-def check_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> float:
-    """Load the UNet with diffusers, compare its output and return the largest relative difference. Raises
-    ExportDiffers."""
+def check_unet(folder: Path, denoiser: Denoiser, trained: Trained, vectors: Tensor | None = None) -> float:
+    """Load the UNet with diffusers, compare its output and return the largest relative difference. vectors: as in
+    Plan. Raises ExportDiffers."""
     declare_torchvision_ops()
     import diffusers
 
@@ -124,12 +128,17 @@ def check_unet(folder: Path, denoiser: Denoiser, trained: Trained) -> float:
     height, width = trained.contract.latent_shape[1:]
     x_BCHW = torch.randn(3, config.in_channels, height, width, generator=generator)
     timestep_B = torch.tensor([0, 999, 421]) % trained.info.config.diffusion.timesteps
-    context_BLD = None
+    context_BLD = vector_BV = None
+    given: dict[str, Tensor] = {}
     if config.context_width:
-        context_BLD = torch.randn(3, trained.contract.text.length, config.context_width, generator=generator)
-    ours = denoiser.unet(x_BCHW, timestep_B, context_BLD)
-    arguments = (x_BCHW, timestep_B) if context_BLD is None else (x_BCHW, timestep_B, context_BLD)
-    return compare("the denoiser's output", loaded(*arguments).sample, ours)
+        length = 3 if trained.contract.text is None else trained.contract.text.length
+        context_BLD = torch.randn(3, length, config.context_width, generator=generator)
+        given["encoder_hidden_states"] = context_BLD
+    if vectors is not None:
+        given["class_labels"] = torch.tensor([0, len(vectors) - 1, len(vectors) // 2])
+        vector_BV = vectors[given["class_labels"]]
+    ours = denoiser.unet(x_BCHW, timestep_B, context_BLD, None, vector_BV)
+    return compare("the denoiser's output", loaded(x_BCHW, timestep_B, **given).sample, ours)
 
 
 def check_text(folder: Path, tower: TextTower) -> float:
@@ -138,12 +147,16 @@ def check_text(folder: Path, tower: TextTower) -> float:
     return judge("the text states", difference)
 
 
-def save_vae(folder: Path, first_stage: FirstStage) -> None:
-    """The autoencoder as diffusers' AutoencoderKL."""
+def save_vae(folder: Path, first_stage: FirstStage, plan: Plan) -> None:
+    """The autoencoder as diffusers' AutoencoderKL, with the latents that the plan wants."""
     model = first_stage.float32().model
     with writing(folder):
         model.save_config(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if plan.scale is not None or plan.mean_only:
+        config, state = folded(first_stage, plan.scale, mean_only=plan.mean_only)
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _write_json(folder / "config.json", {name: config.get(name, value) for name, value in stored.items()})
     save_tensors(state, folder / WEIGHTS)
 
 

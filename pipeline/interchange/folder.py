@@ -28,8 +28,10 @@ MARKER, SUMS, README = "latentmill.json", "SHA256SUMS", "README.md"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOKENIZER = ("tokenizer", "tokenizer_config", "special_tokens_map", "vocab", "added_tokens")
 FILES = frozenset(
-    [MARKER, README, "model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt"]
-    + [f"{part}/{name}" for part in ("unet", "vae") for name in ("config.json", WEIGHTS)]
+    [MARKER, README, "model_index.json", "tokenizer/merges.txt"]
+    + [f"{part}/scheduler_config.json" for part in ("scheduler", "low_res_scheduler")]
+    + [f"{part}/{name}" for part in ("unet", "vae", "vqvae") for name in ("config.json", WEIGHTS)]
+    + ["task.json", "task.safetensors", "class_embedding.safetensors"]
     + ["text_encoder/config.json", "text_encoder/model.safetensors"]
     + [f"tokenizer/{name}.json" for name in TOKENIZER]
 )

@@ -19,11 +19,13 @@ from typing import Annotated, Any, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config import ModelConfig
+from pipeline.config import ModelConfig, TaskConfig
 from pipeline.config.check.groups import check_model
 from pipeline.config.values.bounds import Gt
 from pipeline.errors import ConfigError, ParseError, WeightsError
 from pipeline.interchange import unet as convert
+from pipeline.interchange.class_table import refuse_table
+from pipeline.interchange.learned import Learned, of_folder, of_single_file
 from pipeline.interchange.noise_levels import Levels, of_file, of_scheduler
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.weights import read_file
@@ -61,6 +63,8 @@ class Pretrained:
     """Width of the states of the text encoder in the same folder."""
     levels: Levels | None = None
     """The noise levels that it was trained at."""
+    learned: Learned = Learned()  # noqa: RUF009  (frozen)
+    """What is known of its task."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def load_diffusers(folder: Path, config: ModelConfig, which: str = "ema") -> Pre
     unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     facts = _json(unet / "config.json")
     tensors = _weights_of(unet, which)
+    refuse_table(f"{unet}", tensors, "diffusers")
     config = _with_input_channels_of(config, tensors, INPUT["diffusers"])
     require_same_class(f"{unet / 'config.json'}", facts, config)
     state = _converted(unet, lambda: convert.from_diffusers(tensors, config))
@@ -108,19 +113,23 @@ def load_diffusers(folder: Path, config: ModelConfig, which: str = "ema") -> Pre
         )
     )
     prediction, levels = (None, None) if scheduler is None else of_scheduler(_json(scheduler), scheduler)
-    encoder = None if vae is None else _typed(_Vae, _json(vae), vae)
+    encoder, learned = None if vae is None else _typed(_Vae, _json(vae), vae), of_folder(model_folder)
+    scaling = None if encoder is None else (float(encoder.scaling_factor), float(encoder.shift_factor or 0.0))
+    scale, shift = learned.scaling or scaling or (None, None)
     return Pretrained(
         state,
         prediction=prediction,
-        scale=None if encoder is None else float(encoder.scaling_factor),
-        shift=None if encoder is None else float(encoder.shift_factor or 0.0),
+        scale=scale,
+        shift=shift,
         text_width=None if text is None else _typed(_Text, _json(text), text).hidden_size,
         levels=levels,
+        learned=learned,
     )
 
 
-def load_compvis(path: Path, config: ModelConfig, which: str = "ema") -> Pretrained:
-    """The UNet of a CompVis checkpoint. which: "ema" takes the averaged weights where the file holds both kinds.
+def load_compvis(path: Path, config: ModelConfig, which: str = "ema", task: TaskConfig | None = None) -> Pretrained:
+    """The UNet of a CompVis checkpoint. which: "ema" takes the averaged weights where the file holds both kinds. task:
+    that may take its own weights from it.
 
     Such files do not tell the number of heads, and only some, such as ours, tell how they were trained. Raises
     WeightsError as load_diffusers does."""
@@ -135,6 +144,7 @@ def load_compvis(path: Path, config: ModelConfig, which: str = "ema") -> Pretrai
         averages = {name: tensors.get(f"model_ema.{name.partition('.')[2].replace('.', '')}") for name in unet_tensors}
         if all(average is not None for average in averages.values()):
             unet_tensors = {name: average for name, average in averages.items() if average is not None}
+    refuse_table(f"{path}", unet_tensors, "compvis")
     config = _with_input_channels_of(config, unet_tensors, INPUT["compvis"])
     facts = _typed(_Facts, stated, path)
     if facts.model is not None:
@@ -144,7 +154,9 @@ def load_compvis(path: Path, config: ModelConfig, which: str = "ema") -> Pretrai
         scale, shift = _scale(path, tensors["scale_factor"]), 0.0
     prediction, levels = of_file(tensors, stated, path)
     state = _converted(path, lambda: convert.from_compvis(unet_tensors, config))
-    return Pretrained(state, prediction=prediction, scale=scale, shift=shift, levels=levels)
+    channels = (config.out_channels, state["conv_in.weight"].shape[1])
+    learned = Learned() if task is None else of_single_file(tensors, stated, task, channels, path)
+    return Pretrained(state, prediction, scale, shift, levels=levels, learned=learned)
 
 
 def widened(state: Mapping[str, Tensor], config: ModelConfig, name: str = "conv_in.weight") -> dict[str, Tensor]:
@@ -183,6 +195,8 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "vector_width": config.vector_width,
         "vector_time_ids": config.vector_time_ids,
         "norm_groups": config.norm_groups,
+        "resblock_updown": config.resblock_updown,
+        "scale_shift_norm": config.scale_shift_norm,
         "out_channels": config.out_channels,
     }
 

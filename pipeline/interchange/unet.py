@@ -12,17 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError, WeightsError
-from pipeline.models.unet.layers import PixelAttention, Transformer
+from pipeline.errors import WeightsError
+from pipeline.interchange.unet_config import diffusers_class as diffusers_class
+from pipeline.interchange.unet_config import diffusers_config as diffusers_config
+from pipeline.models.unet.layers import PixelAttention, ResBlock, Transformer
 from pipeline.models.unet.model import Block, UNet
 from pipeline.models.weights import require_finite
-from pipeline.planning.dimensions import heads_of
 
 COMPVIS_PREFIX = "model.diffusion_model."
 
@@ -161,7 +161,6 @@ TEXT_TIME = {  # where the vector is SDXL's: pooled text, then sinusoids of size
     "embed_vector.linear1": "add_embedding.linear_1",
     "embed_vector.linear2": "add_embedding.linear_2",
 }
-TIME_ID_WIDTH = 256  # channels of each of those sinusoids
 RES_BLOCK = {
     "diffusers": {
         "norm1": "norm1",
@@ -210,8 +209,8 @@ def _pairs(unet: UNet, layout: str) -> Iterator[Pair]:
             yield from _block(block, layout, f"encoder.{i}.blocks.{j}", res, attention, linear)
             k += 1
         if level.resample is not None:
-            down = f"down_blocks.{i}.downsamplers.0.conv" if diffusers else f"input_blocks.{k}.0.op"
-            yield Pair(f"encoder.{i}.resample.conv", (down,))
+            down = f"down_blocks.{i}.downsamplers.0" if diffusers else f"input_blocks.{k}.0"
+            yield from _resample(level.resample, layout, f"encoder.{i}.resample", down, "conv" if diffusers else "op")
             k += 1
 
     parts = ("resnets.0", "attentions.0", "resnets.1") if diffusers else ("0", "1", "2")
@@ -228,15 +227,28 @@ def _pairs(unet: UNet, layout: str) -> Iterator[Pair]:
             k += 1
         if level.resample is not None:
             after = 1 if block.attention is None else 2  # CompVis puts it in the list of the level's last block
-            up = f"up_blocks.{i}.upsamplers.0.conv" if diffusers else f"output_blocks.{k - 1}.{after}.conv"
-            yield Pair(f"decoder.{i}.resample.conv", (up,))
+            up = f"up_blocks.{i}.upsamplers.0" if diffusers else f"output_blocks.{k - 1}.{after}"
+            yield from _resample(level.resample, layout, f"decoder.{i}.resample", up, "conv")
+
+
+def _resample(module: nn.Module, layout: str, ours: str, theirs: str, conv: str) -> Iterator[Pair]:
+    """What changes the resolution. theirs: its name in the other layout. conv: there the name of a single
+    convolution."""
+    if isinstance(module, ResBlock):
+        yield from _res(module, layout, ours, theirs)
+    else:
+        yield Pair(f"{ours}.conv", (f"{theirs}.{conv}",))
+
+
+def _res(module: ResBlock, layout: str, ours: str, theirs: str) -> Iterator[Pair]:
+    for our_name, their_name in RES_BLOCK[layout].items():
+        if our_name != "skip" or not isinstance(module.skip, nn.Identity):
+            yield Pair(f"{ours}.{our_name}", (f"{theirs}.{their_name}",))
 
 
 def _block(block: Block, layout: str, ours: str, res: str, attention: str, linear: bool) -> Iterator[Pair]:
     """A residual block and its attention. res, attention: names of the two modules in the other layout."""
-    for our_name, their_name in RES_BLOCK[layout].items():
-        if our_name != "skip" or not isinstance(block.res.skip, nn.Identity):
-            yield Pair(f"{ours}.res.{our_name}", (f"{res}.{their_name}",))
+    yield from _res(block.res, layout, f"{ours}.res", res)
     if isinstance(block.attention, Transformer):
         ones = 0 if linear else 2
         yield Pair(f"{ours}.attention.norm", (f"{attention}.norm",))
@@ -257,70 +269,3 @@ def _block(block: Block, layout: str, ours: str, res: str, attention: str, linea
             yield Pair(f"{ours}.attention.norm", (f"{attention}.norm",))
             yield Pair(qkv, (f"{attention}.qkv",), ones=1, heads=heads)
             yield Pair(out, (f"{attention}.proj_out",), ones=1)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# diffusers' own configuration
-
-
-def diffusers_class(config: ModelConfig) -> str:
-    """Name of the diffusers class that holds this UNet."""
-    return "UNet2DConditionModel" if config.context_width else "UNet2DModel"
-
-
-def diffusers_config(config: ModelConfig, sample_size: int | None = None) -> dict[str, Any]:
-    """Keyword arguments of that class, which are also its config.json.
-
-    `sample_size`: side of the latents that it was trained on. `config` is the built UNet's (`unet.config`), whose
-    in_channels count what the task concatenates. Raises ConfigError for models that diffusers has no class for: without
-    context, it knows one head width and no vector.
-    """
-    widths = [config.channels * multiplier for multiplier in config.multipliers]
-    attends = [2**level in config.attention for level in range(len(widths))]
-    common: dict[str, Any] = {
-        "sample_size": sample_size,
-        "in_channels": config.in_channels,
-        "out_channels": config.out_channels,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "block_out_channels": widths,
-        "layers_per_block": config.blocks,
-        "downsample_padding": 1,
-        "act_fn": "silu",
-        "dropout": config.dropout,
-        "norm_num_groups": config.norm_groups,
-        "norm_eps": 1e-5,
-    }
-    if config.context_width:
-        depth = config.transformer_depth
-        text_time = config.vector_time_ids > 0
-        return common | {
-            "down_block_types": [
-                "CrossAttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in attends
-            ],
-            "mid_block_type": "UNetMidBlock2DCrossAttn",
-            "up_block_types": [
-                "CrossAttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in reversed(attends)
-            ],
-            "cross_attention_dim": config.context_width,
-            "transformer_layers_per_block": depth if isinstance(depth, int) else [max(1, blocks) for blocks in depth],
-            # diffusers reads "attention_head_dim" of this class as the number of heads
-            "attention_head_dim": config.heads or [max(1, width // config.head_width) for width in widths],
-            "use_linear_projection": config.linear_projection,
-            "class_embed_type": "projection" if config.vector_width and not text_time else None,
-            "addition_embed_type": "text_time" if text_time else None,
-            "addition_time_embed_dim": TIME_ID_WIDTH if text_time else None,
-            "projection_class_embeddings_input_dim": config.vector_width or None,
-        }
-    attending = [width for width, has_attention in zip(widths, attends, strict=True) if has_attention] + [widths[-1]]
-    head_widths = {width // heads_of(config, width) for width in attending}
-    if len(head_widths) > 1 or config.vector_width:
-        raise ConfigError(
-            "diffusers' UNet2DModel takes one head width at all levels and no vector: set model.head_width "
-            "and model.vector_width=0, or export format=compvis"
-        )
-    return common | {
-        "down_block_types": ["AttnDownBlock2D" if has_attention else "DownBlock2D" for has_attention in attends],
-        "up_block_types": ["AttnUpBlock2D" if has_attention else "UpBlock2D" for has_attention in reversed(attends)],
-        "attention_head_dim": head_widths.pop(),
-    }

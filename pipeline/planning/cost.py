@@ -54,7 +54,8 @@ class Piece:
     to."""
 
     row: str
-    """Row of the tables: embed, conv_in, res, project_in, self, cross, feed, project_out, pixel, down, up or out."""
+    """Row of the tables: embed, conv_in, res, project_in, self, cross, feed, project_out, pixel, down, up, res_down,
+    res_up or out."""
     layers: tuple[Layer, ...]
     """Its layers in the order in which they run."""
     norms: int = 0
@@ -71,6 +72,8 @@ class Piece:
     """Attention heads times tokens."""
     dropout: bool = False
     """Whether it has dropout."""
+    scale_shift: bool = False
+    """Whether the timestep scales and shifts its second norm."""
 
     @property
     def parameters(self) -> int:
@@ -187,10 +190,7 @@ class _Walk:
                 width = level_width
                 skips.append(width)
             if level < len(widths) - 1:
-                rows = self.batch * pixels[level + 1]
-                conv = self._conv("conv", rows, 9, width, width)
-                piece = Piece(row="down", layers=(conv,), x=4 * rows * width, h=rows * width)
-                yield Part(f"encoder.{level}.resample", (piece,))
+                yield Part(f"encoder.{level}.resample", (self._resample("down", pixels[level + 1], width),))
                 skips.append(width)
         for i, depth in enumerate((by_level[-1], 0)):
             yield self._block(f"middle.{i}", pixels[-1], width, width, depth)
@@ -202,10 +202,7 @@ class _Walk:
                 )
                 width = level_width
             if level > 0:
-                rows = self.batch * pixels[level - 1]
-                conv = self._conv("conv", rows, 9, width, width)
-                piece = Piece(row="up", layers=(conv,), x=rows * width // 4, h=rows * width)
-                yield Part(f"decoder.{decoder_level}.resample", (piece,))
+                yield Part(f"decoder.{decoder_level}.resample", (self._resample("up", pixels[level - 1], width),))
 
         rows = self.batch * self.pixels
         conv = self._conv("conv_out", rows, 9, width, config.out_channels)
@@ -225,28 +222,42 @@ class _Walk:
 
     def _block(self, name: str, pixels: int, in_width: int, width: int, depth: int) -> Part:
         """A residual block, and its attention if depth > 0. pixels: of an image at its level."""
-        config, rows = self.config, self.batch * pixels
-        layers = [
-            self._conv("res.conv1", rows, 9, in_width, width),
-            self._linear("res.embed", self.batch, 4 * config.channels, width),
-            self._conv("res.conv2", rows, 9, width, width),
-        ]
-        if in_width != width:
-            layers.append(self._conv("res.skip", rows, 1, in_width, width))
-        res = Piece(
-            row="res",
-            layers=tuple(layers),
-            norms=2 * (in_width + width),
-            x=rows * in_width,
-            h=rows * width,
-            dropout=config.dropout > 0,
-        )
+        res = self._res("res", "res.", pixels, in_width, width)
         if not depth:
             return Part(name, (res,), block=True)
-        attention = (
-            self._transformer(pixels, width, depth) if config.context_width else [self._pixel_attention(pixels, width)]
+        if not self.config.context_width:
+            attention = self._self_attention("pixel", "attention.attend", pixels, width, bias=True)
+            return Part(name, (res, attention), block=True)
+        return Part(name, (res, *self._transformer(pixels, width, depth)), block=True)
+
+    def _res(self, row: str, prefix: str, pixels: int, in_width: int, width: int, x: int = 0) -> Piece:
+        """A residual block whose convolutions see `pixels` of an image. x: elements of its input; 0 = at those."""
+        config, rows = self.config, self.batch * pixels
+        embedded = 2 * width if config.scale_shift_norm else width
+        layers = [
+            self._conv(f"{prefix}conv1", rows, 9, in_width, width),
+            self._linear(f"{prefix}embed", self.batch, 4 * config.channels, embedded),
+            self._conv(f"{prefix}conv2", rows, 9, width, width),
+        ]
+        if in_width != width:
+            layers.append(self._conv(f"{prefix}skip", rows, 1, in_width, width))
+        return Piece(
+            row=row,
+            layers=tuple(layers),
+            norms=2 * (in_width + width),
+            x=x or rows * in_width,
+            h=rows * width,
+            dropout=config.dropout > 0,
+            scale_shift=config.scale_shift_norm,
         )
-        return Part(name, (res, *attention), block=True)
+
+    def _resample(self, way: Literal["down", "up"], pixels: int, width: int) -> Piece:
+        """What halves or doubles the resolution. pixels: of its output."""
+        rows = self.batch * pixels
+        x = 4 * rows * width if way == "down" else rows * width // 4
+        if self.config.resblock_updown:
+            return self._res(f"res_{way}", "", pixels, width, width, x)
+        return Piece(row=way, layers=(self._conv("conv", rows, 9, width, width),), x=x, h=rows * width)
 
     def _transformer(self, pixels: int, width: int, depth: int) -> Iterable[Piece]:
         config, rows, size = self.config, self.batch * pixels, self.batch * pixels * width
@@ -285,9 +296,6 @@ class _Walk:
             )
             yield Piece(row="feed", layers=feed, norms=2 * width, x=size, h=size, rows=rows)
         yield Piece(row="project_out", layers=(projections[1],), x=size, h=size)
-
-    def _pixel_attention(self, pixels: int, width: int) -> Piece:
-        return self._self_attention("pixel", "attention.attend", pixels, width, bias=True)
 
     def _self_attention(self, row: str, name: str, pixels: int, width: int, bias: bool) -> Piece:
         rows = self.batch * pixels

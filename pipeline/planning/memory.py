@@ -68,12 +68,17 @@ KEPT: dict[str, Tensors] = {
     "down": Tensors(x=1),
     # The upsampled image.
     "up": Tensors(h=1),
+    # The norm's input and output, what is pooled of it; then as "res".
+    "res_down": Tensors(x=2, h=3),
+    "res_up": Tensors(x=1, h=3),
     # The norm's input and the convolution's.
     "out": Tensors(x=2),
 }
 """Tensors that each piece keeps for the backward pass; a tensor that two pieces keep is counted at the first."""
 DROPOUT = Tensors(h=1)
 """Kept in addition by a residual block with dropout: the mask (a byte per element on a GPU)."""
+SCALE_SHIFT = Tensors(h=2)
+"""Kept in addition where the timestep scales and shifts the norm: the norm's output, and the input of its SiLU."""
 
 WORKING: dict[str, Tensors] = {
     "embed": Tensors(h=2),
@@ -87,6 +92,8 @@ WORKING: dict[str, Tensors] = {
     "pixel": Tensors(h=7),
     "down": Tensors(x=1, h=1),
     "up": Tensors(h=2),
+    "res_down": Tensors(x=2, h=2),
+    "res_up": Tensors(x=2, h=2),
     "out": Tensors(x=1),
 }
 """Gradients and temporary tensors alive at once during a piece's backward pass, minus the kept tensors that it has
@@ -168,8 +175,10 @@ def _kept_whole(part: Part, precision: Precision) -> int:
 
 def _kept_by_piece(piece: Piece, precision: Precision) -> int:
     """Bytes that a piece keeps."""
-    dropped = DROPOUT.bytes(piece, BYTES[precision]) if piece.dropout else 0
-    return KEPT[piece.row].bytes(piece, BYTES[precision]) + dropped
+    element = BYTES[precision]
+    dropped = DROPOUT.bytes(piece, element) if piece.dropout else 0
+    scaled = SCALE_SHIFT.bytes(piece, element) if piece.scale_shift else 0
+    return KEPT[piece.row].bytes(piece, element) + dropped + scaled
 
 
 def _input_bytes(part: Part, precision: Precision) -> int:

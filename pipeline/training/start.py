@@ -1,7 +1,8 @@
 """Initial weights of a run (`init=`): those of another run, of a diffusers folder or of a CompVis checkpoint.
 
-Only the UNet's weights are loaded, and the average starts from them. The autoencoder's and the text tower's never are:
-latents and text states come from the cache, whose contract names the encoders that made them.
+The UNet's weights are loaded, and what the task has learned beside it where it is the same task and fits; the average
+starts from them. The autoencoder's and the text tower's never are: latents and text states come from the cache, whose
+contract names the encoders that made them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config.tasks.found import facts_of, found
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.diffusion.process import PROCESSES
 from pipeline.distributed.world import World
 from pipeline.errors import WeightsError
 from pipeline.interchange import pretrained
+from pipeline.interchange.learned import Learned, misfit, refuse_inputs, renamed_classes
 from pipeline.interchange.noise_levels import levels_of
 from pipeline.interchange.pretrained import Pretrained
 from pipeline.log import log
@@ -47,17 +50,43 @@ def begin(config: TrainConfig, denoiser: Denoiser, contract: Contract) -> dict[s
     require_finite(f"init={config.init}", weights.state)
     facts = {"from": redact(config.init), "kind": kind, **facts, "sha256": weights_hash(weights.state.items())}
     log.info(f"train: begins with the weights of {config.init} ({', '.join(_in_words(facts))})")
-    channels = weights.state["conv_in.weight"].shape[1]
+    channels, task = weights.state["conv_in.weight"].shape[1], denoiser.task
+    extra = channels - (unet.config.in_channels - task.extra_channels)
+    where = f"init={config.init}"
+    if doubt := refuse_inputs(where, weights.learned, extra, config.task, task.extra_channels, contract.conditions):
+        log.warning(f"{doubt}, so nothing proves that they are this run's")
     if channels < unet.config.in_channels:
         facts["new_input_channels"] = unet.config.in_channels - channels
+        words = found(facts_of(config.task).export).inputs(contract.conditions) if task.extra_channels else ""
+        facts |= {"new_inputs": words} if words else {}
         log.info(
             f"train: {facts['new_input_channels']} input channels after the first {channels} are new, and start at zero"
+            + (f": {words}" if words else "")
         )
+    facts |= _take_task(config, denoiser, contract, weights.learned)
     try:
         unet.load_state_dict(pretrained.widened(weights.state, unet.config))
     except RuntimeError as error:
         raise WeightsError(f"init={config.init}: its weights are not those of its configuration ({error})") from None
     return facts
+
+
+def _take_task(config: TrainConfig, denoiser: Denoiser, contract: Contract, learned: Learned) -> dict[str, Any]:
+    """Load what the task has learned where it fits. Returns what run.json records of it, {} for a task without weights
+    of its own."""
+    expected = denoiser.task.state_dict()
+    if not expected:
+        return {}
+    if why := misfit(learned, config.task, expected):
+        log.info(f"train: what task={config.task.name} learns beside the UNet begins anew: of {config.init}, {why}")
+        return {"task": {"taken": False, "why": why}}
+    require_finite(f"init={config.init}", learned.state)
+    denoiser.task.load_state_dict(dict(learned.state))
+    digest = weights_hash(learned.state.items())
+    log.info(f"train: takes {len(expected)} tensors of task={config.task.name} too (SHA-256 {digest[:12]})")
+    for name in renamed_classes(learned, contract.conditions):
+        log.warning(f"the {name} of {config.init} have other names than those of {config.data.train}")
+    return {"task": {"taken": True, "sha256": digest}}
 
 
 def share(denoiser: Denoiser, world: World) -> None:
@@ -95,7 +124,7 @@ def _read_weights(
             f"init={where}: no run is there ({RUN}); a diffusers folder or a CompVis file must be on a local disk"
         )
     if path.is_file():
-        return "compvis", pretrained.load_compvis(path, model, which), {"weights": which}
+        return "compvis", pretrained.load_compvis(path, model, which, config.task), {"weights": which}
     if (path / RUN).is_file():
         return _read_run(config, model, contract)
     if (path / "unet" / "config.json").is_file() or (path / "config.json").is_file():
@@ -136,7 +165,10 @@ def _read_run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tu
     process = info.config.diffusion
     scaling = (init_contract.scale, init_contract.shift)
     width = init_contract.text.width if init_contract.text else None
-    weights = Pretrained(unet, process.prediction, *scaling, width, levels_of(process))
+    own = {name.removeprefix("task."): tensor for name, tensor in state.items() if name.startswith("task.")}
+    task = info.config.task
+    learned = Learned(task.name, vars(task), init_contract.conditions, own)
+    weights = Pretrained(unet, process.prediction, *scaling, width, levels_of(process), learned)
     return "run", weights, {"weights": config.init_weights, "n": n}
 
 

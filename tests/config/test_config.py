@@ -136,7 +136,7 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("LATENTMILL_CONF", str(tmp_path / "my, conf"))
     config = load("train", [*TRAIN, "experiment=mine"])
     assert (config.samples, config.model.name) == (77, "small")
-    assert "there are demo, mine, sd1_256" in refusal("train", "experiment=other")
+    assert ", mine, sd1_256" in refusal("train", "experiment=other")
     monkeypatch.setenv("LATENTMILL_CONF", str(tmp_path / "absent"))
     assert "is not a folder" in refusal("train")
 

@@ -53,7 +53,9 @@ def quiet() -> Iterator[None]:
 
 
 def layer_of(folder: Path) -> str:
-    return load_trained(str(folder / "run")).contract.text.layer
+    text = load_trained(str(folder / "run")).contract.text
+    assert text is not None
+    return text.layer
 
 
 def picture(pipeline: Any) -> np.ndarray:
@@ -88,6 +90,7 @@ def test_the_file_holds_every_part_under_compvis_names(folder: Path) -> None:
     assert vae.keys() == expected.keys()
     assert all(torch.equal(vae[name], tensor) for name, tensor in expected.items())
     text = {name: tensor for name, tensor in state.items() if name.startswith("cond_stage_model.")}
+    assert tower is not None
     if layer_of(folder) == "last":
         top = "cond_stage_model.transformer.text_model."
         assert torch.equal(text[f"{top}final_layer_norm.weight"], tower.model.ln_final.weight)

@@ -13,7 +13,7 @@ import torch
 
 from made.run import make_cache, make_run
 from pipeline import cli, export, sample
-from pipeline.config import ExportConfig, SampleConfig, SamplerConfig
+from pipeline.config import ExportConfig, SampleConfig, SamplerConfig, UnconditionalTask
 from pipeline.diffusion.sampling import initial_noise
 from pipeline.errors import ConfigError, DestinationExists
 from pipeline.inference.trained import Trained, load_encoders, load_trained
@@ -88,6 +88,7 @@ def test_exported_pipeline_encodes_captions_as_the_cache_did(config: ExportConfi
     export.main(config)
     pipeline = StableDiffusionPipeline.from_pretrained(config.dest, safety_checker=None)
     tower = load_encoders(load_trained(config.run).contract)[1]
+    assert tower is not None
     caption = "a small cyan triangle above a large yellow cross"
     states, empty = pipeline.encode_prompt(caption, "cpu", 1, True, negative_prompt="")
     torch.testing.assert_close(states, tower.encode(tower.tokenize([caption])), rtol=1e-4, atol=1e-4)
@@ -153,11 +154,13 @@ def test_pictures_of_the_exported_pipeline_are_our_samplers(
 
 def test_penultimate_layer_is_exported_as_a_shorter_tower(folder: Path, tmp_path: Path) -> None:
     contract = load_trained(str(folder / "run")).contract
+    assert contract.text is not None
     facts = replace(contract.text, layer="penultimate", length=20)
     contract = replace(
         contract, text=facts, encoders={**contract.encoders, "text_layer": "penultimate", "text_length": 20}
     )
     tower = load_encoders(contract)[1]
+    assert tower is not None
     assert clip.is_clip(tower)
     clip.save_text_model(tower, tmp_path / "text")
     clip.save_tokenizer(tower, tmp_path / "tokens")
@@ -221,8 +224,9 @@ def test_unconditional_run_exports_without_text(folder: Path, tmp_path: Path) ->
     from diffusers import UNet2DModel
 
     (tmp_path / "cache").symlink_to(folder / "cache")
-    run = make_run(tmp_path, task="unconditional").run
+    run = make_run(tmp_path, task=UnconditionalTask()).run
     dest = tmp_path / "sd"
     assert export.main(ExportConfig(run=run, dest=str(dest))) == 0
-    assert not (dest / "model_index.json").exists() and "no text encoder" in (dest / "README.md").read_text()
+    assert json.loads((dest / "model_index.json").read_text())["_class_name"] == "LDMPipeline"
+    assert not (dest / "text_encoder").exists() and "no text encoder" in (dest / "README.md").read_text()
     UNet2DModel.from_pretrained(dest, subfolder="unet")

@@ -107,6 +107,7 @@ def test_rectified_flow_is_exported_without_a_pipeline_and_says_so(
     assert "load all of it" not in readme
 
     tower = load_encoders(load_trained(config.run).contract)[1]
+    assert tower is not None
     states, empty = tower.encode(tower.tokenize([CAPTION])), tower.encode(tower.tokenize([""]))
     noise = initial_noise(7, torch.arange(1), (4, 8, 8))
     scope: dict[str, Any] = {"folder": config.dest, "noise": noise, "text": states, "empty": empty}

@@ -34,9 +34,12 @@ SDXL_LIKE = replace(
     vector_width=10 + 6 * 256,
     vector_time_ids=6,
 )
+CHURCHES_LIKE = replace(UNCONDITIONAL, name="churches-like", resblock_updown=True, scale_shift_norm=True)
+RESAMPLED = replace(UNCONDITIONAL, resblock_updown=True, attention=(1, 4))
+SCALED = replace(SD1_LIKE, scale_shift_norm=True)
 TINY = ModelConfig(channels=64, multipliers=(1, 2), blocks=1, attention=(1, 2), heads=4, norm_groups=8)
-ALL = [SD1_LIKE, SD2_LIKE, SDXL_LIKE, TINY, LAYOUT_LIKE, UNCONDITIONAL, SEMANTIC_LIKE]
-IDS = ["sd1", "sd2", "sdxl", "tiny", "layout", "unconditional", "semantic"]
+ALL = [SD1_LIKE, SD2_LIKE, SDXL_LIKE, TINY, LAYOUT_LIKE, UNCONDITIONAL, SEMANTIC_LIKE, CHURCHES_LIKE, RESAMPLED, SCALED]
+IDS = ["sd1", "sd2", "sdxl", "tiny", "layout", "unconditional", "semantic", "churches", "resampled", "scaled"]
 TIME_IDS = torch.tensor([[512, 768, 0, 16, 512, 512], [1024, 1024, 8, 0, 640, 512]])  # SDXL's sizes and crop
 SD1 = replace(SD1_LIKE, channels=320, multipliers=(1, 2, 4, 4), heads=8, context_width=768, norm_groups=32)
 
@@ -268,3 +271,21 @@ def test_weights_of_another_shape_are_named():
 def test_models_without_a_diffusers_class_are_refused(config):
     with pytest.raises(ConfigError, match="UNet2DModel"):
         convert.diffusers_config(config)
+
+
+def test_residual_blocks_that_resample_beside_cross_attention_are_refused():
+    with pytest.raises(ConfigError, match=r"UNet2DConditionModel resamples .* model\.resblock_updown=false"):
+        convert.diffusers_config(replace(SD1_LIKE, resblock_updown=True))
+
+
+def test_resampling_blocks_have_compvis_names_and_go_there_and_back():
+    config = replace(SD1_LIKE, resblock_updown=True, scale_shift_norm=True)
+    ours = random_state(config)
+    theirs = convert.to_compvis(ours, config)
+    prefix = "model.diffusion_model."
+    assert torch.equal(theirs[f"{prefix}input_blocks.3.0.in_layers.2.weight"], ours["encoder.0.resample.conv1.weight"])
+    assert torch.equal(theirs[f"{prefix}output_blocks.2.1.out_layers.3.bias"], ours["decoder.0.resample.conv2.bias"])
+    assert torch.equal(theirs[f"{prefix}output_blocks.5.2.emb_layers.1.bias"], ours["decoder.1.resample.embed.bias"])
+    assert theirs[f"{prefix}input_blocks.1.0.emb_layers.1.weight"].shape == (64, 128)  # scale, then shift
+    back = convert.from_compvis(theirs, config)
+    assert back.keys() == ours.keys() and all(torch.equal(back[key], ours[key]) for key in ours)

@@ -9,17 +9,25 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config import ModelConfig
+from made.facts import Facts
+from pipeline.config import ModelConfig, TextTask
 from pipeline.config.loading.folders import conf_dir
 from pipeline.config.loading.merge import from_dict
+from pipeline.data.format.contract import TextFacts
 from pipeline.errors import ConfigError
 from pipeline.interchange import unet as convert
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
-from pipeline.models.unet.layers import PixelAttention, Transformer
+from pipeline.models.tasks.choose import make_task
+from pipeline.models.unet.layers import PixelAttention, ResBlock, Transformer
 from pipeline.models.unet.model import UNet
 
-CONCATENATED = {"ldm4_semantic": 3, "ldm4_inpainting": 4, "ldm4_superres": 3}  # input channels that the task adds
-NOT_IN_DIFFUSERS = ("ldm4_inpainting", "ldm8_churches")  # without context it knows one head width for all levels
+CONCATENATED = {
+    "ldm4_semantic": 3,
+    "ldm4_inpainting": 4,
+    "ldm4_inpainting_big": 4,
+    "ldm4_superres": 3,
+}  # input channels that the task adds
+NOT_IN_DIFFUSERS = ("ldm4_inpainting_big", "ldm8_churches")  # without context it knows one head width for all levels
 NAMES = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
 
 
@@ -48,6 +56,39 @@ def count(module: torch.nn.Module) -> int:
 @pytest.mark.parametrize(("name", "parameters"), [("sd1", 859_520_964), ("sd2", 865_910_724), ("sdxl", 2_567_463_684)])
 def test_published_models_have_their_number_of_parameters(name: str, parameters: int) -> None:
     assert count(meta(preset(name))) == count(diffusers_meta(preset(name))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "papers_millions"),
+    [
+        ("ldm4_class", 400_920_579, 400),
+        ("ldm8_class", 394_984_196, 395),
+        ("ldm4_semantic", 215_230_467 - 128 * 9, 215),  # an input channel less than inpainting
+        ("ldm4_inpainting", 215_230_467, 215),
+        ("ldm4_inpainting_big", 387_245_827, 387),
+        ("ldm4_unconditional", 274_056_163, 274),
+        ("ldm8_churches", 294_966_916, 295),
+        ("ldm4_layout", 246_277_379, None),  # the paper counts its encoder of boxes too
+        ("ldm8_layout", 312_241_540, None),
+        ("ldm4_superres", 113_618_243 + 160 * 9 * 3, None),  # the paper counts its autoencoder too
+    ],
+)
+def test_the_papers_models_have_the_number_of_parameters_that_it_says(
+    name: str, parameters: int, papers_millions: int | None
+) -> None:
+    assert count(meta(preset(name))) == parameters
+    assert papers_millions is None or abs(parameters / 1e6 - papers_millions) < 1
+
+
+def test_the_papers_text_model_has_1_45_billion_parameters_with_its_transformer() -> None:
+    """And with the head of logits over its vocabulary that CompVis' transformer has and nothing reads."""
+    vocabulary, width = 30_522, 1280
+    text = TextFacts(layer="last", length=77, width=width, pad=0, eot=102, start=101, vocabulary=vocabulary)
+    config = TextTask(encoder="transformer")
+    with torch.device("meta"):
+        task = make_task(config, preset("ldm_text"), Facts(text=text))
+    logits = vocabulary * width + vocabulary
+    assert round((count(meta(preset("ldm_text"))) + count(task) + logits) / 1e7) == 145
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_IN_DIFFUSERS])
@@ -99,7 +140,9 @@ def test_sdxl_is_built_as_its_published_configuration_says() -> None:
         ("ldm8_class", [True, True, True], {1}),
         ("ldm4_layout", [False, True, True, True], {3}),
         ("ldm4_semantic", [False, False, False], set()),
-        ("ldm4_inpainting", [False, True, True, True], set()),
+        ("ldm8_layout", [True, True, True], {2}),
+        ("ldm4_inpainting", [False, False, False], set()),
+        ("ldm4_inpainting_big", [False, True, True, True], set()),
         ("ldm4_superres", [False, False, False, True], set()),
         ("ldm4_unconditional", [False, True, True, True], set()),
         ("ldm8_churches", [True, True, True, True, False], set()),
@@ -124,3 +167,12 @@ def test_depths_by_level_count_from_the_finest_and_the_middle_has_the_last() -> 
     assert len(unet.decoder[0].blocks[0].attention.blocks) == 3  # type: ignore[union-attr, arg-type]
     with pytest.raises(ConfigError, match="one number for each of the 2"):
         meta(replace(preset("tiny"), transformer_depth=(1, 3, 3)))
+
+
+@pytest.mark.parametrize(("name", "scaled"), [("ldm8_churches", True), ("ldm4_inpainting_big", False)])
+def test_released_models_that_resample_in_residual_blocks_are_built_so(name: str, scaled: bool) -> None:
+    unet = meta(preset(name))
+    resampling = [level.resample for level in (*unet.encoder, *unet.decoder) if level.resample is not None]
+    assert len(resampling) == 2 * (len(unet.encoder) - 1)
+    assert all(isinstance(one, ResBlock) and one.scale_shift == scaled for one in resampling)
+    assert unet.middle[0].res.scale_shift == scaled

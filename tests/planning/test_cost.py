@@ -50,6 +50,7 @@ SHAPES = [
     (XL, 1, 64, 96, 77),
     (CELEBA, 3, 64, 64, 0),
     (PLAIN, 1, 8, 16, 0),
+    (replace(CELEBA, name="updown", channels=32, resblock_updown=True, scale_shift_norm=True), 2, 16, 24, 0),
     (replace(TINY, vector_width=10, attention=(2,), transformer_depth=3), 5, 12, 4, 3),
 ]
 CASES = pytest.mark.parametrize(

@@ -32,6 +32,8 @@ PIXELS = replace(SD, name="pixels", context_width=0)
 DEEP = replace(SD, name="deep", attention=(4, 8), transformer_depth=3, vector_width=24)
 PLAIN = replace(SD, name="plain", attention=(), multipliers=(1, 2))
 WIDE = replace(SD, name="wide", multipliers=(1, 1), attention=(1,))
+UPDOWN = replace(PIXELS, name="updown", resblock_updown=True)
+SCALED = replace(UPDOWN, name="scaled", scale_shift_norm=True)
 SHAPES = [
     (TINY, 16, 8, 8),
     (SD, 4, 16, 32),
@@ -39,6 +41,8 @@ SHAPES = [
     (DEEP, 2, 32, 32),
     (PLAIN, 4, 16, 16),
     (WIDE, 8, 16, 16),
+    (UPDOWN, 4, 16, 16),
+    (SCALED, 4, 16, 16),
 ]
 CASES = pytest.mark.parametrize(("config", "batch", "height", "width"), SHAPES, ids=lambda v: getattr(v, "name", v))
 TOKENS = 20
@@ -112,9 +116,10 @@ def modelled_rows(cost: Cost, precision: memory.Precision) -> dict[str, int]:
     rows: dict[str, int] = defaultdict(int)
     for part in cost.parts:
         for piece in part.pieces:
-            row = "outside" if piece.row in ("embed", "out") else piece.row
+            row = "outside" if piece.row in ("embed", "out") else piece.row.removeprefix("res_")
             rows[row] += memory.KEPT[piece.row].bytes(piece, memory.BYTES[precision])
             rows[row] += memory.DROPOUT.bytes(piece, memory.BYTES[precision]) if piece.dropout else 0
+            rows[row] += memory.SCALE_SHIFT.bytes(piece, memory.BYTES[precision]) if piece.scale_shift else 0
     # Tensors that no layer of the part keeps which the table counts them at, but the first that is given them.
     element = memory.BYTES[precision]
     latent, embedding = (next(p.pieces[0] for p in cost.parts if p.name == name) for name in ("conv_in", "embed"))

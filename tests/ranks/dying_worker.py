@@ -18,7 +18,7 @@ from preprocess.source.shard import Sample
 prepare = worker.prepare
 
 
-def dying(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list[int], int]]) -> Prepared:
+def dying(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list[int], int]] | None) -> Prepared:
     """What takes the place of `prepare`."""
     what, *words = sample.key.split()
     if what == "once" and not Path(words[1]).exists():

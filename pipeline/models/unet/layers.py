@@ -8,7 +8,7 @@ self-attention, k and v of cross-attention). interchange/unet.py splits and join
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,24 +46,47 @@ class Embedding(nn.Module):
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with the timestep embedding added between them, and a residual path.
 
-    x (B, in_width, H, W), embedding (B, embedding_width) after SiLU -> (B, width, H, W).
+    x (B, in_width, H, W), embedding (B, embedding_width) after SiLU -> (B, width, H, W). scale_shift: the embedding
+    scales and shifts the second norm instead. resample: both paths halve the image (means of 2x2 pixels) or double it
+    (nearest neighbours) before the first convolution (Dhariwal & Nichol 2021).
     """
 
-    def __init__(self, in_width: int, width: int, embedding_width: int, groups: int, dropout: float) -> None:
+    def __init__(
+        self,
+        in_width: int,
+        width: int,
+        embedding_width: int,
+        groups: int,
+        dropout: float,
+        scale_shift: bool = False,
+        resample: Literal["", "down", "up"] = "",
+    ) -> None:
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm1 = nn.GroupNorm(groups, in_width)
         self.conv1 = Conv3x3(in_width, width)
-        self.embed = nn.Linear(embedding_width, width)
+        self.embed = nn.Linear(embedding_width, 2 * width if scale_shift else width)  # rows: scale, then shift
         self.norm2 = nn.GroupNorm(groups, width)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv3x3(width, width)
         self.skip = nn.Conv2d(in_width, width, 1) if in_width != width else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(norm_silu(self.norm1, x))
-        h = h + self.embed(embedding)[:, :, None, None]
-        h = self.conv2(self.dropout(norm_silu(self.norm2, h)))
+        h = norm_silu(self.norm1, x)
+        if self.resample:
+            h, x = self._resampled(h), self._resampled(x)
+        h = self.conv1(h)
+        embedded = self.embed(embedding)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = embedded.chunk(2, dim=1)
+            h = F.silu(norm_alone(self.norm2, h) * (1 + scale) + shift)
+        else:
+            h = norm_silu(self.norm2, h + embedded)
+        h = self.conv2(self.dropout(h))
         return self.skip(x) + h
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2) if self.resample == "down" else F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class SelfAttention(nn.Module):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class UNet(nn.Module):
                 width = level_width
                 skips.append(width)
             last = level == len(widths) - 1
-            encoder.append(Level(blocks, None if last else Downsample(width)))
+            encoder.append(Level(blocks, None if last else _resample(config, width, "down")))
             if not last:
                 skips.append(width)
 
@@ -89,7 +89,7 @@ class UNet(nn.Module):
                 name = f"decoder.{len(decoder)}.blocks.{i}"
                 blocks.append(Block(name, config, width + skips.pop(), level_width, depth))
                 width = level_width
-            decoder.append(Level(blocks, None if level == 0 else Upsample(width)))
+            decoder.append(Level(blocks, None if level == 0 else _resample(config, width, "up")))
 
         self.encoder = cast("Sequence[Level]", nn.ModuleList(encoder))
         self.middle = cast("Sequence[Block]", nn.ModuleList(middle))
@@ -141,7 +141,7 @@ class UNet(nn.Module):
                 h = run(block, h)
                 skips.append(h)
             if level.resample is not None:
-                h = level.resample(h)
+                h = level.resampled(h, embedding)
                 skips.append(h)
         for block in self.middle:
             h = run(block, h)
@@ -149,7 +149,7 @@ class UNet(nn.Module):
             for block in level.blocks:
                 h = run(block, torch.cat([h, skips.pop()], dim=1))
             if level.resample is not None:
-                h = level.resample(h)
+                h = level.resampled(h, embedding)
         return self.conv_out(norm_silu(self.norm_out, h))
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -235,7 +235,9 @@ class Block(nn.Module):
     def __init__(self, name: str, config: ModelConfig, in_width: int, width: int, depth: int) -> None:
         super().__init__()
         self.name = name
-        self.res = ResBlock(in_width, width, 4 * config.channels, config.norm_groups, config.dropout)
+        self.res = ResBlock(
+            in_width, width, 4 * config.channels, config.norm_groups, config.dropout, config.scale_shift_norm
+        )
         self.attention: Transformer | PixelAttention | None = None
         if depth and config.context_width:
             heads = heads_of(config, width)
@@ -258,10 +260,22 @@ class Block(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, and the resampling to the next one."""
 
-    def __init__(self, blocks: list[Block], resample: Downsample | Upsample | None) -> None:
+    def __init__(self, blocks: list[Block], resample: Downsample | Upsample | ResBlock | None) -> None:
         super().__init__()
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))
         self.resample = resample
+
+    def resampled(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x at the next resolution."""
+        assert self.resample is not None, "the last level has no next"
+        return self.resample(x, embedding) if isinstance(self.resample, ResBlock) else self.resample(x)
+
+
+def _resample(config: ModelConfig, width: int, way: Literal["down", "up"]) -> Downsample | Upsample | ResBlock:
+    if not config.resblock_updown:
+        return Downsample(width) if way == "down" else Upsample(width)
+    facts = (config.norm_groups, config.dropout, config.scale_shift_norm)
+    return ResBlock(width, width, 4 * config.channels, *facts, resample=way)
 
 
 SIZES = 32

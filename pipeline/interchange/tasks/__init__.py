@@ -1,0 +1,1 @@
+"""What other software can hold of each task: a file per task, with EXPORT, which the table of tasks names."""
