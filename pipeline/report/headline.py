@@ -58,6 +58,7 @@ def _figure_card(name: str, figure: Figure, metrics: Mapping[str, Any], target: 
     for ending in BOUNDS:
         if is_number(bound := metrics.get(f"{name}_{ending}")):
             notes.append(f"{IN_WORDS[ending]} {bound:.{figure.digits}f}")
+    notes += [figure.unit] if figure.kind != "share" else []
     reached = None
     if target is not None:
         sign, met = ("≤", value <= target) if figure.better == "lower" else ("≥", value >= target)

@@ -255,7 +255,11 @@ def test_caches_of_other_encoders_or_texts_or_dtypes_are_refused(tmp_path: Path,
     contract = small_cache.contract()
     assert contract.text is not None
     tokens = dataclasses.replace(contract.text, storage="tokens")
-    stored = (contract.members[0], Member(name="tokens", shape=(contract.text.length,), dtype="int32"))
+    stored = (
+        contract.members[0],
+        Member(name="tokens", shape=(contract.text.length,), dtype="int32"),
+        *contract.members[2:],
+    )
     wide = (dataclasses.replace(contract.members[0], dtype="float32"), *contract.members[1:])
     cases: list[tuple[dict[str, object], str]] = [
         ({"vae_sha256": "f" * 64}, "data.mix=.* was made differently: vae_sha256: ffffffffffff, not aaaaaaaaaaaa"),
