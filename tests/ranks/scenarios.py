@@ -30,16 +30,20 @@ from pipeline.config import (
     GuardConfig,
     ModelConfig,
     OptimConfig,
+    TextTask,
     TrackingConfig,
     TrainConfig,
     UnconditionalTask,
 )
+from pipeline.data.format.contract import TextFacts
 from pipeline.data.reading.batch import Batch
 from pipeline.distributed import world as distributed
 from pipeline.distributed.exits import leave
 from pipeline.distributed.world import World
 from pipeline.errors import Interrupted, ShardCorrupt
+from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.latents import Latents
+from pipeline.models.tasks.choose import make_task
 from pipeline.models.tasks.unconditional import Unconditional
 from pipeline.runs.checkpoint import read_commit
 from pipeline.runs.directory import checkpoint_folder, committed
@@ -58,6 +62,7 @@ SHAPE = (4, 4, 4)
 BATCH = 16
 RECORDS = 100
 OPTIM = OptimConfig(lr=2e-3, warmup=64, batch=BATCH, clip=0.5, weight_decay=0.1)
+TEXT = TextFacts(layer="last", length=5, width=8, pad=7, eot=10, start=9, vocabulary=11)
 
 
 class TinyDenoiser(nn.Module):
@@ -85,6 +90,15 @@ class TinyDenoiser(nn.Module):
             + (t / 1000).to(dtype).view(-1, 1, 1, 1)
         )
         return self.leave(nn.functional.silu(h))
+
+
+def text_transformer() -> Denoiser:
+    """The smallest UNet, and the transformer over token ids that is trained with it."""
+    task = TextTask(encoder="transformer", depth=2, heads=2, head_width=4)
+    model = ModelConfig(channels=8, multipliers=(1,), blocks=1, attention=(1,), heads=2, norm_groups=4, context_width=8)
+    denoiser = Denoiser(model, make_task(task, model, Facts(latent_shape=SHAPE, text=TEXT)))
+    denoiser.reset_parameters(0)
+    return denoiser
 
 
 class ArithmeticStream:
@@ -128,8 +142,9 @@ class ArithmeticStream:
         moments[numbers == self.bad] = torch.nan
         moments[torch.isin(numbers, torch.tensor(self.wild, dtype=torch.int64))] *= 40
         text = philox.normal(7, 1, numbers % RECORDS, (3, 8)).half()
+        tokens = (philox.words(7, 2, numbers % RECORDS, TEXT.length) % TEXT.vocabulary).int()
         keys = [f"{number % RECORDS:06d}" for number in numbers.tolist()]
-        tensors = {"moments": moments, "text": text}
+        tensors = {"moments": moments, "text": text, "tokens": tokens}
         batch = Batch(self.n, numbers, tensors, numbers * 0, numbers % RECORDS, lambda: [(key, "") for key in keys])
         self.n += self.batch
         return batch
@@ -151,9 +166,14 @@ def config_of(**changes: Any) -> TrainConfig:
 
 
 def build(
-    config: TrainConfig, world: World, run: Storage, evaluate: Evaluate | None = None, **trouble: Any
+    config: TrainConfig,
+    world: World,
+    run: Storage,
+    evaluate: Evaluate | None = None,
+    make: Callable[[], nn.Module] = TinyDenoiser,
+    **trouble: Any,
 ) -> tuple[Engine, Trainer]:
-    engine = make_engine(TinyDenoiser(), config, world)
+    engine = make_engine(make(), config, world)
     task = Unconditional(UnconditionalTask(), ModelConfig(), Facts(), None)
     stream_from = partial(ArithmeticStream, world, config.optim.batch, **trouble)
     trainer = make_trainer(
@@ -194,15 +214,26 @@ def engines_2_3(world: World, folder: Path) -> None:
     engines(world, folder, (2, 3))
 
 
-def engines(world: World, folder: Path, stages: Sequence[int] = range(4)) -> None:
-    """Every stage, and the oracle in a world of one, trains 50 steps. Losses, norms, weights and shares are stored.
+def transformer(world: World, folder: Path) -> None:
+    """The same as `engines` with a transformer over token ids: every stage on two ranks, the oracle on one."""
+    engines(world, folder, range(4) if world.size > 1 else (), text_transformer, 8)
+
+
+def engines(
+    world: World,
+    folder: Path,
+    stages: Sequence[int] = range(4),
+    make: Callable[[], nn.Module] = TinyDenoiser,
+    steps: int = 50,
+) -> None:
+    """Every stage, and the oracle in a world of one, trains. Losses, norms, weights and shares are stored.
 
     Trains with AdamW, and with Muon in folders named -muon.
     """
     kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in stages]
     if world.size == 1:
         kinds.insert(0, ("torch", {"engine": "torch"}))
-    elif world.size == 2:
+    elif world.size == 2 and make is TinyDenoiser:
         kinds += [(f"offload{stage}", {"stage": stage, "offload": True}) for stage in (1, 2, 3)]
     optimizers: tuple[Literal["adamw", "muon"], ...] = ("adamw", "muon")
     for kind, settings, optimizer in [
@@ -210,12 +241,12 @@ def engines(world: World, folder: Path, stages: Sequence[int] = range(4)) -> Non
     ]:
         name = kind if optimizer == "adamw" else f"{kind}-{optimizer}"
         config = config_of(
-            samples=50 * BATCH,
+            samples=steps * BATCH,
             deepspeed=DeepSpeedConfig(**settings),
             optim=replace(OPTIM, name=optimizer, micro_batch=0 if kind == "torch" else 4),
             checkpoint=CheckpointConfig(every=0),
         )
-        engine, trainer = build(config, world, open_storage(str(folder / name)))
+        engine, trainer = build(config, world, open_storage(str(folder / name)), make=make)
         trainer.run()
         trainer.recorder.tracker.close()
         shares = {

@@ -17,6 +17,7 @@ from pipeline.runs.checkpoint import Reader, load_weights, read_commit
 from pipeline.runs.directory import committed
 from pipeline.runs.ledger import read_ledger, totals
 from pipeline.storage.urls import open_storage
+from ranks import scenarios
 
 BATCH = 16
 ZERO = [f"zero{stage}" for stage in range(4)]
@@ -37,8 +38,8 @@ def folder(tmp_path_factory):
         for compiler in ("CC", "CXX"):
             patch.setenv(compiler, "false")
         for ranks, scenarios in (
-            (2, "engines bf16 faults damaged straight signals guarded averages validated moves"),
-            (1, "engines straight guarded averages moves"),
+            (2, "engines transformer bf16 faults damaged straight signals guarded averages validated moves"),
+            (1, "engines transformer straight guarded averages moves"),
             (4, "engines_2_3"),
             (2, "moves"),
         ):
@@ -93,6 +94,23 @@ def test_every_zero_stage_trains_like_plain_pytorch_for_50_steps(engines_folder,
         for d in (engines_folder / f"engines{world}" / name, engines_folder / "engines1" / expected_name)
     )
     assert all(torch.allclose(whole[key], expected[key], rtol=0, atol=2e-5) for key in expected)
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("name", ZERO)
+def test_a_text_transformer_trains_with_its_unet_in_every_zero_stage_like_plain_pytorch(folder, name, optimizer):
+    expected_run, run = folder / "transformer1" / f"torch{optimizer}", folder / "transformer2" / f"{name}{optimizer}"
+    oracle, mine = rows(expected_run), rows(run)
+    assert len(oracle) == 8
+    assert furthest(mine, oracle) < 1e-6
+    assert furthest(mine, oracle, "grad_norm") < 2e-6
+    whole, expected = (torch.load(one / "weights.pt") for one in (run, expected_run))
+    assert whole.keys() == expected.keys()
+    assert all(torch.allclose(whole[key], expected[key], rtol=0, atol=2e-5) for key in expected)
+    begun = scenarios.text_transformer().state_dict()
+    learned = [key for key in expected if key.startswith("task.tokens.")]
+    assert len(learned) == 26
+    assert all((expected[key] - begun[key]).abs().max() > 1e-3 for key in learned), "a weight was not trained"
 
 
 @OPTIMIZERS
