@@ -18,6 +18,8 @@ MOST_BOXES, MOST_VARIANTS = 4096, 64
 Label = Annotated[str, Text(re.compile("[^\x00-\x1f\x7f-\x9f]+"), "a name in one line", 256)]
 Names = tuple[Label, ...]
 Variants = Annotated[int, Whole(1, MOST_VARIANTS)]
+Kind = Literal["thin", "medium", "thick", "rectangles", "all", "file"]
+"""Kinds of masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +84,9 @@ class MaskFacts:
     the highest bit. cond.masked: float16 (C, h, w), the posterior mean of the crop with the hole filled, unscaled.
     """
 
-    kinds: Annotated[
-        tuple[Literal["thin", "medium", "thick", "rectangles", "file"], ...], Several(1, 5, different=True)
-    ]
-    """Kinds of masks, drawn with equal chances: LaMa's irregular strokes, rectangles, or the .mask.png of each
-    sample."""
+    kinds: Annotated[tuple[Kind, ...], Several(1, 6, different=True)]
+    """Kinds of masks, drawn with equal chances: LaMa's irregular strokes, rectangles, everything hidden, or the
+    .mask.png of each sample."""
     variants: Variants = 1
     """Masks stored of each record."""
     packed: bool = True

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.conditions.draws import Draws
-from pipeline.conditions.facts import MaskFacts
+from pipeline.conditions.facts import Kind, MaskFacts
 from pipeline.conditions.png import read_png
 from pipeline.conditions.strokes import RECIPES, draw_strokes
 from pipeline.errors import RecordRejected
@@ -17,7 +17,6 @@ from pipeline.errors import RecordRejected
 WHITE = 128
 """Luma from which a pixel of a mask file is in the hole."""
 MODES = ("1", "L", "P", "RGB")
-Kind = Literal["thin", "medium", "thick", "rectangles", "file"]
 
 
 def masks(key: str, size: tuple[int, int], facts: MaskFacts, given: np.ndarray | None = None) -> np.ndarray:
@@ -40,9 +39,12 @@ def masks(key: str, size: tuple[int, int], facts: MaskFacts, given: np.ndarray |
 
 
 def draw_mask(kind: Kind, key: str, size: tuple[int, int], variant: int = 0) -> np.ndarray:
-    """One hole, (H, W) uint8 of 0 and 1: of strokes (strokes.py), or one rectangle. size: (width, height) in pixels."""
+    """One hole, (H, W) uint8 of 0 and 1: of strokes (strokes.py), one rectangle, or everything. size: (width, height)
+    in pixels."""
     if kind in RECIPES:
         return draw_strokes(kind, key, size, variant)
+    if kind == "all":
+        return np.ones(size[::-1], dtype=np.uint8)
     assert kind == "rectangles", f"a mask of kind {kind} is not drawn"
     mask = np.zeros(size[::-1], dtype=np.uint8)
     (left, width), (top, height) = _rectangle(key, size, variant)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from pipeline.conditions.facts import Kind
 from pipeline.config.values.bounds import Between
 
 
@@ -72,15 +73,11 @@ class LowresConfig:
 class MaskConfig:
     """How the hole is made, for conditions=[mask]."""
 
-    kinds: tuple[Literal["thin", "medium", "thick", "rectangles", "file"], ...] = (
-        "thin",
-        "medium",
-        "thick",
-        "rectangles",
-    )
+    kinds: tuple[Kind, ...] = ("thin", "medium", "thick", "rectangles")
     """Kinds of holes, drawn with equal chances. thin, medium, thick: irregular strokes and boxes as LaMa is trained
     with (Suvorov et al. 2022), at the crop's size. rectangles: one rectangle, its sides between a quarter and three
-    quarters of the crop's. file: the .mask.png member of the sample (white is the hole)."""
+    quarters of the crop's. all: the whole crop, as Stable Diffusion's inpainting sees in a quarter of its samples
+    ([thin,medium,thick,all]). file: the .mask.png member of the sample (white is the hole)."""
     variants: Annotated[int, Between(1, 64)] = 1
     """Holes stored of each crop, drawn anew each; a training step sees one of them."""
     convention: Literal["own", "stable_diffusion", "ldm"] = "own"

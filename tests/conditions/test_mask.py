@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.conditions.facts import MaskFacts
+from pipeline.conditions.facts import Kind, MaskFacts
 from pipeline.conditions.mask import (
-    Kind,
     draw_mask,
     flip,
     hide,
@@ -150,6 +149,16 @@ def test_kinds_have_equal_chances() -> None:
     assert abs(of_file - 640 / 3) < 5 * 12
     rectangles = sum(int(one.sum() == one.any(axis=0).sum() * one.any(axis=1).sum()) for one in drawn)
     assert abs(rectangles - 640 / 3) < 5 * 12 + 10
+
+
+def test_everything_is_hidden_in_a_quarter_of_the_holes_where_all_is_one_of_four_kinds() -> None:
+    """As in the training of Stable Diffusion's inpainting models."""
+    facts = MaskFacts(kinds=("thin", "medium", "thick", "all"), variants=64)
+    drawn = np.concatenate([masks(f"k{number}", (16, 24), facts) for number in range(10)])
+    assert drawn.shape == (640, 24, 16)
+    assert abs(drawn.all(axis=(1, 2)).sum() - 160) < 5 * 11
+    assert (masks("k", (16, 24), MaskFacts(kinds=("all",))) == 1).all()
+    assert pool(drawn[:1] | 1, 8, "max").tolist() == pool(drawn[:1] | 1, 8, "nearest").tolist() == [[[1] * 2] * 3]
 
 
 def test_a_kind_of_file_needs_a_file() -> None:

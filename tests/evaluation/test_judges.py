@@ -196,6 +196,16 @@ def test_pasting_leaves_what_was_known_exactly_and_the_outside_is_judged_before_
     assert judge.summary(judge.rows(drawn, given()))["psnr_outside"] < 5
 
 
+def test_a_hole_of_everything_has_an_inside_alone_and_is_filled_with_grey() -> None:
+    judge, few = judge_of(InpaintTask()), first(4, given())
+    asked = replace(few, members={"cond.mask": np.full_like(few.members["cond.mask"], 255)})
+    filled = judge.baseline(asked)
+    assert filled is not None and (filled == 128).all()
+    whole = judge.summary(judge.rows(255 - pictures()[:4], asked))
+    assert whole["psnr_inside"] < 5
+    assert not {"psnr_outside", "completed"} & set(whole), "nothing is known, and nothing is partly hidden"
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The perceptual distance
 

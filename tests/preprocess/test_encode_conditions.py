@@ -288,14 +288,25 @@ def test_no_tower_and_no_tokenizer_are_loaded_without_captions(
     ("words", "message"),
     [
         (["conditions=[class]"], "classes.count=0 and classes.names is empty"),
+        (["conditions=[boxes]"], "boxes.count=0 and boxes.names is empty: give one of them"),
         (["conditions=[labels]"], "labels.count=0 and labels.names is empty"),
         (["classes.count=3"], "classes.* is given, but conditions=[] has no class: add it"),
         (["conditions=[mask]", "lowres.factor=2"], "lowres.* is given, but conditions=[mask] has no lowres"),
         (["conditions=[class,class]", "classes.count=3"], "one of them is given twice"),
         (["conditions=[class]", "classes.count=3", "classes.key=json:"], "classes.key=json:: cls, or json:KEY"),
         (["conditions=[mask]", "mask.kinds=[]"], "mask.kinds=[]: one or more is wanted"),
-        (["conditions=[mask]", "mask.kinds=[thin,thin]"], "one of them is given twice"),
-        (["conditions=[mask]", "mask.kinds=[file]", "mask.variants=2"], "a sample has one file"),
+        (
+            ["conditions=[mask]", "mask.kinds=[thin,thin]"],
+            "one of them is given twice, and all have equal chances: giv",
+        ),
+        (
+            ["conditions=[mask]", "mask.kinds=[file]", "mask.variants=2"],
+            "nothing is drawn, so all would be equal; leave",
+        ),
+        (
+            ["conditions=[mask]", "mask.kinds=[all]", "mask.variants=3"],
+            "mask.variants=3 with mask.kinds=[all]: nothing",
+        ),
         (["conditions=[lowres]", "lowres.variants=2"], "all would be equal"),
         (["text_storage=none", "caption_key=json:caption"], "no caption is read, so leave caption_key out"),
         (["text_storage=none", "filters.min_caption=2"], "no caption is read, so leave it out"),

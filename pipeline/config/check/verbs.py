@@ -141,10 +141,14 @@ def check_conditions(config: c.EncodeConfig) -> None:
     )
     kinds = config.mask.kinds
     require(len(kinds) > 0, "mask.kinds=[]: one or more is wanted, such as [thin,rectangles]")
-    require(len(set(kinds)) == len(kinds), f"mask.kinds=[{','.join(kinds)}]: one of them is given twice")
     require(
-        kinds != ("file",) or config.mask.variants == 1,
-        f"mask.variants={config.mask.variants} with mask.kinds=[file]: a sample has one file, so leave variants out",
+        len(set(kinds)) == len(kinds),
+        f"mask.kinds=[{','.join(kinds)}]: one of them is given twice, and all have equal chances: give each once",
+    )
+    require(
+        kinds not in (("file",), ("all",)) or config.mask.variants == 1,
+        f"mask.variants={config.mask.variants} with mask.kinds=[{','.join(kinds)}]: nothing is drawn, so all would be "
+        "equal; leave variants out, or give a kind that is drawn beside it",
     )
     require(
         config.lowres.degradation == "bsr" or config.lowres.variants == 1,
