@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,8 +64,13 @@ class Lost(Exception):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with captions, boxes and masks."""
     where = tmp_path_factory.mktemp("hybrids")
-    groups = {"boxes": BoxesConfig(count=25, most=4), "mask": MaskConfig(kinds=("thin", "all"), variants=2)}
-    make_cache(where, RECORDS, conditions=("boxes", "mask"), **groups)
+    make_cache(
+        where,
+        RECORDS,
+        conditions=("boxes", "mask"),
+        boxes=BoxesConfig(count=25, most=4),
+        mask=MaskConfig(kinds=("thin", "all"), variants=2),
+    )
     return where
 
 
@@ -100,8 +106,13 @@ def trained(folder: Path) -> dict[str, list[tuple[dict[str, Tensor], dict[str, T
 
         def spied(self: Task, batch: Mapping[str, Tensor], drop_B: Tensor | None = None, steps: list = steps) -> object:
             condition, given = self.condition, list[Mapping[str, Tensor]]()
+
+            def noted(final: Mapping[str, Tensor]) -> Any:
+                given.append(final)
+                return condition(final)
+
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(self, "condition", lambda final: (given.append(final), condition(final))[1])
+                patch.setattr(self, "condition", noted)
                 made = forward(self, batch, drop_B)
             assert drop_B is not None
             steps.append((dict(batch), dict(given[0]), drop_B))
@@ -160,7 +171,7 @@ def test_a_trained_hybrid_is_sampled_by_both_of_its_conditions(
 ) -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 8:40] = 255
-    ways = {
+    ways: list[dict[str, Any]] = {
         "layout": [
             {"boxes": (boxes_file(tmp_path / f"{i}.json", [[i, 0.0, 0.0, 0.5, 0.5 + 0.1 * i]]),)} for i in range(2)
         ],
