@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.conditions.facts import Conditions
+from pipeline.conditions.facts import Conditions, MaskFacts
 from pipeline.config import EncodeConfig
 from pipeline.data.format.records import Record, record_key
 from pipeline.errors import NonFinite
 from pipeline.models.encoders.autoencoder import FirstStage
 from pipeline.models.encoders.text import TextTower
 from preprocess.encoding.plan import Unit
-from preprocess.source.conditions import stored_arrays
+from preprocess.source.conditions import Holes, stored_holes, undrawn_arrays
 from preprocess.source.recipe import Recipe
 from preprocess.source.sample import Picture, Prepared
+from preprocess.source.worker import Drawn
 
 HOLES = {"grey": 0.0, "black": -1.0}  # in the range of -1 to 1
 TEXT_STEP = 8  # the distinct captions of a batch are padded to a multiple of this many rows, or of a smaller batch
@@ -27,7 +29,7 @@ TEXT_STEP = 8  # the distinct captions of a batch are padded to a multiple of th
 @dataclass
 class Item:
     """One record to be: a sample's picture for one target. row: the row number in its key. arrays: those that need no
-    encoder, by their stored names. masks: (K, H, W) uint8, or None."""
+    encoder, by their stored names. masks: (K, H, W) uint8, or None where there are none or they are not drawn yet."""
 
     row: int
     sample: Prepared
@@ -37,9 +39,16 @@ class Item:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     masks: np.ndarray | None = None
 
+    def holes(self, unit: int) -> Holes:
+        """What its holes are drawn from. unit: number of its unit."""
+        return Holes(record_key(unit, self.row), self.picture.crop.size, self.picture.conditions.get("mask"))
+
+    def take(self, packed: np.ndarray, facts: MaskFacts) -> None:
+        """Its holes, which `draw_holes` drew."""
+        self.arrays["cond.mask"], self.masks = stored_holes(packed, self.picture.crop.size, facts)
+
 
 def item(
-    unit: int,
     row: int,
     sample: Prepared,
     target: int,
@@ -48,23 +57,25 @@ def item(
     *,
     flipped: bool = False,
 ) -> Item:
-    """The record of a sample's picture for one target, with the arrays that need no encoder. unit: number of its unit.
+    """The record of a sample's picture for one target, with the arrays that need no encoder but its holes.
     downsampling: pixels per latent position, along a side."""
     picture = sample.pictures[target]
     picture = picture.flipped() if flipped else picture
-    arrays, masks = stored_arrays(picture.conditions, picture.pixels, record_key(unit, row), facts, downsampling)
-    return Item(row, sample, target, picture, flipped, arrays, masks)
+    arrays = undrawn_arrays(picture.conditions, picture.pixels, facts, downsampling)
+    return Item(row, sample, target, picture, flipped, arrays)
 
 
 @dataclass
 class Batch:
-    """Items of one unit, target and bucket. position: bytes read so far of the unit's input shard."""
+    """Items of one unit, target and bucket. position: bytes read so far of the unit's input shard. drawing: the holes
+    of its items, in parts, which decoding workers draw."""
 
     unit: Unit
     target: int
     bucket: int
     items: list[Item]
     position: int
+    drawing: list[Future[Drawn]] = field(default_factory=list)
 
     @property
     def keys(self) -> list[str]:

@@ -24,6 +24,7 @@ from pipeline.tracking.terminal import duration
 from preprocess.encoding.encoder import Batch, Encoder, Item, encoder_of, item
 from preprocess.encoding.plan import Unit
 from preprocess.encoding.rejects import hints
+from preprocess.source.conditions import draw_holes
 from preprocess.source.recipe import Recipe, recipe_of
 from preprocess.source.rejected import Rejected
 from preprocess.source.sample import Prepared
@@ -169,7 +170,9 @@ def items(encoder: Encoder, recipe: Recipe, unit: Unit, trial: Trial, target: in
     """The samples as items of one target, by bucket."""
     items_by_bucket = collections.defaultdict(list)
     for row, sample in enumerate(trial.samples):
-        record = item(unit.number, row, sample, target, recipe.conditions, encoder.first_stage.downsampling)
+        record = item(row, sample, target, recipe.conditions, encoder.first_stage.downsampling)
+        if recipe.conditions.mask is not None:
+            record.take(draw_holes(record.holes(unit.number), recipe.conditions.mask), recipe.conditions.mask)
         items_by_bucket[record.picture.bucket].append(record)
     return items_by_bucket
 

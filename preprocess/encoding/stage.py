@@ -106,6 +106,7 @@ class Stage:
                     ready.append(reader.submit(next, feed, None))
                     position = bytes_before
                     if isinstance(found, Batch):
+                        self._take_holes(found)
                         publisher.add(self._encode(found))
                         position += found.position
                     elif isinstance(found, _Damaged):
@@ -141,6 +142,16 @@ class Stage:
         if damaged:
             raise damaged[0].error
         return self.tally.told(self.decoders.count)
+
+    def _take_holes(self, batch: Batch) -> None:
+        facts, items = self.recipe.conditions.mask, iter(batch.items)
+        for part in batch.drawing:
+            with self.tally.timed("wait"):
+                drawn, seconds = part.result()
+            self.tally.drawing += seconds
+            for packed in drawn:
+                assert facts is not None, "holes are drawn for caches with masks"
+                next(items).take(packed, facts)
 
     def _encode(self, batch: Batch) -> Encoded:
         encoded = self.encoder.encode(batch)
@@ -212,13 +223,22 @@ class Stage:
                     batch = pending.setdefault(place, [])
                     batch.append(record)
                     if len(batch) == self.encoder.batch:
-                        yield Batch(unit, *place, batch, shard.position)
+                        yield self._batch(unit, *place, batch, shard.position)
                         del pending[place]
             for place, batch in sorted(pending.items()):
-                yield Batch(unit, *place, batch, shard.position)
+                yield self._batch(unit, *place, batch, shard.position)
             facts.rejects = rejects.lines()
             self._hint(facts)
             yield _Finished(facts)
+
+    def _batch(self, unit: Unit, target: int, bucket: int, items: list[Item], position: int) -> Batch:
+        """The batch, whose holes decoding workers begin to draw."""
+        batch = Batch(unit, target, bucket, items, position)
+        if self.recipe.conditions.mask is not None:
+            holes = [item.holes(unit.number) for item in items]
+            parts = (holes[start : start + CHUNK] for start in range(0, len(holes), CHUNK))
+            batch.drawing = [self.decoders.draw(part) for part in parts]
+        return batch
 
     def _hint(self, facts: UnitFacts) -> None:
         """Says what may be wrong, once, with a shard of which no sample is usable."""
@@ -233,7 +253,7 @@ class Stage:
     def _accept(self, sample: Prepared, facts: UnitFacts) -> Iterator[Item]:
         """Counts an accepted sample and yields the items of its records."""
         first = facts.accepted * self.recipe.variants
-        number, downsampling = facts.unit.number, self.encoder.first_stage.downsampling
+        downsampling = self.encoder.first_stage.downsampling
         facts.accepted += 1
         facts.truncated += sample.tokens > len(sample.ids)
         facts.digests.append(sample.digest)
@@ -246,7 +266,7 @@ class Stage:
             facts.cut_boxes[target] += picture.cut_boxes
             for flipped in range(self.recipe.variants):
                 row = first + flipped
-                yield item(number, row, sample, target, self.recipe.conditions, downsampling, flipped=bool(flipped))
+                yield item(row, sample, target, self.recipe.conditions, downsampling, flipped=bool(flipped))
 
     def _decoded(self, shard: SourceShard) -> Iterator[Prepared | Rejected]:
         """Yields, for each sample of the shard in order, the prepared sample or its rejection."""

@@ -16,7 +16,8 @@ STAGES = ("read", "decode", "wait", "autoencoder", "text", "write", "upload")
 
 @dataclass
 class Tally:
-    """Seconds of work by stage (sum over all threads) and counts. images: encoded, over all resolutions and flips."""
+    """Seconds of work by stage (sum over all threads) and counts. images: encoded, over all resolutions and flips.
+    drawing: seconds in which decoding workers drew holes, which count as decoding."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -24,6 +25,7 @@ class Tally:
     accepted: int = 0
     images: int = 0
     bytes: int = 0
+    drawing: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -41,6 +43,11 @@ class Tally:
         """Images per second."""
         return self.images / max(self.elapsed, 1e-9)
 
+    @property
+    def decoding(self) -> float:
+        """Seconds of the decoding workers."""
+        return self.seconds["decode"] + self.drawing
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Adds the time spent inside to a stage."""
@@ -52,7 +59,8 @@ class Tally:
 
     def told(self, workers: int) -> str:
         """A line for people: rate, rejects, and the time spent in each stage."""
-        parts = ", ".join(f"{stage} {spent:.1f}" for stage, spent in self.seconds.items())
+        seconds = {**self.seconds, "decode": self.decoding}
+        parts = ", ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())
         rejects = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items())) or "none"
         return (
             f"encode: {self.images:,} images in {self.elapsed:.1f} s = {self.rate:.1f} images/s; rejected: "
@@ -63,7 +71,7 @@ class Tally:
         """The stage that the others wait for, as all stages run concurrently."""
         return max(
             ("read", self.seconds["read"]),
-            ("decode", self.seconds["decode"] / workers),
+            ("decode", self.decoding / workers),
             ("autoencoder", self.seconds["autoencoder"]),
             ("text", self.seconds["text"]),
             ("write", self.seconds["write"]),

@@ -1,14 +1,17 @@
 """Makes the arrays of a record that stand beside its image, from its sample and the facts of the cache's conditions.
 
-A decoding worker reads what the sample holds and crops it with the image (`read_conditions`); what depends on the
-record's key, or on the size of its latent, is made where the record is (`stored_arrays`). `encode` and `verify` call
-both; pipeline/conditions says how each array is made, and makes it for `sample`, too.
+A decoding worker reads what the sample holds and crops it with the image (`read_conditions`). What depends on the size
+of the latent is made where the record is (`undrawn_arrays`). Holes depend on the record's key, which is not known
+before all samples ahead of it are read: `encode` has its workers draw them once it is (`draw_holes`). `verify` makes
+all of these arrays at once (`stored_arrays`). pipeline/conditions says how each is made, and makes it for `sample`,
+too.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +19,10 @@ from PIL import Image
 
 from pipeline.conditions.boxes import crop_boxes, flip_boxes, read_boxes
 from pipeline.conditions.classes import read_class
-from pipeline.conditions.facts import Conditions, LowresFacts
+from pipeline.conditions.facts import Conditions, LowresFacts, MaskFacts
 from pipeline.conditions.labels import label_map, sample_labels
 from pipeline.conditions.lowres import crop_small, lowres
-from pipeline.conditions.mask import mask_map, masks, pack
+from pipeline.conditions.mask import mask_map, masks, pack, unpack
 from pipeline.config import LimitsConfig
 from pipeline.errors import RecordRejected
 from preprocess.source import png
@@ -78,19 +81,55 @@ def stored_arrays(
 
     arrays: what `read_conditions` gave. key: of the record. downsampling: pixels per latent position, along a side.
     """
+    stored = undrawn_arrays(arrays, pixels_HWC, facts, downsampling)
+    if facts.mask is None:
+        return stored, None
+    wanted = Holes(key, (pixels_HWC.shape[1], pixels_HWC.shape[0]), arrays.get("mask"))
+    stored["cond.mask"], drawn = stored_holes(draw_holes(wanted, facts.mask), wanted.size, facts.mask)
+    return stored, drawn
+
+
+def undrawn_arrays(
+    arrays: Mapping[str, np.ndarray], pixels_HWC: np.ndarray, facts: Conditions, downsampling: int
+) -> dict[str, np.ndarray]:
+    """The same without holes."""
     height, width = pixels_HWC.shape[:2]
     stored = {f"cond.{name}": array for name, array in arrays.items() if name not in ("labels", "mask")}
     if facts.labels is not None:
         cells = (height // downsampling * facts.labels.grid, width // downsampling * facts.labels.grid)
         stored["cond.labels"] = sample_labels(arrays["labels"], cells)
-    drawn = None
-    if facts.mask is not None:
-        mask = masks(key, (width, height), facts.mask, arrays.get("mask"))
-        stored["cond.mask"] = pack(mask) if facts.mask.packed else mask
-        drawn = mask.reshape(-1, height, width)
     if facts.pixels:
         stored["pixels"] = np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
-    return stored, drawn
+    return stored
+
+
+@dataclass(frozen=True)
+class Holes:
+    """What the holes of one record are drawn from. key: the record's. size: (width, height) of its crop in pixels.
+    given: (H, W) uint8, the crop of the sample's own mask, where there is one."""
+
+    key: str
+    size: tuple[int, int]
+    given: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A task of a decoding worker, as it is sent to its process: the holes of several records. Any other is a list of
+    samples."""
+
+    wanted: Sequence[Holes]
+
+
+def draw_holes(wanted: Holes, facts: MaskFacts) -> np.ndarray:
+    """The holes, packed, which processes pass on at an eighth of the cost: ([K,] H, ceil(W / 8)) uint8."""
+    return pack(masks(wanted.key, wanted.size, facts, wanted.given))
+
+
+def stored_holes(packed: np.ndarray, size: tuple[int, int], facts: MaskFacts) -> tuple[np.ndarray, np.ndarray]:
+    """`cond.mask` as it is stored, and the masks (K, H, W), of what `draw_holes` gave for a crop of `size`."""
+    mask = unpack(packed, size[0])
+    return packed if facts.packed else mask, mask.reshape(-1, size[1], size[0])
 
 
 # --------------------------------------------------------------------------------------------------------------------

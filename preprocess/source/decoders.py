@@ -1,4 +1,4 @@
-"""Decoding workers, processes or threads, which turn samples into prepared samples or rejections.
+"""Decoding workers, processes or threads, which turn samples into prepared samples or rejections, and draw holes.
 
 A worker process that dies is replaced. The sample that it was at is tried again; one that ends its process twice, or
 that takes longer than limits.seconds, is rejected. Only a lack of memory, of which a machine and not the sample is the
@@ -18,17 +18,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
+from typing import Any
 
 from pipeline.config import EncodersConfig
 from pipeline.distributed.children import own_command, own_environment
 from pipeline.errors import DataError, Interrupted
 from pipeline.log import log
 from pipeline.models.encoders.tokenizer import load_tokenizer
+from preprocess.source.conditions import Drawing, Holes
 from preprocess.source.recipe import Recipe
 from preprocess.source.rejected import CRASHED, Rejected, bounded, rejected
 from preprocess.source.sample import Prepared
 from preprocess.source.shard import Sample
-from preprocess.source.worker import CHUNK, STARTING, TIMED_OUT, Prepares, SharedMemory, prepare_all, too_slow
+from preprocess.source.worker import (
+    CHUNK,
+    STARTING,
+    TIMED_OUT,
+    WAITING,
+    Drawn,
+    Prepares,
+    SharedMemory,
+    draw_all,
+    prepare_all,
+    too_slow,
+)
 
 WORKER = "preprocess.source.worker"  # the module that a worker process runs
 STOP_SECONDS = 5.0  # that a worker has to exit in before it is killed
@@ -57,12 +70,26 @@ class Decoders:
         do not start, or run out of memory at a sample, and Interrupted after `abort`."""
         return self._threads.submit(self._run, samples, shard)
 
+    def draw(self, wanted: list[Holes]) -> Future[Drawn]:
+        """Queues the holes of up to CHUNK records. The future raises as that of `submit`, but for single samples."""
+        return self._threads.submit(self._draw, wanted)
+
     def _run(self, samples: list[Sample], shard: str) -> Prepares:
         if not self._workers:
             return prepare_all(samples, self.recipe, self._tokenizer, lambda _: refuse_aborted(self._aborted))
         worker = self._idle.get()
         try:
             return worker.prepare(samples, shard)
+        finally:
+            self._idle.put(worker)
+
+    def _draw(self, wanted: list[Holes]) -> Drawn:
+        refuse_aborted(self._aborted)
+        if not self._workers:
+            return draw_all(wanted, self.recipe)
+        worker = self._idle.get()
+        try:
+            return worker.draw(wanted)
         finally:
             self._idle.put(worker)
 
@@ -116,6 +143,20 @@ class _Worker:
         with suppress(OSError):  # a process that has died already is told apart by the first task
             self._pipe.send((self._recipe, self._encoders))
 
+    def draw(self, wanted: list[Holes]) -> Drawn:
+        """As `prepare`, of a task of drawing, in which no sample can be to blame."""
+        deaths = 0
+        while True:
+            try:
+                drawn: Drawn = self._ask(Drawing(wanted))
+                return drawn
+            except (EOFError, OSError):
+                refuse_aborted(self._aborted)
+                deaths += 1
+                self._death(WAITING, deaths, [], "")
+                self._pipe.close()
+                self._start()
+
     def prepare(self, samples: list[Sample], shard: str) -> Prepares:
         """Runs one task, with as many processes as it takes. Raises DataError and Interrupted."""
         rejections: dict[int, Rejected] = {}
@@ -123,7 +164,8 @@ class _Worker:
         deaths = collections.Counter[int]()
         while True:
             try:
-                results, seconds = self._ask([samples[number] for number in remaining])
+                answer: Prepares = self._ask([samples[number] for number in remaining])
+                results, seconds = answer
                 break
             except (EOFError, OSError):
                 refuse_aborted(self._aborted)
@@ -136,19 +178,19 @@ class _Worker:
                     remaining.remove(number)
                 self._pipe.close()
                 self._start()
-        answered = dict(zip(remaining, results, strict=True)) | rejections
-        return [answered[number] for number in range(len(samples))], seconds
-
-    def _ask(self, samples: list[Sample]) -> Prepares:
-        """Sends a task and waits for its result. Raises EOFError or OSError when the process dies."""
-        self._pipe.send(samples)
-        answer: Prepares | str = self._pipe.recv()
-        if isinstance(answer, str):
-            raise RuntimeError(f"in a decoding worker: {answer}")
-        for prepared in answer[0]:
+        for prepared in results:
             if isinstance(prepared, Prepared):
                 for picture in prepared.pictures:
                     picture.pixels = self._memory.take(picture.pixels)
+        answered = dict(zip(remaining, results, strict=True)) | rejections
+        return [answered[number] for number in range(len(samples))], seconds
+
+    def _ask(self, task: list[Sample] | Drawing) -> Any:
+        """Sends a task and waits for its result. Raises EOFError or OSError when the process dies."""
+        self._pipe.send(task)
+        answer = self._pipe.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(f"in a decoding worker: {answer}")
         return answer
 
     def _death(self, number: int, deaths: int, samples: list[Sample], shard: str) -> Rejected | None:

@@ -1,4 +1,4 @@
-"""A decoding worker: a process that turns samples into prepared samples or rejections.
+"""A decoding worker: a process that turns samples into prepared samples or rejections, and draws holes of records.
 
 It imports neither PyTorch nor the main module, so it starts in half a second. It holds one end of a pipe: when the
 process that started it dies in whatever way, the pipe ends and the worker exits. Pixels come back through shared
@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import numpy as np
 from pipeline.config import LimitsConfig
 from pipeline.errors import RecordRejected
 from pipeline.models.encoders.tokenizer import Tokenizer, load_tokenizer
+from preprocess.source.conditions import Drawing, Holes, draw_holes
 from preprocess.source.image import MOST_CROPS
 from preprocess.source.recipe import Recipe
 from preprocess.source.rejected import SLOW, Rejected, rejected
@@ -44,6 +45,8 @@ OTHER_BYTES = 1 << 30  # memory for everything but pixels and members
 Prepares = tuple[list[Prepared | Rejected], float]
 """The result of a task: for each sample in order the prepared sample or its rejection, and the seconds that the task
 took."""
+Drawn = tuple[list[np.ndarray], float]
+"""The result of a task of drawing: the packed holes of each record in order, and the seconds that the task took."""
 
 
 def prepare_all(
@@ -68,6 +71,14 @@ def prepare_all(
         except Exception as error:
             results.append(rejected(sample.key, error))
     return results, time.perf_counter() - started
+
+
+def draw_all(wanted: Sequence[Holes], recipe: Recipe) -> Drawn:
+    """Runs one task of drawing in this thread."""
+    started, facts = time.perf_counter(), recipe.conditions.mask
+    assert facts is not None, "holes are drawn for caches with masks"
+    drawn = [draw_holes(one, facts) for one in wanted]
+    return drawn, time.perf_counter() - started
 
 
 def too_slow(limits: LimitsConfig) -> RecordRejected:
@@ -121,8 +132,8 @@ class SharedMemory:
 
 
 def serve(arguments: list[str]) -> None:
-    """The main loop of a worker: receives lists of samples and sends Prepares, until the other end of the pipe is
-    closed.
+    """The main loop of a worker: receives lists of samples and sends Prepares, or a Drawing and sends Drawn, until the
+    other end of the pipe is closed.
 
     arguments: the descriptors of the pipe and of the shared memory, and the size of the memory.
     """
@@ -142,11 +153,14 @@ def serve(arguments: list[str]) -> None:
     while True:
         memory.at = WAITING
         try:
-            samples = pipe.recv()
+            task = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            results, seconds = prepare_all(samples, recipe, tokenizer, begin)
+            if isinstance(task, Drawing):
+                pipe.send(draw_all(task.wanted, recipe))
+                continue
+            results, seconds = prepare_all(task, recipe, tokenizer, begin)
             signal.setitimer(signal.ITIMER_PROF, 0)
             memory.at = WAITING
             memory.clear()

@@ -19,12 +19,15 @@ from PIL import Image
 from made.encode import ENCODERS, config, png, write_tar
 from made.hostile import encoded, photo
 from made.places import REPOSITORY, TESTS
+from pipeline.conditions.facts import Conditions, MaskFacts
+from pipeline.conditions.mask import masks, unpack
 from pipeline.config import LimitsConfig
 from pipeline.errors import DataError, Interrupted
 from pipeline.models.encoders.tokenizer import load_tokenizer
 from preprocess.encode import main
 from preprocess.source import decoders as module
 from preprocess.source import worker
+from preprocess.source.conditions import Holes
 from preprocess.source.decoders import Decoders
 from preprocess.source.recipe import Recipe, recipe_of
 from preprocess.source.rejected import LONGEST, Rejected, rejected
@@ -133,12 +136,43 @@ def test_a_worker_that_dies_between_two_tasks_is_replaced() -> None:
         assert reasons(decoders.submit([sample("b"), sample("c")]).result()[0]) == ["", ""]
 
 
+HOLES = [Holes(f"000000_{row:06d}", (64, 48)) for row in range(3)]
+MASKED = dataclasses.replace(RECIPE, conditions=Conditions(mask=MaskFacts(kinds=("thin", "rectangles"), variants=2)))
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_holes_are_drawn_by_workers_and_by_their_successors(processes: bool) -> None:
+    with Decoders(MASKED, ENCODERS, 1, processes=processes) as decoders:
+        if processes:
+            decoders.submit([sample("a")]).result()
+            process = decoders._workers[0]._process
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        drawn, seconds = decoders.draw(HOLES).result()
+        assert reasons(decoders.submit([sample("b")]).result()[0]) == [""]
+    assert seconds > 0
+    assert MASKED.conditions.mask is not None
+    for packed, wanted in zip(drawn, HOLES, strict=True):
+        assert (unpack(packed, 64) == masks(wanted.key, (64, 48), MASKED.conditions.mask)).all()
+
+
+@pytest.mark.parametrize("processes", [True, False])
+def test_no_hole_is_drawn_once_the_stage_is_stopped(processes: bool) -> None:
+    with Decoders(MASKED, ENCODERS, 1, processes=processes) as decoders:
+        decoders.abort()
+        with pytest.raises(Interrupted):
+            decoders.draw(HOLES).result()
+
+
 def test_workers_that_never_start_end_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WORKER", "made.places")  # which does nothing
     monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{REPOSITORY}")
     told = pytest.raises(DataError, match="do not stay alive: one ended with status 0")
     with Decoders(RECIPE, ENCODERS, 1, processes=True) as decoders, told:
         decoders.submit([sample("a")]).result()
+    told = pytest.raises(DataError, match="do not stay alive: one ended with status 0")
+    with Decoders(MASKED, ENCODERS, 1, processes=True) as decoders, told:
+        decoders.draw(HOLES).result()
 
 
 def test_a_sample_that_takes_too_long_is_rejected_in_worker_processes(dying: None) -> None:

@@ -237,15 +237,16 @@ def test_verify_finds_a_condition_that_is_not_its_sources(
     if name == "masked":
         monkeypatch.setattr("preprocess.encoding.encoder.HOLES", {"black": 1.0})
     else:
-        right, stored = encoder.stored_arrays, name if name == "pixels" else f"cond.{name}"
+        stored = name if name == "pixels" else f"cond.{name}"
+        take = encoder.Item.take
 
-        def wrong(*given: Any) -> Any:
-            arrays, masks = right(*given)
-            changed = arrays[stored].copy()
+        def taken_wrongly(item: encoder.Item, *holes: Any) -> None:
+            take(item, *holes)
+            changed = item.arrays[stored].copy()
             changed[...] = np.roll(changed, 1) if changed.ndim and name != "boxes" else changed + 1
-            return arrays | {stored: changed}, masks
+            item.arrays[stored] = changed
 
-        monkeypatch.setattr("preprocess.encoding.encoder.stored_arrays", wrong)
+        monkeypatch.setattr("preprocess.encoding.encoder.Item.take", taken_wrongly)
     dest = tmp_path / "c"
     main(everything(shapes, dest, flip=False))
     monkeypatch.undo()
