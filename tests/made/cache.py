@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from pipeline.config import FiltersConfig, LimitsConfig
 from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain, stored_limits
 from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
 from pipeline.data.format.records import Record, npy_bytes, record_key
+from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from preprocess.encoding.writer import Moments, ShardWriter
 
@@ -82,48 +84,54 @@ def record(unit: int, row: int, side: int = 2) -> Record:
     )
 
 
+def write_unit(
+    storage: Storage, unit: int, size: tuple[int, int], records: Sequence[Record], rejected: Mapping[str, int]
+) -> tuple[ShardEntry, UnitEntry]:
+    """Writes the records' tar and its index. size: (width, height) of their crops. Returns what a manifest says."""
+    tar = io.BytesIO()
+    writer = ShardWriter(tar)
+    for one in records:
+        writer.add(one)
+    facts = writer.finish()
+    index = canonical_json(facts)
+    storage.put(f"{unit:06d}.tar", tar.getvalue())
+    storage.put(f"{unit:06d}.index.json", index)
+    shard = ShardEntry(
+        name=f"{unit:06d}.tar",
+        unit=unit,
+        size=size,
+        samples=len(records),
+        bytes=facts["bytes"],
+        sha256=facts["sha256"],
+        index_sha256=hashlib.sha256(index).hexdigest(),
+    )
+    entry = UnitEntry(
+        source=f"{unit:05d}.tar",
+        source_sha256="c" * 64,
+        source_bytes=1,
+        read=len(records) + sum(rejected.values()),
+        accepted=len(records),
+        rejected=dict(rejected),
+    )
+    return shard, entry
+
+
 def make_cache(url: str, sizes: list[int], side: int = 2) -> Manifest:
     """Writes a cache whose shards hold `sizes` records each. side: of its latents. Returns its manifest."""
     storage = open_storage(url)
-    units, entries, moments = [], [], Moments()
+    moments, written = Moments(), []
     for unit, size in enumerate(sizes):
-        tar = io.BytesIO()
-        writer = ShardWriter(tar)
-        for row in range(size):
-            new_record = record(unit, row, side)
-            writer.add(new_record)
-            moments.add((new_record.members["moments"][:4].astype(np.float64) - 0.25) * 0.5)
-        facts = writer.finish()
-        index = canonical_json(facts)
-        storage.put(f"{unit:06d}.tar", tar.getvalue())
-        storage.put(f"{unit:06d}.index.json", index)
-        entries.append(
-            ShardEntry(
-                name=f"{unit:06d}.tar",
-                unit=unit,
-                size=(8 * side, 8 * side),
-                samples=size,
-                bytes=facts["bytes"],
-                sha256=facts["sha256"],
-                index_sha256=hashlib.sha256(index).hexdigest(),
-            )
-        )
-        units.append(
-            UnitEntry(
-                source=f"{unit:05d}.tar",
-                source_sha256="c" * 64,
-                source_bytes=1,
-                read=size + 1,
-                accepted=size,
-                rejected={"image_missing": 1},
-            )
-        )
+        records = [record(unit, row, side) for row in range(size)]
+        for one in records:
+            moments.add((one.members["moments"][:4].astype(np.float64) - 0.25) * 0.5)
+        written.append(write_unit(storage, unit, (8 * side, 8 * side), records, {"image_missing": 1}))
+    shards, units = zip(*written, strict=True)
     uncond = npy_bytes(np.zeros((LENGTH, WIDTH), dtype=np.float16))
     storage.put(UNCOND, uncond)
     manifest = Manifest(
         contract=contract(**({} if side == 2 else sized(side))),
-        units=tuple(units),
-        shards=tuple(entries),
+        units=units,
+        shards=shards,
         uncond_sha256=hashlib.sha256(uncond).hexdigest(),
         statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
         sources=("{00000..00009}.tar",),

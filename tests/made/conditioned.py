@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from typing import Any
 
 import numpy as np
 
-from made.cache import LENGTH, WIDTH
-from pipeline.data.format.contract import Contract, canonical_json
-from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
+from made.cache import LENGTH, WIDTH, write_unit
+from pipeline.data.format.contract import Contract
+from pipeline.data.format.manifest import UNCOND, Manifest, Statistics, commit_manifest
 from pipeline.data.format.members import member_shape
 from pipeline.data.format.records import Record, npy_bytes, record_key
 from pipeline.storage.urls import open_storage
-from preprocess.encoding.writer import ShardWriter
 
 MOST = {"cond.class": 3, "cond.labels": 7}
 
@@ -37,45 +35,18 @@ def record(one: Contract, unit: int, row: int, size: tuple[int, int]) -> Record:
 def make_conditioned(url: str, one: Contract, sizes: list[int]) -> Manifest:
     """Writes a cache of this contract whose shards hold `sizes` records each, of its crop sizes in turn."""
     storage = open_storage(url)
-    units, entries = [], []
+    written = []
     for unit, count in enumerate(sizes):
-        tar = io.BytesIO()
-        writer = ShardWriter(tar)
         size = one.buckets[unit % len(one.buckets)]
-        for row in range(count):
-            writer.add(record(one, unit, row, size))
-        facts = writer.finish()
-        index = canonical_json(facts)
-        storage.put(f"{unit:06d}.tar", tar.getvalue())
-        storage.put(f"{unit:06d}.index.json", index)
-        entries.append(
-            ShardEntry(
-                name=f"{unit:06d}.tar",
-                unit=unit,
-                size=size,
-                samples=count,
-                bytes=facts["bytes"],
-                sha256=facts["sha256"],
-                index_sha256=hashlib.sha256(index).hexdigest(),
-            )
-        )
-        units.append(
-            UnitEntry(
-                source=f"{unit:05d}.tar",
-                source_sha256="c" * 64,
-                source_bytes=1,
-                read=count,
-                accepted=count,
-                rejected={},
-            )
-        )
+        written.append(write_unit(storage, unit, size, [record(one, unit, row, size) for row in range(count)], {}))
+    shards, units = zip(*written, strict=True)
     uncond = npy_bytes(np.zeros((LENGTH, WIDTH), dtype=np.float16))
     if one.text:
         storage.put(UNCOND, uncond)
     manifest = Manifest(
         contract=one,
-        units=tuple(units),
-        shards=tuple(entries),
+        units=units,
+        shards=shards,
         uncond_sha256=hashlib.sha256(uncond).hexdigest() if one.text else "",
         statistics=Statistics(mean=(0.0,) * one.latent_shape[0], std=(1.0,) * one.latent_shape[0]),
         sources=("{00000..00009}.tar",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pipeline.config.tasks.base import Cache, TaskConfig
 from pipeline.config.values.bounds import Between, Ge
@@ -79,7 +79,32 @@ class ClassTask(TaskConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayoutTask(TaskConfig):
+class CaptionedTask(TaskConfig):
+    """A task with a condition of its own, which may read captions beside it. They are then a context, and they alone
+    are dropped."""
+
+    text: bool = False
+    """Read captions too, as Stable Diffusion's inpainting and upscaling do; they alone are dropped. In layout their
+    states follow the boxes' tokens."""
+
+    own: ClassVar[tuple[str, ...]] = ()
+    """Arrays of its own condition."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return (*self.own, *(("text",) if self.text else ()))
+
+    @property
+    def droppable(self) -> bool:
+        return self.text
+
+    @property
+    def makes_context(self) -> bool:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutTask(CaptionedTask):
     """Boxes with classes, as a set of tokens."""
 
     name: Literal["layout"] = "layout"
@@ -101,18 +126,11 @@ class LayoutTask(TaskConfig):
     paint: Annotated[int, Ge(0)] = 0
     """Channels of a picture of the boxes that is concatenated: a learned vector of each box's class times the share of
     the position that it covers; 0 = none."""
-    text: bool = False
-    """Read captions too: their states follow the boxes' tokens, and they alone are dropped."""
 
-    @property
-    def members(self) -> tuple[str, ...]:
-        return ("cond.boxes", *(("text",) if self.text else ()))
-
+    own = ("cond.boxes",)
     conditions = ("boxes",)
-
-    @property
-    def makes_context(self) -> bool:
-        return True
+    droppable = True
+    makes_context = True
 
     def channels(self, cache: Cache) -> int:
         return 2 * self.coordinates + self.paint
@@ -147,7 +165,7 @@ class SemanticTask(TaskConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuperresTask(TaskConfig):
+class SuperresTask(CaptionedTask):
     """The image at a lower resolution, concatenated to the latent."""
 
     name: Literal["superres"] = "superres"
@@ -155,22 +173,9 @@ class SuperresTask(TaskConfig):
     noise: Annotated[int, Between(0, 999)] = 0
     """Largest level, of 1000 with betas from 1e-4 to 2e-2, of the noise that is added to the small image; the model is
     told the level (model.vector_width). Stable Diffusion's upscaler has 350; 0 = none."""
-    text: bool = False
-    """Read captions too; they alone are dropped."""
 
-    @property
-    def members(self) -> tuple[str, ...]:
-        return ("cond.lowres", *(("text",) if self.text else ()))
-
+    own = ("cond.lowres",)
     conditions = ("lowres",)
-
-    @property
-    def droppable(self) -> bool:
-        return self.text
-
-    @property
-    def makes_context(self) -> bool:
-        return self.text
 
     @property
     def makes_vector(self) -> bool:
@@ -191,27 +196,14 @@ class SuperresTask(TaskConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintTask(TaskConfig):
+class InpaintTask(CaptionedTask):
     """A mask and the image without what it hides, concatenated to the latent."""
 
     name: Literal["inpaint"] = "inpaint"
     """inpaint: a mask, and the image without what it hides."""
-    text: bool = False
-    """Read captions too, as Stable Diffusion's inpainting does; they alone are dropped."""
 
-    @property
-    def members(self) -> tuple[str, ...]:
-        return ("cond.mask", "cond.masked", *(("text",) if self.text else ()))
-
+    own = ("cond.mask", "cond.masked")
     conditions = ("mask",)
-
-    @property
-    def droppable(self) -> bool:
-        return self.text
-
-    @property
-    def makes_context(self) -> bool:
-        return self.text
 
     def channels(self, cache: Cache) -> int:
         return 1 + cache.latent_shape[0]

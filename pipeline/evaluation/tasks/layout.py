@@ -8,7 +8,7 @@ from pipeline.config.tasks import figures
 from pipeline.evaluation.shapes import match
 from pipeline.evaluation.shapes.world import CANVAS, are_labels, are_objects, is_canvas
 from pipeline.evaluation.tasks.judge import Given, Judge, Row
-from pipeline.evaluation.tasks.shown import outlines
+from pipeline.inference.shown import blank, outlined
 
 MEMBER = "cond.boxes"
 
@@ -59,8 +59,9 @@ class LayoutJudge(Judge):
         return rows
 
     def show(self, given: Given, i: int) -> np.ndarray | None:
-        boxes = boxes_of(given.members[MEMBER][i])
-        return outlines(boxes, self.size, self.names) if all(self.size) else None
+        if not all(self.size):
+            return None
+        return outlined(blank(self.size)[None], given.members[MEMBER][i], self.names)[0]
 
     def words(self, given: Given, i: int) -> str:
         names = self.names

@@ -10,7 +10,7 @@ from pipeline.config.tasks import figures
 from pipeline.evaluation.shapes import match
 from pipeline.evaluation.shapes.world import CANVAS, are_labels, is_canvas
 from pipeline.evaluation.tasks.judge import Given, Judge, Row
-from pipeline.evaluation.tasks.shown import coloured
+from pipeline.inference.shown import coloured
 
 MEMBER = "cond.labels"
 MOST_NAMED = 12

@@ -11,7 +11,7 @@ from pipeline.config.tasks import figures
 from pipeline.evaluation.metrics.distance import distances
 from pipeline.evaluation.metrics.restoration import psnr, squared_error, ssim
 from pipeline.evaluation.tasks.judge import Given, Judge, Row
-from pipeline.evaluation.tasks.shown import enlarged
+from pipeline.inference.shown import enlarged
 
 MEMBER = "cond.lowres"
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
-
 from pipeline.conditions.boxes import boxes_of_file
 from pipeline.inference.requests.files import called, read_file
 from pipeline.inference.requests.request import Request, Requests, with_words
-from pipeline.inference.requests.shown import PAPER, blank, outlined
+from pipeline.inference.shown import blank, outlined
 
 
 class LayoutRequests(Requests):
@@ -29,8 +27,8 @@ class LayoutRequests(Requests):
             label=with_words(words.get("prompt"), ", ".join(names) or "no box"),
             size=size,
             members={"cond.boxes": boxes},
-            shown=outlined(blank(size, PAPER)[None], boxes)[0],
-            over=partial(outlined, boxes_N5=boxes.astype(np.float64)),
+            shown=outlined(blank(size)[None], boxes, facts.names)[0],
+            over=partial(outlined, boxes_N5=boxes, names=facts.names),
         )
 
 

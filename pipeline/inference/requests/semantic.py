@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pipeline.conditions.labels import labels_of_file
 from pipeline.inference.requests.files import called, picture_size, read_file
 from pipeline.inference.requests.request import Request, Requests
-from pipeline.inference.requests.shown import coloured, enlarged
+from pipeline.inference.shown import coloured
 
 
 class SemanticRequests(Requests):
@@ -28,7 +28,7 @@ class SemanticRequests(Requests):
             label=called(url),
             size=(width, height),
             members={"cond.labels": labels},
-            shown=enlarged(coloured(labels), (width, height)),
+            shown=coloured(labels, (width, height), facts.names),
         )
 
 

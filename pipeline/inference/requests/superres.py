@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.inference.requests.files import called, read_file, read_rgb
 from pipeline.inference.requests.request import Request, Requests, with_words
-from pipeline.inference.requests.shown import enlarged
+from pipeline.inference.shown import enlarged
 
 
 class SuperresRequests(Requests):

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import ModelConfig, TaskConfig
 from pipeline.config.tasks.base import Cache
+from pipeline.config.tasks.kinds import CaptionedTask
 from pipeline.errors import ConfigError, ShapeError
+from pipeline.models.tasks.task import Task
 
 
 class Captions(nn.Module):
@@ -46,6 +49,23 @@ class Captions(nn.Module):
         if "text_mask" in batch:
             nothing["text_mask"] = torch.ones_like(batch["text_mask"])
         return {**batch, **nothing}
+
+
+class Captioned(Task):
+    """A task that reads captions beside its own condition where it is asked to (task.text=true): they alone are
+    dropped."""
+
+    def __init__(self, config: TaskConfig, model: ModelConfig, cache: Cache, empty_LD: Tensor | None) -> None:
+        super().__init__(config, model, cache, empty_LD)
+        assert isinstance(config, CaptionedTask), config
+        self.captions = Captions(cache, empty_LD, "task.text=true") if config.text else None
+
+    def context(self, batch: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """What `Captions` gives, or two None where no captions are read."""
+        return (None, None) if self.captions is None else self.captions(batch)
+
+    def null(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return super().null(batch) if self.captions is None else self.captions.null(batch)
 
 
 def beside(

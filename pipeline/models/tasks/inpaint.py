@@ -12,11 +12,11 @@ from pipeline.config import InpaintTask, ModelConfig, TaskConfig
 from pipeline.config.tasks.base import Cache
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.errors import ConfigError
-from pipeline.models.tasks.captions import Captions
-from pipeline.models.tasks.task import Task, pick_variant
+from pipeline.models.tasks.captions import Captioned
+from pipeline.models.tasks.task import Visit, pick_variant
 
 
-class Inpaint(Task):
+class Inpaint(Captioned):
     """The mask at the latent's size and the masked image's latent, concatenated in the order and range that the cache's
     contract says. A mask is 1 inside of the hole."""
 
@@ -28,33 +28,20 @@ class Inpaint(Task):
             raise ConfigError("task=inpaint needs a cache with masks: encode it with conditions=[mask]")
         self.facts, self.downsampling = facts, cache.downsampling
         self.scale, self.shift = cache.scale, cache.shift
-        self.captions = Captions(cache, empty_LD, "task.text=true") if config.text else None
 
-    def prepare(
-        self,
-        batch: Mapping[str, Tensor],
-        seed: int,
-        numbers_B: Tensor,
-        *,
-        sides: tuple[int, int] | None = None,
-        training: bool = True,
-    ) -> dict[str, Tensor]:
+    def drawn(self, batch: Mapping[str, Tensor], visit: Visit) -> dict[str, Tensor]:
         mask, masked = (
-            pick_variant(batch[name], self.facts.variants, seed, numbers_B) for name in ("cond.mask", "cond.masked")
+            pick_variant(batch[name], self.facts.variants, visit.seed, visit.numbers_B)
+            for name in ("cond.mask", "cond.masked")
         )
-        return {**batch, "cond.mask": self._at_latents(mask, masked.shape[-2:]), "cond.masked": masked}
+        return {"cond.mask": self._at_latents(mask, masked.shape[-2:]), "cond.masked": masked}
 
     def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
-        context = mask = None
-        if self.captions is not None:
-            context, mask = self.captions(batch)
+        context, mask = self.context(batch)
         masked = (batch["cond.masked"].float() - self.shift) * self.scale
         hidden = batch["cond.mask"].float() * (1 - self.facts.low) + self.facts.low
         parts = [hidden, masked] if self.facts.order == "mask_masked" else [masked, hidden]
         return Conditioning(context, mask, torch.cat(parts, dim=1))
-
-    def null(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(batch) if self.captions is None else self.captions.null(batch)
 
     def _at_latents(self, mask: Tensor, sides: torch.Size) -> Tensor:
         """The mask of pixels (B, H, W), or eight to a byte, as (B, 1, h, w) float32: 0 or 1."""

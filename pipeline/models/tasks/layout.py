@@ -13,8 +13,8 @@ from pipeline.config import LayoutTask, ModelConfig, TaskConfig
 from pipeline.config.tasks.base import Cache
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.errors import ConfigError
-from pipeline.models.tasks.captions import Captions, beside
-from pipeline.models.tasks.task import Task
+from pipeline.models.tasks.captions import Captioned, beside
+from pipeline.models.tasks.task import Visit
 from pipeline.models.tasks.transformer import Transformer
 
 BANDS = 4
@@ -23,7 +23,7 @@ SIDES = "latent.sides"
 """Member of a batch, (B, 2) int64 on the CPU: h and w of its latents, all equal."""
 
 
-class Layout(Task):
+class Layout(Captioned):
     """A set of boxes as a context: a token that is always there, and one for each box; their order does not matter."""
 
     ADAM_ONLY = ("first", "last", "paint")
@@ -43,18 +43,9 @@ class Layout(Task):
         self.paint = nn.Embedding(facts.count, config.paint) if config.paint else None
         self.coordinates = config.coordinates
         self.sides = cache.latent_shape[1:]
-        self.captions = Captions(cache, empty_LD, "task.text=true") if config.text else None
 
-    def prepare(
-        self,
-        batch: Mapping[str, Tensor],
-        seed: int,
-        numbers_B: Tensor,
-        *,
-        sides: tuple[int, int] | None = None,
-        training: bool = True,
-    ) -> dict[str, Tensor]:
-        return {**batch, SIDES: torch.tensor([sides or self.sides]).expand(len(numbers_B), 2)}
+    def drawn(self, batch: Mapping[str, Tensor], visit: Visit) -> dict[str, Tensor]:
+        return {SIDES: torch.tensor([visit.sides or self.sides]).expand(len(visit.numbers_B), 2)}
 
     def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
         boxes = batch["cond.boxes"]
@@ -74,7 +65,7 @@ class Layout(Task):
 
     def null(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.captions is not None:
-            return self.captions.null(batch)
+            return super().null(batch)
         return {**batch, "cond.boxes": torch.full_like(batch["cond.boxes"], -1)}
 
     def _concat(self, classes: Tensor, edges: Tensor, there: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:

@@ -13,8 +13,8 @@ from pipeline.config import ModelConfig, SuperresTask, TaskConfig
 from pipeline.config.tasks.base import Cache
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.errors import ConfigError
-from pipeline.models.tasks.captions import Captions
-from pipeline.models.tasks.task import Task, pick_variant
+from pipeline.models.tasks.captions import Captioned
+from pipeline.models.tasks.task import Visit, pick_variant
 from pipeline.philox import Stream
 
 LEVEL = "lowres.level"
@@ -22,7 +22,7 @@ LEVEL = "lowres.level"
 LEVELS, FIRST_BETA, LAST_BETA = 1000, 1e-4, 2e-2
 
 
-class Superres(Task):
+class Superres(Captioned):
     """The image at a lower resolution, concatenated at the latent's: several of its pixels side by side where it is
     larger, enlarged where it is smaller. With noise, its level is a learned vector (Ho et al. 2021, "Cascaded
     diffusion models", section 4)."""
@@ -36,40 +36,27 @@ class Superres(Task):
         self.variants, self.noise = facts.variants, config.noise
         self.factor, self.downsampling = facts.factor, cache.downsampling
         self.embed_level = nn.Embedding(config.noise + 1, model.vector_width) if config.noise else None
-        self.captions = Captions(cache, empty_LD, "task.text=true") if config.text else None
 
-    def prepare(
-        self,
-        batch: Mapping[str, Tensor],
-        seed: int,
-        numbers_B: Tensor,
-        *,
-        sides: tuple[int, int] | None = None,
-        training: bool = True,
-    ) -> dict[str, Tensor]:
-        small = pick_variant(batch["cond.lowres"], self.variants, seed, numbers_B)
+    def drawn(self, batch: Mapping[str, Tensor], visit: Visit) -> dict[str, Tensor]:
+        small = pick_variant(batch["cond.lowres"], self.variants, visit.seed, visit.numbers_B)
         small = small.float().div(127.5).sub(1)
         if not self.noise:
-            return {**batch, "cond.lowres": small}
+            return {"cond.lowres": small}
         level = batch.get(LEVEL)
         if level is None:
-            word = philox.words(seed, Stream.VARIANT, numbers_B, 2)[:, 1].to(small.device)  # the first is the variant
-            level = word * (self.noise + 1) >> 32 if training else torch.zeros_like(word)
+            words = philox.words(visit.seed, Stream.VARIANT, visit.numbers_B, 2)  # the first is the variant
+            word = words[:, 1].to(small.device)
+            level = word * (self.noise + 1) >> 32 if visit.training else torch.zeros_like(word)
         betas = torch.linspace(FIRST_BETA, LAST_BETA, LEVELS, dtype=torch.float64)
         kept = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])[level.cpu()].to(small.device)
         kept = kept.view(-1, 1, 1, 1).float()
-        noise = philox.normal(seed, Stream.AUGMENT, numbers_B, small.shape[1:]).to(small)
-        return {**batch, "cond.lowres": kept.sqrt() * small + (1 - kept).sqrt() * noise, LEVEL: level}
+        noise = philox.normal(visit.seed, Stream.AUGMENT, visit.numbers_B, small.shape[1:]).to(small)
+        return {"cond.lowres": kept.sqrt() * small + (1 - kept).sqrt() * noise, LEVEL: level}
 
     def condition(self, batch: Mapping[str, Tensor]) -> Conditioning:
-        context = mask = None
-        if self.captions is not None:
-            context, mask = self.captions(batch)
+        context, mask = self.context(batch)
         vector = None if self.embed_level is None else self.embed_level(batch[LEVEL].long())
         return Conditioning(context, mask, self._at_latents(batch["cond.lowres"]), vector)
-
-    def null(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(batch) if self.captions is None else self.captions.null(batch)
 
     def _at_latents(self, small: Tensor) -> Tensor:
         """The small image (B, 3, H/factor, W/factor) at the size of the latent."""

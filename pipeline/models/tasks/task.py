@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,16 @@ from pipeline.philox import Stream
 
 SEED = 0x7461736B
 """Distinguishes the initial weights of a task from those of the UNet of the same seed."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a batch is prepared for: the arguments of `Task.prepare`."""
+
+    seed: int
+    numbers_B: Tensor
+    sides: tuple[int, int] | None
+    training: bool
 
 
 class Task(nn.Module, ABC):
@@ -58,7 +69,11 @@ class Task(nn.Module, ABC):
         """The batch with what is drawn for each sample number (B,) int64: which stored variant it sees, and noise on a
         condition. sides: (h, w) of its latents; None = the cache's. training: False for pictures, where a level of
         noise is given and not drawn."""
-        return dict(batch)
+        return {**batch, **self.drawn(batch, Visit(seed, numbers_B, sides, training))}
+
+    def drawn(self, batch: Mapping[str, Tensor], visit: Visit) -> dict[str, Tensor]:
+        """The members that `prepare` adds to a batch, or puts in place of its own."""
+        return {}
 
     def reset_parameters(self, seed: int) -> None:
         """Initialize the task's parameters: layers uniform in +-1/sqrt(fan in), embeddings standard normal, norms the
