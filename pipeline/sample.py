@@ -155,12 +155,12 @@ def sampler_of(config: SampleConfig, task: TaskConfig) -> SamplerConfig:
 
 def members_of(requests: Sequence[Request], contract: Contract, device: torch.device) -> dict[str, Tensor]:
     """The members of a batch with a row for each request, (B, ...) as stored: an array of which a cache stores K
-    variants has K equal ones."""
+    variants has K equal ones. What a cache does not store stays as it is."""
     stored = {member.name: member for member in contract.members}
     batch = {}
     for name in requests[0].members:
         tensor = torch.from_numpy(np.stack([request.members[name] for request in requests])).to(device)
-        shape = stored[name].shape
+        shape = stored[name].shape if name in stored else ()
         if len(shape) == tensor.ndim:  # without the batch, an axis more: that of the variants
             tensor = tensor[:, None].expand(-1, shape[0], *tensor.shape[1:])
         batch[name] = tensor

@@ -86,6 +86,9 @@ class SampleConfig:
     makes a part anew."""
     mask: tuple[str, ...] = ()
     """task=inpaint: a picture of the image's size, white where the image is made anew."""
+    noise: Annotated[int, Between(0, 999)] = 0
+    """task=superres with task.noise: level of the noise that is added to the small image, at most that of training. The
+    model, which is told the level, then follows the image's faults less; 0 = none."""
     n: Annotated[int, Ge(1)] = 4
     """Images per row."""
     dest: str = "samples.png"

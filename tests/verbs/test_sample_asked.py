@@ -239,6 +239,29 @@ def test_sizes_of_files_may_be_mixed(ask: Any, files: dict[str, str], tmp_path: 
     assert [row.shape for row in rows] == [(2, 32, 48, 3), (2, 64, 64, 3)]
 
 
+def test_noise_is_added_to_small_images_at_the_level_that_is_given_and_told(
+    ask: Any, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, prepared = sample.prepare, []
+
+    def noted(*asked: Any) -> dict[str, torch.Tensor]:
+        prepared.append(prepare(*asked))
+        return prepared[-1]
+
+    monkeypatch.setattr(sample, "prepare", noted)
+    config = ask("superres_noise", **of_files(files, "superres_noise"))
+    plain = rows_of(config)[0]
+    (row,) = sample.sample_rows(replace(config, noise=90))
+    clean, noisy = prepared
+    assert (clean["lowres.level"] == 0).all() and (noisy["lowres.level"] == 90).all()
+    assert (noisy["cond.lowres"][0] != noisy["cond.lowres"][1]).any()  # noise of the image's number
+    kept = (1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)).cumprod(0)[89]  # levels begin at 1
+    rest = (noisy["cond.lowres"] - kept.sqrt() * clean["cond.lowres"]) / (1 - kept).sqrt()
+    assert abs(rest.mean()) < 0.15 and abs(rest.std() - 1) < 0.1
+    assert (row.images != plain).any() and row.request.label.endswith("4 times larger, noise 90")
+    assert (rows_of(replace(config, noise=0))[0] == plain).all()
+
+
 def test_what_a_mask_does_not_hide_is_the_image_to_the_bit(ask: Any, files: dict[str, str]) -> None:
     (row,) = sample.sample_rows(ask("inpaint", image=(files["image"],), mask=(files["mask"],)))
     mask = np.asarray(Image.open(files["mask"])) != 0
@@ -343,6 +366,21 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
             "size=64x64: the images have the size that labels=",
         ),
         ("superres", {"image": ("gone.png",)}, "image=gone.png: there is no such file"),
+        (
+            "superres",
+            {"image": ("{small}",), "noise": 1},
+            "noise: a model of task=superres takes no noise (it takes im",
+        ),
+        (
+            "superres_noise",
+            {"image": ("{small}",), "noise": 101},
+            "noise=101: the model was trained with levels up to ",
+        ),
+        (
+            "class",
+            {"class_": ("1",), "noise": 7},
+            "noise: a model of task=class takes no noise (it takes class): leave",
+        ),
         ("layout", {"boxes": ("{image}",)}, "boxes=image.png"),
     ],
 )

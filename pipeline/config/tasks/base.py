@@ -95,6 +95,11 @@ class TaskConfig:
         """Whether it gives the UNet a vector beside the timestep (model.vector_width above 0)."""
         return False
 
+    @property
+    def augmented(self) -> bool:
+        """Whether it was trained with levels of noise on its condition, so that `sample noise=` can give one."""
+        return False
+
     def channels(self, cache: Cache) -> int:
         """Channels that it concatenates to the noisy latent."""
         return 0

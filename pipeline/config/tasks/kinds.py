@@ -181,6 +181,10 @@ class SuperresTask(CaptionedTask):
     def makes_vector(self) -> bool:
         return self.noise > 0
 
+    @property
+    def augmented(self) -> bool:
+        return self.noise > 0
+
     def channels(self, cache: Cache) -> int:
         lowres = cache.conditions.lowres
         larger = cache.downsampling // lowres.factor if lowres is not None else 1

@@ -53,7 +53,7 @@ TASK_FACTS: dict[str, TaskFacts] = {
         ("class", "classes", "Classes", kinds.ClassTask, f.CLASSES, ("class",)),
         ("layout", "layout", "Layout", kinds.LayoutTask, f.LAYOUT, ("boxes", "prompt", "negative")),
         ("semantic", "semantic", "Semantic", kinds.SemanticTask, f.SEMANTIC, ("labels",)),
-        ("superres", "superres", "Superres", kinds.SuperresTask, f.SUPERRES, ("image", "prompt", "negative")),
+        ("superres", "superres", "Superres", kinds.SuperresTask, f.SUPERRES, ("image", "noise", "prompt", "negative")),
         ("inpaint", "inpaint", "Inpaint", kinds.InpaintTask, f.INPAINT, ("image", "mask", "prompt", "negative")),
     )
 }

@@ -28,9 +28,9 @@ class Request:
     """One row of the picture that `sample` writes.
 
     label: words under the row. size: (width, height) of its images in pixels. members: arrays of one record by name, as
-    a cache stores them, with one variant where it has several. shown: (H, W, 3) uint8, what was given, as the row's
-    first picture. finish: what becomes of the images that are drawn. over: what is drawn over them in the picture
-    alone.
+    a cache stores them, with one variant where it has several, and what the task's `prepare` would draw. shown: (H, W,
+    3) uint8, what was given, as the row's first picture. finish: what becomes of the images that are drawn. over: what
+    is drawn over them in the picture alone.
     """
 
     label: str
@@ -102,7 +102,8 @@ class Requests(ABC):
     def _refuse_keys(self, config: SampleConfig) -> None:
         """Raise ConfigError for keys that the task does not take, and for those that it lacks."""
         taken = takes(self.task)
-        for key in [*config.asked, *(["negative"] if config.negative else [])]:
+        given = {"negative": config.negative, "noise": config.noise}
+        for key in [*config.asked, *(key for key, value in given.items() if value)]:
             if key == "prompt" and not any(config.prompt):
                 continue
             if key not in taken:
@@ -129,7 +130,8 @@ EXAMPLES = {
 
 def takes(task: TaskConfig) -> list[str]:
     """Keys by which a model of the task is asked."""
-    return [key for key in facts_of(task).asks if task.takes_text or key not in ("prompt", "negative")]
+    unknown = {"noise": not task.augmented, "prompt": not task.takes_text, "negative": not task.takes_text}
+    return [key for key in facts_of(task).asks if not unknown.get(key)]
 
 
 def make_requests(task: TaskConfig, contract: Contract, stride: int) -> Requests:

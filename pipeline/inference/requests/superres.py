@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from pipeline.config import SampleConfig, SuperresTask
+from pipeline.errors import ConfigError
 from pipeline.inference.requests.files import called, read_file, read_rgb
 from pipeline.inference.requests.request import Request, Requests, with_words
 from pipeline.inference.shown import enlarged
+from pipeline.models.tasks.superres import LEVEL
 
 
 class SuperresRequests(Requests):
@@ -16,6 +20,18 @@ class SuperresRequests(Requests):
 
     needs = ("image",)
     sized_by = "image"
+
+    def rows(self, config: SampleConfig) -> list[Request]:
+        rows, task = super().rows(config), self.task
+        assert isinstance(task, SuperresTask), task
+        if config.noise > task.noise:
+            raise ConfigError(f"noise={config.noise}: the model was trained with levels up to task.noise={task.noise}")
+        if not config.noise:
+            return rows
+        level = np.array(config.noise)
+        return [
+            replace(row, label=f"{row.label}, noise {level}", members={**row.members, LEVEL: level}) for row in rows
+        ]
 
     def request(self, words: Mapping[str, str], size: tuple[int, int]) -> Request:
         facts = self.contract.conditions.lowres
