@@ -42,8 +42,8 @@ from pipeline.distributed import world as distributed
 from pipeline.distributed.exits import leave
 from pipeline.training.trainer import Trainer
 
-BATCH, RECORDS = 8, 32
-EVERY, LOST, END = 3 * BATCH, 4 * BATCH, 6 * BATCH  # in the second epoch
+BATCH, RECORDS = 8, 24
+EVERY, LOST, END = 2 * BATCH, 3 * BATCH, 4 * BATCH  # where the first epoch ends, and in the second
 WIDTH = 128  # of the demo tower's states
 TASKS: dict[str, tuple[TaskConfig, Literal[2, 3]]] = {
     "class": (ClassTask(), 2),
