@@ -32,6 +32,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     (folder / "names.txt").write_text("\n".join(NAMES) + "\n")
     made.make_cache(
         folder,
+        8,
         drawn={"classes": True, "single": True},
         text_storage="none",
         conditions=("class",),
