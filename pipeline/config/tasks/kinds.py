@@ -87,8 +87,7 @@ class CaptionedTask(TaskConfig):
     """Read captions too, as Stable Diffusion's inpainting and upscaling do; they alone are dropped. In layout their
     states follow the boxes' tokens."""
 
-    own: ClassVar[tuple[str, ...]] = ()
-    """Arrays of its own condition."""
+    own: ClassVar[tuple[str, ...]] = ()  # arrays of its own condition
 
     @property
     def members(self) -> tuple[str, ...]:
