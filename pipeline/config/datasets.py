@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pipeline.config.conditions import BoxesConfig, ClassesConfig, LabelsConfig, LowresConfig, MaskConfig
 from pipeline.config.model import EncodersConfig, FeaturesName
-from pipeline.config.train import LaunchConfig, Weights
+from pipeline.config.run import LaunchConfig, Weights
 from pipeline.config.values.bounds import Between, Ge, Gt, OrZero, Seed, SeedOrNone
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline import config as c
+from pipeline.config.check.first_stage import check_first_stage
 from pipeline.config.check.groups import (
     check_average,
     check_checkpoint,
@@ -36,24 +37,16 @@ def check(config: Any) -> None:
     CHECKS[type(config)](config)
 
 
-def check_train(config: c.TrainConfig) -> None:
-    """latentmill train."""
+def check_run(config: c.RunConfig) -> None:
+    """What every run that trains has."""
     check_mix("data.", config.data.train, config.data.mix, config.data.weights)
-    require(
-        config.init == "" or place(config.init) != place(config.run),
-        f"init={config.init} is the run itself: leave init out to go on with it, or give another run=",
-    )
-    check_model(config.model)
-    check_task(config.task, config.model)
     check_world(config.optim, config.launch.processes)
-    check_diffusion(config.diffusion)
     require(
         not config.optim.decay_samples or config.optim.decay == "cosine",
         f"optim.decay_samples={config.optim.decay_samples} with optim.decay={config.optim.decay}: it ends a decay, so "
         "set optim.decay=cosine, or leave it out",
     )
     check_ema(config.ema)
-    check_checkpoint(config)
     require(
         config.eval.cluster == "" or config.eval.where == "job",
         f"eval.cluster={config.eval.cluster} is for eval.where=job: add that, or leave eval.cluster out",
@@ -68,14 +61,40 @@ def check_train(config: c.TrainConfig) -> None:
         "precision=bf16 needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3): stage 0 loses fp32 master weights",
     )
     require(
-        not config.compile or engine.stage <= 2 or engine.engine == "torch",
-        "compile=true goes with ZeRO stage 2 at most: stage 3 gathers weights inside of what would be compiled",
-    )
-    require(
         not engine.offload or (engine.stage >= 1 and engine.engine == "deepspeed"),
         "deepspeed.offload=true needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3)",
     )
+
+
+def _not_itself(init: str, run: str) -> None:
+    """Weights to begin with are not the run's own."""
+    require(
+        init == "" or place(init) != place(run),
+        f"init={init} is the run itself: leave init out to go on with it, or give another run=",
+    )
+
+
+def check_train(config: c.TrainConfig) -> None:
+    """latentmill train."""
+    check_run(config)
+    _not_itself(config.init, config.run)
+    check_model(config.model)
+    check_task(config.task, config.model)
+    check_diffusion(config.diffusion)
+    check_checkpoint(config)
+    engine = config.deepspeed
+    require(
+        not config.compile or engine.stage <= 2 or engine.engine == "torch",
+        "compile=true goes with ZeRO stage 2 at most: stage 3 gathers weights inside of what would be compiled",
+    )
     check_evaluation(config)
+
+
+def check_autoencoder(config: c.AutoencoderConfig) -> None:
+    """latentmill autoencoder."""
+    check_run(config)
+    _not_itself(config.init, config.run)
+    check_first_stage(config)
 
 
 def no_contradictions(config: Any) -> None:
@@ -279,6 +298,10 @@ GIVEN: dict[type, dict[str, str]] = {
         "run": "a folder or s3:// URL for the run",
         "data.train": "the cache that `latentmill encode` wrote",
     },
+    c.AutoencoderConfig: {
+        "run": "a folder or s3:// URL for the run",
+        "data.train": "the cache of pixels that `latentmill encode stored=pixels` wrote",
+    },
     c.SampleConfig: {"run": "a run directory", "dest": "the picture to write"},
     c.ExportConfig: {
         "run": "a run directory",
@@ -297,6 +320,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     c.VerifyConfig: no_contradictions,
     c.ReferenceConfig: no_contradictions,
     c.TrainConfig: check_train,
+    c.AutoencoderConfig: check_autoencoder,
     c.DataVerbConfig: check_data,
     c.EvalRunConfig: check_eval,
     c.SampleConfig: check_sample,
