@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipeline.config import AutoencoderConfig, FirstStageConfig, GanConfig
 from pipeline.errors import ShapeError
@@ -200,7 +201,7 @@ def _discriminator(gan: GanConfig, batch: int, height: int, width: int, *, train
     """A pass of the patch discriminator. trained: whether its weights have gradients, and pictures have none."""
     prefix = "discriminator" if trained else "judge"
     widths = [3, *(gan.channels * min(2**layer, WIDEST) for layer in range(gan.layers + 1)), 1]
-    for i, (in_width, out_width) in enumerate(zip(widths, widths[1:])):
+    for i, (in_width, out_width) in enumerate(pairwise(widths)):
         before, halves, last = batch * height * width, i < gan.layers, i == gan.layers + 1
         height, width = (height // 2, width // 2) if halves else (height - 1, width - 1)
         rows = batch * height * width
