@@ -40,7 +40,8 @@ class PixelAttention(nn.Module):
         self.to_out = attention.to_out  # a linear layer, and dropout of nothing
 
     def forward(self, x: Tensor, temb: None = None) -> Tensor:
-        tokens = norm_alone(self.group_norm, x).flatten(2).transpose(1, 2)
+        # One copy in the layout of tokens, which the three projections would each make and keep.
+        tokens = norm_alone(self.group_norm, x).flatten(2).transpose(1, 2).contiguous()
         q, k, v = (project(tokens)[:, None] for project in (self.to_q, self.to_k, self.to_v))
         return x + self.to_out[0](attend(q, k, v)).transpose(1, 2).reshape(x.shape)
 
