@@ -46,8 +46,8 @@ def require_pixels(config: AutoencoderConfig, contract: Contract, where: str) ->
     ConfigError where the losses alone do not. where: names the cache, such as data.train=pixels."""
     if PIXELS not in [member.name for member in contract.members]:
         raise ContractMismatch(
-            f"{where} holds no pixels, but {contract.stored}: an autoencoder is trained on a cache of latentmill encode "
-            "stored=pixels"
+            f"{where} holds no pixels, but {contract.stored}: an autoencoder is trained on a cache of latentmill "
+            "encode stored=pixels"
         )
     if contract.channel_order != "RGB":
         raise ContractMismatch(f"{where} holds pixels in the order {contract.channel_order}, not RGB: encode it anew")
