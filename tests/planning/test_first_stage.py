@@ -199,6 +199,7 @@ def test_the_peak_of_a_step_is_that_of_the_tensors_alive(
     assert modelled == pytest.approx(live.peak, rel=0.05), "activations and gradients, without weights and optimizer"
 
 
+@pytest.mark.long
 def test_the_peak_of_a_step_is_that_of_the_process() -> None:
     """Here glibc returns freed blocks at once. With the gradients at the last layer before the backward pass."""
     config = replace(KL, channels=64, multipliers=(1, 2, 2))
