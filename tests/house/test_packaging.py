@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from made.places import REPOSITORY
+from pipeline.config.loading.folders import groups
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 LINES = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
