@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, LatentmillError, NotFound, RunError
 from pipeline.log import show
 from pipeline.parsing.text import one_line
@@ -211,7 +211,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= WIDEST else f"{text[:WIDEST]}..."
 
 
-def _config(storage: Storage) -> TrainConfig | None:
+def _config(storage: Storage) -> RunConfig | None:
     """The run's configuration, with keys of later versions passed over; None before the run has begun."""
     try:
         return read_config(storage, forward=True)

@@ -6,45 +6,28 @@ of a finished run it says that it is finished. On Ctrl-C, SIGTERM and SIGUSR1 it
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import socket
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
-from pipeline.config.loading.merge import to_stored, to_yaml
-from pipeline.config.loading.references import digests_of, references_of
+from pipeline.config.loading.merge import to_stored
 from pipeline.distributed.exits import leave
-from pipeline.distributed.place import adopt_step, in_world, require_place
-from pipeline.distributed.ranks import run_ranks
-from pipeline.distributed.signals import stopping_at_once
-from pipeline.errors import ConfigError, LatentmillError, RunError
-from pipeline.log import show
-from pipeline.runs.directory import (
-    committed,
-    is_finished,
-    last_sample,
-    require_resumable,
-    require_same_datasets,
-)
+from pipeline.runs.directory import committed
 from pipeline.runs.stored import read_facts
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
-from pipeline.training.inputs import Data, open_data
+from pipeline.training import life
+from pipeline.training.inputs import DiffusionData, open_data
+from pipeline.training.life import Kind, describe_run, require_compiler
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.data.format.contract import Contract
-    from pipeline.data.format.manifest import Manifest
     from pipeline.distributed.world import World
     from pipeline.models.denoiser import Denoiser
     from pipeline.runs.lease import Lease
@@ -52,105 +35,15 @@ if TYPE_CHECKING:
 
 def main(config: TrainConfig) -> int:
     """The verb. Returns the exit status; raises LatentmillError."""
-    require_place(config.launch.processes)
-    adopt_step()
-    if not in_world():
-        run = open_storage(config.run)
-        require_resumable(config, run)
-        if is_finished(config, run):
-            show(f"{config.run} is finished: it has seen all {last_sample(config)} samples; a larger samples= goes on")
-            return 0
-        if config.launch.processes > 1:
-            return run_ranks("train", config, config.launch.processes, config.launch.threads)
-
-    from pipeline.runs.lease import give_back
-
-    giving_back = partial(give_back, open_storage(config.run))
-    with stopping_at_once(giving_back):
-        try:
-            return as_rank(config)
-        finally:
-            giving_back()  # nothing is left to give back, unless Ctrl-C came between taking the lease and holding it
-
-
-def as_rank(config: TrainConfig) -> int:
-    """Train as the rank that the environment gives this process. Returns the exit status; raises LatentmillError."""
-    import torch
-
-    from pipeline.distributed import world as distributed
-
-    # A rank that waits for a stuck one should be ended by its watchdog, after which the job is requeued, and not by a
-    # collective's error.
-    timeout = max(distributed.COLLECTIVE_SECONDS, int(config.watchdog_s) + 60)
-    grouped = config.deepspeed.engine == "deepspeed"
-    world = distributed.start(config.device, config.launch.threads, group=grouped, timeout=timeout)
-    failure: LatentmillError | None = None
-    try:
-        train(config, world)
-    except LatentmillError as error:
-        if not distributed.is_shared(error):
-            raise
-        traceback.clear_frames(error.__traceback__)  # the frames hold references to the engine
-        failure = error
-    except torch.OutOfMemoryError as error:
-        raise RunError(out_of_memory(error, world)) from error
-    distributed.stop(world)
-    if failure is None:
-        return 0
-    if world.rank == 0:
-        raise failure
-    return failure.exit_code  # rank 0 reports the failure for all ranks
-
-
-def out_of_memory(error: Exception, world: World) -> str:
-    """The error message for a GPU whose memory does not suffice for a step, in one line."""
-    cause = str(error).partition("If reserved but unallocated")[0].strip()
-    return (
-        f"rank {world.rank} on {socket.gethostname()}: {cause} Lower optim.micro_batch (the batch stays the same), set "
-        "model.activation_gb, or raise deepspeed.stage; latentmill submit train --dry-run estimates what a step needs. "
-        "The last commit is whole, and the same command goes on from there"
-    )
-
-
-@contextmanager
-def leased(config: TrainConfig, world: World) -> Iterator[Lease | None]:
-    """Inside, rank 0 holds the run's lease. Collective: raises RunError on every rank when another process has it."""
-    from pipeline.runs.lease import Lease
-
-    def take() -> Lease:
-        run = open_storage(config.run)
-        return Lease.take(run, first=next(iter(committed(run)), 0))
-
-    lease = world.together(take, rank=0)
-    with lease or nullcontext():
-        yield lease
+    return life.main(config, KIND)
 
 
 def train(config: TrainConfig, world: World) -> None:
-    """Open the data, take the run's lease, build everything and train, as one rank of the world."""
-    import torch
-
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.backends.cudnn.benchmark = True  # latents have few sizes, so the fastest convolutions are found once
-
-    run = open_storage(config.run)
-
-    def open_checked() -> Data:
-        data = open_data(config, run, world)
-        if world.rank == 0:
-            require_resumable(config, run)
-            require_same_datasets(config, run, data.digests, data.mixture)
-        return data
-
-    data = world.together(open_checked)
-    with leased(config, world) as lease:
-        train_on(data, config, world, lease)
+    """Train as one rank of a world that is there."""
+    life.train(config, world, KIND)
 
 
-def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None) -> None:
+def train_on(data: DiffusionData, config: TrainConfig, world: World, lease: Lease | None) -> None:
     """Build everything else and train. lease: the run's, on rank 0; None on other ranks."""
     from pipeline.models.denoiser import Denoiser
     from pipeline.models.encoders.latents import Latents
@@ -160,6 +53,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
     from pipeline.training.engines.choose import make_engine
     from pipeline.training.evaluations import evaluation, validation_loss
     from pipeline.training.inputs import Inputs
+    from pipeline.training.objectives.diffusion import DiffusionObjective
     from pipeline.training.start import share
 
     run = open_storage(config.run)
@@ -184,20 +78,23 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
         Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
         evaluation(config, run, world, data.manifest, data.empty, tracker) as evaluate,
     ):
-        text_of = text_encoder(config, contract, world)
+        inputs = Inputs(Latents.of(contract), data.task, config.seed, text_encoder(config, contract, world))
+        flops = image_flops(config.model, config.task.channels(contract))
+        objective = DiffusionObjective(config.diffusion, config.task.drop, engine=engine, inputs=inputs, flops=flops)
         trainer = make_trainer(
             config,
             world=world,
             engine=engine,
-            inputs=Inputs(lambda n: data.stream_from(start_n=n), Latents.of(contract), data.task, config.seed, text_of),
+            stream_from=lambda n: data.stream_from(start_n=n),
+            objective=objective,
             run=run,
             folder=Path(folder),
             tracker=tracker,
             manifests=data.manifests,
             mixture=data.mixture,
             evaluate=evaluate,
-            validation=validation_loss(config, world, data),
-            flops=image_flops(config.model, config.task.channels(contract)),
+            validation=validation_loss(config, objective, inputs),
+            validate_every=config.eval.loss_every,
             fence=lease.require_held if lease else None,
         )
         if lease:
@@ -220,16 +117,6 @@ def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Calla
     return partial(encode_tokens, tower)
 
 
-def require_compiler(device: str) -> None:
-    """Raise ConfigError where torch.compile would find no C++ compiler at the first step."""
-    compiler = os.environ.get("CXX", "g++")
-    if device == "cpu" and shutil.which(compiler) is None:
-        raise ConfigError(
-            f"compile=true needs a C++ compiler on a CPU, and there is no {compiler}: install one, set CXX, or set "
-            "compile=false"
-        )
-
-
 def initial_weights(config: TrainConfig, run: Storage, denoiser: Denoiser, contract: Contract) -> dict[str, Any]:
     """The facts that run.json records about the run's initial weights; {} for random ones. At the beginning of a run
     the weights are also loaded into the denoiser. Rank 0 only."""
@@ -242,40 +129,7 @@ def initial_weights(config: TrainConfig, run: Storage, denoiser: Denoiser, contr
     return begin(config, denoiser, contract)
 
 
-def describe_run(
-    config: TrainConfig,
-    run: Storage,
-    manifest: Manifest,
-    manifests: Mapping[str, str],
-    mixture: Sequence[int] = (),
-    begun: Mapping[str, Any] | None = None,
-) -> None:
-    """Write config.yaml and run.json. manifest: of data.train. manifests, mixture: as Data has them. begun: facts about
-    the initial weights. Rank 0 only."""
-    import dataclasses
-    from importlib.metadata import version
-
-    from pipeline.data.order.shuffle import ORDER
-    from pipeline.training.changes import changes
-
-    facts: dict[str, Any] = {
-        "manifests": dict(manifests),
-        "dataset_samples": manifest.samples,
-        "order": ORDER,
-        "contract": dataclasses.asdict(manifest.contract),
-        "versions": {name: version(name) for name in ("torch", "deepspeed")} | {"python": sys.version.split()[0]},
-    }
-    if mixture:
-        facts["mixture"] = list(mixture)
-    if begun:
-        facts["init"] = dict(begun)
-    if changed := changes(config, run):
-        facts["changes"] = changed
-    if references_of(config):
-        former = read_facts(run).get("environment") if run.exists("run.json") else None
-        facts["environment"] = digests_of(config, former)
-    run.put("config.yaml", to_yaml(config).encode())
-    run.put("run.json", json.dumps(facts, indent=1, sort_keys=True).encode())
+KIND = Kind(open_data, train_on)
 
 
 if __name__ == "__main__":

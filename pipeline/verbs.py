@@ -9,6 +9,7 @@ VERBS = {
     "verify": ("preprocess.verify", "prove a cache: hashes, counts, statistics, decode and compare"),
     "reference": ("preprocess.reference", "feature statistics of real images, for FID"),
     "train": ("pipeline.train", "train a latent diffusion model on a cache"),
+    "autoencoder": ("pipeline.autoencoder", "train an autoencoder (first stage) on a cache of pixels"),
     "eval": ("pipeline.eval", "a checkpoint's FID, CLIP score and attribute accuracy"),
     "sample": ("pipeline.sample", "images from a checkpoint"),
     "export": ("pipeline.export", "weights that other software loads"),
@@ -40,7 +41,7 @@ ENVIRONMENT = {"encode": {"OMP_WAIT_POLICY": "passive"}}
 threads would otherwise spin while they wait, on cores that its decoding workers need."""
 
 
-STOPS = ("train", "encode", "eval")
+STOPS = ("train", "autoencoder", "encode", "eval")
 """Verbs that SIGTERM and SIGUSR1 end with status 75 from their first moment on, because jobs of Slurm run them."""
 
 

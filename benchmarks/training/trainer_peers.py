@@ -37,6 +37,7 @@ from pipeline.training.assembly import make_trainer
 from pipeline.training.engines.choose import make_engine
 from pipeline.training.engines.optimizer import make_optimizer
 from pipeline.training.inputs import Inputs, open_data
+from pipeline.training.objectives.diffusion import DiffusionObjective
 
 LEARNING_RATE = 1e-4
 FOREVER = 10**12  # samples
@@ -114,12 +115,18 @@ class Ours:
             config,
             world=world,
             engine=self.engine,
-            inputs=Inputs(lambda n: data.stream_from(start_n=n), stored.Latents.of(contract), data.task, config.seed),
+            stream_from=lambda n: data.stream_from(start_n=n),
+            objective=DiffusionObjective(
+                config.diffusion,
+                config.task.drop,
+                engine=self.engine,
+                inputs=Inputs(stored.Latents.of(contract), data.task, config.seed),
+                flops=image_flops(model),
+            ),
             run=run,
             folder=Path(self._folder.name),
             tracker=self.tracker,
             manifests=data.manifests,
-            flops=image_flops(model),
         )
         self.trainer.resume()
         self.trainer.watch.stalls.seconds = 0.0

@@ -8,6 +8,13 @@ plain `str` is free text. No module here imports torch, so that a login node can
 
 from __future__ import annotations
 
+from pipeline.config.autoencoder import (
+    AutoencoderConfig,
+    FirstStageConfig,
+    FirstStageEvalConfig,
+    FirstStageLossConfig,
+    GanConfig,
+)
 from pipeline.config.cluster import ClusterConfig, SubmitConfig
 from pipeline.config.datasets import (
     DataVerbConfig,
@@ -29,6 +36,18 @@ from pipeline.config.model import (
     SamplerName,
 )
 from pipeline.config.results import DemoConfig, EvalRunConfig, ExportConfig, SampleConfig
+from pipeline.config.run import (
+    CheckpointConfig,
+    DataConfig,
+    DeepSpeedConfig,
+    EmaConfig,
+    EvaluationConfig,
+    GuardConfig,
+    LaunchConfig,
+    OptimConfig,
+    RunConfig,
+    TrackingConfig,
+)
 from pipeline.config.tasks.base import TaskConfig
 from pipeline.config.tasks.kinds import (
     ClassTask,
@@ -39,18 +58,7 @@ from pipeline.config.tasks.kinds import (
     TextTask,
     UnconditionalTask,
 )
-from pipeline.config.train import (
-    CheckpointConfig,
-    DataConfig,
-    DeepSpeedConfig,
-    EmaConfig,
-    EvalConfig,
-    GuardConfig,
-    LaunchConfig,
-    OptimConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from pipeline.config.train import EvalConfig, TrainConfig
 
 CONFIGS = {
     "synth": SynthConfig,
@@ -60,6 +68,7 @@ CONFIGS = {
     "verify": VerifyConfig,
     "reference": ReferenceConfig,
     "train": TrainConfig,
+    "autoencoder": AutoencoderConfig,
     "data": DataVerbConfig,
     "eval": EvalRunConfig,
     "sample": SampleConfig,
@@ -71,6 +80,7 @@ CONFIGS = {
 
 __all__ = [
     "CONFIGS",
+    "AutoencoderConfig",
     "CheckpointConfig",
     "ClassTask",
     "ClusterConfig",
@@ -84,10 +94,15 @@ __all__ = [
     "EncodersConfig",
     "EvalConfig",
     "EvalRunConfig",
+    "EvaluationConfig",
     "ExportConfig",
     "FeaturesName",
     "FetchConfig",
     "FiltersConfig",
+    "FirstStageConfig",
+    "FirstStageEvalConfig",
+    "FirstStageLossConfig",
+    "GanConfig",
     "GuardConfig",
     "IndexConfig",
     "InpaintTask",
@@ -97,6 +112,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "ReferenceConfig",
+    "RunConfig",
     "SampleConfig",
     "SamplerConfig",
     "SamplerName",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pipeline.config.model import EncodersConfig, FeaturesName, SamplerConfig, SamplerName
-from pipeline.config.train import DataConfig
+from pipeline.config.run import DataConfig
 from pipeline.config.values.bounds import Between, Ge, Seed
 
 

@@ -87,6 +87,8 @@ class Commit:
     """Shape of every parameter."""
     guard: dict[str, Any] = field(default_factory=dict)
     """State of the guard against jumps of the loss; {} where it is off."""
+    objective: dict[str, Any] = field(default_factory=dict)
+    """State of the objective, such as which codes were used lately; {} where it has none."""
     files: list[dict[str, Any]]
     """name, bytes and sha256 of every fragment file."""
     format: int = FORMAT
@@ -96,7 +98,7 @@ class Commit:
 def seal(commit: Commit) -> bytes:
     """The bytes of commit.json: the commit, and a hash over it."""
     facts = asdict(commit)
-    for name in ("mixture", "guard"):
+    for name in ("mixture", "guard", "objective"):
         if not facts[name]:
             del facts[name]  # commits of earlier versions have no such keys
     body = json.dumps(facts, sort_keys=True)
@@ -272,15 +274,19 @@ def choose(run: Storage, n: int = 0) -> Commit:
     return commit
 
 
-def load_weights(run: Storage, n: int = 0, which: str = "ema") -> tuple[int, dict[str, Tensor]]:
+def load_weights(
+    run: Storage, n: int = 0, which: str = "ema", prefixes: tuple[str, ...] = ("",)
+) -> tuple[int, dict[str, Tensor]]:
     """(n, full fp32 weights by parameter name) of the checkpoint at n samples, 0 = the newest good one.
 
-    which: raw, ema, or the kind of another average that the run keeps. Every file is verified first. Raises RunError
+    which: raw, ema, or the kind of another average that the run keeps. prefixes: of the names that are wanted, where an
+    average is not of all parameters. Every file is verified first. Raises RunError
     when there is no such checkpoint, or it holds no such weights, CheckpointCorrupt.
     """
     commit = choose(run, n)
     read, kind = Reader(run, commit), WEIGHTS.get(which, which)
     if kind not in read.kinds():
         raise RunError(f"weights={which} is none of {', '.join(WEIGHTS)}")
-    weights = {name: read(kind, name, 0, math.prod(shape)).view(shape) for name, shape in commit.shapes.items()}
+    wanted = {name: shape for name, shape in commit.shapes.items() if name.startswith(prefixes)}
+    weights = {name: read(kind, name, 0, math.prod(shape)).view(shape) for name, shape in wanted.items()}
     return commit.n, weights

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config import TaskConfig, TrainConfig
+from pipeline.config import RunConfig, TaskConfig, TrainConfig
 from pipeline.data.format.contract import ENCODER_FACTS, require_match
 from pipeline.data.format.manifest import find_version, load_manifest
 from pipeline.errors import ConfigError, ContractMismatch, RunError
@@ -64,7 +64,7 @@ EMPTY_TOKENS = 2  # tokens of the empty caption: start and end
 FREE = ("variants", "key", "packed", "min_area")  # facts of conditions that do not change what they mean
 
 
-def training_datasets(config: TrainConfig, run: Storage, world: World) -> Dataset:
+def training_datasets(config: RunConfig, run: Storage, world: World) -> Dataset:
     """data.train and data.mix, each in the version that the run began with, even if shards were appended since."""
     from pipeline.data.order.dataset import Dataset, part_of
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from pipeline.config import DataConfig, TrainConfig
+from pipeline.config import AutoencoderConfig, DataConfig, RunConfig, TrainConfig
 from pipeline.config.loading.merge import to_stored
 from pipeline.config.loading.stored import is_same
 from pipeline.data.format.contract_json import contract_from_json
@@ -45,6 +45,7 @@ MAY_CHANGE = (
     "optim.micro_batch",
     "optim.decay_samples",  # as `samples`: what that does to the learning rate is said, and kept in run.json
     "model.name",
+    "autoencoder.name",
     "model.checkpointing",
     "model.activation_gb",
     "checkpoint",
@@ -71,12 +72,12 @@ def is_evaluated(run: Storage, n: int) -> bool:
     return any(run.exists(f"{evaluation_folder(n)}/{name}") for name in (METRICS, SNAPSHOT))
 
 
-def last_sample(config: TrainConfig) -> int:
+def last_sample(config: RunConfig) -> int:
     """n at the end of the run: `samples` rounded up to whole global batches."""
     return -(-config.samples // config.optim.batch) * config.optim.batch
 
 
-def is_finished(config: TrainConfig, run: Storage) -> bool:
+def is_finished(config: RunConfig, run: Storage) -> bool:
     """Whether the run's last sample is committed and, where there are evaluations, evaluated."""
     end = last_sample(config)
     return end in committed(run)[:1] and (not config.data.val or is_evaluated(run, end))
@@ -86,7 +87,7 @@ def is_finished(config: TrainConfig, run: Storage) -> bool:
 # May this configuration resume that run?
 
 
-def require_resumable(config: TrainConfig, run: Storage) -> None:
+def require_resumable(config: RunConfig, run: Storage) -> None:
     """Raise RunError where config.resume, or the configuration that the run began with, forbids to go on, and
     DestinationExists where something else than a run lies there."""
     commits = committed(run)
@@ -98,6 +99,8 @@ def require_resumable(config: TrainConfig, run: Storage) -> None:
     if not commits:
         return
     stored = _stored_config(run)
+    if stored.verb != config.verb:
+        raise RunError(f"{config.run} was begun by latentmill {stored.verb}; go on with that, or choose another run=")
     if changed := differences(to_stored(stored), to_stored(config), same=partial(is_same, config, _digests(run))):
         raise RunError(
             f"{config.run} was begun with another configuration: {'; '.join(changed)}; restore it, or choose another "
@@ -130,7 +133,7 @@ def committed_digests(run: Storage) -> list[str]:
     return dataset_digests(_stored_facts(run)) if committed(run) else []
 
 
-def require_same_datasets(config: TrainConfig, run: Storage, digests: Sequence[str], mixture: Sequence[int]) -> None:
+def require_same_datasets(config: RunConfig, run: Storage, digests: Sequence[str], mixture: Sequence[int]) -> None:
     """Raise RunError unless the run was trained on the datasets with these manifests, in this order.
 
     digests: of the manifests. mixture: weights of the datasets, in integers, which must be the same too.
@@ -199,7 +202,7 @@ def differences(
     return lines
 
 
-def fixed_keys(config: TrainConfig) -> dict[str, Any]:
+def fixed_keys(config: RunConfig) -> dict[str, Any]:
     """The part of the configuration that may not change within a run, as plain data. A commit stores it."""
 
     def fixed(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -212,7 +215,7 @@ def fixed_keys(config: TrainConfig) -> dict[str, Any]:
     return fixed(to_stored(config))
 
 
-def _stored_config(run: Storage) -> TrainConfig:
+def _stored_config(run: Storage) -> RunConfig:
     """config.yaml of a run that has commits. Raises RunError where it is missing or damaged."""
     try:
         return read_config(run, environ={})  # references as they are: they are compared by their digests
@@ -231,14 +234,16 @@ def _stored_facts(run: Storage) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------------
 # For verbs that only read a run: eval, sample, export, report
 
+C = TypeVar("C", bound=RunConfig, covariant=True)
+
 
 @dataclass(frozen=True)
-class RunInfo:
+class RunInfo(Generic[C]):
     """A run directory. facts: the contents of run.json, written when the run began (manifest digests, contract,
     versions)."""
 
     storage: Storage
-    config: TrainConfig
+    config: C
     facts: dict[str, Any]
 
     @property
@@ -257,11 +262,31 @@ class RunInfo:
         return contract
 
 
-def load_run(url: str) -> RunInfo:
-    """Read the run at a folder or URL. Raises RunError when there is none, or its files are damaged."""
+def load_any_run(url: str) -> RunInfo[RunConfig]:
+    """Read the run at a folder or URL, whatever it trains. Raises RunError when there is none, or its files are
+    damaged."""
     storage = open_storage(url)
     try:
         facts = read_facts(storage)
         return RunInfo(storage, read_config(storage, digests=facts.get("environment")), facts)
     except NotFound as error:
         raise missing(storage, error) from error
+
+
+def load_run(url: str) -> RunInfo[TrainConfig]:
+    """The same, of a diffusion model. Raises RunError also for an autoencoder's run."""
+    run = load_any_run(url)
+    if isinstance(run.config, TrainConfig):
+        return RunInfo(run.storage, run.config, run.facts)
+    raise RunError(
+        f"{url} is the run of an autoencoder, which draws no pictures: latentmill export makes a folder of it for "
+        "encoders.vae=, eval measures it"
+    )
+
+
+def load_autoencoder_run(url: str) -> RunInfo[AutoencoderConfig]:
+    """The same, of an autoencoder. Raises RunError also for a diffusion model's run."""
+    run = load_any_run(url)
+    if isinstance(run.config, AutoencoderConfig):
+        return RunInfo(run.storage, run.config, run.facts)
+    raise RunError(f"{url} is the run of a diffusion model, and not of an autoencoder (latentmill autoencoder)")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from pipeline.config import CheckpointConfig, FeaturesName, TaskConfig
+from pipeline.config import FeaturesName, RunConfig
 from pipeline.config.tasks.figures import Figure
-from pipeline.config.tasks.found import best_figures
+from pipeline.config.tasks.found import best_of
 from pipeline.errors import CheckpointCorrupt, NotFound, ParseError
 from pipeline.log import log
 from pipeline.parsing.values import parse_json
@@ -44,9 +44,10 @@ class Retention:
     best: tuple[Figure, ...] = ()
 
     @classmethod
-    def of(cls, config: CheckpointConfig, task: TaskConfig) -> Retention:
-        """The rules that a configuration sets."""
-        return cls(config.keep, config.keep_every, best_figures(task, config.best))
+    def of(cls, config: RunConfig) -> Retention:
+        """The rules that a run's configuration sets."""
+        checkpoint = config.checkpoint
+        return cls(checkpoint.keep, checkpoint.keep_every, best_of(config))
 
 
 def retain(run: Storage, retention: Retention) -> None:

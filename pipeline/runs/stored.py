@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
 
-from pipeline.config import ModelConfig, TrainConfig
+from pipeline.config import AutoencoderConfig, FirstStageConfig, ModelConfig, RunConfig, TrainConfig
+from pipeline.config.check.first_stage import check_architecture
 from pipeline.config.check.groups import check_diffusion, check_model, check_task
 from pipeline.config.loading.merge import flat_types
 from pipeline.config.loading.stored import from_stored
@@ -135,8 +136,8 @@ def read_facts(run: Storage) -> dict[str, Any]:
 
 def read_config(
     run: Storage, *, forward: bool = False, environ: Mapping[str, str] = os.environ, digests: Any = None
-) -> TrainConfig:
-    """The configuration in config.yaml, with its bounds checked.
+) -> RunConfig:
+    """The configuration in config.yaml, of whatever is trained, with its bounds checked.
 
     forward: whether keys that this version does not know are passed over; else they are refused, for they may change
     what the run is. environ, digests: as in from_stored. Raises NotFound where there is none, RunError where it is
@@ -156,14 +157,20 @@ def config_from(
     where: str = "",
     environ: Mapping[str, str] = os.environ,
     digests: Any = None,
-) -> TrainConfig:
+) -> RunConfig:
     """The configuration that stored plain values describe. forward: as in read_config. where, environ, digests: as in
     from_stored. Raises ParseError, ConfigError, OverflowError."""
     if not isinstance(tree, dict):
         raise ParseError("it is no group of keys")
-    config = from_stored(TrainConfig, _known(tree) if forward else tree, environ, where=where, digests=digests)
+    cls = kind_of_run(tree)
+    config = from_stored(cls, _known(cls, tree) if forward else tree, environ, where=where, digests=digests)
     require_plausible(config)
     return config
+
+
+def kind_of_run(tree: Mapping[str, Any]) -> type[RunConfig]:
+    """What the plain values of a run's configuration are of: those of an autoencoder have a group of that name."""
+    return AutoencoderConfig if "autoencoder" in tree else TrainConfig
 
 
 def damaged(run: Storage, key: str, error: Exception | str) -> RunError:
@@ -178,7 +185,7 @@ def missing(run: Storage, error: NotFound) -> RunError:
     return RunError(f"{run.url} is not a run directory ({error}); give the folder that `latentmill train run=` wrote")
 
 
-def require_plausible(config: TrainConfig) -> None:
+def require_plausible(config: RunConfig) -> None:
     """Raise ConfigError for a stored configuration with values out of bounds, or of a network that nobody could have
     trained: it is refused before anything is built of it."""
     check_bounds(config)
@@ -187,12 +194,30 @@ def require_plausible(config: TrainConfig) -> None:
     with suppress(Unset):
         batch = config.optim.batch
         require(batch <= LARGEST_BATCH, f"optim.batch={batch:g}: {LARGEST_BATCH:,} at most is wanted")
-    _require_network(config.model)
+    if isinstance(config, AutoencoderConfig):
+        _require_first_stage(config.autoencoder)
+    if isinstance(config, TrainConfig):
+        _require_network(config.model)
+        with suppress(Unset):
+            check_model(config.model)
+            check_task(config.task, config.model)
+        with suppress(Unset):
+            check_diffusion(config.diffusion)
+
+
+def _require_first_stage(stage: FirstStageConfig) -> None:
+    """The same as _require_network, of an autoencoder."""
     with suppress(Unset):
-        check_model(config.model)
-        check_task(config.task, config.model)
-    with suppress(Unset):
-        check_diffusion(config.diffusion)
+        check_architecture(stage)
+    widths: dict[str, Callable[[], int]] = {
+        "channels x multipliers": lambda: stage.channels * max(stage.multipliers, default=1),
+        "latent_channels": lambda: stage.latent_channels,
+    }
+    counts: dict[str, Callable[[], int]] = {
+        "blocks": lambda: stage.blocks,
+        "multipliers (levels)": lambda: len(stage.multipliers),
+    }
+    _require_sizes("autoencoder", widths, counts)
 
 
 def _require_network(model: ModelConfig) -> None:
@@ -211,15 +236,22 @@ def _require_network(model: ModelConfig) -> None:
         "multipliers (levels)": lambda: len(model.multipliers),
         "transformer_depth": deepest,
     }
+    _require_sizes("model", widths, counts)
+
+
+def _require_sizes(
+    group: str, widths: Mapping[str, Callable[[], int]], counts: Mapping[str, Callable[[], int]]
+) -> None:
+    """Raise ConfigError for a width above WIDEST or a count above MOST. group: names them in the message."""
     for values, most in ((widths, WIDEST), (counts, MOST)):
         for name, value in values.items():
             with suppress(Unset):
-                require(value() <= most, f"model.{name}={value()}: no network has more than {most:,}")
+                require(value() <= most, f"{group}.{name}={value()}: no network has more than {most:,}")
 
 
-def _known(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` without the keys that TrainConfig lacks, at any depth."""
-    known = {name for name, _ in flat_types(TrainConfig)}
+def _known(cls: type[RunConfig], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` without the keys that the configuration lacks, at any depth."""
+    known = {name for name, _ in flat_types(cls)}
 
     def pruned(group: Mapping[str, Any], path: str) -> dict[str, Any]:
         return {

@@ -6,50 +6,48 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import TrainConfig
-from pipeline.diffusion.objective import Objective
+from pipeline.config import RunConfig
+from pipeline.data.reading.stream import Stream
 from pipeline.distributed.world import World
-from pipeline.planning.flops import Flops
 from pipeline.storage.base import Storage
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.commits import Commits
 from pipeline.training.engines.base import Engine
-from pipeline.training.evaluations import Evaluate, Evaluations
-from pipeline.training.inputs import Inputs
-from pipeline.training.losses import SampleLosses
+from pipeline.training.evaluations import Evaluate, Evaluations, Validate
+from pipeline.training.objectives.base import Objective
 from pipeline.training.recorder import Recorder
 from pipeline.training.state import TrainingState
 from pipeline.training.trainer import Trainer
-from pipeline.training.validation import ValidationLoss
 from pipeline.training.watch.progress import ProgressWatch
 
 
 def make_trainer(
-    config: TrainConfig,
+    config: RunConfig,
     *,
     world: World,
     engine: Engine,
-    inputs: Inputs,
+    stream_from: Callable[[int], Stream],
+    objective: Objective,
     run: Storage,
     folder: Path,
     tracker: Tracker,
     manifests: Mapping[str, str],
     mixture: Sequence[int] = (),
     evaluate: Evaluate | None = None,
-    validation: ValidationLoss | None = None,
+    validation: Validate | None = None,
+    validate_every: int = 0,
     fence: Callable[[], None] | None = None,
-    flops: Flops | None = None,
 ) -> Trainer:
     """A trainer of the run in `run`. Collective.
 
-    folder: local folder for files that grow, where the run directory is not local. manifests, mixture, fence: as
-    Commits has them. evaluate, validation: None for none. flops: None where they are not counted.
+    stream_from: this rank's batches from sample number n on. folder: local folder for files that grow, where the run
+    directory is not local. manifests, mixture, fence: as Commits has them. evaluate, validation,
+    validate_every: as Evaluations has them.
     """
-    state = TrainingState(config, engine)
-    losses = SampleLosses(Objective(config.diffusion, world.device), engine)
+    state = TrainingState(config, engine, objective)
     stall_s = config.tracking.stall_s if world.rank == 0 else 0.0
     watch = ProgressWatch(config.watchdog_s, stall_s, partial(tracker.alert, "stall"))
-    recorder = Recorder(config, world=world, run=run, folder=folder, tracker=tracker, flops=flops)
+    recorder = Recorder(config, world=world, run=run, folder=folder, tracker=tracker)
     commits = Commits(
         config,
         world=world,
@@ -69,17 +67,16 @@ def make_trainer(
         commits=commits,
         tracker=tracker,
         watch=watch,
-        losses=losses,
-        inputs=inputs,
         evaluate=evaluate,
         validation=validation,
+        validate_every=validate_every,
     )
     return Trainer(
         config,
         world=world,
         state=state,
-        inputs=inputs,
-        losses=losses,
+        stream_from=stream_from,
+        objective=objective,
         recorder=recorder,
         commits=commits,
         evaluations=evaluations,

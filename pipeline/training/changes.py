@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig
 from pipeline.log import log
 from pipeline.runs.directory import committed, last_sample
 from pipeline.runs.stored import Change, read_config, read_facts
@@ -13,7 +13,7 @@ from pipeline.storage.base import Storage
 from pipeline.training.schedule import learning_rate
 
 
-def changes(config: TrainConfig, run: Storage) -> list[dict[str, Any]]:
+def changes(config: RunConfig, run: Storage) -> list[dict[str, Any]]:
     """The changes that run.json keeps, with the one, if any, that this start makes, of which a warning is logged. []
     before the first commit. Call it before config.yaml is written anew. Rank 0 only."""
     n = next(iter(committed(run)), 0)
@@ -31,7 +31,7 @@ def changes(config: TrainConfig, run: Storage) -> list[dict[str, Any]]:
     return [*kept, dataclasses.asdict(change)]
 
 
-def change_of_rate(old: TrainConfig, new: TrainConfig, n: int) -> Change | None:
+def change_of_rate(old: RunConfig, new: RunConfig, n: int) -> Change | None:
     """What the change from one configuration to another does to the learning rate from n samples on; None where it
     does nothing."""
     ends = [config.optim.decay_samples or last_sample(config) for config in (old, new)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig
 from pipeline.config.loading.merge import to_stored
 from pipeline.config.loading.references import holds_reference
 from pipeline.config.loading.stored import from_stored, is_same
@@ -34,7 +34,7 @@ class Commits:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
         *,
         world: World,
         run: Storage,
@@ -53,7 +53,7 @@ class Commits:
             run,
             world,
             Stamp(engine_name(config.deepspeed), fixed_keys(config), manifests, state.engine.shapes, mixture),
-            retention=Retention.of(config.checkpoint, config.task),
+            retention=Retention.of(config),
             background=config.checkpoint.background,
             fence=fence,
             before=[recorder.upload],
@@ -84,7 +84,7 @@ class Commits:
             """Values of the environment were compared when the run was opened, with the digests of run.json."""
             return holds_reference(old) or is_same(self.config, None, key, old, new)
 
-        committed = to_stored(from_stored(TrainConfig, {"run": self.config.run, **commit.config}, {}))
+        committed = to_stored(from_stored(type(self.config), {"run": self.config.run, **commit.config}, {}))
         if changed := differences(committed, to_stored(self.config), same=same):
             raise shared(
                 RunError(
@@ -104,7 +104,12 @@ class Commits:
         with self.watch.paused():
             self.world.together(self._before_commit)
             saves = self.saver.begin(
-                state.n, state.steps, state.fragments(), state.guard.state(), self._snapshots_due()
+                state.n,
+                state.steps,
+                state.fragments(),
+                state.guard.state(),
+                self._snapshots_due(),
+                state.objective.state(),
             )
             self._note(saves)
             self.newest = state.n

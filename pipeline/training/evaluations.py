@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.config.loading.references import references_of
 from pipeline.runs.datasets import stored_members
 from pipeline.runs.directory import is_evaluated, last_sample
@@ -14,8 +14,7 @@ from pipeline.runs.profiles import OWN
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.training.commits import Commits
-from pipeline.training.inputs import Data, Inputs
-from pipeline.training.losses import SampleLosses
+from pipeline.training.inputs import Inputs
 from pipeline.training.schedule import due
 from pipeline.training.state import TrainingState
 from pipeline.training.watch.progress import ProgressWatch
@@ -26,20 +25,23 @@ if TYPE_CHECKING:
     from pipeline.data.format.manifest import Manifest
     from pipeline.distributed.world import World
     from pipeline.tracking.tracker import Tracker
-    from pipeline.training.validation import ValidationLoss
+    from pipeline.training.objectives.diffusion import DiffusionObjective
 
 Evaluate = Callable[[dict[str, "Tensor"], int, Callable[[], bool]], Mapping[str, Any] | None]
 """(full EMA weights by parameter name, n, whether this rank was asked to stop) -> metrics to log; called on every rank.
 Raises Interrupted, on all of them, when it has left because one was."""
+Validate = Callable[[], Mapping[str, Any]]
+"""Metrics of held-out records, of the weights themselves; called on every rank."""
 
 
-def validation_loss(config: TrainConfig, world: World, data: Data) -> ValidationLoss | None:
-    """Held-out records whose loss is looked at; None for none. Collective."""
+def validation_loss(config: TrainConfig, objective: DiffusionObjective, inputs: Inputs) -> Validate | None:
+    """Measures the loss of held-out records; None where none are looked at. Collective."""
     from pipeline.data.format.manifest import load_manifest
     from pipeline.training.validation import ValidationLoss
 
     if not (config.data.val and config.eval.loss_images):
         return None
+    world = objective.engine.world
 
     def load() -> ValidationLoss:
         storage = open_storage(config.data.val)
@@ -48,7 +50,8 @@ def validation_loss(config: TrainConfig, world: World, data: Data) -> Validation
         batch = (config.optim.micro_batch or config.optim.batch // world.size) * world.size
         return ValidationLoss.load(storage, manifest, members, config.eval.loss_images, batch, config.diffusion, world)
 
-    return world.together(load)
+    validation = world.together(load)
+    return lambda: validation(objective.sample_losses, inputs.latents, inputs.conditions)
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def inside(
 
 
 @contextmanager
-def beside(config: TrainConfig, run: Storage, world: World, tracker: Tracker) -> Iterator[Evaluate]:
+def beside(config: RunConfig, run: Storage, world: World, tracker: Tracker) -> Iterator[Evaluate]:
     """In a process of its own, on a snapshot: nobody waits."""
     from pipeline.evaluation.beside import LOG, Jobs, Starter
 
@@ -98,11 +101,12 @@ def beside(config: TrainConfig, run: Storage, world: World, tracker: Tracker) ->
 
 
 class Evaluations:
-    """Looks at the weights before, while and after training. evaluate, validation: None for none."""
+    """Looks at the weights before, while and after training. evaluate, validation: None for none. validate_every:
+    samples between validations; 0 = with every commit."""
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
         *,
         world: World,
         run: Storage,
@@ -110,25 +114,23 @@ class Evaluations:
         commits: Commits,
         tracker: Tracker,
         watch: ProgressWatch,
-        losses: SampleLosses,
-        inputs: Inputs,
         evaluate: Evaluate | None = None,
-        validation: ValidationLoss | None = None,
+        validation: Validate | None = None,
+        validate_every: int = 0,
     ) -> None:
         self.config, self.world, self.run, self.state = config, world, run, state
         self.commits, self.tracker, self.watch = commits, tracker, watch
-        self.losses, self.inputs = losses, inputs
         self.evaluate, self.validation = evaluate, validation
+        self.validate_every = validate_every or config.checkpoint.every
         self.end = last_sample(config)
 
     def validate_if_due(self) -> None:
         """The loss of held-out records, of the weights themselves. Collective."""
-        n, every = self.state.n, self.config.eval.loss_every or self.config.checkpoint.every
-        if self.validation is None or not (due(n, every, self.state.batch) or n == self.end):
+        n = self.state.n
+        if self.validation is None or not (due(n, self.validate_every, self.state.batch) or n == self.end):
             return
-
         with self.watch.paused():
-            row = self.validation(self.losses, self.inputs.latents, self.inputs.conditions)
+            row = self.validation()
         self.tracker.log(n, row, kind="val")
 
     def evaluate_if_due(self, stopped: Callable[[], bool]) -> None:

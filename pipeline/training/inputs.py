@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.runs.datasets import (
     check_against_contract,
     check_mixture,
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the loop reads. stream_from: this rank's batches from sample number n on. latents: how z is made of the
-    cache's array. task: what draws variants and noise of the conditions. seed: of these draws. text_of: ids (b, L) ->
-    text states (b, L, D), where the cache holds ids alone and the task reads states; else None."""
+    """What is made of a batch. latents: how z is made of the cache's array. task: what draws variants and noise of the
+    conditions. seed: of these draws. text_of: ids (b, L) -> text states (b, L, D), where the cache holds ids alone and
+    the task reads states; else None."""
 
-    stream_from: Callable[[int], Stream]
     latents: Latents
     task: Task
     seed: int
@@ -60,15 +59,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on, found to fit it. manifests: digest of each dataset's manifest, by role. mixture: whole
-    weights, () of one cache. empty: the encoded empty caption (L, D), None without captions. stream_from: this rank's
-    batches from sample number start_n on."""
+    """What a run trains on. manifests: digest of each dataset's manifest, by role. mixture: whole weights, () of one
+    cache. stream_from: this rank's batches from sample number start_n on."""
 
     dataset: Dataset
     manifests: dict[str, str]
     mixture: tuple[int, ...]
-    task: Task
-    empty: Tensor | None
     stream_from: Callable[..., Stream]
 
     @property
@@ -82,24 +78,49 @@ class Data:
         return [part.manifest.digest for part in self.dataset.parts]
 
 
-def open_data(config: TrainConfig, run: Storage, world: World) -> Data:
-    """Open the datasets, as one rank. Raises LatentmillError where they do not fit, or are not there."""
-    from pipeline.data.format.manifest import load_manifest
-    from pipeline.data.reading.disk_cache import DiskCache
-    from pipeline.data.reading.stream import Stream
+@dataclass(frozen=True)
+class DiffusionData(Data):
+    """The same, found to fit model and task. empty: the encoded empty caption (L, D), None without captions."""
+
+    task: Task
+    empty: Tensor | None
+
+
+def open_data(config: TrainConfig, run: Storage, world: World) -> DiffusionData:
+    """Open the datasets of a diffusion model, as one rank. Raises LatentmillError where they do not fit, or are not
+    there."""
     from pipeline.models.tasks.choose import make_task
 
-    dataset = training_datasets(config, run, world)
+    dataset, validation = datasets(config, run, world)
     cache, manifest = dataset.parts[0].storage, dataset.parts[0].manifest
-    validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
-    urls = [f"data.{'mix' if number else 'train'}={url}" for number, url in enumerate(dataset_urls(config.data))]
-    named = list(zip(urls, (part.manifest for part in dataset.parts), strict=True))
-    require_distinct(named, (f"data.val={config.data.val}", validation) if validation else None)
     contract = manifest.contract
     empty = empty_caption(cache, manifest)
     check_against_contract(config, manifest, validation)
     check_mixture(config, [part.manifest for part in dataset.parts])
     task = make_task(config.task, config.model, contract, empty)
+    members = stored_members(config.task, contract)
+    return DiffusionData(*streamed(config, dataset, validation, members, world), task, empty)
+
+
+def datasets(config: RunConfig, run: Storage, world: World) -> tuple[Dataset, Manifest | None]:
+    """The training datasets, in the versions that the run began with, and data.val's manifest, None without one."""
+    from pipeline.data.format.manifest import load_manifest
+
+    dataset = training_datasets(config, run, world)
+    validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
+    urls = [f"data.{'mix' if number else 'train'}={url}" for number, url in enumerate(dataset_urls(config.data))]
+    named = list(zip(urls, (part.manifest for part in dataset.parts), strict=True))
+    require_distinct(named, (f"data.val={config.data.val}", validation) if validation else None)
+    return dataset, validation
+
+
+def streamed(
+    config: RunConfig, dataset: Dataset, validation: Manifest | None, members: Sequence[str], world: World
+) -> tuple[Dataset, dict[str, str], tuple[int, ...], Callable[..., Stream]]:
+    """The fields of Data. members: arrays of a record that training reads."""
+    from pipeline.data.reading.disk_cache import DiskCache
+    from pipeline.data.reading.stream import Stream
+
     stream_from = partial(
         Stream,
         dataset,
@@ -107,7 +128,7 @@ def open_data(config: TrainConfig, run: Storage, world: World) -> Data:
         rank=world.rank,
         world=world.size,
         batch=config.optim.batch,
-        members=stored_members(config.task, contract),
+        members=members,
         memory_bytes=int(config.data.memory_gb * 1e9),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
@@ -117,4 +138,4 @@ def open_data(config: TrainConfig, run: Storage, world: World) -> Data:
     names = roles(len(dataset.parts))
     manifests = {name: part.manifest.digest for name, part in zip(names, dataset.parts, strict=True)}
     manifests |= {"val": validation.digest} if validation else {}
-    return Data(dataset, manifests, dataset.whole_weights(config.data.weights), task, empty, stream_from)
+    return dataset, manifests, dataset.whole_weights(config.data.weights), stream_from

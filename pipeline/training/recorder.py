@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from pipeline.config import TrainConfig
-from pipeline.data.reading.batch import Batch
-from pipeline.diffusion.objective import Randomness
-from pipeline.diffusion.timesteps import noise_bucket
+from pipeline.config import RunConfig
 from pipeline.distributed.world import World
-from pipeline.planning.flops import Flops, peak_tflops
+from pipeline.planning.flops import peak_tflops
 from pipeline.runs.directory import last_sample
 from pipeline.runs.ledger import Ledger, noise_digest, truncate_ledgers
 from pipeline.runs.names import checkpoint_folder
 from pipeline.storage.base import Storage
 from pipeline.tracking.tracker import Tracker
+from pipeline.training.objectives.base import Prepared
 from pipeline.training.saver import Save
 from pipeline.training.schedule import due
 from pipeline.training.state import TrainingState
@@ -30,14 +30,11 @@ LOG_STEPS = 20
 class Recorder:
     """Records the steps of one rank; rank 0 alone writes rows of metrics.
 
-    folder: local folder for files that grow, where the run directory is not local. flops: FLOPs of a training step per
-    image, None where they are not counted.
+    folder: local folder for files that grow, where the run directory is not local.
     """
 
-    def __init__(
-        self, config: TrainConfig, *, world: World, run: Storage, folder: Path, tracker: Tracker, flops: Flops | None
-    ) -> None:
-        self.config, self.world, self.run, self.tracker, self.flops = config, world, run, tracker, flops
+    def __init__(self, config: RunConfig, *, world: World, run: Storage, folder: Path, tracker: Tracker) -> None:
+        self.config, self.world, self.run, self.tracker = config, world, run, tracker
         self.batch, self.end = config.optim.batch, last_sample(config)
         self.ledger = Ledger(run, folder, world.rank, world.size)
         self.meter = Meter(world, peak_tflops(world.device, config.tracking.peak_tflops))
@@ -49,38 +46,43 @@ class Recorder:
         self.ledger.start(n)
         self.tracker.start(n, world=self.world.size, engine=engine)
 
-    def step(self, batch: Batch, draws: Randomness, loss_B: Tensor, norm: float, seconds: float) -> None:
-        """One step of this rank. draws: on the rank's device. loss_B: (b,) each sample's loss. norm: of the gradient.
-        seconds: the step's time, its wait for data included."""
-        digest = noise_digest(
-            batch.numbers.to(self.world.device), [draws.posterior, draws.noise, draws.timestep, draws.drop]
-        )
+    def step(
+        self,
+        prepared: Prepared,
+        loss_B: Tensor,
+        figures: Mapping[str, Any],
+        flops: float,
+        norms: Mapping[str, float],
+        seconds: float,
+    ) -> None:
+        """One step of this rank. loss_B: (b,) each sample's loss. figures: what the objective shows beside it. flops:
+        of the global batch. norms: of the gradient of each part. seconds: the step's time, its wait for data
+        included."""
+        batch = prepared.batch
+        digest = noise_digest(batch.numbers.to(self.world.device), prepared.digest)
         self.ledger.add(batch.numbers, batch.shards, batch.rows, digest)
         self.meter.add(
             loss_B,
             self.batch,
             seconds,
             batch.wait_s,
-            bucket_B=noise_bucket(draws.timestep, self.config.diffusion),
-            flops=self._flops(draws, batch),
-            norm=norm,
+            bucket_B=prepared.bucket_B,
+            flops=flops,
+            norms=norms,
+            figures=figures,
         )
 
-    def _flops(self, draws: Randomness, batch: Batch) -> float:
-        """FLOPs of the global batch; 0 where they are not counted."""
-        if self.flops is None:
-            return 0.0
-        text = batch.tensors.get("text", batch.tensors.get("tokens"))
-        return self.flops(tuple(draws.noise.shape[1:]), text.shape[1] if text is not None else 0) * self.batch
-
-    def row_if_due(self, state: TrainingState, lr: float, norm: float) -> None:
+    def row_if_due(self, state: TrainingState, lr: float, norms: Mapping[str, float]) -> None:
         """A row of metrics at state.n, when one is due, and alerts of what jumps in it. Collective."""
         every = self.config.tracking.every or LOG_STEPS * self.batch
         if not (due(state.n, every, self.batch) or state.n == self.end):
             return
-        row = self.meter.flush() | {"lr": lr, "grad_norm": norm, "weight_norm": state.engine.weight_norm()}
+        row = self.meter.flush() | {"lr": lr, **named_norms(norms), "weight_norm": state.engine.weight_norm()}
+        row |= state.objective.row(state.n)
         row |= {"steps_skipped": state.guard.skipped} if state.guard.on else {}
         self.tracker.log(state.n, row)
+        if sentence := state.objective.warning(state.n):
+            self.tracker.alert("codebook", state.n, sentence)
         for sentence in self.spikes.sentences(row):
             self.tracker.alert("spike", state.n, sentence)
 
@@ -98,3 +100,8 @@ class Recorder:
         url = f"{self.run.url.rstrip('/')}/{checkpoint_folder(save.n)}"
         stall_s = save.wait_s + save.copy_s
         self.tracker.checkpoint(save.n, url, stall_s=stall_s, write_s=save.write_s, bytes=save.bytes)
+
+
+def named_norms(norms: Mapping[str, float]) -> dict[str, float]:
+    """The names of norms in a row of metrics: grad_norm of the first part, grad_norm_PART of others."""
+    return {f"grad_norm_{part}" if number else "grad_norm": norm for number, (part, norm) in enumerate(norms.items())}

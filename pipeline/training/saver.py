@@ -62,6 +62,7 @@ class Save:
     guard: Mapping[str, Any] = field(default_factory=dict)
     kept: Sequence[str] = ()
     """Kinds of averages of which a snapshot goes into averages/ too."""
+    objective: Mapping[str, Any] = field(default_factory=dict)
     copy_s: float = 0.0
     """Seconds that the copy took."""
     wait_s: float = 0.0
@@ -113,15 +114,16 @@ class Saver:
         fragments: Fragments,
         guard: Mapping[str, Any] = MappingProxyType({}),
         kept: Sequence[str] = (),
+        objective: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Save]:
         """Start to commit the state at n, after `steps` optimizer steps. Returns the saves that have ended since the
         last call. Collective: waits for the previous save, and raises its failure on every rank.
 
-        guard: state of the guard. kept: kinds of averages of which a snapshot is stored too.
+        guard: state of the guard. kept: kinds of averages of which a snapshot is stored too. objective: its state.
         """
         ended = self.settle()
         began = time.perf_counter()
-        save = self._save = Save(n, steps, self._snapshot(fragments), guard, kept)
+        save = self._save = Save(n, steps, self._snapshot(fragments), guard, kept, objective)
         save.copy_s = time.perf_counter() - began
         threading.Thread(target=self._work, args=(save,), name=f"save-{n}", daemon=True).start()
         if not self.background:
@@ -260,6 +262,7 @@ class Saver:
             mixture=list(stamp.mixture),
             shapes={name: list(shape) for name, shape in stamp.shapes.items()},
             guard=dict(save.guard),
+            objective=dict(save.objective),
             files=files,
         )
         if self.fence is not None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig
 from pipeline.runs.checkpoint import Commit, Reader
 from pipeline.runs.fragments import Fragment
 from pipeline.training.ema import Ema
 from pipeline.training.engines.base import Engine
+from pipeline.training.objectives.base import Objective
 from pipeline.training.watch.guard import Guard
 
 
 class TrainingState:
-    """n: samples seen. engine: weights and the optimizer's moments. ema: averages of the weights. guard: what the guard
-    against jumps of the loss has seen."""
+    """n: samples seen. engine: weights and the optimizer's moments. objective: what it remembers of earlier steps. ema:
+    averages of the weights. guard: what the guard against jumps of the loss has seen."""
 
-    def __init__(self, config: TrainConfig, engine: Engine) -> None:
+    def __init__(self, config: RunConfig, engine: Engine, objective: Objective) -> None:
         self.batch = config.optim.batch
         self.n = 0
-        self.engine = engine
-        self.ema = Ema(config.ema, [fragment.view for fragment in engine.weights()])
+        self.engine, self.objective = engine, objective
+        self.ema = Ema(config.ema, [fragment.view for fragment in engine.averaged()])
         self.guard = Guard(config.guard)
 
     @property
@@ -28,7 +29,7 @@ class TrainingState:
 
     def averages(self) -> dict[str, list[Fragment]]:
         """This rank's share of every average, by kind."""
-        weights = self.engine.weights()
+        weights = self.engine.averaged()
         return {
             kind: [Fragment(f.name, f.offset, average) for f, average in zip(weights, averages, strict=True)]
             for kind, averages in self.ema.averages.items()
@@ -43,6 +44,7 @@ class TrainingState:
         """Take up a commit. Collective."""
         self.engine.load(read, commit.steps)
         self.guard.load(commit.guard or {"skipped": commit.n // self.batch - commit.steps})
+        self.objective.load(commit.objective)
         for kind, fragments in self.averages().items():
             for fragment in fragments:
                 fragment.view.copy_(read(kind, fragment.name, fragment.offset, fragment.offset + len(fragment.view)))

@@ -1,8 +1,9 @@
 """The training loop, from top to bottom. One step trains on one global batch, and n counts the samples seen.
 
-What a step does depends on (seed, n) and on the weights alone: which records, which posterior samples, noises,
-timesteps and dropped captions, which learning rate and EMA decay. Decisions are taken by all ranks together, at step
-boundaries: a rank that cannot read its data, a gradient that is not finite, or a signal stops all of them alike.
+What a step does depends on (seed, n) and on the weights alone: which records, what the objective draws for them, such
+as posterior samples, noises, timesteps and dropped captions, which learning rate and EMA decay. Decisions are taken by
+all ranks together, at step boundaries: a rank that cannot read its data, a gradient that is not finite, or a signal
+stops all of them alike.
 """
 
 from __future__ import annotations
@@ -10,17 +11,16 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig
 from pipeline.data.reading.batch import Batch
 from pipeline.data.reading.stream import Stream
-from pipeline.diffusion.objective import Randomness, training_randomness
 from pipeline.distributed.signals import StopRequest
 from pipeline.distributed.world import World, shared
 from pipeline.errors import Interrupted, LatentmillError
@@ -29,8 +29,7 @@ from pipeline.tracking.progress import Progress
 from pipeline.training.commits import Commits
 from pipeline.training.engines.base import engine_name
 from pipeline.training.evaluations import Evaluations
-from pipeline.training.inputs import Inputs
-from pipeline.training.losses import SampleLosses
+from pipeline.training.objectives.base import Objective, Prepared
 from pipeline.training.recorder import Recorder
 from pipeline.training.schedule import learning_rate
 from pipeline.training.state import TrainingState
@@ -43,19 +42,19 @@ class Trainer:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
         *,
         world: World,
         state: TrainingState,
-        inputs: Inputs,
-        losses: SampleLosses,
+        stream_from: Callable[[int], Stream],
+        objective: Objective,
         recorder: Recorder,
         commits: Commits,
         evaluations: Evaluations,
         watch: ProgressWatch,
     ) -> None:
         self.config, self.world, self.state, self.engine = config, world, state, state.engine
-        self.inputs, self.losses, self.recorder = inputs, losses, recorder
+        self.stream_from, self.objective, self.recorder = stream_from, objective, recorder
         self.commits, self.evaluations, self.watch = commits, evaluations, watch
         self.batch, self.end = config.optim.batch, last_sample(config)
         self.stop = StopRequest()
@@ -82,7 +81,7 @@ class Trainer:
     def steps(self) -> Iterator[int]:
         """Train from n to the last sample. Gives n after each step and what was due after it. Collective."""
         with ExitStack() as stack:
-            stream = self.world.together(lambda: stack.enter_context(self.inputs.stream_from(self.n)))
+            stream = self.world.together(lambda: stack.enter_context(self.stream_from(self.n)))
             rank0 = self.world.rank == 0
             progress = stack.enter_context(Progress(self.end, "train", start=self.n, enabled=rank0))
             while self.n < self.end:
@@ -118,42 +117,45 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         began = time.perf_counter()
-        images, conditions = self.inputs.on_device(batch, self.world.device)
-        draws = self._draws(batch, images)
-        latents = self.inputs.latents.draw(images, draws.posterior)
-        loss_B = self._forward_and_backward(latents, draws, conditions)
-        norm = self.engine.grad_norm()
-        if not math.isfinite(norm):
-            self._refuse(batch, latents, loss_B)
+        prepared = self.objective.prepare(batch)
+        loss_B, figures = self._forward_and_backward(prepared)
+        norms = self.engine.grad_norms()
+        if not all(map(math.isfinite, norms.values())):
+            self._refuse(prepared, loss_B, norms)
         lr = learning_rate(self.n, self.end, self.config.optim)
+        norm = self.engine.main(norms)
         if jump := self._jump(loss_B, norm):
             self._skip(jump, batch, loss_B)
         else:
-            self.engine.step(lr, norm)
+            self.engine.step(lr, norms)
         self.state.n += self.batch
         self.state.ema.update(self.n, self.batch)
-        self.recorder.step(batch, draws, loss_B, norm, time.perf_counter() - began + batch.wait_s)
-        self.recorder.row_if_due(self.state, lr, norm)
+        if not jump:
+            figures |= self.objective.after_step(self.n)
+        flops = self.objective.flops(prepared) * self.batch
+        seconds = time.perf_counter() - began + batch.wait_s
+        self.recorder.step(prepared, loss_B, figures, flops, norms, seconds)
+        self.recorder.row_if_due(self.state, lr, norms)
 
-    def _draws(self, batch: Batch, images: Tensor) -> Randomness:
-        """Everything random that this rank's samples get, besides what conditions draw. images: the cache's array of
-        them (b, ...), whose sizes differ from batch to batch where there are buckets."""
-        shape = self.inputs.latents.shape(images)
-        numbers = batch.numbers.to(self.world.device)
-        return training_randomness(self.config.seed, numbers, shape, self.config.diffusion, self.config.task.drop)
+    def _forward_and_backward(self, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+        """Accumulate the gradient of the rank's mean loss over micro-batches. Returns each sample's loss (b,), and the
+        means over micro-batches of what the objective shows beside it."""
+        losses, count = list[Tensor](), self.engine.micro_batches
+        size, figures = len(prepared) // count, dict[str, Tensor]()
+        for first in range(0, len(prepared), size):
+            loss = self.objective.losses(prepared, slice(first, first + size))
+            self.engine.backward(loss.total)
+            losses.append(loss.loss_B)
+            for name, value in loss.figures.items():
+                figures[name] = figures.get(name, 0.0) + value.detach() / count
+        return torch.cat([loss.detach() for loss in losses]), figures
 
-    def _forward_and_backward(self, latents: Tensor, draws: Randomness, conditions: dict[str, Tensor]) -> Tensor:
-        """Accumulate the gradient of the rank's mean loss over micro-batches; each sample's loss (b,)."""
-        losses, size = [], len(latents) // self.engine.micro_batches
-        for first in range(0, len(latents), size):
-            losses.append(self.losses(latents, draws, conditions, slice(first, first + size)))
-            self.engine.backward(losses[-1].mean())
-        return torch.cat([loss.detach() for loss in losses])
-
-    def _refuse(self, batch: Batch, latents: Tensor, loss_B: Tensor) -> NoReturn:
+    def _refuse(self, prepared: Prepared, loss_B: Tensor, norms: Mapping[str, float]) -> NoReturn:
         """All ranks stop before the optimizer; the error names the samples."""
-        samples = not_finite_samples(self.world, batch, latents, loss_B)
-        raise shared(not_finite(self.n, self.n + self.batch - 1, samples, self.commits.newest_in_words()))
+        what, part = prepared.what, next(part for part, norm in norms.items() if not math.isfinite(norm))
+        samples = not_finite_samples(self.world, prepared.batch, prepared.images, loss_B, what)
+        newest = self.commits.newest_in_words()
+        raise shared(not_finite(self.n, self.n + self.batch - 1, samples, newest, what, part))
 
     def _jump(self, loss_B: Tensor, norm: float) -> str:
         """What has jumped, in words; "" where the optimizer may step. The same on all ranks. Collective."""

@@ -26,7 +26,6 @@ from pipeline.config import (
     DeepSpeedConfig,
     DiffusionConfig,
     EmaConfig,
-    EvalConfig,
     GuardConfig,
     ModelConfig,
     OptimConfig,
@@ -55,6 +54,7 @@ from pipeline.training.engines.base import Engine
 from pipeline.training.engines.choose import make_engine
 from pipeline.training.evaluations import Evaluate
 from pipeline.training.inputs import Inputs
+from pipeline.training.objectives.diffusion import DiffusionObjective
 from pipeline.training.trainer import Trainer
 from pipeline.training.validation import Rows, ValidationLoss
 
@@ -150,11 +150,14 @@ class ArithmeticStream:
         return batch
 
 
+INPUTS = Inputs(Latents("moments", 0.5, 0.1), Unconditional(UnconditionalTask(), ModelConfig(), Facts(), None), 3)
+
+
 def config_of(**changes: Any) -> TrainConfig:
     base = TrainConfig(
         run="unused",
         samples=20 * BATCH,
-        seed=3,
+        seed=INPUTS.seed,
         optim=OPTIM,
         ema=EmaConfig(half_life=100.0),
         deepspeed=DeepSpeedConfig(stage=2),
@@ -174,13 +177,13 @@ def build(
     **trouble: Any,
 ) -> tuple[Engine, Trainer]:
     engine = make_engine(make(), config, world)
-    task = Unconditional(UnconditionalTask(), ModelConfig(), Facts(), None)
     stream_from = partial(ArithmeticStream, world, config.optim.batch, **trouble)
     trainer = make_trainer(
         config,
         world=world,
         engine=engine,
-        inputs=Inputs(stream_from, Latents("moments", 0.5, 0.1), task, config.seed),  # type: ignore[arg-type]
+        stream_from=stream_from,  # type: ignore[arg-type]
+        objective=DiffusionObjective(config.diffusion, config.task.drop, engine=engine, inputs=INPUTS),
         run=run,
         folder=Path(run.url),
         tracker=Tracker(run, config.tracking, enabled=world.rank == 0),
@@ -380,13 +383,18 @@ def validated(world: World, folder: Path) -> None:
         for name in ("with", "without"):
             run = open_storage(str(folder / f"zero{stage}-{name}"))
             settings = DeepSpeedConfig(stage=stage)  # type: ignore[arg-type]
-            engine, trainer = build(config_of(deepspeed=settings, eval=EvalConfig(loss_every=2 * BATCH)), world, run)
+            config = config_of(deepspeed=settings)
+            engine, trainer = build(config, world, run)
             if name == "with":
                 held_out = next(ArithmeticStream(world, BATCH, 50 * BATCH))
                 rows = Rows(held_out.numbers, held_out.tensors, torch.ones(len(held_out.numbers)))
-                trainer.evaluations.validation = ValidationLoss(
-                    [rows, rows], 2 * BATCH, trainer.config.diffusion, world
+                validation = ValidationLoss([rows, rows], 2 * BATCH, config.diffusion, world)
+                objective = trainer.objective
+                assert isinstance(objective, DiffusionObjective)
+                trainer.evaluations.validation = partial(
+                    validation, objective.sample_losses, INPUTS.latents, INPUTS.conditions
                 )
+                trainer.evaluations.validate_every = 2 * BATCH
             trainer.run()
             trainer.recorder.tracker.close()
             engine.destroy()

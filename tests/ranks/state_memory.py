@@ -65,9 +65,9 @@ def measure(world: World) -> dict[str, Any]:
             x = torch.ones(2, WIDTH, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
             engine.backward(engine(x).float().square().mean())
             del x
-            norm = engine.grad_norm()
+            norms = engine.grad_norms()
             stepping = tensor_bytes() - bytes_before
-            engine.step(1e-4, norm)
+            engine.step(1e-4, norms)
             ema.update(2 * (step + 1), 2)
         figures[f"{name} {precision}"] = [stepping, tensor_bytes() - bytes_before]
         engine.destroy()

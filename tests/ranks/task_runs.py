@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
 
     def lost(self: Trainer, stream: Stream) -> Batch:
         if self.n == LOST:
-            if self.config.task is TASKS["unconditional"][0]:
+            if isinstance(self.config, TrainConfig) and self.config.task is TASKS["unconditional"][0]:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise Lost
         return next_batch(self, stream)

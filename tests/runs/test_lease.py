@@ -29,6 +29,7 @@ from pipeline.runs.lease import DEAD_SECONDS, FRUITLESS, KEPT, Holder, Lease, cl
 from pipeline.runs.names import lease_key
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
+from pipeline.training import life
 from pipeline.training.trainer import Trainer
 from ranks.faulty_run import BATCH, config_of, make_cache
 
@@ -252,7 +253,7 @@ def test_a_signal_at_start_up_gives_the_lease_back(
         time.sleep(30)
         return 0
 
-    def as_rank(_: TrainConfig) -> int:
+    def as_rank(*_: object) -> int:
         if taking:
             monkeypatch.setattr(type(run), "put_if_absent", lambda *words: put(*words) and stopped())
         with Lease.take(run):
@@ -260,7 +261,7 @@ def test_a_signal_at_start_up_gives_the_lease_back(
 
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(train, "as_rank", as_rank)
+        monkeypatch.setattr(life, "as_rank", as_rank)
         try:
             train.main(config)
         finally:
@@ -275,11 +276,11 @@ def test_a_signal_at_start_up_gives_the_lease_back(
 def test_ctrl_c_at_start_up_gives_the_lease_back(
     run: Storage, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def as_rank(_: TrainConfig) -> int:
+    def as_rank(*_: object) -> int:
         Lease.take(run)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "as_rank", as_rank)
+    monkeypatch.setattr(life, "as_rank", as_rank)
     with pytest.raises(KeyboardInterrupt):
         train.main(config)
     _, holder = newest(run)

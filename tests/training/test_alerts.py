@@ -19,8 +19,8 @@ from pipeline.training.watch.meter import Meter
 
 def test_a_row_has_the_means_of_its_steps_and_of_each_fifth_of_the_noise() -> None:
     meter = Meter(World(), peak=2.0)
-    meter.add(torch.tensor([1.0, 2.0]), 2, 0.5, 0.1, bucket_B=torch.tensor([0, 4]), flops=1e12, norm=3.0)
-    meter.add(torch.tensor([4.0, 5.0]), 2, 1.5, 0.3, bucket_B=torch.tensor([4, 4]), flops=1e12, norm=2.0)
+    meter.add(torch.tensor([1.0, 2.0]), 2, 0.5, 0.1, bucket_B=torch.tensor([0, 4]), flops=1e12, norms={"": 3.0})
+    meter.add(torch.tensor([4.0, 5.0]), 2, 1.5, 0.3, bucket_B=torch.tensor([4, 4]), flops=1e12, norms={"": 2.0})
     row = meter.flush()
     assert row.pop("loss_by_noise") == {"0.0": 1.0, "0.8": pytest.approx(11 / 3)}
     assert 0.05 < row.pop("memory_gb") < 500
@@ -28,7 +28,7 @@ def test_a_row_has_the_means_of_its_steps_and_of_each_fifth_of_the_noise() -> No
         "loss": 3.0, "grad_norm_max": 3.0, "images_per_s": 2.0, "step_s": 1.0, "steps_s": [0.5, 1.5],
         "data_wait_s": pytest.approx(0.2), "tflops": 1.0, "mfu": 0.5,
     }  # fmt: skip
-    meter.add(torch.tensor([1.0]), 1, 1.0, 0.0, norm=1.0)
+    meter.add(torch.tensor([1.0]), 1, 1.0, 0.0, norms={"": 1.0})
     assert not {"loss_by_noise", "tflops", "mfu"} & meter.flush().keys()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from made.commits import KINDS, STAMP, save, state_of, values
 from made.thread_world import on_ranks
-from pipeline.config import CheckpointConfig, InpaintTask, TextTask
+from pipeline.config import CheckpointConfig, InpaintTask, TextTask, TrainConfig
 from pipeline.config.tasks.figures import OF_FEATURES, TO_RECONSTRUCTION
 from pipeline.distributed.world import World
 from pipeline.errors import CheckpointCorrupt, RunError, StorageError
@@ -196,7 +196,7 @@ def test_retention_keeps_the_best_by_its_evaluation(run, name, best):
     for n, (fid, accuracy) in figures.items():
         save(run, n)
         evaluated(run, n, fid_democlip=fid, fid_democlip_error=0.1, attribute_accuracy=accuracy)
-    retention = Retention.of(CheckpointConfig(keep=1, best=name), TextTask())
+    retention = Retention.of(TrainConfig(run="r", checkpoint=CheckpointConfig(keep=1, best=name), task=TextTask()))
     assert kept(run, retention) == [400, *([best] if best else [])]
 
 
@@ -213,7 +213,9 @@ def test_retention_goes_by_the_figure_that_the_task_means_by_best(run, truth):
     for n, decibels in {100: 11.0, 200: 14.0, 300: 12.0}.items():
         save(run, n)
         evaluated(run, n, fid_democlip=n, **{f"psnr_inside{truth}": decibels})
-    assert kept(run, Retention.of(CheckpointConfig(keep=1, best="task"), InpaintTask())) == [300, 200]
+    assert kept(
+        run, Retention.of(TrainConfig(run="r", checkpoint=CheckpointConfig(keep=1, best="task"), task=InpaintTask()))
+    ) == [300, 200]
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "commit"])

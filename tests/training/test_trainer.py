@@ -30,7 +30,7 @@ from pipeline.runs.directory import committed
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import read_rows
 from pipeline.training.inputs import Inputs
-from pipeline.training.trainer import Trainer
+from pipeline.training.objectives.diffusion import DiffusionObjective
 
 BATCH = 8
 
@@ -53,11 +53,14 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def test_what_a_sample_draws_does_not_depend_on_the_rank_that_has_it(config: TrainConfig) -> None:
-    moments, batch = torch.zeros(4, 8, 4, 4), SimpleNamespace(numbers=torch.arange(100, 104))
-    inputs = SimpleNamespace(latents=Latents("moments", 1.0, 0.0))
+    tensors = {"moments": torch.zeros(4, 8, 4, 4)}
+    batch: Any = SimpleNamespace(numbers=torch.arange(100, 104), tensors=tensors)
+    task: Any = SimpleNamespace(prepare=lambda tensors, *_, **__: tensors)
+    inputs = Inputs(Latents("moments", 1.0, 0.0), task, config.seed)
+    engines: list[Any] = [SimpleNamespace(world=World(rank, 2)) for rank in range(2)]
     one, other = (
-        Trainer._draws(SimpleNamespace(config=config, world=World(rank, 2), inputs=inputs), batch, moments)  # type: ignore[arg-type]
-        for rank in range(2)
+        DiffusionObjective(config.diffusion, config.task.drop, engine=engine, inputs=inputs).prepare(batch).draws
+        for engine in engines
     )
     for name in ("posterior", "noise", "timestep", "drop"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name

@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 
 from pipeline import config as c
+from pipeline.config.run import WIDEST
 from pipeline.config.tasks.figures import OF_FEATURES, SHORTCUT, ST_LPIPS
 from pipeline.config.tasks.found import figures_of, require_perceived
-from pipeline.config.train import WIDEST
 from pipeline.config.values.bounds import require
 from pipeline.config.values.places import place
 
@@ -65,13 +65,20 @@ def check_evaluation(config: c.TrainConfig) -> None:
         settings.reference == "" or config.data.val != "",
         "eval.reference is given but data.val is not: data.val=CACHE names the captions to sample",
     )
-    require(
-        config.data.val == "" or place(config.data.val) not in map(place, (config.data.train, *config.data.mix)),
-        f"data.val={config.data.val} is the training cache; captions must be ones that training never sees",
-    )
+    check_data_val(config)
     require_perceived(config.task, settings.perceptual, "eval.perceptual")
     if config.data.val:
         check_guided(config.task, settings.sampler.guidance, "eval.sampler.guidance")
+
+
+def check_data_val(config: c.RunConfig) -> None:
+    """Evaluations measure what training never sees."""
+    require(
+        config.data.val == "" or place(config.data.val) not in map(place, (config.data.train, *config.data.mix)),
+        f"data.val={config.data.val} is the training cache; captions must be ones that training never sees"
+        if config.verb == "train"
+        else f"data.val={config.data.val} is the training cache; give pictures that training never sees",
+    )
 
 
 def check_mix(prefix: str, first: str, mix: tuple[str, ...], weights: tuple[float, ...]) -> None:

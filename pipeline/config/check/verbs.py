@@ -11,19 +11,12 @@ from typing import Any
 from pipeline import config as c
 from pipeline.config.check.groups import (
     check_average,
-    check_checkpoint,
-    check_diffusion,
-    check_ema,
-    check_evaluation,
     check_guidance,
     check_mix,
-    check_model,
     check_sampler,
-    check_task,
-    check_world,
 )
+from pipeline.config.check.runs import check_autoencoder, check_train
 from pipeline.config.values.bounds import check_bounds, require, some_text
-from pipeline.config.values.places import place
 from pipeline.config.values.rules import parse_rules
 from pipeline.config.values.times import limit_seconds
 
@@ -36,50 +29,8 @@ def check(config: Any) -> None:
     CHECKS[type(config)](config)
 
 
-def check_train(config: c.TrainConfig) -> None:
-    """latentmill train."""
-    check_mix("data.", config.data.train, config.data.mix, config.data.weights)
-    require(
-        config.init == "" or place(config.init) != place(config.run),
-        f"init={config.init} is the run itself: leave init out to go on with it, or give another run=",
-    )
-    check_model(config.model)
-    check_task(config.task, config.model)
-    check_world(config.optim, config.launch.processes)
-    check_diffusion(config.diffusion)
-    require(
-        not config.optim.decay_samples or config.optim.decay == "cosine",
-        f"optim.decay_samples={config.optim.decay_samples} with optim.decay={config.optim.decay}: it ends a decay, so "
-        "set optim.decay=cosine, or leave it out",
-    )
-    check_ema(config.ema)
-    check_checkpoint(config)
-    require(
-        config.eval.cluster == "" or config.eval.where == "job",
-        f"eval.cluster={config.eval.cluster} is for eval.where=job: add that, or leave eval.cluster out",
-    )
-    engine = config.deepspeed
-    require(
-        engine.engine != "torch" or config.launch.processes == 1,
-        f"deepspeed.engine=torch runs on one process: launch.processes=1 (it is {config.launch.processes})",
-    )
-    require(
-        config.precision != "bf16" or engine.stage >= 1 or engine.engine == "torch",
-        "precision=bf16 needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3): stage 0 loses fp32 master weights",
-    )
-    require(
-        not config.compile or engine.stage <= 2 or engine.engine == "torch",
-        "compile=true goes with ZeRO stage 2 at most: stage 3 gathers weights inside of what would be compiled",
-    )
-    require(
-        not engine.offload or (engine.stage >= 1 and engine.engine == "deepspeed"),
-        "deepspeed.offload=true needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3)",
-    )
-    check_evaluation(config)
-
-
 def no_contradictions(config: Any) -> None:
-    """For verbs whose fields do not depend on each other: synth, fetch, verify, reference."""
+    """For verbs whose fields do not depend on each other: synth, verify, reference."""
 
 
 def check_encode(config: c.EncodeConfig) -> None:
@@ -97,26 +48,55 @@ def check_encode(config: c.EncodeConfig) -> None:
     for key, names in {"leave_out": config.leave_out, "forget": config.forget}.items():
         require(all(name.strip("/") for name in names), f"{key}: the name of an input shard is empty")
     parse_rules(config.filters.keep)
+    check_stored(config)
     check_captions(config)
     check_conditions(config)
 
 
 def check_captions(config: c.EncodeConfig) -> None:
     """What is read of captions, and whether any are."""
-    if config.text_storage != "none":
-        _caption_key(config.caption_key)
+    if config.text_kind != "none":
+        _caption_key(config.caption_place)
         return
     require(
         config.caption_key in ("", "txt"),
         f"caption_key={config.caption_key} with text_storage=none: no caption is read, so leave caption_key out",
     )
-    filters = config.filters
+    filters, none = config.filters, "text_storage=none"
+    if config.text_storage != "none":
+        none = "stored=pixels and no caption_key"
+        require(
+            config.text_storage == "full",
+            f"text_storage={config.text_storage} with {none}: no caption is read, so give caption_key=txt, or leave "
+            "text_storage out",
+        )
     for key in ("min_caption", "max_caption"):
         require(
             not getattr(filters, key),
-            f"filters.{key}={getattr(filters, key)} with text_storage=none: no caption is read, so leave it out",
+            f"filters.{key}={getattr(filters, key)} with {none}: no caption is read, so leave it out",
         )
-    require(filters.duplicates != "pair", "filters.duplicates=pair with text_storage=none: give image, or keep")
+    require(filters.duplicates != "pair", f"filters.duplicates=pair with {none}: give image, or keep")
+
+
+def check_stored(config: c.EncodeConfig) -> None:
+    """What is stored of a crop, and what goes with it."""
+    if config.stored != "pixels":
+        require(config.encoders.vae != "pixels", "encoders.vae=pixels is no autoencoder: give stored=pixels")
+        require(
+            config.pixels == "array",
+            f"pixels={config.pixels} is for stored=pixels: add that, or leave pixels out (conditions=[pixels] stores "
+            "arrays)",
+        )
+        return
+    require(
+        "pixels" not in config.conditions,
+        "conditions=[pixels] with stored=pixels: a record holds its crop already, so leave that condition out",
+    )
+    require(
+        "labels" not in config.conditions or config.labels.grid == 1,
+        f"labels.grid={config.labels.grid} with stored=pixels: a latent position is a pixel, which has one label; give "
+        "labels.grid=1",
+    )
 
 
 def check_conditions(config: c.EncodeConfig) -> None:
@@ -155,6 +135,11 @@ def check_conditions(config: c.EncodeConfig) -> None:
         f"lowres.variants={config.lowres.variants} with lowres.degradation={config.lowres.degradation}: all would be "
         "equal, so leave variants out, or give lowres.degradation=bsr",
     )
+
+
+def check_fetch(config: c.FetchConfig) -> None:
+    """latentmill fetch."""
+    require(config.encoders.vae != "pixels", "encoders.vae=pixels names no network, so there is nothing to fetch")
 
 
 def check_index(config: c.IndexConfig) -> None:
@@ -283,6 +268,10 @@ GIVEN: dict[type, dict[str, str]] = {
         "run": "a folder or s3:// URL for the run",
         "data.train": "the cache that `latentmill encode` wrote",
     },
+    c.AutoencoderConfig: {
+        "run": "a folder or s3:// URL for the run",
+        "data.train": "the cache of pixels that `latentmill encode stored=pixels` wrote",
+    },
     c.SampleConfig: {"run": "a run directory", "dest": "the picture to write"},
     c.ExportConfig: {
         "run": "a run directory",
@@ -295,12 +284,13 @@ GIVEN: dict[type, dict[str, str]] = {
 
 CHECKS: dict[type, Callable[[Any], None]] = {
     c.SynthConfig: no_contradictions,
-    c.FetchConfig: no_contradictions,
+    c.FetchConfig: check_fetch,
     c.EncodeConfig: check_encode,
     c.IndexConfig: check_index,
     c.VerifyConfig: no_contradictions,
     c.ReferenceConfig: no_contradictions,
     c.TrainConfig: check_train,
+    c.AutoencoderConfig: check_autoencoder,
     c.DataVerbConfig: check_data,
     c.EvalRunConfig: check_eval,
     c.SampleConfig: check_sample,

@@ -79,3 +79,10 @@ INPAINT = (
     Figure("psnr_outside", "PSNR outside", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2),
     ST_LPIPS,
 )
+FIRST_STAGE = (
+    Figure("psnr", "PSNR", "dB, mean over pictures", "higher", "mean", digits=2),
+    Figure("ssim", "SSIM", "mean over pictures", "higher", "mean"),
+    Figure("st_lpips", "st-LPIPS", "distance, lower is better", "lower", "mean", digits=4),
+    Figure("codes_used", "Codes used", "share of the codebook", "higher", "pooled"),
+)
+"""Of autoencoders, beside those of features (rFID). The last is of those with a codebook."""

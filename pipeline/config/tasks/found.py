@@ -6,9 +6,11 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config.run import RunConfig
 from pipeline.config.tasks.base import TaskConfig
-from pipeline.config.tasks.figures import CLIP_SCORE, OF_FEATURES, SHORTCUT, ST_LPIPS, Figure
+from pipeline.config.tasks.figures import CLIP_SCORE, FIRST_STAGE, OF_FEATURES, SHORTCUT, ST_LPIPS, Figure
 from pipeline.config.tasks.table import TASK_FACTS, TaskFacts
+from pipeline.config.train import TrainConfig
 from pipeline.config.values.bounds import require
 
 BOUNDS = ("real", "reconstruction", "baseline", "permuted")
@@ -33,8 +35,11 @@ def figures_of(task: TaskConfig) -> tuple[Figure, ...]:
 
 
 def all_figures() -> tuple[Figure, ...]:
-    """The figures of every task in the table's order, then the CLIP score."""
-    return tuple(dict.fromkeys((*(figure for facts in TASK_FACTS.values() for figure in facts.figures), CLIP_SCORE)))
+    """The figures of every task in the table's order, those of autoencoders, then the CLIP score."""
+    of_tasks = [figure for facts in TASK_FACTS.values() for figure in facts.figures]
+    named = {figure.name: figure for figure in (*of_tasks, *FIRST_STAGE)}
+    named |= {figure.name: figure for figure in of_tasks}  # these have more names
+    return (*named.values(), CLIP_SCORE)
 
 
 def present(metrics: Mapping[str, Any]) -> list[tuple[str, Figure]]:
@@ -58,5 +63,15 @@ def require_perceived(task: TaskConfig, perceptual: str, key: str) -> None:
 def best_figures(task: TaskConfig, best: str) -> tuple[Figure, ...]:
     """The figures that checkpoint.best= names, of which the first that evaluations have counts. Empty for none, and for
     a name that the task's evaluations do not have."""
-    figures = figures_of(task)
+    return _named(figures_of(task), best)
+
+
+def best_of(config: RunConfig) -> tuple[Figure, ...]:
+    """The same, for whatever a run trains."""
+    if isinstance(config, TrainConfig):
+        return best_figures(config.task, config.checkpoint.best)
+    return _named((*FIRST_STAGE, *OF_FEATURES), config.checkpoint.best)
+
+
+def _named(figures: tuple[Figure, ...], best: str) -> tuple[Figure, ...]:
     return figures if best == SHORTCUT else tuple(figure for figure in figures if figure.name == best)

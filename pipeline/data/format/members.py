@@ -34,7 +34,7 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
     images = {
         "moments": ("moments", (2 * channels, *sides(factor)), "float16"),
         "latents": ("latents", (channels, *sides(factor)), "float16"),
-        "pixels": ("pixels", (3, *sides(1)), "uint8"),
+        "pixels": ("pixels", (VARIES,) if contract.pixels == "png" else (3, *sides(1)), "uint8"),
     }
     arrays = [member(*images[contract.stored])]
     if contract.text is not None:
@@ -67,13 +67,19 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
     return tuple(arrays)
 
 
+def most_png_bytes(size: tuple[int, int]) -> int:
+    """More bytes than a PNG of `size` (width, height) has that does not shrink its pixels."""
+    raw = size[1] * (1 + 3 * size[0])
+    return raw + raw // 8 + 4096
+
+
 def member_shape(
     member: Member, contract: Contract, size: tuple[int, int], found: tuple[int, ...] | None
 ) -> tuple[int, ...]:
     """The shape of `member` in a record whose crop is `size` (width, height) in pixels.
 
-    found: the stored shape, if there is one. A trimmed text may have any length that the context allows; where `found`
-    has such a length, it is the length that is returned.
+    found: the stored shape, if there is one. A trimmed text may have any length that the context allows, and a PNG any
+    length that its pixels can take; where `found` has such a length, it is the length that is returned.
     """
     if VARIES not in member.shape:
         return member.shape
@@ -82,6 +88,9 @@ def member_shape(
         tokens, length = found[0] if found else 0, contract.text.length
         return (tokens if SHORTEST <= tokens <= length else length, *member.shape[1:])
     width, height = size
+    if member.name == "pixels" and len(member.shape) == 1:
+        bytes_ = found[0] if found and len(found) == 1 else 0
+        return (min(bytes_, most_png_bytes(size)),)
     conditions, factor = contract.conditions, contract.downsampling
     if member.name == "cond.labels" and conditions.labels is not None:
         cells = conditions.labels.grid

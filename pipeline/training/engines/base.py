@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.config import DeepSpeedConfig, OptimConfig, TrainConfig
+from pipeline.config import DeepSpeedConfig, OptimConfig, RunConfig
 from pipeline.config.check.groups import check_world
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError
 from pipeline.runs.fragments import Fragment
 from pipeline.training.engines.muon import Muon
 from pipeline.training.engines.optimizer import STATE, hidden_matrices
-from pipeline.training.engines.placement import Placement
+from pipeline.training.engines.placement import Placement, Slot
 
 KINDS = sorted({kind for kinds in STATE.values() for kind in kinds})
 """All kinds of moments."""
@@ -39,8 +39,12 @@ def engine_name(settings: DeepSpeedConfig) -> str:
 class Engine(ABC):
     """Trains one module. micro_batches: backward calls per step.
 
-    A step is: for each micro-batch, `backward(loss of engine(...))`; then `grad_norm()`, which is the same on all ranks
-    and not finite if any rank's share of the gradient is not; then `step(lr, norm)` or `skip()`.
+    A step is: for each micro-batch, `backward(loss of engine(...))`; then `grad_norms()`, which are the same on all
+    ranks, and not finite if any rank's share of a gradient is not; then `step(lr, norms)` or `skip()`.
+
+    A module may have PARTS = {"name": ("prefix.",)}, beginnings of the names of its parameters: each part's gradient is
+    measured and clipped by itself, and the first part is the one that is guarded. AVERAGED = ("prefix.",) says of which
+    parameters averages are kept; without it, of all.
     """
 
     def __init__(self, module: nn.Module, optim: OptimConfig, world: World, micro_batches: int) -> None:
@@ -49,6 +53,8 @@ class Engine(ABC):
         self.micro_batches = micro_batches
         self.clip = optim.clip
         self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        self.parts: dict[str, tuple[str, ...]] = getattr(module, "PARTS", {"": ("",)})
+        self._averaged: tuple[str, ...] = getattr(module, "AVERAGED", ("",))
         self._optim, self._matrices = optim, hidden_matrices(module) if optim.name == "muon" else {}
         self._muon: Muon | None = None
         self._placement: Placement
@@ -72,20 +78,41 @@ class Engine(ABC):
     @abstractmethod
     def _step(self) -> None: ...
 
-    def grad_norm(self) -> float:
-        """L2 norm of the global batch's gradient, the same on all ranks. Each measures its share; one all-reduce."""
-        total = self.world.sum([_square_sum(self._placement.owned_gradients())])[0]
-        return math.sqrt(total) if math.isfinite(total) else math.nan
+    def grad_norms(self) -> dict[str, float]:
+        """L2 norm of each part of the global batch's gradient, the same on all ranks. Each measures its share; one
+        all-reduce."""
+        if len(self.parts) == 1:
+            shares = [_square_sum(self._placement.owned_gradients())]
+        else:
+            shares = [_square_sum(self._gradients(part, self._placement.owned_slots)) for part in self.parts]
+        return {
+            part: math.sqrt(total) if math.isfinite(total) else math.nan
+            for part, total in zip(self.parts, self.world.sum(shares), strict=True)
+        }
+
+    def main(self, norms: Mapping[str, float]) -> float:
+        """The norm of the part that is guarded, the first."""
+        return norms[next(iter(self.parts))]
+
+    def _gradients(self, part: str, slots: Sequence[Slot]) -> list[Tensor]:
+        """The gradients of the slots that belong to a part, as writable views."""
+        return [self._placement.gradient(slot) for slot in slots if slot.name.startswith(self.parts[part])]
 
     def weight_norm(self) -> float:
         """L2 norm of the fp32 master weights. Collective."""
         views = [fragment.view for fragment in self.weights()]
         return math.sqrt(self.world.sum([_square_sum(views)])[0])
 
-    def step(self, lr: float, norm: float) -> None:
-        """Clip the gradient by its global norm, and step with this learning rate. Collective."""
-        if 0 < self.clip < norm:
-            torch._foreach_mul_(self._placement.gradients(), self.clip / norm)
+    def step(self, lr: float, norms: Mapping[str, float]) -> None:
+        """Clip the gradient of each part by its norm, and step with this learning rate. Collective."""
+        for part, norm in norms.items():
+            if 0 < self.clip < norm:
+                whole = len(self.parts) == 1
+                gradients = (
+                    self._placement.gradients() if whole else self._gradients(part, self._placement.stored_slots)
+                )
+                if gradients:  # all of a part may be other ranks'
+                    torch._foreach_mul_(gradients, self.clip / norm)
         if self._muon is not None:
             self._muon()
         for group in self._placement.optimizer.param_groups:
@@ -105,6 +132,10 @@ class Engine(ABC):
     def weights(self) -> list[Fragment]:
         """This rank's share of the fp32 master weights."""
         return [Fragment(slot.name, slot.offset, slot.view_of(slot.base)) for slot in self._placement.owned_slots]
+
+    def averaged(self) -> list[Fragment]:
+        """Of these, those of which averages are kept."""
+        return [fragment for fragment in self.weights() if fragment.name.startswith(self._averaged)]
 
     def moments(self) -> dict[str, list[Fragment]]:
         """This rank's share of the optimizer's moments, by kind."""
@@ -130,6 +161,25 @@ class Engine(ABC):
                 slot.view_of(target).copy_(read(kind, slot.name, slot.offset, slot.offset + slot.length))
         for base in self._placement.bases():
             state[base]["step"].fill_(float(steps))
+        self._placement.refresh()
+
+    @torch.no_grad()
+    def overwrite(self, name: str, start: int, values: Tensor) -> None:
+        """Set elements of the flattened parameter `name` from `start` on, and their moments to 0. values: (count,)
+        fp32, equal on all ranks. `refresh` must follow, once for all of them. Collective."""
+        state = self._placement.optimizer.state
+        for slot in self._placement.stored_slots:
+            first, last = max(slot.offset, start), min(slot.offset + slot.length, start + len(values))
+            if slot.name != name or first >= last:
+                continue
+            piece = slice(first - slot.offset, last - slot.offset)
+            slot.view_of(slot.base)[piece] = values[first - start : last - start]
+            for kind in KINDS:
+                if (moment := state[slot.base].get(kind)) is not None:
+                    slot.view_of(moment)[piece] = 0
+
+    def refresh(self) -> None:
+        """Let forward passes use what was overwritten. Collective."""
         self._placement.refresh()
 
     def gather(self, fragments: Iterable[Fragment]) -> dict[str, Tensor]:
@@ -165,7 +215,7 @@ def do_nothing(*arguments: Any, **options: Any) -> None:
     """Takes the place of a method that must not run."""
 
 
-def pick_precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+def pick_precision(config: RunConfig, device: torch.device) -> torch.dtype:
     """The dtype of forward and backward passes: torch.float32 or torch.bfloat16. Master weights are always fp32.
     Raises ConfigError for bfloat16 in stage 0."""
     bf16_allowed = config.deepspeed.engine == "torch" or config.deepspeed.stage >= 1

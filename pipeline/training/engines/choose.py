@@ -11,19 +11,19 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig
 from pipeline.distributed.world import World
 from pipeline.training.engines.base import Engine
 from pipeline.training.engines.deepspeed import DeepSpeedEngine
 from pipeline.training.engines.plain import TorchEngine
 
 
-def make_engine(module: nn.Module, config: TrainConfig, world: World) -> Engine:
+def make_engine(module: nn.Module, config: RunConfig, world: World) -> Engine:
     """The engine that the configuration names. module: its parameters are fp32 and equal on all ranks."""
     return ENGINES[config.deepspeed.engine](module, config, world)
 
 
-ENGINES: dict[str, Callable[[nn.Module, TrainConfig, World], Engine]] = {
+ENGINES: dict[str, Callable[[nn.Module, RunConfig, World], Engine]] = {
     "deepspeed": DeepSpeedEngine,
     "torch": TorchEngine,
 }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError
 from pipeline.training.engines.base import BUCKET, Engine, do_nothing, pick_precision, split_batch
@@ -26,7 +26,7 @@ IDLE_ALONE = ("process_gradients", "buffered_reduce_fallback")
 class DeepSpeedEngine(Engine):
     """DeepSpeed ZeRO. Gradients accumulate and are reduced in fp32. Adam is PyTorch's, so no C++ is compiled."""
 
-    def __init__(self, module: nn.Module, config: TrainConfig, world: World) -> None:
+    def __init__(self, module: nn.Module, config: RunConfig, world: World) -> None:
         stage, offload = config.deepspeed.stage, config.deepspeed.offload
         if offload and stage == 0:
             raise ConfigError("deepspeed.offload=true needs deepspeed.stage >= 1")
@@ -71,7 +71,7 @@ class DeepSpeedEngine(Engine):
 
 
 def deepspeed_settings(
-    config: TrainConfig, micro_batch: int, micro_batches: int, bf16: bool, device: str
+    config: RunConfig, micro_batch: int, micro_batches: int, bf16: bool, device: str
 ) -> dict[str, Any]:
     """DeepSpeed's configuration. Engine, not DeepSpeed, computes the gradient's norm and clips."""
     stage = config.deepspeed.stage

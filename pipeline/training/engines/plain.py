@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError
 from pipeline.training.engines.base import Engine, pick_precision, split_batch
@@ -18,7 +18,7 @@ from pipeline.training.engines.placement import Whole
 class TorchEngine(Engine):
     """Plain PyTorch on one process; precision=bf16 is autocast around fp32 parameters."""
 
-    def __init__(self, module: nn.Module, config: TrainConfig, world: World) -> None:
+    def __init__(self, module: nn.Module, config: RunConfig, world: World) -> None:
         if world.size > 1:
             raise ConfigError(
                 "deepspeed.engine=torch trains on one process; set launch.processes=1 or engine=deepspeed"

@@ -6,7 +6,8 @@ A step waits for the data of all ranks, so its time, and its wait, are those of 
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ class Meter:
         self._buckets: Tensor | None = None  # (2, BUCKETS) sums of losses, and numbers of samples, by noise level
         self._samples = 0
         self._flops = 0.0
-        self._norms: list[float] = []
+        self._norms: list[float] = []  # of the first part's gradient
+        self._figures: dict[str, list[Tensor]] = {}
         self._times: list[tuple[float, float]] = []  # of each step: seconds in all, and of them waiting for data
 
     def add(
@@ -45,11 +47,13 @@ class Meter:
         *,
         bucket_B: Tensor | None = None,
         flops: float = 0.0,
-        norm: float = 0.0,
+        norms: Mapping[str, float] = MappingProxyType({"": 0.0}),
+        figures: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Add one step. loss_B: (b,) this rank's losses. samples: size of the global batch. seconds: this rank's time.
         wait: seconds of it spent waiting for data. bucket_B: (b,) bucket of each sample's noise level. flops: of the
-        global batch. norm: of the gradient."""
+        global batch. norms: of the gradient of each part, of which the first's largest is shown. figures: further
+        means over this rank's samples."""
         loss_B = loss_B.double()
         self._loss = self._loss + loss_B.mean()  # stays on the device until flush
         if bucket_B is not None:
@@ -59,7 +63,9 @@ class Meter:
             self._buckets[1].index_add_(0, bucket_B, torch.ones_like(loss_B))
         self._samples += samples
         self._flops += flops
-        self._norms.append(norm)
+        self._norms.append(next(iter(norms.values())))
+        for name, value in figures.items():
+            self._figures.setdefault(name, []).append(torch.as_tensor(value).detach())
         self._times.append((seconds, wait))
 
     def flush(self) -> dict[str, Any]:
@@ -71,11 +77,15 @@ class Meter:
         """
         steps = len(self._times)
         buckets = self._buckets.flatten().tolist() if self._buckets is not None else []
-        loss, *bucket_totals = self._world.sum([float(self._loss), *buckets])
+        names = sorted(self._figures)
+        means = [torch.stack(self._figures[name]).double().mean().item() for name in names]
+        loss, *sums = self._world.sum([float(self._loss), *means, *buckets])
+        bucket_totals = sums[len(names) :]
         by_rank = self._world.gather((self._times, memory_bytes(self._world.device)))
         seconds, waits = np.max([times for times, _ in by_rank], axis=0).T.tolist()
         row = {
             "loss": loss / self._world.size / steps,
+            **{name: total / self._world.size for name, total in zip(names, sums)},
             "grad_norm_max": max(self._norms),
             "images_per_s": self._samples / sum(seconds),
             "step_s": sum(seconds) / steps,
