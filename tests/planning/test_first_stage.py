@@ -25,6 +25,7 @@ from pipeline.models.first_stage.discriminator import fooled
 from pipeline.models.first_stage.trainable import TrainableAutoencoder
 from pipeline.models.kernels import fused
 from pipeline.planning import memory
+from pipeline.planning.cost import KINDS, Kind
 from pipeline.planning.first_stage import autoencoder_cost, fit_autoencoder, step_cost, step_flops
 
 KL = FirstStageConfig(name="kl", channels=32, multipliers=(1, 2, 4), blocks=2, latent_channels=4, norm_groups=8)
@@ -63,9 +64,9 @@ def meta(name: str, gan: GanConfig) -> tuple[FirstStageConfig, TrainableAutoenco
         return config, TrainableAutoencoder(config, gan)
 
 
-def counted(counter: FlopCounterMode) -> dict[str, int]:
-    kinds = {"convolution": "conv", "bmm": "attention", "baddbmm": "attention"}
-    found = dict.fromkeys(("conv", "linear", "attention"), 0)
+def counted(counter: FlopCounterMode) -> dict[Kind, int]:
+    kinds: dict[str, Kind] = {"convolution": "conv", "bmm": "attention", "baddbmm": "attention"}
+    found: dict[Kind, int] = dict.fromkeys(KINDS, 0)
     for operation, count in counter.get_flop_counts()["Global"].items():
         word = str(operation).removeprefix("aten.").removesuffix("_backward")
         found[kinds.get(word, "linear")] += count
