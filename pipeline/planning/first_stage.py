@@ -61,8 +61,7 @@ def step_cost(
 
     perceptual: backbone of the perceptual distance. generator: whether the autoencoder's loss has the discriminator's
     judgement. discriminator: whether that is trained. adaptive: whether the judgement's weight is found from gradients
-    at the last layer, which goes backward through the distance and the discriminator once more (and through a
-    convolution of the last layer for each of two losses).
+    at the last layer: each loss is walked through once, and the last convolution's weight has two gradients more.
     """
     cost = autoencoder_cost(config, batch, height, width)
     parts = list(cost.parts)
@@ -73,9 +72,8 @@ def step_cost(
             parts += _discriminator(gan, batch, height, width, trained=False)
         if generator and adaptive:
             last = cost.parts[-1].layers[-1]
-            passed = sum(layer.backward_flops for part in parts[len(cost.parts) :] for layer in part.layers)
-            again = Special(name="conv", kind="conv", flops=0, backward=passed + 2 * last.flops)
-            parts.append(Part("weight", (Piece(row="none", layers=(again,)),)))
+            twice = Special(name="conv", kind="conv", flops=0, backward=2 * last.flops)
+            parts.append(Part("weight", (Piece(row="none", layers=(twice,)),)))
         trained = list(_discriminator(gan, 2 * batch, height, width, trained=True))
         if not discriminator:
             trained = [Part(part.name, tuple(_idle(piece) for piece in part.pieces)) for part in trained]
