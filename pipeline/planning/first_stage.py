@@ -4,7 +4,7 @@ Parts have the names of modules of models/first_stage/trainable.py, so that the 
 them there. A step goes through the autoencoder, then through the discriminator for the autoencoder's loss ("judge",
 whose weights have no gradient), then through it for its own loss, with pictures and reconstructions together.
 
-Not counted: a perceptual distance, which is a network of its own, and the losses' own arithmetic.
+The losses' own arithmetic is not counted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipeline.errors import ShapeError
 from pipeline.planning.cost import Cost, Kind, Layer, Part, Piece
 from pipeline.planning.fit import Fit
 from pipeline.planning.memory import Precision, peak_bytes, state_bytes
+from pipeline.planning.perceptual import Backbone, backbone_of, distance_parts, weights_bytes
 
 WIDEST = 8
 """Width of a discriminator's widest layers, as a multiple of the first one's."""
@@ -51,43 +52,49 @@ def step_cost(
     height: int,
     width: int,
     *,
+    perceptual: Backbone | None = None,
     generator: bool = True,
     discriminator: bool = True,
     adaptive: bool = True,
 ) -> Cost:
     """A training step of the autoencoder, and of the discriminator if gan.weight > 0.
 
-    generator: whether the autoencoder's loss has the discriminator's judgement. discriminator: whether that is trained.
-    adaptive: whether the judgement's weight is found from gradients at the last layer, which goes backward through the
-    discriminator once more (and through a convolution of the last layer for each of two losses).
+    perceptual: backbone of the perceptual distance. generator: whether the autoencoder's loss has the discriminator's
+    judgement. discriminator: whether that is trained. adaptive: whether the judgement's weight is found from gradients
+    at the last layer: each loss is walked through once, and the last convolution's weight has two gradients more.
     """
     cost = autoencoder_cost(config, batch, height, width)
-    if gan.weight == 0:
-        return cost
     parts = list(cost.parts)
-    if generator:
-        judged = list(_discriminator(gan, batch, height, width, trained=False))
-        parts += judged
-        if adaptive:
-            last = parts[len(cost.parts) - 1].layers[-1]
-            again = [
-                Special(name=layer.name, kind="conv", flops=0, backward=layer.flops)
-                for p in judged
-                for layer in p.layers
-            ]
-            once = Special(name="conv", kind="conv", flops=0, backward=2 * last.flops)
-            parts.append(Part("weight", (Piece(row="none", layers=(*again, once)),)))
-    trained = list(_discriminator(gan, 2 * batch, height, width, trained=True))
-    if not discriminator:
-        trained = [Part(part.name, tuple(_idle(piece) for piece in part.pieces)) for part in trained]
-    return Cost((*parts, *trained), cost.inputs)
+    if perceptual:
+        parts += distance_parts(perceptual, batch, height, width)
+    if gan.weight > 0:
+        if generator:
+            parts += _discriminator(gan, batch, height, width, trained=False)
+        if generator and adaptive:
+            last = cost.parts[-1].layers[-1]
+            twice = Special(name="conv", kind="conv", flops=0, backward=2 * last.flops)
+            parts.append(Part("weight", (Piece(row="none", layers=(twice,)),)))
+        trained = list(_discriminator(gan, 2 * batch, height, width, trained=True))
+        if not discriminator:
+            trained = [Part(part.name, tuple(_idle(piece) for piece in part.pieces)) for part in trained]
+        parts += trained
+    return Cost(tuple(parts), cost.inputs)
 
 
 def step_flops(
-    config: FirstStageConfig, gan: GanConfig, height: int, width: int, *, generator: bool, discriminator: bool
+    config: FirstStageConfig,
+    gan: GanConfig,
+    height: int,
+    width: int,
+    *,
+    perceptual: Backbone | None = None,
+    generator: bool,
+    discriminator: bool,
 ) -> int:
     """FLOPs of a training step for one picture."""
-    cost = step_cost(config, gan, 1, height, width, generator=generator, discriminator=discriminator)
+    cost = step_cost(
+        config, gan, 1, height, width, perceptual=perceptual, generator=generator, discriminator=discriminator
+    )
     return sum(cost.training_flops().values())
 
 
@@ -95,15 +102,17 @@ def fit_autoencoder(config: AutoencoderConfig, height: int, width: int, world: i
     """What each of `world` ranks needs for a training step on pictures of this size, discriminator included."""
     share = config.optim.batch // world
     micro = config.optim.micro_batch or share
-    cost = step_cost(config.autoencoder, config.gan, micro, height, width)
+    backbone = backbone_of(config.loss.perceptual)
+    cost = step_cost(config.autoencoder, config.gan, micro, height, width, perceptual=backbone)
     stage = config.deepspeed.stage if config.deepspeed.engine == "deepspeed" else 0
     state = state_bytes(cost.parameters, precision, stage, world)
     averaged = autoencoder_cost(config.autoencoder, 1, height, width).parameters
     average = state_bytes(averaged, precision, stage, world).average
     peak = peak_bytes(cost, precision, stage=stage, ranks=world, micro_batches=max(1, share // micro), average=False)
-    averages = (1 + len(config.ema.half_lives) + len(config.ema.widths)) * average
-    offloaded = state.masters + state.optimizer if config.deepspeed.offload else 0
-    return Fit(cost.parameters, state.stepping - state.average + averages - offloaded, peak + averages - offloaded, 0)
+    beside = (1 + len(config.ema.half_lives) + len(config.ema.widths)) * average
+    beside += weights_bytes(backbone) if backbone else 0
+    beside -= state.masters + state.optimizer if config.deepspeed.offload else 0
+    return Fit(cost.parameters, state.stepping - state.average + beside, peak + beside, recomputed=0)
 
 
 def _given(batch: int, height: int, width: int) -> int:

@@ -81,6 +81,8 @@ KEPT: dict[str, Tensors] = {
     "judge": Tensors(x=1, h=1),
     # Its first and last convolution, without a norm.
     "judge_end": Tensors(x=1),
+    # A stage of a perceptual distance, in float32; planning/perceptual.py says of which tensors.
+    "perceived": Tensors(rows=1),
     # Nothing runs, or nothing is kept.
     "none": Tensors(),
 }
@@ -109,6 +111,7 @@ WORKING: dict[str, Tensors] = {
     "folded_up": Tensors(h=2),
     "judge": Tensors(x=1, h=2),
     "judge_end": Tensors(x=1, h=1),
+    "perceived": Tensors(heads=3),
     "none": Tensors(),
 }
 """Gradients and temporary tensors alive at once during a piece's backward pass, minus the kept tensors that it has

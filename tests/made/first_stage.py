@@ -61,6 +61,22 @@ def autoencoder_loss(outputs: Outputs, x: Tensor) -> Tensor:
     return loss
 
 
+def adaptive_loss(outputs: Outputs, x: Tensor, last_layer: Tensor) -> Tensor:
+    """autoencoder_loss with the ratio of gradients at the last layer as the generator's weight, as training has it: a
+    loss whose gradient by the reconstruction is known."""
+    y = outputs.reconstruction
+    assert outputs.logits_for_generator is not None
+    losses = (y - x).abs().mean(), fooled(outputs.logits_for_generator).mean()
+    by_picture = [torch.autograd.grad(loss, y)[0] for loss in losses]
+    by_layer = [torch.autograd.grad(y, last_layer, one, retain_graph=True)[0].norm() for one in by_picture]
+    weight = by_layer[0] / (by_layer[1] + 1e-4)
+    loss = (y * (by_picture[0] + weight * by_picture[1])).sum()
+    if outputs.kl_B is not None:
+        return loss + 1e-3 * outputs.kl_B.mean()
+    assert outputs.quantised is not None
+    return loss + (outputs.quantised.codebook_loss_B + 0.25 * outputs.quantised.commitment_loss_B).mean()
+
+
 def discriminator_loss(outputs: Outputs) -> Tensor:
     """The hinge loss."""
     assert outputs.logits_real is not None

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from made.first_stage import autoencoder_loss, discriminator_loss, made
+from made.first_stage import adaptive_loss, autoencoder_loss, discriminator_loss, made
 from made.live_memory import Live, kept_bytes
 from made.places import REPOSITORY
 from pipeline.config import FirstStageConfig, GanConfig
 from pipeline.config.loading.folders import conf_dir
 from pipeline.config.loading.load import load
 from pipeline.errors import ShapeError
-from pipeline.models.first_stage.discriminator import fooled
 from pipeline.models.first_stage.trainable import TrainableAutoencoder
 from pipeline.models.kernels import fused
 from pipeline.planning import memory
+from pipeline.planning.cost import KINDS, Kind
 from pipeline.planning.first_stage import autoencoder_cost, fit_autoencoder, step_cost, step_flops
 
 KL = FirstStageConfig(name="kl", channels=32, multipliers=(1, 2, 4), blocks=2, latent_channels=4, norm_groups=8)
@@ -63,9 +63,9 @@ def meta(name: str, gan: GanConfig) -> tuple[FirstStageConfig, TrainableAutoenco
         return config, TrainableAutoencoder(config, gan)
 
 
-def counted(counter: FlopCounterMode) -> dict[str, int]:
-    kinds = {"convolution": "conv", "bmm": "attention", "baddbmm": "attention"}
-    found = dict.fromkeys(("conv", "linear", "attention"), 0)
+def counted(counter: FlopCounterMode) -> dict[Kind, int]:
+    kinds: dict[str, Kind] = {"convolution": "conv", "bmm": "attention", "baddbmm": "attention"}
+    found: dict[Kind, int] = dict.fromkeys(KINDS, 0)
     for operation, count in counter.get_flop_counts()["Global"].items():
         word = str(operation).removeprefix("aten.").removesuffix("_backward")
         found[kinds.get(word, "linear")] += count
@@ -94,8 +94,7 @@ def test_training_flops_are_those_of_torchs_counter(name: str, generator: bool, 
         outputs = module(x, noise if config.regularizer == "kl" else None, generator, discriminator)
         loss = autoencoder_loss(outputs, x)
         if generator:
-            for one in ((outputs.reconstruction - x).abs().mean(), fooled(outputs.logits_for_generator).mean()):
-                torch.autograd.grad(one, module.last_layer, retain_graph=True)
+            loss = adaptive_loss(outputs, x, module.last_layer)
         (loss + discriminator_loss(outputs) if discriminator else loss).backward()
     cost = step_cost(config, gan, 2, 64, 96, generator=generator, discriminator=discriminator)
     flops = cost.training_flops()

@@ -14,9 +14,8 @@ from typing import Any
 import psutil
 import torch
 
-from made.first_stage import GAN, KL, autoencoder_loss, discriminator_loss, made
+from made.first_stage import GAN, KL, adaptive_loss, discriminator_loss, made
 from pipeline.config import FirstStageConfig, GanConfig, OptimConfig
-from pipeline.models.first_stage.discriminator import fooled
 from pipeline.models.kernels import fused
 from pipeline.training.engines.optimizer import make_optimizer
 from ranks.peak_job import most_resident
@@ -30,11 +29,8 @@ def train(config: FirstStageConfig, gan: GanConfig, batch: int, side: int, steps
     noise = torch.randn(batch, config.latent_channels, side // config.downsampling, side // config.downsampling)
     for _ in range(steps):
         outputs = module(x, noise, gan=True, train_discriminator=True)
-        assert outputs.logits_for_generator is not None
-        for one in ((outputs.reconstruction - x).abs().mean(), fooled(outputs.logits_for_generator).mean()):
-            torch.autograd.grad(one, module.last_layer, retain_graph=True)
-        (autoencoder_loss(outputs, x) + discriminator_loss(outputs)).backward()
-        del outputs, one
+        (adaptive_loss(outputs, x, module.last_layer) + discriminator_loss(outputs)).backward()
+        del outputs
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

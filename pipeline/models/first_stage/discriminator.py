@@ -7,6 +7,9 @@ what a picture is judged as does not depend on the other pictures, the batch or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,11 +37,13 @@ class PatchDiscriminator(nn.Module):
         widths = [channels * min(2**layer, WIDEST) for layer in range(layers + 1)]
         strides = [2] * layers + [1]
         self.layers = layers
-        self.convs = nn.ModuleList(
+        convs = [
             nn.Conv2d(in_width, width, 4, stride=stride, padding=1)
             for in_width, width, stride in zip([3, *widths], widths, strides)
-        )
-        self.norms = nn.ModuleList(nn.GroupNorm(groups_of(width, norm_groups), width) for width in widths[1:])
+        ]
+        norms = [nn.GroupNorm(groups_of(width, norm_groups), width) for width in widths[1:]]
+        self.convs = cast("Sequence[nn.Conv2d]", nn.ModuleList(convs))
+        self.norms = cast("Sequence[nn.Module]", nn.ModuleList(norms))
         self.conv_out = nn.Conv2d(widths[-1], 1, 4, padding=1)
 
     def forward(self, x_B3HW: Tensor) -> Tensor:

@@ -147,8 +147,9 @@ class TrainableAutoencoder(nn.Module):
     def reset_parameters(self, seed: int) -> None:
         """Initialize all parts; one seed gives the same weights on every machine."""
         architecture.reset_parameters(self.model, seed)
-        for part in (self.discriminator, self.extra):
-            if part is not None and hasattr(part, "reset_parameters"):
+        parts: tuple[Any, ...] = (self.discriminator, self.extra)
+        for part in parts:
+            if hasattr(part, "reset_parameters"):
                 part.reset_parameters(seed)
 
     def _spread(self, logvar: Tensor, variance: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def test_it_is_the_discriminator_of_isola_with_norms_that_have_weights() -> None
 def test_a_judgement_sees_a_patch_of_70_pixels() -> None:
     """Norms, which see whole pictures, are taken out."""
     module = judge(channels=2)
-    module.norms = torch.nn.ModuleList(torch.nn.Identity() for _ in module.norms)
+    module.norms = torch.nn.ModuleList(torch.nn.Identity() for _ in module.norms)  # type: ignore[assignment]
     x = pictures(1, 160).requires_grad_()
     logits = module(x)
     (grad,) = torch.autograd.grad(logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2], x)
@@ -55,6 +55,7 @@ def test_one_picture_of_the_smallest_size_has_finite_judgements_and_gradients() 
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None
             assert parameter.grad.isfinite().all(), name
+        assert module.convs[1].weight.grad is not None
         assert module.convs[1].weight.grad.abs().sum() > 0
 
 

@@ -191,7 +191,8 @@ def test_channels_last_changes_nothing_but_rounding(config: FirstStageConfig) ->
     x, drawn = pictures(), noise(config)
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        module = made(config).to(memory_format=layout)
+        module = made(config)
+        module.to(memory_format=layout)  # type: ignore[call-overload]
         outputs = module(x.to(memory_format=layout), drawn, gan=True, train_discriminator=True)
         (autoencoder_loss(outputs, x) + discriminator_loss(outputs)).backward()
         found.append((outputs.reconstruction, outputs.logits_fake, *gradients(module).values()))
