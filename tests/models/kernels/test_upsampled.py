@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.config import EncodersConfig
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import KLStage
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.kernels.upsampled import FoldedUpsample, fold, unfold
 
@@ -63,7 +64,7 @@ def test_an_autoencoder_decodes_as_diffusers_does_and_keeps_the_names_of_its_wei
     plain: Any = AutoencoderKL(**kind)
     other: Any = AutoencoderKL(**kind)
     plain.eval(), other.load_state_dict(plain.state_dict())
-    stage = FirstStage(other, torch.float32, torch.device("cpu"))
+    stage = KLStage(other, torch.float32, torch.device("cpu"))
     assert sum(isinstance(part, FoldedUpsample) for part in stage.model.modules()) == 2
     assert list(stage.model.state_dict()) == list(plain.state_dict())
     z = normal(2, 4, 6, 4)
