@@ -34,6 +34,7 @@ from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.kept import full_name, kept_card, weights_digest
 from pipeline.evaluation.reference import load_reference
+from pipeline.evaluation.reproduced import run_of, verdict
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
 from pipeline.evaluation.validation import load_validation
@@ -50,8 +51,6 @@ from pipeline.storage.urls import open_storage, split_url
 from pipeline.tracking import terminal
 from pipeline.tracking.tracker import Tracker
 
-TOLERANCE = 1e-3
-"""Relative difference within which a figure equals the card's: kinds of device and versions of libraries cause it."""
 GRID = 16  # images in the stored picture
 
 
@@ -159,14 +158,9 @@ def reproduce(config: EvalRunConfig) -> int:
     than on the card, ConfigError for a card that cannot be read.
     """
     card = read_card(config.from_card)
-    parts = config.from_card.rsplit("/", 3)
-    parts = [".", *parts] if len(parts) == 3 else parts
-    is_in_run = len(parts) == 4 and parts[1] == "evals"
-    if not (config.run or is_in_run):
-        raise ConfigError(f"from_card={config.from_card} does not lie in a run's evals/: name the run with run=")
     kind, _, average = card.weights.partition("=")
     weights = cast(Literal["ema", "raw"], kind)
-    run = config.run or parts[0] or "/"
+    run = run_of(config.from_card, config.run)
     card_config = replace(
         config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
     )
@@ -186,21 +180,7 @@ def reproduce(config: EvalRunConfig) -> int:
         **card.guidance_settings,  # type: ignore[arg-type]
     )
     reproduced = evaluator(denoiser, trained.n, images=card.images, sampler=sampler, weights=card.weights).card
-    show(reproduced.line())
-    changed = {
-        name: f"{card.versions.get(name)} then, {present_version} now"
-        for name, present_version in reproduced.versions.items()
-    }
-    changed = {name: text for name, text in changed.items() if card.versions.get(name) != reproduced.versions[name]}
-    for name, text in changed.items():
-        show(f"{name}: {text}")
-    farthest = max(differences(card.metrics, reproduced.metrics).items(), key=lambda pair: pair[1])
-    if farthest[1] > TOLERANCE:
-        name = farthest[0]
-        show(f"not reproduced: {name} is {reproduced.metrics.get(name)}, the card says {card.metrics.get(name)}")
-        return 1
-    show(f"reproduced: the figures are those of the card, {farthest[0]} to {farthest[1]:.1g} of its size")
-    return 0
+    return verdict(card, reproduced)
 
 
 def perceptual_of(card: Card, run: str) -> str:
@@ -219,29 +199,6 @@ def read_card(url: str) -> Card:
         return parse_card(open_storage(root).get(key))
     except (NotFound, ParseError) as error:
         raise ConfigError(f"from_card={url}: no card of this version is there ({error})") from None
-
-
-def differences(card: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, float]:
-    """Relative difference of every figure; infinity for a figure that only one side has."""
-    numbers = {
-        name
-        for metrics in (card, again)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name != "seconds"
-    }
-    by_figure = {}
-    for name in sorted(numbers):
-        before, after = _figure(card, name), _figure(again, name)
-        same = before == after or (math.isnan(before) and math.isnan(after))
-        difference = 0.0 if same else abs(before - after) / max(abs(before), 1e-12)
-        by_figure[name] = math.inf if math.isnan(difference) else difference
-    return by_figure
-
-
-def _figure(metrics: Mapping[str, Any], name: str) -> float:
-    """A figure; infinity where it is missing, NaN where it is none."""
-    value = metrics.get(name, math.inf)
-    return math.nan if value is None else value
 
 
 def evaluate_pending(config: EvalRunConfig) -> int:
