@@ -73,6 +73,14 @@ KEPT: dict[str, Tensors] = {
     "res_up": Tensors(x=1, h=3),
     # The norm's input and the convolution's.
     "out": Tensors(x=2),
+    # An autoencoder's: the image with a further row and column of zeros.
+    "pad_down": Tensors(x=1),
+    # A discriminator's: the convolution's input (the activation overwrites the norm's output) and the norm's.
+    "judge": Tensors(x=1, h=1),
+    # Its first and last convolution, without a norm.
+    "judge_end": Tensors(x=1),
+    # Nothing runs, or nothing is kept.
+    "none": Tensors(),
 }
 """Tensors that each piece keeps for the backward pass; a tensor that two pieces keep is counted at the first."""
 DROPOUT = Tensors(h=1)
@@ -95,6 +103,10 @@ WORKING: dict[str, Tensors] = {
     "res_down": Tensors(x=2, h=2),
     "res_up": Tensors(x=2, h=2),
     "out": Tensors(x=1),
+    "pad_down": Tensors(x=2, h=1),
+    "judge": Tensors(x=1, h=2),
+    "judge_end": Tensors(x=1, h=1),
+    "none": Tensors(),
 }
 """Gradients and temporary tensors alive at once during a piece's backward pass, minus the kept tensors that it has
 already freed."""

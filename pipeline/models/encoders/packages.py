@@ -8,6 +8,6 @@ from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 declare_torchvision_ops()
 
 import open_clip  # noqa: E402
-from diffusers import AutoencoderKL  # noqa: E402
+from diffusers import AutoencoderKL, VQModel  # noqa: E402
 
-__all__ = ["AutoencoderKL", "open_clip"]
+__all__ = ["AutoencoderKL", "VQModel", "open_clip"]
