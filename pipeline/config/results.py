@@ -163,15 +163,17 @@ class ExportConfig:
     """latentmill export: write weights in a format that other software loads."""
 
     run: str
-    """Run directory."""
+    """Run directory, of a diffusion model or of an autoencoder."""
     dest: str
     """Folder (diffusers), or .safetensors or .ckpt file (compvis) to write."""
     format: Literal["diffusers", "compvis"] = "diffusers"
     """diffusers: a folder that StableDiffusionPipeline, or another pipeline of the run's task, loads, with UNet,
-    autoencoder, text encoder, tokenizer and scheduler, or with a loop where no pipeline runs the task; compvis: one
-    file, under the names of Stable Diffusion's own releases."""
+    autoencoder, text encoder, tokenizer and scheduler, or with a loop where no pipeline runs the task; of an
+    autoencoder a folder that AutoencoderKL or VQModel loads, and encoders.vae takes. compvis: one file, under the names
+    of Stable Diffusion's own releases."""
     encoders: EncodersConfig | None = None
-    """Encoders to load; by default the run's own, else those of the training cache's contract."""
+    """Encoders to load; by default the run's own, else those of the training cache's contract. An autoencoder's run has
+    none."""
     at: Annotated[int, Ge(0)] = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
@@ -186,6 +188,9 @@ class ExportConfig:
     check: bool = True
     """Load what was written and compare it: outputs to 1e-4 with diffusers and transformers; every tensor of one
     file."""
+    scale_images: Annotated[int, Ge(0)] = 1024
+    """Of an autoencoder: pictures of data.train over which the standard deviation of its latents is measured, whose
+    reciprocal is the exported scaling_factor; 0 = none are read, and it is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

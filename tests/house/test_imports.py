@@ -60,9 +60,11 @@ ROOMS: dict[str, set[str]] = {
         "models",
         "runs",
         "diffusion",
+        "data",
         "planning",
         "storage",
         "config",
+        "philox",
         "errors",
     },
     "evaluation": {"conditions", "inference", "report", "models", "runs", "diffusion", "tracking", "distributed"}
