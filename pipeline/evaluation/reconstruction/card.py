@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from pipeline.evaluation.card import versions
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 from pipeline.report.parsed import FILE_BYTES, checked_figures
+from pipeline.tracking import terminal
 
 FORMAT = 1
 KIND: Literal["autoencoder"] = "autoencoder"
@@ -147,3 +149,25 @@ def parse_card(data: bytes) -> Card:
         if is_one:
             raise ParseError(f"it holds {problem}")
     return replace(card, metrics=checked_figures(card.metrics))
+
+
+def table(card: Card) -> str:
+    """The figures for a terminal, a line each with its error and its unit."""
+    rows = []
+    metrics = card.metrics
+    if card.features is not None and metrics.get(name := f"rfid_{card.features['name']}") is not None:
+        floor = metrics.get(f"{name}_floor_real")
+        rows.append(
+            [name, f"{metrics[name]:.4g}", _error(metrics, name), "" if floor is None else f"real: {floor:.4g}"]
+        )
+    for name, figure in present(metrics):
+        rows.append([name, f"{metrics[name]:.{figure.digits}f}", _error(metrics, name), figure.unit])
+    if (deviation := metrics.get("latent_std")) is not None:
+        unit = f"before scaling; a scale of {1 / deviation:.4g} makes it 1" if deviation else "before scaling"
+        rows.append(["latent_std", f"{deviation:.4g}", _error(metrics, "latent_std"), unit])
+    return terminal.table(["figure", "value", "+-", "unit"], rows, left=(0, 3))
+
+
+def _error(metrics: Mapping[str, Any], name: str) -> str:
+    error = metrics.get(f"{name}_error")
+    return "" if error is None else f"{error:.2g}"

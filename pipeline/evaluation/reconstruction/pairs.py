@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.report.grid import FAINT, FONT_SIZE, GAP, INK, LINE, MARGIN, PAPER, SMALLEST_TILE, png
+from pipeline.runs.names import PAIRS
 from pipeline.storage.base import Storage
 
-KEY = "pairs.png"
 MOST_SHOWN = 64
 """Pairs in the one picture."""
 LONGEST = 60
@@ -73,4 +73,4 @@ def drawn(pairs: Sequence[Pair]) -> Image.Image:
 def write_drawn(storage: Storage, prefix: str, pairs: Sequence[Pair]) -> None:
     """Store the picture of pairs as PREFIXpairs.png; nothing where there are none."""
     if pairs:
-        storage.put(f"{prefix}{KEY}", png(drawn(pairs)))
+        storage.put(f"{prefix}{PAIRS}", png(drawn(pairs)))

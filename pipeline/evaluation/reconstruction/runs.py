@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from pipeline.config import AutoencoderConfig, EvalRunConfig
-from pipeline.data.format.contract_json import contract_from_json
 from pipeline.distributed.world import World, pick_device
 from pipeline.errors import ConfigError, RunError
 from pipeline.evaluation.features.networks import load_features
-from pipeline.evaluation.reconstruction.card import OF_THE_MACHINE, Card
+from pipeline.evaluation.reconstruction.card import OF_THE_MACHINE
+from pipeline.evaluation.reconstruction.card import Card as Card
+from pipeline.evaluation.reconstruction.card import is_autoencoders as is_autoencoders
+from pipeline.evaluation.reconstruction.card import parse_card as parse_card
+from pipeline.evaluation.reconstruction.card import table as table
 from pipeline.evaluation.reconstruction.evaluate import Reconstructing
 from pipeline.evaluation.reconstruction.kept import full_name, kept_card, require
 from pipeline.evaluation.reconstruction.pairs import write_drawn
@@ -25,6 +28,7 @@ from pipeline.evaluation.reproduced import run_of, verdict
 from pipeline.evaluation.stored import write_files
 from pipeline.log import log
 from pipeline.models.encoders.first_stage import FirstStage
+from pipeline.models.first_stage.trainable import AVERAGED
 from pipeline.models.perceptual.loaded import FILES, load_perceptual
 from pipeline.runs.averages import label, load_average
 from pipeline.runs.directory import dataset_digests, evaluation_folder, load_autoencoder_run
@@ -169,9 +173,6 @@ def _prepare(config: EvalRunConfig, measured: bool = True) -> _Prepared:
         raise ConfigError(f"{config.run} has no data.val: give the cache whose pictures are reconstructed, data.val=")
     device = pick_device(config.device)
     pictures = Pictures.at(val, "data.val")
-    contract = contract_from_json(info.contract)
-    if pictures.contract.channel_order != contract.channel_order:
-        raise ConfigError(f"data.val={val} has channels in another order than {config.run} was trained on")
     if pictures.manifest.digest in dataset_digests(info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its pictures are not new to the model")
     pictures.require_sizes(run.autoencoder.downsampling)
@@ -188,7 +189,7 @@ def _prepare(config: EvalRunConfig, measured: bool = True) -> _Prepared:
         most_pairs=run.eval.pairs,
         world=World(device=device),
     )
-    n, state = load_average(info.storage, config.at, config.weights, config.ema)
+    n, state = load_average(info.storage, config.at, config.weights, config.ema, AVERAGED)
     stage = stage_of(run.autoencoder, state, device)
     return _Prepared(info.storage, stage, reconstructing, n, label(config.weights, config.ema))
 

@@ -8,22 +8,15 @@ import torch
 from torch import Tensor
 
 from pipeline.config import FirstStageConfig
-from pipeline.errors import RunError
+from pipeline.inference.first_stage import build_autoencoder
 from pipeline.models.encoders.first_stage import NETWORKS, FirstStage
-from pipeline.models.first_stage.architecture import CLASSES, build
+from pipeline.models.first_stage.architecture import CLASSES
 from pipeline.models.first_stage.trainable import AVERAGED
 
 
 def stage_of(config: FirstStageConfig, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> FirstStage:
-    """The first stage with the weights of a commit, whose names begin with "model."; others are passed over. It holds
-    the tensors of `state`, not copies, where they are on `device`. Its latents have scale 1. Raises RunError where the
-    weights are of another architecture."""
-    with torch.device("meta"):
-        model = build(config)
-    (prefix,) = AVERAGED
-    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    try:
-        model.load_state_dict(own, assign=True)
-    except RuntimeError as error:
-        raise RunError(f"the checkpoint's weights are not those of the run's configuration: {error}") from None
+    """The first stage with the weights of a commit, by parameter name; those of a discriminator are passed over. Its
+    latents have scale 1. Raises RunError where the weights are of another architecture."""
+    own = {name: tensor for name, tensor in state.items() if name.startswith(AVERAGED)}
+    model = build_autoencoder(config, own, device)
     return NETWORKS[CLASSES[config.regularizer]](model, torch.float32, torch.device(device))
