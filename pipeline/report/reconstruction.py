@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pipeline
+from pipeline.config.tasks.found import present
 from pipeline.errors import RunError
 from pipeline.parsing.redaction import redact
 from pipeline.report import samples, tables
-from pipeline.report.elements import document, text
+from pipeline.report.elements import cell, document, prose, table, text
 from pipeline.report.headline import headline
+from pipeline.report.parsed import is_number
 from pipeline.report.publish import put_page
 from pipeline.report.run import Run, evaluation_at
 from pipeline.storage.urls import open_storage
@@ -15,6 +20,8 @@ from pipeline.storage.urls import open_storage
 PAGE = "report.html"
 MARK = "Every number here is in metrics.json beside this page."
 """A sentence that every such page has."""
+UNITS = {"latent_mean": "before scaling", "latent_std": "before scaling", "posterior_std": "before scaling"}
+"""Numbers about latents, and what they are counted in."""
 PARTIAL = ("pairs.png", "given.png", "grid.png", "grid.json")
 """What an evaluation that was interrupted may have left."""
 
@@ -35,8 +42,40 @@ def write(url: str) -> None:
             tables.left_out(notes),
             headline(run, {}),
             samples.final(run),
-            f"<h2>Figures</h2>{tables.evaluation_table([evaluation])}",
+            f"<h2>Figures</h2>{_figures(evaluation.metrics)}",
+            _latents(evaluation.metrics),
             f"<footer>latentmill {text(pipeline.__version__)}. First stages as in Rombach et al. 2021. {MARK}</footer>",
         )
     )
     put_page(f"{url.rstrip('/')}/{PAGE}", document(name, body), MARK)
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    """A row for each figure: its value, error, and unit."""
+    lines = [(name, name, "lower is better", 3) for name in tables.fids_of(metrics)]
+    for name in tables.fids_of(metrics):
+        lines += [(f"{name}_floor_real", f"{name} of as many real images", "", 3)]
+    lines += [(name, tables.heading(name, figure), figure.unit, figure.digits) for name, figure in present(metrics)]
+    lines += [(name, name.replace("_", " "), unit, 4) for name, unit in UNITS.items()]
+    rows = []
+    for name, title, unit, digits in lines:
+        if is_number(value := metrics.get(name)):
+            error = metrics.get(f"{name}_error")
+            shown = f"{value:.{digits}f}", f"± {error:.2g}" if is_number(error) else ""
+            rows.append(f"<tr>{''.join(map(cell, (title, *shown)))}{prose(unit)}</tr>")
+    return table(("figure", "value", "error", ""), rows)
+
+
+def _latents(metrics: Mapping[str, Any]) -> str:
+    """Mean and standard deviation of each channel of the latents, and the scale that makes the deviation of all 1."""
+    means, deviations = (metrics.get(f"latent_{name}_by_channel") or {} for name in ("mean", "std"))
+    whole = metrics.get("latent_std")
+    if not means or not is_number(whole) or not whole:
+        return ""
+    rows = []
+    for channel in means:
+        numbers = (values.get(channel) for values in (means, deviations))
+        cells = [f"{number:.4f}" if is_number(number) else "–" for number in numbers]
+        rows.append(f"<tr>{''.join(map(cell, (channel, *cells)))}</tr>")
+    said = f"Latents before scaling, by channel. A scale of {1 / whole:.4g} makes the deviation of all of them 1."
+    return f'<h2>Latents</h2><p>{said}</p><div class="beside">{table(("channel", "mean", "deviation"), rows)}</div>'

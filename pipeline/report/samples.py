@@ -27,7 +27,10 @@ def final(run: Run, heading: bool = True) -> str:
     )
     name, note = "Samples", "Left of each sample: what it was given." if last.given else ""
     if last.reconstructs:
-        name, note = "Worst reconstructions", "Left of each: the picture. Below: its record, and PSNR."
+        name, note = (
+            "Worst reconstructions",
+            "Left of each: the picture; right: its reconstruction. Below: the record, and PSNR.",
+        )
     after = f" after {last.n:,} images" if last.n or not last.reconstructs else ""
     title = f"<h2>{name}{after}</h2>" if heading else f"<h3>{name}</h3>"
     note = f'<p class="soft">{note}</p>' if note else ""

@@ -62,7 +62,10 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
                 lambda e, name=name: _short(e.metrics.get(f"{name}_floor_reconstruction")),
             ),
         ]
-    columns.append(("seconds", lambda e: _fixed(e.metrics.get("seconds"), 1)))
+    columns += [
+        ("latent std", lambda e: _short(e.metrics.get("latent_std")) + _half_width(e, "latent_std", 3)),
+        ("seconds", lambda e: _fixed(e.metrics.get("seconds"), 1)),
+    ]
     columns = [column for column in columns if any(column[1](e) not in (None, "") for e in evaluations)]
     table = _table([heading for heading, _ in columns], [[value(e) for _, value in columns] for e in evaluations])
     cards = [e.card["line"] for e in evaluations if e.card.get("line")]

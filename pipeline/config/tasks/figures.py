@@ -99,8 +99,8 @@ FIRST_STAGE_COSTS = (
     Figure("bits_per_pixel", "Bits a pixel", "of the codes", "lower", "cost", digits=4),
     Figure("kl_bits_per_pixel", "KL, bits a pixel", "of the posterior to the prior", "lower", "mean", digits=4),
     Figure("stored_bits_per_pixel", "Stored bits a pixel", "of float16 in a cache", "lower", "cost", digits=3),
-    Figure("encode_images_per_s", "Encoding", "images/s of one device", "higher", "cost", digits=1),
-    Figure("decode_images_per_s", "Decoding", "images/s of one device", "higher", "cost", digits=1),
+    Figure("encode_images_per_s", "Images/s encoded", "of one device", "higher", "cost", digits=1),
+    Figure("decode_images_per_s", "Images/s decoded", "of one device", "higher", "cost", digits=1),
 )
 """What an autoencoder's latents and its two halves cost. The first is of those with a codebook, the second of those
 with a posterior."""
