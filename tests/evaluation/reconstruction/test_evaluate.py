@@ -12,6 +12,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from made.pixels import KL, SIDE, VQ, autoencoder_config, make_module, make_pixels, picture
+from made.thread_world import on_ranks
 from pipeline.config import FirstStageConfig
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted, ShapeError
@@ -20,6 +21,7 @@ from pipeline.evaluation.metrics.error_bars import half_sample_error
 from pipeline.evaluation.metrics.fid import Statistics, fid
 from pipeline.evaluation.metrics.restoration import ssim
 from pipeline.evaluation.reconstruction.card import OF_THE_MACHINE
+from pipeline.evaluation.reconstruction.counted import Counted
 from pipeline.evaluation.reconstruction.evaluate import Reconstructing, Reconstructions
 from pipeline.evaluation.reconstruction.pictures import Pictures
 from pipeline.evaluation.reconstruction.stage import stage_of
@@ -53,19 +55,6 @@ def truth() -> np.ndarray:
 def same(result: Reconstructions) -> dict[str, Any]:
     """Figures without times."""
     return {name: value for name, value in result.metrics.items() if name not in OF_THE_MACHINE}
-
-
-class OneOf(World):
-    """One rank of several that run after each other: `gather` gives what the ranks before have left."""
-
-    left: list[Any]
-
-    def __init__(self, rank: int, size: int, left: list[Any]) -> None:
-        super().__init__(rank=rank, size=size)
-        object.__setattr__(self, "left", left)
-
-    def gather(self, value: Any) -> list[Any]:
-        return [*self.left, value]
 
 
 def test_figures_of_pictures_are_those_computed_by_hand(pictures: Pictures) -> None:
@@ -158,15 +147,24 @@ def test_any_world_makes_the_same_figures_and_pairs(pictures: Pictures, architec
     made = {"batch": 2, "most_pairs": 4, **with_reference(pictures)}
     first = stage(architecture)
     alone = Reconstructing(pictures, **made)(first, images=IMAGES)
-    left: list[Any] = []
-    for rank in (1, 2):
-        left.append(Reconstructing(pictures, **made, world=OneOf(rank, 3, []))._measure(first, IMAGES, lambda: False))
-    together = Reconstructing(pictures, **made, world=OneOf(0, 3, left))(first, images=IMAGES)
-    assert same(together) == same(alone)
-    assert [(pair.psnr, pair.key) for pair in together.pairs] == [(pair.psnr, pair.key) for pair in alone.pairs]
-    np.testing.assert_array_equal(together.grid, alone.grid)
-    first_rows, second_rows = (set(part.rows) for part in left)
-    assert first_rows and second_rows and not first_rows & second_rows, "the ranks did not share the pictures"
+    shares: list[list[int]] = []
+
+    def act(world: World) -> Reconstructions:
+        reconstructing = Reconstructing(pictures, **made, world=world)
+        measure = reconstructing._measure
+        reconstructing._measure = lambda *given: noted(measure(*given))  # type: ignore[method-assign]
+        return reconstructing(first, images=IMAGES)
+
+    def noted(counted: Counted) -> Counted:
+        shares.append(sorted(counted.rows))
+        return counted
+
+    for together in on_ranks(3, act):
+        assert isinstance(together, Reconstructions), together
+        assert same(together) == same(alone)
+        assert [(pair.psnr, pair.key) for pair in together.pairs] == [(pair.psnr, pair.key) for pair in alone.pairs]
+        np.testing.assert_array_equal(together.grid, alone.grid)
+    assert len(shares) == 3 and all(shares) and sorted(n for share in shares for n in share) == list(range(IMAGES))
 
 
 def test_batches_change_figures_by_rounding_only(pictures: Pictures) -> None:
