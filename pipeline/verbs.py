@@ -40,7 +40,11 @@ ENVIRONMENT = {"encode": {"OMP_WAIT_POLICY": "passive"}}
 threads would otherwise spin while they wait, on cores that its decoding workers need."""
 
 
-STOPS = ("train", "encode", "eval")
+TRAINS = ("train", "autoencoder")
+"""Verbs that train a run up to its last sample, however often they are started (pipeline/training/life.py)."""
+
+
+STOPS = (*TRAINS, "encode", "eval")
 """Verbs that SIGTERM and SIGUSR1 end with status 75 from their first moment on, because jobs of Slurm run them."""
 
 

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config import RunConfig, TaskConfig, TrainConfig
+from pipeline.config import AutoencoderConfig, RunConfig, TaskConfig, TrainConfig
+from pipeline.config.check.first_stage import require_room
 from pipeline.data.format.contract import ENCODER_FACTS, require_match
 from pipeline.data.format.manifest import find_version, load_manifest
 from pipeline.errors import ConfigError, ContractMismatch, RunError
@@ -121,6 +122,35 @@ def check_against_contract(config: TrainConfig, manifest: Manifest, validation: 
         require_match(contract, validation.contract, name, facts)
         require_arrays(config, validation.contract, name)
         require_conditions(config, contract, validation.contract, name)
+
+
+def check_pixels(config: AutoencoderConfig, manifest: Manifest, validation: Manifest | None) -> None:
+    """Raise ContractMismatch when the caches hold no pixels, and ConfigError when their pictures do not fit the crop,
+    the autoencoder or its losses. manifest: of data.train or a cache of data.mix. validation: of data.val."""
+    factor = config.autoencoder.downsampling
+    named = [(f"data.train={config.data.train}", manifest)]
+    named += [(f"data.val={config.data.val}", validation)] if validation is not None else []
+    for cache, one in named:
+        contract = one.contract
+        if contract.stored != "pixels":
+            raise ContractMismatch(
+                f"{cache} holds {contract.stored}, and an autoencoder is trained on pixels: encode it with "
+                "stored=pixels"
+            )
+        for size in contract.buckets:
+            if min(size) < config.crop:
+                raise ConfigError(
+                    f"crop={config.crop}, but {cache} has pictures of {size[0]} x {size[1]} pixels: lower crop, or "
+                    "encode with a larger resolution"
+                )
+            if not config.crop and any(side % factor for side in size):
+                raise ConfigError(
+                    f"{cache} has pictures of {size[0]} x {size[1]} pixels, whose sides are no multiples of {factor}, "
+                    f"by which the autoencoder divides them: set crop={min(size) // factor * factor}, or encode with "
+                    "another resolution"
+                )
+        if not config.crop:
+            require_room(config, min(min(size) for size in contract.buckets), f"the smallest side of {cache}")
 
 
 def require_arrays(config: TrainConfig, contract: Contract, cache: str) -> None:
