@@ -35,7 +35,8 @@ from pipeline.inference.pictures import conditionings, draw
 from pipeline.interchange import unet as convert
 from pipeline.interchange.scheduler import scheduler_config
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import FirstStage, KLStage
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.tasks.text import Text
 
@@ -206,7 +207,7 @@ def autoencoder(case: Case) -> FirstStage:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    return FirstStage(AutoencoderKL(**VAE), torch.float32, torch.device("cpu"))
+    return KLStage(AutoencoderKL(**VAE), torch.float32, torch.device("cpu"))
 
 
 def ours(parts: Parts) -> Callable[[], np.ndarray]:

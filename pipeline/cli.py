@@ -95,7 +95,7 @@ def _flags(arguments: list[str]) -> list[str]:
 
 def usage() -> str:
     """The text that `latentmill --help` prints."""
-    verbs = [f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items()]
+    verbs = [f"  {verb:<11} {text}" for verb, (_, text) in VERBS.items()]
     return "\n".join(
         [
             "latentmill: from image-text shards to a proved latent dataset to a trained latent diffusion model",

@@ -37,7 +37,7 @@ from pipeline.storage.urls import open_storage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.models.encoders.autoencoder import FirstStage
+    from pipeline.models.encoders.first_stage import FirstStage
     from pipeline.models.encoders.text import TextTower
 
 PROBE = "a large red circle left of a small blue square"
@@ -153,11 +153,13 @@ def write_vae(encoders: EncodersConfig, folder: Path) -> dict[str, Any]:
     import torch
 
     from pipeline.models.encoders.autoencoder import load_autoencoder, save_autoencoder
+    from pipeline.models.encoders.first_stage import NetworkStage
 
     stage = load_autoencoder(replace(encoders, vae_dtype="float32"))
+    assert isinstance(stage, NetworkStage), "config/check refuses one that is no network"
     save_autoencoder(stage, folder)
     section: dict[str, Any] = {
-        "architecture": type(stage.model).__name__,
+        "architecture": stage.architecture,
         "latent_channels": stage.latent_channels,
         "downsampling": stage.downsampling,
         "scale": stage.scale,
@@ -203,13 +205,13 @@ def write_text(encoders: EncodersConfig, folder: Path) -> dict[str, Any]:
 
 
 def probe_vae(stage: FirstStage) -> Tensor:
-    """Moments of a fixed picture, 8 latents a side, and the picture decoded from their mean, in one flat tensor."""
+    """What is stored of a fixed picture, 8 latents a side, and what is decoded from its mean, in one flat tensor."""
     import torch
 
     ramp = torch.linspace(-1, 1, 8 * stage.downsampling)
     rows, columns = torch.meshgrid(ramp, ramp, indexing="ij")
-    moments = stage.encode_moments(torch.stack([rows, columns, rows * columns])[None])
-    return torch.cat([moments.flatten(), stage.decode(moments[:, : stage.latent_channels]).flatten()])
+    stored = stage.encode(torch.stack([rows, columns, rows * columns])[None])
+    return torch.cat([stored.flatten(), stage.decode(stored[:, : stage.latent_channels]).flatten()])
 
 
 def probe_text(tower: TextTower) -> Tensor:

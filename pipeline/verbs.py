@@ -9,6 +9,7 @@ VERBS = {
     "verify": ("preprocess.verify", "prove a cache: hashes, counts, statistics, decode and compare"),
     "reference": ("preprocess.reference", "feature statistics of real images, for FID"),
     "train": ("pipeline.train", "train a latent diffusion model on a cache"),
+    "autoencoder": ("pipeline.autoencoder", "train an autoencoder (first stage) on a cache of pixels"),
     "eval": ("pipeline.eval", "a checkpoint's FID, CLIP score and attribute accuracy"),
     "sample": ("pipeline.sample", "images from a checkpoint"),
     "export": ("pipeline.export", "weights that other software loads"),

@@ -1,4 +1,5 @@
-"""latentmill encode: reads image-text shards and writes cached latents, text states and the manifest that proves them.
+"""latentmill encode: reads image-text shards and writes cached latents, or pixels, text states and the manifest that
+proves them.
 
 One input shard is one unit of work. The bytes of a unit depend on the shard and the contract alone, so any process may
 encode any unit any number of times; claims keep workers from repeating each other's work. A unit is done when its
@@ -80,7 +81,9 @@ def run(config: EncodeConfig) -> int:
         Decoders(recipe, config.encoders, workers, processes=config.decode_in == "processes") as decoders,
         Claims(dest, config.claim_seconds) as claims,
     ):
-        device = pick_device(config.device, place.local_rank)
+        # Without encoders nothing is computed on a device, so that workers with a GPU and without share a dataset.
+        nothing = config.stored == "pixels" and not recipe.caption_key
+        device = pick_device("cpu" if nothing else config.device, place.local_rank)
         if device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         else:
@@ -88,7 +91,7 @@ def run(config: EncodeConfig) -> int:
             # A cache continues with the number of threads that it was begun with: its bytes may depend on it.
             threads = config.launch.threads or (plans[0].contract.threads if plans[0] else 0)
             torch.set_num_threads(threads_per_rank(threads, place.local_world))
-        stage = load_autoencoder(config.encoders, device)
+        stage = load_autoencoder(config.used_encoders, device)
         text = load_text(config.encoders, device) if recipe.caption_key else None
         encoder = encoder_of(config, recipe, stage, text)
         contracts = [

@@ -313,7 +313,7 @@ def unusual(manifest: Manifest, lowest: float) -> list[str]:
     without any."""
     hints, scale = [], manifest.contract.scale
     std = sum(manifest.statistics.std) / len(manifest.statistics.std)
-    if not 0.5 <= std <= 2:
+    if manifest.contract.stored != "pixels" and not 0.5 <= std <= 2:
         scaled = abs(math.log(max(std, 1e-9) / scale)) < math.log(1.5)
         why = (
             f"as of {manifest.contract.stored} that are scaled already: then give scale=1 shift=0"

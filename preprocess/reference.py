@@ -2,7 +2,7 @@
 
 The source images of a cache are read again with the cache's crop. The first half of them (at most 5,000) is held out
 for the floors; the features of all others make the reference (pipeline/evaluation/reference.py says why).
-Reconstructions are decoded from the mean of the cached posterior.
+Reconstructions are decoded from the cached latents, of posteriors from their means; of pixels they are the pixels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.evaluation.reference import FLOOR_SIZES, Reference, ReferenceFacts
 from pipeline.inference.pictures import to_uint8
 from pipeline.inference.trained import load_encoders
 from pipeline.log import show
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.latents import Latents
 from pipeline.models.encoders.text import TextTower
 from pipeline.parsing.bounds import Whole

@@ -27,7 +27,8 @@ from pipeline.data.reading.shards import first_records
 from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.place import cores
 from pipeline.distributed.world import pick_device
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.models.encoders.tokenizer import find_tower, load_tokenizer, merges_of
 from pipeline.storage.local import LocalStorage
@@ -140,7 +141,7 @@ class Parts:
         started = time.perf_counter()
         for i in range(len(self.batches)):
             x, ids = ready[i % len(ready)]
-            self.first_stage.encode_moments(x)
+            self.first_stage.encode(x)
             self.tower.encode(ids)
             images += len(x)
         self._finish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pipeline.config.conditions import BoxesConfig, ClassesConfig, LabelsConfig, LowresConfig, MaskConfig
@@ -95,6 +95,13 @@ class EncodeConfig:
     """Folder or s3:// URL of the cache."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
     """The autoencoder and the text tower."""
+    stored: Literal["latents", "pixels"] = "latents"
+    """What is stored of each crop. latents: what the autoencoder gives; moments of an AutoencoderKL, of a VQModel the
+    latents before they are quantised. pixels: the crop itself, for training an autoencoder, or a model of pixels; no
+    autoencoder is loaded, and captions are read only where caption_key is given."""
+    pixels: Literal["array", "png"] = "array"
+    """How stored=pixels stores a crop. array: three bytes a pixel. png: a lossless PNG, which takes less storage and
+    bandwidth, and time of the reading threads (docs/how_to/cache_pixels.md). Part of the contract."""
     resolution: tuple[Annotated[int, Ge(1)], ...] = (64,)
     """Side in pixels of the square crop that is encoded; a multiple of the autoencoder's downsampling factor. Several
     resolutions ([256,512]) are encoded in one pass, each into its own dataset: dest/256 and dest/512."""
@@ -112,9 +119,9 @@ class EncodeConfig:
     """Seed of random crops. Part of the contract."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Samples to leave out."""
-    caption_key: str = "txt"
-    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member). With
-    text_storage=none no caption is read, and a sample needs none."""
+    caption_key: str = ""
+    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member); "" = txt, and with
+    stored=pixels nowhere. With text_storage=none no caption is read, and a sample needs none."""
     conditions: tuple[Literal["class", "boxes", "labels", "lowres", "mask", "pixels"], ...] = ()
     """What is stored of each sample beside its image and caption, for tasks that are given it (cond.*). pixels: the
     crop itself, with which evaluations compare."""
@@ -161,6 +168,23 @@ class EncodeConfig:
     """Processes on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the encoders; auto = cuda where there is a GPU, else cpu. Its kind is part of the contract."""
+
+    @property
+    def text_kind(self) -> Literal["full", "trimmed", "tokens", "none"]:
+        """What is stored of captions: text_storage, and "none" of pixels whose caption_key is not given."""
+        return "none" if self.stored == "pixels" and not self.caption_key else self.text_storage
+
+    @property
+    def caption_place(self) -> str:
+        """Where captions are read: "txt" or "json:KEY"; "" where none are."""
+        return "" if self.text_kind == "none" else self.caption_key or "txt"
+
+    @property
+    def used_encoders(self) -> EncodersConfig:
+        """The encoders that are loaded and that the contract names: of stored pixels there is no autoencoder."""
+        if self.stored != "pixels":
+            return self.encoders
+        return replace(self.encoders, vae="pixels", vae_subfolder="", vae_dtype="float32")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ class EncodersConfig:
     name: str = "demo"
     """Short name, recorded in the contract: demo, sd1, sd2 or a name of your own."""
     vae: str = "demo"
-    """Autoencoder: "demo" (shipped), a Hugging Face hub name, or a local folder or safetensors file (AutoencoderKL)."""
+    """Autoencoder: "demo" (shipped), a Hugging Face hub name, a local folder (AutoencoderKL or VQModel of diffusers) or
+    safetensors file; "pixels" = none, of caches and models whose latents are the pixels (`encode stored=pixels`)."""
     vae_subfolder: str = ""
     """Folder of the autoencoder inside the hub repository or local folder ("vae" in Stable Diffusion's)."""
     vae_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -35,7 +35,7 @@ from pipeline.inference.packed import pack
 from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.trained import build_denoiser, load_encoders
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.perceptual.loaded import load_perceptual
 from pipeline.models.tasks.choose import make_task

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.evaluation.tasks.judge import Given, Judge, Row, bounds
 from pipeline.evaluation.validation import Validation
 from pipeline.inference.pictures import to_uint8
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.latents import Latents
 from pipeline.models.tasks.task import pick_variant
 

@@ -14,7 +14,7 @@ from pipeline.diffusion.conditioning import Conditioning
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.sampling import initial_noise, sample
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 
 
 def to_uint8(x_BCHW: Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from pipeline.data.format.contract_json import contract_from_json
 from pipeline.errors import ContractMismatch, RunError
 from pipeline.inference.packed import pack
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.models.tasks.choose import make_task
 from pipeline.models.tasks.task import Task
@@ -88,24 +89,22 @@ def load_encoders(
     """The autoencoder and the text tower that a cache of this contract was made with; no tower, and none is loaded,
     where the cache has no captions.
 
-    override: where to load them from when the contract's names do not exist here. Raises ContractMismatch when the
-    loaded weights are not those that encoded the cache, and for a cache of pixels, which no autoencoder encoded.
+    override: where to load them from when the contract's names do not exist here; of a cache of pixels it says where
+    the text tower is alone. Raises ContractMismatch when the loaded weights are not those that encoded the cache.
     """
-    if contract.stored == "pixels":
-        raise ContractMismatch(
-            "the cache holds pixels and not latents (stored=pixels), so no autoencoder decodes what is drawn from it: "
-            "name a cache that was encoded with one"
-        )
-    if not contract.vae_sha256 or (contract.text is not None and not contract.text_sha256):
+    pixels = contract.stored == "pixels"
+    if not (contract.vae_sha256 or pixels) or (contract.text is not None and not contract.text_sha256):
         raise ContractMismatch(
             "the cache does not know its encoders (`latentmill index` was given none), so nothing proves which to "
             "load: index it again with encoders=NAME"
         )
     config = override or from_dict(EncodersConfig, contract.encoders)
+    if pixels:
+        config = replace(config, vae="pixels")
     first_stage = load_autoencoder(config, device)
     tower = load_text(config, device) if contract.text is not None else None
     pairs: dict[str, tuple[Any, Any]] = {
-        f"autoencoder {config.vae}": (first_stage.weights_sha256, contract.vae_sha256),
+        f"autoencoder {config.vae}": (first_stage.weights_sha256, contract.vae_sha256 or first_stage.weights_sha256),
         "latent scale": (first_stage.scale, contract.scale),
         "latent shift": (first_stage.shift, contract.shift),
     }

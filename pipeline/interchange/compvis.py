@@ -41,6 +41,7 @@ from pipeline.interchange.tasks.base import export_of
 from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders import compvis_vae
+from pipeline.models.encoders.first_stage import NetworkStage
 from pipeline.models.weights import FACTS, read_file, save_tensors
 from pipeline.storage.base import Storage
 from pipeline.storage.staging import require_place, require_writable, staging_folder, writing
@@ -129,12 +130,17 @@ def single_file(config: ExportConfig, trained: Trained, denoiser: Denoiser) -> d
     if not contract.vae_sha256 or (contract.text is not None and not contract.text_sha256):
         show("export: the run's cache does not know its encoders, so the file holds the UNet alone")
         return _float32_copies(state)
+    if contract.stored == "pixels":
+        show("export: the run draws pixels, without an autoencoder, so the file holds the UNet alone")
+        return _float32_copies(state)
     if contract.shift:
         raise ConfigError(f"latents are shifted by {contract.shift:g}, and CompVis' layout knows a scale alone")
     if contract.scale != STABLE_DIFFUSION_SCALE:
         state["scale_factor"] = torch.tensor(contract.scale)
     first_stage, tower = trained.encoders(override=config.encoders)
-    vae = compvis_vae.to_compvis(first_stage.float32().model.state_dict())
+    exact = first_stage.float32()
+    assert isinstance(exact, NetworkStage), "of stored pixels there is none"
+    vae = compvis_vae.to_compvis(exact.model.state_dict())
     state |= {f"{compvis_vae.PREFIX}{name}": tensor for name, tensor in vae.items()}
     if export.reads_states and tower is not None and clip.is_clip(tower):
         state |= clip.compvis_state(tower)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pipeline
 from pipeline.config import ExportConfig
+from pipeline.errors import ConfigError
 from pipeline.inference.trained import Trained
 from pipeline.interchange import clip
 from pipeline.interchange import unet as convert
@@ -22,9 +23,10 @@ from pipeline.interchange.folded import folded
 from pipeline.interchange.folder import MARKER, README, WEIGHTS, Destination
 from pipeline.interchange.scheduler import pipeline_runs, scheduler_config
 from pipeline.interchange.tasks.base import TASK_FACTS, Plan, export_of
+from pipeline.interchange.tasks.loops import with_autoencoder
 from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import NetworkStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.weights import save_tensors
@@ -50,6 +52,11 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser,
     convert.diffusers_config(unet, classes=1 if unet.vector_width and not unet.vector_time_ids else 0)
     scheduler = scheduler_config(diffusion, config.sampler)
     first_stage, tower = trained.encoders(override=config.encoders)
+    if not isinstance(first_stage, NetworkStage):
+        raise ConfigError(
+            "the run draws pixels, without an autoencoder (stored=pixels), and a folder of diffusers holds one: sample "
+            "it with `latentmill sample`, or export format=compvis, which holds the UNet alone"
+        )
     plan = export_of(trained, denoiser).plan(scheduler, first_stage, tower)
     with staging_folder(dest.storage) as folder:
         save_unet(folder / "unet", denoiser, trained, plan.vectors)
@@ -61,13 +68,15 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser,
         if tower is not None and (plan.text_encoder or plan.tokenizer):
             clip.save_tokenizer(tower, folder / "tokenizer")
         if plan.pipeline:
-            _write_json(folder / "model_index.json", model_index(denoiser, scheduler["_class_name"], plan))
+            index = model_index(denoiser, scheduler["_class_name"], plan, first_stage.architecture)
+            _write_json(folder / "model_index.json", index)
         for name, tensors in plan.tensors.items():
             save_tensors(dict(tensors), folder / name)
         if plan.facts:
             _write_json(folder / TASK_FACTS, plan.facts)
         with writing(folder / README):
             text = plan.readme(pipeline.__version__, trained.weights, trained.n)
+            text = with_autoencoder(text, first_stage.architecture)
             (folder / README).write_text(text, encoding="utf-8")
         marker = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
         _write_json(folder / MARKER, marker | {"contract": trained.info.contract})
@@ -99,8 +108,9 @@ def save_unet(folder: Path, denoiser: Denoiser, trained: Trained, vectors: Tenso
     save_tensors(state, folder / WEIGHTS)
 
 
-def model_index(denoiser: Denoiser, scheduler: str, plan: Plan) -> dict[str, Any]:
-    """model_index.json, which from_pretrained of the plan's pipeline reads first. scheduler: name of its class."""
+def model_index(denoiser: Denoiser, scheduler: str, plan: Plan, autoencoder: str) -> dict[str, Any]:
+    """model_index.json, which from_pretrained of the plan's pipeline reads first. scheduler, autoencoder: names of
+    their classes."""
     import diffusers
 
     text = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
@@ -111,7 +121,7 @@ def model_index(denoiser: Denoiser, scheduler: str, plan: Plan) -> dict[str, Any
         "scheduler": ["diffusers", scheduler],
         **(text if plan.text_encoder else {}),
         "unet": ["diffusers", convert.diffusers_class(denoiser.unet.config)],
-        plan.vae: ["diffusers", "AutoencoderKL"],
+        plan.vae: ["diffusers", autoencoder],
     }
 
 
@@ -147,9 +157,11 @@ def check_text(folder: Path, tower: TextTower) -> float:
     return judge("the text states", difference)
 
 
-def save_vae(folder: Path, first_stage: FirstStage, plan: Plan) -> None:
-    """The autoencoder as diffusers' AutoencoderKL, with the latents that the plan wants."""
-    model = first_stage.float32().model
+def save_vae(folder: Path, first_stage: NetworkStage, plan: Plan) -> None:
+    """The autoencoder as diffusers' AutoencoderKL or VQModel, with the latents that the plan wants."""
+    exact = first_stage.float32()
+    assert isinstance(exact, NetworkStage)
+    model = exact.model
     with writing(folder):
         model.save_config(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

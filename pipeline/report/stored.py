@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from pipeline.conditions.facts import Conditions
 from pipeline.config import FiltersConfig
-from pipeline.data.format.contract import Contract
+from pipeline.data.format.contract import Contract, plain
 from pipeline.data.format.manifest import Manifest
 from pipeline.report.elements import LONGEST, amount, cell, counted, folded, meter, prose, table, text
 
@@ -44,14 +44,22 @@ def in_words(manifest: Manifest) -> str:
         "Filters": _comma_separated(f"{name}={_setting_text(value)}" for name, value in _filters(contract)) or "none",
         **_captions(contract),
         **_conditions(contract.conditions),
-        "Autoencoder": f"{_encoder(contract, 'vae', 'vae_subfolder', 'vae_dtype')}, weights {contract.vae_sha256}",
+        "Autoencoder": _autoencoder(contract),
         "Encoded on": f"{contract.device}{threads}, in batches of {contract.batch}; "
         + _comma_separated(f"{name} {version}" for name, version in sorted(contract.versions.items())),
         "Sources": _comma_separated(manifest.sources[:MOST_SOURCES]) + ellipsis,
     }
     rows = (f"<tr><td>{name}</td>{prose(value, 4 * LONGEST)}</tr>" for name, value in facts.items())
-    contract_json = json.dumps(asdict(contract), indent=2, ensure_ascii=False, sort_keys=True)
+    contract_json = json.dumps(plain(contract), indent=2, ensure_ascii=False, sort_keys=True)
     return table((), rows) + folded("The whole contract", f"<pre>{text(contract_json, 100 * LONGEST)}</pre>")
+
+
+def _autoencoder(contract: Contract) -> str:
+    """The autoencoder, or how pixels are stored."""
+    if contract.stored == "pixels":
+        kind = "a lossless PNG of each crop" if contract.pixels == "png" else "an array of each crop"
+        return f"none: pixels are stored, {kind}"
+    return f"{_encoder(contract, 'vae', 'vae_subfolder', 'vae_dtype')}, weights {contract.vae_sha256}"
 
 
 def _captions(contract: Contract) -> dict[str, str]:

@@ -175,9 +175,9 @@ def describe_run(
 ) -> None:
     """Write config.yaml and run.json. manifest: of data.train. manifests, mixture: as Data has them. begun: facts about
     the initial weights. Rank 0 only."""
-    import dataclasses
     from importlib.metadata import version
 
+    from pipeline.data.format.contract import plain
     from pipeline.data.order.shuffle import ORDER
     from pipeline.training.changes import changes
 
@@ -185,7 +185,7 @@ def describe_run(
         "manifests": dict(manifests),
         "dataset_samples": manifest.samples,
         "order": ORDER,
-        "contract": dataclasses.asdict(manifest.contract),
+        "contract": plain(manifest.contract),
         "versions": {name: version(name) for name in ("torch", "deepspeed")} | {"python": sys.version.split()[0]},
     }
     if mixture:

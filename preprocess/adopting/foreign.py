@@ -18,7 +18,8 @@ from pipeline.data.format.objects import read_bounded
 from pipeline.data.format.records import Record, npy_bytes
 from pipeline.data.format.uncond import most_uncond_bytes, parse_uncond
 from pipeline.errors import ContractMismatch, DatasetError, NotFound, ShardCorrupt, SourceError
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.storage.base import Storage
 from preprocess.adopting.scan import LatentShard, read_records, wanted_files
@@ -65,12 +66,24 @@ def facts_of(storage: Storage, names: list[str], config: IndexConfig) -> Facts:
     towers = None
     if config.encoders:
         towers = (load_autoencoder(config.encoders), load_text(config.encoders) if config.text_member else None)
+        refuse_other_kind(towers[0], config)
     records = first_records(storage, names, members, layout, config)
     contract = contract_of(records[0], towers, layout, config)
     require_readable(contract)
     if towers is not None and towers[1] is not None:
         prove_texts(records, towers[1], config)
     return Facts(contract, layout, made=False, format=format, towers=towers)
+
+
+def refuse_other_kind(stage: FirstStage, config: IndexConfig) -> None:
+    """Raises ContractMismatch for an autoencoder that gives no such arrays. Latents may be moments whose variance was
+    not kept."""
+    if stage.stored == config.stored or (stage.stored, config.stored) == ("moments", "latents"):
+        return
+    raise ContractMismatch(
+        f"encoders.vae={config.encoders.vae if config.encoders else ''} gives {stage.stored} and stored="
+        f"{config.stored}: " + ("give stored=latents" if stage.stored == "latents" else "name the one that made them")
+    )
 
 
 def _names(config: IndexConfig) -> dict[str, str]:

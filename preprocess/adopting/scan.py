@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 from pipeline.config import LimitsConfig
 from pipeline.data.format.contract import Contract
+from pipeline.data.format.pixels import png_size
 from pipeline.data.format.records import Record, split_key, unpack
+from pipeline.data.reading.shards import image_of
 from pipeline.errors import ShardCorrupt
 from pipeline.storage.base import Storage
 from preprocess.adopting.values import check_values
-from preprocess.encoding.writer import INDEX_FORMAT, Moments
+from preprocess.encoding.writer import INDEX_FORMAT, Moments, scaled_mean
 from preprocess.proving.records import check_record
-from preprocess.proving.shards import scaled_mean
 from preprocess.source.shard import SourceShard
 
 RECORD_MEMBERS = 4
@@ -151,6 +152,7 @@ def scan(
                 try:
                     check_record(record, contract, size)
                     check_values(record, contract)
+                    image = image_of(record, contract, size)
                 except ShardCorrupt as error:
                     record, reason, detail = None, "member_mismatch", str(error)
                 if record is not None and len(record.meta["caption"].encode()) > limits.caption_bytes:
@@ -165,7 +167,7 @@ def scan(
             if contract.stored == "moments":
                 logvar = record.members["moments"][contract.latent_shape[0] :]
                 result.lowest = min(result.lowest, float(logvar.min()))
-            result.moments.add(scaled_mean(record, contract))
+            result.moments.add(scaled_mean(image, contract))
         result.bytes, result.sha256 = shard.bytes, shard.sha256
     return result
 
@@ -173,6 +175,9 @@ def scan(
 def crop_size(record: Record, contract: Contract) -> tuple[int, int]:
     """(width, height) in pixels of the crop that a record's latents belong to; the contract's first size if it has no
     such bucket."""
-    shape = record.members[contract.stored].shape
+    image = record.members[contract.stored]
+    if contract.pixels == "png":
+        return size if (size := png_size(image)) in contract.buckets else contract.buckets[0]
+    shape = image.shape
     size = (shape[-1] * contract.downsampling, shape[-2] * contract.downsampling) if len(shape) == 3 else (0, 0)
     return size if size in contract.buckets else contract.buckets[0]

@@ -13,8 +13,9 @@ from pipeline.config import EncodeConfig, EncodersConfig
 from pipeline.data.format.contract import Contract, Member, TextFacts, plain, stored_limits
 from pipeline.data.format.contract_json import require_readable
 from pipeline.data.format.members import arrays_of
+from pipeline.data.format.pixels import png_library
 from pipeline.errors import ConfigError
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.urls import without_folders
 from preprocess.source.image import RESIZE
@@ -45,7 +46,7 @@ def build_contract(
         sides = f"resolution={target.resolution}" if len(target.sizes) == 1 else f"buckets={config.buckets}"
         raise ConfigError(f"lowres.factor={lowres.factor}: {sides} is not a multiple of it")
     contract = Contract(
-        encoders=portable(config.encoders),
+        encoders=portable(config.used_encoders),
         vae_sha256=stage.weights_sha256,
         text_sha256=text.weights_sha256 if text else "",
         resolution=target.resolution,
@@ -60,14 +61,17 @@ def build_contract(
         downsampling=factor,
         scale=stage.scale,
         shift=stage.shift,
-        caption_key=config.caption_key if text else "",
-        text=text_facts(text, config.text_storage) if text and config.text_storage != "none" else None,
+        stored=stage.stored,
+        pixels=config.pixels if stage.stored == "pixels" else "array",
+        caption_key=config.caption_place if text else "",
+        text=text_facts(text, config.text_kind) if text and config.text_kind != "none" else None,
         conditions=conditions,
         members=UNKNOWN,
         batch=config.batch,
         device=device.type,
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
-        versions={name: version(name) for name in PACKAGES},
+        versions={name: version(name) for name in PACKAGES}
+        | ({"png": png_library()} if config.pixels == "png" else {}),
     )
     contract = replace(contract, members=arrays_of(contract))
     require_readable(contract)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.conditions.facts import Conditions
 from pipeline.config import EncodeConfig
 from pipeline.data.format.records import Record, record_key
 from pipeline.errors import NonFinite
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 from preprocess.encoding.plan import Unit
 from preprocess.source.conditions import stored_arrays
@@ -74,15 +75,17 @@ class Batch:
 
 @dataclass
 class Encoded:
-    """A batch and the encoders' output for it: float16 moments (n, 2C, h, w); text states (n, L, D), None when they are
-    not stored; posterior means of the masked images (n, K, C, h, w), or (n, C, h, w) of single masks, None without.
+    """A batch and the encoders' output for it: what is stored of the images, float16 moments (n, 2C, h, w) or latents
+    (n, C, h, w), or uint8 pixels (n, 3, H, W); text states (n, L, D), None when they are not stored; latents of the
+    masked images (n, K, C, h, w), of posteriors their means, or (n, C, h, w) of single masks, None without.
 
-    retried: whether the autoencoder had to run again in float32. eot: the id that ends a caption. seconds: spent in
-    the autoencoder and in the text tower.
+    stored: the name of the images' array. retried: whether the autoencoder had to run again in float32. eot: the id
+    that ends a caption. seconds: spent in the autoencoder and in the text tower.
     """
 
     batch: Batch
-    moments: np.ndarray
+    stored: str
+    images: np.ndarray
     text: np.ndarray | None
     masked: np.ndarray | None
     retried: bool
@@ -94,7 +97,7 @@ class Encoded:
         sample."""
         records = []
         for i, (key, item) in enumerate(zip(self.batch.keys, self.batch.items, strict=True)):
-            members = {"moments": self.moments[i]}
+            members = {self.stored: item.picture.pngs[0] if item.picture.pngs else self.images[i]}
             if text_storage == "tokens":
                 members["tokens"] = np.array(item.sample.ids, dtype=np.int32)
             elif self.text is not None:
@@ -133,12 +136,16 @@ class Encoder:
     def encode(self, batch: Batch) -> Encoded:
         """Encodes one batch of up to `batch` items."""
         started = time.perf_counter()
-        pixels = [item.picture.pixels for item in batch.items]
-        images = self._images(pixels)
-        count = len(pixels)
-        moments, retried = self._moments(images, count)
-        masked = None
+        stored, count = self.first_stage.stored, len(batch.items)
         masks = [item.masks for item in batch.items if item.masks is not None]
+        pixels = [item.picture.pixels for item in batch.items]
+        masked, retried = None, False
+        if stored == "pixels":
+            arrays = np.stack(pixels).transpose(0, 3, 1, 2)
+        if stored != "pixels" or masks:
+            images = self._images(pixels)
+        if stored != "pixels":
+            arrays, retried = self._halves(images, count, lambda stage: stage.encode)
         if masks:
             masked, masked_retried = self._masked(images, np.stack(masks))
             retried |= masked_retried
@@ -147,7 +154,8 @@ class Encoder:
         if self.text_storage in ("full", "trimmed"):
             text = self.text_states([item.sample.ids for item in batch.items])
         seconds = (encoded - started, time.perf_counter() - encoded)
-        return Encoded(batch, moments, text, masked, retried, self.text.eot if self.text else -1, seconds)
+        eot = self.text.eot if self.text else -1
+        return Encoded(batch, stored, arrays, text, masked, retried, eot, seconds)
 
     def text_states(self, ids: list[list[int]]) -> np.ndarray:
         """n rows of L ids -> text states (n, L, D) float16. Equal rows are encoded once."""
@@ -169,25 +177,28 @@ class Encoder:
             pixels_BHWC = pixels_BHWC.pin_memory()
         return to_unit_range(pixels_BHWC.to(self.first_stage.device, non_blocking=True))
 
-    def _moments(self, images_BCHW: Tensor, count: int) -> tuple[np.ndarray, bool]:
-        """Returns float16 moments of the first `count` images, and whether they had to be computed in float32."""
-        moments = self.first_stage.encode_moments(images_BCHW)[:count].half()
-        retried = self.first_stage.dtype != torch.float32 and not bool(torch.isfinite(moments).all())
+    def _halves(
+        self, images_BCHW: Tensor, count: int, method: Callable[[FirstStage], Callable[[Tensor], Tensor]]
+    ) -> tuple[np.ndarray, bool]:
+        """Returns as float16 what a method of the first stage gives for the first `count` images, and whether it had to
+        be computed in float32."""
+        values = method(self.first_stage)(images_BCHW)[:count].half()
+        retried = self.first_stage.dtype != torch.float32 and not bool(torch.isfinite(values).all())
         if retried:
-            moments = self.first_stage.float32().encode_moments(images_BCHW)[:count].half()
-        return moments.cpu().numpy(), retried
+            values = method(self.first_stage.float32())(images_BCHW)[:count].half()
+        return values.cpu().numpy(), retried
 
     def _masked(self, images_BCHW: Tensor, masks_NKHW: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Returns posterior means of the images with the hole's colour where a mask is 1, (N, C, h, w) for K = 1, else
-        (N, K, C, h, w), and whether they were computed in float32."""
+        """Returns latents of the images with the hole's colour where a mask is 1, of posteriors their means, (N, C, h,
+        w) for K = 1, else (N, K, C, h, w), and whether they were computed in float32."""
         count, variants = masks_NKHW.shape[:2]
         means, any_retried = [], False
         for k in range(variants):
             hidden = torch.zeros((len(images_BCHW), 1, *masks_NKHW.shape[2:]), dtype=torch.bool)
             hidden[:count, 0] = torch.from_numpy(masks_NKHW[:, k] > 0)
             images = images_BCHW.masked_fill(hidden.to(images_BCHW.device), HOLES[self.hole])
-            moments, retried = self._moments(images, count)
-            means.append(moments[:, : self.first_stage.latent_channels])
+            latents, retried = self._halves(images, count, lambda stage: stage.mean)
+            means.append(latents)
             any_retried |= retried
         return means[0] if variants == 1 else np.stack(means, axis=1), any_retried
 
@@ -195,7 +206,7 @@ class Encoder:
 def encoder_of(config: EncodeConfig, recipe: Recipe, stage: FirstStage, text: TextTower | None) -> Encoder:
     """The encoder that a configuration asks for."""
     mask = recipe.conditions.mask
-    return Encoder(stage, text, config.batch, text_storage=config.text_storage, hole=mask.hole if mask else "grey")
+    return Encoder(stage, text, config.batch, text_storage=config.text_kind, hole=mask.hole if mask else "grey")
 
 
 def to_unit_range(pixels_BHWC: Tensor) -> Tensor:

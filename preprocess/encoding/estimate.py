@@ -97,7 +97,7 @@ class Estimate:
                 "",
                 "  text_storage   bytes a sample   in all",
                 *(
-                    f"{'*' if kind == self.config.text_storage else ' '} {kind:<12} {size * variants:>16,.0f}   "
+                    f"{'*' if kind == self.config.text_kind else ' '} {kind:<12} {size * variants:>16,.0f}   "
                     f"{_bytes(size * variants * self.accepted)}"
                     for kind, size in self.record_bytes.items()
                 ),
@@ -120,7 +120,7 @@ def estimate(config: EncodeConfig) -> str:
     threads = threads_per_rank(config.launch.threads, here)
     if device.type == "cpu":
         torch.set_num_threads(threads)
-    stage = load_autoencoder(config.encoders, device)
+    stage = load_autoencoder(config.used_encoders, device)
     text = load_text(config.encoders, device) if recipe.caption_key else None
     spaced = np.linspace(0, len(inputs) - 1, min(SHARDS, len(inputs))).round().astype(int).tolist()
     units = [Unit(i, inputs[i][0], inputs[i][1], inputs[i][1], 0) for i in spaced]

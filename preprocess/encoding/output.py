@@ -24,7 +24,7 @@ from preprocess.encoding.census import Census
 from preprocess.encoding.encoder import Encoded
 from preprocess.encoding.plan import Unit
 from preprocess.encoding.rejects import rejects_key
-from preprocess.encoding.writer import Moments, ShardWriter
+from preprocess.encoding.writer import Moments, ShardWriter, scaled_mean
 from preprocess.source.shard import SourceShard
 from preprocess.units.reports import REPORT_FORMAT, read_report
 
@@ -102,10 +102,9 @@ class UnitOutput:
             tar = self._tars.get(place)
             if tar is None:
                 tar = self._tars[place] = _Tar(storage.staging_path())
-            for record in encoded.records(contract.text.storage if contract.text else "none"):
+            for i, record in enumerate(encoded.records(contract.text.storage if contract.text else "none")):
                 tar.writer.add(record)
-                mean = record.members["moments"][: contract.latent_shape[0]].astype(np.float64)
-                self._moments[batch.target].add((mean - contract.shift) * contract.scale)
+                self._moments[batch.target].add(scaled_mean(encoded.images[i], contract))
 
     def publish(self, facts: UnitFacts, variants: int) -> None:
         """Publishes each dataset's tars with their indexes, then its report. Raises StorageError, and DestinationExists

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pipeline.data.format.contract import Contract
 from pipeline.data.format.records import END_OF_TAR, Record, pack, tar_member
 
 INDEX_FORMAT = 2
@@ -46,6 +47,15 @@ class Moments:
     def to_json(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {"count": self.count, "mean": np.atleast_1d(self.mean).tolist(), "m2": np.atleast_1d(self.m2).tolist()}
+
+
+def scaled_mean(array: np.ndarray, contract: Contract) -> np.ndarray:
+    """What the statistics are of: the scaled latent (C, h, w) of a record's array, of a posterior its mean; of pixels
+    those from -1 to 1. float64."""
+    values = array[: contract.latent_shape[0]].astype(np.float64)
+    if contract.stored == "pixels":
+        values = values / 127.5 - 1
+    return (values - contract.shift) * contract.scale
 
 
 class ShardWriter:

@@ -12,12 +12,12 @@ import torch
 from pipeline.config import VerifyConfig
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.records import Record
-from pipeline.data.reading.shards import fetch_shard
+from pipeline.data.reading.shards import fetch_shard, image_of
 from pipeline.distributed.world import pick_device
 from pipeline.errors import RecordRejected, SourceError
 from pipeline.inference.pictures import to_uint8
 from pipeline.inference.trained import load_encoders
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.latents import Latents
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
@@ -80,14 +80,26 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
     problem = (
         f"latents differ by up to {worst_latent:.3g} (rms) from what the contract's autoencoder gives for their images"
     )
+    if contract.stored == "pixels":
+        add_pixels(findings, pairs)
+        return sorted(pairs, key=lambda pair: pair.psnr)
     findings.add(
-        "moments", f"encoded again within {worst_latent:.2g}", *([problem] if worst_latent > LATENT_TOLERANCE else [])
+        "moments" if contract.stored == "moments" else "encoder",
+        f"encoded again within {worst_latent:.2g}",
+        *([problem] if worst_latent > LATENT_TOLERANCE else []),
     )
     summary = f"{len(pairs)} decoded: PSNR median {np.median(psnr):.1f} dB, worst {psnr.min():.1f} dB"
     if not np.median(psnr) >= config.min_psnr:
         findings.poor = f"{summary}, below min_psnr={config.min_psnr:g}"
     findings.add("pixels", findings.poor or summary)
     return sorted(pairs, key=lambda pair: pair.psnr)
+
+
+def add_pixels(findings: Findings, pairs: list[Pair]) -> None:
+    """Records whether stored pixels are those of their sources, to the bit. Pairs: source and decoded pixels."""
+    wrong = [pair.key for pair in pairs if not np.array_equal(pair.image, pair.decoded)]
+    problems = [f"pixels of {key} are not those of its source's crop" for key in wrong]
+    findings.add("pixels", f"{len(pairs)} made again, equal to the bit", *problems)
 
 
 def choose(manifest: Manifest, count: int) -> dict[int, list[int]]:
@@ -131,6 +143,8 @@ def _originals(
                 problems.append(f"{unit.source}: sample {sample.key} cannot be read, yet is cached: {rejection}")
                 continue
             for record in records:
+                if contract.pixels == "png":
+                    record.members["pixels"] = image_of(record, contract, entry.size)
                 flipped = bool(record.meta.get("flipped"))
                 if prepared.meta(flipped=flipped) != record.meta:
                     problems.append(
@@ -170,12 +184,12 @@ def text_difference(tower: TextTower, originals: list[Original], storage: str) -
 
 
 def latent_differences(stage: FirstStage, originals: list[Original], stored: Latents) -> list[float]:
-    """Root mean square difference between each cached latent and the posterior mean of the source's pixels, both
-    scaled."""
-    differences, moments = [], Latents("moments", stage.scale, stage.shift)
+    """Root mean square difference between each cached latent and that of the source's pixels, of a posterior its mean,
+    both scaled."""
+    differences = []
     for group in by_size(originals):
         pixels = torch.from_numpy(np.stack([original.picture.pixels for original in group]))
-        fresh = moments.draw(stage.encode_moments(to_unit_range(pixels)).cpu(), None)
+        fresh = (stage.mean(to_unit_range(pixels)).cpu() - stage.shift) * stage.scale
         differences += (fresh - cached_latents(group, stored)).square().mean(dim=(1, 2, 3)).sqrt().tolist()
     return differences
 

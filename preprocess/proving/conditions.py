@@ -7,7 +7,7 @@ import torch
 
 from pipeline.conditions.mask import hide
 from pipeline.data.format.contract import Contract
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from preprocess.proving.findings import Findings
 from preprocess.proving.originals import Original, by_size
 
@@ -47,7 +47,7 @@ def masked_differences(stage: FirstStage, originals: list[Original], contract: C
                 if masks is not None
             ]
             images = torch.from_numpy(np.stack(hidden)).permute(0, 3, 1, 2).contiguous()
-            means = stage.encode_moments(images)[:, : stage.latent_channels].cpu().numpy()
+            means = stage.mean(images).cpu().numpy()
             for original, mean in zip(group, means, strict=True):
                 cached = original.record.members[MASKED].astype(np.float32).reshape(-1, *mean.shape)[k]
                 differences.append(float(np.sqrt(np.square((mean - cached) * stage.scale).mean())))

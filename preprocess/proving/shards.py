@@ -13,15 +13,15 @@ import numpy as np
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry
-from pipeline.data.format.records import Record, find_records
+from pipeline.data.format.records import find_records
 from pipeline.data.format.uncond import read_uncond
-from pipeline.data.reading.shards import fetch_shard
+from pipeline.data.reading.shards import fetch_shard, image_of
 from pipeline.distributed.place import cores
 from pipeline.errors import LatentmillError, ShardCorrupt
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.rejects import REJECTS, rejects_key
-from preprocess.encoding.writer import Moments
+from preprocess.encoding.writer import Moments, scaled_mean
 from preprocess.proving.findings import Findings
 from preprocess.proving.records import check_record
 from preprocess.units.naming import option
@@ -127,19 +127,10 @@ def check_shard(storage: Storage, contract: Contract, entry: ShardEntry, adopted
             findings.rows.append(int(number))
             record = shard.record(row, members)
             check_record(record, contract, entry.size)
-            findings.moments.add(scaled_mean(record, contract))
+            findings.moments.add(scaled_mean(image_of(record, contract, entry.size), contract))
     except LatentmillError as error:
         findings.problems.append(f"{storage.url}/{entry.name}: {error}")
     return findings
-
-
-def scaled_mean(record: Record, contract: Contract) -> np.ndarray:
-    """What the statistics are of: the scaled latent (C, h, w) of a record, the posterior's mean where that is stored;
-    of pixels those from -1 to 1. float64."""
-    values = record.members[contract.stored][: contract.latent_shape[0]].astype(np.float64)
-    if contract.stored == "pixels":
-        values = values / 127.5 - 1
-    return (values - contract.shift) * contract.scale
 
 
 def check_uncond(storage: Storage, manifest: Manifest, findings: Findings) -> None:

@@ -37,7 +37,8 @@ class Target:
 @dataclass(frozen=True)
 class Recipe:
     """Targets, crop policy, filters and limits. The fields are those of EncodeConfig, but for `conditions`, which are
-    the facts of what is made beside the image, and caption_key, which is "" where no caption is read."""
+    the facts of what is made beside the image, caption_key, which is "" where no caption is read, and `png`: whether
+    crops are packed as PNGs (a contract's recipe does not, for nothing is compared with them)."""
 
     targets: tuple[Target, ...]
     crop: str = "centre"
@@ -45,6 +46,7 @@ class Recipe:
     flip: bool = False
     caption_key: str = "txt"
     conditions: Conditions = field(default_factory=Conditions)
+    png: bool = False
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
@@ -70,8 +72,9 @@ def recipe_of(config: EncodeConfig) -> Recipe:
         crop=config.crop,
         seed=config.seed,
         flip=config.flip,
-        caption_key="" if config.text_storage == "none" else config.caption_key,
+        caption_key=config.caption_place,
         conditions=conditions_of(config),
+        png=config.pixels == "png",
         filters=config.filters,
         limits=config.limits,
     )

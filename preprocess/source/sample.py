@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.config import FiltersConfig
 from pipeline.config.values.rules import parse_rules
+from pipeline.data.format.pixels import png_bytes
 from pipeline.errors import RecordRejected
 from preprocess.source.columns import read_columns
 from preprocess.source.conditions import flipped, read_conditions
@@ -41,7 +42,8 @@ class Picture:
     """The image of a sample for one target.
 
     bucket: index of its size in the target's sizes. pixels: (height, width, 3) uint8 RGB. conditions: what
-    `read_conditions` gave. cut_boxes: how many boxes of the sample it lacks, as they were too many or too small.
+    `read_conditions` gave. cut_boxes: how many boxes of the sample it lacks, as they were too many or too small. pngs:
+    the bytes (N,) uint8 of the pixels as a PNG, and of the flipped pixels, as far as the recipe wants them.
     """
 
     bucket: int
@@ -49,10 +51,12 @@ class Picture:
     pixels: np.ndarray
     conditions: dict[str, np.ndarray] = field(default_factory=dict)
     cut_boxes: int = 0
+    pngs: tuple[np.ndarray, ...] = ()
 
     def flipped(self) -> Picture:
         """The picture with left and right exchanged. Its crop still refers to the image that was not flipped."""
-        return Picture(self.bucket, self.crop, self.pixels[:, ::-1], flipped(self.conditions), self.cut_boxes)
+        conditions, pngs = flipped(self.conditions), self.pngs[::-1]
+        return Picture(self.bucket, self.crop, self.pixels[:, ::-1], conditions, self.cut_boxes, pngs)
 
 
 @dataclass
@@ -110,11 +114,10 @@ def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list
     for bucket, crop in crops(image.size, sample.key, recipe):
         refuse_resized(crop, recipe.limits)
         pixels = crop_image(image, crop)
-        pictures.append(
-            Picture(
-                bucket, crop, pixels, *read_conditions(sample, columns, recipe.conditions, crop, pixels, recipe.limits)
-            )
-        )
+        found = read_conditions(sample, columns, recipe.conditions, crop, pixels, recipe.limits)
+        both = (pixels, pixels[:, ::-1])[: recipe.variants]
+        pngs = tuple(map(png_bytes, both)) if recipe.png else ()
+        pictures.append(Picture(bucket, crop, pixels, *found, pngs))
     return Prepared(
         sample.key, text, ids, tokens, image.size, content_digest(data, text, recipe.filters.duplicates), pictures
     )

@@ -28,6 +28,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "verify": {"dataset": "d"},
     "reference": {"dataset": "d"},
     "train": {"run": "r", "data": {"train": "c"}},
+    "autoencoder": {"run": "r", "data": {"train": "c"}},
     "data": {"dataset": "d"},
     "eval": {"run": "r"},
     "sample": {"run": "r"},

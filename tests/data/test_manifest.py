@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from made.cache import contract, make_cache
-from pipeline.data.format.contract import require_match
+from pipeline.data.format.contract import plain, require_match
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.manifest import MANIFEST, commit_manifest, load_manifest, manifest_bytes, parse_manifest
 from pipeline.errors import ContractMismatch, DatasetError, DestinationExists
@@ -26,7 +26,7 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
     assert again.digest == manifest.digest
     assert again.samples == 5
     assert manifest_bytes(again) == (tmp_path / MANIFEST).read_bytes()
-    assert contract_from_json(json.loads(json.dumps(dataclasses.asdict(manifest.contract)))) == manifest.contract
+    assert contract_from_json(plain(manifest.contract)) == manifest.contract
 
 
 def test_the_digest_changes_with_any_field(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ import torch
 
 from made.task_run import autoencoder
 from pipeline.interchange.folded import LEAST_LOG_VARIANCE, folded
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import KLStage
 from pipeline.models.encoders.packages import AutoencoderKL
 
 
-def stage(folder: Path, convolutions: bool) -> FirstStage:
+def stage(folder: Path, convolutions: bool) -> KLStage:
     encoders = autoencoder(folder, 3, 1, 0.3)
     config = Path(encoders.vae) / "config.json"
     if not convolutions:
@@ -24,7 +25,7 @@ def stage(folder: Path, convolutions: bool) -> FirstStage:
         config.write_text(json.dumps(facts))
         model = AutoencoderKL.from_config(facts)
         torch.manual_seed(1)
-        return FirstStage(model, torch.float32, torch.device("cpu"))
+        return KLStage(model, torch.float32, torch.device("cpu"))
     return load_autoencoder(encoders)
 
 
@@ -45,7 +46,7 @@ def test_latents_of_a_fixed_scale_are_ours(convolutions: bool, fixed: float, tmp
     z = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(theirs.decode(z / fixed).sample.clamp(-1, 1), ours.decode(z), rtol=1e-4, atol=1e-4)
     x = torch.rand(2, 3, 16, 16) * 2 - 1
-    mean, log_variance = ours.encode_moments(x).chunk(2, dim=1)
+    mean, log_variance = ours.encode(x).chunk(2, dim=1)
     posterior = theirs.encode(x).latent_dist
     torch.testing.assert_close(fixed * posterior.mean, (mean - ours.shift) * ours.scale, rtol=1e-4, atol=1e-4)
     expected = log_variance.clamp(-30, 20) + 2 * math.log(ours.scale / fixed)
@@ -59,5 +60,5 @@ def test_a_posterior_without_variance_is_its_mean(tmp_path: Path) -> None:
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     posterior = theirs.encode(x).latent_dist
     assert bool((posterior.logvar == LEAST_LOG_VARIANCE).all())
-    torch.testing.assert_close(posterior.sample(), ours.encode_moments(x)[:, :3], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(posterior.sample(), ours.encode(x)[:, :3], rtol=1e-4, atol=1e-5)
     assert theirs.config.scaling_factor == ours.scale and theirs.config.shift_factor == ours.shift

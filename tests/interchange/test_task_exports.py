@@ -85,7 +85,7 @@ def given(made: Made) -> tuple[dict[str, Any], dict[str, Tensor]]:
         asked["mask"] = torch.from_numpy(masks)
         pixels = asked["image"].permute(0, 2, 3, 1).numpy()
         hidden = np.stack([hide(*pair, facts.mask.hole) for pair in zip(pixels, masks, strict=True)])
-        moments = made.first_stage.encode_moments(torch.from_numpy(hidden).permute(0, 3, 1, 2))
+        moments = made.first_stage.encode(torch.from_numpy(hidden).permute(0, 3, 1, 2))
         batch["cond.masked"] = moments[:, : made.first_stage.latent_channels].half()
         batch["cond.mask"] = torch.from_numpy(pack(masks) if facts.mask.packed else masks)
     return asked, batch

@@ -35,7 +35,8 @@ from pipeline.data.format.contract_json import require_readable
 from pipeline.data.format.members import arrays_of
 from pipeline.distributed.world import World
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.models.tasks.choose import make_task
 from pipeline.runs.directory import fixed_keys

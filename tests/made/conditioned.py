@@ -12,6 +12,7 @@ from made.cache import LENGTH, WIDTH
 from pipeline.data.format.contract import Contract, canonical_json
 from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
 from pipeline.data.format.members import member_shape
+from pipeline.data.format.pixels import png_bytes
 from pipeline.data.format.records import Record, npy_bytes, record_key
 from pipeline.storage.urls import open_storage
 from preprocess.encoding.writer import ShardWriter
@@ -26,12 +27,20 @@ def record(one: Contract, unit: int, row: int, size: tuple[int, int]) -> Record:
     for member in one.members:
         found = (2 + row % 2, *member.shape[1:]) if member.name == "text" else None  # trimmed texts differ in length
         shape = member_shape(member, one, size, found)
-        if member.dtype in ("uint8", "int32"):
+        if is_png(one, member.name):
+            pixels = rng.integers(0, 256, (3, size[1], size[0])).astype(np.uint8)  # as of the cache of arrays
+            arrays[member.name] = png_bytes(pixels.transpose(1, 2, 0))
+        elif member.dtype in ("uint8", "int32"):
             arrays[member.name] = rng.integers(0, MOST.get(member.name, 256), shape).astype(member.dtype)
         else:
             arrays[member.name] = rng.standard_normal(shape).astype(member.dtype)
     meta: dict[str, Any] = {"key": f"source/{unit}.{row}"}
     return Record(record_key(unit, row), arrays, meta | ({"caption": f"{row} of {unit}"} if one.text else {}))
+
+
+def is_png(one: Contract, name: str) -> bool:
+    """Whether records hold this array as a PNG."""
+    return name == "pixels" and one.pixels == "png"
 
 
 def make_conditioned(url: str, one: Contract, sizes: list[int]) -> Manifest:

@@ -43,5 +43,7 @@ CONTRACTS: dict[str, Contract] = {
     "latents": with_arrays(stored="latents", conditions=ALL, **WITHOUT_TEXT),
     "pixels": with_arrays(**PIXELS, **WITHOUT_TEXT),
     "pixels in buckets": with_arrays(**PIXELS, **BUCKETS, conditions=ALL),
+    "pixels as PNGs": with_arrays(**PIXELS, **WITHOUT_TEXT, pixels="png"),
+    "pixels as PNGs in buckets": with_arrays(**PIXELS, **BUCKETS, pixels="png", conditions=ALL),
 }
 """Of every kind."""

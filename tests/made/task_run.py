@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from made.cache import contract as make_contract
 from made.commits import save_now
+from made.first_stages import vq_folder
 from pipeline.conditions.facts import Conditions
 from pipeline.config import (
     DataConfig,
@@ -30,7 +31,8 @@ from pipeline.data.format.manifest import Manifest, Statistics
 from pipeline.data.format.members import arrays_of
 from pipeline.distributed.world import World
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.models.tasks.choose import make_task
 from pipeline.runs.directory import fixed_keys
@@ -39,6 +41,7 @@ from pipeline.storage.urls import open_storage
 from pipeline.train import describe_run
 from pipeline.training.saver import Stamp
 
+Kind = Literal["kl", "vq", "pixels"]
 SIDE = 16  # of the latents
 MODEL = ModelConfig(channels=32, multipliers=(1, 2), blocks=1, attention=(2,), heads=0, head_width=16, norm_groups=8)
 N = 64
@@ -80,6 +83,26 @@ def autoencoder(folder: Path, channels: int, levels: int, shift: float = 0.0) ->
     return EncodersConfig(name="own", vae=str(vae))
 
 
+def quantised(folder: Path, channels: int, levels: int) -> EncodersConfig:
+    """Writes a small VQModel, as diffusers does."""
+    vae = vq_folder(
+        folder / "own-vae",
+        block_out_channels=(8,) * levels + (16,),
+        down_block_types=("DownEncoderBlock2D",) * (levels + 1),
+        up_block_types=("UpDecoderBlock2D",) * (levels + 1),
+        latent_channels=channels,
+        scaling_factor=0.8,
+    )
+    return EncodersConfig(name="own", vae=str(vae))
+
+
+def first_stage_of(kind: Kind, folder: Path, channels: int, levels: int, shift: float) -> EncodersConfig:
+    """Writes the first stage, where there is one."""
+    if kind == "pixels":
+        return EncodersConfig(name="own", vae="pixels")
+    return autoencoder(folder, channels, levels, shift) if kind == "kl" else quantised(folder, channels, levels)
+
+
 def make_task_run(
     folder: Path,
     task: TaskConfig,
@@ -93,10 +116,12 @@ def make_task_run(
     model: ModelConfig = MODEL,
     name: str = "run",
     diffusion: DiffusionConfig = DiffusionConfig(),  # noqa: B008  (frozen)
+    kind: Kind = "kl",
 ) -> Made:
-    """Writes folder/NAME. levels: of the autoencoder, which reduces by 2 ** levels. text: whether it has captions."""
+    """Writes folder/NAME. levels: of the autoencoder, which reduces by 2 ** levels. text: whether it has captions.
+    kind: of its first stage."""
     (folder / name).mkdir(parents=True)
-    encoders = autoencoder(folder / name, channels, levels, shift)
+    encoders = first_stage_of(kind, folder / name, channels, levels, shift)
     stage = load_autoencoder(encoders)
     tower = load_text(encoders) if text else None
     facts = None
@@ -116,6 +141,7 @@ def make_task_run(
         downsampling=stage.downsampling,
         scale=stage.scale,
         shift=stage.shift,
+        stored=stage.stored,
         conditions=conditions,
         text=facts,
         caption_key="txt" if text else "",

@@ -26,7 +26,8 @@ from pipeline.config.conditions import BoxesConfig, LabelsConfig
 from pipeline.data.format.manifest import MANIFEST, load_manifest
 from pipeline.data.reading.shards import first_records
 from pipeline.errors import DestinationExists, NonFinite, ShardCorrupt, SourceError
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import NetworkStage
 from pipeline.models.encoders.text import load_text
 from pipeline.storage.urls import open_storage
 from preprocess.encode import main
@@ -68,7 +69,7 @@ def test_every_sample_is_cached_with_its_moments_text_and_facts(cache: Path) -> 
     for i, record in enumerate(records):
         truth = scene(0, i, "train")
         pixels = torch.from_numpy(render(truth))[None]
-        moments = stage.encode_moments(to_unit_range(pixels))[0].numpy()
+        moments = stage.encode(to_unit_range(pixels))[0].numpy()
         np.testing.assert_allclose(record.members["moments"], moments, atol=2e-3, rtol=2e-3)
         states = tower.encode(tower.tokenize([truth.caption]))[0].numpy()
         np.testing.assert_allclose(record.members["text"], states, atol=5e-3, rtol=2e-3)
@@ -85,7 +86,7 @@ def test_every_sample_is_cached_with_its_moments_text_and_facts(cache: Path) -> 
         mask = masks(record.key, (64, 64), facts.mask)
         assert (unpack(record.members["cond.mask"], 64) == mask).all()
         hidden = to_unit_range(pixels) * torch.from_numpy(1 - mask)
-        mean = stage.encode_moments(hidden)[0, :4].numpy()
+        mean = stage.encode(hidden)[0, :4].numpy()
         np.testing.assert_allclose(record.members["cond.masked"], mean, atol=2e-3, rtol=2e-3)
 
 
@@ -137,7 +138,7 @@ def test_no_path_of_this_machine_enters_a_cache(cache: Path) -> None:
 def test_a_rerun_does_nothing(shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main(config(shapes, tmp_path))
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "card.html"}
-    monkeypatch.setattr(FirstStage, "encode_moments", None)
+    monkeypatch.setattr(NetworkStage, "encode", None)
     assert main(config(shapes, tmp_path)) == 0
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "card.html"}
     assert {name: time for name, time in after.items() if before.get(name) != time and "." in name} == {}
@@ -290,33 +291,33 @@ def test_a_damaged_input_shard_is_not_published_and_the_rest_goes_on_once_it_is_
 def test_an_encoder_that_fails_leaves_nothing_of_its_unit(
     shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = FirstStage.encode_moments, []
+    real, calls = NetworkStage.encode, []
 
-    def failing(self: FirstStage, x: torch.Tensor) -> torch.Tensor:
+    def failing(self: NetworkStage, x: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 5:  # the second batch of the second unit
             raise RuntimeError("out of memory")
         return real(self, x)
 
-    monkeypatch.setattr(FirstStage, "encode_moments", failing)
+    monkeypatch.setattr(NetworkStage, "encode", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         main(config(shapes, tmp_path))
     assert not set(files(tmp_path)) & {"000001.tar", "000001.index.json", MANIFEST}
-    monkeypatch.setattr(FirstStage, "encode_moments", real)
+    monkeypatch.setattr(NetworkStage, "encode", real)
     assert main(config(shapes, tmp_path)) == 0
 
 
 def test_a_latent_that_is_not_finite_stops_the_stage_and_names_the_sample(
     shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = FirstStage.encode_moments
+    real = NetworkStage.encode
 
-    def broken(self: FirstStage, x: torch.Tensor) -> torch.Tensor:
+    def broken(self: NetworkStage, x: torch.Tensor) -> torch.Tensor:
         moments = real(self, x)
         moments[2, 3, 0, 0] = float("nan")
         return moments
 
-    monkeypatch.setattr(FirstStage, "encode_moments", broken)
+    monkeypatch.setattr(NetworkStage, "encode", broken)
     with pytest.raises(NonFinite, match=r"moments of sample 000000002 in .*00000\.tar"):
         main(config(shapes, tmp_path))
     assert not (tmp_path / "000000.tar").exists()

@@ -26,7 +26,8 @@ from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.data.format.members import arrays_of
 from pipeline.data.reading.shards import first_records
 from pipeline.errors import ConfigError, DataError, DestinationExists, SourceError
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import NetworkStage
 from pipeline.models.encoders.text import load_text
 from pipeline.storage.urls import open_storage
 from preprocess import verify
@@ -99,7 +100,7 @@ def test_a_record_has_every_condition_as_its_facts_say(cache: Path) -> None:
         assert set(members["cond.boxes"][:, 0].tolist()) <= {-1, *(thing.label for thing in truth.objects)}
         holes = unpack(members["cond.mask"], 64)
         hidden = torch.from_numpy(np.stack([hide(pixels, hole, "black") for hole in holes])).permute(0, 3, 1, 2)
-        means = stage.encode_moments(hidden)[:, :4].numpy()
+        means = stage.encode(hidden)[:, :4].numpy()
         np.testing.assert_allclose(members["cond.masked"], means, atol=2e-3, rtol=2e-3)
 
 
@@ -333,16 +334,16 @@ def test_a_factor_that_does_not_divide_the_crop_is_refused(shapes: Path, tmp_pat
 def test_a_latent_of_a_crop_with_a_hole_that_is_not_finite_names_the_sample(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = FirstStage.encode_moments, []
+    real, calls = NetworkStage.encode, []
 
-    def broken(self: FirstStage, x: torch.Tensor) -> torch.Tensor:
+    def broken(self: NetworkStage, x: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         moments = real(self, x)
         if len(calls) % 2 == 0:
             moments[0, 0, 0, 0] = float("inf")
         return moments
 
-    monkeypatch.setattr(FirstStage, "encode_moments", broken)
+    monkeypatch.setattr(NetworkStage, "encode", broken)
     with pytest.raises(Exception, match=r"cond\.masked of sample 00001\d+ in "):
         main(config(f"{shapes}/00001.tar", tmp_path / "c", conditions=("mask",)))
 

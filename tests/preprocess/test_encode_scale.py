@@ -27,7 +27,8 @@ from pipeline.data.format.kept import KeptRecords
 from pipeline.data.format.manifest import MANIFEST, load_manifest, parse_manifest
 from pipeline.data.reading.shards import first_records
 from pipeline.errors import DataError, DestinationExists, Interrupted, ShardCorrupt, SourceError
-from pipeline.models.encoders.autoencoder import FirstStage, load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.first_stage import NetworkStage
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
@@ -294,7 +295,7 @@ def test_an_append_that_was_cut_short_goes_on(shards: Path, tmp_path: Path, monk
 
 
 def test_an_unfinished_dataset_does_not_grow(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FirstStage, "encode_moments", None)
+    monkeypatch.setattr(NetworkStage, "encode", None)
     with pytest.raises(TypeError):
         main(config(str(shards / "00000.tar"), tmp_path / "c"))
     monkeypatch.undo()
@@ -366,7 +367,7 @@ def test_buckets_have_shards_of_their_own_and_every_record_is_what_its_image_giv
         assert crop.size == target.sizes[target.nearest(*SIZES[number % len(SIZES)])]
         pixels = crop_image(decode_image(open_image(data, LimitsConfig()), data), crop)
         pixels = pixels[:, ::-1].copy() if record.meta.get("flipped") else pixels.copy()
-        fresh = stage.encode_moments(to_unit_range(torch.from_numpy(pixels)[None]))[0].numpy()
+        fresh = stage.encode(to_unit_range(torch.from_numpy(pixels)[None]))[0].numpy()
         np.testing.assert_allclose(record.members["moments"], fresh, atol=3e-3, rtol=3e-3)
         assert record.members["cond.mask"].shape == (pixels.shape[0], -(-pixels.shape[1] // 8))
         assert record.members["cond.lowres"].shape == (3, pixels.shape[0] // 4, pixels.shape[1] // 4)
@@ -436,17 +437,17 @@ def test_a_bf16_batch_that_is_not_finite_is_made_in_float32_and_counted(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = str(shards / "00000.tar")
-    real = FirstStage.encode_moments
+    real = NetworkStage.encode
     calls: list[torch.dtype] = []
 
-    def overflowing(self: FirstStage, x: torch.Tensor) -> torch.Tensor:
+    def overflowing(self: NetworkStage, x: torch.Tensor) -> torch.Tensor:
         calls.append(self.dtype)
         moments = real(self, x)
         if self.dtype == torch.bfloat16 and calls.count(torch.bfloat16) == 1:
             moments[0, 0, 0, 0] = float("inf")
         return moments
 
-    monkeypatch.setattr(FirstStage, "encode_moments", overflowing)
+    monkeypatch.setattr(NetworkStage, "encode", overflowing)
     half = EncodersConfig(seed=1, vae_dtype="bfloat16")
     main(config(source, tmp_path / "c", encoders=half))
     assert calls == [torch.bfloat16, torch.float32, torch.bfloat16]
@@ -463,15 +464,15 @@ def test_a_bf16_batch_that_is_not_finite_is_made_in_float32_and_counted(
 def test_a_retry_at_one_resolution_is_counted_in_that_dataset_alone(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = FirstStage.encode_moments
+    real = NetworkStage.encode
 
-    def overflowing(self: FirstStage, x: torch.Tensor) -> torch.Tensor:
+    def overflowing(self: NetworkStage, x: torch.Tensor) -> torch.Tensor:
         moments = real(self, x)
         if self.dtype == torch.bfloat16 and x.shape[-1] == 64:
             moments[0, 0, 0, 0] = float("inf")
         return moments
 
-    monkeypatch.setattr(FirstStage, "encode_moments", overflowing)
+    monkeypatch.setattr(NetworkStage, "encode", overflowing)
     half = EncodersConfig(seed=1, vae_dtype="bfloat16")
     main(config(str(shards / "00000.tar"), tmp_path, encoders=half, resolution=(32, 64)))
     counts = [json.loads((tmp_path / f"{side}/units/000000.json").read_text())["retried"] for side in (32, 64)]

@@ -222,10 +222,10 @@ def test_pixels_that_were_encoded_wrongly_are_found(
 
 
 def test_a_scale_applied_twice_is_found(few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.models.encoders.autoencoder import FirstStage
+    from pipeline.models.encoders.first_stage import NetworkStage
 
-    real = FirstStage.encode_moments
-    monkeypatch.setattr(FirstStage, "encode_moments", lambda self, x: real(self, x) * self.scale)
+    real = NetworkStage.encode
+    monkeypatch.setattr(NetworkStage, "encode", lambda self, x: real(self, x) * self.scale)
     make(few, tmp_path / "c", encoders=EncodersConfig())
     monkeypatch.undo()
     with pytest.raises(DataError, match="latents differ by up to"):

@@ -98,7 +98,7 @@ def check_autoencoder(config: c.AutoencoderConfig) -> None:
 
 
 def no_contradictions(config: Any) -> None:
-    """For verbs whose fields do not depend on each other: synth, fetch, verify, reference."""
+    """For verbs whose fields do not depend on each other: synth, verify, reference."""
 
 
 def check_encode(config: c.EncodeConfig) -> None:
@@ -116,26 +116,55 @@ def check_encode(config: c.EncodeConfig) -> None:
     for key, names in {"leave_out": config.leave_out, "forget": config.forget}.items():
         require(all(name.strip("/") for name in names), f"{key}: the name of an input shard is empty")
     parse_rules(config.filters.keep)
+    check_stored(config)
     check_captions(config)
     check_conditions(config)
 
 
 def check_captions(config: c.EncodeConfig) -> None:
     """What is read of captions, and whether any are."""
-    if config.text_storage != "none":
-        _caption_key(config.caption_key)
+    if config.text_kind != "none":
+        _caption_key(config.caption_place)
         return
     require(
         config.caption_key in ("", "txt"),
         f"caption_key={config.caption_key} with text_storage=none: no caption is read, so leave caption_key out",
     )
-    filters = config.filters
+    filters, none = config.filters, "text_storage=none"
+    if config.text_storage != "none":
+        none = "stored=pixels and no caption_key"
+        require(
+            config.text_storage == "full",
+            f"text_storage={config.text_storage} with {none}: no caption is read, so give caption_key=txt, or leave "
+            "text_storage out",
+        )
     for key in ("min_caption", "max_caption"):
         require(
             not getattr(filters, key),
-            f"filters.{key}={getattr(filters, key)} with text_storage=none: no caption is read, so leave it out",
+            f"filters.{key}={getattr(filters, key)} with {none}: no caption is read, so leave it out",
         )
-    require(filters.duplicates != "pair", "filters.duplicates=pair with text_storage=none: give image, or keep")
+    require(filters.duplicates != "pair", f"filters.duplicates=pair with {none}: give image, or keep")
+
+
+def check_stored(config: c.EncodeConfig) -> None:
+    """What is stored of a crop, and what goes with it."""
+    if config.stored != "pixels":
+        require(config.encoders.vae != "pixels", "encoders.vae=pixels is no autoencoder: give stored=pixels")
+        require(
+            config.pixels == "array",
+            f"pixels={config.pixels} is for stored=pixels: add that, or leave pixels out (conditions=[pixels] stores "
+            "arrays)",
+        )
+        return
+    require(
+        "pixels" not in config.conditions,
+        "conditions=[pixels] with stored=pixels: a record holds its crop already, so leave that condition out",
+    )
+    require(
+        "labels" not in config.conditions or config.labels.grid == 1,
+        f"labels.grid={config.labels.grid} with stored=pixels: a latent position is a pixel, which has one label; give "
+        "labels.grid=1",
+    )
 
 
 def check_conditions(config: c.EncodeConfig) -> None:
@@ -170,6 +199,11 @@ def check_conditions(config: c.EncodeConfig) -> None:
         f"lowres.variants={config.lowres.variants} with lowres.degradation={config.lowres.degradation}: all would be "
         "equal, so leave variants out, or give lowres.degradation=bsr",
     )
+
+
+def check_fetch(config: c.FetchConfig) -> None:
+    """latentmill fetch."""
+    require(config.encoders.vae != "pixels", "encoders.vae=pixels names no network, so there is nothing to fetch")
 
 
 def check_index(config: c.IndexConfig) -> None:
@@ -314,7 +348,7 @@ GIVEN: dict[type, dict[str, str]] = {
 
 CHECKS: dict[type, Callable[[Any], None]] = {
     c.SynthConfig: no_contradictions,
-    c.FetchConfig: no_contradictions,
+    c.FetchConfig: check_fetch,
     c.EncodeConfig: check_encode,
     c.IndexConfig: check_index,
     c.VerifyConfig: no_contradictions,

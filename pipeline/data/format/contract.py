@@ -27,6 +27,10 @@ ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must
     "text",
 )
 
+WHERE_NEEDED: dict[str, Any] = {"pixels": "array"}
+"""Fields of a contract that are written only where they have another value than this, so that datasets of before and
+their digests are as they were."""
+MISSING = object()
 LONGEST_VALUE = 400
 """Characters of a list that a message shows."""
 DTYPE = re.compile("float16|float32|uint8|int32")
@@ -119,6 +123,8 @@ class Contract:
     """The array that holds an image. moments (2C, h, w): posterior mean and log-variance, from which the trainer draws
     a new sample at every visit. latents (C, h, w): of an encoder without variance, before any quantisation. pixels
     (3, H, W) uint8: the crop itself, of a first stage that does nothing or is still to be trained."""
+    pixels: Literal["array", "png"] = "array"
+    """How stored pixels lie in a record. array: (3, H, W) uint8. png: the bytes (N,) uint8 of a PNG of 8-bit RGB."""
     caption_key: str
     """Where captions were read, "" for nowhere. No captions are dropped in a cache."""
     text: TextFacts | None
@@ -175,8 +181,12 @@ def canonical_json(value: Any) -> bytes:
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """A dataclass as the values that JSON would parse to: dictionaries, lists, strings and numbers."""
-    return json.loads(canonical_json(dataclasses.asdict(value)))
+    """A dataclass as the values that JSON would parse to: dictionaries, lists, strings and numbers. A contract is
+    without those of WHERE_NEEDED that say what is so without them."""
+    found = json.loads(canonical_json(dataclasses.asdict(value)))
+    if isinstance(value, Contract):
+        found = {name: item for name, item in found.items() if item != WHERE_NEEDED.get(name, MISSING)}
+    return found
 
 
 def stored_limits(limits: Any) -> dict[str, Any]:

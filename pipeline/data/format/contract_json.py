@@ -23,7 +23,7 @@ from pipeline.conditions.facts import (
     MaskFacts,
 )
 from pipeline.data.format.bounds import MOST_ELEMENTS
-from pipeline.data.format.contract import Contract, Member, canonical_json, plain
+from pipeline.data.format.contract import WHERE_NEEDED, Contract, Member, canonical_json, plain
 from pipeline.data.format.members import ARRAYS, FOREIGN_FLOAT, arrays_of
 from pipeline.errors import ConfigError, ParseError
 from pipeline.parsing.typed import build
@@ -56,8 +56,8 @@ def contract_digest(contract: Contract) -> str:
     """SHA-256 that identifies a contract. What format 3 brought is part of it only where format 2 could not say the
     same, and size and start token of a text tower's vocabulary never are: so a dataset that was begun before goes on.
     """
-    value = plain(contract)
     said = {"conditions": plain(conditions_of_format_2(contract)), "colour": "as_stored", "columns": []}
+    value = plain(contract)
     value = {name: item for name, item in value.items() if name not in said or item != said[name]}
     if value["text"] is not None:
         value["text"] = {name: item for name, item in value["text"].items() if name not in TEXT_SINCE_3}
@@ -66,7 +66,7 @@ def contract_digest(contract: Contract) -> str:
 
 def contract_from_json(value: Any) -> Contract:
     """The contract of parsed JSON, of either format. Raises ParseError, which names the field."""
-    known = {field.name for field in dataclasses.fields(Contract)} - set(SINCE_3)
+    known = {field.name for field in dataclasses.fields(Contract)} - {*SINCE_3, *WHERE_NEEDED}
     if missing := sorted(known - set(value if isinstance(value, dict) else ())):
         raise ParseError(f"it lacks {', '.join(missing)}, so it is no contract")
     format = format_of(value)
@@ -132,6 +132,8 @@ def check_facts(contract: Contract) -> None:
         raise ParseError("text_sha256: a cache without captions has no text tower")
     if contract.stored == "pixels" and (contract.latent_shape[0], contract.downsampling) != (3, 1):
         raise ParseError("stored=pixels: 3 channels and downsampling=1 are wanted, as of pixels")
+    if contract.pixels != "array" and contract.stored != "pixels":
+        raise ParseError(f"pixels={contract.pixels}: stored=pixels is wanted, and it is stored={contract.stored}")
     for name, facts in (("classes", conditions.classes), ("boxes", conditions.boxes), ("labels", conditions.labels)):
         if facts is not None and len(facts.names) not in (0, facts.count):
             raise ParseError(f"conditions.{name}: {len(facts.names)} names of {facts.count}")

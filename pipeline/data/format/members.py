@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.data.format.contract import Contract, Member
+from pipeline.data.format.pixels import most_png_bytes
 from pipeline.errors import ShardCorrupt
 
 SHORTEST = 2
@@ -34,7 +35,7 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
     images = {
         "moments": ("moments", (2 * channels, *sides(factor)), "float16"),
         "latents": ("latents", (channels, *sides(factor)), "float16"),
-        "pixels": ("pixels", (3, *sides(1)), "uint8"),
+        "pixels": ("pixels", (VARIES,) if contract.pixels == "png" else (3, *sides(1)), "uint8"),
     }
     arrays = [member(*images[contract.stored])]
     if contract.text is not None:
@@ -72,8 +73,8 @@ def member_shape(
 ) -> tuple[int, ...]:
     """The shape of `member` in a record whose crop is `size` (width, height) in pixels.
 
-    found: the stored shape, if there is one. A trimmed text may have any length that the context allows; where `found`
-    has such a length, it is the length that is returned.
+    found: the stored shape, if there is one. A trimmed text may have any length that the context allows, and a PNG any
+    length that its pixels can take; where `found` has such a length, it is the length that is returned.
     """
     if VARIES not in member.shape:
         return member.shape
@@ -82,6 +83,9 @@ def member_shape(
         tokens, length = found[0] if found else 0, contract.text.length
         return (tokens if SHORTEST <= tokens <= length else length, *member.shape[1:])
     width, height = size
+    if member.name == "pixels" and len(member.shape) == 1:
+        bytes_ = found[0] if found and len(found) == 1 else 0
+        return (min(bytes_, most_png_bytes(size)),)
     conditions, factor = contract.conditions, contract.downsampling
     if member.name == "cond.labels" and conditions.labels is not None:
         cells = conditions.labels.grid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.format.pixels import read_png
 from pipeline.data.reading.reader import Block
 from pipeline.errors import ShardCorrupt
 
 Take = Callable[[int], np.ndarray]
 """Allocates memory for a number of bytes: count -> (count,) uint8."""
+Each = Callable[[Callable[[int], None], Iterable[int]], Iterable[None]]
+"""Calls a function with each number, in any order and any threads, as `map` does."""
 
 
 @dataclass
@@ -53,12 +56,18 @@ class Batch:
 
 
 def collate(
-    n: int, numbers: np.ndarray, records: Sequence[tuple[Block, int]], members: Sequence[str], length: int, take: Take
+    n: int,
+    numbers: np.ndarray,
+    records: Sequence[tuple[Block, int]],
+    members: Sequence[str],
+    length: int,
+    take: Take,
+    each: Each = map,
 ) -> Batch:
     """The batch of samples `numbers` (b,), whose records are given as blocks and places in them.
 
     n: number of the global batch's first sample. length: rows to which `text` is padded with zeros; 0 = no padding.
-    Raises ShardCorrupt for arrays that differ in shape.
+    each: decodes PNGs. Raises ShardCorrupt for arrays that differ in shape, and for PNGs that cannot be decoded.
     """
 
     def read_captions() -> list[tuple[str, str]]:
@@ -68,15 +77,19 @@ def collate(
     return Batch(
         n=n,
         numbers=torch.from_numpy(numbers.copy()),
-        tensors={name: gather(name, n, records, length if name == "text" else 0, take) for name in members},
+        tensors={name: gather(name, n, records, length if name == "text" else 0, take, each) for name in members},
         shards=torch.tensor([block.shard for block, _ in records], dtype=torch.int64),
         rows=torch.tensor([block.rows[place] for block, place in records], dtype=torch.int64),
         read_captions=read_captions,
     )
 
 
-def gather(name: str, n: int, records: Sequence[tuple[Block, int]], length: int, take: Take) -> Tensor:
+def gather(
+    name: str, n: int, records: Sequence[tuple[Block, int]], length: int, take: Take, each: Each = map
+) -> Tensor:
     """One member of all records, (b, ...). Raises ShardCorrupt for arrays that differ in shape or dtype."""
+    if name == "pixels" and any(block.png for block, _ in records):
+        return gather_pixels(n, records, take, each)
     first = records[0][0].columns[name]
     shape = first.shape(records[0][1])
     if length:
@@ -103,3 +116,32 @@ def gather(name: str, n: int, records: Sequence[tuple[Block, int]], length: int,
             out[i * size : i * size + count] = block.data[start : start + count]
             out[i * size + count : (i + 1) * size] = 0
     return torch.from_numpy(out.view(first.dtype).reshape(len(records), *shape))
+
+
+def gather_pixels(n: int, records: Sequence[tuple[Block, int]], take: Take, each: Each) -> Tensor:
+    """The pixels of all records, some or all of which hold them as PNGs, (b, 3, H, W) uint8. Raises ShardCorrupt."""
+    shapes = [
+        (3, block.png[1], block.png[0]) if block.png else block.columns["pixels"].shape(place)
+        for block, place in records
+    ]
+    if other := next((shape for shape in shapes if shape != shapes[0]), None):
+        raise ShardCorrupt(f"pixels differ in shape within the batch at sample {n}: {other} and {shapes[0]}")
+    size = math.prod(shapes[0])
+    out = take(len(records) * size).reshape(len(records), *shapes[0])
+
+    def read(i: int) -> None:
+        block, place = records[i]
+        column = block.columns["pixels"]
+        start = column.starts[place]
+        data = block.data[start : start + math.prod(column.shape(place))]
+        if not block.png:
+            out[i] = data.reshape(shapes[0])
+            return
+        try:
+            read_png(data, block.png, out[i])
+        except ShardCorrupt as error:
+            raise ShardCorrupt(f"record {block.record(place, ()).key}: {error}") from None
+
+    for _ in each(read, range(len(records))):
+        pass
+    return torch.from_numpy(out)

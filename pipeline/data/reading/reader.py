@@ -34,7 +34,8 @@ class Block:
     """A verified block in memory.
 
     data: (m,) uint8, its bytes. shard, rows: shard number and rows of its records. columns: the positions in `data` of
-    the arrays that the reader was made for. captions: whether its records have one.
+    the arrays that the reader was made for. captions: whether its records have one. png: (width, height) of its crops
+    where their pixels are stored as PNGs, else None.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Block:
         columns: dict[str, Column],
         layout: dict[str, str] | None = None,
         captions: bool = True,
+        png: tuple[int, int] | None = None,
     ) -> None:
-        self.data, self.shard, self.rows, self.columns = data, shard, rows, columns
+        self.data, self.shard, self.rows, self.columns, self.png = data, shard, rows, columns, png
         self._offsets, self._sizes, self._layout, self._captions = offsets, sizes, layout, captions
 
     def record(self, place: int, members: Sequence[str] | None = None) -> Record:
@@ -119,6 +121,7 @@ class Reader:
             columns=columns,
             layout=index.layout,
             captions=contract.text is not None,
+            png=entry.size if contract.pixels == "png" else None,
         )
 
     def _index(self, shard: int) -> Index:

@@ -12,6 +12,7 @@ from pipeline.data.format.index import Index
 from pipeline.data.format.kept import KeptRecords
 from pipeline.data.format.manifest import Manifest, ShardEntry
 from pipeline.data.format.members import require_array
+from pipeline.data.format.pixels import read_png
 from pipeline.data.format.records import Record, unpack
 from pipeline.data.reading.reader import read_index, read_verified
 from pipeline.errors import ShardCorrupt
@@ -48,7 +49,7 @@ def fetch_shard(storage: Storage, entry: ShardEntry, contract: Contract) -> Shar
 def read(
     storage: Storage, manifest: Manifest, shard: int, rows: Sequence[int], members: Sequence[str] | None = None
 ) -> list[Record]:
-    """The records of rows `rows` of shard number `shard`, from the whole verified shard."""
+    """The records of rows `rows` of shard number `shard`, from the whole verified shard; pixels as arrays (3, H, W)."""
     entry = manifest.shards[shard]
     verified_shard = fetch_shard(storage, entry, manifest.contract)
     try:
@@ -57,9 +58,23 @@ def read(
             for name in record.members if members is None else members:
                 array = record.members[name]
                 require_array(name, array.dtype.name, array.shape, manifest.contract, entry.size)
+            if manifest.contract.pixels == "png" and "pixels" in record.members:
+                record.members["pixels"] = image_of(record, manifest.contract, entry.size)
     except ShardCorrupt as error:
         raise ShardCorrupt(f"{storage.locate(entry.name)}: {error}") from None
     return records
+
+
+def image_of(record: Record, contract: Contract, size: tuple[int, int]) -> np.ndarray:
+    """The array that a record holds of its image; of a PNG its pixels (3, H, W) uint8. size: (width, height) of its
+    crop. Raises ShardCorrupt."""
+    array = record.members[contract.stored]
+    if contract.pixels != "png":
+        return array
+    try:
+        return read_png(array, size)
+    except ShardCorrupt as error:
+        raise ShardCorrupt(f"record {record.key}: {error}") from None
 
 
 def first_records(

@@ -53,8 +53,8 @@ class Stream:
 
     batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
     b = batch / world. members: arrays to read. memory_bytes: bound on the blocks in memory. workers: threads that fetch
-    and verify. prefetch: batches kept ready. order: of `dataset`. cache: keeps blocks on a disk. device: to which
-    tensors are copied ahead of their use.
+    and verify, and as many that decode PNGs. prefetch: batches kept ready. order: of `dataset`. cache: keeps blocks on
+    a disk. device: to which tensors are copied ahead of their use.
     Errors in any thread are raised by `next`. Use it as a context manager, or call close().
 
     Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
@@ -109,6 +109,8 @@ class Stream:
         self._closed = threading.Event()
         self._ready: queue.Queue[PendingBatch | BaseException] = queue.Queue(maxsize=max(prefetch, 1))
         self._fetchers = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="latentmill-fetch")
+        # Others decode PNGs: a batch that is due must not wait for blocks that are fetched ahead.
+        self._decoders = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="latentmill-pixels")
         self._producer = threading.Thread(target=self._produce, name="latentmill-stream", daemon=True)
         self._producer.start()
 
@@ -144,6 +146,7 @@ class Stream:
         self._closed.set()
         self._producer.join()
         self._fetchers.shutdown(wait=True, cancel_futures=True)
+        self._decoders.shutdown(wait=True, cancel_futures=True)
         self._blocks.clear()
 
     # The producer thread ---------------------------------------------------------------------------------------------
@@ -245,7 +248,9 @@ class Stream:
             records.append((block, place))
         length = self._dataset.contract.padded_text
         try:
-            batch = collate(plan.n, plan.numbers, records, self._members, length, self._transfer.take)
+            batch = collate(
+                plan.n, plan.numbers, records, self._members, length, self._transfer.take, self._decoders.map
+            )
         except ShardCorrupt as error:
             raise ShardCorrupt(f"{self._dataset.url}: {error}") from None
         return self._transfer.send(batch)

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.inference.pictures import to_uint8
 from pipeline.inference.requests.files import called, picture_size, read_file, read_rgb
 from pipeline.inference.requests.request import Pictures, Request, Requests, with_words
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 
 
 class InpaintRequests(Requests):
@@ -53,8 +53,7 @@ class InpaintRequests(Requests):
     def encoded(self, request: Request, first_stage: FirstStage) -> Request:
         members = dict(request.members)
         x_BCHW = torch.from_numpy(members.pop(HIDDEN)).permute(2, 0, 1)[None].contiguous()
-        moments = first_stage.encode_moments(x_BCHW)
-        members["cond.masked"] = moments[0, : first_stage.latent_channels].half().cpu().numpy()
+        members["cond.masked"] = first_stage.mean(x_BCHW)[0].half().cpu().numpy()
         return replace(request, members=members)
 
 

@@ -17,7 +17,7 @@ from pipeline.config.tasks.base import TaskConfig
 from pipeline.config.tasks.found import facts_of, found
 from pipeline.data.format.contract import Contract
 from pipeline.errors import ConfigError
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 
 Pictures = np.ndarray
 """(n, H, W, 3) uint8."""

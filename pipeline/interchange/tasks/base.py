@@ -18,7 +18,7 @@ from pipeline.inference.trained import Trained
 from pipeline.interchange import clip
 from pipeline.interchange.tasks.loops import Readme
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 
 TASK_FACTS, TASK_WEIGHTS, CLASSES = "task.json", "task.safetensors", "class_embedding.safetensors"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.interchange.tasks.base import CLASSES, COND_STAGE, Export, Plan
 from pipeline.interchange.tasks.loops import loop_readme
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 
 TOKEN = """\

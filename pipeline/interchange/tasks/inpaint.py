@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.conditions.facts import Conditions, MaskFacts
 from pipeline.interchange.tasks.base import OPTIONAL, Export, Plan
 from pipeline.interchange.tasks.loops import STATES, loop_readme, pipeline_readme
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 
 INPAINT = """\
@@ -85,6 +85,8 @@ class InpaintExport(Export):
         channels, takes = self.contract.latent_shape[0], "StableDiffusionInpaintPipeline takes"
         if not self.reads_states:
             return f"{takes} captions, and this model none"
+        if first_stage.stored != "moments":
+            return f"{takes} an AutoencoderKL alone"
         if channels != 4:
             return f"{takes} latents of 4 channels alone, and these have {channels}"
         differing = [

@@ -11,7 +11,7 @@ from pipeline.conditions.facts import Conditions
 from pipeline.config import LayoutTask
 from pipeline.interchange.tasks.base import COND_STAGE, TASK_WEIGHTS, Export, Plan, beneath, under
 from pipeline.interchange.tasks.loops import NETWORK, STATES, WEIGHTS, loop_readme
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 
 BOXES = """\

@@ -125,6 +125,13 @@ PIPELINE = """Load it with diffusers:
 {words}"""
 
 
+def with_autoencoder(text: str, architecture: str) -> str:
+    """A text of this module with the class of the folder's autoencoder, and the way in which it encodes."""
+    if architecture == "VQModel":
+        text = text.replace("AutoencoderKL", architecture).replace(".latent_dist.mean", ".latents")
+    return text
+
+
 def loop_readme(why: str, asks: str, code: str, scheduler: Mapping[str, Any], unet: str, after: str = "") -> Readme:
     """The text of a folder that no pipeline runs, by (version, weights, n). why: the reason. asks: what the task's code
     is given. scheduler: its configuration. unet: class of diffusers. after: code behind the last line."""

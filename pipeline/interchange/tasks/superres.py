@@ -11,7 +11,7 @@ from pipeline.conditions.facts import Conditions
 from pipeline.config import SuperresTask
 from pipeline.interchange.tasks.base import OPTIONAL, Export, Plan
 from pipeline.interchange.tasks.loops import STATES, loop_readme, pipeline_readme
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 
 UPSCALE_SCALE = 0.08333
@@ -74,7 +74,8 @@ class SuperresExport(Export):
         assert facts is not None
         name, channels = scheduler["_class_name"], self.contract.latent_shape[0]
         same_size = facts.factor == self.contract.downsampling
-        if same_size and text and vectors is not None and not self.contract.trimmed and "FlowMatch" not in name:
+        takes_autoencoder = first_stage.stored == "moments" and not self.contract.trimmed and "FlowMatch" not in name
+        if same_size and text and vectors is not None and takes_autoencoder:
             return self._upscale(vectors)
         if same_size and not text and vectors is None and channels == 3 and name in UNSCALED:
             words = (
@@ -85,7 +86,7 @@ class SuperresExport(Export):
             return Plan(
                 readme=text_of, pipeline="LDMSuperResolutionPipeline", vae="vqvae", scale=1.0, facts=self.facts()
             )
-        why = self._why(same_size, text, vectors is not None, channels, name)
+        why = self._why(same_size, text, vectors is not None, channels, name, first_stage)
         asks = f"`small` (B, 3, H / {facts.factor}, W / {facts.factor}) uint8, the small pictures"
         asks += ", and `captions`, a list of B texts" if text else ""
         code = (STATES if text else "") + SMALL + (NOISE if vectors is not None else "") + PLANES
@@ -126,7 +127,9 @@ class SuperresExport(Export):
             facts=self.facts(),
         )
 
-    def _why(self, same_size: bool, text: bool, noise: bool, channels: int, scheduler: str) -> str:
+    def _why(
+        self, same_size: bool, text: bool, noise: bool, channels: int, scheduler: str, first_stage: FirstStage
+    ) -> str:
         """Why neither pipeline runs it."""
         reasons = []
         if not same_size:
@@ -134,11 +137,9 @@ class SuperresExport(Export):
         elif text != noise:
             reasons.append("StableDiffusionUpscalePipeline takes captions and a level of noise, both or neither")
         elif text:
-            reasons.append(
-                "StableDiffusionUpscalePipeline attends to padding too"
-                if self.contract.trimmed
-                else "StableDiffusionUpscalePipeline cannot run rectified flow"
-            )
+            what = "attends to padding too" if self.contract.trimmed else "cannot run rectified flow"
+            what = what if first_stage.stored == "moments" else "takes an AutoencoderKL alone"
+            reasons.append(f"StableDiffusionUpscalePipeline {what}")
         elif channels != 3:
             reasons.append(f"LDMSuperResolutionPipeline takes latents of 3 channels alone, and these have {channels}")
         else:

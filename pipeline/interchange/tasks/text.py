@@ -16,9 +16,9 @@ from pipeline.interchange import clip
 from pipeline.interchange.readme import WITH_TEXT, WITH_TEXT_ALONE, WITHOUT_INDEX, WITHOUT_TEXT, readme
 from pipeline.interchange.scheduler import pipeline_runs
 from pipeline.interchange.tasks.base import COND_STAGE, OPTIONAL, TASK_WEIGHTS, Export, Plan, beneath
-from pipeline.interchange.tasks.loops import NETWORK, TOKENIZER, WEIGHTS, loop_readme
+from pipeline.interchange.tasks.loops import NETWORK, STATES, TOKENIZER, WEIGHTS, loop_readme
 from pipeline.log import log
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 
 TRIMMED = (
@@ -39,6 +39,14 @@ def said(captions):
 given, nothing = said(captions), said([""] * len(captions))
 """
 )
+CAPTIONED = """\
+def said(captions):
+    states, mask = states_of(captions)
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+
+given, nothing = said(captions), said([""] * len(captions))
+"""
 BERT = (8, 64)
 """Heads and their width, which CompVis' own transformer has always."""
 
@@ -49,6 +57,16 @@ class TextExport(Export):
     def plan(self, scheduler: Mapping[str, Any], first_stage: FirstStage, tower: TextTower | None) -> Plan:
         if not self.reads_states:
             return self._learned(scheduler, tower)
+        if first_stage.stored != "moments":
+            self.require_clip(tower)
+            why = "StableDiffusionPipeline takes an AutoencoderKL alone"
+            code = STATES + CAPTIONED
+            return Plan(
+                readme=loop_readme(why, "`captions`, a list of B texts", code, scheduler, "UNet2DConditionModel"),
+                why=why,
+                text_encoder=True,
+                facts=self.facts(),
+            )
         runs = pipeline_runs(self.trained.info.config.diffusion)
         with_text = self.denoiser.unet.config.context_width > 0 and tower is not None and clip.is_clip(tower)
         note = WITHOUT_TEXT

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.interchange.tasks.base import Export, Plan
 from pipeline.interchange.tasks.loops import loop_readme, pipeline_readme
-from pipeline.models.encoders.autoencoder import FirstStage
+from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 
 LDM = """\

@@ -1,35 +1,36 @@
-"""The first stage: images to posterior moments of latents and back (Rombach et al. 2021, section 3.1).
-
-It can be any diffusers AutoencoderKL. A latent is z' = (z - shift) * scale, where z is drawn from the posterior N(mean,
-exp(logvar)), so the standard deviation of a channel is near 1. Caches hold unscaled moments; only `sample_posterior`
-scales, and only `FirstStage.decode` undoes it.
-"""
+"""Loads and saves the networks of a first stage: any AutoencoderKL or VQModel of diffusers, a single file in diffusers'
+or CompVis' names, or none at all where latents are pixels."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipeline.config import EncodersConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.encoders import compvis_vae
-from pipeline.models.encoders.described import MOST_BLOCKS, Autoencoder, read_described
+from pipeline.models.encoders.described import MOST_BLOCKS, Autoencoder, Quantised, read_described
 from pipeline.models.encoders.fetched import hub_error, part_folder, quiet_hub_clients, require_hashes
-from pipeline.models.kernels.upsampled import FoldedUpsample
-from pipeline.models.weights import read_file, require_room, require_whole, save_tensors, weights_hash
+from pipeline.models.encoders.first_stage import NETWORKS, FirstStage, Identity, KLStage, NetworkStage, VQStage
+from pipeline.models.weights import read_file, require_room, require_whole, save_tensors
 from pipeline.parsing.text import one_line
 from pipeline.storage.staging import writing
 
 DEMO = Path(__file__).resolve().parent.parent.parent / "assets" / "demo" / "vae"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+PIXELS = "pixels"
+"""encoders.vae of caches and models whose latents are the pixels."""
+KL, VQ = KLStage.architecture, VQStage.architecture
+UNSCALED = 1.0
+"""The scale of a VQModel's latents where its configuration has none: those that were published so were trained on
+unscaled latents, and diffusers' default, Stable Diffusion's 0.18215, is right for none of them."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STABLE_DIFFUSION: dict[str, Any] = {  # kl-f8, in single files of Stable Diffusion 1 and 2, which have no config
     "block_out_channels": (128, 256, 512, 512),
@@ -42,69 +43,14 @@ STABLE_DIFFUSION: dict[str, Any] = {  # kl-f8, in single files of Stable Diffusi
 }
 
 
-class FirstStage:
-    """An autoencoder with two operations, encode_moments and decode.
-
-    scale, shift: of the latents. downsampling: pixels per latent position along a side. latent_channels: C.
-    weights_sha256: hash of its weights, which does not depend on the file that they came from.
-    """
-
-    def __init__(
-        self, model: Any, dtype: torch.dtype, device: torch.device, reload: Callable[[], FirstStage] | None = None
-    ) -> None:
-        """model: in float32; the stage takes it over and changes it. reload: loads the stage again in float32."""
-        config = model.config
-        self.scale = float(config.scaling_factor)
-        self.shift = float(config.shift_factor or 0.0)
-        self.downsampling = 2 ** (len(config.block_out_channels) - 1)
-        self.latent_channels = int(config.latent_channels)
-        self.weights_sha256 = weights_hash(model.state_dict().items())
-        self.device, self.dtype = device, dtype
-        self._reload = reload
-        self._float32: FirstStage | None = None
-        # Module.to directly: diffusers' override warns about a cast that concerns no layer of this class.
-        self.model = torch.nn.Module.to(model, device=device, dtype=dtype).eval().requires_grad_(False)
-        for block in self.model.decoder.up_blocks:
-            for i, up in enumerate(getattr(block, "upsamplers", None) or ()):
-                block.upsamplers[i] = FoldedUpsample(up.conv)
-
-    def float32(self) -> FirstStage:
-        """The stage with the same weights in float32 on the same device; a float32 stage returns itself.
-
-        A cast loses bits, so the first call loads the weights again. Raises WeightsError when they have changed or can
-        no longer be loaded.
-        """
-        if self.dtype == torch.float32:
-            return self
-        if self._float32 is None:
-            assert self._reload is not None, "this stage was made without a way to load it again"
-            loaded = self._reload()
-            if loaded.weights_sha256 != self.weights_sha256:
-                raise WeightsError("the autoencoder's weights have changed since they were first loaded: start again")
-            self._float32 = loaded
-        return self._float32
-
-    @torch.no_grad()
-    def encode_moments(self, x_BCHW: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> posterior mean and log-variance (B, 2C, H/f, W/f), float32, unscaled."""
-        # Channels last makes convolutions on a CPU up to twice as fast.
-        x = x_BCHW.to(self.device, self.dtype, memory_format=torch.channels_last)
-        h = self.model.encoder(x)
-        return (h if self.model.quant_conv is None else self.model.quant_conv(h)).float().contiguous()
-
-    @torch.no_grad()
-    def decode(self, z_BCHW: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) -> images (B, 3, h f, w f), float32, clamped to [-1, 1]."""
-        z = z_BCHW.to(self.device).float() / self.scale + self.shift
-        z = z.to(self.dtype, memory_format=torch.channels_last)  # faster, as above
-        return self.model.decode(z).sample.float().clamp(-1, 1)
-
-
 def load_autoencoder(config: EncodersConfig, device: torch.device | str = "cpu") -> FirstStage:
-    """The autoencoder that `config` names: fetched into `config.weights`, "demo", a folder, a safetensors file, or a
-    name on the Hugging Face hub. Raises WeightsError when its weights cannot be loaded or do not fit."""
+    """The first stage that `config` names: fetched into `config.weights`, "demo", a folder, a safetensors file, a name
+    on the Hugging Face hub, or "pixels" for none. Raises WeightsError when its weights cannot be loaded or do not fit.
+    """
     if config.vae_dtype not in DTYPES:
         raise ConfigError(f"encoders.vae_dtype={config.vae_dtype}: choose one of {', '.join(DTYPES)}")
+    if config.vae == PIXELS:
+        return Identity(device)
     if config.weights:
         path, subfolder = part_folder(config, "vae"), ""
     else:
@@ -128,30 +74,46 @@ def load_autoencoder(config: EncodersConfig, device: torch.device | str = "cpu")
     if config.seed < 0:
         require_whole(f"encoders.vae={config.vae}", model.state_dict())
     reload = partial(load_autoencoder, replace(config, vae_dtype="float32"), device)
-    stage = FirstStage(model, DTYPES[config.vae_dtype], torch.device(device), reload)
+    stage = NETWORKS[type(model).__name__](model, DTYPES[config.vae_dtype], torch.device(device), reload)
     if config.weights:
         require_hashes(config, "vae", vae_sha256=stage.weights_sha256)
     return stage
 
 
 def save_autoencoder(stage: FirstStage, folder: Path) -> None:
-    """Write a float32 stage to a folder that `load_autoencoder` reads. Equal weights give equal bytes."""
-    assert stage.dtype == torch.float32
+    """Write a float32 stage that is a network to a folder that `load_autoencoder` and diffusers read. Equal weights
+    give equal bytes."""
+    assert isinstance(stage, NetworkStage) and stage.dtype == torch.float32
     config = {name: value for name, value in dict(stage.model.config).items() if not name.startswith("_")}
-    config["_class_name"] = "AutoencoderKL"
+    config |= {"_class_name": stage.architecture, "scaling_factor": stage.scale}
     with writing(folder / CONFIG):
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in stage.model.state_dict().items()}
     save_tensors(state, folder / WEIGHTS)
 
 
+def _architecture(config: Mapping[str, Any], where: str) -> str:
+    """The class of diffusers that a configuration is of. Raises WeightsError for another than these two."""
+    name = config.get("_class_name", KL)
+    if name not in NETWORKS:
+        raise WeightsError(f"{where} is of a {one_line(str(name))[:60]}; {KL} and {VQ} are read")
+    return name
+
+
+def _scaled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the scale that a VQModel's has where none is written."""
+    return {**({"scaling_factor": UNSCALED} if config.get("_class_name") == VQ else {}), **config}
+
+
 def _build(config: Mapping[str, Any], name: str, weights: Path | None = None) -> Any:
-    """An AutoencoderKL with random weights. name: for the message of WeightsError. weights: the file that is to fill
+    """An autoencoder with random weights. name: for the message of WeightsError. weights: the file that is to fill
     it, which must have the bytes for that."""
-    from pipeline.models.encoders.packages import AutoencoderKL
+    from pipeline.models.encoders import packages
+
+    architecture = _architecture(config, f"encoders.vae={name}")
 
     def build() -> Any:
-        return AutoencoderKL.from_config(dict(config))
+        return getattr(packages, architecture).from_config(_scaled(config))
 
     try:
         require_room(build, f"encoders.vae={name}", weights)
@@ -159,33 +121,41 @@ def _build(config: Mapping[str, Any], name: str, weights: Path | None = None) ->
     except WeightsError:
         raise
     except Exception as error:  # diffusers checks little of a configuration
-        raise WeightsError(f"encoders.vae={name} is no AutoencoderKL: {one_line(str(error))[:200]}") from None
+        raise WeightsError(f"encoders.vae={name} is no {architecture}: {one_line(str(error))[:200]}") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The configuration of an autoencoder's folder. Raises WeightsError."""
-    config, described = read_described(folder / CONFIG, Autoencoder)
+    path = folder / CONFIG
+    config, described = read_described(path, Autoencoder)
+    if _architecture(config, str(path)) == VQ:
+        described = read_described(path, Quantised)[1]
     levels = len(described.block_out_channels)
     if not 1 <= levels <= MOST_BLOCKS or {len(described.down_block_types), len(described.up_block_types)} != {levels}:
         raise WeightsError(
-            f"{folder / CONFIG}: as many down_block_types and up_block_types are wanted as block_out_channels, 1 to "
-            f"{MOST_BLOCKS}"
+            f"{path}: as many down_block_types and up_block_types are wanted as block_out_channels, 1 to {MOST_BLOCKS}"
         )
     return config
 
 
 def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
     """Load from a local folder or the Hugging Face hub; only safetensors (a pickle could run code)."""
-    from pipeline.models.encoders.packages import AutoencoderKL
+    from pipeline.models.encoders import packages
 
+    architecture = KL
     if local:
         folder = Path(name) / subfolder
         config = _read_config(folder)
+        architecture = _architecture(config, str(folder / CONFIG))
     try:
         if local:
-            require_room(lambda: AutoencoderKL.from_config(config), f"encoders.vae={name}", folder)
+            network = getattr(packages, architecture)
+            require_room(lambda: network.from_config(config), f"encoders.vae={name}", folder)
         with quiet_hub_clients():
-            model, info = AutoencoderKL.from_pretrained(
+            if not local:
+                config = packages.AutoencoderKL.load_config(name, subfolder=subfolder or None)
+                architecture = _architecture(config, f"encoders.vae={name}")
+            model, info = getattr(packages, architecture).from_pretrained(
                 name,
                 subfolder=subfolder or None,
                 use_safetensors=True,
@@ -200,7 +170,7 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
     except Exception as error:  # diffusers and safetensors have errors of many kinds
         if local:
             raise WeightsError(
-                f"encoders.vae={name}: cannot load an AutoencoderKL from it: {one_line(str(error))[:500]}"
+                f"encoders.vae={name}: cannot load an {architecture} from it: {one_line(str(error))[:500]}"
             ) from error
         raise WeightsError(
             f"encoders.vae={name} cannot be fetched from the Hugging Face hub ({hub_error(error)}). By hand: put its "
@@ -208,6 +178,8 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
             "is internet, and give encoders.weights="
         ) from error
     _refuse_mismatch(name, info["missing_keys"], info["unexpected_keys"])
+    if architecture == VQ:
+        model.register_to_config(scaling_factor=config.get("scaling_factor", UNSCALED))
     return model
 
 

@@ -1,4 +1,5 @@
-"""Converts an autoencoder's weights between diffusers' AutoencoderKL and CompVis' `first_stage_model.*`, without loss.
+"""Converts an autoencoder's weights between diffusers' AutoencoderKL or VQModel and CompVis' `first_stage_model.*`,
+without loss.
 
 The two differ in names and in attention, whose projections are matrices in diffusers and 1x1 convolutions in CompVis.
 CompVis numbers the decoder's levels from the finest, diffusers in the order in which they run.
@@ -23,7 +24,7 @@ RESNET = {  # diffusers: CompVis
 }
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 ENDS = {"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out"}
-OUTSIDE = ("quant_conv", "post_quant_conv")
+OUTSIDE = ("quant_conv", "post_quant_conv", "quantize.embedding")
 MATRIX = re.compile(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight")
 
 

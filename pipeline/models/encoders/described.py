@@ -51,6 +51,16 @@ class Autoencoder:
     up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
 
 
+@dataclass(frozen=True)
+class Quantised(Autoencoder):
+    """config.json of a VQModel. vq_embed_dim: channels of the codebook's entries; None = latent_channels."""
+
+    latent_channels: Annotated[int, Between(1, 1024)] = 3
+    num_vq_embeddings: Annotated[int, Between(1, 1 << 22)] = 256
+    vq_embed_dim: Annotated[int, Between(1, 1024)] | None = None
+    norm_type: Literal["group", "spatial"] = "group"
+
+
 MOST_BLOCKS = 10
 """Levels of an autoencoder, at most."""
 

@@ -59,6 +59,14 @@ class Objective(ABC):
         metrics. Collective."""
         return {}
 
+    def row(self, n: int) -> Mapping[str, float]:
+        """Figures of all samples since the last call, for the row of metrics at n samples. Collective."""
+        return {}
+
+    def warning(self, n: int) -> str:
+        """What somebody should know after the row at n, in one sentence; "" for nothing. The same on every rank."""
+        return ""
+
     def state(self) -> dict[str, Any]:
         """The objective's own state as plain data, which commits hold; {} where it has none."""
         return {}

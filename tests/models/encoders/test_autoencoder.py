@@ -41,7 +41,7 @@ def test_moments_and_decoding_have_the_stated_shapes_and_scales(folder: Path) ->
     stage = load_autoencoder(EncodersConfig(vae=str(folder), seed=0))
     assert (stage.scale, stage.shift, stage.downsampling, stage.latent_channels) == (0.4, 0.2, 2, 3)
     x = torch.rand(2, 3, 16, 16) * 2 - 1
-    moments = stage.encode_moments(x)
+    moments = stage.encode(x)
     assert moments.shape == (2, 6, 8, 8)
     assert moments.dtype == torch.float32
     with torch.no_grad():
@@ -123,10 +123,10 @@ def test_bfloat16_stays_near_float32(folder: Path) -> None:
     half = load_autoencoder(EncodersConfig(vae=str(folder), seed=0, vae_dtype="bfloat16"))
     assert half.weights_sha256 == full.weights_sha256
     x = torch.rand(1, 3, 16, 16) * 2 - 1
-    moments = half.encode_moments(x)
+    moments = half.encode(x)
     assert moments.dtype == torch.float32
-    torch.testing.assert_close(moments, full.encode_moments(x), atol=0.1, rtol=0.1)
-    assert not torch.equal(moments, full.encode_moments(x))
+    torch.testing.assert_close(moments, full.encode(x), atol=0.1, rtol=0.1)
+    assert not torch.equal(moments, full.encode(x))
 
 
 def test_stable_diffusions_architecture_is_used_where_only_its_name_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,11 +207,9 @@ def test_a_bfloat16_stage_gives_its_weights_in_float32_as_they_were(folder: Path
     assert full is full.float32()
     assert (full.dtype, full.weights_sha256) == (torch.float32, half.weights_sha256)
     x = torch.rand(1, 3, 16, 16) * 2 - 1
-    assert torch.equal(full.encode_moments(x), seeded.encode_moments(x))
+    assert torch.equal(full.encode(x), seeded.encode(x))
     assert half.dtype == torch.bfloat16
-    assert torch.equal(
-        load_autoencoder(dataclasses.replace(config, seed=0)).float32().encode_moments(x), seeded.encode_moments(x)
-    )
+    assert torch.equal(load_autoencoder(dataclasses.replace(config, seed=0)).float32().encode(x), seeded.encode(x))
     save_file({name: tensor + 1 for name, tensor in seeded.model.state_dict().items()}, weights)
     with pytest.raises(WeightsError, match="have changed"):
         other.float32()

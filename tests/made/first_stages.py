@@ -1,0 +1,39 @@
+"""Makes small first stages as diffusers writes them, with seeded random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VQ: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "layers_per_block": 1,
+    "latent_channels": 3,
+    "norm_num_groups": 4,
+    "num_vq_embeddings": 32,
+}
+
+
+def vq_folder(folder: Path, *, without: tuple[str, ...] = (), **changes: Any) -> Path:
+    """Writes a VQModel by diffusers' own save_pretrained. without: keys that its config.json then lacks, as files have
+    that were written before these keys were. Entries of the codebook lie as far apart as latents do, so that
+    quantisation changes what is decoded; pictures differ from grey."""
+    from pipeline.models.encoders.packages import VQModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = VQModel(**{**VQ, "scaling_factor": 1.0, **changes})
+        with torch.no_grad():
+            model.quantize.embedding.weight.normal_()
+            model.quant_conv.weight.mul_(3)
+            model.decoder.conv_out.weight.mul_(4)
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    kept = {name: value for name, value in config.items() if name not in without}
+    (folder / "config.json").write_text(json.dumps(kept))
+    return folder
