@@ -154,11 +154,13 @@ def fitting(
     validation: of data.val. Raises ContractMismatch, ConfigError where the caches do not fit the network."""
     from pipeline.planning.first_stage import fit_autoencoder
     from pipeline.planning.fit import fit, precision_of
-    from pipeline.runs.datasets import check_against_contract, check_pixels
+    from pipeline.runs.datasets import check_against_contract, require_pixels
 
     precision = precision_of(config, gpus)
     if isinstance(config, AutoencoderConfig):
-        check_pixels(config, manifest, validation)
+        require_pixels(config, manifest.contract, f"data.train={config.data.train}")
+        if validation is not None:
+            require_pixels(config, validation.contract, f"data.val={config.data.val}")
         width, height = max(manifest.contract.buckets, key=lambda size: size[0] * size[1])
         if config.crop:
             width = height = config.crop

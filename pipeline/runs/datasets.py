@@ -61,6 +61,8 @@ def dataset_of_run(run: RunInfo, urls: Sequence[str]) -> Dataset:
     return Dataset(parts)
 
 
+PIXELS = "pixels"
+"""Name of the array (3, H, W) uint8 of a record that an autoencoder is trained on."""
 EMPTY_TOKENS = 2  # tokens of the empty caption: start and end
 FREE = ("variants", "key", "packed", "min_area")  # facts of conditions that do not change what they mean
 
@@ -124,33 +126,34 @@ def check_against_contract(config: TrainConfig, manifest: Manifest, validation: 
         require_conditions(config, contract, validation.contract, name)
 
 
-def check_pixels(config: AutoencoderConfig, manifest: Manifest, validation: Manifest | None) -> None:
-    """Raise ContractMismatch when the caches hold no pixels, and ConfigError when their pictures do not fit the crop,
-    the autoencoder or its losses. manifest: of data.train or a cache of data.mix. validation: of data.val."""
-    factor = config.autoencoder.downsampling
-    named = [(f"data.train={config.data.train}", manifest)]
-    named += [(f"data.val={config.data.val}", validation)] if validation is not None else []
-    for cache, one in named:
-        contract = one.contract
-        if contract.stored != "pixels":
+def require_pixels(config: AutoencoderConfig, contract: Contract, where: str) -> None:
+    """Raise ContractMismatch unless a cache holds pixels of sizes that the autoencoder, its crop and its losses take,
+    ConfigError where the losses alone do not. where: names the cache, such as data.train=pixels."""
+    if PIXELS not in [member.name for member in contract.members]:
+        raise ContractMismatch(
+            f"{where} holds no pixels, but {contract.stored}: an autoencoder is trained on a cache of latentmill "
+            "encode stored=pixels"
+        )
+    if contract.channel_order != "RGB":
+        raise ContractMismatch(f"{where} holds pixels in the order {contract.channel_order}, not RGB: encode it anew")
+    crop, factor = config.crop, config.autoencoder.downsampling
+    for width, height in contract.buckets:
+        if crop > min(width, height):
             raise ContractMismatch(
-                f"{cache} holds {contract.stored}, and an autoencoder is trained on pixels: encode it with "
-                "stored=pixels"
+                f"crop={crop} is larger than pictures of {where}, {width}x{height}: lower crop, or encode larger ones "
+                "(resolution=)"
             )
-        for size in contract.buckets:
-            if min(size) < config.crop:
-                raise ConfigError(
-                    f"crop={config.crop}, but {cache} has pictures of {size[0]} x {size[1]} pixels: lower crop, or "
-                    "encode with a larger resolution"
-                )
-            if not config.crop and any(side % factor for side in size):
-                raise ConfigError(
-                    f"{cache} has pictures of {size[0]} x {size[1]} pixels, whose sides are no multiples of {factor}, "
-                    f"by which the autoencoder divides them: set crop={min(size) // factor * factor}, or encode with "
-                    "another resolution"
-                )
-        if not config.crop:
-            require_room(config, min(min(size) for size in contract.buckets), f"the smallest side of {cache}")
+        if crop == 0 and (width % factor or height % factor):
+            raise ContractMismatch(
+                f"{where} holds pictures of {width}x{height}, whose sides autoencoder.multipliers (levels: "
+                f"{len(config.autoencoder.multipliers)}) does not divide by {factor}: set crop to a multiple of "
+                f"{factor}, or encode them in such a size (resolution=)"
+            )
+    if crop == 0:
+        try:
+            require_room(config, min(side for size in contract.buckets for side in size), "side")
+        except ConfigError as error:
+            raise ContractMismatch(f"{where} holds pictures of {error}") from None
 
 
 def require_arrays(config: TrainConfig, contract: Contract, cache: str) -> None:

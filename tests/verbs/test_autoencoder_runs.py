@@ -112,8 +112,11 @@ def test_a_job_is_one_task_a_rank_of_the_verb_and_its_nodes_are_checked_for_it(
     ("more", "reason"),
     [
         (["nodes=5"], "optim.batch=48 does not divide among 5 ranks"),
-        (["crop=24"], f"crop=24, but data.train={{}} has pictures of {SIDE} x {SIDE} pixels: lower crop"),
-        (["autoencoder.multipliers=[1,2,2,2,2,2]", "gan.weight=0"], "no multiples of 32, by which the autoencoder"),
+        (["crop=24"], f"crop=24 is larger than pictures of data.train={{}}, {SIDE}x{SIDE}: lower crop"),
+        (
+            ["autoencoder.multipliers=[1,2,2,2,2,2]", "gan.weight=0"],
+            "does not divide by 32: set crop to a multiple of 32",
+        ),
         (["gan.layers=5"], "gan.layers=5: its discriminator judges pictures of"),
         (["resume=must"], "has no checkpoint to resume from"),
         (["cluster.gpu_memory_gb=0.0001"], "lower optim.micro_batch, crop pictures (crop=), or ask for more nodes"),
@@ -137,7 +140,9 @@ def test_a_cache_of_latents_trains_no_autoencoder(
     make_cache(str(tmp_path / "latents"), [16])
     words = [word for word in words if not word.startswith("data.train")]
     said = refusal(capsys, 1, *words, f"data.train={tmp_path}/latents", "--dry-run")
-    assert "holds moments, and an autoencoder is trained on pixels: encode it with stored=pixels" in said
+    assert (
+        "holds no pixels, but moments: an autoencoder is trained on a cache of latentmill encode stored=pixels" in said
+    )
 
 
 def test_a_chain_encodes_trains_and_evaluates(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,9 +138,7 @@ class FirstStageObjective(Objective):
         assert outputs.quantised is not None and self.codes is not None
         self.codes.see(outputs.quantised)
         figures["quantisation"] = outputs.quantised.commitment_loss_B.mean()
-        return (
-            loss.codebook * outputs.quantised.codebook_loss_B + loss.commitment * outputs.quantised.commitment_loss_B
-        )
+        return loss.codebook * outputs.quantised.codebook_loss_B + loss.commitment * outputs.quantised.commitment_loss_B
 
     def after_step(self, n: int) -> Mapping[str, Tensor]:
         """Restarts codes that are dead, with moments of 0. Averages follow the new values as they follow any other."""
