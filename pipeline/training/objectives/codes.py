@@ -8,6 +8,7 @@ there are codes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class Codes:
         self._collapsed = 0.0  # share of codes in use, where it is too small
         self._counts = torch.zeros(size, dtype=torch.int64, device=world.device)  # of this rank, since the last row
         self._used = torch.zeros(size, dtype=torch.int64)  # n after the last step in which each was chosen
+        self._restarted = 0  # since the last row
         self._step: list[tuple[Tensor, Tensor]] = []  # latents (b, C, h, w) and indices of the step's micro-batches
 
     def begin(self) -> None:
@@ -54,12 +56,13 @@ class Codes:
         """
         chosen = count(torch.cat([indices.flatten() for _, indices in self._step]), self.size)
         self._counts += chosen
-        if not self.restart:
-            return torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
-        self._used[self.world.added((chosen > 0).float()).cpu() > 0] = n
-        dead = (n - self._used >= self.restart).nonzero().flatten()
-        self._used[dead] = n
-        return dead, self._drawn(dead, n, numbers)
+        dead = torch.zeros(0, dtype=torch.int64)
+        if self.restart:
+            self._used[self.world.added((chosen > 0).float()).cpu() > 0] = n
+            dead = (n - self._used >= self.restart).nonzero().flatten()
+            self._used[dead] = n
+            self._restarted += len(dead)
+        return dead, self._drawn(dead, n, numbers) if len(dead) else torch.zeros(0, 0)
 
     def _drawn(self, dead: Tensor, n: int, numbers: Tensor) -> Tensor:
         """Latents (D, C) of the global batch, one for each code. Each comes from the rank that has its sample."""
@@ -74,7 +77,8 @@ class Codes:
         return self.world.added(values)  # one rank's values and zeros: exact
 
     def row(self) -> dict[str, float]:
-        """codes_used, a share, and perplexity of the samples since the last call. Collective."""
+        """codes_used, a share, and perplexity of the samples since the last call; codes_restarted, a number.
+        Collective."""
         counts = self.world.added(self._counts.clone()).cpu()
         self._counts.zero_()
         if not int(counts.sum()):
@@ -82,19 +86,21 @@ class Codes:
         used = usage(counts)
         if int(counts.sum()) >= ENOUGH * self.size:
             self._collapsed = used if used < COLLAPSED else 0.0
-        return {"codes_used": used, "perplexity": perplexity(counts)}
+        restarted, self._restarted = self._restarted, 0
+        figures = {"codes_used": used, "perplexity": perplexity(counts)}
+        return figures | ({"codes_restarted": float(restarted)} if self.restart else {})
 
     def warning(self, learning: bool) -> str:
-        """What to do about a codebook that has collapsed, said once; "" for nothing. learning: whether the learning rate
-        has risen to its peak, before which a codebook may still spread."""
+        """What to do about a codebook that has collapsed, said once; "" for nothing. learning: whether the learning
+        rate has risen to its peak, before which a codebook may still spread."""
         if self.warned or not learning or not self._collapsed:
             return ""
         self.warned = True
         remedy = (
             f"loss.restart={self.restart} does not help: lower optim.lr, or take fewer autoencoder.codes"
             if self.restart
-            else "give loss.restart, the samples after which an unused code starts again, lower optim.lr, or take fewer "
-            "autoencoder.codes"
+            else "give loss.restart, the samples after which an unused code starts again, lower optim.lr, or take "
+            "fewer autoencoder.codes"
         )
         return f"{self._collapsed:.1%} of {self.size:,} codes are in use: the codebook collapses; {remedy}"
 
@@ -113,4 +119,4 @@ def stretches(codes: Tensor) -> Iterator[tuple[int, int]]:
     """(first place, past the last) in `codes` (D,), ascending, of each stretch of consecutive numbers."""
     breaks = ((codes[1:] - codes[:-1]) > 1).nonzero().flatten().add(1).tolist()
     edges = [0, *breaks, len(codes)]
-    yield from (pair for pair in zip(edges, edges[1:]) if pair[0] < pair[1])
+    yield from (pair for pair in pairwise(edges) if pair[0] < pair[1])

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline import philox
-from pipeline.config import AutoencoderConfig
+from pipeline.config import AutoencoderConfig, FirstStageConfig, GanConfig
 from pipeline.data.reading.batch import Batch
 from pipeline.models.first_stage.discriminator import fooled, hinge
 from pipeline.models.first_stage.trainable import Outputs, TrainableAutoencoder
 from pipeline.models.perceptual.network import Perceptual
+from pipeline.planning.first_stage import step_cost
 from pipeline.training.engines.base import Engine
 from pipeline.training.objectives.adversary import adversarial_gradient, phase_at
 from pipeline.training.objectives.base import Objective, Prepared, StepLoss
@@ -40,14 +42,11 @@ class PreparedPictures(Prepared):
 
 
 class FirstStageObjective(Objective):
-    """engine: of a TrainableAutoencoder. perceptual: None for no such term. flops: of a training step of one image, 0
-    where they are not counted."""
+    """engine: of a TrainableAutoencoder. perceptual: None for no such term."""
 
-    def __init__(
-        self, config: AutoencoderConfig, *, engine: Engine, perceptual: Perceptual | None = None, flops: float = 0.0
-    ) -> None:
+    def __init__(self, config: AutoencoderConfig, *, engine: Engine, perceptual: Perceptual | None = None) -> None:
         assert isinstance(engine.module, TrainableAutoencoder)
-        self.config, self.engine, self.perceptual, self._flops = config, engine, perceptual, flops
+        self.config, self.engine, self.perceptual = config, engine, perceptual
         self.module, self.world = engine.module, engine.world
         self.codes: Codes | None = None
         if config.autoencoder.regularizer == "vq":
@@ -149,7 +148,7 @@ class FirstStageObjective(Objective):
             self.engine.overwrite(CODEBOOK, int(dead[first]) * values.shape[1], values[first:last].flatten())
         if len(dead):
             self.engine.refresh()
-        return {"codes_restarted": torch.tensor(float(len(dead)))} if self.codes.restart else {}
+        return {}
 
     def row(self, n: int) -> dict[str, float]:
         return self.codes.row() if self.codes is not None else {}
@@ -158,7 +157,11 @@ class FirstStageObjective(Objective):
         return self.codes.warning(n >= self.config.optim.warmup) if self.codes is not None else ""
 
     def flops(self, prepared: Prepared) -> float:
-        return self._flops
+        """FLOPs of a training step of one picture, without the perceptual distance."""
+        phase, (height, width) = phase_at(self.config.gan, prepared.batch.n), prepared.images.shape[2:]
+        return step_flops(
+            *(self.config.autoencoder, self.config.gan, height, width), generator=phase.weight > 0, trains=phase.trains
+        )
 
     def state(self) -> dict[str, Any]:
         return self.codes.state() if self.codes is not None else {}
@@ -166,3 +169,18 @@ class FirstStageObjective(Objective):
     def load(self, state: Mapping[str, Any]) -> None:
         if self.codes is not None:
             self.codes.load(state)
+
+
+@cache
+def step_flops(
+    stage: FirstStageConfig, gan: GanConfig, height: int, width: int, *, generator: bool, trains: bool
+) -> float:
+    """FLOPs of a training step for one picture of this size. generator: whether the autoencoder feels the
+    discriminator. trains: whether that is trained."""
+    cost = step_cost(
+        *(stage, gan, 1, height, width),
+        generator=generator,
+        discriminator=trains,
+        adaptive=False,  # the gradients at the last layer are on the backward pass's way
+    )
+    return float(sum(cost.training_flops().values()))
