@@ -11,6 +11,10 @@ VERBS = {
     "train": ("pipeline.train", "train a latent diffusion model on a cache"),
     "autoencoder": ("pipeline.autoencoder", "train an autoencoder (first stage) on a cache of pixels"),
     "eval": ("pipeline.eval", "a checkpoint's FID, CLIP score and attribute accuracy"),
+    "reconstruct": (
+        "pipeline.reconstruct",
+        "how near an autoencoder's reconstructions are, figures and the worst pairs",
+    ),
     "sample": ("pipeline.sample", "images from a checkpoint"),
     "export": ("pipeline.export", "weights that other software loads"),
     "fetch": ("pipeline.fetch", "encoders into a folder or bucket, for nodes without internet"),

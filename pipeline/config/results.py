@@ -1,4 +1,4 @@
-"""The verbs that use trained models, and the demo of the whole loop: eval, sample, export, demo."""
+"""The verbs that use trained models, and the demo of the whole loop: eval, reconstruct, sample, export, demo."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pipeline.config.values.bounds import Between, Ge, Seed
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRunConfig:
-    """latentmill eval: measure a checkpoint's FID, CLIP score and attribute accuracy, and write a card about each."""
+    """latentmill eval: measure a checkpoint's FID, CLIP score and attribute accuracy, or how near an autoencoder's
+    reconstructions are to held-out pictures, and write a card about each."""
 
     run: str = ""
-    """Run directory; "" with from_card = the run that the card is in."""
+    """Run directory, of a diffusion model or of an autoencoder; "" with from_card = the run that the card is in."""
     from_card: str = ""
     """Card of an earlier evaluation, whose figures are measured again and compared (also `--from-card CARD`)."""
     features: Literal["", FeaturesName] = ""
@@ -25,9 +26,9 @@ class EvalRunConfig:
     perceptual: str = ""
     """Weights of the perceptual distance, as eval.perceptual of train; "" = the run's own."""
     data: DataConfig = field(default_factory=DataConfig)
-    """data.val: the cache whose captions are sampled; "" = the run's own."""
+    """data.val: the cache whose captions are sampled, or whose pictures are reconstructed; "" = the run's own."""
     images: Annotated[int, Ge(2)] = 1000
-    """Number of images to sample."""
+    """Number of images to sample or reconstruct."""
     guidance: tuple[Annotated[float, Ge(0, "0 or more is wanted (1 = none)")], ...] = (3.0,)
     """Guidance scales, with one evaluation for each; 1 = no guidance. Several scales add a curve of FID against CLIP
     score to the run's report."""
@@ -62,6 +63,35 @@ class EvalRunConfig:
     pending: bool = False
     """Ignore the keys above and make the evaluations that training with eval.where=job left to be made, as it would
     have made them (with at=N, that one alone)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """latentmill reconstruct: measure how near any autoencoder's reconstructions are to the pictures of a cache, and
+    show the worst."""
+
+    dataset: str
+    """Cache that holds the pictures, of encode stored=pixels or conditions=[pixels]: a folder or s3:// URL."""
+    dest: str
+    """Folder or s3:// URL for the figures, their card, the page and the picture of pairs."""
+    encoders: EncodersConfig = field(default_factory=EncodersConfig)
+    """The autoencoder (encoders.vae and what goes with it); no text tower is loaded."""
+    images: Annotated[int, Ge(2)] = 1000
+    """Number of pictures: the first of the cache, or all where it has fewer."""
+    batch: Annotated[int, Ge(1)] = 32
+    """Pictures per batch; it changes figures by rounding only."""
+    pairs: Annotated[int, Between(0, 1024)] = 16
+    """Pairs of a picture and its reconstruction that are shown, the worst first."""
+    reference: str = ""
+    """Statistics of real images for rFID, a file written by `latentmill reference`; "" = no rFID."""
+    features: FeaturesName = "democlip"
+    """Feature network of the reference, as eval.features of train."""
+    features_weights: str = ""
+    """Weights of the feature network; "" = as published."""
+    perceptual: str = "none"
+    """Weights of the perceptual distance, as eval.perceptual of train; none = no such figure."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to run on; auto = cuda where there is a GPU, else cpu."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,7 +147,8 @@ def _quality(runs: Sequence[Run]) -> str:
     last: dict[str, Any] = {}
     for run in reversed([run for run in runs if run.last]):  # floors and bounds of the first run that has them
         last |= run.last.metrics if run.last else {}
-    of_figures = [(f, _figure_chart(runs, name, f, last)) for name, f in present(_all_metrics(runs))]
+    drawn = [(name, figure) for name, figure in present(_all_metrics(runs)) if figure.kind != "cost"]
+    of_figures = [(f, _figure_chart(runs, name, f, last)) for name, f in drawn]
     charts = [chart for figure, chart in of_figures if figure is not CLIP_SCORE]
     for name in fids_of(last):
         charts.append(_metric_chart(runs, name, name, "lower is better, log scale", last, log_y=True))

@@ -33,11 +33,15 @@ ROW_TEXTS = frozenset(("alert", "text", "engine"))
 LAST_SECOND = 1e11
 """Latest Unix time of a row."""
 
-FIGURE_TABLES = ("attribute_accuracy_by_objects", "attribute_accuracy_by_attribute")
+FIGURE_TABLES = (
+    *("attribute_accuracy_by_objects", "attribute_accuracy_by_attribute"),
+    *("latent_mean_by_channel", "latent_std_by_channel"),
+)
 KNOWN_FIGURE = re.compile(
     r"n|images|images_not_finite|guidance|seconds|"
     rf"({'|'.join(figure.name for figure in all_figures())})(_\w+)?|"
-    r"(fid|fid_infinity|kid|precision|recall|cmmd|inception_score)(_\w+)?"
+    r"latent_mean|latent_std|latent_std_error|posterior_std|"
+    r"(fid|fid_infinity|rfid|kid|precision|recall|cmmd|inception_score)(_\w+)?"
 )
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -58,6 +62,10 @@ class CardFacts:
     captions: dict[str, Any] = field(default_factory=dict)
     reference: dict[str, Any] | None = None
     judge: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    pictures: dict[str, Any] = field(default_factory=dict)
+    perceptual: dict[str, Any] = field(default_factory=dict)
+    vae_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
