@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from made.pixels import KL, SIDE, VQ, make_autoencoder_run, make_module, make_pixels, picture
+from made.autoencoder_run import KL, SIDE, VQ, make_autoencoder_run, make_module, make_pixels, picture
 from pipeline import cli, export
 from pipeline.config import AutoencoderConfig, EncodersConfig, ExportConfig, FirstStageConfig, GanConfig
 from pipeline.errors import ConfigError, DestinationExists, RunError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from made.pixels import BATCH, make_pixels
+from made.autoencoder_run import BATCH, make_pixels
 from made.places import TESTS
 from made.refusal import refusal
 from made.slurm_run import SMALL, until

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from made.pixels import BATCH, KL, SIDE, autoencoder_config, make_autoencoder_run, make_pixels
+from made.autoencoder_run import BATCH, KL, SIDE, autoencoder_config, make_autoencoder_run, make_pixels
 from made.refusal import refusal
 from pipeline import cli
 from pipeline.config import AutoencoderConfig, DataVerbConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from made.pixels import KL, SIDE, VQ, autoencoder_config, make_module, make_pixels, picture
+from made.autoencoder_run import KL, SIDE, VQ, autoencoder_config, make_module, make_pixels, picture
 from pipeline.config import FirstStageConfig
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted, ShapeError
