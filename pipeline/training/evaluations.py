@@ -78,7 +78,7 @@ def first_stage_evaluation(
     def load() -> Evaluate:
         from pipeline.evaluation.reconstruction.runs import in_training
 
-        return in_training(config, run, world)
+        return world.together(lambda: in_training(config, run, world))
 
     with _where_it_is(config, run, world, tracker, load) as evaluate:
         yield evaluate

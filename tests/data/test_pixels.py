@@ -21,7 +21,8 @@ from made.forged_cache import forge_records, joined
 from pipeline.data.format.contract import Contract, plain, require_match
 from pipeline.data.format.contract_json import contract_digest, contract_from_json
 from pipeline.data.format.manifest import load_manifest
-from pipeline.data.format.pixels import most_png_bytes, png_bytes, png_size, read_png
+from pipeline.data.format.members import most_png_bytes
+from pipeline.data.format.pixels import png_bytes, png_size, read_png
 from pipeline.data.format.records import npy_bytes, pack
 from pipeline.data.order.dataset import dataset_of
 from pipeline.data.reading import batch as module

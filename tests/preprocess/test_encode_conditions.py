@@ -301,7 +301,6 @@ def test_no_tower_and_no_tokenizer_are_loaded_without_captions(
         (["text_storage=none", "caption_key=json:caption"], "no caption is read, so leave caption_key out"),
         (["text_storage=none", "filters.min_caption=2"], "no caption is read, so leave it out"),
         (["text_storage=none", "filters.duplicates=pair"], "give image, or keep"),
-        (["caption_key="], "caption_key="),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(words: list[str], message: str) -> None:

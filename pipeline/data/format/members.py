@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pipeline.data.format.contract import Contract, Member
-from pipeline.data.format.pixels import most_png_bytes
 from pipeline.errors import ShardCorrupt
 
 SHORTEST = 2
@@ -66,6 +65,12 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
     if conditions.pixels and contract.stored != "pixels":
         arrays.append(member("pixels", (3, *sides(1)), "uint8"))
     return tuple(arrays)
+
+
+def most_png_bytes(size: tuple[int, int]) -> int:
+    """More bytes than a PNG of `size` (width, height) has that does not shrink its pixels."""
+    raw = size[1] * (1 + 3 * size[0])
+    return raw + raw // 8 + 4096
 
 
 def member_shape(

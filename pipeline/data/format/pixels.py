@@ -1,6 +1,7 @@
 """A crop as a lossless PNG: how it is written, and read strictly again.
 
 Only what `png_bytes` writes is read: 8-bit RGB of the expected size, not interlaced, in the chunks IHDR, IDAT and IEND.
+Pillow is imported where a PNG is written or read: other caches need none of it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import io
 import zlib
 
 import numpy as np
-from PIL import Image, features
 
 from pipeline.errors import ShardCorrupt
 
@@ -20,6 +20,8 @@ RGB_8 = bytes([8, 2, 0, 0, 0])
 
 def png_bytes(pixels_HWC: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 -> the bytes (N,) uint8 of a PNG. They depend on the pixels and `png_library` alone."""
+    from PIL import Image
+
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels_HWC)).save(out, "PNG")
     return np.frombuffer(out.getvalue(), dtype=np.uint8)
@@ -27,14 +29,10 @@ def png_bytes(pixels_HWC: np.ndarray) -> np.ndarray:
 
 def png_library() -> str:
     """Name and version of the library that compresses, on which the bytes depend."""
+    from PIL import features
+
     ng = features.version("zlib_ng")
     return f"zlib-ng {ng}" if ng else f"zlib {features.version('zlib')}"
-
-
-def most_png_bytes(size: tuple[int, int]) -> int:
-    """More bytes than a PNG of `size` (width, height) has that does not shrink its pixels."""
-    raw = size[1] * (1 + 3 * size[0])
-    return raw + raw // 8 + 4096
 
 
 def png_size(data: np.ndarray) -> tuple[int, int]:
@@ -48,6 +46,8 @@ def read_png(data: np.ndarray | bytes, size: tuple[int, int], out: np.ndarray | 
 
     Raises ShardCorrupt for anything that `png_bytes` does not write.
     """
+    from PIL import Image
+
     view = memoryview(data.tobytes() if isinstance(data, np.ndarray) else data)
     _require_plain(view, size)
     try:
