@@ -11,7 +11,7 @@ from PIL import Image
 
 from made.cache import make_cache
 from made.first_stages import vq_folder
-from made.pixels import make_pixels
+from made.autoencoder_run import make_pixels
 from pipeline import cli
 from pipeline.evaluation.reconstruction.card import parse_card
 from pipeline.evaluation.reconstruction.evaluate import Reconstructing
