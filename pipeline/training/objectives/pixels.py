@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from pipeline.distributed.world import World
 
 
-def open_pixels(config: AutoencoderConfig, run: Storage, world: World) -> Data:
-    """Open the datasets of an autoencoder's run, as one rank. Raises LatentmillError where they do not fit, or are not
-    there."""
+def open_pixels(config: AutoencoderConfig, run: Storage, world: World, members: tuple[str, ...] = ()) -> Data:
+    """Open the datasets of an autoencoder's run, as one rank. members: arrays that further losses read. Raises
+    LatentmillError where they do not fit, or are not there."""
     dataset, validation = datasets(config, run, world)
     contracts = [part.manifest.contract for part in dataset.parts]
     for where, contract in zip(_places(config), [*contracts, *([validation.contract] if validation else [])]):
         require_pixels(config, contract, where)
-    return Data(*streamed(config, dataset, validation, (PIXELS,), world))
+    return Data(*streamed(config, dataset, validation, (PIXELS, *members), world))
 
 
 def check_caches(config: AutoencoderConfig) -> None:
