@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from examples import digits
-from made.digit_classifier import DigitClassifier
+from made.digit_classifier import DigitClassifier, classes, pixels, read
 from pipeline import cli
 
 RECORDS = 1797
@@ -23,27 +20,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples") / "digits"
     assert digits.main([str(folder)]) == 0
     return folder
-
-
-def read(folder: Path) -> list[dict[str, bytes]]:
-    """The records of a folder's shards: suffix -> bytes."""
-    records: dict[str, dict[str, bytes]] = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                file = tar.extractfile(member)
-                assert file is not None
-                records.setdefault(key, {})[suffix] = file.read()
-    return list(records.values())
-
-
-def pixels(records: list[dict[str, bytes]]) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(io.BytesIO(record["png"]))) for record in records])
-
-
-def classes(records: list[dict[str, bytes]]) -> np.ndarray:
-    return np.array([int(record["cls"]) for record in records])
 
 
 def test_every_digit_is_in_one_shard_once_with_its_class_and_caption(shards: Path) -> None:

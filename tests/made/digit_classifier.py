@@ -1,6 +1,10 @@
-"""Which digit a picture shows: a support vector machine of scikit-learn, trained on real digits of 8 x 8 pixels."""
+"""Which digit a picture shows, by a support vector machine of scikit-learn; and what shards of digits hold."""
 
 from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -31,3 +35,30 @@ def features(pictures: np.ndarray) -> np.ndarray:
     """Pictures (N, H, W, 3) uint8, H and W multiples of 8 -> (N, 64): ink, from 0 to INK, at the digits' own pixels."""
     grey = (Image.fromarray(picture).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX) for picture in pictures)
     return np.stack([np.asarray(small, dtype=np.float64).reshape(-1) for small in grey]) * (INK / 255)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Shards of examples/digits.py
+
+
+def read(folder: Path) -> list[dict[str, bytes]]:
+    """The records of a folder's shards: suffix -> bytes."""
+    records: dict[str, dict[str, bytes]] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                file = tar.extractfile(member)
+                assert file is not None
+                records.setdefault(key, {})[suffix] = file.read()
+    return list(records.values())
+
+
+def pixels(records: list[dict[str, bytes]]) -> np.ndarray:
+    """Their pictures (N, H, W, 3) uint8."""
+    return np.stack([np.asarray(Image.open(io.BytesIO(record["png"]))) for record in records])
+
+
+def classes(records: list[dict[str, bytes]]) -> np.ndarray:
+    """Their classes (N,)."""
+    return np.array([int(record["cls"]) for record in records])
