@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -15,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from made.first_stage import autoencoder_loss, discriminator_loss, made
 from made.live_memory import Live, kept_bytes
+from made.places import REPOSITORY
 from pipeline.config import FirstStageConfig, GanConfig
+from pipeline.config.loading.folders import conf_dir
 from pipeline.config.loading.load import load
 from pipeline.errors import ShapeError
 from pipeline.models.first_stage.discriminator import fooled
@@ -135,6 +138,28 @@ def test_a_resting_discriminator_costs_nothing_but_its_parameters() -> None:
     assert kept == alone
 
 
+def test_the_reference_page_has_every_presets_figures() -> None:
+    rows = {}
+    for line in (REPOSITORY / "docs/reference/autoencoders.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if re.fullmatch(r"`(kl|vq)_\w+`", cells[0]):
+            rows[cells[0].strip("`")] = [cells[1], cells[2], cells[3], *cells[-3:]]
+    assert set(rows) == {path.stem for path in (conf_dir() / "autoencoder").glob("*.yaml")}
+    for name, row in rows.items():
+        config = load("autoencoder", [f"autoencoder={name}", "data.train=unused", "run=unused"]).autoencoder
+        side, digits = (64, 1) if "small" in name else (256, 0)
+        latent = side // config.downsampling
+        cost = autoencoder_cost(config, 1, side, side)
+        steps = (cost, step_cost(config, GanConfig(weight=0.5), 1, side, side))
+        assert row == [
+            str(config.downsampling),
+            f"{latent}x{latent}x{config.latent_channels}",
+            f"{config.codes:,}" if config.regularizer == "vq" else "",
+            f"{cost.parameters:,}",
+            *(f"{sum(each.training_flops().values()) / 1e9:,.{digits}f}" for each in steps),
+        ]
+
+
 def test_sizes_that_do_not_halve_are_refused() -> None:
     with pytest.raises(ShapeError, match="multiples of 4"):
         autoencoder_cost(KL, 1, 62, 64)
@@ -174,6 +199,7 @@ def test_the_peak_of_a_step_is_that_of_the_tensors_alive(
     assert modelled == pytest.approx(live.peak, rel=0.05), "activations and gradients, without weights and optimizer"
 
 
+@pytest.mark.long
 def test_the_peak_of_a_step_is_that_of_the_process() -> None:
     """Here glibc returns freed blocks at once. With the gradients at the last layer before the backward pass."""
     config = replace(KL, channels=64, multipliers=(1, 2, 2))

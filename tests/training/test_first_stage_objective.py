@@ -150,6 +150,8 @@ def test_the_discriminator_begins_at_a_number_of_samples_and_its_weight_rises_ov
     n: int, phase: Phase
 ) -> None:
     assert phase_at(GAN, n) == phase
+    at_once = replace(GAN, ramp=0)
+    assert phase_at(at_once, n) == replace(phase, weight=0.5 if n >= 4 * BATCH else 0.0)
     assert phase_at(GanConfig(), n) == Phase()
     assert phase_at(GanConfig(weight=0.5), n) == Phase(trains=True, weight=0.5)
 

@@ -111,7 +111,7 @@ class Engine(ABC):
                 gradients = (
                     self._placement.gradients() if whole else self._gradients(part, self._placement.stored_slots)
                 )
-                if gradients:  # of a small part, other ranks may hold all
+                if gradients:  # all of a part may be other ranks'
                     torch._foreach_mul_(gradients, self.clip / norm)
         if self._muon is not None:
             self._muon()

@@ -33,8 +33,10 @@ def phase_at(gan: GanConfig, n: int) -> Phase:
     """The phase of the step that begins at n samples seen."""
     if gan.weight == 0 or n < gan.after - gan.warmup:
         return Phase()
+    if n < gan.after:
+        return Phase(trains=True)
     risen = 1.0 if gan.ramp == 0 else min(1.0, (n - gan.after) / gan.ramp)
-    return Phase(trains=True, weight=gan.weight * max(0.0, risen))
+    return Phase(trains=True, weight=gan.weight * risen)
 
 
 def adversarial_gradient(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,8 +17,11 @@ class Prepared:
     """One rank's samples on its device, with everything random that they get.
 
     images: (b, ...) what is looked at where a loss is not finite. digest: the draws whose hash the ledger holds, each
-    (b, ...). bucket_B: (b,) the fifth of the noise levels that each sample is in; None without noise levels.
+    (b, ...). bucket_B: (b,) the fifth of the noise levels that each sample is in; None without noise levels. what: what
+    an image is called in messages.
     """
+
+    what: ClassVar[str] = "latent"
 
     batch: Batch
     images: Tensor

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ CODEBOOK = "model.quantize.embedding.weight"
 class PreparedPictures(Prepared):
     """images: (b, 3, H, W) in [-1, 1], cut and flipped. noise: (b, C, h, w) of the posterior; None with a codebook."""
 
+    what: ClassVar[str] = "picture"
     noise: Tensor | None = None
     more: dict[str, Tensor] = field(default_factory=dict)
     """Other arrays of the samples (b, ...), which further losses read."""
@@ -87,7 +88,8 @@ class FirstStageObjective(Objective):
         return PreparedPictures(batch, images, digest, noise=noise, more=more)
 
     def losses(self, prepared: Prepared, rows: slice) -> StepLoss:
-        """loss_B: of everything but the discriminator's terms. Collective where the autoencoder feels it."""
+        """loss_B: of everything but the discriminator's terms, NaN where these are not finite. Collective where the
+        autoencoder feels it."""
         assert isinstance(prepared, PreparedPictures), "what this objective has prepared"
         x, noise = prepared.images[rows], None if prepared.noise is None else prepared.noise[rows]
         phase = phase_at(self.config.gan, prepared.batch.n)
@@ -97,7 +99,9 @@ class FirstStageObjective(Objective):
         loss_B = (likelihood_B + regularizer_B).detach()
         total = likelihood_B.mean()
         if outputs.logits_for_generator is not None:
-            generator = fooled(outputs.logits_for_generator).mean()
+            generator_B = fooled(outputs.logits_for_generator)
+            generator = generator_B.mean()
+            loss_B = known(loss_B, generator_B)
             gradient, figures["lambda"] = adversarial_gradient(
                 outputs.reconstruction,
                 self.module.last_layer,
@@ -110,7 +114,8 @@ class FirstStageObjective(Objective):
             total = (outputs.reconstruction * gradient).sum()  # has that gradient
         total = total + regularizer_B.mean()
         if outputs.logits_real is not None and outputs.logits_fake is not None:
-            figures["discriminator"] = hinge(outputs.logits_real, outputs.logits_fake).mean()
+            hinge_B = hinge(outputs.logits_real, outputs.logits_fake)
+            figures["discriminator"], loss_B = hinge_B.mean(), known(loss_B, hinge_B)
             figures["logits_real"], figures["logits_fake"] = outputs.logits_real.mean(), outputs.logits_fake.mean()
             total = total + figures["discriminator"]
         if self.module.extra is not None:
@@ -176,6 +181,11 @@ class FirstStageObjective(Objective):
     def load(self, state: Mapping[str, Any]) -> None:
         if self.codes is not None:
             self.codes.load(state)
+
+
+def known(loss_B: Tensor, other_B: Tensor) -> Tensor:
+    """The losses (b,), NaN where another loss of the same samples is not finite."""
+    return torch.where(other_B.detach().isfinite(), loss_B, torch.nan)
 
 
 @cache

@@ -81,7 +81,7 @@ def _of_folder(config: AutoencoderConfig) -> tuple[dict[str, Any], dict[str, Ten
         stage = load_autoencoder(EncodersConfig(vae=config.init))
     except WeightsError as error:
         said = one_line(str(error)).replace("encoders.vae=", "init=")
-        raise WeightsError(said) from None
+        raise WeightsError(said if said.startswith("init=") else f"init={config.init}: {said}") from None
     if not isinstance(stage, NetworkStage):
         raise WeightsError(f"init={config.init} is no autoencoder: give a run of one, or a folder")
     return {"kind": stage.architecture}, dict(stage.model.state_dict())

@@ -231,6 +231,8 @@ def test_a_seed_gives_the_same_weights_on_every_machine(config: FirstStageConfig
 
 def test_every_parameter_is_of_one_part_and_only_the_autoencoder_is_averaged() -> None:
     module = TrainableAutoencoder(KL, GAN, extra=nn.Conv2d(3, 3, 1))
+    assert module.PARTS == PARTS
+    assert set(TrainableAutoencoder(KL).PARTS) == {"autoencoder"}
     parts = [
         [part for part, starts in PARTS.items() if name.startswith(starts)] for name, _ in module.named_parameters()
     ]
