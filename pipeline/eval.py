@@ -67,9 +67,9 @@ def main(config: EvalRunConfig) -> int:
     if config.from_card:
         return reproduce(config)
     if isinstance(load_any_run(config.run).config, AutoencoderConfig):
-        card = autoencoders.evaluate_run(config)
-        show(autoencoders.table(card), end="")
-        show(card.line())
+        measured = autoencoders.evaluate_run(config)
+        show(autoencoders.table(measured), end="")
+        show(measured.line())
         return 0
     dest = f"{config.run.rstrip('/')}/{page.DEFAULT_DEST}"
     if len(settings(config)) > 1:

@@ -71,7 +71,8 @@ def _fid_card(name: str, metrics: Mapping[str, Any], target: float | None) -> st
     notes = _error_bar_notes(name, metrics) + (
         [] if not floor else [f"autoencoder floor {short(floor)}: {value / floor:.2f}×"]
     )
-    if floor is None and is_number(real := metrics.get(f"{name}_floor_real")):
+    real = metrics.get(f"{name}_floor_real")
+    if floor is None and real is not None:
         notes.append(f"real images {short(real)}")
     reached = None if target is None or not floor else (f"target ≤ {target:g}× floor", value <= target * floor)
     return _card(name, short(value), notes, reached)

@@ -5,6 +5,7 @@ Everything is kept by picture or in whole numbers, so that figures are the same 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,13 @@ class Codes:
         self.counts[0] += counts
         self.counts[1:][self._halves[:, number]] += counts
 
+    @classmethod
+    def merge(cls, parts: Sequence[Codes]) -> Codes:
+        """All ranks' counts together."""
+        whole = copy.copy(parts[0])
+        whole.counts = np.sum([part.counts for part in parts], axis=0)
+        return whole
+
     def figures(self) -> dict[str, float]:
         """Share of the codebook that is used, and perplexity, each with its error."""
         figures: dict[str, float] = {}
@@ -103,10 +111,8 @@ class Counted:
             whole.seconds = (whole.seconds[0] + part.seconds[0], whole.seconds[1] + part.seconds[1])
             whole.timed_images += part.timed_images
             whole.not_finite += part.not_finite
-            if whole.codes is None:
-                whole.codes = part.codes
-            elif part.codes is not None:
-                whole.codes.counts += part.codes.counts
+        if codes := [part.codes for part in parts if part.codes is not None]:
+            whole.codes = Codes.merge(codes)
         whole.rows = {number: whole.rows[number] for number in sorted(whole.rows)}
         whole.features.sort(key=lambda batch: batch[0])
         return whole

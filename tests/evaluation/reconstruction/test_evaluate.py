@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from made.autoencoder_run import KL, SIDE, VQ, autoencoder_config, make_module, make_pixels, picture
+from made.thread_world import on_ranks
 from pipeline.config import FirstStageConfig
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted, ShapeError
@@ -20,13 +22,16 @@ from pipeline.evaluation.metrics.error_bars import half_sample_error
 from pipeline.evaluation.metrics.fid import Statistics, fid
 from pipeline.evaluation.metrics.restoration import ssim
 from pipeline.evaluation.reconstruction.card import OF_THE_MACHINE
+from pipeline.evaluation.reconstruction.counted import Counted
 from pipeline.evaluation.reconstruction.evaluate import Reconstructing, Reconstructions
+from pipeline.evaluation.reconstruction.pairs import Pair, drawn, of_one_size
 from pipeline.evaluation.reconstruction.pictures import Pictures
 from pipeline.evaluation.reconstruction.stage import stage_of
 from pipeline.evaluation.reference import Reference, ReferenceFacts
 from pipeline.inference.pictures import from_uint8, to_uint8
 from pipeline.models.encoders.first_stage import FirstStage, Identity, VQStage
 from pipeline.models.perceptual.network import Perceptual
+from pipeline.report.grid import MARGIN
 
 SIZES = [7, 0, 5, 3]
 IMAGES = 13
@@ -55,29 +60,16 @@ def same(result: Reconstructions) -> dict[str, Any]:
     return {name: value for name, value in result.metrics.items() if name not in OF_THE_MACHINE}
 
 
-class OneOf(World):
-    """One rank of several that run after each other: `gather` gives what the ranks before have left."""
-
-    left: list[Any]
-
-    def __init__(self, rank: int, size: int, left: list[Any]) -> None:
-        super().__init__(rank=rank, size=size)
-        object.__setattr__(self, "left", left)
-
-    def gather(self, value: Any) -> list[Any]:
-        return [*self.left, value]
-
-
 def test_figures_of_pictures_are_those_computed_by_hand(pictures: Pictures) -> None:
     kl = stage(KL)
     metrics = Reconstructing(pictures, batch=4)(kl, 128, images=IMAGES, weights="ema").metrics
-    drawn = to_uint8(kl.decode(kl.mean(from_uint8(truth()))))
-    errors = np.square(drawn.astype(float) - truth()).reshape(IMAGES, -1).mean(axis=1)
+    made = to_uint8(kl.decode(kl.mean(from_uint8(truth()))))
+    errors = np.square(made.astype(float) - truth()).reshape(IMAGES, -1).mean(axis=1)
     psnrs = 10 * np.log10(255**2 / errors)
-    similar = [ssim(a, b) for a, b in zip(drawn, truth())]
+    similar = [ssim(a, b) for a, b in zip(made, truth())]
     assert metrics["psnr"] == pytest.approx(psnrs.mean(), abs=0.02)  # rounding of levels differs between batches
     assert metrics["psnr_error"] == pytest.approx(psnrs.std(ddof=1) / math.sqrt(IMAGES), rel=0.02)
-    assert metrics["ssim"] == pytest.approx(np.mean(similar), abs=1e-3)
+    assert metrics["ssim"] == pytest.approx(np.mean([value for value in similar if value is not None]), abs=1e-3)
     assert (metrics["n"], metrics["images"], metrics["weights"]) == (128, IMAGES, "ema")
     assert "st_lpips" not in metrics and "codes_used" not in metrics and "bits_per_pixel" not in metrics
     assert metrics["encode_images_per_s"] > 0 and metrics["decode_images_per_s"] > 0
@@ -142,9 +134,9 @@ def test_what_is_decoded_of_a_codebook_are_its_codes(pictures: Pictures) -> None
     vq = stage(VQ)
     assert isinstance(vq, VQStage)
     kept = Reconstructing(pictures, batch=IMAGES, most_pairs=IMAGES)(vq, images=IMAGES).pairs
-    drawn = to_uint8(vq.decode(vq.quantise(vq.encode(from_uint8(truth())))))
+    made = to_uint8(vq.decode(vq.quantise(vq.encode(from_uint8(truth())))))
     for pair in kept:
-        assert np.abs(pair.reconstruction.astype(int) - drawn[pair.number]).max() <= 1
+        assert np.abs(pair.reconstruction.astype(int) - made[pair.number]).max() <= 1
 
 
 def test_pixels_themselves_are_equal_pictures_and_take_24_bits_each(pictures: Pictures) -> None:
@@ -158,15 +150,24 @@ def test_any_world_makes_the_same_figures_and_pairs(pictures: Pictures, architec
     made = {"batch": 2, "most_pairs": 4, **with_reference(pictures)}
     first = stage(architecture)
     alone = Reconstructing(pictures, **made)(first, images=IMAGES)
-    left: list[Any] = []
-    for rank in (1, 2):
-        left.append(Reconstructing(pictures, **made, world=OneOf(rank, 3, []))._measure(first, IMAGES, lambda: False))
-    together = Reconstructing(pictures, **made, world=OneOf(0, 3, left))(first, images=IMAGES)
-    assert same(together) == same(alone)
-    assert [(pair.psnr, pair.key) for pair in together.pairs] == [(pair.psnr, pair.key) for pair in alone.pairs]
-    np.testing.assert_array_equal(together.grid, alone.grid)
-    first_rows, second_rows = (set(part.rows) for part in left)
-    assert first_rows and second_rows and not first_rows & second_rows, "the ranks did not share the pictures"
+    shares: list[list[int]] = []
+
+    def act(world: World) -> Reconstructions:
+        reconstructing = Reconstructing(pictures, **made, world=world)
+        measure = reconstructing._measure
+        reconstructing._measure = lambda *given: noted(measure(*given))  # type: ignore[method-assign]
+        return reconstructing(first, images=IMAGES)
+
+    def noted(counted: Counted) -> Counted:
+        shares.append(sorted(counted.rows))
+        return counted
+
+    for together in on_ranks(3, act):
+        assert isinstance(together, Reconstructions), together
+        assert same(together) == same(alone)
+        assert [(pair.psnr, pair.key) for pair in together.pairs] == [(pair.psnr, pair.key) for pair in alone.pairs]
+        np.testing.assert_array_equal(together.grid, alone.grid)
+    assert len(shares) == 3 and all(shares) and sorted(n for share in shares for n in share) == list(range(IMAGES))
 
 
 def test_batches_change_figures_by_rounding_only(pictures: Pictures) -> None:
@@ -215,8 +216,8 @@ def test_rfid_is_the_fid_of_the_reconstructions_against_real_pictures(pictures: 
     given = with_reference(pictures)
     kl = stage(KL)
     result = Reconstructing(pictures, batch=4, most_pairs=IMAGES, **given)(kl, images=IMAGES)
-    drawn = np.stack([pair.reconstruction for pair in sorted(result.pairs, key=lambda pair: pair.number)])
-    expected = fid(Statistics.of(network(drawn)).gaussian(), given["reference"].gaussian)
+    made = np.stack([pair.reconstruction for pair in sorted(result.pairs, key=lambda pair: pair.number)])
+    expected = fid(Statistics.of(network(made)).gaussian(), given["reference"].gaussian)
     assert result.metrics["rfid_democlip"] == pytest.approx(expected, rel=1e-9)
     assert result.metrics["rfid_democlip_error"] > 0
     real = given["reference"].floors(IMAGES)
@@ -303,3 +304,23 @@ def test_batches_are_cut_within_a_shard_and_cover_each_picture_once(pictures: Pi
     ]
     numbers = [number for batch in pictures.read(cuts) for number in batch.numbers]
     assert numbers == list(range(IMAGES))
+
+
+def test_pairs_of_several_sizes_are_shown_on_paper_of_the_largest() -> None:
+    wide, high = np.zeros((8, 16, 3), np.uint8), np.full((12, 4, 3), 9, np.uint8)
+    sheets = of_one_size([wide, high])
+    assert sheets.shape == (2, 12, 16, 3)
+    assert (sheets[0, :8] == 0).all() and (sheets[1, :, :4] == 9).all() and (sheets[0, 8:] > 9).all()
+    picture = drawn([Pair(20.0, 0, "a\nb", wide, wide), Pair(21.0, 1, "c" * 200, high, high)])
+    assert picture.size[0] > 2 * 128 and picture.size[1] > 96
+    pixels = np.asarray(picture)
+    assert (pixels[MARGIN : MARGIN + 8 * 8, MARGIN : MARGIN + 16 * 8] == 0).all(), "pixels are enlarged as they are"
+
+
+def test_every_size_of_a_cache_is_looked_at_before_the_first_picture(pictures: Pictures) -> None:
+    contract = replace(pictures.contract, buckets=((16, 16), (20, 12)))
+    several = Pictures(pictures.storage, replace(pictures.manifest, contract=contract), "dataset=several")
+    several.require_sizes(4)
+    assert several.smallest == 12
+    with pytest.raises(ContractMismatch, match="dataset=several has pictures of 20 x 12 pixels"):
+        several.require_sizes(8)
