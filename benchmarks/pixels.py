@@ -1,4 +1,5 @@
-"""What cached pixels cost as arrays and as lossless PNGs: bytes a record, images/s of encode and of the stream.
+"""What cached pixels cost as arrays and as lossless PNGs: bytes a record, images/s of encode and of the stream, and the
+stream's processor time.
 
 .venv/bin/python -m benchmarks.pixels [KEY=VALUE ...] [--write]
 """
@@ -27,26 +28,29 @@ from preprocess import encode
 from preprocess.shapes.shards import write_shards
 
 EPILOG = """\
-keys: source=SHARDS (else captioned shapes are drawn) resolution=64 images=2000 (drawn) batch=64 workers=1,2 rounds=3
-seconds=4
+keys: source=SHARDS (else captioned shapes are drawn) resolution=64 images=4000 (drawn) flip=0 (1: store each picture a
+second time, mirrored) batch=64 workers=1,2 rounds=3
 
-Both kinds are encoded from the same shards, and the stream reads both by turns, rounds times, in this process; the
-files are in the page cache. Pixels of both are compared to the bit before anything is timed.
+Both kinds are encoded from the same shards. In each round a new stream reads each kind once, in this process: every
+record is fetched from the page cache, hashed, and decoded if it is a PNG. Pixels of both are compared to the bit before
+anything is timed.
 """
 KINDS = ("array", "png")
+Rate = tuple[float, float]
+"""Images/s, and milliseconds of CPU an image."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. seconds: approximate time of a round of one side."""
+    """What to measure."""
 
     source: str = ""
     resolution: int = 64
-    images: int = 2000
+    images: int = 4000
+    flip: int = 0
     batch: int = 64
     workers: str = "1,2"
     rounds: int = 3
-    seconds: float = 4.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +83,7 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
         rates = {kind: cached(plan, source, folder / kind, kind) for kind in KINDS}
         require_alike(plan, folder)
         numbers = list(map(int, plan.workers.split(",")))
-        streamed: dict[tuple[str, int], list[float]] = {(kind, k): [] for k in numbers for kind in KINDS}
+        streamed: dict[tuple[str, int], list[Rate]] = {(kind, k): [] for k in numbers for kind in KINDS}
         for _ in range(plan.rounds):
             for kind, workers in streamed:
                 streamed[kind, workers].append(stream_rate(plan, folder / kind, workers))
@@ -87,7 +91,7 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
         for kind in KINDS:
             manifest = load_manifest(open_storage(str(folder / kind)))
             size = sum(shard.bytes for shard in manifest.shards) / manifest.samples
-            found = [figure(median(streamed[kind, workers])) for workers in numbers]
+            found = [figure(value) for workers in numbers for value in middle(streamed[kind, workers])]
             rows.append([kind, f"{manifest.samples:,}", f"{size:,.0f}", figure(rates[kind]), *found])
         rows.append(ratios(rows, rates, streamed, numbers))
     head = [
@@ -95,7 +99,7 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
         "records",
         "bytes a record",
         "encode, images/s",
-        *(f"stream, {k} workers, images/s" for k in numbers),
+        *(name for k in numbers for name in (f"stream, workers={k}, images/s", "CPU ms an image")),
     ]
     text = "\n".join([*facts, "", table(head, rows)]) + "\n"
     print(text)
@@ -105,12 +109,21 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
     return 0
 
 
+def middle(rates: list[Rate]) -> tuple[float, float]:
+    """Medians of images/s and of milliseconds of CPU an image."""
+    return median([rate[0] for rate in rates]), median([rate[1] for rate in rates])
+
+
 def ratios(
-    rows: list[list[str]], rates: dict[str, float], streamed: dict[tuple[str, int], list[float]], numbers: list[int]
+    rows: list[list[str]], rates: dict[str, float], streamed: dict[tuple[str, int], list[Rate]], numbers: list[int]
 ) -> list[str]:
     """A row of the PNGs' figures over those of the arrays."""
     array, png = (float(row[2].replace(",", "")) for row in rows)
-    found = [median(streamed["png", k]) / median(streamed["array", k]) for k in numbers]
+    found = [
+        png / array
+        for k in numbers
+        for png, array in zip(middle(streamed["png", k]), middle(streamed["array", k]), strict=True)
+    ]
     return [
         "png / array",
         "",
@@ -129,6 +142,7 @@ def cached(plan: Plan, source: str, dest: Path, kind: str) -> float:
         pixels=kind,  # type: ignore[arg-type]
         resolution=(plan.resolution,),
         batch=plan.batch,
+        flip=bool(plan.flip),
         launch=LaunchConfig(threads=1),
         device="cpu",
     )
@@ -158,15 +172,14 @@ def require_alike(plan: Plan, folder: Path) -> None:
         assert shared and all(bool((found[0][key] == found[1][key]).all()) for key in shared), "pixels differ"
 
 
-def stream_rate(plan: Plan, folder: Path, workers: int) -> float:
-    """Images/s of the stream after its first batches."""
+def stream_rate(plan: Plan, folder: Path, workers: int) -> Rate:
+    """Images/s of a new stream over one epoch, in which each record is read, hashed and decoded once, and milliseconds
+    of CPU an image of all its threads."""
+    began, cpu, images = time.perf_counter(), time.process_time(), 0
     with open_stream(plan, folder, workers) as stream:
-        for _ in range(8):
-            next(stream)
-        began, images = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - began) < plan.seconds:
+        for _ in range(load_manifest(open_storage(str(folder))).samples // plan.batch):
             images += len(next(stream).tensors["pixels"])
-        return images / elapsed
+    return images / (time.perf_counter() - began), 1000 * (time.process_time() - cpu) / images
 
 
 if __name__ == "__main__":

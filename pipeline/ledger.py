@@ -18,7 +18,7 @@ from pipeline.data.order.shuffle import Order
 from pipeline.errors import ConfigError, Interrupted, LatentmillError, NotProved, RunError
 from pipeline.log import log, show
 from pipeline.runs.datasets import dataset_and_order
-from pipeline.runs.directory import RunInfo, committed, load_run
+from pipeline.runs.directory import RunInfo, committed, load_any_run
 from pipeline.runs.ledger import Stretch, read_ledger, totals
 from pipeline.runs.proof import Epoch, Proof, prove
 from pipeline.tracking.progress import Progress
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     proved_runs: list[tuple[str, int, tuple[int, int, int]]] = []  # url, n, totals
     for url in urls:
         try:
-            lines, proof = examine(load_run(url), url, options.get("dataset", ""))
+            lines, proof = examine(load_any_run(url), url, options.get("dataset", ""))
         except LatentmillError as error:
             if len(urls) == 1 or isinstance(error, Interrupted):
                 raise

@@ -31,6 +31,7 @@ EXAMPLES = {
     "verify": "dataset=cache source='shapes/{00000..00009}.tar'",
     "reference": "dataset=cache-ref source='shapes-ref/*.tar'",
     "train": "experiment=shapes data.train=cache run=runs/a launch.processes=2 deepspeed=zero2",
+    "autoencoder": "experiment=kl_small data.train=pixels run=runs/ae",
     "eval": "run=runs/a images=1000 guidance=3",
     "reconstruct": "dataset=pixels-val encoders=sd1 dest=figures/sd1",
     "sample": 'run=runs/a prompt="a large red circle left of a small blue square" n=4 dest=out.png',

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline import errors
 from pipeline.distributed.allocator import keep_memory
@@ -55,6 +56,12 @@ class World:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.tolist()
+
+    def added(self, values: Tensor) -> Tensor:
+        """Elementwise sum over ranks of a tensor on their devices, which it replaces. The same on all ranks."""
+        if self.grouped:
+            dist.all_reduce(values)
+        return values
 
     def any(self, flag: bool) -> bool:
         """Whether any rank's flag is set. The same on all ranks."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipeline.config import AutoencoderConfig, FirstStageConfig, GanConfig
 from pipeline.errors import ShapeError
@@ -40,7 +41,7 @@ def autoencoder_cost(config: FirstStageConfig, batch: int, height: int, width: i
     f = config.downsampling
     if height % f or width % f:
         raise ShapeError(f"pictures of {height}x{width}: height and width must be multiples of {f}")
-    return Cost(tuple(_Walk(config, batch, height * width).network()), _given(batch, height, width))
+    return Cost(tuple(_Walk(config, batch, height, width).network()), _given(batch, height, width))
 
 
 def step_cost(
@@ -116,13 +117,14 @@ class _Walk:
 
     config: FirstStageConfig
     batch: int
-    pixels: int  # of a picture
+    height: int  # of a picture
+    width: int
 
     def network(self) -> Iterator[Part]:
         config, latent = self.config, self.config.latent_channels
         moments = 2 * latent if config.regularizer == "kl" else latent
         widths = [config.channels * multiplier for multiplier in config.multipliers]
-        rows = [self.batch * self.pixels // 4**level for level in range(len(widths))]
+        rows = [self._positions(level) for level in range(len(widths))]
 
         yield _conv_part("model.encoder.conv_in", rows[0], 9, 3, widths[0], input_gradient=False)
         width = widths[0]
@@ -133,7 +135,8 @@ class _Walk:
                 width = level_width
             if level < len(widths) - 1:
                 conv = conv_layer("conv", rows[level + 1], 9, width, width)
-                piece = Piece(row="pad_down", layers=(conv,), x=rows[level] * width, h=rows[level + 1] * width)
+                padded = self._positions(level, margin=1) * width
+                piece = Piece(row="pad_down", layers=(conv,), x=padded, h=rows[level + 1] * width)
                 yield Part(f"{name}.downsamplers.0", (piece,))
         yield from self._middle("model.encoder", rows[-1], width)
         yield self._out("model.encoder.conv_out", rows[-1], width, moments)
@@ -151,10 +154,20 @@ class _Walk:
                 yield from self._block(name, j, rows[level], level, width, level_width)
                 width = level_width
             if level > 0:
-                conv = conv_layer("conv", rows[level - 1], 9, width, width)
-                piece = Piece(row="up", layers=(conv,), x=rows[level] * width, h=rows[level - 1] * width)
-                yield Part(f"{name}.upsamplers.0", (piece,))
+                yield Part(f"{name}.upsamplers.0", (self._upsample(level, width),))
         yield self._out("model.decoder.conv_out", rows[0], width, 3)
+
+    def _positions(self, level: int, margin: int = 0) -> int:
+        """Positions of the batch's images at a level, with rows and columns beyond them."""
+        return self.batch * (self.height // 2**level + margin) * (self.width // 2**level + margin)
+
+    def _upsample(self, level: int, width: int) -> Piece:
+        """Nearest neighbours and a 3x3 convolution, which run as a 2x2 convolution to four times the channels."""
+        folded = 4 * width * 4 * width
+        weights = 9 * width**2 + width
+        conv = Layer(name="conv", kind="conv", flops=2 * self._positions(level, margin=1) * folded, parameters=weights)
+        kept = self._positions(level) * width + folded
+        return Piece(row="folded_up", layers=(conv,), x=kept, h=4 * self._positions(level) * width)
 
     def _middle(self, prefix: str, rows: int, width: int) -> Iterator[Part]:
         yield _res(f"{prefix}.mid_block.resnets.0", rows, width, width)
@@ -200,7 +213,7 @@ def _discriminator(gan: GanConfig, batch: int, height: int, width: int, *, train
     """A pass of the patch discriminator. trained: whether its weights have gradients, and pictures have none."""
     prefix = "discriminator" if trained else "judge"
     widths = [3, *(gan.channels * min(2**layer, WIDEST) for layer in range(gan.layers + 1)), 1]
-    for i, (in_width, out_width) in enumerate(zip(widths, widths[1:])):
+    for i, (in_width, out_width) in enumerate(pairwise(widths)):
         before, halves, last = batch * height * width, i < gan.layers, i == gan.layers + 1
         height, width = (height // 2, width // 2) if halves else (height - 1, width - 1)
         rows = batch * height * width

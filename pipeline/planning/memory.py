@@ -75,6 +75,8 @@ KEPT: dict[str, Tensors] = {
     "out": Tensors(x=2),
     # An autoencoder's: the image with a further row and column of zeros.
     "pad_down": Tensors(x=1),
+    # An autoencoder's: the small image, and the folded weight (both are its x).
+    "folded_up": Tensors(x=1),
     # A discriminator's: the convolution's input (the activation overwrites the norm's output) and the norm's.
     "judge": Tensors(x=1, h=1),
     # Its first and last convolution, without a norm.
@@ -104,6 +106,7 @@ WORKING: dict[str, Tensors] = {
     "res_up": Tensors(x=2, h=2),
     "out": Tensors(x=1),
     "pad_down": Tensors(x=2, h=1),
+    "folded_up": Tensors(h=2),
     "judge": Tensors(x=1, h=2),
     "judge_end": Tensors(x=1, h=1),
     "none": Tensors(),

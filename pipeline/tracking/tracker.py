@@ -128,7 +128,7 @@ class Tracker:
 
     def alert(self, kind: str, n: int, text: str) -> None:
         """Report something that needs attention at n samples seen: a row of kind "alert", a line on standard error and
-        an alert of wandb. kind: spike, stall or skipped."""
+        an alert of wandb. kind: spike, stall, skipped or codebook."""
         if not self._enabled:
             return
         text = safe(text)

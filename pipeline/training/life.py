@@ -49,10 +49,12 @@ D = TypeVar("D", bound=Data)
 @dataclass(frozen=True)
 class Kind(Generic[C, D]):
     """open_data: opens the datasets, as one rank, and raises LatentmillError where they do not fit. train_on: builds
-    everything else and trains, as one rank. lease: the run's, on rank 0; None on other ranks."""
+    everything else and trains, as one rank. check: raises LatentmillError for what can be known before a process
+    starts."""
 
     open_data: Callable[[C, Storage, World], D]
     train_on: Callable[[D, C, World, Lease | None], None]
+    check: Callable[[C], None] = lambda config: None
 
 
 def main(config: C, kind: Kind[C, D]) -> int:
@@ -65,6 +67,7 @@ def main(config: C, kind: Kind[C, D]) -> int:
         if is_finished(config, run):
             show(f"{config.run} is finished: it has seen all {last_sample(config)} samples; a larger samples= goes on")
             return 0
+        kind.check(config)
         if config.launch.processes > 1:
             return run_ranks(config.verb, config, config.launch.processes, config.launch.threads)
 

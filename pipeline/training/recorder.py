@@ -78,8 +78,11 @@ class Recorder:
         if not (due(state.n, every, self.batch) or state.n == self.end):
             return
         row = self.meter.flush() | {"lr": lr, **named_norms(norms), "weight_norm": state.engine.weight_norm()}
+        row |= state.objective.row(state.n)
         row |= {"steps_skipped": state.guard.skipped} if state.guard.on else {}
         self.tracker.log(state.n, row)
+        if sentence := state.objective.warning(state.n):
+            self.tracker.alert("codebook", state.n, sentence)
         for sentence in self.spikes.sentences(row):
             self.tracker.alert("spike", state.n, sentence)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import NoReturn
 
@@ -121,7 +121,7 @@ class Trainer:
         loss_B, figures = self._forward_and_backward(prepared)
         norms = self.engine.grad_norms()
         if not all(map(math.isfinite, norms.values())):
-            self._refuse(prepared, loss_B)
+            self._refuse(prepared, loss_B, norms)
         lr = learning_rate(self.n, self.end, self.config.optim)
         norm = self.engine.main(norms)
         if jump := self._jump(loss_B, norm):
@@ -150,10 +150,12 @@ class Trainer:
                 figures[name] = figures.get(name, 0.0) + value.detach() / count
         return torch.cat([loss.detach() for loss in losses]), figures
 
-    def _refuse(self, prepared: Prepared, loss_B: Tensor) -> NoReturn:
+    def _refuse(self, prepared: Prepared, loss_B: Tensor, norms: Mapping[str, float]) -> NoReturn:
         """All ranks stop before the optimizer; the error names the samples."""
-        samples = not_finite_samples(self.world, prepared.batch, prepared.images, loss_B)
-        raise shared(not_finite(self.n, self.n + self.batch - 1, samples, self.commits.newest_in_words()))
+        what, part = prepared.what, next(part for part, norm in norms.items() if not math.isfinite(norm))
+        samples = not_finite_samples(self.world, prepared.batch, prepared.images, loss_B, what)
+        newest = self.commits.newest_in_words()
+        raise shared(not_finite(self.n, self.n + self.batch - 1, samples, newest, what, part))
 
     def _jump(self, loss_B: Tensor, norm: float) -> str:
         """What has jumped, in words; "" where the optimizer may step. The same on all ranks. Collective."""

@@ -86,7 +86,17 @@ def test_every_packaged_choice_loads(verb: str, group: str, name: str) -> None:
         with pytest.raises(ConfigError, match="gives the UNet no vector beside the timestep"):
             load(verb, [*REQUIRED[verb], f"{group}={name}"])
         return
+    if (verb, name) == ("autoencoder", "zero3"):
+        assert "set deepspeed=zero2" in refusal(verb, "deepspeed=zero3")
+        return
     load(verb, [*REQUIRED[verb], f"{group}={name}", *more])
+
+
+def test_an_experiment_is_offered_to_its_verb_alone() -> None:
+    offered = {verb: set(groups(verb)["experiment"]) for verb in ("train", "autoencoder")}
+    assert "shapes" in offered["train"] and "kl_f8" in offered["autoencoder"]
+    assert not offered["train"] & offered["autoencoder"]
+    assert refusal("autoencoder", "experiment=shapes").startswith("experiment=shapes: no such experiment; there are kl_")
 
 
 def test_every_yaml_file_is_reachable() -> None:
@@ -201,7 +211,7 @@ def test_an_unknown_key_is_refused_with_the_nearest() -> None:
     assert "did you mean optim.lr?" in refusal("train", "lr=1")
     assert "did you mean data.train?" in refusal("train", "data.tran=x")
     assert "did you mean experiment?" in refusal("train", "experimnt=shapes")
-    assert refusal("train", "zzz=1").startswith("zzz: no such key (keys: run, data, model")
+    assert refusal("train", "zzz=1").startswith("zzz: no such key (keys: run, data, optim")
     assert "no such key" in refusal("synth", "model=tiny")
 
 

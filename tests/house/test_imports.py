@@ -53,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
         "errors",
     },
     "report": {"conditions", "tracking", "data", "runs", "storage", "config", "errors"},
-    "jobs": {"runs", "planning", "scheduler", "distributed", "data", "storage", "config", "errors"},
+    "jobs": {"runs", "planning", "scheduler", "distributed", "data", "storage", "config", "verbs", "errors"},
     "interchange": {
         "conditions",
         "inference",

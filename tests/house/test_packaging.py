@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from made.places import REPOSITORY
+from pipeline.config.loading.folders import groups
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 LINES = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -100,7 +101,7 @@ def test_the_installed_wheel_uses_its_own_conf(installed: Path, tmp_path: Path) 
     )
     assert done.stdout.strip() == str(installed / "pipeline" / "conf")
     said = "".join(run_installed(installed, tmp_path, "train", "--help").stdout.split())
-    names = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").glob("*.yaml"))
+    names = groups("train")["experiment"]
     assert f"experiment={{{','.join(names)}}}" in said
 
 

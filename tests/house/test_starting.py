@@ -26,6 +26,7 @@ IMPORTED = {
     "demo": set(),
     "fetch": set(),
     "train": {"numpy"},
+    "autoencoder": {"numpy"},
     "synth": {"numpy", "PIL"},
     "data": {"torch", "numpy"},
     "ledger": {"torch", "numpy"},
@@ -71,7 +72,7 @@ def test_the_command_line_and_the_trainer_import_little(module: str) -> None:
 
 def test_packages_that_are_imported_bring_no_others() -> None:
     """In a fresh process, from the lightest to the heaviest, since a package imports packages too."""
-    verbs = ["status", "submit", "report", "demo", "fetch", "train", "data", "ledger"]
+    verbs = ["status", "submit", "report", "demo", "fetch", "train", "autoencoder", "data", "ledger"]
     modules = ["pipeline.cli", *(VERBS[verb][0] for verb in verbs), "pipeline.training.trainer"]
     code = "import importlib, json, sys\nloaded = []\n"
     code += f"for module in {modules!r}:\n    importlib.import_module(module)\n"

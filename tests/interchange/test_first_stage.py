@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from made.pixels import KL, SIDE, VQ, make_autoencoder_run, make_module, make_pixels, picture
+from made.autoencoder_run import KL, SIDE, VQ, make_autoencoder_run, make_module, make_pixels, picture
 from pipeline import cli, export
 from pipeline.config import AutoencoderConfig, EncodersConfig, ExportConfig, FirstStageConfig, GanConfig
 from pipeline.errors import ConfigError, DestinationExists, RunError
@@ -131,13 +131,21 @@ def test_raw_weights_and_further_averages_leave_as_those_of_a_diffusion_model_do
         assert torch.equal(loaded(dest, run.autoencoder).encoder.conv_in.weight, factor * own)
 
 
-def test_encode_takes_the_folder(kl_run: AutoencoderConfig, tmp_path: Path) -> None:
-    assert export.main(ExportConfig(run=kl_run.run, dest=str(tmp_path / "ae"))) == 0
-    stage = load_autoencoder(EncodersConfig(vae=str(tmp_path / "ae")))
-    model = make_module(kl_run).model
-    assert (stage.downsampling, stage.latent_channels) == (2, 3)
-    assert stage.scale == json.loads((tmp_path / "ae" / "config.json").read_text())["scaling_factor"] != 1.0
-    assert stage.weights_sha256 == weights_hash(model.state_dict().items())
+@torch.no_grad()
+def test_encode_takes_the_folder_and_decodes_as_the_run_does(
+    config: ExportConfig, run: AutoencoderConfig, tmp_path: Path
+) -> None:
+    assert export.main(config) == 0
+    stage = load_autoencoder(EncodersConfig(vae=config.dest))
+    ours = make_module(run).eval()
+    is_kl = run.autoencoder.regularizer == "kl"
+    assert stage.stored == ("moments" if is_kl else "latents")
+    assert (stage.downsampling, stage.latent_channels) == (run.autoencoder.downsampling, 3)
+    assert stage.scale == json.loads((tmp_path / "ae/config.json").read_text())["scaling_factor"] != 1.0
+    assert stage.weights_sha256 == weights_hash(ours.model.state_dict().items())
+    x = torch.from_numpy(picture(0, 0))[None].float() / 127.5 - 1
+    decoded = stage.decode(stage.mean(x) * stage.scale)
+    torch.testing.assert_close(decoded, ours(x, None).reconstruction.clamp(-1, 1), atol=2e-5, rtol=1e-4)
 
 
 def test_weights_that_reconstruct_something_else_leave_no_folder(

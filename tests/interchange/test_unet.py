@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
+from pipeline.config.loading.load import load
+from pipeline.config.tasks.table import TASK_FACTS
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.interchange import unet as convert
+from pipeline.interchange.unet_config import diffusers_config
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.unet.layers import timestep_features
 from pipeline.models.unet.model import UNet
@@ -289,3 +292,10 @@ def test_resampling_blocks_have_compvis_names_and_go_there_and_back():
     assert theirs[f"{prefix}input_blocks.1.0.emb_layers.1.weight"].shape == (64, 128)  # scale, then shift
     back = convert.from_compvis(theirs, config)
     assert back.keys() == ours.keys() and all(torch.equal(back[key], ours[key]) for key in ours)
+
+
+@pytest.mark.parametrize("name", TASK_FACTS)
+def test_diffusers_holds_the_network_of_every_recipe_of_the_demo(name: str) -> None:
+    """The demo exports what it has trained, so a recipe whose network diffusers has no class for would end it there."""
+    config = load("train", ["run=r", "data.train=c", f"experiment={TASK_FACTS[name].recipe}"])
+    assert diffusers_config(config.model, classes=24 if config.task.makes_vector else 0)

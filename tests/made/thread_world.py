@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from pipeline.distributed.world import World
 
 
@@ -33,6 +35,9 @@ class ThreadWorld(World):
 
     def sum(self, values: list[float]) -> list[float]:
         return [float(sum(column)) for column in zip(*self.meeting.exchange(self.rank, values), strict=True)]
+
+    def added(self, values: Tensor) -> Tensor:
+        return values.copy_(sum(self.meeting.exchange(self.rank, values.clone())))
 
     def gather(self, value: Any) -> list[Any]:
         return self.meeting.exchange(self.rank, value)

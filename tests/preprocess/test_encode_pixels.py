@@ -28,6 +28,8 @@ from pipeline.data.reading.shards import first_records
 from pipeline.data.reading.stream import Stream
 from pipeline.errors import ConfigError, DataError, DestinationExists
 from pipeline.evaluation.reference import load_reference
+from pipeline.inference.requests.inpaint import HIDDEN, InpaintRequests
+from pipeline.inference.requests.request import Request
 from pipeline.inference.trained import load_encoders
 from pipeline.models.encoders.first_stage import Identity
 from pipeline.storage.urls import open_storage
@@ -227,6 +229,9 @@ def test_conditions_lie_beside_pixels_and_are_proved(pixels: str, tmp_path: Path
         masks = unpack(members_["cond.mask"], 24)
         hidden = np.stack([hide(image, mask, "grey") for mask in masks]).transpose(0, 3, 1, 2)
         assert (members_["cond.masked"] == hidden.astype(np.float16)).all()
+        asked = Request(label="", size=(24, 24), members={HIDDEN: hidden[0].transpose(1, 2, 0)})
+        given = InpaintRequests.encoded(InpaintRequests, asked, Identity())  # type: ignore[arg-type]  (no facts of it)
+        assert (given.members["cond.masked"] == members_["cond.masked"][0]).all()
     assert verify.main(VerifyConfig(dataset=str(tmp_path / "cache"), source=source)) == 0
 
 

@@ -257,7 +257,7 @@ def test_the_autoencoder_of_tars_without_captions_is_loaded_alone(
         load_encoders(dataclasses.replace(contract, vae_sha256=""))
     with pytest.raises(ContractMismatch, match=r"autoencoder .*latent scale"):
         load_encoders(dataclasses.replace(contract, vae_sha256="e" * 64, scale=0.123))
-    with pytest.raises(ContractMismatch, match="stored=pixels"):
+    with pytest.raises(ContractMismatch, match="autoencoder pixels"):
         load_encoders(dataclasses.replace(contract, stored="pixels"))
 
 

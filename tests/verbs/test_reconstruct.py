@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from made.autoencoder_run import make_pixels
 from made.cache import make_cache
 from made.first_stages import vq_folder
-from made.pixels import make_pixels
 from pipeline import cli
 from pipeline.evaluation.reconstruction.card import parse_card
 from pipeline.evaluation.reconstruction.evaluate import Reconstructing

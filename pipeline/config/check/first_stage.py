@@ -6,6 +6,8 @@ from pipeline import config as c
 from pipeline.config.check.groups import check_checkpoint, check_data_val
 from pipeline.config.values.bounds import require
 
+MOST_LEVELS = 10
+"""Levels of the deepest autoencoder that is taken."""
 SMALLEST_PERCEIVED = 32
 """Sides in pixels of the smallest pictures that the perceptual distance compares."""
 
@@ -71,7 +73,10 @@ def check_reconstruct(config: c.ReconstructConfig) -> None:
 def check_architecture(stage: c.FirstStageConfig) -> None:
     """An autoencoder that can be built."""
     levels = len(stage.multipliers)
-    require(1 <= levels <= 10, f"autoencoder.multipliers={list(stage.multipliers)}: 1 to 10 levels are wanted")
+    require(
+        levels in range(1, MOST_LEVELS + 1),
+        f"autoencoder.multipliers={list(stage.multipliers)}: 1 to {MOST_LEVELS} levels are wanted",
+    )
     widths = [stage.channels * factor for factor in stage.multipliers]
     for width in widths:
         require(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import ConfigError, ParseError
@@ -48,10 +50,23 @@ def check_own_files() -> None:
 
 
 def groups(verb: str) -> dict[str, list[str]]:
-    """The choices of each group that a verb composes, such as {"model": ["sd1", "sd2", "small", "tiny"], ...}."""
+    """The choices of each group that a verb composes, such as {"model": ["sd1", "sd2", "small", "tiny"], ...}. What
+    chooses of a group that the verb lacks, such as an experiment of another verb, is none."""
     import yaml
 
     primary = yaml.safe_load((conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8")) or {}
     names = [next(iter(entry)).split()[-1] for entry in primary.get("defaults", []) if isinstance(entry, dict)]
     folders = [folder for folder in (own_conf_dir(), conf_dir()) if folder]
-    return {name: sorted({path.stem for top in folders for path in (top / name).glob("*.yaml")}) for name in names}
+    return {name: sorted({path.stem for path in _files(folders, name) if _chosen(path) <= {*names}}) for name in names}
+
+
+def _files(folders: Iterable[Path], group: str) -> list[Path]:
+    return [path for folder in folders for path in (folder / group).glob("*.yaml")]
+
+
+def _chosen(path: Path) -> set[str]:
+    """The groups of which a file chooses in its defaults."""
+    if not path.is_file():  # check_own_files says so
+        return set()
+    with path.open("rb") as file:
+        return {name.decode() for name in re.findall(rb"^ *- *override +/?(\w+):", file.read(YAML_BYTES), re.M)}

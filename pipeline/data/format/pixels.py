@@ -16,6 +16,8 @@ from pipeline.errors import ShardCorrupt
 START = b"\x89PNG\r\n\x1a\n"
 RGB_8 = bytes([8, 2, 0, 0, 0])
 """Bits of a channel, colour type, compression, filter and interlacing in IHDR."""
+LEVEL = 4
+"""Of compression: half the time of the usual 6, for less than a hundredth more bytes of photographs."""
 
 
 def png_bytes(pixels_HWC: np.ndarray) -> np.ndarray:
@@ -23,16 +25,17 @@ def png_bytes(pixels_HWC: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels_HWC)).save(out, "PNG")
+    Image.fromarray(np.ascontiguousarray(pixels_HWC)).save(out, "PNG", compress_level=LEVEL)
     return np.frombuffer(out.getvalue(), dtype=np.uint8)
 
 
 def png_library() -> str:
-    """Name and version of the library that compresses, on which the bytes depend."""
+    """The library that compresses and the level that it is given, on which the bytes depend."""
     from PIL import features
 
     ng = features.version("zlib_ng")
-    return f"zlib-ng {ng}" if ng else f"zlib {features.version('zlib')}"
+    library = f"zlib-ng {ng}" if ng else f"zlib {features.version('zlib')}"
+    return f"{library}, level {LEVEL}"
 
 
 def png_size(data: np.ndarray) -> tuple[int, int]:

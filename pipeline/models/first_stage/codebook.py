@@ -23,6 +23,8 @@ DISTANCES = 1 << 24
 class Quantised:
     """What became of latents (B, C, h, w)."""
 
+    latents: Tensor
+    """(B, C, h, w) float32: what was quantised, without gradients."""
     z_q: Tensor
     """(B, C, h, w) float32: the codes, through which gradients pass to the latents unchanged (straight-through)."""
     indices: Tensor
@@ -41,6 +43,7 @@ def quantise(z_BChw: Tensor, codebook_nC: Tensor) -> Quantised:
         indices = nearest(z.detach().permute(0, 2, 3, 1), codebook_nC.detach())
         codes = F.embedding(indices, codebook_nC).float().permute(0, 3, 1, 2)
         return Quantised(
+            latents=z.detach(),
             z_q=z + (codes - z).detach(),
             indices=indices,
             codebook_loss_B=(codes - z.detach()).square().mean(dim=(1, 2, 3)),

@@ -7,6 +7,7 @@ through detached reconstructions (tests compare the two, to the bit).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -58,7 +59,8 @@ class TrainableAutoencoder(nn.Module):
     that the decoder learns to tolerate (kl).
     """
 
-    PARTS: ClassVar[dict[str, tuple[str, ...]]] = PARTS
+    PARTS: Mapping[str, tuple[str, ...]]
+    """Those of PARTS that there are."""
     AVERAGED: ClassVar[tuple[str, ...]] = AVERAGED
     ADAM_ONLY = (
         *("model.encoder.conv_in", "model.encoder.conv_out", "model.decoder.conv_in", "model.decoder.conv_out"),
@@ -82,6 +84,7 @@ class TrainableAutoencoder(nn.Module):
         if gan is not None and gan.weight > 0:
             self.discriminator = PatchDiscriminator(gan.channels, gan.layers, config.norm_groups)
         self.extra = extra
+        self.PARTS = {part: PARTS[part] for part in PARTS if part != "discriminator" or self.discriminator is not None}
 
     @property
     def last_layer(self) -> Tensor:

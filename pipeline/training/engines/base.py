@@ -111,7 +111,8 @@ class Engine(ABC):
                 gradients = (
                     self._placement.gradients() if whole else self._gradients(part, self._placement.stored_slots)
                 )
-                torch._foreach_mul_(gradients, self.clip / norm)
+                if gradients:  # all of a part may be other ranks'
+                    torch._foreach_mul_(gradients, self.clip / norm)
         if self._muon is not None:
             self._muon()
         for group in self._placement.optimizer.param_groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,8 +17,11 @@ class Prepared:
     """One rank's samples on its device, with everything random that they get.
 
     images: (b, ...) what is looked at where a loss is not finite. digest: the draws whose hash the ledger holds, each
-    (b, ...). bucket_B: (b,) the fifth of the noise levels that each sample is in; None without noise levels.
+    (b, ...). bucket_B: (b,) the fifth of the noise levels that each sample is in; None without noise levels. what: what
+    an image is called in messages.
     """
+
+    what: ClassVar[str] = "latent"
 
     batch: Batch
     images: Tensor
@@ -58,6 +61,14 @@ class Objective(ABC):
         """Called on every rank when the optimizer has stepped, at n samples seen. Returns figures for the next row of
         metrics. Collective."""
         return {}
+
+    def row(self, n: int) -> Mapping[str, float]:
+        """Figures of all samples since the last call, for the row of metrics at n samples. Collective."""
+        return {}
+
+    def warning(self, n: int) -> str:
+        """What somebody should know after the row at n, in one sentence; "" for nothing. The same on every rank."""
+        return ""
 
     def state(self) -> dict[str, Any]:
         """The objective's own state as plain data, which commits hold; {} where it has none."""

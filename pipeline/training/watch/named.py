@@ -21,9 +21,9 @@ def largest_losses(world: World, batch: Batch, loss_B: Tensor) -> str:
     return ", ".join(f"{number} (record {key}) {loss:.4g}" for loss, number, key in largest)
 
 
-def not_finite_samples(world: World, batch: Batch, latents: Tensor, loss_B: Tensor) -> list[str]:
-    """A line for each latent or loss of a global batch that is NaN or infinite. Collective."""
-    finite_by_kind = (("latent", latents.flatten(1).isfinite().all(dim=1)), ("loss", loss_B.isfinite()))
+def not_finite_samples(world: World, batch: Batch, images: Tensor, loss_B: Tensor, what: str = "latent") -> list[str]:
+    """A line for each image or loss of a global batch that is NaN or infinite. what: what an image is. Collective."""
+    finite_by_kind = ((what, images.flatten(1).isfinite().all(dim=1)), ("loss", loss_B.isfinite()))
     local = [
         f"sample {number} (record {key}, rank {world.rank}): {kind} is not finite"
         for kind, finite_B in finite_by_kind
@@ -33,13 +33,16 @@ def not_finite_samples(world: World, batch: Batch, latents: Tensor, loss_B: Tens
     return [line for lines in world.gather(local) for line in lines]
 
 
-def not_finite(first: int, last: int, samples: Sequence[str], commit: str) -> NonFinite:
+def not_finite(
+    first: int, last: int, samples: Sequence[str], commit: str, what: str = "latent", part: str = ""
+) -> NonFinite:
     """The error for a gradient of samples first to last that is not finite. samples: from not_finite_samples. commit:
-    the newest commit, in words."""
-    where = "; ".join(samples[:MOST_NAMED]) or "every latent and loss is finite, so the backward pass overflowed"
+    the newest commit, in words. what: what an image is. part: whose gradient it is, "" of all there is."""
+    where = "; ".join(samples[:MOST_NAMED]) or f"every {what} and loss is finite, so the backward pass overflowed"
+    whose = f"{part}'s " if part else ""
     return NonFinite(
-        f"the gradient of samples {first} to {last} is not finite: {where}. The optimizer has not stepped ({commit}); "
-        "check the cache (latentmill verify), or lower optim.lr"
+        f"the {whose}gradient of samples {first} to {last} is not finite: {where}. The optimizer has not stepped "
+        f"({commit}); check the cache (latentmill verify), or lower optim.lr"
     )
 
 

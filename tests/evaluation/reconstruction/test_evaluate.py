@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from made.pixels import KL, SIDE, VQ, autoencoder_config, make_module, make_pixels, picture
+from made.autoencoder_run import KL, SIDE, VQ, autoencoder_config, make_module, make_pixels, picture
 from made.thread_world import on_ranks
 from pipeline.config import FirstStageConfig
 from pipeline.distributed.world import World

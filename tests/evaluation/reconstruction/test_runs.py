@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
+from made.autoencoder_run import VQ, make_autoencoder_run, make_module, make_pixels
 from made.cache import make_cache
-from made.pixels import VQ, make_autoencoder_run, make_module, make_pixels
 from pipeline import cli
 from pipeline import eval as eval_verb
 from pipeline.config import AutoencoderConfig, DataConfig, EvalRunConfig, FirstStageEvalConfig, TrackingConfig

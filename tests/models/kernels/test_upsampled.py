@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from made.live_memory import kept_bytes
 from pipeline.config import EncodersConfig
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.first_stage import KLStage
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
-from pipeline.models.kernels.upsampled import FoldedUpsample, fold, unfold
+from pipeline.models.kernels.upsampled import FoldedUpsample, fold, unfold, upsampled_convolution
 
 declare_torchvision_ops()
 
@@ -40,6 +41,35 @@ def test_it_is_the_convolution_of_the_doubled_picture(
     bias = normal(to, dtype=torch.float64) if biased else None
     y = F.conv2d(x, fold(weight), None if bias is None else bias.repeat(4), padding=1)
     torch.testing.assert_close(unfold(y), doubled(x, weight, bias), rtol=1e-12, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SIDE, SIDE, SIDE, SIDE, SIDE, st.sampled_from(LAYOUTS), st.booleans())
+def test_its_gradients_are_those_of_the_convolution_of_the_doubled_picture(
+    batch: int, width: int, to: int, rows: int, columns: int, layout: torch.memory_format, biased: bool
+) -> None:
+    x = normal(batch, width, rows, columns, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    weight = normal(to, width, 3, 3, dtype=torch.float64).requires_grad_()
+    bias = normal(to, dtype=torch.float64).requires_grad_() if biased else None
+    grad = normal(batch, to, 2 * rows, 2 * columns, dtype=torch.float64).contiguous(memory_format=layout)
+    leaves = [x, weight] if bias is None else [x, weight, bias]
+    found = []
+    for function in (upsampled_convolution, doubled):
+        y = function(x, weight, bias)
+        found.append([y, *torch.autograd.grad(y, leaves, grad)])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_training_keeps_the_small_picture_and_not_the_doubled_one() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    x = normal(2, 8, 16, 16).requires_grad_()
+    sizes = {}
+    for function in (upsampled_convolution, doubled):
+        _, kept = kept_bytes(lambda function=function: function(x, conv.weight, conv.bias), {"": conv})  # type: ignore[misc]
+        sizes[function] = sum(kept.values())
+    assert sizes[doubled] == 4 * 4 * x.numel()
+    assert sizes[upsampled_convolution] == 4 * (x.numel() + 16 * 8 * 8)
 
 
 def test_channels_last_stays_so() -> None:

@@ -1,0 +1,94 @@
+"""A rank of runs of autoencoders: `python -m ranks.first_stage_runs FOLDER begin|finish`.
+
+begin: every engine trains both kinds for some steps, in FOLDER/engines{world}; then runs in FOLDER/disturbed{world} are
+left without a word before the step at LOST, and the last one is killed with its process. finish: each goes on to its
+end, and an undisturbed run of the same kind follows.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from made.pixels import BATCH, KL, VQ, config_of
+from pipeline import autoencoder
+from pipeline.config import AutoencoderConfig, DeepSpeedConfig
+from pipeline.data.reading.batch import Batch
+from pipeline.data.reading.stream import Stream
+from pipeline.distributed import world as distributed
+from pipeline.distributed.exits import leave
+from pipeline.distributed.world import World
+from pipeline.training.trainer import Trainer
+
+STAGES = {"kl": KL, "vq": VQ}
+LOST = {"kl-start": 3 * BATCH, "kl-ramp": 5 * BATCH, "vq-ramp": 5 * BATCH, "vq-start": 3 * BATCH}
+"""Name of a run -> n at which it is left. It resumes a batch earlier: where the discriminator is not trained yet and no
+code was restarted, or where its weight rises."""
+assert list(LOST)[-1] == "vq-start", "the last one is killed"
+
+
+class Lost(Exception):
+    """A run that is left."""
+
+
+def engine_config(folder: Path, name: str, world: World) -> AutoencoderConfig:
+    """kl-zero1 and so on; two micro-batches in every world."""
+    stage, _, engine = name.partition("-")
+    settings: Any = {"engine": "torch"} if engine == "torch" else {"stage": int(engine[-1])}
+    config = config_of(str(folder / "pixels"), folder / f"engines{world.size}" / name, STAGES[stage])
+    optim = replace(config.optim, micro_batch=BATCH // world.size // 2)
+    return replace(config, deepspeed=DeepSpeedConfig(**settings), optim=optim)
+
+
+def engines(folder: Path, world: World) -> None:
+    """Trains with every engine."""
+    for stage in STAGES:
+        for engine in ([] if world.size > 1 else ["torch"]) + [f"zero{number}" for number in range(3)]:
+            config = engine_config(folder, f"{stage}-{engine}", world)
+            autoencoder.train(config, world)
+
+
+def lost_config(folder: Path, name: str, world: World, kind: str) -> AutoencoderConfig:
+    config = config_of(str(folder / "pixels"), folder / f"{kind}{world.size}" / name, STAGES[name.partition("-")[0]])
+    stage = 2 if world.size > 1 else 1
+    return replace(config, deepspeed=DeepSpeedConfig(stage=stage), samples=7 * BATCH)  # type: ignore[arg-type]
+
+
+def main(argv: list[str]) -> int:
+    folder, what = Path(argv[0]), argv[1]
+    world = distributed.start("cpu", threads=1)
+    next_batch = Trainer._next_batch
+
+    def lost(self: Trainer, stream: Stream) -> Batch:
+        name = Path(self.config.run).name
+        if self.n == LOST.get(name):
+            if name == list(LOST)[-1]:
+                self.world.barrier()  # no rank is within a step any more
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise Lost
+        return next_batch(self, stream)
+
+    if what == "begin":
+        engines(folder, world)
+        Trainer._next_batch = lost  # type: ignore[method-assign]
+    for name in LOST:
+        config = lost_config(folder, name, world, "disturbed")
+        if what == "finish":
+            autoencoder.train(config, world)
+            autoencoder.train(lost_config(folder, name, world, "undisturbed"), world)
+            continue
+        try:
+            autoencoder.train(config, world)
+        except Lost as error:
+            traceback.clear_frames(error.__traceback__)  # the frames hold the engine
+    distributed.stop(world)
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

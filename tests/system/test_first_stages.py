@@ -1,0 +1,113 @@
+"""Autoencoders on one and two ranks by the real launcher, DeepSpeed, commits and ledger (ranks/first_stage_runs.py).
+
+Processes are started twice for each world; every test looks at what they left.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from made.pixels import BATCH, make_pixels
+from pipeline.errors import RunError
+from pipeline.ledger import examine
+from pipeline.runs.checkpoint import load_weights, read_commit
+from pipeline.runs.directory import committed, load_any_run, load_autoencoder_run, load_run
+from pipeline.storage.urls import open_storage
+from ranks.faulty_run import rows, state
+from ranks.first_stage_runs import LOST
+
+pytestmark = pytest.mark.timeout(900)
+END = 7 * BATCH
+WORLDS = pytest.mark.parametrize("world", [1, 2])
+ENGINES = [(1, "torch"), *((world, f"zero{stage}") for world in (1, 2) for stage in range(3))]
+
+
+def start(folder: Path, ranks: int, what: str) -> subprocess.CompletedProcess[str]:
+    job = ("ranks.first_stage_runs", [str(folder), what], ranks, 1)
+    code = f"import sys; from pipeline.distributed.ranks import run_local; sys.exit(run_local(*{job!r}))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("first-stages")
+    make_pixels(where)
+    for world in (1, 2):
+        begun = start(where, world, "begin")
+        assert begun.returncode == 128 + signal.SIGKILL, begun.stderr[-4000:]
+        for name, lost in LOST.items():
+            assert committed(open_storage(str(where / f"disturbed{world}" / name)))[0] == lost - BATCH
+        finished = start(where, world, "finish")
+        assert finished.returncode == 0, finished.stderr[-4000:]
+    return where
+
+
+@pytest.mark.parametrize("stage", ["kl", "vq"])
+@pytest.mark.parametrize(("world", "engine"), ENGINES[1:])
+def test_every_engine_and_world_trains_like_plain_pytorch(folder: Path, world: int, engine: str, stage: str) -> None:
+    oracle, mine = (
+        str(folder / f"engines{ranks}" / f"{stage}-{name}") for ranks, name in ((1, "torch"), (world, engine))
+    )
+    expected, found = rows(oracle), rows(mine)
+    assert len(expected) == 8 and expected.keys() == found.keys()
+    names = {"loss", "rec", "grad_norm", "grad_norm_discriminator", "discriminator", "gan", "lambda"}
+    last = expected[8 * BATCH]
+    assert names | ({"kl"} if stage == "kl" else {"quantisation", "codes_used", "perplexity"}) <= last.keys()
+    for n, row in expected.items():
+        for name in (names | {"kl", "quantisation", "codes_used", "codes_restarted"}) & row.keys():
+            assert found[n][name] == pytest.approx(row[name], rel=2e-4, abs=1e-6), (n, name)
+    if stage == "vq":
+        assert sum(row["codes_restarted"] for row in expected.values()) > 0, "no code was restarted"
+    for which in ("raw", "ema"):
+        prefixes = ("model.",) if which == "ema" else ("",)
+        one, other = (load_weights(open_storage(url), 0, which, prefixes)[1] for url in (oracle, mine))
+        assert one.keys() == other.keys()
+        for name, weight in one.items():
+            assert (weight - other[name]).abs().max() < 3e-4, name
+
+
+@WORLDS
+@pytest.mark.parametrize("name", list(LOST))
+def test_a_run_resumes_bit_equal_after_a_kill_across_the_discriminators_start_and_restarts(
+    folder: Path, world: int, name: str
+) -> None:
+    """Of weights, moments and averages, of what the codebook's restarts remember, and of the ledger."""
+    urls = [str(folder / f"{kind}{world}" / name) for kind in ("disturbed", "undisturbed")]
+    assert state(urls[0])[0] == END
+    assert state(urls[0]) == state(urls[1])
+    objectives = [read_commit(open_storage(url), END).objective for url in urls]
+    assert objectives[0] == objectives[1]
+    assert bool(objectives[0]) == (name[:2] == "vq")
+    both = [rows(url) for url in urls]
+    for n in range(LOST[name], END + 1, BATCH):
+        for key in {"loss", "lambda", "gan", "grad_norm", "weight_norm"} & both[1][n].keys():
+            assert both[0][n][key] == both[1][n][key], (n, key)
+    assert "lambda" in both[0][END]
+    for url in urls:
+        assert not examine(load_any_run(url), url)[1].problems
+
+
+@WORLDS
+def test_the_average_is_of_the_autoencoder_alone(folder: Path, world: int) -> None:
+    run = open_storage(str(folder / f"undisturbed{world}" / "kl-start"))
+    _, raw = load_weights(run, 0, "raw")
+    _, ema = load_weights(run, 0, "ema", ("model.",))
+    assert {name.partition(".")[0] for name in raw} == {"model", "discriminator"}
+    assert ema.keys() == {name for name in raw if name.startswith("model.")}
+    assert any((raw[name] - value).abs().max() > 1e-4 for name, value in ema.items())
+
+
+def test_a_run_is_known_as_an_autoencoders(folder: Path) -> None:
+    url = str(folder / "undisturbed1" / "kl-start")
+    assert load_autoencoder_run(url).config.autoencoder.regularizer == "kl"
+    with pytest.raises(RunError, match="is the run of an autoencoder"):
+        load_run(url)
+    assert (
+        json.loads((folder / "undisturbed1" / "kl-start" / "run.json").read_bytes())["contract"]["stored"] == "pixels"
+    )
