@@ -22,8 +22,8 @@ from pipeline.report.charts import Level, Series, line_chart
 from pipeline.report.elements import document, text
 from pipeline.report.headline import headline, subtitle
 from pipeline.report.pareto import pareto
-from pipeline.report.parts import loss_parts
 from pipeline.report.publish import put_page, require_page
+from pipeline.report.reconstruction import loss_parts
 from pipeline.report.run import Run, load
 from pipeline.report.tables import fids_of, fids_of_all
 
