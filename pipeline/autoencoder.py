@@ -1,12 +1,16 @@
 """latentmill autoencoder: train a first stage on a cache of pixels.
 
-It resumes, stops and is distributed as latentmill train is (training/life.py); ZeRO stage 3 is refused.
+It resumes, stops and is distributed as latentmill train is (training/life.py); ZeRO stage 3 is refused. Programs may
+add losses of their own (Further), as scripts/train_demo_encoders.py does.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,13 +24,35 @@ from pipeline.training.life import Kind, describe_run
 from pipeline.training.objectives.pixels import check_caches, open_pixels
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.distributed.world import World
     from pipeline.runs.lease import Lease
 
 
-def main(config: AutoencoderConfig) -> int:
+@dataclass(frozen=True)
+class Further:
+    """Losses beside those of the configuration, for a program that trains in this process.
+
+    losses: makes a module whose forward pass gets Outputs, the pictures (b, 3, H, W) and `members`, each (b, ...), and
+    returns weighted losses (scalars) by name. It is trained beside the autoencoder, and neither averaged nor exported.
+    members: arrays of the cache beside its pixels; crop and flip do not change them. noise: standard deviation of
+    latent noise, beyond the posterior's, that the decoder learns to tolerate.
+    """
+
+    losses: Callable[[], nn.Module]
+    members: tuple[str, ...] = ()
+    noise: float = 0.0
+
+
+def main(config: AutoencoderConfig, further: Further | None = None) -> int:
     """The verb. Returns the exit status; raises LatentmillError."""
-    return life.main(config, KIND)
+    if further is None:
+        return life.main(config, KIND)
+    assert config.launch.processes == 1, "other processes would not know of further losses"
+    assert not (config.crop or config.flip), "the members would not be cut and flipped"
+    kind = Kind(partial(open_pixels, members=further.members), partial(train_on, further=further), check_caches)
+    return life.main(config, kind)
 
 
 def train(config: AutoencoderConfig, world: World) -> None:
@@ -34,20 +60,24 @@ def train(config: AutoencoderConfig, world: World) -> None:
     life.train(config, world, KIND)
 
 
-def train_on(data: Data, config: AutoencoderConfig, world: World, lease: Lease | None) -> None:
+def train_on(
+    data: Data, config: AutoencoderConfig, world: World, lease: Lease | None, further: Further | None = None
+) -> None:
     """Build everything else and train. lease: the run's, on rank 0; None on other ranks."""
     from pipeline.models.first_stage.trainable import TrainableAutoencoder
     from pipeline.models.perceptual.loaded import load_perceptual
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.assembly import make_trainer
     from pipeline.training.engines.choose import make_engine
+    from pipeline.training.evaluations import first_stage_evaluation
     from pipeline.training.objectives.first_stage import FirstStageObjective
     from pipeline.training.objectives.initial import initial_weights
     from pipeline.training.start import share
 
     run = open_storage(config.run)
     perceptual = world.together(lambda: load_perceptual(config.loss.perceptual, world.device, "loss.perceptual"))
-    module = TrainableAutoencoder(config.autoencoder, config.gan)
+    extra, noise = (further.losses(), further.noise) if further else (None, 0.0)
+    module = TrainableAutoencoder(config.autoencoder, config.gan, extra, noise)
     module.reset_parameters(config.seed)
 
     def begin() -> None:
@@ -62,6 +92,7 @@ def train_on(data: Data, config: AutoencoderConfig, world: World, lease: Lease |
     with (
         tempfile.TemporaryDirectory(prefix="latentmill-") as folder,
         Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
+        first_stage_evaluation(config, run, world, tracker) as evaluate,
     ):
         trainer = make_trainer(
             config,
@@ -74,6 +105,7 @@ def train_on(data: Data, config: AutoencoderConfig, world: World, lease: Lease |
             tracker=tracker,
             manifests=data.manifests,
             mixture=data.mixture,
+            evaluate=evaluate,
             fence=lease.require_held if lease else None,
         )
         if lease:

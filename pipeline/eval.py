@@ -1,5 +1,7 @@
 """latentmill eval: a checkpoint's FID, CLIP score and its task's figures, each with a card that says how it was made.
 
+Of an autoencoder's run: how near its reconstructions are (evaluation/reconstruction/).
+
 With from_card the figures of a card are made again, and compared.
 One evaluation for each sampler, number of steps and guidance scale; several draw the curve of FID against CLIP score
 into the run's report. Results lie in RUN/evals/, in a folder whose name holds all that they depend on
@@ -15,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pipeline.config import EvalRunConfig, SamplerConfig
+from pipeline.config import AutoencoderConfig, EvalRunConfig, RunConfig, SamplerConfig, TrainConfig
 from pipeline.config.loading.merge import to_dict
 from pipeline.config.tasks.found import require_perceived
 from pipeline.data.format.contract import require_match
@@ -33,7 +35,9 @@ from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.kept import full_name, kept_card, weights_digest
+from pipeline.evaluation.reconstruction import runs as autoencoders
 from pipeline.evaluation.reference import load_reference
+from pipeline.evaluation.reproduced import run_of, verdict
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
 from pipeline.evaluation.validation import load_validation
@@ -45,13 +49,14 @@ from pipeline.parsing.text import one_line
 from pipeline.report import page
 from pipeline.report.publish import require_page
 from pipeline.runs.datasets import empty_caption
-from pipeline.runs.directory import RunInfo, dataset_digests, load_run
+from pipeline.runs.directory import RunInfo, dataset_digests, load_any_run, load_run
 from pipeline.storage.urls import open_storage, split_url
 from pipeline.tracking import terminal
 from pipeline.tracking.tracker import Tracker
 
-TOLERANCE = 1e-3
-"""Relative difference within which a figure equals the card's: kinds of device and versions of libraries cause it."""
+if TYPE_CHECKING:
+    import torch
+
 GRID = 16  # images in the stored picture
 
 
@@ -61,6 +66,11 @@ def main(config: EvalRunConfig) -> int:
         return evaluate_pending(config)
     if config.from_card:
         return reproduce(config)
+    if isinstance(load_any_run(config.run).config, AutoencoderConfig):
+        measured = autoencoders.evaluate_run(config)
+        show(autoencoders.table(measured), end="")
+        show(measured.line())
+        return 0
     dest = f"{config.run.rstrip('/')}/{page.DEFAULT_DEST}"
     if len(settings(config)) > 1:
         require_page(dest, page.MARK)  # before hours of work
@@ -159,14 +169,11 @@ def reproduce(config: EvalRunConfig) -> int:
     than on the card, ConfigError for a card that cannot be read.
     """
     card = read_card(config.from_card)
-    parts = config.from_card.rsplit("/", 3)
-    parts = [".", *parts] if len(parts) == 3 else parts
-    is_in_run = len(parts) == 4 and parts[1] == "evals"
-    if not (config.run or is_in_run):
-        raise ConfigError(f"from_card={config.from_card} does not lie in a run's evals/: name the run with run=")
+    if isinstance(card, autoencoders.Card):
+        return autoencoders.reproduce(config, card)
     kind, _, average = card.weights.partition("=")
     weights = cast(Literal["ema", "raw"], kind)
-    run = config.run or parts[0] or "/"
+    run = run_of(config.from_card, config.run)
     card_config = replace(
         config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
     )
@@ -186,21 +193,7 @@ def reproduce(config: EvalRunConfig) -> int:
         **card.guidance_settings,  # type: ignore[arg-type]
     )
     reproduced = evaluator(denoiser, trained.n, images=card.images, sampler=sampler, weights=card.weights).card
-    show(reproduced.line())
-    changed = {
-        name: f"{card.versions.get(name)} then, {present_version} now"
-        for name, present_version in reproduced.versions.items()
-    }
-    changed = {name: text for name, text in changed.items() if card.versions.get(name) != reproduced.versions[name]}
-    for name, text in changed.items():
-        show(f"{name}: {text}")
-    farthest = max(differences(card.metrics, reproduced.metrics).items(), key=lambda pair: pair[1])
-    if farthest[1] > TOLERANCE:
-        name = farthest[0]
-        show(f"not reproduced: {name} is {reproduced.metrics.get(name)}, the card says {card.metrics.get(name)}")
-        return 1
-    show(f"reproduced: the figures are those of the card, {farthest[0]} to {farthest[1]:.1g} of its size")
-    return 0
+    return verdict(card, reproduced)
 
 
 def perceptual_of(card: Card, run: str) -> str:
@@ -212,36 +205,14 @@ def perceptual_of(card: Card, run: str) -> str:
     return named if named in FILES else "none"
 
 
-def read_card(url: str) -> Card:
+def read_card(url: str) -> Card | autoencoders.Card:
     """Read a card.json. Raises ConfigError."""
     root, key = split_url(url)
     try:
-        return parse_card(open_storage(root).get(key))
+        data = open_storage(root).get(key)
+        return autoencoders.parse_card(data) if autoencoders.is_autoencoders(data) else parse_card(data)
     except (NotFound, ParseError) as error:
         raise ConfigError(f"from_card={url}: no card of this version is there ({error})") from None
-
-
-def differences(card: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, float]:
-    """Relative difference of every figure; infinity for a figure that only one side has."""
-    numbers = {
-        name
-        for metrics in (card, again)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name != "seconds"
-    }
-    by_figure = {}
-    for name in sorted(numbers):
-        before, after = _figure(card, name), _figure(again, name)
-        same = before == after or (math.isnan(before) and math.isnan(after))
-        difference = 0.0 if same else abs(before - after) / max(abs(before), 1e-12)
-        by_figure[name] = math.inf if math.isnan(difference) else difference
-    return by_figure
-
-
-def _figure(metrics: Mapping[str, Any], name: str) -> float:
-    """A figure; infinity where it is missing, NaN where it is none."""
-    value = metrics.get(name, math.inf)
-    return math.nan if value is None else value
 
 
 def evaluate_pending(config: EvalRunConfig) -> int:
@@ -250,20 +221,14 @@ def evaluate_pending(config: EvalRunConfig) -> int:
 
     A snapshot that is damaged is passed over with a line, and the status is 1 then. Raises RunError, and Interrupted
     after a signal to stop, when the remaining snapshots stay pending."""
-    info = load_run(config.run)
-    run, settings = info.storage, info.config
+    info = load_any_run(config.run)
+    run = info.storage
     stop, evaluate, damaged = StopRequest(), None, set[int]()
     with tempfile.TemporaryDirectory(prefix="latentmill-") as folder, stop.listening(SCHEDULER):
         while unevaluated := [n for n in beside.pending(run) if config.at in (0, n) and n not in damaged]:
             n = unevaluated[0]
             if evaluate is None:
-                device = pick_device(config.device)
-                if device.type == "cpu":
-                    keep_memory()
-                cache = open_storage(settings.data.train)
-                manifest = load_manifest(cache)
-                require_match(contract_from_json(info.contract), manifest.contract, f"data.train={settings.data.train}")
-                evaluate = in_training(settings, run, World(device=device), manifest, empty_caption(cache, manifest))
+                evaluate = _as_training(info, pick_device(config.device))
             try:
                 weights = beside.read_snapshot(run, n)
                 device = pick_device(config.device)
@@ -280,7 +245,22 @@ def evaluate_pending(config: EvalRunConfig) -> int:
     return 1 if damaged else 0
 
 
-def _track(info: RunInfo, n: int, folder: Path) -> None:
+def _as_training(info: RunInfo[RunConfig], device: torch.device) -> autoencoders.Evaluate:
+    """The function by which a run's training evaluates weights, in this process."""
+    if device.type == "cpu":
+        keep_memory()
+    world = World(device=device)
+    if isinstance(info.config, AutoencoderConfig):
+        return autoencoders.in_training(info.config, info.storage, world)
+    assert isinstance(info.config, TrainConfig)
+    train = info.config.data.train
+    cache = open_storage(train)
+    manifest = load_manifest(cache)
+    require_match(contract_from_json(info.contract), manifest.contract, f"data.train={train}")
+    return in_training(info.config, info.storage, world, manifest, empty_caption(cache, manifest))
+
+
+def _track(info: RunInfo[RunConfig], n: int, folder: Path) -> None:
     """Send figures to the run's tracker after the end of training."""
     with Tracker(info.storage, info.config.tracking, settings=to_dict(info.config), folder=folder) as tracker:
         if n not in tracker.evaluations:

@@ -22,7 +22,7 @@ from pipeline.data.order.shuffle import Order, Positions
 from pipeline.errors import ConfigError
 from pipeline.log import show
 from pipeline.runs.datasets import dataset_of_run
-from pipeline.runs.directory import RunInfo, committed, load_run
+from pipeline.runs.directory import RunInfo, committed, load_any_run
 from pipeline.runs.distinct import require_distinct
 from pipeline.runs.stored import read_rows
 from pipeline.storage.urls import open_storage
@@ -78,7 +78,7 @@ def main(config: DataVerbConfig) -> int:
 def job_of(config: DataVerbConfig) -> Job:
     """The reading that a configuration describes; a run provides what is not given. Raises ConfigError for a batch that
     the ranks do not divide, and for a sample number that is no multiple of the batch."""
-    run = load_run(config.run) if config.run else None
+    run = load_any_run(config.run) if config.run else None
     run_data = run.config.data if run else DataConfig()
     urls = (config.dataset or run_data.train, *(config.mix or run_data.mix))
     if run:

@@ -16,6 +16,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, LatentmillError, OverrideError, SubmitError
@@ -28,7 +29,7 @@ from pipeline.jobs.train import train_jobs
 from pipeline.log import log, show
 from pipeline.scheduler import slurm
 from pipeline.storage.urls import open_storage
-from pipeline.verbs import VERBS
+from pipeline.verbs import TRAINS, VERBS
 
 DRY_RUN, THEN = "--dry-run", "then"
 AFTER_ALL = "# Then, when every task of the job above has ended:"
@@ -181,7 +182,7 @@ def _note(text: str) -> int:
 
 JOBS: dict[str, Callable[[ClusterConfig, Sequence[str], Sequence[str]], Job]] = {
     "encode": encode_jobs,
-    "train": train_jobs,
+    **{verb: partial(train_jobs, verb=verb) for verb in TRAINS},
     "eval": eval_jobs,
 }
 """The verbs that can be submitted."""

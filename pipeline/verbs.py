@@ -11,6 +11,10 @@ VERBS = {
     "train": ("pipeline.train", "train a latent diffusion model on a cache"),
     "autoencoder": ("pipeline.autoencoder", "train an autoencoder (first stage) on a cache of pixels"),
     "eval": ("pipeline.eval", "a checkpoint's FID, CLIP score and attribute accuracy"),
+    "reconstruct": (
+        "pipeline.reconstruct",
+        "how near an autoencoder's reconstructions are, figures and the worst pairs",
+    ),
     "sample": ("pipeline.sample", "images from a checkpoint"),
     "export": ("pipeline.export", "weights that other software loads"),
     "fetch": ("pipeline.fetch", "encoders into a folder or bucket, for nodes without internet"),
@@ -41,7 +45,11 @@ ENVIRONMENT = {"encode": {"OMP_WAIT_POLICY": "passive"}}
 threads would otherwise spin while they wait, on cores that its decoding workers need."""
 
 
-STOPS = ("train", "autoencoder", "encode", "eval")
+TRAINS = ("train", "autoencoder")
+"""Verbs that train a run up to its last sample, however often they are started (pipeline/training/life.py)."""
+
+
+STOPS = (*TRAINS, "encode", "eval")
 """Verbs that SIGTERM and SIGUSR1 end with status 75 from their first moment on, because jobs of Slurm run them."""
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS, SECONDS = 2, 75.0
 """Of the two minutes, what tests get on each worker; the rest is starting, collecting and lint."""
 WHOLE = ("tests/system/", "tests/benchmarks/")
-OURS = ("pipeline", "preprocess", "benchmarks", "made", "ranks", "servers")
+OURS = ("pipeline", "preprocess", "benchmarks", "examples", "made", "ranks", "servers")
 
 
 def changed(commit: str) -> list[str]:

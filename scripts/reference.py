@@ -33,6 +33,7 @@ EXAMPLES = {
     "train": "experiment=shapes data.train=cache run=runs/a launch.processes=2 deepspeed=zero2",
     "autoencoder": "experiment=kl_small data.train=pixels run=runs/ae",
     "eval": "run=runs/a images=1000 guidance=3",
+    "reconstruct": "dataset=pixels-val encoders=sd1 dest=figures/sd1",
     "sample": 'run=runs/a prompt="a large red circle left of a small blue square" n=4 dest=out.png',
     "export": "run=runs/a dest=sd-folder format=diffusers",
     "fetch": "encoders=sd1 dest=s3://bucket/encoders/sd1",

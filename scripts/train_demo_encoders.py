@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps; each part has its own default")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--every-minutes", type=float, default=5.0, help="minutes between provisional weights")
+    parser.add_argument("--every-minutes", type=float, default=5.0, help="minutes between CLIP's provisional weights")
     parser.add_argument("--dest", type=Path, default=ROOT / "pipeline" / "assets" / "demo")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -40,7 +40,7 @@ def main() -> None:
         tokenizer.build(args.dest / "clip")
     if args.part in ("vae", "all"):
         steps = args.steps or vae.STEPS
-        figures = vae.train(args.dest / "vae", args.seed, steps, args.every_minutes)
+        figures = vae.train(args.dest / "vae", args.seed, steps)
         manifest.record(args.dest, "vae", figures, seed=args.seed, steps=steps)
     if args.part in ("clip", "all"):
         steps = args.steps or clip.STEPS

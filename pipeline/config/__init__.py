@@ -35,7 +35,7 @@ from pipeline.config.model import (
     SamplerConfig,
     SamplerName,
 )
-from pipeline.config.results import DemoConfig, EvalRunConfig, ExportConfig, SampleConfig
+from pipeline.config.results import DemoConfig, EvalRunConfig, ExportConfig, ReconstructConfig, SampleConfig
 from pipeline.config.run import (
     CheckpointConfig,
     DataConfig,
@@ -71,6 +71,7 @@ CONFIGS = {
     "autoencoder": AutoencoderConfig,
     "data": DataVerbConfig,
     "eval": EvalRunConfig,
+    "reconstruct": ReconstructConfig,
     "sample": SampleConfig,
     "export": ExportConfig,
     "demo": DemoConfig,
@@ -111,6 +112,7 @@ __all__ = [
     "LimitsConfig",
     "ModelConfig",
     "OptimConfig",
+    "ReconstructConfig",
     "ReferenceConfig",
     "RunConfig",
     "SampleConfig",

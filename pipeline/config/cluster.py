@@ -61,7 +61,8 @@ class ClusterConfig:
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig:
     """latentmill submit: run a verb on Slurm. `latentmill submit train nodes=8 KEY=VALUE ...` prints the job script,
-    checks it, has Slurm check it, and submits it; `submit encode` and `submit eval` work the same way. `then` between
+    checks it, has Slurm check it, and submits it; `submit autoencoder`, `submit encode` and `submit eval` work the same
+    way. `then` between
     verbs makes a chain, in which each job waits until the one before has succeeded. Keys under `cluster` describe the
     jobs, and hold for the verbs that follow in the chain too; every other key is the verb's own (`latentmill train
     --help`). --dry-run submits nothing."""

@@ -1,4 +1,4 @@
-"""The verbs that use trained models, and the demo of the whole loop: eval, sample, export, demo."""
+"""The verbs that use trained models, and the demo of the whole loop: eval, reconstruct, sample, export, demo."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pipeline.config.values.bounds import Between, Ge, Seed
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRunConfig:
-    """latentmill eval: measure a checkpoint's FID, CLIP score and attribute accuracy, and write a card about each."""
+    """latentmill eval: measure a checkpoint's FID, CLIP score and attribute accuracy, or how near an autoencoder's
+    reconstructions are to held-out pictures, and write a card about each."""
 
     run: str = ""
-    """Run directory; "" with from_card = the run that the card is in."""
+    """Run directory, of a diffusion model or of an autoencoder; "" with from_card = the run that the card is in."""
     from_card: str = ""
     """Card of an earlier evaluation, whose figures are measured again and compared (also `--from-card CARD`)."""
     features: Literal["", FeaturesName] = ""
@@ -25,9 +26,9 @@ class EvalRunConfig:
     perceptual: str = ""
     """Weights of the perceptual distance, as eval.perceptual of train; "" = the run's own."""
     data: DataConfig = field(default_factory=DataConfig)
-    """data.val: the cache whose captions are sampled; "" = the run's own."""
+    """data.val: the cache whose captions are sampled, or whose pictures are reconstructed; "" = the run's own."""
     images: Annotated[int, Ge(2)] = 1000
-    """Number of images to sample."""
+    """Number of images to sample or reconstruct."""
     guidance: tuple[Annotated[float, Ge(0, "0 or more is wanted (1 = none)")], ...] = (3.0,)
     """Guidance scales, with one evaluation for each; 1 = no guidance. Several scales add a curve of FID against CLIP
     score to the run's report."""
@@ -62,6 +63,35 @@ class EvalRunConfig:
     pending: bool = False
     """Ignore the keys above and make the evaluations that training with eval.where=job left to be made, as it would
     have made them (with at=N, that one alone)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """latentmill reconstruct: measure how near any autoencoder's reconstructions are to the pictures of a cache, and
+    show the worst."""
+
+    dataset: str
+    """Cache that holds the pictures, of encode stored=pixels or conditions=[pixels]: a folder or s3:// URL."""
+    dest: str
+    """Folder or s3:// URL for the figures, their card, the page and the picture of pairs."""
+    encoders: EncodersConfig = field(default_factory=EncodersConfig)
+    """The autoencoder (encoders.vae and what goes with it); no text tower is loaded."""
+    images: Annotated[int, Ge(2)] = 1000
+    """Number of pictures: the first of the cache, or all where it has fewer."""
+    batch: Annotated[int, Ge(1)] = 32
+    """Pictures per batch; it changes figures by rounding only."""
+    pairs: Annotated[int, Between(0, 1024)] = 16
+    """Pairs of a picture and its reconstruction that are shown, the worst first."""
+    reference: str = ""
+    """Statistics of real images for rFID, a file written by `latentmill reference`; "" = no rFID."""
+    features: FeaturesName = "democlip"
+    """Feature network of the reference, as eval.features of train."""
+    features_weights: str = ""
+    """Weights of the feature network; "" = as published."""
+    perceptual: str = "none"
+    """Weights of the perceptual distance, as eval.perceptual of train; none = no such figure."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to run on; auto = cuda where there is a GPU, else cpu."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +166,17 @@ class ExportConfig:
     """latentmill export: write weights in a format that other software loads."""
 
     run: str
-    """Run directory."""
+    """Run directory, of a diffusion model or of an autoencoder."""
     dest: str
     """Folder (diffusers), or .safetensors or .ckpt file (compvis) to write."""
     format: Literal["diffusers", "compvis"] = "diffusers"
     """diffusers: a folder that StableDiffusionPipeline, or another pipeline of the run's task, loads, with UNet,
-    autoencoder, text encoder, tokenizer and scheduler, or with a loop where no pipeline runs the task; compvis: one
-    file, under the names of Stable Diffusion's own releases."""
+    autoencoder, text encoder, tokenizer and scheduler, or with a loop where no pipeline runs the task; of an
+    autoencoder a folder that AutoencoderKL or VQModel loads, and encoders.vae takes. compvis: one file, under the names
+    of Stable Diffusion's own releases."""
     encoders: EncodersConfig | None = None
-    """Encoders to load; by default the run's own, else those of the training cache's contract."""
+    """Encoders to load; by default the run's own, else those of the training cache's contract. An autoencoder's run has
+    none."""
     at: Annotated[int, Ge(0)] = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"
@@ -159,6 +191,9 @@ class ExportConfig:
     check: bool = True
     """Load what was written and compare it: outputs to 1e-4 with diffusers and transformers; every tensor of one
     file."""
+    scale_images: Annotated[int, Ge(0)] = 1024
+    """Of an autoencoder: pictures of data.train over which the standard deviation of its latents is measured, whose
+    reciprocal is the exported scaling_factor; 0 = none are read, and it is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

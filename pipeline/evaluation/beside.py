@@ -30,7 +30,7 @@ from pipeline.errors import LatentmillError, NotFound, ParseError, WeightsError
 from pipeline.log import log
 from pipeline.parsing.text import one_line
 from pipeline.report.parsed import parse_figures, parse_tiles
-from pipeline.runs.names import EVALUATIONS, METRICS, SNAPSHOT, evaluation_folder, evaluation_of
+from pipeline.runs.names import EVALUATIONS, METRICS, PAIRS, SNAPSHOT, evaluation_folder, evaluation_of
 from pipeline.scheduler.slurm import inherited
 from pipeline.storage.base import Storage
 from pipeline.tracking.tracker import Tracker
@@ -173,10 +173,14 @@ def bring(run: Storage, n: int, tracker: Tracker) -> None:
 
 
 def show(run: Storage, n: int, tracker: Tracker) -> None:
-    """Send the picture of the evaluation at n, with its captions, to the tracker, and the picture of what was given."""
+    """Send the picture of the evaluation at n, with its captions, to the tracker, and the picture of what was given; of
+    an autoencoder, the one picture that has both."""
     folder = evaluation_folder(n)
     try:
         tiles = parse_tiles(run.get(f"{folder}/grid.json"))
+        if run.exists(pairs := f"{folder}/{PAIRS}"):
+            tracker.image(n, "pairs", run.get(pairs), numbered(tiles.captions))
+            return
         tracker.image(n, "samples", run.get(f"{folder}/grid.png"), numbered(tiles.captions))
         tracker.image(n, "given", run.get(f"{folder}/given.png"), numbered(tiles.captions))
     except (NotFound, ParseError):  # an evaluation without pictures, or with a damaged one

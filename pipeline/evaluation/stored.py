@@ -9,12 +9,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.evaluation.card import Card
 from pipeline.report.grid import GAP, png, tile
 from pipeline.runs.directory import evaluation_folder
 from pipeline.storage.base import Storage
 
 GRID_COLUMNS = 8
+
+
+class Card(Protocol):
+    """What is stored as card.json."""
+
+    def to_json(self) -> dict[str, Any]: ...
 
 
 class Result(Protocol):
@@ -37,20 +42,28 @@ class Result(Protocol):
 def write(run: Storage, result: Result, name: str = "") -> str:
     """Store a result under evals/ of the run directory and return its folder there. metrics.json is written last.
 
-    grid.png has the pictures, given.png what they were given, in the same tiles, where that is pictures.
     name: distinguishes evaluations at the same n; "" for those inside training.
     """
     folder = evaluation_folder(result.n, name)
-    height, width = result.grid.shape[1:3]
-    columns = min(GRID_COLUMNS, len(result.grid))
-    tiles = {"captions": result.captions, "columns": columns, "width": width, "height": height, "gap": GAP}
-    if result.shown is not None:
-        run.put(f"{folder}/given.png", png(tile(result.shown, columns)))
-    run.put(f"{folder}/grid.png", png(tile(result.grid, columns)))
-    run.put(f"{folder}/grid.json", _json(tiles))
-    run.put(f"{folder}/card.json", _json(result.card.to_json()))
-    run.put(f"{folder}/metrics.json", _json(result.metrics))
+    write_files(run, f"{folder}/", result)
     return folder
+
+
+def write_files(storage: Storage, prefix: str, result: Result) -> None:
+    """Store the files of a result, whose keys begin with `prefix`; metrics.json last.
+
+    grid.png has the pictures, given.png what they were given, in the same tiles, where that is pictures.
+    """
+    if len(result.grid):
+        height, width = result.grid.shape[1:3]
+        columns = min(GRID_COLUMNS, len(result.grid))
+        tiles = {"captions": result.captions, "columns": columns, "width": width, "height": height, "gap": GAP}
+        if result.shown is not None:
+            storage.put(f"{prefix}given.png", png(tile(result.shown, columns)))
+        storage.put(f"{prefix}grid.png", png(tile(result.grid, columns)))
+        storage.put(f"{prefix}grid.json", _json(tiles))
+    storage.put(f"{prefix}card.json", _json(result.card.to_json()))
+    storage.put(f"{prefix}metrics.json", _json(result.metrics))
 
 
 def _json(value: Any) -> bytes:

@@ -179,7 +179,7 @@ def write(path: Path, suffix: str, state: dict[str, Tensor], facts: dict[str, An
     """Write the file in the format of its suffix. Raises StorageError."""
     facts_json = json.dumps(facts, sort_keys=True)
     if suffix == ".safetensors":
-        specified = facts["prediction"] in SPECIFIED
+        specified = facts.get("prediction") in SPECIFIED
         named = {"modelspec.prediction_type": facts["prediction"]} if specified else {}
         save_tensors(state, path, {FACTS: facts_json, **named})
     else:

@@ -28,7 +28,7 @@ MARKER, SUMS, README = "latentmill.json", "SHA256SUMS", "README.md"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOKENIZER = ("tokenizer", "tokenizer_config", "special_tokens_map", "vocab", "added_tokens")
 FILES = frozenset(
-    [MARKER, README, "model_index.json", "tokenizer/merges.txt"]
+    [MARKER, README, "model_index.json", "tokenizer/merges.txt", "config.json", WEIGHTS]
     + [f"{part}/scheduler_config.json" for part in ("scheduler", "low_res_scheduler")]
     + [f"{part}/{name}" for part in ("unet", "vae", "vqvae") for name in ("config.json", WEIGHTS)]
     + ["task.json", "task.safetensors", "class_embedding.safetensors"]

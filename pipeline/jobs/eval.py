@@ -15,11 +15,11 @@ from pipeline.scheduler.script import Script, log_path
 def eval_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str] = ()) -> Job:
     """A job of one process on one node that evaluates a run. coming: runs that earlier jobs will make. Raises
     ConfigError, OverrideError, RunError."""
-    from pipeline.runs.directory import load_run
+    from pipeline.runs.directory import load_any_run
 
     config: EvalRunConfig = load("eval", words)
     if config.run not in coming:
-        load_run(config.run)
+        load_any_run(config.run)
     has_device = any(word.lstrip("+").startswith("device=") for word in words)
     one_process = replace(cluster, nodes=1, processes=1)
     script = Script(

@@ -1,9 +1,10 @@
 """Checks whether a job's nodes can train, before ranks start on them. The scripts of `latentmill submit train`,
 slurm/train.sbatch and the jobs of a sweep run it.
 
-    python -P -m pipeline.jobs.nodes words NODES GPUS KEY=VALUE ...   in the batch script, with the arguments of
-                                                                      `latentmill train`: checks every node
-    python -P -m pipeline.jobs.nodes node                             on each node, by srun: one line, the verdict
+    python -P -m pipeline.jobs.nodes words NODES GPUS [VERB] KEY=VALUE ...   in the batch script, with the verb (train
+                                                                             unless it is said) and its arguments:
+                                                                             checks every node
+    python -P -m pipeline.jobs.nodes node                                    on each node, by srun: its verdict, a line
 
 A node is bad where it does not see its GPUs or cannot compute on them, has no space for temporary files, cannot reach
 the run or its data, has a wrong clock, or does not answer. The job then excludes it, goes back to the queue, and says
@@ -28,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig
 from pipeline.distributed.children import own_command, own_environment
 from pipeline.distributed.exits import guarded, leave
 from pipeline.distributed.place import whole
@@ -38,6 +39,7 @@ from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 from pipeline.scheduler import slurm
 from pipeline.storage.urls import open_storage
+from pipeline.verbs import TRAINS
 
 FREE_BYTES = 1_000_000_000
 """Free space that a node needs for temporary files, and for the run where that is local."""
@@ -53,8 +55,8 @@ LONE = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """`words NODES GPUS KEY=VALUE ...`, or `node` with the order that `check` hands over. Returns 75 when the job goes
-    back to the queue."""
+    """`words NODES GPUS [VERB] KEY=VALUE ...`, or `node` with the order that `check` hands over. Returns 75 when the
+    job goes back to the queue."""
     part, *rest = argv
     if part == "node":
         return answer(sys.stdin.buffer.read())
@@ -71,13 +73,15 @@ def answer(order: bytes) -> int:
 
 
 def urls_of(words: Sequence[str]) -> list[str]:
-    """The run and the datasets of a training configuration. Raises ConfigError, OverrideError."""
+    """The run and the datasets of a training configuration. words: its overrides, after the verb where it is not
+    train. Raises ConfigError, OverrideError."""
     from pipeline.config.loading.load import load
 
-    return required_urls(load("train", words))
+    verb, overrides = (words[0], words[1:]) if words and words[0] in TRAINS else (TRAINS[0], words)
+    return required_urls(load(verb, overrides))
 
 
-def required_urls(config: TrainConfig) -> list[str]:
+def required_urls(config: RunConfig) -> list[str]:
     """The URLs that a node must reach: the run's and its datasets'."""
     return [config.run, config.data.train, *config.data.mix, *filter(None, [config.data.val])]
 

@@ -30,11 +30,12 @@ from pipeline.jobs.folders import job_folder
 from pipeline.jobs.secrets import require_no_secrets
 from pipeline.log import show
 from pipeline.scheduler import slurm
+from pipeline.verbs import TRAINS
 
-OUTPUT = {"train": "run", "synth": "dest", "encode": "dest", "sample": "dest", "export": "dest"}
+OUTPUT = {"train": "run", "autoencoder": "run", "synth": "dest", "encode": "dest", "sample": "dest", "export": "dest"}
 """The key that names the destination of each verb; verbs that are not listed cannot be swept."""
 NODE_CHECK = (*own_command("pipeline.jobs.nodes"), "words", "1")
-"""Command that checks a node; the number of GPUs and the arguments of latentmill train follow."""
+"""Command that checks a node; the number of GPUs, the verb and its arguments follow."""
 
 
 def sweep(verb: str, overrides: Sequence[str]) -> int:
@@ -69,8 +70,10 @@ def _cluster(verb: str, words: Sequence[str]) -> ClusterConfig:
     """The cluster that a sweep's jobs run on. Raises ConfigError, SubmitError."""
     from pipeline.jobs.cluster import load_cluster
 
-    if verb != "train":
-        raise ConfigError(f"cluster= with -m is for train; latentmill submit takes {verb}, if anything does")
+    if verb not in TRAINS:
+        raise ConfigError(
+            f"cluster= with -m is for {' and '.join(TRAINS)}; latentmill submit takes {verb}, if anything does"
+        )
     cluster = load_cluster([f"cluster.{word}" if word.startswith("nodes=") else word for word in words])
     if cluster.nodes > 1:
         raise ConfigError(f"nodes={cluster.nodes}: each job of a sweep has one node; submit train takes several")
@@ -165,13 +168,13 @@ def _launch(verb: str, key: str, root: str, words: list[str], launcher: Sequence
         if any(status == Interrupted.exit_code for _, status in outcomes):
             return  # an earlier job was told to stop, and this one with it
         named = os.environ.get("WANDB_RUN_GROUP") or any(word.startswith("tracking.group=") for word in task)
-        grouped = verb == "train" and not named
+        grouped = verb in TRAINS and not named
         group = [f"tracking.group={without_references(root.rsplit('/', 1)[-1])}"] if grouped else []
         typed = (plain for word in task for plain in typed_words(word, kinds))
         suffix = ".png" if verb == "sample" else ""  # a picture, and no folder
         arguments = [*typed, *group, f"{key}={root}/{folder_name}{suffix}"]
         show(f"== {name}")
-        status = run_command([*NODE_CHECK, gpus, *arguments]) if gpus else 0
+        status = run_command([*NODE_CHECK, gpus, verb, *arguments]) if gpus else 0
         if gpus and status == Interrupted.exit_code:  # the node check has requeued the job
             os._exit(status)
         status = status or run_command(*verb_command(verb, arguments))

@@ -1,4 +1,4 @@
-"""The job of latentmill train, checked before it is submitted."""
+"""The job of latentmill train, and of other verbs that train, checked before it is submitted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config import ClusterConfig, TrainConfig
+from pipeline.config import AutoencoderConfig, ClusterConfig, RunConfig, TrainConfig
 from pipeline.config.check.groups import check_world
 from pipeline.config.loading.load import load
 from pipeline.distributed.children import own_command
@@ -16,6 +16,7 @@ from pipeline.storage.urls import open_storage
 
 if TYPE_CHECKING:
     from pipeline.data.format.manifest import Manifest
+    from pipeline.planning.fit import Fit
 from pipeline.jobs.options import Job, further, gres, requeueing, resources
 
 WAIT_SECONDS = 120
@@ -24,13 +25,13 @@ ROOM = 0.9
 """Share of a GPU's memory that the estimate may take without a warning: kernels and NCCL need the rest."""
 
 
-def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str] = ()) -> Job:
+def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str] = (), verb: str = "train") -> Job:
     """One job whose ranks srun starts, each as a separate task. It goes back to the queue until the run is finished.
 
-    coming: datasets and runs that earlier jobs will make. Raises ConfigError, OverrideError, RunError, DatasetError and
-    StorageError for whatever would fail at the job's start.
+    coming: datasets and runs that earlier jobs will make. verb: one of TRAINS. Raises ConfigError, OverrideError,
+    RunError, DatasetError and StorageError for whatever would fail at the job's start.
     """
-    config: TrainConfig = load("train", words)
+    config: RunConfig = load(verb, words)
     world = cluster.nodes * cluster.processes
     if config.launch.processes > 1:
         raise ConfigError("launch.processes starts ranks on one machine: here cluster.nodes and cluster.processes do")
@@ -46,15 +47,15 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
     given_keys = [word.lstrip("+").partition("=")[0] for word in words]
     added_words = [] if "device" in given_keys else ["device=cuda" if cluster.gpus else "device=cpu"]
     added_words += [] if "launch.threads" in given_keys else [f"launch.threads={cluster.cpus}"]
-    program = own_command("pipeline.cli", "train", python=cluster.python)
+    program = own_command("pipeline.cli", verb, python=cluster.python)
     script = Script(
         about=[
-            "latentmill train under Slurm, written by `latentmill submit`.",
+            f"latentmill {verb} under Slurm, written by `latentmill submit`.",
             "One task per rank. On SIGUSR1 or SIGTERM ranks commit and exit 75, and the job goes back to the queue.",
             *notes,
         ],
         options={
-            "--job-name": "latentmill-train",
+            "--job-name": f"latentmill-{verb}",
             **resources(cluster, cluster.processes, cluster.nodes),
             "--gres": gres(cluster),
             "--output": log_path(cluster.logs, "%x-%j.log"),
@@ -74,16 +75,17 @@ def train_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[st
         arguments=[*words, *added_words],
         requeue=cluster.requeue,
         killed=True,
-        before=node_check(cluster, words) if cluster.check_nodes else (),
+        before=node_check(cluster, verb, words) if cluster.check_nodes else (),
     )
     return Job([script], run=config.run, makes=[config.run], notes=notes)
 
 
-def node_check(cluster: ClusterConfig, words: Sequence[str]) -> list[str]:
+def node_check(cluster: ClusterConfig, verb: str, words: Sequence[str]) -> list[str]:
     """Shell lines that check whether the job's nodes can train, and end the script where one cannot. words: of the
     command line as they were typed, so that the script holds nothing that they refer to."""
     gpus = str(cluster.processes if cluster.gpus else 0)
-    command = own_command("pipeline.jobs.nodes", "words", str(cluster.nodes), gpus, *words, python=cluster.python)
+    checked = ("words", str(cluster.nodes), gpus, verb, *words)
+    command = own_command("pipeline.jobs.nodes", *checked, python=cluster.python)
     return [
         "# A node that cannot train is excluded, and the job goes back to the queue.",
         f"{shlex.join(command)} || exit $?",
@@ -91,7 +93,7 @@ def node_check(cluster: ClusterConfig, words: Sequence[str]) -> list[str]:
     ]
 
 
-def shape(config: TrainConfig, cluster: ClusterConfig) -> str:
+def shape(config: RunConfig, cluster: ClusterConfig) -> str:
     """How the batch is divided among the ranks, in one line."""
     world = cluster.nodes * cluster.processes
     share = config.optim.batch // world
@@ -103,12 +105,11 @@ def shape(config: TrainConfig, cluster: ClusterConfig) -> str:
     )
 
 
-def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Sequence[str]) -> list[str]:
-    """Check the run, its datasets against the model, and a training step against the GPU's memory. Returns lines that
+def reach(config: RunConfig, cluster: ClusterConfig, world: int, coming: Sequence[str]) -> list[str]:
+    """Check the run, its datasets against the network, and a training step against the GPU's memory. Returns lines that
     report the results. Raises RunError, DatasetError, StorageError, ConfigError."""
     from pipeline.data.format.manifest import load_manifest
-    from pipeline.planning.fit import fit, precision_of, require_fit
-    from pipeline.runs.datasets import check_against_contract
+    from pipeline.planning.fit import require_fit
     from pipeline.runs.directory import committed, dataset_urls, is_finished, last_sample, require_resumable
     from pipeline.runs.distinct import require_distinct
     from pipeline.runs.lease import require_free
@@ -134,14 +135,36 @@ def reach(config: TrainConfig, cluster: ClusterConfig, world: int, coming: Seque
     if config.data.train not in manifests:
         return [*lines, "memory: not looked at, because the dataset is not there yet"]
     manifest = manifests[config.data.train]
-    check_against_contract(config, manifest, manifests.get(config.data.val))
-    needed = fit(config, manifest.contract, world, precision_of(config, bool(cluster.gpus)))
+    needed, less = fitting(config, manifest, manifests.get(config.data.val), world, bool(cluster.gpus))
     lines.append(f"memory: {needed.words()}")
     if not cluster.gpus:
         return lines
     if not cluster.gpu_memory_gb:
         return [*lines, "memory: not held against the GPU's, which cluster.gpu_memory_gb would say"]
-    require_fit(needed, cluster.gpu_memory_gb)
+    require_fit(needed, cluster.gpu_memory_gb, less)
     gpu_share = needed.peak / (cluster.gpu_memory_gb * 1e9)
     close = ", which is close" if gpu_share > ROOM else ""
     return [*lines, f"memory: that is {gpu_share:.0%} of the GPU's {cluster.gpu_memory_gb:g} GB{close}"]
+
+
+def fitting(
+    config: RunConfig, manifest: Manifest, validation: Manifest | None, world: int, gpus: bool
+) -> tuple[Fit, str]:
+    """The memory that a rank needs, and what lowers it besides micro-batches and nodes. manifest: of data.train.
+    validation: of data.val. Raises ContractMismatch, ConfigError where the caches do not fit the network."""
+    from pipeline.planning.first_stage import fit_autoencoder
+    from pipeline.planning.fit import fit, precision_of
+    from pipeline.runs.datasets import check_against_contract, require_pixels
+
+    precision = precision_of(config, gpus)
+    if isinstance(config, AutoencoderConfig):
+        require_pixels(config, manifest.contract, f"data.train={config.data.train}")
+        if validation is not None:
+            require_pixels(config, validation.contract, f"data.val={config.data.val}")
+        width, height = max(manifest.contract.buckets, key=lambda size: size[0] * size[1])
+        if config.crop:
+            width = height = config.crop
+        return fit_autoencoder(config, height, width, world, precision), "crop pictures (crop=)"
+    assert isinstance(config, TrainConfig), "no other verb trains"
+    check_against_contract(config, manifest, validation)
+    return fit(config, manifest.contract, world, precision), "bound model.activation_gb, raise deepspeed.stage"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.config import TrainConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.config.tasks.base import Cache
 from pipeline.errors import ConfigError
 from pipeline.planning.cost import unet_cost
@@ -67,7 +67,7 @@ def fit(config: TrainConfig, cache: Cache, world: int, precision: Precision) -> 
     )
 
 
-def precision_of(config: TrainConfig, gpus: bool) -> Precision:
+def precision_of(config: RunConfig, gpus: bool) -> Precision:
     """Precision of forward and backward passes, as training/engines/base.py's pick_precision chooses it (on a GPU that
     has bf16).
 
@@ -78,10 +78,11 @@ def precision_of(config: TrainConfig, gpus: bool) -> Precision:
     return "bf16" if config.precision == "bf16" or gpus else "fp32"
 
 
-def require_fit(needed: Fit, gigabytes: float) -> None:
-    """Raise ConfigError when a step needs more memory than a GPU with `gigabytes` GB (1e9 bytes) has."""
+def require_fit(needed: Fit, gigabytes: float, less: str = "bound model.activation_gb, raise deepspeed.stage") -> None:
+    """Raise ConfigError when a step needs more memory than a GPU with `gigabytes` GB (1e9 bytes) has. less: what else
+    lowers it."""
     if needed.peak > gigabytes * 1e9:
         raise ConfigError(
             f"a step needs {needed.peak / 1e9:.3g} GB of a GPU, and cluster.gpu_memory_gb={gigabytes:g}: lower "
-            "optim.micro_batch, bound model.activation_gb, raise deepspeed.stage, or ask for more nodes"
+            f"optim.micro_batch, {less}, or ask for more nodes"
         )

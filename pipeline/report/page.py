@@ -23,6 +23,7 @@ from pipeline.report.elements import document, text
 from pipeline.report.headline import headline, subtitle
 from pipeline.report.pareto import pareto
 from pipeline.report.publish import put_page, require_page
+from pipeline.report.reconstruction import loss_parts
 from pipeline.report.run import Run, load
 from pipeline.report.tables import fids_of, fids_of_all
 
@@ -147,7 +148,8 @@ def _quality(runs: Sequence[Run]) -> str:
     last: dict[str, Any] = {}
     for run in reversed([run for run in runs if run.last]):  # floors and bounds of the first run that has them
         last |= run.last.metrics if run.last else {}
-    of_figures = [(f, _figure_chart(runs, name, f, last)) for name, f in present(_all_metrics(runs))]
+    drawn = [(name, figure) for name, figure in present(_all_metrics(runs)) if figure.kind != "cost"]
+    of_figures = [(f, _figure_chart(runs, name, f, last)) for name, f in drawn]
     charts = [chart for figure, chart in of_figures if figure is not CLIP_SCORE]
     for name in fids_of(last):
         charts.append(_metric_chart(runs, name, name, "lower is better, log scale", last, log_y=True))
@@ -233,6 +235,7 @@ def _training(runs: Sequence[Run]) -> str:
             chart("weight_norm", "Weight norm"),
             chart("lr", "Learning rate"),
             _by_noise(runs[0]) if len(runs) == 1 else "",
+            *loss_parts(runs),
         ]
     )
 

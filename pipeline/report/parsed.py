@@ -26,18 +26,40 @@ PICTURE_BYTES = 1 << 27
 MOST_FIGURES, MOST_GROUPS, MOST_STEPS, MOST_TILES = 200, 64, 100_000, 4096
 """Figures of an evaluation, entries of one of its tables or of a row's, step times of a row, and tiles of a picture."""
 
-ROW_NUMBERS = frozenset(
-    ("loss", "lr", "grad_norm", "grad_norm_max", "weight_norm", "images_per_s", "step_s", "data_wait_s", "memory_gb")
-) | frozenset(("tflops", "mfu", "stall_s", "write_s", "bytes", "world"))
+PART_NUMBERS = frozenset(("rec", "perceptual", "kl", "quantisation", "codes_used", "perplexity", "lambda", "gan")) | (
+    frozenset(("discriminator", "logits_real", "logits_fake", "grad_norm_discriminator"))
+)
+"""Numbers of a row of an autoencoder's training."""
+ROW_NUMBERS = (
+    PART_NUMBERS
+    | frozenset(
+        (
+            "loss",
+            "lr",
+            "grad_norm",
+            "grad_norm_max",
+            "weight_norm",
+            "images_per_s",
+            "step_s",
+            "data_wait_s",
+            "memory_gb",
+        )
+    )
+    | frozenset(("tflops", "mfu", "stall_s", "write_s", "bytes", "world"))
+)
 ROW_TEXTS = frozenset(("alert", "text", "engine"))
 LAST_SECOND = 1e11
 """Latest Unix time of a row."""
 
-FIGURE_TABLES = ("attribute_accuracy_by_objects", "attribute_accuracy_by_attribute")
+FIGURE_TABLES = (
+    *("attribute_accuracy_by_objects", "attribute_accuracy_by_attribute"),
+    *("latent_mean_by_channel", "latent_std_by_channel"),
+)
 KNOWN_FIGURE = re.compile(
     r"n|images|images_not_finite|guidance|seconds|"
     rf"({'|'.join(figure.name for figure in all_figures())})(_\w+)?|"
-    r"(fid|fid_infinity|kid|precision|recall|cmmd|inception_score)(_\w+)?"
+    r"latent_mean|latent_std|latent_std_error|posterior_std|"
+    r"(fid|fid_infinity|rfid|kid|precision|recall|cmmd|inception_score)(_\w+)?"
 )
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -58,6 +80,10 @@ class CardFacts:
     captions: dict[str, Any] = field(default_factory=dict)
     reference: dict[str, Any] | None = None
     judge: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    pictures: dict[str, Any] = field(default_factory=dict)
+    perceptual: dict[str, Any] = field(default_factory=dict)
+    vae_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

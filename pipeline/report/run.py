@@ -60,6 +60,11 @@ class Evaluation:
     tiles: Tiles | None = None
     given: bytes = b""
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether it is an autoencoder's, so that what was given are pictures and the samples are reconstructions."""
+        return bool(self.card.get("kind") == "autoencoder")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -201,6 +206,18 @@ def _evaluations(storage: Storage, notes: list[str]) -> list[Evaluation]:
         else replace(e, tiles=None)
         for e in evaluations
     ]
+
+
+def evaluation_at(storage: Storage, notes: list[str]) -> Evaluation | None:
+    """The evaluation whose files lie at the top of `storage`, with its pictures; None where there is no metrics.json.
+    What is damaged is left out, with a note."""
+    files = {info.key: info for info in storage.list() if IN_EVALS.fullmatch(f"evals/{0:012d}/{info.key}")}
+    read = partial(_read, storage, files, notes)
+    if "metrics.json" not in files or not (metrics := read("metrics.json", parse_figures)):
+        return None
+    card = read("card.json", parse_card) or {}
+    evaluation = Evaluation(0, "", metrics, card, tiles=read("grid.json", parse_tiles))
+    return _with_grid(storage, files, notes, evaluation, last=True)
 
 
 def _with_sheets(inside: Sequence[Evaluation]) -> list[Evaluation]:

@@ -25,8 +25,15 @@ def final(run: Run, heading: bool = True) -> str:
         f'<div class="sample">{_pair(run, last, last.tiles, i)}{text(caption, LONGEST)}</div>'
         for i, caption in enumerate(last.tiles.captions)
     )
-    title = f"<h2>Samples after {last.n:,} images</h2>" if heading else "<h3>Samples</h3>"
-    note = '<p class="soft">Left of each sample: what it was given.</p>' if last.given else ""
+    name, note = "Samples", "Left of each sample: what it was given." if last.given else ""
+    if last.reconstructs:
+        name, note = (
+            "Worst reconstructions",
+            "Left of each: the picture; right: its reconstruction. Below: the record, and PSNR.",
+        )
+    after = f" after {last.n:,} images" if last.n or not last.reconstructs else ""
+    title = f"<h2>{name}{after}</h2>" if heading else f"<h3>{name}</h3>"
+    note = f'<p class="soft">{note}</p>' if note else ""
     return f'{style}{title}{note}<div class="samples{" pairs" if last.given else ""}">{tiles}</div>'
 
 

@@ -62,7 +62,10 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> str:
                 lambda e, name=name: _short(e.metrics.get(f"{name}_floor_reconstruction")),
             ),
         ]
-    columns.append(("seconds", lambda e: _fixed(e.metrics.get("seconds"), 1)))
+    columns += [
+        ("latent std", lambda e: _short(e.metrics.get("latent_std")) + _half_width(e, "latent_std", 3)),
+        ("seconds", lambda e: _fixed(e.metrics.get("seconds"), 1)),
+    ]
     columns = [column for column in columns if any(column[1](e) not in (None, "") for e in evaluations)]
     table = _table([heading for heading, _ in columns], [[value(e) for _, value in columns] for e in evaluations])
     cards = [e.card["line"] for e in evaluations if e.card.get("line")]
@@ -197,11 +200,21 @@ def _images(evaluation: Evaluation) -> str:
     return str(evaluation.metrics.get("images") or "")
 
 
+def _pictures(evaluation: Evaluation) -> str:
+    return _digest(evaluation.card.get("pictures"), "dataset")
+
+
 def _perceptual(evaluation: Evaluation) -> str:
-    return _digest(evaluation.card.get("judge"), "perceptual_sha256")
+    card = evaluation.card
+    return _digest(card.get("judge"), "perceptual_sha256") or _digest(card.get("perceptual"), "sha256")
 
 
-MEASURES = {"reference": _reference, "captions of": _captions, "st-LPIPS weights": _perceptual}
+MEASURES = {
+    "reference": _reference,
+    "captions of": _captions,
+    "pictures of": _pictures,
+    "st-LPIPS weights": _perceptual,
+}
 """What tells evaluations apart that share a sampler and its settings: heading -> its value, "" for none."""
 
 
@@ -297,8 +310,8 @@ def figures_of_all(evaluations: Sequence[Evaluation]) -> list[tuple[str, Figure]
 
 
 def fids_of(metrics: Mapping[str, Any]) -> list[str]:
-    """Names of the FIDs among metrics: fid_democlip and its like, without their floors."""
-    names = [name for name in metrics if name.startswith("fid_") and not NO_FID.search(name)]
+    """Names of the FIDs among metrics: fid_democlip, rfid_democlip and their like, without their floors."""
+    names = [name for name in metrics if name.startswith(("fid_", "rfid_")) and not NO_FID.search(name)]
     return [name for name in names if is_number(metrics[name])]
 
 

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config import RunConfig, TaskConfig, TrainConfig
+from pipeline.config import AutoencoderConfig, RunConfig, TaskConfig, TrainConfig
+from pipeline.config.check.first_stage import require_room
 from pipeline.data.format.contract import ENCODER_FACTS, require_match
 from pipeline.data.format.manifest import find_version, load_manifest
 from pipeline.errors import ConfigError, ContractMismatch, RunError
@@ -60,6 +61,8 @@ def dataset_of_run(run: RunInfo, urls: Sequence[str]) -> Dataset:
     return Dataset(parts)
 
 
+PIXELS = "pixels"
+"""Name of the array (3, H, W) uint8 of a record that an autoencoder is trained on."""
 EMPTY_TOKENS = 2  # tokens of the empty caption: start and end
 FREE = ("variants", "key", "packed", "min_area")  # facts of conditions that do not change what they mean
 
@@ -121,6 +124,36 @@ def check_against_contract(config: TrainConfig, manifest: Manifest, validation: 
         require_match(contract, validation.contract, name, facts)
         require_arrays(config, validation.contract, name)
         require_conditions(config, contract, validation.contract, name)
+
+
+def require_pixels(config: AutoencoderConfig, contract: Contract, where: str) -> None:
+    """Raise ContractMismatch unless a cache holds pixels of sizes that the autoencoder, its crop and its losses take,
+    ConfigError where the losses alone do not. where: names the cache, such as data.train=pixels."""
+    if PIXELS not in [member.name for member in contract.members]:
+        raise ContractMismatch(
+            f"{where} holds no pixels, but {contract.stored}: an autoencoder is trained on a cache of latentmill "
+            "encode stored=pixels"
+        )
+    if contract.channel_order != "RGB":
+        raise ContractMismatch(f"{where} holds pixels in the order {contract.channel_order}, not RGB: encode it anew")
+    crop, factor = config.crop, config.autoencoder.downsampling
+    for width, height in contract.buckets:
+        if crop > min(width, height):
+            raise ContractMismatch(
+                f"crop={crop} is larger than pictures of {where}, {width}x{height}: lower crop, or encode larger ones "
+                "(resolution=)"
+            )
+        if crop == 0 and (width % factor or height % factor):
+            raise ContractMismatch(
+                f"{where} holds pictures of {width}x{height}, whose sides autoencoder.multipliers (levels: "
+                f"{len(config.autoencoder.multipliers)}) does not divide by {factor}: set crop to a multiple of "
+                f"{factor}, or encode them in such a size (resolution=)"
+            )
+    if crop == 0:
+        try:
+            require_room(config, min(side for size in contract.buckets for side in size), "side")
+        except ConfigError as error:
+            raise ContractMismatch(f"{where} holds pictures of {error}") from None
 
 
 def require_arrays(config: TrainConfig, contract: Contract, cache: str) -> None:

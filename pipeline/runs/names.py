@@ -20,6 +20,7 @@ FACTS = "run.json"
 ROWS = "metrics.jsonl"
 COMMIT = "commit.json"
 METRICS = "metrics.json"
+PAIRS = "pairs.png"  # of an autoencoder's evaluation
 """File in a folder of evals/: the figures."""
 SNAPSHOT = "ema.safetensors"
 """File in a folder of evals/: the weights that a job outside of training is to evaluate."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import AutoencoderConfig, RunConfig, TrainConfig
 from pipeline.config.loading.references import references_of
 from pipeline.runs.datasets import stored_members
 from pipeline.runs.directory import is_evaluated, last_sample
@@ -59,25 +59,50 @@ def evaluation(
     config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor | None, tracker: Tracker
 ) -> Iterator[Evaluate | None]:
     """The function that has weights evaluated at n for the captions of data.val: here and now, or beside training."""
+
+    def load() -> Evaluate:
+        from pipeline.evaluation.evaluate import in_training
+
+        return in_training(config, run, world, manifest, empty)
+
+    with _where_it_is(config, run, world, tracker, load) as evaluate:
+        yield evaluate
+
+
+@contextmanager
+def first_stage_evaluation(
+    config: AutoencoderConfig, run: Storage, world: World, tracker: Tracker
+) -> Iterator[Evaluate | None]:
+    """The function that has an autoencoder's weights evaluated at n on the pictures of data.val, as `evaluation`."""
+
+    def load() -> Evaluate:
+        from pipeline.evaluation.reconstruction.runs import in_training
+
+        return world.together(lambda: in_training(config, run, world))
+
+    with _where_it_is(config, run, world, tracker, load) as evaluate:
+        yield evaluate
+
+
+@contextmanager
+def _where_it_is(
+    config: RunConfig, run: Storage, world: World, tracker: Tracker, load: Callable[[], Evaluate]
+) -> Iterator[Evaluate | None]:
+    """load: loads what measures weights here and stores the figures."""
     if not config.data.val:
         yield None
     elif config.eval.where == "job":
         with beside(config, run, world, tracker) as evaluate:
             yield evaluate
     else:
-        yield inside(config, run, world, manifest, empty, tracker)
+        yield inside(run, world, tracker, load())
 
 
-def inside(
-    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty: Tensor | None, tracker: Tracker
-) -> Evaluate:
+def inside(run: Storage, world: World, tracker: Tracker, measure: Evaluate) -> Evaluate:
     """On all ranks, which wait for it."""
     from pipeline.evaluation.beside import show
-    from pipeline.evaluation.evaluate import in_training
 
-    measure = in_training(config, run, world, manifest, empty)
-
-    def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> Mapping[str, Any]:
+    def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> Mapping[str, Any] | None:
         metrics = measure(weights, n, stopped)
         world.together(lambda: show(run, n, tracker), rank=0)
         return metrics

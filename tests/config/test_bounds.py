@@ -31,6 +31,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "autoencoder": {"run": "r", "data": {"train": "c"}},
     "data": {"dataset": "d"},
     "eval": {"run": "r"},
+    "reconstruct": {"dataset": "d", "dest": "d"},
     "sample": {"run": "r"},
     "export": {"run": "r", "dest": "d"},
     "demo": {},

@@ -34,6 +34,7 @@ REQUIRED = {
     "autoencoder": TRAIN,
     "data": ["dataset=d"],
     "eval": ["run=r"],
+    "reconstruct": ["dataset=d", "dest=d"],
     "sample": ["run=r"],
     "export": ["run=r", "dest=d"],
     "demo": [],

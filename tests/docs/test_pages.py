@@ -21,7 +21,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 AROUND = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "SECURITY.md")]
 ROOMS = ("start", "how_to", "reference", "explained", "measured")
 WIDTH = 120
-CODE = ("benchmarks", "conf", "pipeline", "preprocess", "scripts", "slurm", "tests")
+CODE = ("benchmarks", "conf", "examples", "pipeline", "preprocess", "scripts", "slurm", "tests")
 
 
 def name(path: Path) -> str:
@@ -73,7 +73,7 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     """Paths such as `tests/data/test_stream.py`, in prose and in commands, and the modules of `python -m`."""
     text = page.read_text(encoding="utf-8")
     paths = re.findall(
-        r"(?<![\w/.:-])((?:tests|pipeline|preprocess|benchmarks|scripts|conf|slurm|docs)/[\w./-]*\w)", text
+        r"(?<![\w/.:-])((?:tests|pipeline|preprocess|benchmarks|examples|scripts|conf|slurm|docs)/[\w./-]*\w)", text
     )
     placeholders = ("ROOM", "NAME", "test_X")
     named = [path for path in paths if not any(word in path for word in placeholders)]

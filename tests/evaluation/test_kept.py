@@ -17,10 +17,11 @@ from made.report import fake_run
 from pipeline import eval as eval_verb
 from pipeline.config import DiffusionConfig, EvalRunConfig, SamplerConfig, TrackingConfig
 from pipeline.errors import ConfigError, LatentmillError, ParseError, WeightsError
-from pipeline.eval import differences, perceptual_of, table
+from pipeline.eval import perceptual_of, table
 from pipeline.evaluation import beside
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.kept import full_name, kept_card, short_name, weights_digest
+from pipeline.evaluation.reproduced import differences
 from pipeline.evaluation.stored import _json
 from pipeline.report import page
 from pipeline.report.run import load

@@ -72,4 +72,4 @@ def test_the_check_of_nodes_gets_the_words_as_they_were_typed(
     ]
     cli.main(["submit", "train", "cluster.gpus=0", *words, "samples=16", "--dry-run"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "pipeline.jobs.nodes" in line]
-    assert f" -P -m pipeline.jobs.nodes words 1 0 {' '.join(words)} samples=16 || exit $?" in line
+    assert f" -P -m pipeline.jobs.nodes words 1 0 train {' '.join(words)} samples=16 || exit $?" in line

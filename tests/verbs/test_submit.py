@@ -33,7 +33,7 @@ def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], 2, "which verb is to be submitted? latentmill submit encode"),
         (["encoed", "source=a"], 2, "encoed: which verb"),
-        (["verify", "dataset=a"], 1, "verify cannot be submitted: submit knows encode, train, eval"),
+        (["verify", "dataset=a"], 1, "verify cannot be submitted: submit knows encode, train, autoencoder, eval"),
         (["train", "run=r"], 1, "data.train is missing"),
         (["encode"], 1, "source is missing"),
         (["encode", "source=a", "dest=b", "imags=3"], 1, "imags: no such key"),

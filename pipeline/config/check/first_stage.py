@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline import config as c
-from pipeline.config.check.groups import check_data_val
+from pipeline.config.check.groups import check_checkpoint, check_data_val
 from pipeline.config.values.bounds import require
 
 MOST_LEVELS = 10
@@ -51,6 +51,23 @@ def check_first_stage(config: c.AutoencoderConfig) -> None:
         "eval.reference is given but data.val is not: data.val=CACHE names the pictures to reconstruct",
     )
     check_data_val(config)
+    require(
+        settings.perceptual.strip() != "",
+        "eval.perceptual= is empty: give st-alex, st-vgg, a file or a URL, or none",
+    )
+    check_checkpoint(config)
+
+
+def check_reconstruct(config: c.ReconstructConfig) -> None:
+    """latentmill reconstruct."""
+    require(
+        config.perceptual.strip() != "",
+        "perceptual= is empty: give st-alex, st-vgg, a file or a URL, or none",
+    )
+    require(
+        config.features_weights == "" or config.reference != "",
+        "features_weights is given without reference: rFID compares with statistics of real images, so give both",
+    )
 
 
 def check_architecture(stage: c.FirstStageConfig) -> None:

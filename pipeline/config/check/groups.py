@@ -7,27 +7,33 @@ import math
 
 from pipeline import config as c
 from pipeline.config.run import WIDEST
-from pipeline.config.tasks.figures import OF_FEATURES, SHORTCUT, ST_LPIPS
-from pipeline.config.tasks.found import figures_of, require_perceived
+from pipeline.config.tasks.figures import OF_FEATURES, RFID, SHORTCUT, ST_LPIPS
+from pipeline.config.tasks.found import figures_of_run, require_perceived
 from pipeline.config.values.bounds import require
 from pipeline.config.values.places import place
 
 
-def check_checkpoint(config: c.TrainConfig) -> None:
+def check_checkpoint(config: c.RunConfig) -> None:
     """The figure by which the best checkpoint is kept."""
-    settings, task = config.checkpoint, config.task
-    names = [SHORTCUT, *(figure.name for figure in figures_of(task))]
+    settings = config.checkpoint
+    names = [SHORTCUT, *(figure.name for figure in figures_of_run(config))]
+    what = "an autoencoder"
+    if isinstance(config, c.TrainConfig):
+        what = f"task={config.task.name}"
+    else:
+        assert isinstance(config, c.AutoencoderConfig), "a run of another kind"
+        what = f"autoencoder.regularizer={config.autoencoder.regularizer}"
     require(
         settings.best in ("", *names),
-        f"checkpoint.best={settings.best} is no figure of task={task.name}: choose one of {', '.join(names)}",
+        f"checkpoint.best={settings.best} is no figure of {what}: choose one of {', '.join(names)}",
     )
     require(
         settings.best == "" or config.data.val != "",
         f"checkpoint.best={settings.best} goes by evaluations, and there are none: data.val=CACHE names what they "
-        "sample for",
+        f"{'sample for' if config.verb == 'train' else 'reconstruct'}",
     )
     require(
-        settings.best not in [figure.name for figure in OF_FEATURES] or config.eval.reference != "",
+        settings.best not in [figure.name for figure in (*OF_FEATURES, RFID)] or config.eval.reference != "",
         f"checkpoint.best={settings.best} wants statistics of real images: eval.reference=FILE (latentmill reference)",
     )
     require(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline import config as c
+from pipeline.config.check.first_stage import check_reconstruct
 from pipeline.config.check.groups import (
     check_average,
     check_guidance,
@@ -272,6 +273,7 @@ GIVEN: dict[type, dict[str, str]] = {
         "run": "a folder or s3:// URL for the run",
         "data.train": "the cache of pixels that `latentmill encode stored=pixels` wrote",
     },
+    c.ReconstructConfig: {"dataset": "a cache that holds pictures", "dest": "a folder for the figures"},
     c.SampleConfig: {"run": "a run directory", "dest": "the picture to write"},
     c.ExportConfig: {
         "run": "a run directory",
@@ -293,6 +295,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     c.AutoencoderConfig: check_autoencoder,
     c.DataVerbConfig: check_data,
     c.EvalRunConfig: check_eval,
+    c.ReconstructConfig: check_reconstruct,
     c.SampleConfig: check_sample,
     c.ExportConfig: check_export,
     c.DemoConfig: check_demo,

@@ -33,11 +33,11 @@ def verb_help(verb: str) -> str:
         lines += ["Groups (each sets several keys at once; a key that is given as well wins):"]
         lines += [line for name, names in choices.items() for line in _group(name, names)] + [""]
     lines += ["Keys:", *_keys(cls, "")]
-    if verb == "train":
+    if issubclass(cls, c.RunConfig):
         lines += [
             "",
             *textwrap.wrap(
-                "-m runs a sweep: latentmill train -m optim.lr=1e-4,2e-4 ... runs one job per value, and with "
+                f"-m runs a sweep: latentmill {verb} -m optim.lr=1e-4,2e-4 ... runs one job per value, and with "
                 "cluster=NAME the jobs run side by side on Slurm.",
                 WIDTH,
             ),

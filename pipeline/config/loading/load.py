@@ -25,11 +25,11 @@ WRITTEN = {
         *("caption_key", "filters.keep", "moments_member", "text_member", "class_member", "boxes_member"),
         *(f"encoders.{name}" for name in ("name", "vae", "vae_subfolder", "text", "text_pretrained")),
     ),
-    "exports and reports": ("model.name",),
+    "exports and reports": ("model.name", "autoencoder.name"),
     "wandb": ("tracking.project", "tracking.group"),
 }
 """Where texts are written that must be there as they are: a reference to the environment is refused for them."""
-WRITERS = {"the contract of the dataset": ("encode", "index", "fetch"), "exports and reports": ("train",)}
+WRITERS = {"the contract of the dataset": ("encode", "index", "fetch"), "exports and reports": ("train", "autoencoder")}
 """Verbs that write there; all verbs, where none are named."""
 
 SHORT = 4

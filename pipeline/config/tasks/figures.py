@@ -25,10 +25,11 @@ class Figure:
     unit: str
     """What it is counted in, for an axis."""
     better: Literal["higher", "lower"]
-    kind: Literal["share", "mean", "pooled"]
+    kind: Literal["share", "mean", "pooled", "cost"]
     """share: of cases that are right; NAME_low and NAME_high are its 95% interval (Wilson). mean: over pictures;
     NAME_error is its standard error. pooled: one figure of sums over all pictures; NAME_error is its standard
-    deviation over halves of them."""
+    deviation over halves of them. cost: follows from the architecture, or is a speed of this machine; it has no error
+    bar, and training does not change it."""
     compares: bool = False
     """Whether it compares with the record's own picture; without that its name ends in _to_reconstruction."""
     digits: int = 3
@@ -79,10 +80,27 @@ INPAINT = (
     Figure("psnr_outside", "PSNR outside", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2),
     ST_LPIPS,
 )
+OF_CODES = (
+    Figure("codes_used", "Codes used", "share of the codebook", "higher", "pooled"),
+    Figure("perplexity", "Perplexity of codes", "codes, were they used evenly", "higher", "pooled", digits=1),
+)
+"""Of autoencoders with a codebook."""
 FIRST_STAGE = (
     Figure("psnr", "PSNR", "dB, mean over pictures", "higher", "mean", digits=2),
     Figure("ssim", "SSIM", "mean over pictures", "higher", "mean"),
     Figure("st_lpips", "st-LPIPS", "distance, lower is better", "lower", "mean", digits=4),
-    Figure("codes_used", "Codes used", "share of the codebook", "higher", "pooled"),
+    *OF_CODES,
 )
-"""Of autoencoders, beside those of features (rFID). The last is of those with a codebook."""
+"""Of autoencoders, beside rFID."""
+RFID = Figure("rfid", "rFID", "lower is better", "lower", "pooled", digits=2)
+"""Of autoencoders: FID of reconstructions against statistics of real images; its name in metrics.json ends in the
+features' name."""
+FIRST_STAGE_COSTS = (
+    Figure("bits_per_pixel", "Bits a pixel", "of the codes", "lower", "cost", digits=4),
+    Figure("kl_bits_per_pixel", "KL, bits a pixel", "of the posterior to the prior", "lower", "mean", digits=4),
+    Figure("stored_bits_per_pixel", "Stored bits a pixel", "of float16 in a cache", "lower", "cost", digits=3),
+    Figure("encode_images_per_s", "Images/s encoded", "of one device", "higher", "cost", digits=1),
+    Figure("decode_images_per_s", "Images/s decoded", "of one device", "higher", "cost", digits=1),
+)
+"""What an autoencoder's latents and its two halves cost. The first is of those with a codebook, the second of those
+with a posterior."""

@@ -6,9 +6,20 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config.autoencoder import AutoencoderConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.tasks.base import TaskConfig
-from pipeline.config.tasks.figures import CLIP_SCORE, FIRST_STAGE, OF_FEATURES, SHORTCUT, ST_LPIPS, Figure
+from pipeline.config.tasks.figures import (
+    CLIP_SCORE,
+    FIRST_STAGE,
+    FIRST_STAGE_COSTS,
+    OF_CODES,
+    OF_FEATURES,
+    RFID,
+    SHORTCUT,
+    ST_LPIPS,
+    Figure,
+)
 from pipeline.config.tasks.table import TASK_FACTS, TaskFacts
 from pipeline.config.train import TrainConfig
 from pipeline.config.values.bounds import require
@@ -37,7 +48,7 @@ def figures_of(task: TaskConfig) -> tuple[Figure, ...]:
 def all_figures() -> tuple[Figure, ...]:
     """The figures of every task in the table's order, those of autoencoders, then the CLIP score."""
     of_tasks = [figure for facts in TASK_FACTS.values() for figure in facts.figures]
-    named = {figure.name: figure for figure in (*of_tasks, *FIRST_STAGE)}
+    named = {figure.name: figure for figure in (*of_tasks, *FIRST_STAGE, *FIRST_STAGE_COSTS)}
     named |= {figure.name: figure for figure in of_tasks}  # these have more names
     return (*named.values(), CLIP_SCORE)
 
@@ -66,11 +77,18 @@ def best_figures(task: TaskConfig, best: str) -> tuple[Figure, ...]:
     return _named(figures_of(task), best)
 
 
-def best_of(config: RunConfig) -> tuple[Figure, ...]:
-    """The same, for whatever a run trains."""
+def figures_of_run(config: RunConfig) -> tuple[Figure, ...]:
+    """Every figure that an evaluation of what a run trains may have."""
     if isinstance(config, TrainConfig):
-        return best_figures(config.task, config.checkpoint.best)
-    return _named((*FIRST_STAGE, *OF_FEATURES), config.checkpoint.best)
+        return figures_of(config.task)
+    assert isinstance(config, AutoencoderConfig)
+    has_codes = config.autoencoder.regularizer == "vq"
+    return (*(figure for figure in FIRST_STAGE if has_codes or figure not in OF_CODES), RFID)
+
+
+def best_of(config: RunConfig) -> tuple[Figure, ...]:
+    """As best_figures, for whatever a run trains."""
+    return _named(figures_of_run(config), config.checkpoint.best)
 
 
 def _named(figures: tuple[Figure, ...], best: str) -> tuple[Figure, ...]:

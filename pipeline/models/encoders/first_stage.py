@@ -140,13 +140,17 @@ class VQStage(NetworkStage):
         """Entries of the codebook (n, C), float32."""
 
     @torch.no_grad()
-    def quantise(self, z_BCHW: Tensor) -> Tensor:
-        """Unscaled latents (B, C, h, w) -> the nearest entry of the codebook at every position, float32."""
-        rows = z_BCHW.permute(0, 2, 3, 1).reshape(-1, self.latent_channels)
+    def nearest(self, z_BCHW: Tensor) -> Tensor:
+        """Unscaled latents (B, C, h, w) -> number of the nearest entry at every position, (B, h, w) int64."""
+        rows = z_BCHW.to(self.device).permute(0, 2, 3, 1).reshape(-1, self.latent_channels)
         pieces = rows.split(max(1, DISTANCES // len(self.codebook)))
         nearest = torch.cat([torch.cdist(piece, self.codebook).argmin(dim=1) for piece in pieces])
         batch, _, height, width = z_BCHW.shape
-        return self.codebook[nearest].view(batch, height, width, -1).permute(0, 3, 1, 2)
+        return nearest.view(batch, height, width)
+
+    def quantise(self, z_BCHW: Tensor) -> Tensor:
+        """Unscaled latents (B, C, h, w) -> the nearest entry of the codebook at every position, float32."""
+        return self.codebook[self.nearest(z_BCHW)].permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def decode(self, z_BCHW: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ term, and the discriminator that of the last alone (models/first_stage/trainable
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
@@ -40,6 +40,8 @@ class PreparedPictures(Prepared):
 
     what: ClassVar[str] = "picture"
     noise: Tensor | None = None
+    more: dict[str, Tensor] = field(default_factory=dict)
+    """Other arrays of the samples (b, ...), which further losses read."""
 
 
 class FirstStageObjective(Objective):
@@ -82,7 +84,8 @@ class FirstStageObjective(Objective):
             shape = (config.autoencoder.latent_channels, height // factor, width // factor)
             noise = philox.normal(config.seed, philox.Stream.POSTERIOR, numbers.to(device), shape)
             digest.append(noise)
-        return PreparedPictures(batch, images, digest, noise=noise)
+        more = {name: tensor.to(device) for name, tensor in batch.tensors.items() if name != PIXELS}
+        return PreparedPictures(batch, images, digest, noise=noise, more=more)
 
     def losses(self, prepared: Prepared, rows: slice) -> StepLoss:
         """loss_B: of everything but the discriminator's terms, NaN where these are not finite. Collective where the
@@ -115,6 +118,10 @@ class FirstStageObjective(Objective):
             figures["discriminator"], loss_B = hinge_B.mean(), known(loss_B, hinge_B)
             figures["logits_real"], figures["logits_fake"] = outputs.logits_real.mean(), outputs.logits_fake.mean()
             total = total + figures["discriminator"]
+        if self.module.extra is not None:
+            further = self.module.extra(outputs, x, {name: tensor[rows] for name, tensor in prepared.more.items()})
+            figures |= further
+            total = total + sum(further.values())
         return StepLoss(loss_B, total, {name: value.detach() for name, value in figures.items()})
 
     def _likelihood(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.config import AutoencoderConfig
-from pipeline.config.check.first_stage import require_room
 from pipeline.data.format.manifest import load_manifest
-from pipeline.errors import ConfigError, ContractMismatch
+from pipeline.runs.datasets import PIXELS, require_pixels
 from pipeline.runs.directory import dataset_urls
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -17,21 +16,17 @@ from pipeline.training.inputs import Data, datasets, streamed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.data.format.contract import Contract
     from pipeline.distributed.world import World
 
-PIXELS = "pixels"
-"""Name of the array (3, H, W) uint8 of a record."""
 
-
-def open_pixels(config: AutoencoderConfig, run: Storage, world: World) -> Data:
-    """Open the datasets of an autoencoder's run, as one rank. Raises LatentmillError where they do not fit, or are not
-    there."""
+def open_pixels(config: AutoencoderConfig, run: Storage, world: World, members: tuple[str, ...] = ()) -> Data:
+    """Open the datasets of an autoencoder's run, as one rank. members: arrays that further losses read. Raises
+    LatentmillError where they do not fit, or are not there."""
     dataset, validation = datasets(config, run, world)
     contracts = [part.manifest.contract for part in dataset.parts]
     for where, contract in zip(_places(config), [*contracts, *([validation.contract] if validation else [])]):
         require_pixels(config, contract, where)
-    return Data(*streamed(config, dataset, validation, (PIXELS,), world))
+    return Data(*streamed(config, dataset, validation, (PIXELS, *members), world))
 
 
 def check_caches(config: AutoencoderConfig) -> None:
@@ -39,36 +34,6 @@ def check_caches(config: AutoencoderConfig) -> None:
     val = (config.data.val,) if config.data.val else ()
     for url, where in zip((*dataset_urls(config.data), *val), _places(config)):
         require_pixels(config, load_manifest(open_storage(url)).contract, where)
-
-
-def require_pixels(config: AutoencoderConfig, contract: Contract, where: str) -> None:
-    """Raise ContractMismatch unless a cache holds pixels of sizes that the autoencoder, its crop and its losses take,
-    ConfigError where the losses alone do not. where: names the cache, such as data.train=pixels."""
-    if PIXELS not in [member.name for member in contract.members]:
-        raise ContractMismatch(
-            f"{where} holds no pixels, but {contract.stored}: an autoencoder is trained on a cache of latentmill "
-            "encode stored=pixels"
-        )
-    if contract.channel_order != "RGB":
-        raise ContractMismatch(f"{where} holds pixels in the order {contract.channel_order}, not RGB: encode it anew")
-    crop, factor = config.crop, config.autoencoder.downsampling
-    for width, height in contract.buckets:
-        if crop > min(width, height):
-            raise ContractMismatch(
-                f"crop={crop} is larger than pictures of {where}, {width}x{height}: lower crop, or encode larger ones "
-                "(resolution=)"
-            )
-        if crop == 0 and (width % factor or height % factor):
-            raise ContractMismatch(
-                f"{where} holds pictures of {width}x{height}, whose sides autoencoder.multipliers (levels: "
-                f"{len(config.autoencoder.multipliers)}) does not divide by {factor}: set crop to a multiple of "
-                f"{factor}, or encode them in such a size (resolution=)"
-            )
-    if crop == 0:
-        try:
-            require_room(config, min(side for size in contract.buckets for side in size), "side")
-        except ConfigError as error:
-            raise ContractMismatch(f"{where} holds pictures of {error}") from None
 
 
 def _places(config: AutoencoderConfig) -> Iterator[str]:
