@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from made.autoencoder_run import KL, SIDE, VQ, make_autoencoder_run, make_module, make_pixels, picture
-from pipeline import cli, export
+from pipeline import cli, export, philox
 from pipeline.config import AutoencoderConfig, EncodersConfig, ExportConfig, FirstStageConfig, GanConfig
 from pipeline.errors import ConfigError, DestinationExists, RunError
 from pipeline.inference.first_stage import load_trained_autoencoder
 from pipeline.interchange.agreement import ExportDiffers
 from pipeline.interchange.first_stage import diffusers as folders
-from pipeline.interchange.first_stage.scale import latents, pictures
+from pipeline.interchange.first_stage.scale import pictures
 from pipeline.models.encoders import compvis_vae
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
@@ -86,6 +86,7 @@ def test_the_scale_brings_latents_of_the_training_data_to_a_deviation_of_one(
     assert json.loads((Path(config.dest) / "latentmill.json").read_text())["scale_images"] == RECORDS
 
 
+@torch.no_grad()
 def test_the_scale_is_of_the_first_samples_of_the_run_and_drawn_as_training_draws(
     config: ExportConfig, run: AutoencoderConfig
 ) -> None:
@@ -96,10 +97,23 @@ def test_the_scale_is_of_the_first_samples_of_the_run_and_drawn_as_training_draw
     found = order.locate(numbers.numpy())
     shards, rows = dataset.records_at(found.block, found.place)
     pixels = np.stack([picture(int(shard), int(row)) for shard, row in zip(shards, rows, strict=True)])
-    x = pictures(torch.from_numpy(pixels), run.autoencoder.downsampling)
-    deviation = float(latents(trained.model, x, run.seed, numbers).double().std(correction=0))
+    encoded = trained.model.encode(torch.from_numpy(pixels).float() / 127.5 - 1)
+    if run.autoencoder.regularizer == "kl":
+        posterior = encoded.latent_dist
+        noise = philox.normal(run.seed, philox.Stream.POSTERIOR, numbers, tuple(posterior.mean.shape[1:]))
+        z = posterior.mean + posterior.std * noise
+    else:
+        z = encoded.latents
+    deviation = float(z.double().std(correction=0))
     described = json.loads((Path(config.dest) / "config.json").read_text())
     assert described["scaling_factor"] == float(f"{1 / deviation:.5g}")
+
+
+def test_pictures_of_other_sides_are_cut_around_the_middle() -> None:
+    """As a run with crop= may have them."""
+    pixels = torch.arange(19 * 18).remainder(256).to(torch.uint8).view(1, 1, 19, 18).expand(1, 3, 19, 18)
+    cut = pictures(pixels, 4)
+    torch.testing.assert_close(cut, pixels[..., 1:17, 1:17].float() / 127.5 - 1)
 
 
 def test_no_pictures_give_a_scale_of_one_that_is_written(config: ExportConfig, run: AutoencoderConfig) -> None:

@@ -77,3 +77,15 @@ def test_a_preempted_autoencoder_comes_back_to_the_end_of_an_undisturbed_one(
     assert state(run) == state(str(tmp_path / "alone"))
     assert (status(run).state, status(run).restarts) == ("finished", 1)
     assert cli.main(["ledger", run]) == 0
+
+
+@pytest.mark.long
+def test_torchrun_trains_what_the_verb_trains_by_itself(tmp_path: Path) -> None:
+    make_pixels(str(tmp_path / "pixels"), [8] * 8)
+    words = [*RUN, f"data.train={tmp_path}/pixels", "device=cpu", "launch.threads=1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "pipeline.autoencoder"]
+    verb = [sys.executable, "-m", "pipeline.cli", "autoencoder", "launch.processes=2"]
+    for command, run in ((torchrun, "one"), (verb, "other")):
+        done = subprocess.run([*command, *words, f"run={tmp_path}/{run}"], check=False, cwd=tmp_path)
+        assert done.returncode == 0
+    assert state(str(tmp_path / "one")) == state(str(tmp_path / "other"))
