@@ -102,7 +102,7 @@ def evaluated(values: dict[str, str]) -> None:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
-    monkeypatch.setattr(running, "execute", lambda words: made.run(words))
+    monkeypatch.setattr(running, "execute", made.run)
     return made
 
 
@@ -185,8 +185,7 @@ def test_a_step_runs_again_when_one_before_it_has(tmp_path: Path, machine: Machi
     (tmp_path / "a").rmdir()
     (tmp_path / "b").rmdir()
     (tmp_path / "b").mkdir()  # is there, but of another a
-    machine.run = lambda words: 0  # type: ignore[method-assign]
-    again = Runner(tmp_path, 1e9)
+    again = Runner(tmp_path, 1e9, run=lambda words: 0)
     for step in steps:
         again.step(step)
     assert [entry["heading"] for entry in again.done] == ["a", "b"]
