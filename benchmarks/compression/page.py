@@ -139,9 +139,11 @@ def page(plan: Plan, found: Sequence[Found], facts: Facts, drawn: Sequence[str])
         table(LEVEL_HEAD, [level_row(one) for one in found]),
         "## First stages\n"
         + wrapped(
-            f"Trained for {_minutes(plan.stage_seconds)} each on the same pictures, mean absolute error and a KL term "
-            f"of 1e-6; f = 1 has none. Reconstructions of {plan.val_images:,} pictures that training never saw; rFID "
-            "against the real pictures of the denoisers' FID. This time is not counted below."
+            f"Trained for {_minutes(plan.stage_seconds)} each on the same pictures, with the losses of "
+            "conf/experiment/kl_small.yaml (squared error, a little absolute error, KL 1e-3 a pixel value; neither "
+            "perceptual distance nor discriminator); f = 1 has none. Figures are of the reconstructions of "
+            f"{plan.val_images:,} pictures that training never saw; rFID is against the real pictures of the denoisers' "
+            "FID. This time is not counted below."
         ),
         table(STAGE_HEAD, [row for one in found if (row := stage_row(one))]),
         f"## After {_minutes(plan.denoiser_seconds)} of training\n"

@@ -76,6 +76,7 @@ class Plan:
     """Captions that training never saw; each evaluation draws a picture for each of them."""
     reference_images: int = 2_000
     """Real pictures that FID compares with."""
+    stage_batch: int = 16
     batch: int = 32
     stage_share: float = 0.04
     """Training time of each first stage."""
@@ -120,6 +121,7 @@ QUICK = Plan(
     train_images=48,
     val_images=8,
     reference_images=24,
+    stage_batch=8,
     batch=8,
     stage_share=0.02,
     denoiser_share=0.02,

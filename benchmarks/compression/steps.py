@@ -145,10 +145,10 @@ class Study:
         """Train the first stage for its time, export and measure it."""
         plan, places, pixels = self.plan, self.places, self.plan.levels[0]
         run, probe = places.stage_run(level), places.probe(places.stage_run(level))
-        samples = plan.batch * plan.probe_steps
+        samples = plan.stage_batch * plan.probe_steps
         words = self.stage_words(level, samples, probe, every=samples)
         yield Step(f"f = {level.f}: how long a step of the first stage takes", words, probe / METRICS_KEY, START_S + 30)
-        samples = self.samples(probe, plan.stage_seconds, level.stage_rate)
+        samples = self.samples(probe, plan.stage_seconds, level.stage_rate, plan.stage_batch)
         words = self.stage_words(level, samples, run, every=samples)
         yield Step(
             f"f = {level.f}: train the first stage for {plan.stage_seconds:.0f} s",
@@ -166,14 +166,15 @@ class Study:
         yield Step(f"f = {level.f}: measure its reconstructions", words, figures / "metrics.json", START_S + 15)
 
     def stage_words(self, level: Level, samples: int, run: Path, every: int) -> tuple[str, ...]:
-        """latentmill autoencoder: mean absolute error and the KL term of the paper. Captioned shapes need neither a
+        """latentmill autoencoder with the losses of conf/experiment/kl_small.yaml. Captioned shapes need neither a
         perceptual distance nor a discriminator."""
-        cache = self.places.cache(self.plan.levels[0], "train")
+        plan = self.plan
+        cache = self.places.cache(plan.levels[0], "train")
         return (
             *("autoencoder", f"autoencoder={level.stage}", f"data.train={cache}", f"run={run}"),
-            *("loss.l1=1", "loss.perceptual=none", "loss.kl=1e-6", "gan.weight=0"),
+            *("loss.l1=0.05", "loss.l2=1", "loss.kl=1e-3", "loss.perceptual=none", "gan.weight=0"),
             *("optim.lr=2e-3", "optim.betas=[0.9,0.99]", "optim.decay=cosine"),
-            *self._common(samples, every),
+            *self._common(samples, every, plan.stage_batch),
         )
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -200,27 +201,26 @@ class Study:
             *(f"model.name={config.name}", f"model.channels={config.channels}"),
             *(f"model.multipliers={listed(config.multipliers)}", f"model.attention={listed(config.attention)}"),
             *(f"model.in_channels={level.latent_channels}", f"model.out_channels={level.latent_channels}"),
-            *self._common(samples, every),
+            *self._common(samples, every, self.plan.batch),
             f"checkpoint.keep={self.plan.parts}",
         )
 
-    def _common(self, samples: int, every: int) -> tuple[str, ...]:
+    def _common(self, samples: int, every: int, batch: int) -> tuple[str, ...]:
         """Keys of both kinds of training. Averages follow the length of the run, so that they are the same share of
         each."""
         plan = self.plan
         return (
-            *(f"samples={samples}", f"optim.batch={plan.batch}", f"optim.warmup={min(2000, samples // 5)}"),
-            *(f"ema.half_life={max(plan.batch, samples // 20)}", f"checkpoint.every={every}"),
+            *(f"samples={samples}", f"optim.batch={batch}", f"optim.warmup={min(2000, samples // 5)}"),
+            *(f"ema.half_life={max(batch, samples // 20)}", f"checkpoint.every={every}"),
             *(f"deepspeed={plan.engine}", f"launch.processes={plan.processes}", f"precision={plan.precision}"),
-            *(f"tracking.every={4 * plan.batch}", "tracking.wandb=off", f"seed={plan.seed}"),
+            *(f"tracking.every={4 * batch}", "tracking.wandb=off", f"seed={plan.seed}"),
         )
 
-    def samples(self, probe: Path, seconds: float, expected: float) -> int:
+    def samples(self, probe: Path, seconds: float, expected: float, batch: int = 0) -> int:
         """Samples that training takes in that time, a whole number of batches in each part of it. expected: images/s,
-        which `--list` goes by."""
-        plan = self.plan
-        rate = expected if self.lists else images_per_s(probe)
-        return max(1, round(rate * seconds / plan.batch / plan.parts)) * plan.batch * plan.parts
+        which `--list` goes by. batch: 0 = the denoiser's."""
+        rate, unit = expected if self.lists else images_per_s(probe), (batch or self.plan.batch) * self.plan.parts
+        return max(1, round(rate * seconds / unit)) * unit
 
     # ----------------------------------------------------------------------------------------------------------------
     # Evaluations
