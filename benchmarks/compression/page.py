@@ -142,8 +142,8 @@ def page(plan: Plan, found: Sequence[Found], facts: Facts, drawn: Sequence[str])
             f"Trained for {_minutes(plan.stage_seconds)} each on the same pictures, with the losses of "
             "conf/experiment/kl_small.yaml (squared error, a little absolute error, KL 1e-3 a pixel value; neither "
             "perceptual distance nor discriminator); f = 1 has none. Figures are of the reconstructions of "
-            f"{plan.val_images:,} pictures that training never saw; rFID is against the real pictures of the denoisers' "
-            "FID. This time is not counted below."
+            f"{plan.val_images:,} pictures that training never saw; rFID is against the real pictures of the "
+            "denoisers' FID. This time is not counted below."
         ),
         table(STAGE_HEAD, [row for one in found if (row := stage_row(one))]),
         f"## After {_minutes(plan.denoiser_seconds)} of training\n"
