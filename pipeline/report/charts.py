@@ -125,7 +125,7 @@ class Axis:
 
     def shows(self, value: float) -> bool:
         """Whether the value can be drawn on this axis."""
-        return math.isfinite(value) and (value > 0 or not self.log)
+        return abs(value) <= LARGEST and (value > 0 or not self.log)
 
     def ticks(self, count: int) -> list[float]:
         """About `count` round numbers inside the axis: 1, 2 or 5 times a power of ten."""
