@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where everything goes, some 5 GB")
     parser.add_argument("--hours", type=float, default=0.0, help="time for everything (5)")
-    parser.add_argument("--quick", action="store_true", help="everything once with tiny sizes, in a minute")
+    parser.add_argument("--quick", action="store_true", help="everything once with tiny sizes, in a minute or two")
     parser.add_argument("--list", action="store_true", help="print the commands instead, with the time they may take")
     parser.add_argument("--page", action="store_true", help="run nothing: write the page of what there is")
     parser.add_argument("--root", type=Path, default=ROOT, help="where docs/ lies that is written to (the checkout)")

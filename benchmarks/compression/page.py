@@ -232,6 +232,7 @@ def compared(plan: Plan) -> str:
         "reconstructions), and the attributes that the pixels show.",
         "Latents have the channels of Rombach et al.'s table 8 and are divided by their standard deviation. At f = 1 a "
         "latent is the picture, from -1 to 1; its noise schedule is not shifted, as theirs is not.",
+        "One run each: the error bars are those of the pictures drawn, and do not say how another run would end.",
         "Before the end of a run its learning rate has not fallen yet: points of equal time compare with one another, "
         "and not with what a shorter run would reach.",
     )
