@@ -77,7 +77,7 @@ def report(plan: Plan, places: Places, runner: Runner, options: argparse.Namespa
     words = [f"--hours {options.hours:g}"] if options.hours else []
     words += ["--quick"] if options.quick else []
     facts = page.Facts(
-        machine=machine(torch.device("cpu"), cores()),
+        machine=[line for line in machine(torch.device("cpu"), cores()) if not line.startswith("- load")],  # of now
         command=" ".join([".venv/bin/python -m benchmarks.compression_study runs/compression", *words]),
         commands=[(_without(places.dest, entry["command"]), float(entry["seconds"])) for entry in runner.done],
     )
