@@ -32,7 +32,8 @@ precision=fp32 device=cpu threads=0 (all cores) rounds=5 steps=4
 
 The sides take turns in one process; each side's memory is measured in a process of its own. A step updates both
 networks once. The script's step reads two batches for that, ours one. Images/s count those that both networks were
-updated with; beside them are those that were read. What the script's side does and leaves out is said in
+updated with; beside them are those that were read. Processor time is what tells on a machine with other work, with
+threads=1. What the script's side does and leaves out is said in
 benchmarks/first_stage/sides.py.
 """
 OURS = ("ours, ZeRO 2", "ours, plain PyTorch")
@@ -172,10 +173,11 @@ def report(plan: Plan, name: str, found: Mapping[str, Any], memory: Mapping[str,
         rows.append(
             [
                 *(side, f"{1e3 * step:.0f}", spread([1e3 * one for one in medians])),
+                f"{1e3 * median(timings['cpu']):.0f}",
                 *(figure(timings["images"] / step), figure(timings["read"] / step), f"{memory[side] / 1e9:.2f}"),
             ]
         )
-    head = ("side", "ms a step", "medians of rounds", "images/s", "images read/s", "peak memory, GB")
+    head = ("side", "ms a step", "medians of rounds", "of processors", "images/s", "images read/s", "peak memory, GB")
     lines = [
         f"## {name}: {plan.side}x{plan.side} pixels, batch {plan.batch}, {plan.precision}, "
         f"st-LPIPS ({plan.perceptual}, {found['perceptual']})",

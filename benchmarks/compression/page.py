@@ -97,7 +97,7 @@ def charts(plan: Plan, found: Sequence[Found]) -> dict[str, str]:
         ),
         "speed": picture(
             _curves(over_speed, FID),
-            title=f"FID against the speed of drawing, {_steps(plan)} steps",
+            title="FID against the speed of drawing",
             y_label=lower,
             log_y=True,
             **speed,

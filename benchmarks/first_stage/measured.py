@@ -85,25 +85,27 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed(order: Order, world: World) -> dict[str, Any]:
-    """Seconds of each step of each side, a list for each round."""
+    """Seconds of each step of each side, a list for each round, and of processor time."""
     work, weights = work_of(order, world.device)
     found: dict[str, Any] = {"perceptual": weights, "disagreement": disagreement(work), "sides": {}}
     sides: dict[str, Side] = {name: MAKERS[name](work, world) for name in order.sides}
     for name, side in sides.items():
         for _ in range(WARM):
             side.step()
-        found["sides"][name] = {"rounds": [], "images": side.images, "read": side.read}
+        found["sides"][name] = {"rounds": [], "cpu": [], "images": side.images, "read": side.read}
     for number in range(order.rounds):
         names = list(sides)
         for name in names if number % 2 == 0 else reversed(names):
-            seconds = []
+            seconds, cpu = [], []
             for _ in range(order.steps):
                 synchronize(world.device)
-                began = time.perf_counter()
+                began, cpu_began = time.perf_counter(), time.process_time()
                 sides[name].step()
                 synchronize(world.device)
                 seconds.append(time.perf_counter() - began)
+                cpu.append(time.process_time() - cpu_began)
             found["sides"][name]["rounds"].append(seconds)
+            found["sides"][name]["cpu"] += cpu
     for side in sides.values():
         side.close()
     return found
