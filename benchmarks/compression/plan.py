@@ -164,4 +164,5 @@ def settle(plan: Plan, dest: Path) -> Plan:
 
 def plan_of(tree: dict[str, Any]) -> Plan:
     """A plan from its JSON."""
-    return Plan(**{name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()})
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()}
+    return Plan(**values)

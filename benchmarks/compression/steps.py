@@ -125,18 +125,25 @@ class Study:
         pictures are the same for each f; the file also has the floor of its first stage."""
         plan, places = self.plan, self.places
         images = {"train": plan.train_images, "val": plan.val_images, "ref": plan.reference_images}
-        given = ("stored=pixels", "caption_key=txt") if level.f == 1 else (f"encoders.vae={places.stage(level)}",)
+        encoders = self.encoders(level)
+        pixels = ("encoders=demo", "stored=pixels", "caption_key=txt")
         for part, count in images.items():
             cache = places.cache(level, part)
-            words = ("encode", self.source(part), f"dest={cache}", "encoders=demo", *given)
+            words = ("encode", self.source(part), f"dest={cache}", *(encoders or pixels))
             yield Step(f"f = {level.f}: encode {part}", words, cache / "manifest.json", 8 + count / 300)
         report = places.cache(level, "train").with_suffix(".html")
         words = ("verify", f"dataset={places.cache(level, 'train')}", self.source("train"), f"report={report}")
+        words += encoders
         words += () if plan.min_psnr == 20 else (f"min_psnr={plan.min_psnr:g}",)
         yield Step(f"f = {level.f}: prove the cache", words, report, 15 + plan.train_images / 2000)
         reference = places.reference(level)
         words = ("reference", f"dataset={places.cache(level, 'ref')}", self.source("ref"), f"dest={reference}")
+        words += encoders
         yield Step(f"f = {level.f}: measure the real pictures", words, reference, 12 + plan.reference_images / 80)
+
+    def encoders(self, level: Level) -> tuple[str, ...]:
+        """Keys that name the first stage's folder, which caches do not: they hold no place of a machine. () at f = 1."""
+        return () if level.f == 1 else ("encoders=demo", f"encoders.vae={self.places.stage(level)}")
 
     # ----------------------------------------------------------------------------------------------------------------
     # First stages
@@ -203,6 +210,7 @@ class Study:
             *(f"model.in_channels={level.latent_channels}", f"model.out_channels={level.latent_channels}"),
             *self._common(samples, every, self.plan.batch),
             f"checkpoint.keep={self.plan.parts}",
+            *self.encoders(level),  # which evaluations load
         )
 
     def _common(self, samples: int, every: int, batch: int) -> tuple[str, ...]:
