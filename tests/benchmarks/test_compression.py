@@ -145,10 +145,10 @@ def test_every_denoiser_trains_for_one_time_and_is_judged_by_the_same_captions(
             samples[factor(Path(values["run"]))] = int(values["samples"])
         if words[0] == "eval":
             captions.add((values["images"], values["seed"], values["sampler"], values["guidance"]))
-    seconds = [n / RATE[f] for f, n in samples.items()]
         f = factor(Path(values.get("dataset", values.get("run", "f0"))))
         if words[0] in ("verify", "reference", "train") and f > 1:
             assert values["encoders.vae"].endswith(f"/stages/f{f}-exported"), "the cache does not know the folder"
+    seconds = [n / RATE[f] for f, n in samples.items()]
     assert list(samples) == [1, 2, 4, 8]
     assert seconds == pytest.approx([PLAN.denoiser_seconds] * 4, rel=0.02)
     assert len(captions) == 1
