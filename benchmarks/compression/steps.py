@@ -142,7 +142,7 @@ class Study:
         yield Step(f"f = {level.f}: measure the real pictures", words, reference, 12 + plan.reference_images / 80)
 
     def encoders(self, level: Level) -> tuple[str, ...]:
-        """Keys that name the first stage's folder, which caches do not (they hold no place of a machine). () at f = 1."""
+        """Keys that name the first stage's folder, which caches do not (they hold no place of a machine)."""
         return () if level.f == 1 else ("encoders=demo", f"encoders.vae={self.places.stage(level)}")
 
     # ----------------------------------------------------------------------------------------------------------------
