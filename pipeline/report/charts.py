@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.report.elements import text
 
@@ -51,11 +51,16 @@ def line_chart(
     log_y: bool = False,
     y_range: tuple[float, float] | None = None,
     levels: Sequence[Level] = (),
+    log_x: bool = False,
+    x_ticks: Sequence[float] = (),
 ) -> str:
     """A figure element with the chart and its legend, or "" when no value is finite.
 
-    log_y: logarithmic axis, which leaves out values that are not positive. y_range: fixed limits, such as (0, 1).
+    log_x, log_y: logarithmic axes, which leave out values that are not positive. y_range: fixed limits, such as (0, 1).
+    x_ticks: values under the x axis; () = round ones.
     """
+    if log_x:
+        series = [replace(curve, points=[point for point in curve.points if point[0] >= SMALLEST]) for curve in series]
     curves = [
         (curve, _thin([(x, _zeroed(y)) for x, y in curve.points if _drawable((x, y), log_y)])) for curve in series
     ]
@@ -66,13 +71,14 @@ def line_chart(
     xs = [_zeroed(x) for curve, _ in curves for x, y in curve.points if _drawable((x, y), log_y)]
     ys = [y for _, points in curves for _, y in points] + [_zeroed(level.y) for level in levels]
     ys += [_zeroed(y) for curve, _ in curves for bar in curve.bars.values() for y in bar if _drawable((0.0, y), log_y)]
-    x_axis = Axis.around(0.0 if min(xs) >= 0 else min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    left, right = padded(min(xs), max(xs), True) if log_x else (0.0 if min(xs) >= 0 else min(xs), max(xs))
+    x_axis = Axis.around(left, right, LEFT, WIDTH - RIGHT, log_x)
     low, high = y_range or padded(min(ys), max(ys), log_y)
     y_axis = Axis.around(low, high, HEIGHT - BOTTOM, TOP, log_y)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}">']
     parts += [y_tick(value, y_axis) for value in y_axis.ticks(5)]
-    parts += [x_tick(value, x_axis) for value in x_axis.ticks(6)]
+    parts += [x_tick(value, x_axis) for value in x_ticks or x_axis.ticks(6)]
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{text(x_label)}</text>')
     parts += _levels(levels, y_axis)
@@ -119,7 +125,7 @@ class Axis:
 
     def shows(self, value: float) -> bool:
         """Whether the value can be drawn on this axis."""
-        return math.isfinite(value) and (value > 0 or not self.log)
+        return abs(value) <= LARGEST and (value > 0 or not self.log)
 
     def ticks(self, count: int) -> list[float]:
         """About `count` round numbers inside the axis: 1, 2 or 5 times a power of ten."""

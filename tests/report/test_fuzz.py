@@ -136,12 +136,16 @@ def test_any_damage_of_thousands_leaves_a_page_or_a_line(folder: Path, data: st.
     fuzz(folder, data)
 
 
-@given(st.lists(st.tuples(st.floats(), st.floats(), st.floats()), max_size=30), st.floats(), st.booleans())
+@given(
+    st.lists(st.tuples(st.floats(), st.floats(), st.floats()), max_size=30), st.floats(), st.booleans(), st.booleans()
+)
 @settings(QUICK, max_examples=100)
-def test_any_numbers_can_be_charted(points: list[tuple[float, float, float]], level: float, log: bool) -> None:
+def test_any_numbers_can_be_charted(
+    points: list[tuple[float, float, float]], level: float, log: bool, log_x: bool
+) -> None:
     bars = {x: (y, z) for x, y, z in points}
     series = Series("a", [(x, y) for x, y, _ in points], bars=bars, smooth=True)
-    chart = line_chart([series], title="t", log_y=log, levels=[Level("l", level)])
+    chart = line_chart([series], title="t", log_y=log, levels=[Level("l", level)], log_x=log_x)
     assert "nan" not in chart and "inf" not in chart and parse(chart)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,19 @@ def test_chart_leaves_out_what_an_axis_cannot_show() -> None:
     chart = line_chart([Series("a", [(0, 1.0), (1, -1.0), (2, math.nan), (3, 10.0)], dots=True)], title="t", log_y=True)
     assert chart.count("<circle") == 2 and "nan" not in chart
     assert line_chart([Series("a", [(0, math.inf)])], title="t") == ""
+
+
+def test_an_error_bar_beyond_all_axes_is_left_out() -> None:
+    chart = line_chart([Series("a", [(0, 1.0), (1, 2.0)], bars={0: (0.5, 1e306), 1: (1.0, 3.0)})], title="t")
+    assert chart.count('class="bar-ends') == 1 and "inf" not in chart
+
+
+def test_factors_are_evenly_apart_on_a_logarithmic_axis() -> None:
+    points = [(x, 1.0 + x) for x in (0, 1, 2, 4, 8)]  # 0 has no place there
+    chart = line_chart([Series("a", points, dots=True)], title="t", log_x=True, x_ticks=(1, 2, 4, 8))
+    places = [float(x) for x in re.findall(r'<circle[^>]* cx="([0-9.]+)"', chart)]
+    assert np.diff(places) == pytest.approx([places[1] - places[0]] * 3, abs=0.2) and len(places) == 4
+    assert re.findall(r'text-anchor="middle">([0-9]+)</text>', chart) == ["1", "2", "4", "8"]
 
 
 def test_chart_of_many_points_keeps_its_mean() -> None:

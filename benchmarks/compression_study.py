@@ -1,0 +1,96 @@
+"""The compression study: which f serves a denoiser best on captioned shapes, at equal training time on this machine
+(Rombach et al. 2021, section 4.1, figures 6 and 7).
+
+    .venv/bin/python -m benchmarks.compression_study runs/compression              # five hours on two cores
+    .venv/bin/python -m benchmarks.compression_study runs/compression --list      # the commands, and their times
+
+Every step is a command that one can also run by hand; it is printed and runs in a process of its own. steps.json in
+FOLDER records the finished steps, so that a second run goes on where the first stopped. At the end the page
+measured/compression of docs/ and its charts are written (--page writes them of what there is).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.compression.plan import QUICK, Plan, settle
+from benchmarks.compression.runner import Listing, Runner
+from benchmarks.compression.steps import Places, Study
+from pipeline.distributed.exits import guarded
+from pipeline.errors import ConfigError
+from pipeline.log import show
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compression_study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where everything goes, some 5 GB")
+    parser.add_argument("--hours", type=float, default=0.0, help="time for everything (5)")
+    parser.add_argument("--quick", action="store_true", help="everything once with tiny sizes, in a minute or two")
+    parser.add_argument("--list", action="store_true", help="print the commands instead, with the time they may take")
+    parser.add_argument("--page", action="store_true", help="run nothing: write the page of what there is")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where docs/ lies that is written to (the checkout)")
+    options = parser.parse_args(list(sys.argv[1:] if arguments is None else arguments))
+    plan = QUICK if options.quick else Plan()
+    plan = replace(plan, hours=options.hours) if options.hours else plan
+    return guarded("benchmarks.compression_study", lambda: run(plan, options))
+
+
+def run(plan: Plan, options: argparse.Namespace) -> int:
+    """Run, list, or write the page. Raises ConfigError, DestinationExists, StepFailed."""
+    dest: Path = options.folder
+    if options.list:
+        listing = Listing()
+        Study(plan, Places(dest), listing, lists=True).all()
+        show(f"\n# about {listing.spent_s / 3600:.1f} hours in all, of {plan.hours:g}")
+        return 0
+    if options.page and not dest.is_dir():
+        raise ConfigError(f"{dest}: no study is there")
+    plan = settle(plan, dest)
+    runner = Runner(dest, plan.hours * 3600)
+    study = Study(plan, Places(dest), runner)
+    if not options.page:
+        study.all()
+    return report(plan, study.places, runner, options)
+
+
+def report(plan: Plan, places: Places, runner: Runner, options: argparse.Namespace) -> int:
+    """Write the page."""
+    import torch
+
+    from benchmarks.compression import page, results
+    from benchmarks.machine import machine
+    from pipeline.distributed.place import cores
+
+    found = results.read(plan, places)
+    words = [f"--hours {options.hours:g}"] if options.hours else []
+    words += ["--quick"] if options.quick else []
+    facts = page.Facts(
+        machine=[line for line in machine(torch.device("cpu"), cores()) if not line.startswith("- load")],  # of now
+        command=" ".join([".venv/bin/python -m benchmarks.compression_study runs/compression", *words]),
+        commands=[(_without(places.dest, entry["command"]), float(entry["seconds"])) for entry in runner.done],
+    )
+    for path in page.write(options.root, plan, found, facts):
+        show(f"written: {path}")
+    show(f"{page.best(plan, found)}\nA new page also wants its line in mkdocs.yml and docs/index.md")
+    return 0
+
+
+def _without(dest: Path, command: str) -> str:
+    """A command in which the study's folder has the name of the page's command: pages hold no place of a machine."""
+    return command.replace(f"{dest}{os.sep}", "runs/compression/")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
