@@ -60,7 +60,7 @@ def test_every_engine_and_world_trains_like_plain_pytorch(folder: Path, world: i
     assert names | ({"kl"} if stage == "kl" else {"quantisation", "codes_used", "perplexity"}) <= last.keys()
     for n, row in expected.items():
         for key in (names | {"kl", "quantisation", "codes_used", "codes_restarted"}) & row.keys():
-            assert found[n][key] == pytest.approx(row[key], rel=2e-4, abs=1e-6), (n, key)
+            assert found[n][key] == pytest.approx(row[key], rel=1e-3, abs=1e-7), (n, key)
     if stage == "vq":
         assert sum(row["codes_restarted"] for row in expected.values()) > 0, "no code was restarted"
     for which in ("raw", "ema"):
