@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.config.tasks.found import facts_of, found
@@ -89,12 +89,12 @@ def _take_task(config: TrainConfig, denoiser: Denoiser, contract: Contract, lear
     return {"task": {"taken": True, "sha256": digest}}
 
 
-def share(denoiser: Denoiser, world: World) -> None:
+def share(module: nn.Module, world: World) -> None:
     """Copy rank 0's weights to every rank. Collective."""
     if world.size == 1:
         return
     with torch.no_grad():
-        for parameter in denoiser.parameters():
+        for parameter in module.parameters():
             values = parameter.detach().to(world.device)
             dist.broadcast(values, src=0)
             parameter.copy_(values)

@@ -26,7 +26,12 @@ from pipeline.distributed.world import World
 from pipeline.training.trainer import Trainer
 
 STAGES = {"kl": KL, "vq": VQ}
-LOST = {"kl-start": 3 * BATCH, "kl-ramp": 5 * BATCH, "vq-ramp": 5 * BATCH, "vq-start": 3 * BATCH}
+ENGINES = {
+    1: ("kl-torch", "kl-zero0", "kl-zero1", "kl-zero2", "kl-torch-2", "kl-zero2-2", "vq-torch", "vq-zero2"),
+    2: ("kl-zero0", "kl-zero1", "kl-zero2", "vq-zero1", "vq-zero2"),
+}
+"""Ranks -> regularizer, engine, and the number of micro-batches where it is not 1."""
+LOST = {"kl-start": 3 * BATCH, "vq-ramp": 5 * BATCH, "vq-start": 3 * BATCH}
 """Name of a run -> n at which it is left. It resumes a batch earlier: where the discriminator is not trained yet and no
 code was restarted, or where its weight rises."""
 assert list(LOST)[-1] == "vq-start", "the last one is killed"
@@ -37,20 +42,11 @@ class Lost(Exception):
 
 
 def engine_config(folder: Path, name: str, world: World) -> AutoencoderConfig:
-    """kl-zero1 and so on; two micro-batches in every world."""
-    stage, _, engine = name.partition("-")
+    stage, engine, *micro_batches = name.split("-")
     settings: Any = {"engine": "torch"} if engine == "torch" else {"stage": int(engine[-1])}
     config = config_of(str(folder / "pixels"), folder / f"engines{world.size}" / name, STAGES[stage])
-    optim = replace(config.optim, micro_batch=BATCH // world.size // 2)
+    optim = replace(config.optim, micro_batch=BATCH // world.size // int(*micro_batches or "1"))
     return replace(config, deepspeed=DeepSpeedConfig(**settings), optim=optim)
-
-
-def engines(folder: Path, world: World) -> None:
-    """Trains with every engine."""
-    for stage in STAGES:
-        for engine in ([] if world.size > 1 else ["torch"]) + [f"zero{number}" for number in range(3)]:
-            config = engine_config(folder, f"{stage}-{engine}", world)
-            autoencoder.train(config, world)
 
 
 def lost_config(folder: Path, name: str, world: World, kind: str) -> AutoencoderConfig:
@@ -74,7 +70,8 @@ def main(argv: list[str]) -> int:
         return next_batch(self, stream)
 
     if what == "begin":
-        engines(folder, world)
+        for name in ENGINES[world.size]:
+            autoencoder.train(engine_config(folder, name, world), world)
         Trainer._next_batch = lost  # type: ignore[method-assign]
     for name in LOST:
         config = lost_config(folder, name, world, "disturbed")

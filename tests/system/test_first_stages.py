@@ -20,12 +20,11 @@ from pipeline.runs.checkpoint import load_weights, read_commit
 from pipeline.runs.directory import committed, load_any_run, load_autoencoder_run, load_run
 from pipeline.storage.urls import open_storage
 from ranks.faulty_run import rows, state
-from ranks.first_stage_runs import LOST
+from ranks.first_stage_runs import ENGINES, LOST
 
 pytestmark = pytest.mark.timeout(900)
 END = 7 * BATCH
 WORLDS = pytest.mark.parametrize("world", [1, 2])
-ENGINES = [(1, "torch"), *((world, f"zero{stage}") for world in (1, 2) for stage in range(3))]
 
 
 def start(folder: Path, ranks: int, what: str) -> subprocess.CompletedProcess[str]:
@@ -48,28 +47,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-@pytest.mark.parametrize("stage", ["kl", "vq"])
-@pytest.mark.parametrize(("world", "engine"), ENGINES[1:])
-def test_every_engine_and_world_trains_like_plain_pytorch(folder: Path, world: int, engine: str, stage: str) -> None:
-    oracle, mine = (
-        str(folder / f"engines{ranks}" / f"{stage}-{name}") for ranks, name in ((1, "torch"), (world, engine))
-    )
+@pytest.mark.parametrize(("world", "name"), [(world, name) for world in (1, 2) for name in ENGINES[world]])
+def test_every_engine_and_world_trains_like_plain_pytorch(folder: Path, world: int, name: str) -> None:
+    """kl-zero2-2 takes two micro-batches, each of which has a lambda of its own."""
+    stage, _, *micro_batches = name.split("-")
+    oracle = str(folder / "engines1" / "-".join([stage, "torch", *micro_batches]))
+    mine = str(folder / f"engines{world}" / name)
     expected, found = rows(oracle), rows(mine)
     assert len(expected) == 8 and expected.keys() == found.keys()
     names = {"loss", "rec", "grad_norm", "grad_norm_discriminator", "discriminator", "gan", "lambda"}
     last = expected[8 * BATCH]
     assert names | ({"kl"} if stage == "kl" else {"quantisation", "codes_used", "perplexity"}) <= last.keys()
     for n, row in expected.items():
-        for name in (names | {"kl", "quantisation", "codes_used", "codes_restarted"}) & row.keys():
-            assert found[n][name] == pytest.approx(row[name], rel=2e-4, abs=1e-6), (n, name)
+        for key in (names | {"kl", "quantisation", "codes_used", "codes_restarted"}) & row.keys():
+            assert found[n][key] == pytest.approx(row[key], rel=1e-3, abs=1e-7), (n, key)
     if stage == "vq":
         assert sum(row["codes_restarted"] for row in expected.values()) > 0, "no code was restarted"
     for which in ("raw", "ema"):
         prefixes = ("model.",) if which == "ema" else ("",)
         one, other = (load_weights(open_storage(url), 0, which, prefixes)[1] for url in (oracle, mine))
         assert one.keys() == other.keys()
-        for name, weight in one.items():
-            assert (weight - other[name]).abs().max() < 3e-4, name
+        for key, weight in one.items():
+            assert (weight - other[key]).abs().max() < 3e-4, key
 
 
 @WORLDS

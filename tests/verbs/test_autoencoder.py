@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from made.encode import config as encode_config
 from made.encode import write_sized
 from made.first_stages import vq_folder
 from made.pixels import BATCH, GAN, KL, VQ, config_of, make_pixels
+from made.stlpips_golden import seeded
 from pipeline import autoencoder
 from pipeline.cli import main as cli
 from pipeline.config import (
@@ -21,6 +24,7 @@ from pipeline.config import (
     DataConfig,
     DeepSpeedConfig,
     EncodersConfig,
+    FirstStageLossConfig,
     GanConfig,
     GuardConfig,
     LaunchConfig,
@@ -78,6 +82,28 @@ def test_pngs_train_to_the_bit_as_arrays_do(cache: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_the_perceptual_network_is_a_loss_and_no_part_of_what_is_trained_and_stored(cache: str, tmp_path: Path) -> None:
+    weights_file = tmp_path / "alex.safetensors"
+    save_file(dict(seeded("alex")), weights_file)
+    digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    loss = FirstStageLossConfig(perceptual=f"{weights_file}#sha256={digest}", perceptual_weight=2.0, kl=1e-2)
+    config = config_of(cache, tmp_path / "run", crop=0, loss=loss, gan=GanConfig(), samples=2 * BATCH)
+    autoencoder.main(config)
+    row = rows(config.run)[-1]
+    assert row["perceptual"] > 0
+    assert row["loss"] == pytest.approx(row["rec"] + 2 * row["perceptual"] + 1e-2 * row["kl"], rel=1e-5)
+    _, stored = load_weights(open_storage(config.run), 0, "raw")
+    assert {name.partition(".")[0] for name in stored} == {"model"}
+    without = replace(config, run=str(tmp_path / "without"), loss=replace(loss, perceptual="none"))
+    autoencoder.main(without)
+    mine, other = weights(config.run, "raw"), weights(without.run, "raw")
+    assert any((value - other[name]).abs().max() > 1e-5 for name, value in mine.items()), "it moves nothing"
+    changed = replace(loss, perceptual=f"{weights_file}#sha256={'0' * 64}")
+    with pytest.raises(WeightsError, match=r"loss\.perceptual") as caught:
+        autoencoder.main(replace(config, run=str(tmp_path / "other"), loss=changed))
+    assert "\n" not in str(caught.value)
+
+
 @BOTH
 def test_a_run_begins_with_the_averages_of_another(cache: str, tmp_path: Path, stage: Any) -> None:
     first = config_of(cache, tmp_path / "first", stage, samples=4 * BATCH)
@@ -116,7 +142,7 @@ def test_weights_of_another_architecture_or_of_none_are_refused_with_one_line(ca
         with pytest.raises(error, match=line) as caught:
             autoencoder.main(config_of(cache, tmp_path / "run", init=init))
         assert "\n" not in str(caught.value)
-    with pytest.raises(WeightsError, match=r"encoder\.conv_in\.bias is \(8,\), not \(16,\); choose its own"):
+    with pytest.raises(WeightsError, match=r"encoder\.conv_in\.weight is \(8, 3, 3, 3\), not \(16, 3, 3, 3\)"):
         autoencoder.main(config_of(cache, tmp_path / "wide", replace(VQ, codes=32, channels=16), init=folder))
 
 
