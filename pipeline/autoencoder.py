@@ -69,6 +69,7 @@ def train_on(
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.assembly import make_trainer
     from pipeline.training.engines.choose import make_engine
+    from pipeline.training.evaluations import first_stage_evaluation
     from pipeline.training.objectives.first_stage import FirstStageObjective
     from pipeline.training.objectives.initial import initial_weights
     from pipeline.training.start import share
@@ -91,6 +92,7 @@ def train_on(
     with (
         tempfile.TemporaryDirectory(prefix="latentmill-") as folder,
         Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
+        first_stage_evaluation(config, run, world, tracker) as evaluate,
     ):
         trainer = make_trainer(
             config,
@@ -103,6 +105,7 @@ def train_on(
             tracker=tracker,
             manifests=data.manifests,
             mixture=data.mixture,
+            evaluate=evaluate,
             fence=lease.require_held if lease else None,
         )
         if lease:

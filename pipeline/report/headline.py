@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.config.tasks.figures import CLIP_SCORE, Figure
+from pipeline.config.tasks.figures import CLIP_SCORE, FIRST_STAGE_COSTS, Figure
 from pipeline.config.tasks.found import BOUNDS, present
 from pipeline.report.charts import short
 from pipeline.report.elements import text
@@ -31,9 +31,10 @@ def headline(run: Run, targets: Mapping[str, float]) -> str:
     if run.last:
         metrics = run.last.metrics
         of_figures = [(f, _figure_card(name, f, metrics, targets.get(f.name))) for name, f in present(metrics)]
-        cards += [card for figure, card in of_figures if figure is not CLIP_SCORE]
+        costs = [card for figure, card in of_figures if figure in FIRST_STAGE_COSTS]
+        cards += [card for f, card in of_figures if f is not CLIP_SCORE and f not in FIRST_STAGE_COSTS]
         cards += [_fid_card(name, metrics, targets.get("fid_ratio")) for name in fids_of(metrics)]
-        cards += [card for figure, card in of_figures if figure is CLIP_SCORE]
+        cards += [*(card for figure, card in of_figures if figure is CLIP_SCORE), *costs]
     rates = [rate for _, rate in run.curve("images_per_s")]
     if rates:
         cards.append(_card("training speed", f"{sorted(rates)[len(rates) // 2]:.0f}", ["images/s, median"]))

@@ -23,6 +23,7 @@ from pipeline.report.elements import document, text
 from pipeline.report.headline import headline, subtitle
 from pipeline.report.pareto import pareto
 from pipeline.report.publish import put_page, require_page
+from pipeline.report.reconstruction import loss_parts
 from pipeline.report.run import Run, load
 from pipeline.report.tables import fids_of, fids_of_all
 
@@ -234,6 +235,7 @@ def _training(runs: Sequence[Run]) -> str:
             chart("weight_norm", "Weight norm"),
             chart("lr", "Learning rate"),
             _by_noise(runs[0]) if len(runs) == 1 else "",
+            *loss_parts(runs),
         ]
     )
 

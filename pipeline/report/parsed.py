@@ -26,9 +26,27 @@ PICTURE_BYTES = 1 << 27
 MOST_FIGURES, MOST_GROUPS, MOST_STEPS, MOST_TILES = 200, 64, 100_000, 4096
 """Figures of an evaluation, entries of one of its tables or of a row's, step times of a row, and tiles of a picture."""
 
-ROW_NUMBERS = frozenset(
-    ("loss", "lr", "grad_norm", "grad_norm_max", "weight_norm", "images_per_s", "step_s", "data_wait_s", "memory_gb")
-) | frozenset(("tflops", "mfu", "stall_s", "write_s", "bytes", "world"))
+PART_NUMBERS = frozenset(("rec", "perceptual", "kl", "quantisation", "codes_used", "perplexity", "lambda", "gan")) | (
+    frozenset(("discriminator", "logits_real", "logits_fake", "grad_norm_discriminator"))
+)
+"""Numbers of a row of an autoencoder's training."""
+ROW_NUMBERS = (
+    PART_NUMBERS
+    | frozenset(
+        (
+            "loss",
+            "lr",
+            "grad_norm",
+            "grad_norm_max",
+            "weight_norm",
+            "images_per_s",
+            "step_s",
+            "data_wait_s",
+            "memory_gb",
+        )
+    )
+    | frozenset(("tflops", "mfu", "stall_s", "write_s", "bytes", "world"))
+)
 ROW_TEXTS = frozenset(("alert", "text", "engine"))
 LAST_SECOND = 1e11
 """Latest Unix time of a row."""

@@ -1,8 +1,9 @@
-"""The page of `latentmill reconstruct`: the figures of an autoencoder that is of no run, and its worst pairs."""
+"""What pages tell of autoencoders alone: the parts of a run's loss, and the page of `latentmill reconstruct`, with the
+figures of an autoencoder that is of no run, and its worst pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pipeline
@@ -10,6 +11,7 @@ from pipeline.config.tasks.found import present
 from pipeline.errors import RunError
 from pipeline.parsing.redaction import redact
 from pipeline.report import samples, tables
+from pipeline.report.charts import Series, line_chart
 from pipeline.report.elements import cell, document, prose, table, text
 from pipeline.report.headline import headline
 from pipeline.report.parsed import is_number
@@ -24,6 +26,33 @@ UNITS = {"latent_mean": "before scaling", "latent_std": "before scaling", "poste
 """Numbers about latents, and what they are counted in."""
 PARTIAL = ("pairs.png", "given.png", "grid.png", "grid.json")
 """What an evaluation that was interrupted may have left."""
+
+PARTS = (
+    ("rec", "Reconstruction error", "log scale", True),
+    ("perceptual", "Perceptual distance of the loss", "", False),
+    ("kl", "KL", "nats for each pixel value; it rises where its weight is small", False),
+    ("quantisation", "Distance of latents to their codes", "mean square, log scale", True),
+    ("codes_used", "Codes used in training", "share of the codebook", False),
+    ("perplexity", "Perplexity in training", "codes, were they used evenly", False),
+    ("lambda", "Weight of the discriminator", "the ratio of gradients, log scale", True),
+    ("gan", "Generator's loss", "minus the logit of reconstructions", False),
+    ("discriminator", "Discriminator's loss", "hinge: 2 where it sees no difference", False),
+    ("grad_norm_discriminator", "Gradient norm of the discriminator", "before clipping, log scale", True),
+)
+"""Name in metrics.jsonl, title, unit, and whether the axis is logarithmic."""
+LOGITS = (("logits_real", "pictures"), ("logits_fake", "reconstructions"))
+
+
+def loss_parts(runs: Sequence[Run]) -> list[str]:
+    """The charts of the parts that any of the runs logs; [] for runs of diffusion models."""
+    charts = []
+    for name, title, unit, log_y in PARTS:
+        series = [Series(run.name, run.curve(name), colour=i, smooth=True) for i, run in enumerate(runs)]
+        charts.append(line_chart(series, title=title, y_label=unit, log_y=log_y))
+    if len(runs) == 1:
+        logits = [Series(label, runs[0].curve(name), colour=i, smooth=True) for i, (name, label) in enumerate(LOGITS)]
+        charts.append(line_chart(logits, title="Logits of the discriminator"))
+    return [chart for chart in charts if chart]
 
 
 def write(url: str) -> None:

@@ -205,6 +205,19 @@ def test_the_report_of_a_run_shows_figures_over_samples_and_the_worst_pairs(tmp_
     assert run.last.card["line"] in html.replace("&#x27;", "'")
 
 
+def test_the_report_of_a_run_shows_the_parts_of_its_loss(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    with Tracker(open_storage(config.run), TrackingConfig(wandb="off")) as tracker:
+        for n in (64, 128):
+            parts = {"rec": 0.5, "kl": 4.0, "logits_real": 1.0, "logits_fake": -1.0, "gan": 1.0, "discriminator": 0.4}
+            tracker.log(n, {"loss": 0.5, **parts}, kind="train")
+    html = page.page([load(config.run)], {})
+    for title in ("Reconstruction error", "KL <", "Generator&#x27;s loss", "Logits of the discriminator"):
+        assert title in html
+    assert "Distance of latents to their codes" not in html, "there is no codebook"
+    assert html.count("Logits of the discriminator</figcaption>") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
