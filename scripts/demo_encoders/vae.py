@@ -102,12 +102,12 @@ def cell_owners(labels_BHW: Tensor) -> Tensor:
 
 def train(folder: Path, seed: int, steps: int, images: int = IMAGES) -> dict[str, float]:
     """Draws pictures, trains the autoencoder, saves it to `folder` and returns its figures on unseen pictures."""
+    threads = f"launch.threads={torch.get_num_threads()}"
     with tempfile.TemporaryDirectory(prefix="demo-vae-") as work:
         write_shards(f"{work}/shapes", images, TRAIN_SEED, "all", shard_size=2000)
         cached = ["stored=pixels", "conditions=[labels]", "labels.grid=1", f"labels.count={1 + 24}"]
-        _must("encode", f"source={work}/shapes/*.tar", f"dest={work}/pixels", *cached)
+        _must("encode", f"source={work}/shapes/*.tar", f"dest={work}/pixels", *cached, threads)
         words = [f"data.train={work}/pixels", f"run={work}/run", f"samples={steps * BATCH}", f"seed={seed}"]
-        threads = f"launch.threads={torch.get_num_threads()}"
         config = load("autoencoder", [*PRESET, *words, threads, f"checkpoint.every={steps * BATCH}"])
         autoencoder.main(config, autoencoder.Further(DemoLosses, (LABELS,), NOISE))
         _must("export", f"run={work}/run", f"dest={work}/vae")

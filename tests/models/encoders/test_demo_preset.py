@@ -56,11 +56,13 @@ def test_the_further_losses_reach_the_encoder_and_their_own_layers(vae: ModuleTy
     pixels = np.stack([render(scene(5, index, "all")) for index in range(2)])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     outputs = module(x, torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert module.extra is not None
     losses = module.extra(outputs, x, {vae.LABELS: torch.from_numpy(labels[:2])})
     assert {name: float(loss.detach()) > 0 for name, loss in losses.items()} == dict.fromkeys(
         ("coarse", "spread", "named"), True
     )
     sum(losses.values()).backward()
     for name in ("model.encoder.conv_in.weight", "extra.colour.weight", "extra.meaning.2.weight"):
-        assert float(module.get_parameter(name).grad.abs().max()) > 0
+        gradient = module.get_parameter(name).grad
+        assert gradient is not None and float(gradient.abs().max()) > 0
     assert module.get_parameter("model.decoder.conv_out.weight").grad is None
