@@ -29,18 +29,19 @@ PLAN = Plan()
 
 
 class Machine:
-    """Stands for the machine: writes what a command would leave behind, and keeps the commands."""
+    """Stands for the machine: writes what a command would leave behind, and keeps the commands. ends_at: words of one
+    that is stopped. checks: whether each is looked at as the command line would."""
 
-    def __init__(self, ends_at: str = "") -> None:
+    def __init__(self) -> None:
         self.commands: list[tuple[str, ...]] = []
-        self.ends_at = ends_at
+        self.ends_at, self.checks = "", False
 
     def run(self, words: tuple[str, ...]) -> int:
         if self.ends_at and self.ends_at in " ".join(words):
             return 143
         self.commands.append(words)
         verb, values = words[0], dict(word.split("=", 1) for word in words[1:])
-        if verb in VERBS:
+        if self.checks and verb in VERBS:
             load(verb, list(words[1:]))  # raises for a key that there is not
         makers: dict[str, Callable[[dict[str, str]], None]] = {
             **dict.fromkeys(("synth",), lambda v: Path(v["dest"]).mkdir(parents=True)),
@@ -134,9 +135,10 @@ def test_first_stages_have_the_losses_of_their_recipe(tmp_path: Path) -> None:
     assert load("autoencoder", list(made[1:])).loss == recipe.loss
 
 
-def test_every_denoiser_trains_for_one_time_and_is_judged_by_the_same_captions(
+def test_commands_can_be_and_every_denoiser_trains_for_one_time_and_is_judged_by_the_same_captions(
     tmp_path: Path, machine: Machine
 ) -> None:
+    machine.checks = True
     assert study(tmp_path) == 0
     samples, captions = {}, set()
     for words in machine.commands:
