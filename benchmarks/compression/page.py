@@ -14,7 +14,7 @@ from benchmarks.compression.results import ACCURACY, CLIP, FID, Found, Measured,
 from benchmarks.machine import figure, table
 from pipeline.report.charts import Series
 
-PAGE, IMAGES = "docs/measured/compression.md", "docs/images"
+PAGE, IMAGES = Path("docs") / "measured" / "compression.md", Path("docs") / "images"
 MEASURES = {FID: "FID", ACCURACY: "attribute accuracy", CLIP: "CLIP score"}
 WIDTH = 118
 

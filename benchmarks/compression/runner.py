@@ -63,8 +63,6 @@ class Runner:
     run: Callable[[tuple[str, ...]], int] = field(default_factory=lambda: execute)
     done: list[dict[str, Any]] = field(default_factory=list)
     _number: int = 0
-    _fresh: bool = False
-    """Whether any step has run now."""
 
     def __post_init__(self) -> None:
         path = self.dest / STEPS
@@ -83,12 +81,11 @@ class Runner:
             return False
         show(f"\n== {step.heading}\n   {step.command}")
         known = self.done[self._number] if self._number < len(self.done) else None
-        if not self._fresh and known and known["command"] == step.command and step.product.exists():
+        if known and known["command"] == step.command and step.product.exists():
             show(f"   already done, in {known['seconds']:.0f} s")
             self._number += 1
             return True
-        del self.done[self._number :]
-        self._fresh = True
+        del self.done[self._number :]  # what comes later was made of an earlier outcome of this step
         began = time.monotonic()
         if status := self.run(step.words):
             raise StepFailed(step.command, status)
