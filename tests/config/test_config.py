@@ -96,7 +96,9 @@ def test_an_experiment_is_offered_to_its_verb_alone() -> None:
     offered = {verb: set(groups(verb)["experiment"]) for verb in ("train", "autoencoder")}
     assert "shapes" in offered["train"] and "kl_f8" in offered["autoencoder"]
     assert not offered["train"] & offered["autoencoder"]
-    assert refusal("autoencoder", "experiment=shapes").startswith("experiment=shapes: no such experiment; there are kl_")
+    assert refusal("autoencoder", "experiment=shapes").startswith(
+        "experiment=shapes: no such experiment; there are kl_"
+    )
 
 
 def test_every_yaml_file_is_reachable() -> None:

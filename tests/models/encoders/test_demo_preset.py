@@ -52,6 +52,7 @@ def test_a_latent_cell_is_of_the_object_that_covers_a_quarter_of_it(vae: ModuleT
 def test_the_further_losses_reach_the_encoder_and_their_own_layers(vae: ModuleType, labels: np.ndarray) -> None:
     config = load("autoencoder", [*vae.PRESET, "data.train=c", "run=r"])
     module = TrainableAutoencoder(config.autoencoder, config.gan, vae.DemoLosses(), vae.NOISE)
+    assert module.extra is not None
     module.reset_parameters(0)
     pixels = np.stack([render(scene(5, index, "all")) for index in range(2)])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
