@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.config.loading.merge import to_yaml
 from pipeline.config.loading.references import digests_of, references_of
 from pipeline.distributed.place import adopt_step, in_world, require_place
@@ -101,7 +101,7 @@ def as_rank(config: C, kind: Kind[C, D]) -> int:
         traceback.clear_frames(error.__traceback__)  # the frames hold references to the engine
         failure = error
     except torch.OutOfMemoryError as error:
-        raise RunError(out_of_memory(error, world)) from error
+        raise RunError(out_of_memory(error, world, config)) from error
     distributed.stop(world)
     if failure is None:
         return 0
@@ -110,12 +110,13 @@ def as_rank(config: C, kind: Kind[C, D]) -> int:
     return failure.exit_code  # rank 0 reports the failure for all ranks
 
 
-def out_of_memory(error: Exception, world: World) -> str:
+def out_of_memory(error: Exception, world: World, config: RunConfig) -> str:
     """The error message for a GPU whose memory does not suffice for a step, in one line."""
     cause = str(error).partition("If reserved but unallocated")[0].strip()
+    smaller = "set model.activation_gb" if isinstance(config, TrainConfig) else "lower crop"
     return (
-        f"rank {world.rank} on {socket.gethostname()}: {cause} Lower optim.micro_batch (the batch stays the same), set "
-        "model.activation_gb, or raise deepspeed.stage; latentmill submit train --dry-run estimates what a step needs. "
+        f"rank {world.rank} on {socket.gethostname()}: {cause} Lower optim.micro_batch (the batch stays the same), "
+        f"{smaller}, or raise deepspeed.stage; latentmill submit {config.verb} --dry-run estimates what a step needs. "
         "The last commit is whole, and the same command goes on from there"
     )
 

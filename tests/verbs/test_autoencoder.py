@@ -73,6 +73,21 @@ def test_the_loss_falls_and_rows_hold_its_parts(cache: str, tmp_path: Path) -> N
     assert stored["contract"]["stored"] == "pixels" and "init" not in stored
 
 
+@BOTH
+def test_bf16_follows_fp32_within_its_precision(cache: str, tmp_path: Path, stage: Any) -> None:
+    """The discriminator and its weight among the rest."""
+    found = []
+    for precision in ("fp32", "bf16"):
+        config = config_of(cache, tmp_path / precision, stage, samples=6 * BATCH)
+        autoencoder.main(replace(config, precision=precision))  # type: ignore[arg-type]
+        found.append(rows(config.run))
+    fp32, bf16 = found
+    assert fp32[-1]["lambda"] > 0
+    for mine, exact in zip(bf16, fp32, strict=True):
+        assert mine["loss"] == pytest.approx(exact["loss"], rel=2e-2)
+        assert mine["loss"] != exact["loss"]
+
+
 def test_pngs_train_to_the_bit_as_arrays_do(cache: str, tmp_path: Path) -> None:
     (tmp_path / "png").mkdir()
     pngs = make_pixels(tmp_path / "png", pixels="png")
