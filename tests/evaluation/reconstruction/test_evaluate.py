@@ -13,11 +13,11 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from made.autoencoder_run import KL, SIDE, VQ, autoencoder_config, make_module, make_pixels, picture
+from made.real_pictures import network, with_reference
 from made.thread_world import on_ranks
 from pipeline.config import FirstStageConfig
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted, ShapeError
-from pipeline.evaluation.features.networks import Features
 from pipeline.evaluation.metrics.error_bars import half_sample_error
 from pipeline.evaluation.metrics.fid import Statistics, fid
 from pipeline.evaluation.metrics.restoration import ssim
@@ -27,7 +27,6 @@ from pipeline.evaluation.reconstruction.evaluate import Reconstructing, Reconstr
 from pipeline.evaluation.reconstruction.pairs import Pair, drawn, of_one_size
 from pipeline.evaluation.reconstruction.pictures import Pictures
 from pipeline.evaluation.reconstruction.stage import stage_of
-from pipeline.evaluation.reference import Reference, ReferenceFacts
 from pipeline.inference.pictures import from_uint8, to_uint8
 from pipeline.models.encoders.first_stage import FirstStage, Identity, VQStage
 from pipeline.models.perceptual.network import Perceptual
@@ -147,7 +146,7 @@ def test_pixels_themselves_are_equal_pictures_and_take_24_bits_each(pictures: Pi
 
 @pytest.mark.parametrize("architecture", [KL, VQ], ids=["kl", "vq"])
 def test_any_world_makes_the_same_figures_and_pairs(pictures: Pictures, architecture: FirstStageConfig) -> None:
-    made = {"batch": 2, "most_pairs": 4, **with_reference(pictures)}
+    made = {"batch": 2, "most_pairs": 4, **with_reference(pictures.contract)}
     first = stage(architecture)
     alone = Reconstructing(pictures, **made)(first, images=IMAGES)
     shares: list[list[int]] = []
@@ -192,28 +191,8 @@ def test_the_worst_pairs_come_first_with_their_records_keys(pictures: Pictures) 
     assert result.grid.shape == (5, SIDE, SIDE, 3) == np.asarray(result.shown).shape
 
 
-def network(images: np.ndarray) -> torch.Tensor:
-    """Features of pictures: means of 4 x 4 blocks of their red levels, and of their green ones."""
-    blocks = torch.from_numpy(images[..., :2].copy()).float().permute(0, 3, 1, 2)
-    return torch.nn.functional.adaptive_avg_pool2d(blocks, 2).flatten(1) / 255
-
-
-def with_reference(pictures: Pictures, **changes: Any) -> dict[str, Any]:
-    """Features, and a reference of 40 other pictures, of which the last ten are held out."""
-    features = Features("democlip", "f" * 64, 8, network, "none")
-    others = network(np.stack([picture(9, row).transpose(1, 2, 0) for row in range(40)]))
-    facts = {
-        "features": "democlip", "features_sha256": "f" * 64, "resolution": SIDE, "crop": pictures.contract.crop,
-        "resize": pictures.contract.resize, "dataset": "d" * 64, "vae_sha256": "other", "clip_sha256": "",
-        "images": 30, "held": 10, **changes,
-    }  # fmt: skip
-    gaussian = Statistics.of(others[:30]).gaussian()
-    reference = Reference(ReferenceFacts(**facts), gaussian, others[30:], others[30:], sha256="e" * 64)
-    return {"features": features, "reference": reference}
-
-
 def test_rfid_is_the_fid_of_the_reconstructions_against_real_pictures(pictures: Pictures) -> None:
-    given = with_reference(pictures)
+    given = with_reference(pictures.contract)
     kl = stage(KL)
     result = Reconstructing(pictures, batch=4, most_pairs=IMAGES, **given)(kl, images=IMAGES)
     made = np.stack([pair.reconstruction for pair in sorted(result.pairs, key=lambda pair: pair.number)])
@@ -230,14 +209,14 @@ def test_rfid_is_the_fid_of_the_reconstructions_against_real_pictures(pictures: 
 
 def test_a_reference_of_other_pictures_is_refused_and_one_of_any_autoencoder_is_taken(pictures: Pictures) -> None:
     with pytest.raises(ContractMismatch, match=r"resolution 32, not 16"):
-        Reconstructing(pictures, **with_reference(pictures, resolution=32))
-    Reconstructing(pictures, **with_reference(pictures, vae_sha256="another"))
+        Reconstructing(pictures, **with_reference(pictures.contract, resolution=32))
+    Reconstructing(pictures, **with_reference(pictures.contract, vae_sha256="another"))
 
 
 def test_pictures_that_are_in_the_reference_are_warned_of(
     pictures: Pictures, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = with_reference(pictures, dataset=pictures.manifest.digest)
+    made = with_reference(pictures.contract, dataset=pictures.manifest.digest)
     Reconstructing(pictures, **made)(Identity(), images=10)
     assert "is too good" not in capsys.readouterr().err
     Reconstructing(pictures, **made)(Identity(), images=11)

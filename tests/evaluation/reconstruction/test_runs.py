@@ -16,6 +16,7 @@ from torch import Tensor
 
 from made.autoencoder_run import VQ, make_autoencoder_run, make_module, make_pixels
 from made.cache import make_cache
+from made.real_pictures import with_reference
 from pipeline import cli
 from pipeline import eval as eval_verb
 from pipeline.config import AutoencoderConfig, DataConfig, EvalRunConfig, FirstStageEvalConfig, TrackingConfig
@@ -25,6 +26,8 @@ from pipeline.evaluation import beside
 from pipeline.evaluation.reconstruction import runs
 from pipeline.evaluation.reconstruction.card import Card, is_autoencoders, parse_card
 from pipeline.evaluation.reconstruction.evaluate import Reconstructing
+from pipeline.evaluation.reconstruction.pictures import Pictures
+from pipeline.evaluation.reference import save_reference
 from pipeline.report import page
 from pipeline.report.run import load
 from pipeline.runs.directory import evaluation_folder, load_autoencoder_run
@@ -173,6 +176,22 @@ def test_the_checkpoint_with_the_best_psnr_is_kept(tmp_path: Path) -> None:
     for n, value in ((64, 2.0), (96, 9.0), (128, 3.0)):
         run.put(f"{evaluation_folder(n)}/metrics.json", json.dumps({"rfid_democlip": value}).encode())
     assert kept_checkpoints(run, [128, 96, 64], Retention.of(rfid)) == {128, 64}
+
+
+def test_a_reference_of_the_run_or_of_the_command_gives_rfid(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = with_reference(Pictures.at(str(folder / "val"), "data.val").contract)
+    save_reference(str(tmp_path / "ref.safetensors"), given["reference"])
+    monkeypatch.setattr(runs, "load_features", lambda name, *_: given["features"])
+    config = EvalRunConfig(run=str(folder / "run"), images=9, reference=str(tmp_path / "ref.safetensors"))
+    card, without = runs.evaluate_run(config), runs.evaluate_run(replace(config, reference=""))
+    assert card.metrics["rfid_democlip"] > card.metrics["rfid_democlip_floor_real"] > 0
+    assert "rfid_democlip" not in without.metrics and without.reference is None
+    assert [name for name in stored(folder / "run") if "-n9-democlip-" in name], "its name says the features"
+    run = replace(load_autoencoder_run(config.run).config, eval=FirstStageEvalConfig(reference=config.reference))
+    inside = runs.in_training(run, open_storage(str(tmp_path / "inside")), World())
+    assert inside(weights(run), 64, lambda: False)["rfid_democlip"] > 0
 
 
 def test_the_sheets_of_an_evaluation_are_its_pairs(folder: Path) -> None:
