@@ -36,7 +36,7 @@ from pipeline.interchange import unet as convert
 from pipeline.interchange.scheduler import scheduler_config
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.autoencoder import load_autoencoder
-from pipeline.models.encoders.first_stage import FirstStage, KLStage
+from pipeline.models.encoders.first_stage import KLStage
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.tasks.text import Text
 
@@ -99,7 +99,7 @@ class Parts:
     diffusion: DiffusionConfig
     sampler: SamplerConfig
     denoiser: Denoiser
-    first_stage: FirstStage
+    first_stage: KLStage
     text_BLD: Tensor
     empty_LD: Tensor
     noise: Tensor
@@ -200,9 +200,11 @@ def build(case: Case, plan: Plan) -> Parts:
     return Parts(case, diffusion, sampler, denoiser, stage, torch.stack(text), empty, noise, latent)
 
 
-def autoencoder(case: Case) -> FirstStage:
+def autoencoder(case: Case) -> KLStage:
     if case.shipped:
-        return load_autoencoder(load("encode", ["encoders=demo", "source=none", "dest=none"]).encoders)
+        stage = load_autoencoder(load("encode", ["encoders=demo", "source=none", "dest=none"]).encoders)
+        assert isinstance(stage, KLStage)
+        return stage
     declare_torchvision_ops()
     from diffusers import AutoencoderKL
 

@@ -152,11 +152,9 @@ def write_vae(encoders: EncodersConfig, folder: Path) -> dict[str, Any]:
     """Write the autoencoder's files; returns its section of the manifest. Raises WeightsError."""
     import torch
 
-    from pipeline.models.encoders.autoencoder import load_autoencoder, save_autoencoder
-    from pipeline.models.encoders.first_stage import NetworkStage
+    from pipeline.models.encoders.autoencoder import load_autoencoder, load_network, save_autoencoder
 
-    stage = load_autoencoder(replace(encoders, vae_dtype="float32"))
-    assert isinstance(stage, NetworkStage), "config/check refuses one that is no network"
+    stage = load_network(replace(encoders, vae_dtype="float32"))
     save_autoencoder(stage, folder)
     section: dict[str, Any] = {
         "architecture": stage.architecture,

@@ -28,7 +28,7 @@ from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.place import cores
 from pipeline.distributed.world import pick_device
 from pipeline.models.encoders.autoencoder import load_autoencoder
-from pipeline.models.encoders.first_stage import FirstStage
+from pipeline.models.encoders.first_stage import KLStage
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.models.encoders.tokenizer import find_tower, load_tokenizer, merges_of
 from pipeline.storage.local import LocalStorage
@@ -68,7 +68,9 @@ class Parts:
             shard=preset.shard,
         )
         self.recipe = recipe_of(self.config(folder / "none", preset.images))
-        self.first_stage: FirstStage = load_autoencoder(preset.encoders, self.device)
+        stage = load_autoencoder(preset.encoders, self.device)
+        assert isinstance(stage, KLStage), "presets are of autoencoders with moments"
+        self.first_stage = stage
         self.tower: TextTower = load_text(preset.encoders, self.device)
         self.encoder = Encoder(self.first_stage, self.tower, preset.batch)
 

@@ -46,7 +46,8 @@ class IdleEncoder(Encoder):
         text = np.zeros((len(batch.items), self.text.length, self.text.width), np.float16)
         return Encoded(
             batch=batch,
-            moments=moments,
+            stored="moments",
+            images=moments,
             text=text,
             masked=None,
             retried=False,

@@ -83,7 +83,7 @@ def test_stage_script_and_limit_make_the_same_latents_and_states(tmp_path: Path)
         for name in ("moments", "text"):
             assert other[name].dtype == np.float16
             np.testing.assert_allclose(record.members[name], other[name], atol=0.02, rtol=0.01)
-    limit = np.concatenate([parts.encoder.encode(batch).moments for batch in parts.batches])
+    limit = np.concatenate([parts.encoder.encode(batch).images for batch in parts.batches])
     assert np.array_equal(limit, np.stack([record.members["moments"] for record in records]))
 
 

@@ -24,6 +24,7 @@ from pipeline.inference.trained import load_encoders, load_trained
 from pipeline.interchange import compvis
 from pipeline.interchange import unet as convert
 from pipeline.models.encoders import compvis_vae
+from pipeline.models.encoders.first_stage import NetworkStage
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.storage.urls import open_storage
 
@@ -85,6 +86,7 @@ def test_the_file_holds_every_part_under_compvis_names(folder: Path) -> None:
     back = convert.from_compvis(state, unet.config)
     assert all(torch.equal(back[name], tensor) for name, tensor in unet.state_dict().items())
     first_stage, tower = load_encoders(trained.contract)
+    assert isinstance(first_stage, NetworkStage)
     vae = compvis_vae.from_compvis({n: t for n, t in state.items() if n.startswith("first_stage_model.")})
     expected = first_stage.model.state_dict()
     assert vae.keys() == expected.keys()

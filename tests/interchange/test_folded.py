@@ -26,7 +26,9 @@ def stage(folder: Path, convolutions: bool) -> KLStage:
         model = AutoencoderKL.from_config(facts)
         torch.manual_seed(1)
         return KLStage(model, torch.float32, torch.device("cpu"))
-    return load_autoencoder(encoders)
+    own = load_autoencoder(encoders)
+    assert isinstance(own, KLStage)
+    return own
 
 
 def built(config: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from pipeline import config as c
 from pipeline.fetch import main
 from pipeline.models.encoders import tokenizer
-from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder, load_network
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.tokenizer import load_tokenizer
 from pipeline.storage.urls import open_storage
@@ -53,7 +53,7 @@ def make_sources(where: Path) -> Path:
     """Writes a user's own encoders: vae/ and the towers ViT-L-14/ and ViT-H-14/."""
     (where / "vae").mkdir()
     (where / "vae" / "config.json").write_text(json.dumps(VAE))
-    stage = load_autoencoder(c.EncodersConfig(vae=str(where / "vae"), seed=5))
+    stage = load_network(c.EncodersConfig(vae=str(where / "vae"), seed=5))
     state = {name: tensor.half() for name, tensor in stage.model.state_dict().items()}  # like many published weights
     save_file(state, where / "vae" / "diffusion_pytorch_model.safetensors")
     half = {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7]}

@@ -27,7 +27,7 @@ def vq_folder(folder: Path, *, without: tuple[str, ...] = (), **changes: Any) ->
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        model = VQModel(**{**VQ, "scaling_factor": 1.0, **changes})
+        model: Any = VQModel(**{**VQ, "scaling_factor": 1.0, **changes})
         with torch.no_grad():
             model.quantize.embedding.weight.normal_()
             model.quant_conv.weight.mul_(3)

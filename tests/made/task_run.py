@@ -31,7 +31,7 @@ from pipeline.data.format.manifest import Manifest, Statistics
 from pipeline.data.format.members import arrays_of
 from pipeline.distributed.world import World
 from pipeline.models.denoiser import Denoiser
-from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder, load_network
 from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower, load_text
 from pipeline.models.tasks.choose import make_task
@@ -74,7 +74,7 @@ def autoencoder(folder: Path, channels: int, levels: int, shift: float = 0.0) ->
         "shift_factor": shift or None,
     }
     (vae / "config.json").write_text(json.dumps(facts))
-    stage = load_autoencoder(EncodersConfig(vae=str(vae), seed=5))
+    stage = load_network(EncodersConfig(vae=str(vae), seed=5))
     state = dict(stage.model.state_dict())
     state["decoder.conv_out.weight"] = 4 * state["decoder.conv_out.weight"]
     save_file(

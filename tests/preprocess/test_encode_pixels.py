@@ -16,7 +16,7 @@ from PIL import Image
 from made.encode import config, files, png, write_sized, write_tar
 from made.forged_cache import forge_records, joined
 from pipeline.conditions.mask import hide, unpack
-from pipeline.config import EncodersConfig, FetchConfig, IndexConfig, ReferenceConfig, VerifyConfig
+from pipeline.config import EncodersConfig, FetchConfig, IndexConfig, InpaintTask, ReferenceConfig, VerifyConfig
 from pipeline.config.check.verbs import check
 from pipeline.config.conditions import ClassesConfig, LabelsConfig, LowresConfig, MaskConfig
 from pipeline.data.format.contract_json import contract_from_json
@@ -64,7 +64,7 @@ def records(dest: Path) -> list[Record]:
 
 def crop(number: int, side: int = 24) -> np.ndarray:
     """The crop (H, W, 3) uint8 of a picture, by Pillow alone."""
-    image = Image.open(io.BytesIO(png(SIZES[number], number)))
+    image: Image.Image = Image.open(io.BytesIO(png(SIZES[number], number)))
     scale = max(side / image.width, side / image.height)
     resized = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
     image = image if image.size == resized else image.resize(resized, Image.Resampling.LANCZOS)
@@ -230,7 +230,7 @@ def test_conditions_lie_beside_pixels_and_are_proved(pixels: str, tmp_path: Path
         hidden = np.stack([hide(image, mask, "grey") for mask in masks]).transpose(0, 3, 1, 2)
         assert (members_["cond.masked"] == hidden.astype(np.float16)).all()
         asked = Request(label="", size=(24, 24), members={HIDDEN: hidden[0].transpose(1, 2, 0)})
-        given = InpaintRequests.encoded(InpaintRequests, asked, Identity())  # type: ignore[arg-type]  (no facts of it)
+        given = InpaintRequests(InpaintTask(), manifest.contract, 1).encoded(asked, Identity())
         assert (given.members["cond.masked"] == members_["cond.masked"][0]).all()
     assert verify.main(VerifyConfig(dataset=str(tmp_path / "cache"), source=source)) == 0
 
@@ -310,9 +310,13 @@ def test_a_dry_run_says_what_pixels_take_and_writes_nothing(
 def test_a_gpu_is_no_part_of_the_contract_where_nothing_is_encoded(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-    real = encode.pick_device
-    monkeypatch.setattr(encode, "pick_device", lambda name, rank: asked.append(name) or real("cpu", rank))
+    asked, real = list[str](), encode.pick_device
+
+    def noted(name: str, rank: int) -> Any:
+        asked.append(name)
+        return real("cpu", rank)
+
+    monkeypatch.setattr(encode, "pick_device", noted)
     make(source, tmp_path / "cache")
     assert asked == ["cpu"]
 

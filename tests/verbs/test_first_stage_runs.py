@@ -148,9 +148,13 @@ def test_a_model_of_a_vq_models_latents_is_trained_and_sampled(
 ) -> None:
     config = run_of(tmp_path, str(folder / "latents"), own(folder))
     assert train.main(config) == 0
-    given = []
-    real = VQStage.quantise
-    monkeypatch.setattr(VQStage, "quantise", lambda self, z: given.append(z) or real(self, z))
+    given, real = list[torch.Tensor](), VQStage.quantise
+
+    def noted(self: VQStage, z: torch.Tensor) -> torch.Tensor:
+        given.append(z)
+        return real(self, z)
+
+    monkeypatch.setattr(VQStage, "quantise", noted)
     (row,) = sample.sample_rows(SampleConfig(run=config.run, n=2, sampler=SAMPLER, device="cpu"))
     (z,) = given
     stage = load_autoencoder(own(folder))

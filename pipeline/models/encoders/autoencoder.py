@@ -80,6 +80,14 @@ def load_autoencoder(config: EncodersConfig, device: torch.device | str = "cpu")
     return stage
 
 
+def load_network(config: EncodersConfig, device: torch.device | str = "cpu") -> NetworkStage:
+    """The same, of a first stage that is a network. Raises WeightsError also for "pixels", which are none."""
+    stage = load_autoencoder(config, device)
+    if not isinstance(stage, NetworkStage):
+        raise WeightsError(f"encoders.vae={config.vae} names no network, and one is wanted here")
+    return stage
+
+
 def save_autoencoder(stage: FirstStage, folder: Path) -> None:
     """Write a float32 stage that is a network to a folder that `load_autoencoder` and diffusers read. Equal weights
     give equal bytes."""

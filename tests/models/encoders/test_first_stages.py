@@ -112,10 +112,14 @@ def test_entries_of_another_width_than_the_encoders_output_are_the_latents(tmp_p
 def test_distances_to_a_large_codebook_are_taken_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = load(folder)
     latents = stage.encode(pictures())
-    whole, most = stage.quantise(latents), []
+    whole, most, real = stage.quantise(latents), list[int](), torch.cdist
+
+    def counted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        most.append(len(x))
+        return real(x, y)
+
     monkeypatch.setattr(first_stage, "DISTANCES", 10 * 32)
-    real = torch.cdist
-    monkeypatch.setattr(torch, "cdist", lambda x, y: most.append(len(x)) or real(x, y))
+    monkeypatch.setattr(torch, "cdist", counted)
     assert torch.equal(stage.quantise(latents), whole)
     assert max(most) == 10 and sum(most) == 2 * 8 * 8
 

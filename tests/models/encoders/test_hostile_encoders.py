@@ -25,7 +25,7 @@ from pipeline.config import EncodersConfig
 from pipeline.errors import DestinationExists, StorageError, WeightsError
 from pipeline.models.encoders import compvis_vae, tokenizer
 from pipeline.models.encoders.autoencoder import DEMO as DEMO_VAE
-from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.autoencoder import load_autoencoder, load_network
 from pipeline.models.encoders.fetched import read_manifest
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.tokenizer import DEMO as DEMO_TEXT
@@ -388,7 +388,7 @@ def test_a_pipe_or_a_device_in_place_of_weights_is_not_read(folder: Path, part: 
 def test_an_autoencoders_folder_that_holds_a_variant_alone_is_read(
     folder: Path, shards: dict[str, Any], variant: str
 ) -> None:
-    model = load_autoencoder(own(folder)).model
+    model = load_network(own(folder)).model
     expected = model.state_dict()
     shutil.rmtree(folder / "vae")
     with torch.random.fork_rng(devices=[]):
@@ -396,5 +396,5 @@ def test_an_autoencoders_folder_that_holds_a_variant_alone_is_read(
     plain.load_state_dict(expected)
     plain.save_pretrained(folder / "vae", variant=variant, **shards)
     assert (len(list((folder / "vae").iterdir())) > 2) == bool(shards)
-    loaded = load_autoencoder(own(folder)).model.state_dict()
+    loaded = load_network(own(folder)).model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())

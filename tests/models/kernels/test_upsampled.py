@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from made.live_memory import kept_bytes
 from pipeline.config import EncodersConfig
-from pipeline.models.encoders.autoencoder import load_autoencoder
+from pipeline.models.encoders.autoencoder import load_network
 from pipeline.models.encoders.first_stage import KLStage
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.kernels.upsampled import FoldedUpsample, fold, unfold, upsampled_convolution
@@ -104,5 +104,5 @@ def test_an_autoencoder_decodes_as_diffusers_does_and_keeps_the_names_of_its_wei
 
 
 def test_the_demo_autoencoder_is_folded_too() -> None:
-    model = load_autoencoder(EncodersConfig()).model
+    model = load_network(EncodersConfig()).model
     assert any(isinstance(part, FoldedUpsample) for part in model.decoder.modules())
