@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from made.encode import config, files, png, write_sized, write_tar
+from made.encode import config, files, png, write_tar
 from made.forged_cache import forge_records, joined
+from made.pixel_cache import KINDS, SIZES, crop, make_source, records
+from made.pixel_cache import make_pixels as make
 from pipeline.conditions.mask import hide, unpack
-from pipeline.config import EncodersConfig, FetchConfig, IndexConfig, InpaintTask, ReferenceConfig, VerifyConfig
+from pipeline.config import EncodersConfig, IndexConfig, InpaintTask, ReferenceConfig, VerifyConfig
 from pipeline.config.check.verbs import check
 from pipeline.config.conditions import ClassesConfig, LabelsConfig, LowresConfig, MaskConfig
-from pipeline.data.format.contract_json import contract_from_json
-from pipeline.data.format.manifest import Manifest, load_manifest
+from pipeline.data.format.manifest import load_manifest
 from pipeline.data.format.pixels import png_bytes, png_library
-from pipeline.data.format.records import Record, npy_bytes, pack
+from pipeline.data.format.records import npy_bytes, pack
 from pipeline.data.order.dataset import dataset_of
-from pipeline.data.reading.shards import first_records
 from pipeline.data.reading.stream import Stream
-from pipeline.errors import ConfigError, DataError, DestinationExists
+from pipeline.errors import DataError
 from pipeline.evaluation.reference import load_reference
 from pipeline.inference.requests.inpaint import HIDDEN, InpaintRequests
 from pipeline.inference.requests.request import Request
@@ -36,40 +36,10 @@ from pipeline.storage.urls import open_storage
 from preprocess import encode, index, reference, verify
 from preprocess.source import sample
 
-SIZES = [(24, 24), (40, 24), (20, 48), (64, 64), (16, 16), (24, 25)]
-"""The last but one is smaller than its crop."""
-KINDS = ("array", "png")
-
 
 @pytest.fixture
 def source(tmp_path: Path) -> str:
-    """Two shards of pictures with captions."""
-    (tmp_path / "in").mkdir()
-    write_sized(tmp_path / "in" / "0.tar", SIZES[:3])
-    write_sized(tmp_path / "in" / "1.tar", SIZES[3:], 3)
-    return str(tmp_path / "in" / "*.tar")
-
-
-def make(source: str, dest: Path, pixels: str = "array", **changes: Any) -> Manifest:
-    settings = config(source, dest, **{"stored": "pixels", "pixels": pixels, "resolution": (24,), **changes})
-    check(settings)
-    assert encode.main(settings) == 0
-    return load_manifest(open_storage(str(dest)))
-
-
-def records(dest: Path) -> list[Record]:
-    storage = open_storage(str(dest))
-    return list(first_records(storage, load_manifest(storage), 99))
-
-
-def crop(number: int, side: int = 24) -> np.ndarray:
-    """The crop (H, W, 3) uint8 of a picture, by Pillow alone."""
-    image: Image.Image = Image.open(io.BytesIO(png(SIZES[number], number)))
-    scale = max(side / image.width, side / image.height)
-    resized = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-    image = image if image.size == resized else image.resize(resized, Image.Resampling.LANCZOS)
-    left, top = (resized[0] - side) // 2, (resized[1] - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)))
+    return make_source(tmp_path)
 
 
 @pytest.fixture
@@ -305,48 +275,3 @@ def test_a_dry_run_says_what_pixels_take_and_writes_nothing(
     bytes_ = int(line.split()[2].replace(",", ""))
     assert 2000 < bytes_ < 4000, told
     assert not (tmp_path / "cache").exists()
-
-
-def test_a_gpu_is_no_part_of_the_contract_where_nothing_is_encoded(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, real = list[str](), encode.pick_device
-
-    def noted(name: str, rank: int) -> Any:
-        asked.append(name)
-        return real("cpu", rank)
-
-    monkeypatch.setattr(encode, "pick_device", noted)
-    make(source, tmp_path / "cache")
-    assert asked == ["cpu"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"pixels": "png", "stored": "latents"}, "pixels=png is for stored=pixels"),
-        ({"stored": "latents", "encoders": EncodersConfig(vae="pixels")}, "give stored=pixels"),
-        ({"conditions": ("pixels",)}, "holds its crop already"),
-        ({"conditions": ("labels",), "labels": LabelsConfig(count=3)}, "labels.grid=1"),
-        ({"text_storage": "trimmed"}, "give caption_key=txt"),
-        ({"caption_key": "json:"}, "caption_key=json:"),
-        ({"conditions": ("lowres",), "lowres": LowresConfig(factor=5)}, "lowres.factor=5: resolution=24"),
-    ],
-)
-def test_contradictions_are_one_line(changes: dict[str, Any], words: str, source: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=words) as told:
-        make(source, tmp_path / "cache", **{"pixels": "array", **changes})
-    assert "\n" not in str(told.value) and not (tmp_path / "cache").exists()
-
-
-def test_pixels_are_nothing_to_fetch() -> None:
-    with pytest.raises(ConfigError, match="nothing to fetch"):
-        check(FetchConfig(dest="x", encoders=EncodersConfig(vae="pixels")))
-
-
-def test_a_dataset_of_arrays_does_not_go_on_with_pngs(source: str, tmp_path: Path) -> None:
-    make(source, tmp_path / "cache")
-    with pytest.raises(DestinationExists, match="pixels: array, not png"):
-        make(source, tmp_path / "cache", "png")
-    stored = json.loads((tmp_path / "cache" / "contract.json").read_bytes())["contract"]
-    assert "pixels" not in stored and contract_from_json(stored).pixels == "array"
