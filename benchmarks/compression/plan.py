@@ -116,15 +116,15 @@ class Plan:
 
 
 QUICK = Plan(
-    hours=0.05,
+    hours=10.0,
     factors=(1, 4),
     train_images=48,
     val_images=8,
     reference_images=24,
     stage_batch=8,
     batch=8,
-    stage_share=0.02,
-    denoiser_share=0.02,
+    stage_share=1e-4,
+    denoiser_share=1e-4,
     probe_steps=3,
     parts=2,
     points=(2,),

@@ -35,14 +35,17 @@ class Machine:
     def __init__(self) -> None:
         self.commands: list[tuple[str, ...]] = []
         self.ends_at, self.checks = "", False
+        self.checked: set[tuple[str, ...]] = set()
 
     def run(self, words: tuple[str, ...]) -> int:
         if self.ends_at and self.ends_at in " ".join(words):
             return 143
         self.commands.append(words)
         verb, values = words[0], dict(word.split("=", 1) for word in words[1:])
-        if self.checks and verb in VERBS:
+        kind = (verb, *values, values.get("model.multipliers", ""), values.get("autoencoder", ""))
+        if self.checks and verb in VERBS and kind not in self.checked:
             load(verb, list(words[1:]))  # raises for a key that there is not
+            self.checked.add(kind)  # others like it differ in folders and numbers alone
         makers: dict[str, Callable[[dict[str, str]], None]] = {
             **dict.fromkeys(("synth",), lambda v: Path(v["dest"]).mkdir(parents=True)),
             "encode": lambda v: put(Path(v["dest"]) / "manifest.json", "{}"),
