@@ -37,6 +37,7 @@ IMPORTED = {
     "export": ENCODERS,
     "reference": ENCODERS | {"scipy"},
     "eval": ENCODERS | {"scipy"},
+    "reconstruct": ENCODERS | {"scipy"},
 }
 """Verb -> the heavy packages that our own modules import when its module is imported, directly or by one another."""
 ALONE = {"pipeline.cli": set(), "pipeline.training.trainer": {"torch", "numpy"}}
