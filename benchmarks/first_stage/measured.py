@@ -94,7 +94,7 @@ def timed(order: Order, world: World) -> dict[str, Any]:
         for _ in range(WARM):
             side.step()
         found["sides"][name] = {"rounds": [], "cpu": [], "images": side.images, "read": side.read}
-    torch.set_num_threads(order.threads or cores())  # accelerate has set it to all cores
+    torch.set_num_threads(order.threads or cores())  # building a side may have changed it
     for number in range(order.rounds):
         names = list(sides)
         for name in names if number % 2 == 0 else reversed(names):
