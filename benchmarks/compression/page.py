@@ -248,7 +248,7 @@ def readings(plan: Plan, found: Sequence[Found]) -> list[str]:
         if end is None:
             continue
         parts = [f"f = {one.level.f}: {one.denoiser.n:,} samples in the time"]
-        if one is not fast:
+        if one.denoiser.n < fast.denoiser.n:
             parts[0] += f", {fast.denoiser.n / one.denoiser.n:.1f} times fewer than f = {fast.level.f}"
         floor, value = end.metrics.get(f"{FID}_floor_reconstruction"), end.metrics.get(FID)
         if floor and value is not None:

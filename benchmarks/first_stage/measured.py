@@ -19,6 +19,7 @@ from pipeline.config import FirstStageConfig, FirstStageLossConfig, GanConfig
 from pipeline.config.loading.merge import from_dict
 from pipeline.distributed import world as distributed
 from pipeline.distributed.exits import leave
+from pipeline.distributed.place import cores
 from pipeline.distributed.world import World
 from pipeline.errors import WeightsError
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
@@ -93,6 +94,7 @@ def timed(order: Order, world: World) -> dict[str, Any]:
         for _ in range(WARM):
             side.step()
         found["sides"][name] = {"rounds": [], "cpu": [], "images": side.images, "read": side.read}
+    torch.set_num_threads(order.threads or cores())  # building a side may have changed it
     for number in range(order.rounds):
         names = list(sides)
         for name in names if number % 2 == 0 else reversed(names):
@@ -122,6 +124,7 @@ def memory(order: Order, world: World) -> dict[str, Any]:
     else:
         torch.cuda.reset_peak_memory_stats()
     side = MAKERS[order.sides[0]](work, world)
+    torch.set_num_threads(order.threads or cores())
     for _ in range(MEMORY_STEPS):
         side.step()
     peak = _resident("VmHWM") if world.device.type == "cpu" else torch.cuda.max_memory_allocated()
