@@ -175,8 +175,7 @@ class ExportConfig:
     autoencoder a folder that AutoencoderKL or VQModel loads, and encoders.vae takes. compvis: one file, under the names
     of Stable Diffusion's own releases."""
     encoders: EncodersConfig | None = None
-    """Encoders to load; by default the run's own, else those of the training cache's contract. An autoencoder's run has
-    none."""
+    """Encoders to load; by default the run's own, else those of the training cache's contract."""
     at: Annotated[int, Ge(0)] = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"

@@ -10,6 +10,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -93,6 +94,7 @@ def stop_after_units(arguments: list[str], count: int) -> int:
         publish(self, facts, variants)
         if next(numbers) == count:
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2)  # this thread is not the one that is interrupted, and would go on publishing meanwhile
 
     UnitOutput.publish = stopping  # type: ignore[method-assign]
     return cli.main(["encode", *arguments])
