@@ -183,7 +183,7 @@ PICTURES = {
     "speed": "FID against images/s, for each f",
 }
 LEVEL_HEAD = ("f", "latent", "numbers", "levels", "parameters", "GFLOP an image", "images/s", "samples", "GB")
-STAGE_HEAD = ("f", "samples", "images/s", "PSNR, dB", "SSIM", "rFID", "decoded/s", "standard deviation")
+STAGE_HEAD = ("f", "samples", "images/s", "PSNR, dB", "SSIM", "rFID", "standard deviation")
 END_HEAD = ("f", "FID", "floor: reconstructed", "floor: real", "accuracy", "reconstructed", "CLIP score")
 TIME_HEAD = ("f", "minutes", "samples", "FID", "accuracy", "CLIP score")
 SPEED_HEAD = ("f", "steps", "images/s", "FID", "accuracy")
@@ -222,8 +222,9 @@ def _overlap(one: tuple[float, float] | None, other: tuple[float, float] | None)
 def compared(plan: Plan) -> str:
     """What is the same for each f, and what is not."""
     lines = (
-        "Equal time, not equal samples: each denoiser trained for the same number of seconds, alone on the machine. "
-        "How many samples that makes follows from a short run of the same command before it.",
+        "Equal time, not equal samples: each denoiser trained on as many samples as pass it in the same number of "
+        "minutes when it has the machine to itself. A short run of the same command measured that rate before; it is "
+        "the images/s below, and all minutes of training follow from it, whatever else the machine did later.",
         "Equal size: the same two levels of 8x8 and 4x4 positions inside, and a level of 32 channels around them for "
         "each halving of f, as Rombach et al. have more levels at small f.",
         f"Equal settings: batch {plan.batch}, Muon at 4e-3 with a cosine to 0 at the end of each run, v-prediction, "
@@ -278,7 +279,7 @@ def stage_row(one: Found) -> list[str]:
     return [
         *(str(one.level.f), f"{one.stage.n:,}", figure(one.stage.images_per_s), with_error(values, "psnr", 2)),
         *(with_error(values, "ssim", 4), with_error(values, rfid, 2)),
-        *(_number(values, "decode_images_per_s", 0), _number(values, "latent_std", 3)),
+        *(_number(values, "latent_std", 3)),
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compression.plan import Level, Plan
-from benchmarks.compression.steps import Places, denoiser_cost, step_seconds
+from benchmarks.compression.steps import Places, denoiser_cost, images_per_s, step_seconds
 from pipeline.report import run as report_run
 from pipeline.report.run import spread
 
@@ -17,7 +17,8 @@ FID, ACCURACY, CLIP = "fid_democlip", "attribute_accuracy", "clip_score"
 
 @dataclass(frozen=True)
 class Measured:
-    """One evaluation. n: samples seen. seconds: of training so far. steps: of denoising. metrics: its figures."""
+    """One evaluation. n: samples seen. seconds: that training takes for them, at its rate. steps: of denoising.
+    metrics: its figures."""
 
     n: int
     seconds: float
@@ -31,15 +32,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Trained:
-    """Training of one network. n: samples. seconds: of all steps. memory_gb: most of a process."""
+    """Training of one network. n: samples. images_per_s: of the short run before it, which had the machine to itself.
+    memory_gb: most of a process."""
 
     n: int
-    seconds: float
+    images_per_s: float
     memory_gb: float
-
-    @property
-    def images_per_s(self) -> float:
-        return self.n / self.seconds
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,9 @@ def read(plan: Plan, places: Places) -> list[Found]:
 def read_level(plan: Plan, places: Places, level: Level) -> Found:
     """What was found of one f."""
     run = report_run.load(str(places.run(level)))
-    seconds, batch = step_seconds(places.run(level))
+    denoiser = trained(places, places.run(level))
     evaluations = [
-        Measured(one.n, sum(seconds[: one.n // batch]), int(one.card["steps"]), one.metrics)
+        Measured(one.n, one.n / denoiser.images_per_s, int(one.card["steps"]), one.metrics)
         for one in run.evaluations
         if one.name and one.card.get("sampler") == plan.sampler and one.metrics.get("images") == plan.val_images
     ]
@@ -90,19 +88,19 @@ def read_level(plan: Plan, places: Places, level: Level) -> Found:
     return Found(
         level,
         *denoiser_cost(level),
-        trained(places.run(level)),
+        denoiser,
         evaluations,
-        trained(places.stage_run(level)) if level.stage else None,
+        trained(places, places.stage_run(level)) if level.stage else None,
         json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {},
         {int(steps): float(rate) for steps, rate in rates.items()},
     )
 
 
-def trained(folder: Path) -> Trained:
-    """How long a run has trained on what. Raises RunError."""
+def trained(places: Places, folder: Path) -> Trained:
+    """What a run has trained on, and how fast it does alone. Raises RunError."""
     seconds, batch = step_seconds(folder)
     memory = [value for _, value in report_run.load(str(folder)).curve("memory_gb")]
-    return Trained(batch * len(seconds), sum(seconds), max(memory, default=0.0))
+    return Trained(batch * len(seconds), images_per_s(places.probe(folder)), max(memory, default=0.0))
 
 
 def missing(plan: Plan, found: list[Found]) -> list[str]:

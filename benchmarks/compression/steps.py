@@ -84,17 +84,18 @@ class Study:
         if pixels.f != 1:
             raise RunError("the study begins with f = 1, whose cache the first stages are trained on")
         self._steps(self.caches(pixels))
+        self._steps(self.stage_probe(level) for level in others)
         for level in others:
             self._steps(self.stage(level))
             self._steps(self.caches(level))
-        for level in plan.levels:
-            self.denoiser(level)
+        self._steps(self.denoiser_probe(level) for level in plan.levels)
+        self._steps(self.denoiser(level) for level in plan.levels)
         self._steps(self.evaluation(level, plan.parts, plan.steps) for level in plan.levels)
-        self._steps(self.speed(level) for level in plan.levels)
         for part in sorted(set(plan.points) - {plan.parts}, reverse=True):
             self._steps(self.evaluation(level, part, plan.steps) for level in plan.levels)
         for steps in plan.sweep:
             self._steps(self.evaluation(level, plan.parts, steps) for level in plan.levels)
+        self._steps(self.speed(level) for level in plan.levels)
 
     def _steps(self, steps: Iterable[Step]) -> None:
         for step in steps:
@@ -148,13 +149,18 @@ class Study:
     # ----------------------------------------------------------------------------------------------------------------
     # First stages
 
+    def stage_probe(self, level: Level) -> Step:
+        """A short run of the first stage, which tells its rate."""
+        probe = self.places.probe(self.places.stage_run(level))
+        samples = self.plan.stage_batch * self.plan.probe_steps
+        words = self.stage_words(level, samples, probe, every=samples)
+        heading = f"f = {level.f}: how long a step of the first stage takes"
+        return Step(heading, words, probe / METRICS_KEY, START_S + samples / level.stage_rate)
+
     def stage(self, level: Level) -> Iterator[Step]:
         """Train the first stage for its time, export and measure it."""
         plan, places, pixels = self.plan, self.places, self.plan.levels[0]
         run, probe = places.stage_run(level), places.probe(places.stage_run(level))
-        samples = plan.stage_batch * plan.probe_steps
-        words = self.stage_words(level, samples, probe, every=samples)
-        yield Step(f"f = {level.f}: how long a step of the first stage takes", words, probe / METRICS_KEY, START_S + 30)
         samples = self.samples(probe, plan.stage_seconds, level.stage_rate, plan.stage_batch)
         words = self.stage_words(level, samples, run, every=samples)
         yield Step(
@@ -187,18 +193,22 @@ class Study:
     # ----------------------------------------------------------------------------------------------------------------
     # Denoisers
 
-    def denoiser(self, level: Level) -> None:
+    def denoiser_probe(self, level: Level) -> Step:
+        """A short run of the denoiser of an f, which tells its rate."""
+        probe = self.places.probe(self.places.run(level))
+        samples = self.plan.batch * self.plan.probe_steps
+        words = self.denoiser_words(level, samples, probe, every=samples)
+        heading = f"f = {level.f}: how long a step of the denoiser takes"
+        return Step(heading, words, probe / METRICS_KEY, START_S + samples / level.rate)
+
+    def denoiser(self, level: Level) -> Step:
         """Train the denoiser of an f for its time."""
         plan, run = self.plan, self.places.run(level)
         probe = self.places.probe(run)
-        samples = plan.batch * plan.probe_steps
-        heading = f"f = {level.f}: how long a step of the denoiser takes"
-        words = self.denoiser_words(level, samples, probe, every=samples)
-        self.runner.step(Step(heading, words, probe / METRICS_KEY, START_S + samples / level.rate))
         samples = self.samples(probe, plan.denoiser_seconds, level.rate)
         words = self.denoiser_words(level, samples, run, every=samples // plan.parts)
         heading = f"f = {level.f}: train the denoiser for {plan.denoiser_seconds:.0f} s"
-        self.runner.step(Step(heading, words, run / METRICS_KEY, START_S + plan.denoiser_seconds))
+        return Step(heading, words, run / METRICS_KEY, START_S + plan.denoiser_seconds)
 
     def denoiser_words(self, level: Level, samples: int, run: Path, every: int) -> tuple[str, ...]:
         """latentmill train: the recipe of captioned shapes with the denoiser of this f."""
