@@ -13,12 +13,13 @@ import shlex
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import cli
 from pipeline.config import DemoConfig
+from pipeline.config.tasks.found import present
 from pipeline.config.tasks.table import TASK_FACTS
 from pipeline.distributed import forks
 from pipeline.distributed.children import own_command
@@ -88,8 +89,11 @@ def main(config: DemoConfig) -> int:
     targets = TARGETS if len(tasks) == 1 else {}
     page.write([str(folder) for folder in runs.values()], str(dest / "report.html"), targets)
     seconds, now = sum(entry["seconds"] for entry in done), time.monotonic() - began
-    for folder in runs.values():
-        show(summary(folder, seconds, now, dest / "report.html"))
+    show(f"\n== Done ({now:.0f} s now). The page: {dest / 'report.html'}")
+    for task, folder in runs.items():
+        show(summary(f"task={task}" if len(runs) > 1 else "", folder, targets))
+    limit = f"<= {targets['seconds']:.0f} s on two cores" if targets else ""
+    show(row("time of all steps", f"{seconds:.0f} s", limit))
     return 0
 
 
@@ -284,23 +288,26 @@ def first_samples(shard: Path, count: int) -> list[dict[str, bytes]]:
     return list(samples.values())
 
 
-def summary(dest: Path, seconds: float, now: float, report: Path) -> str:
-    """The figures of the demo beside their targets."""
-    last = run.load(str(dest)).last
+def summary(heading: str, folder: Path, targets: Mapping[str, float]) -> str:
+    """The figures of a task's last evaluation, with their error bars, beside what they are meant to reach."""
+    last = run.load(str(folder)).last
     metrics = last.metrics if last else {}
-    rows = []
-    accuracy = metrics.get("attribute_accuracy")
-    if accuracy is not None:
-        rows.append(("attribute accuracy", f"{accuracy:.3f}", f">= {TARGETS['attribute_accuracy']:g}"))
+    rows = [f" {heading}".rstrip()] if heading else []
+    for name, figure in present(metrics):
+        bar = run.spread(metrics, name)
+        beside = f" ({bar[0]:.{figure.digits}f} to {bar[1]:.{figure.digits}f})" if bar else ""
+        wanted = f">= {targets[name]:g}" if name in targets else ""
+        rows.append(row(figure.title, f"{metrics[name]:.{figure.digits}f}{beside}", wanted))
     fid, floor = metrics.get("fid_democlip"), metrics.get("fid_democlip_floor_reconstruction")
     if fid is not None and floor:
-        rows.append(("fid_democlip / its autoencoder floor", f"{fid / floor:.2f}", f"<= {TARGETS['fid_ratio']:g}"))
-    if metrics.get("clip_score") is not None:
-        rows.append(("CLIP score", f"{metrics['clip_score']:.1f}", ""))
-    rows.append(("time of all steps", f"{seconds:.0f} s", f"<= {TARGETS['seconds']:.0f} s on two cores"))
-    lines = [f"   {name:<38} {value:>10}   {target}" for name, value, target in rows]
-    head = f"\n== Done ({now:.0f} s now). The page: {report}   the samples: {dest / 'samples.png'}"
-    return "\n".join([head, *lines])
+        wanted = f"<= {targets['fid_ratio']:g}" if targets else ""
+        rows.append(row("fid_democlip / its autoencoder's floor", f"{fid / floor:.2f}", wanted))
+    return "\n".join([*rows, row("samples", str(folder / "samples.png"), "")])
+
+
+def row(name: str, value: str, wanted: str) -> str:
+    """A line of the summary."""
+    return f"   {name:<40} {value:<26} {wanted}".rstrip()
 
 
 if __name__ == "__main__":
