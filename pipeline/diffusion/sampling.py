@@ -8,7 +8,7 @@ relies only on x = alpha x_0 + sigma noise, so it serves every process. An image
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from pipeline import philox
 from pipeline.config import DiffusionConfig
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.diffusion.guidance import Guidance, guide
+from pipeline.diffusion.hooks import Keep, Start, Steer, steered
 from pipeline.diffusion.levels import Level, first_spread, levels_for
 from pipeline.diffusion.prediction import make_prediction
 from pipeline.diffusion.process import PROCESSES
@@ -43,6 +44,9 @@ def sample(
     sampler: str = "dpmpp_2m",
     steps: int = 20,
     guidance: float | Guidance = 1.0,
+    start: Start | None = None,
+    keep: Keep | None = None,
+    steer: Sequence[Steer] = (),
 ) -> Tensor:
     """Latents (B, C, h, w), scaled as in training, from noise of that shape.
 
@@ -50,7 +54,9 @@ def sample(
     guidance: all settings, or only a scale w, which combines predictions as null + w (conditional - null) (Ho &
     Salimans 2022). Both come from one pass of 2B rows; scale 1 needs no null and has no second half.
     null: the conditioning of a negative prompt, or the null conditioning.
-    Raises ConfigError for a number of steps that the sampler cannot take.
+    start: an image to begin from. keep: a region that stays as it is in an image. steer: scores whose gradients are
+    followed; `denoise` then has to have gradients. keep has the last word on x_0.
+    Raises ConfigError for a number of steps that the sampler cannot take, RunError for a score without a gradient.
     """
     levels, parameterization = levels_for(config, sampler, steps), make_prediction(config)
     settings = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
@@ -62,17 +68,25 @@ def sample(
         guided_conditioning = replace(conditioning.cat(null), context_cache={})
     variance_preserving = PROCESSES[config.prediction] == "discrete"
 
-    def predict(x: Tensor, level: Level) -> Tensor:
-        # A variance-preserving network was trained on inputs of variance 1.
-        std = math.hypot(level.alpha, level.sigma) if variance_preserving else 1.0
-        x, alpha, sigma = x / std, level.alpha / std, level.sigma / std
+    def predict_x0(x: Tensor, level: Level) -> Tensor:
         guided = guided_conditioning if settings.applies(level) else None
-        network_input = parameterization.scale(x, sigma)
+        network_input = parameterization.scale(x, level.sigma)
         network_input = network_input if guided is None else torch.cat([network_input, network_input])
         dtype = torch.int64 if isinstance(level.timestep, int) else torch.float32
         timestep = torch.full((len(network_input),), level.timestep, dtype=dtype, device=x.device)
         prediction = denoise(network_input, timestep, cached_conditioning if guided is None else guided).float()
         prediction = prediction if guided is None else guide(prediction, settings)
-        return parameterization.to_x0(prediction, x, alpha, sigma)
+        return parameterization.to_x0(prediction, x, level.alpha, level.sigma)
 
+    guided_x0 = steered(predict_x0, steer)
+
+    def predict(x: Tensor, level: Level) -> Tensor:
+        # A variance-preserving network was trained on inputs of variance 1.
+        std = math.hypot(level.alpha, level.sigma) if variance_preserving else 1.0
+        x0 = guided_x0(x / std, replace(level, alpha=level.alpha / std, sigma=level.sigma / std))
+        return x0 if keep is None else keep(x0)
+
+    if start is not None:
+        levels = start.levels(levels)
+        return SAMPLERS[sampler](predict, levels, start.x(levels[0], noise_BCHW))
     return SAMPLERS[sampler](predict, levels, first_spread(config, levels[0]) * noise_BCHW)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.config import DiffusionConfig, SamplerConfig
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.hooks import NO_HOOKS, Hooks
 from pipeline.diffusion.sampling import initial_noise, sample
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.first_stage import FirstStage
@@ -66,10 +67,12 @@ def draw(
     latent_shape: tuple[int, int, int],
     device: torch.device,
     null: Conditioning | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> tuple[np.ndarray, int]:
     """Sample the images numbered `numbers`, one for each row of the conditioning.
 
-    null: the conditioning that guidance leads away from; without guidance None will do.
+    null: the conditioning that guidance leads away from; without guidance None will do. hooks: an image to begin from,
+    a region to keep, scores to follow; for scores `denoiser` is not packed.
     Image i starts from the noise of (seed, i). Returns (B, H, W, 3) uint8 and the number of images that were not
     finite.
     """
@@ -84,6 +87,9 @@ def draw(
             sampler=sampler.sampler,
             steps=sampler.steps,
             guidance=Guidance.from_config(sampler),
+            start=hooks.start,
+            keep=hooks.keep,
+            steer=hooks.steer,
         )
         x_BCHW = first_stage.decode(latents)
     not_finite = int((~torch.isfinite(latents).flatten(1).all(1)).sum())
