@@ -1,7 +1,7 @@
 """The compression study: which f serves a denoiser best on captioned shapes, at equal training time on this machine
 (Rombach et al. 2021, section 4.1, figures 6 and 7).
 
-    .venv/bin/python -m benchmarks.compression_study runs/compression             # three hours on two cores
+    .venv/bin/python -m benchmarks.compression_study runs/compression             # two hours on two cores
     .venv/bin/python -m benchmarks.compression_study runs/compression --list      # the commands, and their times
 
 Every step is a command that one can also run by hand; it is printed and runs in a process of its own. steps.json in

@@ -78,9 +78,9 @@ class Plan:
     """Real pictures that FID compares with."""
     stage_batch: int = 16
     batch: int = 32
-    stage_minutes: float = 8.0
+    stage_minutes: float = 5.0
     """Training time of each first stage."""
-    denoiser_minutes: float = 24.0
+    denoiser_minutes: float = 15.0
     """Training time of each denoiser."""
     probe_steps: int = 24
     """Steps of the short runs that tell how long a step takes."""
@@ -91,7 +91,7 @@ class Plan:
     sampler: str = "unipc"
     steps: int = 8
     """Denoising steps of these measurements."""
-    sweep: tuple[int, ...] = (4, 16, 32)
+    sweep: tuple[int, ...] = (4, 16)
     """Further numbers of denoising steps at the end of training."""
     speed_images: int = 64
     speed_rounds: int = 2
