@@ -101,9 +101,16 @@ def step_of(engine: Engine, objective: FirstStageObjective, prepared: PreparedPi
 
 
 def written_out(
-    config: AutoencoderConfig, weights: dict[str, Tensor], prepared: PreparedPictures, micro_batches: int = 1
+    config: AutoencoderConfig,
+    weights: dict[str, Tensor],
+    prepared: PreparedPictures,
+    micro_batches: int = 1,
+    signs: Tensor | None = None,
 ) -> tuple[Step, Margins]:
-    """The same step in float64, in one process, on what an objective has prepared of the whole batch."""
+    """The same step in float64, in one process, on what an objective has prepared of the whole batch.
+
+    signs: (B, 3, H, W), -1, 0 or 1: those that L1 takes x - y to have; None = its own.
+    """
     phase, loss = phase_at(config.gan, prepared.batch.n), config.loss
     model, discriminator = _networks(config, weights)
     figures = dict[str, float]()
@@ -131,7 +138,8 @@ def written_out(
             z = h + (chosen - h).detach()
         y = model.decoder(model.post_quant_conv(z))
         pixel = min(pixel, float((x - y).detach().abs().min()))
-        likelihood = loss.l1 * (x - y).abs().mean() + loss.l2 * (x - y).square().mean()
+        size_of_errors = (x - y).abs() if signs is None else (x - y) * signs[rows]
+        likelihood = loss.l1 * size_of_errors.mean() + loss.l2 * (x - y).square().mean()
         found["rec"] = total = likelihood
         if phase.weight:
             assert discriminator is not None
