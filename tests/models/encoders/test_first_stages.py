@@ -115,7 +115,7 @@ def test_distances_to_a_large_codebook_are_taken_in_pieces(folder: Path, monkeyp
     latents = stage.encode(pictures())
     whole, most, real = stage.quantise(latents), list[int](), torch.addmm
 
-    def counted(squares: torch.Tensor, rows: torch.Tensor, codes: torch.Tensor, **options: float) -> torch.Tensor:
+    def counted(squares: torch.Tensor, rows: torch.Tensor, codes: torch.Tensor, **options: Any) -> torch.Tensor:
         most.append(len(rows))
         return real(squares, rows, codes, **options)
 
