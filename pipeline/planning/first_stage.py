@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 from pipeline.config import AutoencoderConfig, FirstStageConfig, GanConfig
@@ -55,13 +56,12 @@ def step_cost(
     perceptual: Backbone | None = None,
     generator: bool = True,
     discriminator: bool = True,
-    adaptive: bool = True,
 ) -> Cost:
     """A training step of the autoencoder, and of the discriminator if gan.weight > 0.
 
     perceptual: backbone of the perceptual distance. generator: whether the autoencoder's loss has the discriminator's
-    judgement. discriminator: whether that is trained. adaptive: whether the judgement's weight is found from gradients
-    at the last layer: each loss is walked through once, and the last convolution's weight has two gradients more.
+    judgement, whose weight is found from gradients at the last layer: each loss is walked through once, and the last
+    convolution's weight has two gradients more. discriminator: whether that is trained.
     """
     cost = autoencoder_cost(config, batch, height, width)
     parts = list(cost.parts)
@@ -70,7 +70,6 @@ def step_cost(
     if gan.weight > 0:
         if generator:
             parts += _discriminator(gan, batch, height, width, trained=False)
-        if generator and adaptive:
             last = cost.parts[-1].layers[-1]
             twice = Special(name="conv", kind="conv", flops=0, backward=2 * last.flops)
             parts.append(Part("weight", (Piece(row="none", layers=(twice,)),)))
@@ -81,6 +80,7 @@ def step_cost(
     return Cost(tuple(parts), cost.inputs)
 
 
+@cache
 def step_flops(
     config: FirstStageConfig,
     gan: GanConfig,
@@ -91,7 +91,8 @@ def step_flops(
     generator: bool,
     discriminator: bool,
 ) -> int:
-    """FLOPs of a training step for one picture."""
+    """FLOPs of a training step for one picture of this size, as training counts them
+    (training/objectives/first_stage.py)."""
     cost = step_cost(
         config, gan, 1, height, width, perceptual=perceptual, generator=generator, discriminator=discriminator
     )

@@ -12,19 +12,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from made.first_stage_reference import batch_of, distance, objective_of, share_of, weights_of, written_out
 from made.pixels import BATCH, make_pixels
+from pipeline.distributed.world import World
 from pipeline.errors import RunError
 from pipeline.ledger import examine
+from pipeline.models.first_stage.trainable import PARTS
 from pipeline.runs.checkpoint import load_weights, read_commit
 from pipeline.runs.directory import committed, load_any_run, load_autoencoder_run, load_run
 from pipeline.storage.urls import open_storage
 from ranks.faulty_run import rows, state
-from ranks.first_stage_runs import ENGINES, LOST
+from ranks.first_stage_runs import ENGINES, LOST, STEPS, engine_config, gradient_config
 
 pytestmark = pytest.mark.timeout(900)
 END = 7 * BATCH
 WORLDS = pytest.mark.parametrize("world", [1, 2])
+RUNS = pytest.mark.parametrize(("world", "name"), [(world, name) for world in (1, 2) for name in ENGINES[world]])
 
 
 def start(folder: Path, ranks: int, what: str) -> subprocess.CompletedProcess[str]:
@@ -47,9 +52,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-@pytest.mark.parametrize(("world", "name"), [(world, name) for world in (1, 2) for name in ENGINES[world]])
+@RUNS
+@pytest.mark.parametrize("step", list(STEPS))
+def test_every_engines_gradients_are_those_of_float64_to_rounding(
+    folder: Path, world: int, name: str, step: str
+) -> None:
+    """With L1. Norms, lambda and figures too: of a step from the same weights, before anything can grow."""
+    config = gradient_config(engine_config(folder, name, World()))
+    prepared = objective_of(config).prepare(batch_of(STEPS[step], share_of(config, STEPS[step], World())))
+    exact, margins = written_out(config, weights_of(config), prepared, BATCH // config.optim.micro_batch)
+    assert margins.pixel > 1e-6 and margins.code > 1e-6, "at a jump float32 and float64 may differ by any amount"
+    where = folder / f"gradients{world}" / name
+    figures, norms = json.loads((where / f"{step}.json").read_bytes())
+    assert figures == pytest.approx(exact.figures, rel=2e-6)
+    assert norms == pytest.approx(exact.norms, rel=2e-6)
+    far = distance(load_file(where / f"{step}.safetensors"), exact.gradients, PARTS)
+    assert far.pop("tensor") < 2e-5
+    assert max(far.values()) < 2e-6, far
+
+
+@RUNS
 def test_every_engine_and_world_trains_like_plain_pytorch(folder: Path, world: int, name: str) -> None:
-    """kl-zero2-2 takes two micro-batches, each of which has a lambda of its own."""
+    """kl-zero2-2 takes two micro-batches, each of which has a lambda of its own.
+
+    Figures differ by 1.2e-6 at most, as those of a batch in another order in one process do. Weights differ by up to
+    5e-5 in both cases: Adam divides a gradient that is a rounding by its own size. L1 alone would let a norm jump, see
+    training/test_first_stage_gradients.py.
+    """
     stage, _, *micro_batches = name.split("-")
     oracle = str(folder / "engines1" / "-".join([stage, "torch", *micro_batches]))
     mine = str(folder / f"engines{world}" / name)
@@ -60,7 +89,7 @@ def test_every_engine_and_world_trains_like_plain_pytorch(folder: Path, world: i
     assert names | ({"kl"} if stage == "kl" else {"quantisation", "codes_used", "perplexity"}) <= last.keys()
     for n, row in expected.items():
         for key in (names | {"kl", "quantisation", "codes_used", "codes_restarted"}) & row.keys():
-            assert found[n][key] == pytest.approx(row[key], rel=1e-3, abs=1e-7), (n, key)
+            assert found[n][key] == pytest.approx(row[key], rel=5e-6, abs=1e-8), (n, key)
     if stage == "vq":
         assert sum(row["codes_restarted"] for row in expected.values()) > 0, "no code was restarted"
     for which in ("raw", "ema"):
@@ -68,7 +97,7 @@ def test_every_engine_and_world_trains_like_plain_pytorch(folder: Path, world: i
         one, other = (load_weights(open_storage(url), 0, which, prefixes)[1] for url in (oracle, mine))
         assert one.keys() == other.keys()
         for key, weight in one.items():
-            assert (weight - other[key]).abs().max() < 3e-4, key
+            assert (weight - other[key]).abs().max() < 1e-4, key
 
 
 @WORLDS

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import WeightsError
+from pipeline.models.first_stage.codebook import nearest
 from pipeline.models.kernels.upsampled import FoldedUpsample
 from pipeline.models.weights import weights_hash
-
-DISTANCES = 1 << 24
-"""Distances to entries of a codebook that are in memory at a time."""
 
 
 class FirstStage(ABC):
@@ -139,14 +137,10 @@ class VQStage(NetworkStage):
         self.codebook = codebook.to(device)
         """Entries of the codebook (n, C), float32."""
 
-    @torch.no_grad()
     def nearest(self, z_BCHW: Tensor) -> Tensor:
-        """Unscaled latents (B, C, h, w) -> number of the nearest entry at every position, (B, h, w) int64."""
-        rows = z_BCHW.to(self.device).permute(0, 2, 3, 1).reshape(-1, self.latent_channels)
-        pieces = rows.split(max(1, DISTANCES // len(self.codebook)))
-        nearest = torch.cat([torch.cdist(piece, self.codebook).argmin(dim=1) for piece in pieces])
-        batch, _, height, width = z_BCHW.shape
-        return nearest.view(batch, height, width)
+        """Unscaled latents (B, C, h, w) -> number of the nearest entry at every position, (B, h, w) int64; what
+        training chooses for the same latents and codes."""
+        return nearest(z_BCHW.to(self.device).permute(0, 2, 3, 1), self.codebook)
 
     def quantise(self, z_BCHW: Tensor) -> Tensor:
         """Unscaled latents (B, C, h, w) -> the nearest entry of the codebook at every position, float32."""

@@ -105,8 +105,8 @@ class TrainableAutoencoder(nn.Module):
 
         noise: (B, C, h, w) standard normals that the posterior is drawn with; None = its mean (vq has none). gan:
         whether to judge the reconstruction for the autoencoder's loss. train_discriminator: whether to judge pictures
-        and reconstructions for the discriminator's; if not, its parameters have gradients of exactly 0. Raises
-        ShapeError.
+        and reconstructions for the discriminator's; if not, its parameters have gradients of exactly 0, with which the
+        optimizer steps (training/objectives/adversary.py). Raises ShapeError.
         """
         self._check(x_B3HW)
         x = self._laid_out(x_B3HW)

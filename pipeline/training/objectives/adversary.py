@@ -2,6 +2,10 @@
 
 Everything is counted in samples, whatever the batch is and however many parts step: a loss that begins by optimizer
 steps begins at half of them where a framework counts those of both networks.
+
+The optimizer counts its steps from the run's first batch for both parts. A discriminator that begins later so has
+moments of 0 and the bias correction of all steps at its first one, (1 - beta1) / sqrt(1 - beta2) learning rates long
+after many: what the paper's code does, whose second optimizer steps from the first batch with a loss of 0.
 """
 
 from __future__ import annotations

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pipeline import philox
-from pipeline.config import AutoencoderConfig, FirstStageConfig, GanConfig
+from pipeline.config import AutoencoderConfig
 from pipeline.data.reading.batch import Batch
 from pipeline.models.first_stage.discriminator import fooled, hinge
 from pipeline.models.first_stage.trainable import Outputs, TrainableAutoencoder
 from pipeline.models.perceptual.network import Perceptual
-from pipeline.planning.first_stage import step_cost
+from pipeline.planning.first_stage import step_flops
 from pipeline.training.engines.base import Engine
 from pipeline.training.objectives.adversary import adversarial_gradient, phase_at
 from pipeline.training.objectives.base import Objective, Prepared, StepLoss
@@ -169,10 +168,15 @@ class FirstStageObjective(Objective):
         return self.codes.warning(n >= self.config.optim.warmup) if self.codes is not None else ""
 
     def flops(self, prepared: Prepared) -> float:
-        """FLOPs of a training step of one picture, without the perceptual distance."""
+        """FLOPs of a training step of one picture, by the plan's arithmetic, without further losses."""
         phase, (height, width) = phase_at(self.config.gan, prepared.batch.n), prepared.images.shape[2:]
-        return step_flops(
-            *(self.config.autoencoder, self.config.gan, height, width), generator=phase.weight > 0, trains=phase.trains
+        return float(
+            step_flops(
+                *(self.config.autoencoder, self.config.gan, height, width),
+                perceptual=None if self.perceptual is None else self.perceptual.kind,
+                generator=phase.weight > 0,
+                discriminator=phase.trains,
+            )
         )
 
     def state(self) -> dict[str, Any]:
@@ -186,18 +190,3 @@ class FirstStageObjective(Objective):
 def known(loss_B: Tensor, other_B: Tensor) -> Tensor:
     """The losses (b,), NaN where another loss of the same samples is not finite."""
     return torch.where(other_B.detach().isfinite(), loss_B, torch.nan)
-
-
-@cache
-def step_flops(
-    stage: FirstStageConfig, gan: GanConfig, height: int, width: int, *, generator: bool, trains: bool
-) -> float:
-    """FLOPs of a training step for one picture of this size. generator: whether the autoencoder feels the
-    discriminator. trains: whether that is trained."""
-    cost = step_cost(
-        *(stage, gan, 1, height, width),
-        generator=generator,
-        discriminator=trains,
-        adaptive=False,  # the gradients at the last layer are on the backward pass's way
-    )
-    return float(sum(cost.training_flops().values()))

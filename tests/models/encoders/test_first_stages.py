@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from made.first_stages import vq_folder
 from pipeline.config import EncodersConfig
 from pipeline.errors import WeightsError
-from pipeline.models.encoders import compvis_vae, first_stage
+from pipeline.models.encoders import compvis_vae
 from pipeline.models.encoders.autoencoder import load_autoencoder, save_autoencoder
 from pipeline.models.encoders.first_stage import Identity, VQStage
+from pipeline.models.first_stage import codebook
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -112,14 +113,14 @@ def test_entries_of_another_width_than_the_encoders_output_are_the_latents(tmp_p
 def test_distances_to_a_large_codebook_are_taken_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = load(folder)
     latents = stage.encode(pictures())
-    whole, most, real = stage.quantise(latents), list[int](), torch.cdist
+    whole, most, real = stage.quantise(latents), list[int](), torch.addmm
 
-    def counted(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        most.append(len(x))
-        return real(x, y)
+    def counted(squares: torch.Tensor, rows: torch.Tensor, codes: torch.Tensor, **options: Any) -> torch.Tensor:
+        most.append(len(rows))
+        return real(squares, rows, codes, **options)
 
-    monkeypatch.setattr(first_stage, "DISTANCES", 10 * 32)
-    monkeypatch.setattr(torch, "cdist", counted)
+    monkeypatch.setattr(codebook, "DISTANCES", 10 * 32)
+    monkeypatch.setattr(torch, "addmm", counted)
     assert torch.equal(stage.quantise(latents), whole)
     assert max(most) == 10 and sum(most) == 2 * 8 * 8
 
