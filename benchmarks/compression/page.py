@@ -279,7 +279,7 @@ def stage_row(one: Found) -> list[str]:
     return [
         *(str(one.level.f), f"{one.stage.n:,}", figure(one.stage.images_per_s), with_error(values, "psnr", 2)),
         *(with_error(values, "ssim", 4), with_error(values, rfid, 2)),
-        *(_number(values, "latent_std", 3)),
+        _number(values, "latent_std", 3),
     ]
 
 
