@@ -129,6 +129,7 @@ def test_submitting_imports_nothing_heavy(cache: str, tmp_path: Path) -> None:
     for words, heavy in (
         (["encode", "source=a", "dest=b"], {"torch", "numpy", "boto3", "PIL", "deepspeed"}),
         (["train", *TRAIN, f"data.train={cache}", f"run={tmp_path}/run"], {"torch", "boto3", "PIL", "deepspeed"}),
+        (["reconstruct", f"dataset={cache}", f"dest={tmp_path}/figures"], {"torch", "boto3", "PIL", "deepspeed"}),
     ):
         code = f"import sys; from pipeline import cli; cli.main(['submit', *{words}, '--dry-run']);"
         code += f"print(sorted({heavy} & set(sys.modules)))"
