@@ -68,13 +68,10 @@ def load_named(
 def named_text(config: EncodersConfig, beside: Sequence[str]) -> EncodersConfig:
     """The configuration with the places of the text tower and of its weights, where they are folders or files that are
     found; of others as it is."""
-    found = {
-        "text": find(config.text, tokenizer.CONFIG, beside),
-        "text_pretrained": find(config.text_pretrained, "", beside),
-    }
     if config.weights or config.text == "demo":
         return config
-    return replace(config, **{field: places[0] for field, places in found.items() if places})
+    towers, weights = find(config.text, tokenizer.CONFIG, beside), find(config.text_pretrained, "", beside)
+    return replace(config, text=[*towers, config.text][0], text_pretrained=[*weights, config.text_pretrained][0])
 
 
 def find(name: str, mark: str, beside: Sequence[str]) -> list[str]:
