@@ -133,7 +133,7 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     require_match(trained.contract, manifest.contract, f"data.val={val}")
     if manifest.digest in dataset_digests(trained.info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
-    first_stage, tower = trained.encoders(device, config.encoders)
+    first_stage, tower = trained.encoders(device, config.encoders, (val,))
     empty_LD = None
     if tower is not None and "text" in run.task.members:
         empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)

@@ -22,7 +22,7 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, LatentmillError, OverrideError, SubmitError
 from pipeline.jobs.cluster import load_cluster
 from pipeline.jobs.encode import encode_jobs
-from pipeline.jobs.eval import eval_jobs
+from pipeline.jobs.eval import eval_jobs, reconstruct_jobs
 from pipeline.jobs.options import Job
 from pipeline.jobs.secrets import require_no_secrets
 from pipeline.jobs.train import train_jobs
@@ -184,5 +184,6 @@ JOBS: dict[str, Callable[[ClusterConfig, Sequence[str], Sequence[str]], Job]] = 
     "encode": encode_jobs,
     **{verb: partial(train_jobs, verb=verb) for verb in TRAINS},
     "eval": eval_jobs,
+    "reconstruct": reconstruct_jobs,
 }
 """The verbs that can be submitted."""

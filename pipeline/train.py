@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import TrainConfig
 from pipeline.config.loading.merge import to_stored
 from pipeline.distributed.exits import leave
-from pipeline.runs.directory import committed
+from pipeline.runs.directory import committed, dataset_urls
 from pipeline.runs.stored import read_facts
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -112,7 +112,8 @@ def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Calla
 
     if contract.text is None or contract.text.storage != "tokens" or "text" not in config.task.members:
         return None
-    _, tower = load_encoders(contract, world.device, config.encoders)
+    beside = (*dataset_urls(config.data), config.data.val)
+    _, tower = load_encoders(contract, world.device, config.encoders, beside=beside)
     assert tower is not None, "a cache with captions has a tower"
     return partial(encode_tokens, tower)
 

@@ -49,7 +49,7 @@ TRAINS = ("train", "autoencoder")
 """Verbs that train a run up to its last sample, however often they are started (pipeline/training/life.py)."""
 
 
-STOPS = (*TRAINS, "encode", "eval")
+STOPS = (*TRAINS, "encode", "eval", "reconstruct")
 """Verbs that SIGTERM and SIGUSR1 end with status 75 from their first moment on, because jobs of Slurm run them."""
 
 

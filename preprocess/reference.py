@@ -60,7 +60,7 @@ def main(config: ReferenceConfig) -> int:
     contract = manifest.contract
     device = pick_device("auto")
     features = load_features(config.features, device, contract.encoder_seed, config.features_weights)
-    encoders = load_encoders(contract, device, config.encoders)
+    encoders = load_encoders(contract, device, config.encoders, beside=(config.dataset,))
     dest = config.dest or storage.locate(f"reference-{config.features}.safetensors")
     if len(contract.buckets) > 1:
         raise UserError(f"{config.dataset} has {len(contract.buckets)} aspect-ratio buckets; features need one size")

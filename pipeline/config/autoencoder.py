@@ -52,8 +52,8 @@ class FirstStageLossConfig:
     l2: Annotated[float, Ge(0)] = 0.0
     """Weight of the mean squared error of a pixel value."""
     perceptual: str = "none"
-    """Weights of the perceptual distance, as eval.perceptual: st-alex, st-vgg, or a file or URL, followed by
-    #sha256=... to check its hash; none = no such term."""
+    """Weights of the perceptual distance, as eval.perceptual: st-alex, st-vgg, a file or URL of st-LPIPS, or
+    lpips-vgg:FILE (or URL), the paper's; none = no such term."""
     perceptual_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the perceptual distance."""
     kl: Annotated[float, Ge(0)] = 1e-6

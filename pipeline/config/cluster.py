@@ -61,11 +61,10 @@ class ClusterConfig:
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig:
     """latentmill submit: run a verb on Slurm. `latentmill submit train nodes=8 KEY=VALUE ...` prints the job script,
-    checks it, has Slurm check it, and submits it; `submit autoencoder`, `submit encode` and `submit eval` work the same
-    way. `then` between
-    verbs makes a chain, in which each job waits until the one before has succeeded. Keys under `cluster` describe the
-    jobs, and hold for the verbs that follow in the chain too; every other key is the verb's own (`latentmill train
-    --help`). --dry-run submits nothing."""
+    checks it, has Slurm check it, and submits it; `submit autoencoder`, `submit encode`, `submit eval` and `submit
+    reconstruct` work the same way. `then` between verbs makes a chain, in which each job waits until the one before has
+    succeeded. Keys under `cluster` describe the jobs, and hold for the verbs that follow in the chain too; every other
+    key is the verb's own (`latentmill train --help`). --dry-run submits nothing."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """The cluster. Describe your own in $LATENTMILL_CONF/cluster/NAME.yaml and choose it with cluster=NAME."""

@@ -178,9 +178,9 @@ class EvaluationConfig:
     features_weights: str = ""
     """Weights of the feature network: a file or URL, followed by #sha256=... to check its hash; "" = as published."""
     perceptual: str = "none"
-    """Weights of the perceptual distance st-LPIPS, where pictures are compared with true ones: st-alex or st-vgg of the
-    package stlpips-pytorch (pip install 'latentmill[perceptual]'), or a file or URL, followed by #sha256=... to check
-    its hash; none = no such figure."""
+    """Weights of a perceptual distance, where pictures are compared with true ones. st-LPIPS: st-alex or st-vgg of the
+    package stlpips-pytorch (pip install 'latentmill[perceptual]'), or a file or URL of its weights. LPIPS:
+    lpips-vgg:FILE or lpips-vgg:URL. #sha256=... after a file or URL checks its hash; none = no such figure."""
     where: Literal["train", "job"] = "train"
     """train: on all ranks, between training steps. job: in a separate process on a snapshot of the EMA weights, which
     training does not wait for (docs/how_to/evaluate_beside_training.md)."""

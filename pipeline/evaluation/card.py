@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, get_args
 
 from pipeline.config import SamplerName
+from pipeline.config.tasks.figures import perceived
 from pipeline.config.tasks.found import BOUNDS, present
 from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
@@ -69,8 +70,8 @@ class Card:
     judge: dict[str, Any] = field(default_factory=dict)
     """The task's figures and how they were made: figures, truth (pixels: the records' own; reconstruction: these after
     the autoencoder), classes (even: image number modulo their number; records: those of the records), pasted,
-    perceptual (the distance: st-alex or st-vgg) and perceptual_sha256 (of its weights). {} on cards of earlier
-    versions."""
+    perceptual (the distance: st-alex, st-vgg or lpips-vgg) and perceptual_sha256 (of its weights). {} on cards of
+    earlier versions."""
     versions: dict[str, str] = field(default_factory=lambda: versions())  # noqa: PLW0108  (defined below)
     """latentmill, and the packages that the figures depend on."""
     format: int = FORMAT
@@ -123,7 +124,8 @@ class Card:
 
     def _distance(self) -> str:
         """The network of the perceptual distance."""
-        return f"st-LPIPS by {self.judge['perceptual']} {str(self.judge.get('perceptual_sha256', ''))[:12]}"
+        name = str(self.judge["perceptual"])
+        return f"{perceived(name).title} by {name} {str(self.judge.get('perceptual_sha256', ''))[:12]}"
 
     def _figure(self, name: str) -> float:
         """A figure; NaN where a stored card has none."""

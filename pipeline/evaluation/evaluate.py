@@ -39,6 +39,7 @@ from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.perceptual.loaded import load_perceptual
 from pipeline.models.tasks.choose import make_task
+from pipeline.runs.directory import dataset_urls
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -286,7 +287,8 @@ def in_training(
     most_images = max(config.eval.images, config.eval.final_images, config.eval.grid)
     perceptual = load_perceptual(config.eval.perceptual, world.device, "eval.perceptual")
     judge = make_judge(validation_manifest.contract, config.task, perceptual)
-    first_stage, tower = load_encoders(contract, world.device, config.encoders)
+    beside = (*dataset_urls(config.data), config.data.val)
+    first_stage, tower = load_encoders(contract, world.device, config.encoders, beside=beside)
     seed = contract.encoder_seed  # of random weights, in tests
     evaluator = Evaluator(
         validation=load_validation(storage, validation_manifest, judge.reads, most_images, tower),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.config.loading.merge import from_dict
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.errors import ContractMismatch, RunError
+from pipeline.inference.named import load_named, named_text
 from pipeline.inference.packed import pack
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.autoencoder import load_autoencoder
@@ -23,6 +24,7 @@ from pipeline.models.tasks.choose import make_task
 from pipeline.models.tasks.task import Task
 from pipeline.runs.averages import label, load_average
 from pipeline.runs.checkpoint import RunInfo, load_run
+from pipeline.runs.directory import dataset_urls
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,14 @@ class Trained:
         return denoiser
 
     def encoders(
-        self, device: torch.device | str = "cpu", override: EncodersConfig | None = None
+        self, device: torch.device | str = "cpu", override: EncodersConfig | None = None, beside: Sequence[str] = ()
     ) -> tuple[FirstStage, TextTower | None]:
         """The encoders that the run's cache was made with: from `override`, else from the run's `encoders`, else from
-        the contract's names. Raises ContractMismatch when they are other encoders."""
-        return load_encoders(self.contract, device, override or self.info.config.encoders)
+        the contract's names. beside: datasets beside which they are looked for, after the run's own. Raises
+        ContractMismatch when they are other encoders."""
+        config = self.info.config
+        beside = (*dataset_urls(config.data), config.data.val, *beside)
+        return load_encoders(self.contract, device, override, named=config.encoders, beside=beside)
 
 
 def load_trained(url: str, at: int = 0, which: str = "ema", ema: float = 0.0) -> Trained:
@@ -84,13 +89,20 @@ def build_denoiser(
 
 
 def load_encoders(
-    contract: Contract, device: torch.device | str = "cpu", override: EncodersConfig | None = None
+    contract: Contract,
+    device: torch.device | str = "cpu",
+    override: EncodersConfig | None = None,
+    *,
+    named: EncodersConfig | None = None,
+    beside: Sequence[str] = (),
 ) -> tuple[FirstStage, TextTower | None]:
     """The autoencoder and the text tower that a cache of this contract was made with; no tower, and none is loaded,
     where the cache has no captions.
 
-    override: where to load them from when the contract's names do not exist here; of a cache of pixels it says where
-    the text tower is alone. Raises ContractMismatch when the loaded weights are not those that encoded the cache.
+    override: where to load them from, whatever the contract's names; of a cache of pixels it says where the text tower
+    is alone. Without it they are looked for by the names of `named`, a run's, or else of the contract, in the working
+    directory and beside the datasets `beside` (named.py). Raises WeightsError when they are not found, ContractMismatch
+    when the loaded weights are not those that encoded the cache.
     """
     pixels = contract.stored == "pixels"
     if not (contract.vae_sha256 or pixels) or (contract.text is not None and not contract.text_sha256):
@@ -98,10 +110,14 @@ def load_encoders(
             "the cache does not know its encoders (`latentmill index` was given none), so nothing proves which to "
             "load: index it again with encoders=NAME"
         )
-    config = override or from_dict(EncodersConfig, contract.encoders)
+    config = override or named or from_dict(EncodersConfig, contract.encoders)
     if pixels:
         config = replace(config, vae="pixels")
-    first_stage = load_autoencoder(config, device)
+    if override is not None:
+        first_stage = load_autoencoder(config, device)
+    else:
+        first_stage = load_named(config, contract.vae_sha256, beside, device)
+        config = named_text(config, beside)
     tower = load_text(config, device) if contract.text is not None else None
     pairs: dict[str, tuple[Any, Any]] = {
         f"autoencoder {config.vae}": (first_stage.weights_sha256, contract.vae_sha256 or first_stage.weights_sha256),

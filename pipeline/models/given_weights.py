@@ -21,12 +21,13 @@ NAMED = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")  # torch.hub's convention: a n
 CHUNK_BYTES = 16 * 1024 * 1024
 
 
-def weights_file(source: str, key: str = "features_weights") -> Path:
+def weights_file(source: str, key: str = "features_weights", kind: str = "") -> Path:
     """The local file that `source` names: a path, or an s3://, http:// or https:// URL, downloaded once into
-    ~/.cache/latentmill/features. key: of the configuration, for messages.
+    ~/.cache/latentmill/features. key, kind: of the configuration and what precedes `source` in its value, for messages.
 
     Its SHA-256 must begin with the digits after "#sha256=" in `source` or, without these, with the eight or more
     hexadecimal digits at the end of its name (pt_inception-2015-12-05-6726825d.pth). Raises WeightsError."""
+    given, wanted = f"{key}={kind}{source}", f"{key}={kind}"
     pinned_hash = PINNED.search(source)
     location = source[: pinned_hash.start()] if pinned_hash else source
     name = re.split(r"[?#]", location)[0].rpartition("/")[2] if "://" in location else location  # without a signature
@@ -34,14 +35,14 @@ def weights_file(source: str, key: str = "features_weights") -> Path:
     expected_hash = pinned_hash[1] if pinned_hash else named_hash[1] if named_hash else ""
     if REDACTED in location:
         raise WeightsError(
-            f"{key}={source}: what is missing in this URL was not stored with the run; give "
-            f"{key}=URL anew, or begin runs with '${{oc.env:NAME}}' in its place"
+            f"{given}: what is missing in this URL was not stored with the run; give "
+            f"{wanted}URL anew, or begin runs with '${{oc.env:NAME}}' in its place"
         )
     if "://" not in location:
         path = Path(location).expanduser()
         if not path.is_file():
-            raise WeightsError(f"{key}={source}: there is no such file")
-        return _verified(path, expected_hash, source, key)
+            raise WeightsError(f"{given}: there is no such file")
+        return _verified(path, expected_hash, given)
     folder = hashlib.sha256(f"{location} {expected_hash}".encode()).hexdigest()[:16]
     path = cache_root().parent / "features" / folder / (redact(name) or "weights")
     if not path.is_file():
@@ -50,24 +51,25 @@ def weights_file(source: str, key: str = "features_weights") -> Path:
         temporary = temporary_path(path)
         try:
             with temporary.open("xb") as file:
-                for chunk in _chunks(location, key):
+                for chunk in _chunks(location, wanted):
                     file.write(chunk)
-            _verified(temporary, expected_hash, source, key)
+            _verified(temporary, expected_hash, given)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    return _verified(path, expected_hash, source, key)
+    return _verified(path, expected_hash, given)
 
 
-def _chunks(url: str, key: str) -> Iterator[bytes]:
-    """The object's bytes in chunks. Raises WeightsError when it cannot be fetched."""
+def _chunks(url: str, wanted: str) -> Iterator[bytes]:
+    """The object's bytes in chunks. wanted: what a file is given with, for messages. Raises WeightsError when it cannot
+    be fetched."""
     if url.startswith("s3://"):
         root, name = split_url(url)
         storage = open_storage(root)
         try:
             size = storage.stat(name).size
         except NotFound:
-            raise WeightsError(f"{key}={url}: there is no such object") from None
+            raise WeightsError(f"{wanted}{url}: there is no such object") from None
         for offset in range(0, size, CHUNK_BYTES):
             yield storage.get_range(name, offset, min(CHUNK_BYTES, size - offset))
         return
@@ -78,17 +80,17 @@ def _chunks(url: str, key: str) -> Iterator[bytes]:
     except (urllib.error.URLError, OSError) as error:
         raise WeightsError(
             f"{url} cannot be fetched ({getattr(error, 'reason', error)}). Bring the file here by hand, and give "
-            f"{key}=FILE"
+            f"{wanted}FILE"
         ) from None
 
 
-def _verified(path: Path, expected_hash: str, source: str, key: str) -> Path:
+def _verified(path: Path, expected_hash: str, given: str) -> Path:
     if expected_hash:
         with path.open("rb") as file:
             actual_hash = hashlib.file_digest(file, "sha256").hexdigest()
         if not actual_hash.startswith(expected_hash):
             raise WeightsError(
-                f"{key}={source}: its SHA-256 begins with {actual_hash[: len(expected_hash)]}, not "
-                f"{expected_hash}; the file is damaged, or another one"
+                f"{given}: its SHA-256 begins with {actual_hash[: len(expected_hash)]}, not {expected_hash}; the file "
+                "is damaged, or another one"
             )
     return path

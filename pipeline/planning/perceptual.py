@@ -11,29 +11,37 @@ from typing import Literal
 
 from pipeline.planning.cost import Layer, Part, Piece
 
-Backbone = Literal["alex", "vgg"]
+Backbone = Literal["alex", "vgg", "lpips-vgg"]
+"""The backbone of st-LPIPS, or LPIPS with VGG-16."""
 BLUR = 3
 """Side of the blur that comes before every second pixel is taken."""
 PAD = 2
 """Pixels by which an image is reflected beyond each edge before it is blurred."""
 
-STAGES: dict[Backbone, tuple[tuple[int, tuple[int, ...], int, int, bool], ...]] = {
+STAGES: dict[Backbone, tuple[tuple[int, tuple[int, ...], int, int, bool, int], ...]] = {
     "alex": (
-        (0, (64,), 11, 2, True),
-        (3, (192,), 5, 2, False),
-        (3, (384,), 3, 1, False),
-        (0, (256,), 3, 1, False),
-        (0, (256,), 3, 1, False),
+        (0, (64,), 11, 2, True, 1),
+        (3, (192,), 5, 2, False, 1),
+        (3, (384,), 3, 1, False, 1),
+        (0, (256,), 3, 1, False, 1),
+        (0, (256,), 3, 1, False, 1),
     ),
     "vgg": (
-        (0, (64, 64), 3, 1, False),
-        (2, (128, 128), 3, 1, False),
-        (2, (256, 256, 256), 3, 1, False),
-        (2, (512, 512, 512), 3, 1, False),
-        (2, (512, 512, 512), 3, 1, False),
+        (0, (64, 64), 3, 1, False, 1),
+        (2, (128, 128), 3, 1, False, 1),
+        (2, (256, 256, 256), 3, 1, False, 1),
+        (2, (512, 512, 512), 3, 1, False, 1),
+        (2, (512, 512, 512), 3, 1, False, 1),
+    ),
+    "lpips-vgg": (
+        (0, (64, 64), 3, 1, False, 1),
+        (2, (128, 128), 3, 1, False, 2),
+        (2, (256, 256, 256), 3, 1, False, 2),
+        (2, (512, 512, 512), 3, 1, False, 2),
+        (2, (512, 512, 512), 3, 1, False, 2),
     ),
 }
-"""Stages of a backbone as models/perceptual/network.py has them: window, widths, kernel, padding, blurs."""
+"""Stages of a backbone as models/perceptual/network.py has them: window, widths, kernel, padding, blurs, step."""
 
 
 class Passed(Layer):
@@ -46,9 +54,11 @@ class Passed(Layer):
 
 
 def backbone_of(perceptual: str) -> Backbone | None:
-    """The backbone that loss.perceptual names; that of a file or URL counts as VGG, the larger one."""
+    """The backbone that loss.perceptual names; that of a file or URL of st-LPIPS counts as VGG, the larger one."""
     if perceptual == "none":
         return None
+    if perceptual.startswith("lpips-vgg"):
+        return "lpips-vgg"
     return "alex" if perceptual.startswith("st-alex") else "vgg"
 
 
@@ -56,7 +66,7 @@ def weights_bytes(kind: Backbone) -> int:
     """Bytes of a distance's weights, which a rank holds beside those that are trained: convolutions, and a number for
     each channel of the features at a stage's end."""
     channels, numbers = 3, 0
-    for _, widths, kernel, _, _ in STAGES[kind]:
+    for _, widths, kernel, _, _, _ in STAGES[kind]:
         for out in widths:
             numbers += kernel**2 * channels * out + out
             channels = out
@@ -67,14 +77,16 @@ def weights_bytes(kind: Backbone) -> int:
 def distance_parts(kind: Backbone, batch: int, height: int, width: int) -> Iterator[Part]:
     """Stages of a distance between two batches of pictures (batch, 3, height, width)."""
     channels = 3
-    for i, (window, widths, kernel, padding, blurs) in enumerate(STAGES[kind]):
+    for i, (window, widths, kernel, padding, blurs, step) in enumerate(STAGES[kind]):
         convolutions: list[tuple[int, int]] = []  # positions, products for each
         kept = 0
         if window:
-            rows_less = (height - window + 1) * width  # the largest along columns of pixels, then along rows
-            height, width = height - window + 1, width - window + 1
+            across = width
+            height, width = ((side - window) // step + 1 for side in (height, width))
+            rows_less = height * across  # the largest along columns of pixels, then along rows
             kept += (rows_less + (window - 2) * (rows_less + height * width)) * channels
-            kept, height, width = _halved(kept, height, width, channels, convolutions)
+            if step == 1:
+                kept, height, width = _halved(kept, height, width, channels, convolutions)
         if i == 0 or window:
             kept += height * width * channels  # input of the first convolution
         for out in widths:

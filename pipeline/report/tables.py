@@ -213,7 +213,7 @@ MEASURES = {
     "reference": _reference,
     "captions of": _captions,
     "pictures of": _pictures,
-    "st-LPIPS weights": _perceptual,
+    "perceptual weights": _perceptual,
 }
 """What tells evaluations apart that share a sampler and its settings: heading -> its value, "" for none."""
 

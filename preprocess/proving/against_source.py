@@ -48,7 +48,8 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
             raise
         findings.add("source", f"not compared, for it is not here ({error}): give source=")
         return []
-    first_stage, tower = load_encoders(manifest.contract, pick_device("auto"), config.encoders)
+    device, beside = pick_device("auto"), (config.dataset,)
+    first_stage, tower = load_encoders(manifest.contract, device, config.encoders, beside=beside)
     contract, stored = manifest.contract, Latents.of(manifest.contract)
     pairs, worst_text, latents, problems = list[Pair](), 0.0, list[float](), list[str]()
     masked, other = list[float](), list[str]()

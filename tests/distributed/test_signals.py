@@ -59,7 +59,7 @@ def test_a_signal_that_interrupts_the_log_does_not_wait_for_it() -> None:
     assert done.returncode == 75
 
 
-@pytest.mark.parametrize("verb", ["train", "encode", "eval"])
+@pytest.mark.parametrize("verb", ["train", "encode", "eval", "reconstruct"])
 def test_sigterm_while_a_verb_is_imported_ends_with_75(verb: str) -> None:
     """Before anything is held: a job goes back to the queue. The modules are stand-ins that take for ever."""
     script = (

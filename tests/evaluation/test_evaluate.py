@@ -350,13 +350,18 @@ def test_a_run_loads_its_encoders_from_where_it_is_told(
 ) -> None:
     """A contract holds no absolute paths; a run's own `encoders`, or a verb's, say where they are."""
     trained, asked = load_trained(str(folder / "run")), []
-    monkeypatch.setattr(trained_module, "load_encoders", lambda contract, device, override: asked.append(override))
+    monkeypatch.setattr(
+        trained_module,
+        "load_encoders",
+        lambda contract, device, override, *, named, beside: asked.append((override or named, beside)),
+    )
     mine, run = EncodersConfig(vae="/mine"), EncodersConfig(vae="/run")
     told = replace(trained, info=replace(trained.info, config=replace(config, encoders=run)))
     trained.encoders()
     told.encoders()
-    told.encoders(override=mine)
-    assert asked == [None, run, mine]
+    told.encoders(override=mine, beside=("/val",))
+    data = (config.data.train, config.data.val)
+    assert asked == [(None, data), (run, data), (mine, (*data, "/val"))]
     manifest = load_manifest(open_storage(config.data.train))
     with pytest.raises(ContractMismatch, match="not the encoders"):
         in_training(

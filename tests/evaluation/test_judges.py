@@ -25,7 +25,7 @@ from pipeline.config import (
     TextTask,
     UnconditionalTask,
 )
-from pipeline.config.tasks.figures import ST_LPIPS
+from pipeline.config.tasks.figures import PERCEIVED
 from pipeline.config.tasks.found import facts_of, figures_of
 from pipeline.config.tasks.table import TASK_FACTS
 from pipeline.data.format.contract import Contract
@@ -310,7 +310,7 @@ def test_pictures_compared_with_reconstructions_have_names_that_say_so() -> None
         judge = judge_of(task, conditions=replace(CONDITIONS, pixels=False))
         names = {name for name in judge.summary(judge.rows(pictures(), asked)) if not name.endswith(("_low", "_high"))}
         names -= {name for name in names if name.endswith("_error")}
-        figures = [figure for figure in facts_of(task).figures if figure != ST_LPIPS]
+        figures = [figure for figure in facts_of(task).figures if figure not in PERCEIVED]
         assert names == {figure.name + ("_to_reconstruction" if figure.compares else "") for figure in figures}
         judge.perceptual = distance()
         far = judge.summary(judge.rows(pictures()[:2], first(2, asked)))

@@ -284,7 +284,7 @@ def test_perceptual_distances_of_other_weights_are_said_not_to_compare(tmp_path:
         card = {"judge": {"perceptual": "st-alex", "perceptual_sha256": f"{number}{number}" * 32}}
         (run / "evals" / f"{n:012d}" / "card.json").write_text(json.dumps(card))
     said = (
-        "differ in their st-LPIPS weights (000000000000 at 13,333; 111111111111 at 40,000), so figures do not compare"
+        "differ in their perceptual weights (000000000000 at 13,333; 111111111111 at 40,000), so figures do not compare"
     )
     assert said in page.page([load(str(run))], {})
 

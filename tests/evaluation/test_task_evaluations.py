@@ -30,7 +30,7 @@ from pipeline.config import (
     TaskConfig,
     UnconditionalTask,
 )
-from pipeline.config.tasks.figures import ST_LPIPS, Figure
+from pipeline.config.tasks.figures import PERCEIVED, Figure
 from pipeline.config.tasks.found import facts_of
 from pipeline.data.format.contract import Contract
 from pipeline.distributed.world import World
@@ -148,7 +148,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def figures_without_weights(task: TaskConfig) -> list[Figure]:
     """The task's figures that need no weights of a perceptual distance."""
-    return [figure for figure in facts_of(task).figures if figure != ST_LPIPS]
+    return [figure for figure in facts_of(task).figures if figure not in PERCEIVED]
 
 
 @cache

@@ -127,5 +127,5 @@ def main(wheel: Path, words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    assert set(STAGES) == set(KINDS)
+    assert set(KINDS) < set(STAGES)  # LPIPS is another package's
     main(Path(sys.argv[1]), sys.argv[2:])

@@ -17,7 +17,10 @@ from pipeline.planning.perceptual import STAGES, Backbone, backbone_of, distance
 
 CASES = pytest.mark.parametrize(
     ("kind", "batch", "height", "width"),
-    [("alex", 2, 64, 64), ("vgg", 2, 64, 48), ("alex", 1, 33, 65), ("vgg", 1, 65, 33)],
+    [
+        *[("alex", 2, 64, 64), ("vgg", 2, 64, 48), ("alex", 1, 33, 65), ("vgg", 1, 65, 33)],
+        *[("lpips-vgg", 2, 64, 48), ("lpips-vgg", 1, 65, 33)],
+    ],
 )
 
 
@@ -33,9 +36,9 @@ def cost(kind: Backbone, batch: int, height: int, width: int) -> Cost:
     return Cost(tuple(distance_parts(kind, batch, height, width)))
 
 
-@pytest.mark.parametrize("kind", ["alex", "vgg"])
+@pytest.mark.parametrize("kind", ["alex", "vgg", "lpips-vgg"])
 def test_stages_and_weights_are_those_of_the_network(kind: Backbone) -> None:
-    stages = [(one.window, one.widths, one.kernel, one.padding, one.blurs) for one in network.STAGES[kind]]
+    stages = [(one.window, one.widths, one.kernel, one.padding, one.blurs, one.step) for one in network.STAGES[kind]]
     assert list(STAGES[kind]) == stages
     with torch.device("meta"):
         module = Perceptual(kind)
@@ -69,7 +72,7 @@ def test_loss_perceptual_names_the_backbone() -> None:
         "alex",
         "alex",
         "vgg",
-        "vgg",
+        "lpips-vgg",
     ]
 
 

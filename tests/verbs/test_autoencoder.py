@@ -33,6 +33,7 @@ from pipeline.data.reading.batch import Batch
 from pipeline.errors import ContractMismatch, DatasetError, LossSpike, NonFinite, RunError, WeightsError
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.first_stage.trainable import TrainableAutoencoder
+from pipeline.models.perceptual.network import Kind
 from pipeline.runs.checkpoint import load_weights
 from pipeline.runs.directory import committed
 from pipeline.storage.urls import open_storage
@@ -97,11 +98,14 @@ def test_pngs_train_to_the_bit_as_arrays_do(cache: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_the_perceptual_network_is_a_loss_and_no_part_of_what_is_trained_and_stored(cache: str, tmp_path: Path) -> None:
-    weights_file = tmp_path / "alex.safetensors"
-    save_file(dict(seeded("alex")), weights_file)
+@pytest.mark.parametrize(("kind", "prefix"), [("alex", ""), ("lpips-vgg", "lpips-vgg:")])
+def test_the_perceptual_network_is_a_loss_and_no_part_of_what_is_trained_and_stored(
+    cache: str, tmp_path: Path, kind: Kind, prefix: str
+) -> None:
+    weights_file = tmp_path / "weights.safetensors"
+    save_file(dict(seeded(kind)), weights_file)
     digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
-    loss = FirstStageLossConfig(perceptual=f"{weights_file}#sha256={digest}", perceptual_weight=2.0, kl=1e-2)
+    loss = FirstStageLossConfig(perceptual=f"{prefix}{weights_file}#sha256={digest}", perceptual_weight=2.0, kl=1e-2)
     config = config_of(cache, tmp_path / "run", crop=0, loss=loss, gan=GanConfig(), samples=2 * BATCH)
     autoencoder.main(config)
     row = rows(config.run)[-1]
@@ -113,7 +117,7 @@ def test_the_perceptual_network_is_a_loss_and_no_part_of_what_is_trained_and_sto
     autoencoder.main(without)
     mine, other = weights(config.run, "raw"), weights(without.run, "raw")
     assert any((value - other[name]).abs().max() > 1e-5 for name, value in mine.items()), "it moves nothing"
-    changed = replace(loss, perceptual=f"{weights_file}#sha256={'0' * 64}")
+    changed = replace(loss, perceptual=f"{prefix}{weights_file}#sha256={'0' * 64}")
     with pytest.raises(WeightsError, match=r"loss\.perceptual") as caught:
         autoencoder.main(replace(config, run=str(tmp_path / "other"), loss=changed))
     assert "\n" not in str(caught.value)

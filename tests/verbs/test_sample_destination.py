@@ -142,7 +142,7 @@ def test_more_pixels_than_a_picture_may_have_are_refused_before_any_work(
 def test_more_pixels_of_the_caches_own_size_are_refused_before_the_encoders(
     config: SampleConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "load_encoders", lambda *a: 1 / 0)
+    monkeypatch.setattr(loading, "load_encoders", lambda *a, **k: 1 / 0)
     with pytest.raises(ConfigError, match="the picture would have"):
         rows_of(replace(config, n=8100), "a", "b")  # of 1 x 1 pixels they would fit
 

@@ -33,7 +33,7 @@ def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], 2, "which verb is to be submitted? latentmill submit encode"),
         (["encoed", "source=a"], 2, "encoed: which verb"),
-        (["verify", "dataset=a"], 1, "verify cannot be submitted: submit knows encode, train, autoencoder, eval"),
+        (["verify", "dataset=a"], 1, "cannot be submitted: submit knows encode, train, autoencoder, eval, reconstruct"),
         (["train", "run=r"], 1, "data.train is missing"),
         (["encode"], 1, "source is missing"),
         (["encode", "source=a", "dest=b", "imags=3"], 1, "imags: no such key"),
@@ -129,6 +129,7 @@ def test_submitting_imports_nothing_heavy(cache: str, tmp_path: Path) -> None:
     for words, heavy in (
         (["encode", "source=a", "dest=b"], {"torch", "numpy", "boto3", "PIL", "deepspeed"}),
         (["train", *TRAIN, f"data.train={cache}", f"run={tmp_path}/run"], {"torch", "boto3", "PIL", "deepspeed"}),
+        (["reconstruct", f"dataset={cache}", f"dest={tmp_path}/figures"], {"torch", "boto3", "PIL", "deepspeed"}),
     ):
         code = f"import sys; from pipeline import cli; cli.main(['submit', *{words}, '--dry-run']);"
         code += f"print(sorted({heavy} & set(sys.modules)))"
@@ -260,6 +261,34 @@ def test_a_chain_checks_each_verb_and_what_is_still_to_be_made_may_be_missing(
     assert "so it is not a dataset" in refusal(capsys, 1, "train", "data.train=b", f"run={tmp_path}/r", "--dry-run")
     assert "is not a run directory" in refusal(capsys, 1, "eval", f"run={tmp_path}/r", "--dry-run")
     assert "which verb is to be submitted?" in refusal(capsys, 2, *encode, "then")
+
+
+def test_an_autoencoder_is_measured_in_a_job_of_one_process(
+    without_slurm: None, capsys: pytest.CaptureFixture[str], cache: str, tmp_path: Path
+) -> None:
+    words = [f"dataset={cache}", "encoders=sd1", f"dest={tmp_path}/figures", "cluster=a100", "nodes=4"]
+    assert cli.main(["submit", "reconstruct", *words, "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    for line in ("--job-name=latentmill-reconstruct", "--nodes=1", "--ntasks=1", "--gres=gpu:a100:1"):
+        assert f"#SBATCH {line}\n" in script
+    assert " reconstruct \\\n" in script and "    encoders=sd1 \\\n" in script
+    assert "    device=cuda || status=$?\n" in script and "nodes=4" not in script
+    assert "scontrol requeue" not in script and "--signal" not in script
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_reconstruction_that_would_fail_at_its_start_is_refused_unless_its_cache_is_still_to_come(
+    without_slurm: None, capsys: pytest.CaptureFixture[str], cache: str, tmp_path: Path
+) -> None:
+    words = ["reconstruct", "dataset=b", f"dest={tmp_path}/figures"]
+    assert "so it is not a dataset" in refusal(capsys, 1, *words, "--dry-run")
+    assert "dest is missing" in refusal(capsys, 1, "reconstruct", f"dataset={cache}", "--dry-run")
+    bad = ["reconstruct", f"dataset={cache}", f"dest={tmp_path}/figures", "images=1", "--dry-run"]
+    assert "images=1: 2 or more is wanted" in refusal(capsys, 1, *bad)
+    chain = ["encode", "source=a", "dest=b", "stored=pixels", "then", *words, "device=cpu"]
+    assert cli.main(["submit", *chain, "--dry-run"]) == 0
+    reconstruct = capsys.readouterr().out.split("#!/bin/bash\n")[-1]
+    assert "    device=cpu || status=$?\n" in reconstruct and reconstruct.count("device=") == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline import config as c
 from pipeline.config.check.groups import check_checkpoint, check_data_val
 from pipeline.config.values.bounds import require
+from pipeline.config.values.distances import require_distance
 
 MOST_LEVELS = 10
 """Levels of the deepest autoencoder that is taken."""
@@ -22,6 +23,7 @@ def check_first_stage(config: c.AutoencoderConfig) -> None:
         "deepspeed.stage=3 cuts the weights of a discriminator that the autoencoder's loss reads whole: set "
         "deepspeed=zero2",
     )
+    require_distance(loss.perceptual, "loss.perceptual")
     require(loss.l1 + loss.l2 > 0, "loss.l1=0 and loss.l2=0: nothing would be reconstructed; give one of them a weight")
     require(
         loss.restart == 0 or stage.regularizer == "vq",
@@ -51,19 +53,13 @@ def check_first_stage(config: c.AutoencoderConfig) -> None:
         "eval.reference is given but data.val is not: data.val=CACHE names the pictures to reconstruct",
     )
     check_data_val(config)
-    require(
-        settings.perceptual.strip() != "",
-        "eval.perceptual= is empty: give st-alex, st-vgg, a file or a URL, or none",
-    )
+    require_distance(settings.perceptual, "eval.perceptual")
     check_checkpoint(config)
 
 
 def check_reconstruct(config: c.ReconstructConfig) -> None:
     """latentmill reconstruct."""
-    require(
-        config.perceptual.strip() != "",
-        "perceptual= is empty: give st-alex, st-vgg, a file or a URL, or none",
-    )
+    require_distance(config.perceptual, "perceptual")
     require(
         config.features_weights == "" or config.reference != "",
         "features_weights is given without reference: rFID compares with statistics of real images, so give both",

@@ -7,7 +7,7 @@ import math
 
 from pipeline import config as c
 from pipeline.config.run import WIDEST
-from pipeline.config.tasks.figures import OF_FEATURES, RFID, SHORTCUT, ST_LPIPS
+from pipeline.config.tasks.figures import LPIPS, OF_FEATURES, RFID, SHORTCUT, ST_LPIPS, perceived
 from pipeline.config.tasks.found import figures_of_run, require_perceived
 from pipeline.config.values.bounds import require
 from pipeline.config.values.places import place
@@ -36,10 +36,12 @@ def check_checkpoint(config: c.RunConfig) -> None:
         settings.best not in [figure.name for figure in (*OF_FEATURES, RFID)] or config.eval.reference != "",
         f"checkpoint.best={settings.best} wants statistics of real images: eval.reference=FILE (latentmill reference)",
     )
-    require(
-        settings.best != ST_LPIPS.name or config.eval.perceptual != "none",
-        f"checkpoint.best={settings.best} wants the weights of that distance: eval.perceptual=st-alex, st-vgg or FILE",
-    )
+    for figure, weights in ((ST_LPIPS, "st-alex, st-vgg or FILE"), (LPIPS, "lpips-vgg:FILE")):
+        given = config.eval.perceptual != "none" and perceived(config.eval.perceptual) == figure
+        require(
+            settings.best != figure.name or given,
+            f"checkpoint.best={settings.best} wants the weights of that distance: eval.perceptual={weights}",
+        )
 
 
 def check_ema(config: c.EmaConfig) -> None:

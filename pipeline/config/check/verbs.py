@@ -18,6 +18,7 @@ from pipeline.config.check.groups import (
 )
 from pipeline.config.check.runs import check_autoencoder, check_train
 from pipeline.config.values.bounds import check_bounds, require, some_text
+from pipeline.config.values.distances import require_distance
 from pipeline.config.values.rules import parse_rules
 from pipeline.config.values.times import limit_seconds
 
@@ -181,6 +182,8 @@ def check_eval(config: c.EvalRunConfig) -> None:
         require(len(values) > 0, f"{name}=[]: one or more is wanted, such as {example}")
         require(len(set(values)) == len(values), f"{name}=[{','.join(map(str, values))}]: one is given twice")
     check_guidance(config.guidance, config.guidance_low, config.guidance_high, config.rescale)
+    if config.perceptual:
+        require_distance(config.perceptual, "perceptual")
 
 
 def check_sample(config: c.SampleConfig) -> None:

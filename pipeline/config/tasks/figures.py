@@ -5,7 +5,7 @@ Configuration checks, the choice of the best checkpoint and reports read them wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 TO_RECONSTRUCTION = "_to_reconstruction"
@@ -50,7 +50,9 @@ OF_FEATURES = (
 CLIP_SCORE = Figure("clip_score", "CLIP score", "100 × cosine", "higher", "mean", digits=2)
 """Of tasks that read captions."""
 ST_LPIPS = Figure("st_lpips", "st-LPIPS", "distance, lower is better", "lower", "mean", compares=True, digits=4)
-"""Of tasks that compare pictures, where eval.perceptual gives its weights."""
+LPIPS = Figure("lpips", "LPIPS", "distance, lower is better", "lower", "mean", compares=True, digits=4)
+PERCEIVED = (ST_LPIPS, LPIPS)
+"""Of tasks that compare pictures, where eval.perceptual gives weights: the one of whose distance these are."""
 
 TEXT = (Figure("attribute_accuracy", "Attribute accuracy", "share of captions shown right", "higher", "share"),)
 UNCONDITIONAL = (
@@ -72,13 +74,13 @@ SUPERRES = (
     Figure("psnr", "PSNR", "dB, mean over pictures", "higher", "mean", compares=True, digits=2),
     Figure("ssim", "SSIM", "mean over pictures", "higher", "mean", compares=True),
     Figure("consistency", "Consistency", "dB, against the small image", "higher", "mean", digits=2),
-    ST_LPIPS,
+    *PERCEIVED,
 )
 INPAINT = (
     Figure("completed", "Objects completed", "share of partly hidden objects", "higher", "share", compares=True),
     Figure("psnr_inside", "PSNR inside", "dB, pooled over hidden pixels", "higher", "pooled", compares=True, digits=2),
     Figure("psnr_outside", "PSNR outside", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2),
-    ST_LPIPS,
+    *PERCEIVED,
 )
 OF_CODES = (
     Figure("codes_used", "Codes used", "share of the codebook", "higher", "pooled"),
@@ -88,7 +90,7 @@ OF_CODES = (
 FIRST_STAGE = (
     Figure("psnr", "PSNR", "dB, mean over pictures", "higher", "mean", digits=2),
     Figure("ssim", "SSIM", "mean over pictures", "higher", "mean"),
-    Figure("st_lpips", "st-LPIPS", "distance, lower is better", "lower", "mean", digits=4),
+    *(replace(figure, compares=False) for figure in PERCEIVED),
     *OF_CODES,
 )
 """Of autoencoders, beside rFID."""
@@ -104,3 +106,8 @@ FIRST_STAGE_COSTS = (
 )
 """What an autoencoder's latents and its two halves cost. The first is of those with a codebook, the second of those
 with a posterior."""
+
+
+def perceived(perceptual: str) -> Figure:
+    """The figure of the distance whose weights eval.perceptual gives, or that a card names."""
+    return LPIPS if perceptual.startswith("lpips-vgg") else ST_LPIPS

@@ -17,12 +17,13 @@ from pipeline.config.tasks.figures import (
     OF_FEATURES,
     RFID,
     SHORTCUT,
-    ST_LPIPS,
     Figure,
+    perceived,
 )
 from pipeline.config.tasks.table import TASK_FACTS, TaskFacts
 from pipeline.config.train import TrainConfig
 from pipeline.config.values.bounds import require
+from pipeline.config.values.distances import require_distance
 
 BOUNDS = ("real", "reconstruction", "baseline", "permuted")
 """Ends of the names of what a figure lies between: of real images, of these after the autoencoder, of a trivial
@@ -61,12 +62,9 @@ def present(metrics: Mapping[str, Any]) -> list[tuple[str, Figure]]:
 def require_perceived(task: TaskConfig, perceptual: str, key: str) -> None:
     """Raise ConfigError for weights of the perceptual distance where no figure of the task is one. key: of the weights,
     for messages."""
+    require_distance(perceptual, key)
     require(
-        perceptual.strip() != "",
-        f"{key}= is empty: give st-alex, st-vgg, a file or a URL, or none",
-    )
-    require(
-        perceptual == "none" or ST_LPIPS in facts_of(task).figures,
+        perceptual == "none" or perceived(perceptual) in facts_of(task).figures,
         f"{key}={perceptual} with task={task.name}, whose evaluations compare no pictures: leave it out ({key}=none)",
     )
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pipeline.config.tasks.figures import ST_LPIPS
 from pipeline.inference.pictures import from_uint8
 from pipeline.models.perceptual.network import Perceptual
 
@@ -26,4 +25,4 @@ def distances(perceptual: Perceptual | None, a: np.ndarray, b: np.ndarray) -> Se
         for first in range(0, len(a), together):
             x, y = (from_uint8(pictures[first : first + together]).to(perceptual.mean.device) for pictures in (a, b))
             found += perceptual.distance(x, y).tolist()
-    return [{ST_LPIPS.name: far} for far in found]
+    return [{perceptual.figure.name: far} for far in found]

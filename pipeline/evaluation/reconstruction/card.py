@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pipeline.config.tasks.figures import FIRST_STAGE_COSTS
+from pipeline.config.tasks.figures import FIRST_STAGE_COSTS, perceived
 from pipeline.config.tasks.found import present
 from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
@@ -84,7 +84,8 @@ class Card:
         if self.weights != GIVEN:
             settings.append(f"{self.weights} weights at {self.n:,} samples")
         if self.perceptual:
-            settings.append(f"st-LPIPS by {self.perceptual['name']} {self.perceptual['sha256'][:12]}")
+            name = self.perceptual["name"]
+            settings.append(f"{perceived(name).title} by {name} {self.perceptual['sha256'][:12]}")
         if self.reference is not None and self.features is not None:
             settings.append(f"{self.features['name']} {self.features['sha256'][:12]}, {self.features['resize']} resize")
             settings.append(f"reference {self.reference['sha256'][:12]} of {self.reference['images']:,} images")

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.config import TaskConfig
-from pipeline.config.tasks.figures import ST_LPIPS, TO_RECONSTRUCTION, Figure
+from pipeline.config.tasks.figures import PERCEIVED, TO_RECONSTRUCTION, Figure
 from pipeline.config.tasks.found import facts_of, found
 from pipeline.data.format.contract import Contract
 from pipeline.evaluation.figures import standard_error
@@ -149,8 +149,9 @@ class Judge(ABC):
     def facts(self, records: Mapping[str, np.ndarray], images: int) -> dict[str, Any]:
         """How its figures are made, for the card."""
         truth = {"truth": "pixels" if self.has_truth else "reconstruction"} if self.compares else {}
-        figures = [self.name_of(f) for f in self.figures if self.perceptual is not None or f != ST_LPIPS]
         network = self.perceptual
+        absent = [figure for figure in PERCEIVED if network is None or figure != network.figure]
+        figures = [self.name_of(figure) for figure in self.figures if figure not in absent]
         perceptual = {} if network is None else {"perceptual": network.name, "perceptual_sha256": network.sha256}
         return {"figures": figures} | truth | perceptual
 
@@ -174,7 +175,7 @@ def make_judge(contract: Contract, task: TaskConfig, perceptual: Perceptual | No
     for a cache whose pictures are too small for it."""
     judge: Judge = found(facts_of(task).judge)(contract, task)
     if perceptual is not None:
-        assert ST_LPIPS in judge.figures, "the configuration was not checked"
+        assert perceptual.figure in judge.figures, "the configuration was not checked"
         require_side(min(map(min, contract.buckets)))
         judge.perceptual = perceptual
     return judge

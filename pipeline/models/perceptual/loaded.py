@@ -1,7 +1,9 @@
-"""The weights of st-LPIPS, read as data: of the package stlpips-pytorch, whose code is never imported, or of a file.
+"""The weights of a perceptual distance, read as data: of the package stlpips-pytorch, whose code is never imported, or
+of a file.
 
 eval.perceptual=st-alex                          # or st-vgg: of the package, pip install 'latentmill[perceptual]'
 eval.perceptual=alex_shift_tolerant.pth          # a file of that package, or a URL, with #sha256=... if wished
+eval.perceptual=lpips-vgg:lpips_vgg.pth          # LPIPS with VGG-16, also by a URL or a hash
 """
 
 from __future__ import annotations
@@ -27,16 +29,23 @@ FILES: dict[str, tuple[Kind, str]] = {
     "st-vgg": ("vgg", "44597da68f49c1837c100ff52299050f274d102eb102e5837178c79be6f0e250"),
 }
 """Kind and SHA-256 of the package's file for each name."""
+BACKBONES: tuple[Kind, ...] = ("alex", "vgg")
+"""Those of st-LPIPS."""
+LPIPS = "lpips-vgg:"
+"""What precedes a file or URL with weights of LPIPS."""
 
 
 def load_perceptual(source: str, device: torch.device | str = "cpu", key: str = "perceptual") -> Perceptual | None:
-    """st-LPIPS with the weights that `source` names: st-alex, st-vgg, or a file or URL with weights of either kind;
-    None for "none".
+    """The distance with the weights that `source` names: st-alex, st-vgg, a file or URL with weights of either kind, or
+    lpips-vgg: and a file or URL with LPIPS'; None for "none".
 
     key: of the configuration, for messages. Raises WeightsError where they are missing, damaged or others.
     """
     if source == "none":
         return None
+    if source.startswith(LPIPS):
+        path = weights_file(source.removeprefix(LPIPS), key, LPIPS)
+        return lpips_from_tensors(read_file(path)[0], f"{key}={source}").to(device)
     if source in FILES:
         kind, digest = FILES[source]
         path = weights_file(f"{_packaged(source, kind, key)}#sha256={digest}", key)
@@ -52,16 +61,49 @@ def from_tensors(tensors: Mapping[str, Tensor], where: str) -> Perceptual:
     """st-LPIPS with the tensors of a file, whose names tell its kind. where: what messages begin with.
 
     Raises WeightsError unless they are all of a network of one kind, and its blur and scaling are those of st-LPIPS."""
+    if "net.slice2.5.weight" in tensors and "net.slice2.7.weight" in tensors:
+        raise WeightsError(f"{where} holds LPIPS with VGG-16, and not st-LPIPS: give it as {LPIPS}FILE")
     first = tensors.get("net.slice1.0.weight")
     shape = () if first is None else tuple(first.shape)
-    kinds = [kind for kind, stages in STAGES.items() if shape == (64, 3, stages[0].kernel, stages[0].kernel)]
+    kinds = [kind for kind in BACKBONES if shape == (64, 3, STAGES[kind][0].kernel, STAGES[kind][0].kernel)]
     if not kinds:
         raise WeightsError(
             f"{where} holds no weights of st-LPIPS, whose net.slice1.0.weight is (64, 3, 11, 11) with AlexNet and "
-            "(64, 3, 3, 3) with VGG: give a file of the package stlpips-pytorch (LPIPS' own files hold heads alone)"
+            f"(64, 3, 3, 3) with VGG: give a file of the package stlpips-pytorch, or LPIPS as {LPIPS}FILE"
         )
-    kind = kinds[0]
-    other = f"{where} holds another network than st-LPIPS with {kind}"
+    return _filled(kinds[0], tensors, where, f"st-LPIPS with {kinds[0]}")
+
+
+def lpips_from_tensors(tensors: Mapping[str, Tensor], where: str) -> Perceptual:
+    """LPIPS with the tensors of a file: those of LPIPS(net="vgg") of the package lpips or of taming-transformers, or
+    VGG-16 as torchvision names it (features.0.weight, ...) beside the heads that both of these ship as vgg.pth.
+
+    where: what messages begin with. Raises WeightsError unless they are all there, and nothing else than the classifier
+    of torchvision's."""
+    backbone = [name for name in tensors if name.startswith(("net.", "features."))]
+    heads = [name for name in tensors if name.startswith("lin")]
+    if bool(backbone) != bool(heads):
+        missing, there = ("VGG-16", "LPIPS' heads") if heads else ("LPIPS' heads", "VGG-16")
+        raise WeightsError(
+            f"{where} holds {there} alone: put {missing} into the same file, as docs/how_to/evaluate.md says"
+        )
+    if "net.slice2.6.weight" in tensors and "net.slice2.5.weight" not in tensors:
+        raise WeightsError(f"{where} holds st-LPIPS, and not LPIPS: give it without {LPIPS}")
+    ours = {f"features.{name.split('.', 2)[2]}": name for name in names("lpips-vgg") if name.startswith("net.")}
+    ours |= {f"lins.{name.removeprefix('lin')}": name for name in names("lpips-vgg") if name.startswith("lin")}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("classifier."):
+            continue
+        same = found.setdefault(ours.get(name, name), tensor)
+        if same is not tensor and not (same.shape == tensor.shape and torch.equal(same, tensor)):
+            raise WeightsError(f"{where} holds {one_line(ours.get(name, name))[:100]} twice, with other values")
+    return _filled("lpips-vgg", found, where, "LPIPS with VGG-16")
+
+
+def _filled(kind: Kind, tensors: Mapping[str, Tensor], where: str, what: str) -> Perceptual:
+    """The distance with the tensors of a file, under its names. what: it is, for messages. Raises WeightsError."""
+    other = f"{where} holds another network than {what}"
     network, parameters, constants = Perceptual(kind), names(kind), _constants(kind)
     if missing := sorted(parameters.keys() - tensors.keys()):
         raise WeightsError(f"{other}: {missing[0]} is missing")
@@ -109,9 +151,11 @@ def _layers(kind: Kind) -> Iterator[_Layers]:
     layer, width = 0, 3
     for stage in STAGES[kind]:
         found = _Layers([], {})
-        if stage.window:
+        if stage.window and stage.step == 1:
             found.blurs[layer + 1] = width
             layer += 2
+        elif stage.window:
+            layer += 1
         for width in stage.widths:
             found.convolutions.append(layer)
             if stage.blurs:

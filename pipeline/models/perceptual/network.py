@@ -1,10 +1,10 @@
-"""The network of st-LPIPS, a perceptual distance of two pictures that a small shift hardly changes.
+"""The networks of two perceptual distances of two pictures: LPIPS, and st-LPIPS, which a small shift hardly changes.
 
-Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric" (ECCV 2022), after LPIPS (Zhang et al., "The
-Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018): the squared difference of normalised
-features at five depths of AlexNet or VGG-16, weighted by channel with learned weights, averaged over positions and
-added up. What makes a picture smaller moves by one pixel, blurs it, and then takes every second one, with two
-reflected pixels around it. Its figures are not those of LPIPS.
+LPIPS (Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018): the squared
+difference of normalised features at five depths of AlexNet or VGG-16, weighted by channel with learned weights,
+averaged over positions and added up. st-LPIPS (Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric", ECCV
+2022) is the same with other weights, where what makes a picture smaller moves by one pixel, blurs it, and then takes
+every second one, with two reflected pixels around it. Figures of the two do not compare.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.config.tasks.figures import Figure, perceived
 from pipeline.errors import ShapeError
 from pipeline.models.weights import weights_hash
 
-Kind = Literal["alex", "vgg"]
+Kind = Literal["alex", "vgg", "lpips-vgg"]
+"""The backbone of st-LPIPS, or LPIPS with VGG-16."""
 SMALLEST = 32
 """Pixels of a picture's smaller side, at least. VGG makes it 16 times smaller before its last features, so that those
 of a smaller picture are mostly of what it is padded with."""
@@ -39,8 +41,9 @@ SMALL = 1e-10
 class Stage:
     """Layers between two depths whose features are compared.
 
-    window: side of the largest-of window that comes first, with a blur that halves the picture; 0 = neither. widths:
-    channels of each convolution. blurs: whether its convolution's outcome is halved as well.
+    window: side of the largest-of window that comes first; 0 = none. widths: channels of each convolution. blurs:
+    whether its convolution's outcome is halved by a blur. step: positions from one window to the next: 1 = a blur that
+    halves the picture comes after it, 2 = the windows themselves halve it.
     """
 
     window: int
@@ -48,6 +51,7 @@ class Stage:
     kernel: int = 3
     padding: int = 1
     blurs: bool = False
+    step: int = 1
 
 
 STAGES: dict[Kind, tuple[Stage, ...]] = {
@@ -65,12 +69,19 @@ STAGES: dict[Kind, tuple[Stage, ...]] = {
         Stage(2, (512, 512, 512)),
         Stage(2, (512, 512, 512)),
     ),
+    "lpips-vgg": (
+        Stage(0, (64, 64)),
+        Stage(2, (128, 128), step=2),
+        Stage(2, (256, 256, 256), step=2),
+        Stage(2, (512, 512, 512), step=2),
+        Stage(2, (512, 512, 512), step=2),
+    ),
 }
 
 
 class Perceptual(nn.Module):
-    """st-LPIPS with a backbone of this kind. Its weights are NaN until they are loaded (perceptual/loaded.py), and are
-    never trained: gradients pass through them to the pictures alone.
+    """The distance of this kind. Its weights are NaN until they are loaded (perceptual/loaded.py), and are never
+    trained: gradients pass through them to the pictures alone.
 
     As a loss it stays outside the module that an engine wraps, which would cast, shard and save it.
     """
@@ -99,8 +110,13 @@ class Perceptual(nn.Module):
 
     @property
     def name(self) -> str:
-        """Under which configurations and cards know it: st-alex or st-vgg."""
-        return f"st-{self.kind}"
+        """Under which configurations and cards know it: st-alex, st-vgg or lpips-vgg."""
+        return self.kind if self.kind == "lpips-vgg" else f"st-{self.kind}"
+
+    @property
+    def figure(self) -> Figure:
+        """The figure that evaluations have of it."""
+        return perceived(self.name)
 
     @cached_property
     def sha256(self) -> str:
@@ -133,7 +149,8 @@ class Perceptual(nn.Module):
         convolutions = iter(self.convolutions)
         for stage in self._stages:
             if stage.window:
-                x = self._halved(_largest(x, stage.window))
+                x = _largest(x, stage.window, stage.step)
+                x = self._halved(x) if stage.step == 1 else x
             for _ in stage.widths:
                 x = next(convolutions)(x)
                 x = F.relu(self._halved(x) if stage.blurs else x)
@@ -166,11 +183,11 @@ def _reflected(x: Tensor, dim: int) -> Tensor:
     return torch.cat([*before, x, *after], dim)
 
 
-def _largest(x: Tensor, window: int) -> Tensor:
-    """The largest value in a square window at each of its positions."""
+def _largest(x: Tensor, window: int, step: int) -> Tensor:
+    """The largest value in a square window at every `step`-th of its positions."""
     for dim in (2, 3):
-        size = x.shape[dim] - window + 1
-        shifted = [x.narrow(dim, i, size) for i in range(window)]
+        reach = (x.shape[dim] - window) // step * step + 1  # from the first position to the last
+        shifted = [x[(slice(None),) * dim + (slice(i, i + reach, step),)] for i in range(window)]
         x = shifted[0]
         for other in shifted[1:]:
             x = torch.maximum(x, other)

@@ -29,7 +29,7 @@ from pipeline.evaluation.reconstruction.pictures import Pictures
 from pipeline.evaluation.reconstruction.stage import stage_of
 from pipeline.inference.pictures import from_uint8, to_uint8
 from pipeline.models.encoders.first_stage import FirstStage, Identity, VQStage
-from pipeline.models.perceptual.network import Perceptual
+from pipeline.models.perceptual.network import Kind, Perceptual
 from pipeline.report.grid import MARGIN
 
 SIZES = [7, 0, 5, 3]
@@ -257,19 +257,26 @@ def test_pictures_that_are_too_small_for_the_distance_are_refused_before_any_wor
         Reconstructing(pictures, perceptual=Perceptual("alex"))
 
 
-def test_the_distance_is_the_mean_over_pictures(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "figure", "title"), [("alex", "st_lpips", "st-LPIPS by st-alex"), ("lpips-vgg", "lpips", "LPIPS by lpips")]
+)
+def test_the_distance_is_the_mean_over_pictures_under_the_name_of_its_kind(
+    tmp_path: Path, kind: Kind, figure: str, title: str
+) -> None:
     make_pixels(str(tmp_path / "larger"), [3], side=32)
     larger = Pictures.at(str(tmp_path / "larger"), "dataset")
     torch.manual_seed(0)
-    distance = Perceptual("alex")
+    distance = Perceptual(kind)
     for parameter in distance.parameters():
         parameter.data.normal_().mul_(0.05).abs_()
     kl = stage(KL)
     result = Reconstructing(larger, perceptual=distance)(kl, images=3)
     x, y = (np.stack([getattr(pair, name) for pair in result.pairs]) for name in ("picture", "reconstruction"))
     expected = distance.distance(from_uint8(y), from_uint8(x))
-    assert result.metrics["st_lpips"] == pytest.approx(float(expected.mean()), rel=1e-4)
+    assert result.metrics[figure] == pytest.approx(float(expected.mean()), rel=1e-4)
+    assert {name for name in result.metrics if "lpips" in name} == {figure, f"{figure}_error"}
     assert result.card.perceptual == {"name": distance.name, "sha256": distance.sha256}
+    assert f"; {title}" in result.card.line()
 
 
 def test_batches_are_cut_within_a_shard_and_cover_each_picture_once(pictures: Pictures) -> None:

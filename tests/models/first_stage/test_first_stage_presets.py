@@ -14,6 +14,7 @@ from made.first_stage import KL, VQ, made, noise, pictures
 from pipeline.config import FirstStageConfig
 from pipeline.config.check.first_stage import check_architecture
 from pipeline.config.loading.folders import conf_dir
+from pipeline.config.loading.load import load
 from pipeline.config.loading.merge import from_dict
 from pipeline.models.encoders.autoencoder import CONFIG, DEMO, STABLE_DIFFUSION, WEIGHTS
 from pipeline.models.first_stage.architecture import build, diffusers_config
@@ -49,6 +50,21 @@ COUNTS = {
     "vq_f8_n256": 67_652_783,
     "vq_f16": 69_593_371,
 }
+
+
+TRAINED: dict[str, tuple[int, int, int, float, int]] = {
+    # name: steps (CompVis' README), pictures a step, then of CompVis' file disc_start, disc_weight, disc_num_layers
+    "kl_f4": (176_991, 24, 50_001, 0.5, 3),
+    "kl_f8": (246_803, 24, 50_001, 0.5, 3),
+    "kl_f16": (442_998, 24, 50_001, 0.5, 3),
+    "kl_f32": (406_763, 24, 50_001, 0.5, 3),
+    "vq_f4": (533_066, 8, 0, 0.75, 3),
+    "vq_f8": (971_043, 10, 1, 0.6, 2),
+    "vq_f8_n256": (1_608_649, 10, 250_001, 0.75, 3),
+    "vq_f16": (1_101_166, 14, 250_001, 0.75, 2),
+}
+"""Pictures a step are a VQ file's batch_size. A KL file's (10, 4, 6, 6) is of a number of GPUs that is not known: 24 is
+that of configs/autoencoder/*.yaml, 12 twice accumulated."""
 
 
 def preset(name: str) -> FirstStageConfig:
@@ -108,6 +124,20 @@ def test_the_papers_autoencoders_have_the_parameters_of_their_published_configur
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build(preset(name)).parameters())
     assert parameters == by_hand(name) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", sorted(TRAINED))
+def test_the_papers_experiments_have_the_numbers_of_their_published_configurations(name: str) -> None:
+    """Counted in samples, and with losses per pixel value."""
+    config = load("autoencoder", ["data.train=pixels", "run=run", f"experiment={name}"])
+    steps, batch, start, weight, layers = TRAINED[name]
+    gan, loss, optim = config.gan, config.loss, config.optim
+    assert config.autoencoder == preset(name)
+    assert (config.samples, optim.batch, optim.lr) == (steps * batch, batch, pytest.approx(4.5e-6 * batch))
+    assert (gan.after, gan.weight, gan.layers, gan.warmup, gan.ramp) == (start * batch, weight, layers, 0, 0)
+    assert (loss.l1, loss.l2, loss.perceptual_weight, loss.kl) == (1, 0, 1, 1e-6)
+    assert (loss.codebook, loss.commitment, loss.restart) == (1, 0.25, 0)
+    assert (optim.betas, optim.weight_decay, optim.clip, config.crop) == ((0.5, 0.9), 0, 0, 256)
 
 
 @pytest.mark.parametrize("name", NAMES)
