@@ -16,7 +16,8 @@ class EvalRunConfig:
     reconstructions are to held-out pictures, or how often a classifier is right, and write a card about each."""
 
     run: str = ""
-    """Run directory, of a diffusion model, an autoencoder or a classifier; "" with from_card = the run that the card is in."""
+    """Run directory, of a diffusion model, an autoencoder or a classifier; "" with from_card = the run that the card is
+    in."""
     from_card: str = ""
     """Card of an earlier evaluation, whose figures are measured again and compared (also `--from-card CARD`)."""
     features: Literal["", FeaturesName] = ""
