@@ -50,6 +50,7 @@ from pipeline.config.run import (
 )
 from pipeline.config.tasks.base import TaskConfig
 from pipeline.config.tasks.kinds import (
+    ClassifierTask,
     ClassTask,
     InpaintTask,
     LayoutTask,
@@ -84,6 +85,7 @@ __all__ = [
     "AutoencoderConfig",
     "CheckpointConfig",
     "ClassTask",
+    "ClassifierTask",
     "ClusterConfig",
     "DataConfig",
     "DataVerbConfig",
