@@ -20,6 +20,7 @@ from pipeline.inference.picture_file import MOST_PIXELS, encoded, format_of, is_
 from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.requests.captions import Captions
 from pipeline.inference.requests.request import Request, make_requests, sides
+from pipeline.inference.steering.per_batch import Steering, joined
 from pipeline.inference.trained import load_trained
 from pipeline.log import log, show
 from pipeline.models.tasks.task import Task
@@ -95,7 +96,8 @@ def sample_rows(config: SampleConfig) -> list[Row]:
     first_stage, tower = trained.encoders(device, config.encoders)
     requests = [asked.encoded(request, first_stage) for request in requests]
     captions = Captions(config, run.task, contract, tower, device)
-    denoiser = trained.denoiser(captions.empty, device, packed=True)
+    steering: tuple[Steering, ...] = ()
+    denoiser = trained.denoiser(captions.empty, device, packed=not any(one.gradients for one in steering))
     channels, factor = contract.latent_shape[0], contract.downsampling
     shapes = [(channels, height // factor, width // factor) for width, height in (request.size for request in requests)]
     pictures: dict[int, np.ndarray] = {}
@@ -120,6 +122,7 @@ def sample_rows(config: SampleConfig) -> list[Row]:
                     shape,
                     device,
                     null,
+                    joined(one.hooks(numbers, rows, shape) for one in steering),
                 )
                 pictures |= zip(numbers, images, strict=True)
                 progress.update(len(numbers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, get_args
 
@@ -12,6 +13,7 @@ from pipeline.config import SamplerName
 from pipeline.config.tasks.found import BOUNDS, present
 from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
+from pipeline.parsing.text import one_line
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 from pipeline.report.parsed import FILE_BYTES, checked_figures
@@ -71,6 +73,8 @@ class Card:
     the autoencoder), classes (even: image number modulo their number; records: those of the records), pasted,
     perceptual (the distance: st-alex or st-vgg) and perceptual_sha256 (of its weights). {} on cards of earlier
     versions."""
+    steering: dict[str, Any] = field(default_factory=dict)
+    """What images were given besides their conditioning, by the keys of `latentmill eval`; {} for nothing."""
     versions: dict[str, str] = field(default_factory=lambda: versions())  # noqa: PLW0108  (defined below)
     """latentmill, and the packages that the figures depend on."""
     format: int = FORMAT
@@ -112,6 +116,7 @@ class Card:
             *([f"task {self.task}"] if self.judge else []),
             *(f"{name} {value}" for name in ("classes", "truth") if (value := self.judge.get(name))),
             *([self._distance()] if "perceptual" in self.judge else []),
+            *([said(self.steering)] if self.steering else []),
         ]
         if self.reference is not None:
             if self.features is not None:
@@ -141,7 +146,7 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """Plain data; "line" is the one-line form."""
         facts = asdict(self) | {"line": self.line()}
-        return {k: v for k, v in facts.items() if v or k not in ("weights_sha256", "judge")}
+        return {k: v for k, v in facts.items() if v or k not in ("weights_sha256", "judge", "steering")}
 
 
 def parse_card(data: bytes) -> Card:
@@ -161,6 +166,7 @@ def parse_card(data: bytes) -> Card:
         "clip without the hash of its image tower": "image_sha256" not in card.clip
         and bool(card.clip or not card.judge),
         "a judge that is none": not all(map(_is_fact, card.judge.values())),
+        "steering that is none": not all(map(_is_setting, card.steering.values())),
         "features without name, hash and resize": card.features is not None
         and not {"name", "sha256", "resize"} <= card.features.keys(),
         "a reference without its hash and number of images": card.reference is not None
@@ -179,6 +185,17 @@ def _is_fact(value: Any) -> bool:
     """Whether a value is one that a judge says: yes or no, a name, or names."""
     values = value if type(value) is list else [value]
     return all(type(v) in (bool, str) for v in values) and all(len(v) <= NAME for v in values if type(v) is str)
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value is a fact, or a number or a list of numbers."""
+    values = value if type(value) is list else [value]
+    return _is_fact(value) or all(type(v) in (int, float) and math.isfinite(v) for v in values)
+
+
+def said(steering: Mapping[str, Any]) -> str:
+    """What images were given besides their conditioning, in words; "" for nothing."""
+    return one_line(", ".join(f"{name} {value}" for name, value in sorted(steering.items())))
 
 
 def _is_positive(text: str) -> bool:

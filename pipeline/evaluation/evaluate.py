@@ -21,18 +21,20 @@ from pipeline.config.tasks.figures import CLIP_SCORE
 from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted
-from pipeline.evaluation.card import Card
+from pipeline.evaluation.card import Card, said
 from pipeline.evaluation.features.networks import Features, load_features
 from pipeline.evaluation.figures import figures_of, standard_error
 from pipeline.evaluation.judging import Judging, Rows
 from pipeline.evaluation.measure import clip_identity, clip_scores
 from pipeline.evaluation.metrics.fid import Statistics
 from pipeline.evaluation.reference import Reference, load_reference
+from pipeline.evaluation.steering import RecordSteering
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import Judge, make_judge
 from pipeline.evaluation.validation import Validation, load_validation
 from pipeline.inference.packed import pack
 from pipeline.inference.pictures import conditionings, draw
+from pipeline.inference.steering.per_batch import joined
 from pipeline.inference.trained import build_denoiser, load_encoders
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.first_stage import FirstStage
@@ -76,7 +78,8 @@ class Evaluator:
 
     validation: what is sampled for. judge: what measures it, besides features and CLIP. tower: for the CLIP score of a
     task that reads captions, or None. reference, features: for FID, or None. grid: number of images in the picture.
-    thorough: compute FID-infinity too, which costs about 170 times as much as FID.
+    thorough: compute FID-infinity too, which costs about 170 times as much as FID. steering: what images are given
+    besides their conditioning.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Evaluator:
         seed: int = 0,
         thorough: bool = False,
         world: World | None = None,
+        steering: Sequence[RecordSteering] = (),
     ) -> None:
         self.validation, self.first_stage = validation, first_stage
         self.diffusion, self.task = diffusion, judge.task.name
@@ -100,6 +104,8 @@ class Evaluator:
         self.judging = Judging(judge, validation, first_stage, seed)
         self.reference, self.features, self.perceptual = reference, features, judge.perceptual
         self.grid, self.seed, self.thorough, self.world = grid, seed, thorough, world or World()
+        self.steering = tuple(steering)
+        self.steering_facts = {name: fact for one in self.steering for name, fact in one.facts.items()}
         if reference is not None:
             assert features is not None, "a reference needs its feature network"
             reference.require(validation.contract, features, "the reference")
@@ -153,9 +159,10 @@ class Evaluator:
             "perceptual": (str(card.judge.get("perceptual_sha256", "")), perceptual.sha256 if perceptual else ""),
             "CLIP": (card.clip.get("image_sha256", ""), self.tower.image_sha256 if self.tower else ""),
             "weights": (card.weights_sha256, weights_sha256 if card.weights_sha256 else ""),
+            "steering": (said(card.steering), said(self.steering_facts)),
         }
         return [
-            f"{name}: {on_card[:12] or 'none'} on the card, {loaded[:12] or 'none'} here"
+            f"{name}: {_short(name, on_card)} on the card, {_short(name, loaded)} here"
             for name, (on_card, loaded) in pairs.items()
             if on_card != loaded
         ]
@@ -188,6 +195,7 @@ class Evaluator:
                 self.validation.contract.latent_shape,
                 device,
                 null,
+                joined(one.hooks(numbers, given) for one in self.steering),
             )
             part.not_finite += not_finite
             judging.add(part.rows, numbers, drawn, given, images)
@@ -268,7 +276,13 @@ class Evaluator:
             rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
             device=self.world.device.type,
             judge=self.judging.facts(images),
+            steering=self.steering_facts,
         )
+
+
+def _short(name: str, value: str) -> str:
+    """A hash's first digits, or how images were steered; "none" for none."""
+    return (value if name == "steering" else value[:12]) or "none"
 
 
 def in_training(
