@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pipeline.config.model import EncodersConfig, FeaturesName, SamplerConfig, SamplerName
 from pipeline.config.run import DataConfig
+from pipeline.config.steering import GuideConfig
 from pipeline.config.values.bounds import Between, Ge, Seed
 
 
@@ -56,6 +57,8 @@ class EvalRunConfig:
     """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
     1: a power-function average of this relative width, made from the snapshots of ema.widths
     (docs/how_to/train_for_weeks.md)."""
+    guide: GuideConfig = field(default_factory=GuideConfig)
+    """Guidance without retraining. An image's target is its record's own picture, caption or class."""
     seed: Seed = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -101,9 +104,10 @@ class SampleConfig:
     run: str
     """Run directory."""
     prompt: tuple[str, ...] = ()
-    """A caption. Give prompt=... again for another; a caption is taken literally, with commas and brackets."""
+    """A caption. Give prompt=... again for another; a caption is taken literally, with commas and brackets. With
+    guide=clip of any model."""
     class_: tuple[str, ...] = ()
-    """task=class: a class, by number or name, as 3 or [3,7]. Give class=... again for a name with commas."""
+    """task=class, and guide=classifier of any model: a class, by number or name, as 3 or [3,7]. Give class=... again for a name with commas."""
     boxes: tuple[str, ...] = ()
     """task=layout: a JSON file of boxes, [[class, x0, y0, x1, y1], ...], with classes by number or name and edges as
     fractions of the picture."""
@@ -134,6 +138,8 @@ class SampleConfig:
     (docs/how_to/train_for_weeks.md)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How images are sampled."""
+    guide: GuideConfig = field(default_factory=GuideConfig)
+    """Guidance without retraining, by a picture, a caption or a class."""
     guidance: Annotated[float, Ge(0, "0 or more is wanted (1 = none)")] | None = None
     """Short for sampler.guidance; null = take sampler.guidance."""
     negative: str = ""
@@ -152,7 +158,7 @@ class SampleConfig:
     def asked(self) -> dict[str, tuple[str, ...]]:
         """What is asked for: the values of the keys that make rows and are given, by key."""
         keys = {"prompt": self.prompt, "class": self.class_, "boxes": self.boxes, "labels": self.labels}
-        keys |= {"image": self.image, "mask": self.mask}
+        keys |= {"image": self.image, "mask": self.mask, "guide.target": self.guide.target}
         return {key: values for key, values in keys.items() if values}
 
     @property

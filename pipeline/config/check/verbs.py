@@ -17,6 +17,7 @@ from pipeline.config.check.groups import (
     check_sampler,
 )
 from pipeline.config.check.runs import check_autoencoder, check_train
+from pipeline.config.check.steering import check_guide_of_eval, check_guide_of_sample
 from pipeline.config.values.bounds import check_bounds, require, some_text
 from pipeline.config.values.rules import parse_rules
 from pipeline.config.values.times import limit_seconds
@@ -181,6 +182,7 @@ def check_eval(config: c.EvalRunConfig) -> None:
         require(len(values) > 0, f"{name}=[]: one or more is wanted, such as {example}")
         require(len(set(values)) == len(values), f"{name}=[{','.join(map(str, values))}]: one is given twice")
     check_guidance(config.guidance, config.guidance_low, config.guidance_high, config.rescale)
+    check_guide_of_eval(config)
 
 
 def check_sample(config: c.SampleConfig) -> None:
@@ -206,6 +208,7 @@ def check_sample(config: c.SampleConfig) -> None:
         config.mask == () or config.image != (),
         "mask is given without image: give image=FILE, the picture of which the mask hides a part",
     )
+    check_guide_of_sample(config)
 
 
 def check_export(config: c.ExportConfig) -> None:

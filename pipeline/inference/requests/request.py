@@ -101,7 +101,7 @@ class Requests(ABC):
 
     def _refuse_keys(self, config: SampleConfig) -> None:
         """Raise ConfigError for keys that the task does not take, and for those that it lacks."""
-        taken = takes(self.task)
+        taken = [*takes(self.task), *config.guide.asks]
         given = {"negative": config.negative, "noise": config.noise}
         for key in [*config.asked, *(key for key, value in given.items() if value)]:
             if key == "prompt" and not any(config.prompt):
