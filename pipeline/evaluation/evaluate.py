@@ -27,14 +27,14 @@ from pipeline.evaluation.figures import figures_of, standard_error
 from pipeline.evaluation.judging import Judging, Rows
 from pipeline.evaluation.measure import clip_identity, clip_scores
 from pipeline.evaluation.metrics.fid import Statistics
+from pipeline.evaluation.records import Records
 from pipeline.evaluation.reference import Reference, load_reference
-from pipeline.evaluation.steering import RecordSteering
+from pipeline.evaluation.steering import RecordSteering, Together
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import Judge, make_judge
 from pipeline.evaluation.validation import Validation, load_validation
 from pipeline.inference.packed import pack
 from pipeline.inference.pictures import conditionings, draw
-from pipeline.inference.steering.per_batch import joined
 from pipeline.inference.trained import build_denoiser, load_encoders
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.first_stage import FirstStage
@@ -69,6 +69,7 @@ class _Part:
     features: list[tuple[list[int], Tensor]]
     similarities: dict[int, float]
     rows: Rows
+    steering: list[Rows]
     pictures: dict[int, tuple[np.ndarray, str, np.ndarray | None]]
     not_finite: int
 
@@ -101,11 +102,11 @@ class Evaluator:
         self.validation, self.first_stage = validation, first_stage
         self.diffusion, self.task = diffusion, judge.task.name
         self.tower = tower if judge.task.takes_text else None
-        self.judging = Judging(judge, validation, first_stage, seed)
+        records = Records(validation, first_stage)
+        self.judging = Judging(judge, records, seed)
+        self.steering = Together(steering, lambda own: Judging(own, records, seed))
         self.reference, self.features, self.perceptual = reference, features, judge.perceptual
         self.grid, self.seed, self.thorough, self.world = grid, seed, thorough, world or World()
-        self.steering = tuple(steering)
-        self.steering_facts = {name: fact for one in self.steering for name, fact in one.facts.items()}
         if reference is not None:
             assert features is not None, "a reference needs its feature network"
             reference.require(validation.contract, features, "the reference")
@@ -159,7 +160,7 @@ class Evaluator:
             "perceptual": (str(card.judge.get("perceptual_sha256", "")), perceptual.sha256 if perceptual else ""),
             "CLIP": (card.clip.get("image_sha256", ""), self.tower.image_sha256 if self.tower else ""),
             "weights": (card.weights_sha256, weights_sha256 if card.weights_sha256 else ""),
-            "steering": (said(card.steering), said(self.steering_facts)),
+            "steering": (said(card.steering), said(self.steering.facts)),
         }
         return [
             f"{name}: {_short(name, on_card)} on the card, {_short(name, loaded)} here"
@@ -174,12 +175,14 @@ class Evaluator:
 
     def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig, stopped: Callable[[], bool]) -> _Part:
         """Sample and judge this rank's batches."""
-        part = _Part(None if self.features is None else Statistics.empty(self.features.width), [], {}, Rows(), {}, 0)
-        judging, judge, device = self.judging, self.judging.judge, self.world.device
+        judging, judge, steering, device = self.judging, self.judging.judge, self.steering, self.world.device
+        statistics = None if self.features is None else Statistics.empty(self.features.width)
+        part = _Part(statistics, [], {}, Rows(), steering.rows(), {}, 0)
         for numbers in self._batches(images, sampler.batch):
             if stopped():
                 raise Interrupted("the evaluation was stopped; the same command makes it anew")
             given = judging.given(numbers, images)
+            steered = steering.given(numbers, given, images)
             batch = denoiser.task.prepare(
                 judging.batch(numbers, images, device), self.seed, torch.tensor(numbers, device=device), training=False
             )
@@ -195,9 +198,10 @@ class Evaluator:
                 self.validation.contract.latent_shape,
                 device,
                 null,
-                joined(one.hooks(numbers, given) for one in self.steering),
+                steering.hooks(numbers, steered),
             )
             part.not_finite += not_finite
+            drawn = steering.finish(part.steering, numbers, drawn, steered, images)
             judging.add(part.rows, numbers, drawn, given, images)
             pictures = judge.finish(drawn, given)
             for row, i in enumerate(numbers):
@@ -233,7 +237,7 @@ class Evaluator:
         rows = Rows()
         for part in parts:
             rows.merge(part.rows)
-        metrics |= self.judging.figures(rows)
+        metrics |= self.judging.figures(rows) | self.steering.figures([part.steering for part in parts])
         same_clip = (
             self.reference is not None
             and self.tower is not None
@@ -276,7 +280,7 @@ class Evaluator:
             rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
             device=self.world.device.type,
             judge=self.judging.facts(images),
-            steering=self.steering_facts,
+            steering=self.steering.facts,
         )
 
 

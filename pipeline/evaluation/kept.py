@@ -61,8 +61,8 @@ def full_name(evaluator: Evaluator, images: int, sampler: SamplerConfig, weights
     }
     if evaluator.perceptual is not None:  # names of evaluations without it are as they were
         facts["perceptual"] = evaluator.perceptual.sha256
-    if evaluator.steering_facts:
-        facts["steering"] = evaluator.steering_facts
+    if evaluator.steering.facts:
+        facts["steering"] = evaluator.steering.facts
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     name = f"-{features.name}" if features and has_features else ""
     return f"{short_name(images, evaluator.seed, sampler, weights)}{name}-{digest}"
