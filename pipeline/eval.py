@@ -34,6 +34,7 @@ from pipeline.evaluation import beside
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
+from pipeline.evaluation.guides import RecordGuides, guide_of
 from pipeline.evaluation.kept import full_name, kept_card, weights_digest
 from pipeline.evaluation.reconstruction import runs as autoencoders
 from pipeline.evaluation.reference import load_reference
@@ -67,6 +68,8 @@ def main(config: EvalRunConfig) -> int:
     if config.from_card:
         return reproduce(config)
     if isinstance(load_any_run(config.run).config, AutoencoderConfig):
+        if config.guide.weights:
+            raise ConfigError(f"guide={','.join(config.guide.weights)}: {config.run} is an autoencoder's, which draws none")
         measured = autoencoders.evaluate_run(config)
         show(autoencoders.table(measured), end="")
         show(measured.line())
@@ -123,13 +126,15 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     """Load what the evaluations of one checkpoint share; last comes the hash of its weights. measured: against the
     reference, where there is one."""
     device = pick_device(config.device)
-    trained = load_trained(config.run, config.at, config.weights, config.ema)
-    run = trained.info.config
+    info = load_run(config.run)  # its weights are read once all that is asked for is known to be possible
+    run = info.config
     val = config.data.val or run.data.val
     if not val:
         raise ConfigError(f"{config.run} has no data.val: give the dataset that is sampled for with data.val=")
     storage = open_storage(val)
     manifest = load_manifest(storage)
+    guides = RecordGuides(config.guide, info, manifest.contract, val)
+    trained = load_trained(config.run, config.at, config.weights, config.ema)
     require_match(trained.contract, manifest.contract, f"data.val={val}")
     if manifest.digest in dataset_digests(trained.info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
@@ -138,7 +143,8 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     if tower is not None and "text" in run.task.members:
         empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     sha256 = weights_digest(trained.state)
-    denoiser = trained.denoiser(empty_LD, device, packed=True)
+    steering = guides.steering(first_stage, tower, config.seed, device)
+    denoiser = trained.denoiser(empty_LD, device, packed=not any(one.gradients for one in steering))
     reference = (config.reference or run.eval.reference) if measured else ""
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
@@ -146,8 +152,9 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     perceptual = config.perceptual or run.eval.perceptual
     require_perceived(run.task, perceptual, "perceptual")
     judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
+    reads = tuple(dict.fromkeys((*judge.reads, *guides.reads)))
     evaluator = Evaluator(
-        validation=load_validation(storage, manifest, judge.reads, max(config.images, GRID), tower),
+        validation=load_validation(storage, manifest, reads, max(config.images, GRID), tower),
         first_stage=first_stage,
         tower=tower,
         diffusion=run.diffusion,
@@ -158,6 +165,7 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
         seed=config.seed,
         thorough=True,
         world=World(device=device),
+        steering=steering,
     )
     return trained, evaluator, denoiser, sha256
 
@@ -179,6 +187,7 @@ def reproduce(config: EvalRunConfig) -> int:
     )
     if card.features is not None and not config.features:
         card_config = replace(card_config, features=card.features["name"])  # type: ignore[arg-type]
+    card_config = replace(card_config, guide=guide_of(card.steering, config.guide))
     if not config.perceptual:
         card_config = replace(card_config, perceptual=perceptual_of(card, run))
     trained, evaluator, denoiser, sha256 = prepare(card_config, measured=card.reference is not None)

@@ -7,9 +7,9 @@ counts alone. Names that this version does not know are passed over.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pipeline.config.tasks.found import all_figures
 from pipeline.config.values.bounds import Between
@@ -119,6 +119,42 @@ class Step:
 @dataclass(frozen=True)
 class _Steps:
     steps: tuple[Step, ...]
+
+
+class Evaluated(Protocol):
+    """An evaluation of a run (run.py)."""
+
+    n: int
+    name: str
+    metrics: dict[str, Any]
+    card: dict[str, Any]
+
+
+E = TypeVar("E", bound=Evaluated)
+MOST_PLAIN, MOST_STEERED = 4, 6
+"""Rows of evaluations whose pictures stand side by side, and of each those that were steered."""
+WEIGHTS = ("guide.classifier", "guide.clip", "guide.image")
+
+
+def steered_beside_plain(evaluations: Sequence[E]) -> list[tuple[E, list[E]]]:
+    """Evaluations by `latentmill eval` of a model alone, each with those of the same weights, noise and sampler whose
+    images were given something besides (card.json, steering)."""
+    groups: dict[str, tuple[list[E], list[E]]] = {}
+    for e in evaluations:
+        if e.name:
+            made = [e.card.get(name) for name in ("sampler", "steps", "guidance_settings", "seed", "weights")]
+            key = repr((e.n, e.metrics.get("images"), e.metrics.get("guidance"), made))
+            groups.setdefault(key, ([], []))[_is_steered(e.card.get("steering"))].append(e)
+    pairs = [(plain[0], steered[-MOST_STEERED:]) for plain, steered in groups.values() if plain and steered]
+    return pairs[-MOST_PLAIN:]
+
+
+def _is_steered(steering: Any) -> bool:
+    """Whether images were given something: a weight of 0 is a guide that measures and does not lead."""
+    facts = steering if isinstance(steering, Mapping) else {}
+    weights = [facts[name] for name in WEIGHTS if name in facts]
+    others = [name for name in facts if not name.startswith("guide.")]
+    return any(weights) or bool(others)
 
 
 def is_number(value: Any) -> bool:

@@ -80,6 +80,12 @@ INPAINT = (
     Figure("psnr_outside", "PSNR outside", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2),
     ST_LPIPS,
 )
+GUIDED = (
+    Figure(
+        "guide_consistency", "Consistency with the target", "dB, mean over pictures", "higher", "mean", True, digits=2
+    ),
+)
+"""Of any task, where a guide leads to pictures; captions and classes have the figures of their tasks."""
 OF_CODES = (
     Figure("codes_used", "Codes used", "share of the codebook", "higher", "pooled"),
     Figure("perplexity", "Perplexity of codes", "codes, were they used evenly", "higher", "pooled", digits=1),

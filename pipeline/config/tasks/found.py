@@ -13,6 +13,7 @@ from pipeline.config.tasks.figures import (
     CLIP_SCORE,
     FIRST_STAGE,
     FIRST_STAGE_COSTS,
+    GUIDED,
     OF_CODES,
     OF_FEATURES,
     RFID,
@@ -46,9 +47,9 @@ def figures_of(task: TaskConfig) -> tuple[Figure, ...]:
 
 
 def all_figures() -> tuple[Figure, ...]:
-    """The figures of every task in the table's order, those of autoencoders, then the CLIP score."""
+    """The figures of every task in the table's order, those of guides and of autoencoders, then the CLIP score."""
     of_tasks = [figure for facts in TASK_FACTS.values() for figure in facts.figures]
-    named = {figure.name: figure for figure in (*of_tasks, *FIRST_STAGE, *FIRST_STAGE_COSTS)}
+    named = {figure.name: figure for figure in (*of_tasks, *GUIDED, *FIRST_STAGE, *FIRST_STAGE_COSTS)}
     named |= {figure.name: figure for figure in of_tasks}  # these have more names
     return (*named.values(), CLIP_SCORE)
 
