@@ -38,6 +38,7 @@ from pipeline.evaluation.kept import full_name, kept_card, weights_digest
 from pipeline.evaluation.reconstruction import runs as autoencoders
 from pipeline.evaluation.reference import load_reference
 from pipeline.evaluation.reproduced import run_of, verdict
+from pipeline.evaluation.steered.asked import asked_of, keys_of
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
 from pipeline.evaluation.validation import load_validation
@@ -122,16 +123,17 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
 def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Evaluator, Denoiser, str]:
     """Load what the evaluations of one checkpoint share; last comes the hash of its weights. measured: against the
     reference, where there is one."""
-    device = pick_device(config.device)
-    trained = load_trained(config.run, config.at, config.weights, config.ema)
-    run = trained.info.config
+    device, info = pick_device(config.device), load_run(config.run)
+    run, contract = info.config, contract_from_json(info.contract)
     val = config.data.val or run.data.val
     if not val:
         raise ConfigError(f"{config.run} has no data.val: give the dataset that is sampled for with data.val=")
     storage = open_storage(val)
     manifest = load_manifest(storage)
-    require_match(trained.contract, manifest.contract, f"data.val={val}")
-    if manifest.digest in dataset_digests(trained.info.facts):
+    require_match(contract, manifest.contract, f"data.val={val}")
+    asked = asked_of(config, manifest.contract, run.task, f"data.val={val}")
+    trained = load_trained(config.run, config.at, config.weights, config.ema)
+    if manifest.digest in dataset_digests(info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
     first_stage, tower = trained.encoders(device, config.encoders)
     empty_LD = None
@@ -146,8 +148,10 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     perceptual = config.perceptual or run.eval.perceptual
     require_perceived(run.task, perceptual, "perceptual")
     judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
+    reads = dict.fromkeys((*judge.reads, *asked.reads))
+    validation = load_validation(storage, manifest, tuple(reads), max(config.images, GRID), tower)
     evaluator = Evaluator(
-        validation=load_validation(storage, manifest, judge.reads, max(config.images, GRID), tower),
+        validation=validation,
         first_stage=first_stage,
         tower=tower,
         diffusion=run.diffusion,
@@ -158,6 +162,7 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
         seed=config.seed,
         thorough=True,
         world=World(device=device),
+        steering=asked.steering(validation, first_stage),
     )
     return trained, evaluator, denoiser, sha256
 
@@ -177,6 +182,7 @@ def reproduce(config: EvalRunConfig) -> int:
     card_config = replace(
         config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
     )
+    card_config = replace(card_config, **keys_of(card.steering))
     if card.features is not None and not config.features:
         card_config = replace(card_config, features=card.features["name"])  # type: ignore[arg-type]
     if not config.perceptual:

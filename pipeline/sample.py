@@ -20,7 +20,8 @@ from pipeline.inference.picture_file import MOST_PIXELS, encoded, format_of, is_
 from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.requests.captions import Captions
 from pipeline.inference.requests.request import Request, make_requests, sides
-from pipeline.inference.steering.per_batch import Steering, joined
+from pipeline.inference.steering.images import of_images
+from pipeline.inference.steering.per_batch import joined
 from pipeline.inference.trained import load_trained
 from pipeline.log import log, show
 from pipeline.models.tasks.task import Task
@@ -96,7 +97,7 @@ def sample_rows(config: SampleConfig) -> list[Row]:
     first_stage, tower = trained.encoders(device, config.encoders)
     requests = [asked.encoded(request, first_stage) for request in requests]
     captions = Captions(config, run.task, contract, tower, device)
-    steering: tuple[Steering, ...] = ()
+    steering = of_images(requests, config.strength, first_stage, contract)
     denoiser = trained.denoiser(captions.empty, device, packed=not any(one.gradients for one in steering))
     channels, factor = contract.latent_shape[0], contract.downsampling
     shapes = [(channels, height // factor, width // factor) for width, height in (request.size for request in requests)]
