@@ -34,11 +34,12 @@ from pipeline.evaluation import beside
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
-from pipeline.evaluation.guides import RecordGuides, guide_of
+from pipeline.evaluation.steered.guides import RecordGuides, guide_of
 from pipeline.evaluation.kept import full_name, kept_card, weights_digest
 from pipeline.evaluation.reconstruction import runs as autoencoders
 from pipeline.evaluation.reference import load_reference
 from pipeline.evaluation.reproduced import run_of, verdict
+from pipeline.evaluation.steered.asked import asked_of, keys_of
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
 from pipeline.evaluation.validation import load_validation
@@ -125,26 +126,26 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
 def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Evaluator, Denoiser, str]:
     """Load what the evaluations of one checkpoint share; last comes the hash of its weights. measured: against the
     reference, where there is one."""
-    device = pick_device(config.device)
-    info = load_run(config.run)  # its weights are read once all that is asked for is known to be possible
-    run = info.config
+    device, info = pick_device(config.device), load_run(config.run)
+    run, contract = info.config, contract_from_json(info.contract)
     val = config.data.val or run.data.val
     if not val:
         raise ConfigError(f"{config.run} has no data.val: give the dataset that is sampled for with data.val=")
     storage = open_storage(val)
     manifest = load_manifest(storage)
+    require_match(contract, manifest.contract, f"data.val={val}")
+    asked = asked_of(config, manifest.contract, run.task, f"data.val={val}")
     guides = RecordGuides(config.guide, info, manifest.contract, val)
     trained = load_trained(config.run, config.at, config.weights, config.ema)
-    require_match(trained.contract, manifest.contract, f"data.val={val}")
-    if manifest.digest in dataset_digests(trained.info.facts):
+    if manifest.digest in dataset_digests(info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
     first_stage, tower = trained.encoders(device, config.encoders)
     empty_LD = None
     if tower is not None and "text" in run.task.members:
         empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     sha256 = weights_digest(trained.state)
-    steering = guides.steering(first_stage, tower, config.seed, device)
-    denoiser = trained.denoiser(empty_LD, device, packed=not any(one.gradients for one in steering))
+    guided = guides.steering(first_stage, tower, config.seed, device)
+    denoiser = trained.denoiser(empty_LD, device, packed=not any(one.gradients for one in guided))
     reference = (config.reference or run.eval.reference) if measured else ""
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
@@ -152,9 +153,10 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     perceptual = config.perceptual or run.eval.perceptual
     require_perceived(run.task, perceptual, "perceptual")
     judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
-    reads = tuple(dict.fromkeys((*judge.reads, *guides.reads)))
+    reads = dict.fromkeys((*judge.reads, *asked.reads, *guides.reads))
+    validation = load_validation(storage, manifest, tuple(reads), max(config.images, GRID), tower)
     evaluator = Evaluator(
-        validation=load_validation(storage, manifest, reads, max(config.images, GRID), tower),
+        validation=validation,
         first_stage=first_stage,
         tower=tower,
         diffusion=run.diffusion,
@@ -165,7 +167,7 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
         seed=config.seed,
         thorough=True,
         world=World(device=device),
-        steering=steering,
+        steering=(*asked.steering(validation, first_stage), *guided),
     )
     return trained, evaluator, denoiser, sha256
 
@@ -185,6 +187,7 @@ def reproduce(config: EvalRunConfig) -> int:
     card_config = replace(
         config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
     )
+    card_config = replace(card_config, **keys_of(card.steering))
     if card.features is not None and not config.features:
         card_config = replace(card_config, features=card.features["name"])  # type: ignore[arg-type]
     card_config = replace(card_config, guide=guide_of(card.steering, config.guide))

@@ -20,6 +20,7 @@ from pipeline.inference.picture_file import MOST_PIXELS, encoded, format_of, is_
 from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.requests.captions import Captions
 from pipeline.inference.requests.request import Request, make_requests, sides
+from pipeline.inference.steering.images import of_images
 from pipeline.inference.steering.per_batch import Steering, joined
 from pipeline.inference.steering.rows import Guides
 from pipeline.inference.trained import load_trained
@@ -98,7 +99,10 @@ def sample_rows(config: SampleConfig) -> list[Row]:
     first_stage, tower = trained.encoders(device, config.encoders)
     requests = [asked.encoded(request, first_stage) for request in requests]
     captions = Captions(config, run.task, contract, tower, device)
-    steering: tuple[Steering, ...] = guides.steering(first_stage, tower, device)
+    steering: tuple[Steering, ...] = (
+        *of_images(requests, config.strength, first_stage, contract),
+        *guides.steering(first_stage, tower, device),
+    )
     denoiser = trained.denoiser(captions.empty, device, packed=not any(one.gradients for one in steering))
     channels, factor = contract.latent_shape[0], contract.downsampling
     shapes = [(channels, height // factor, width // factor) for width, height in (request.size for request in requests)]

@@ -45,6 +45,13 @@ class EvalRunConfig:
     """Rescaling of guided predictions, as eval.sampler.rescale of train."""
     batch: Annotated[int, Ge(1)] = 64
     """Images per batch; the images do not depend on it."""
+    strength: Annotated[float, Between(0, 1, "(]")] | None = None
+    """Begin from each record's own picture, as sample's strength, and measure how near the images stay to it; null =
+    from noise."""
+    keep: bool = False
+    """Keep each record's own picture outside of its mask (encode conditions=[...,mask]), as sample's mask does with any
+    model, and measure how near the kept part is before it is put back; not for task=inpaint, which is given the mask
+    itself."""
     reference: str = ""
     """File of reference statistics; "" = the run's own."""
     encoders: EncodersConfig | None = None
@@ -117,9 +124,14 @@ class SampleConfig:
     """task=semantic: a label map, an 8-bit PNG with one channel. The images have its size."""
     image: tuple[str, ...] = ()
     """task=superres: a small image, of which the model makes a large one. task=inpaint: an image, of which the model
-    makes a part anew."""
+    makes a part anew. Any other task: an image to begin from (strength) or to make a part of anew (mask); the images
+    have its size."""
     mask: tuple[str, ...] = ()
-    """task=inpaint: a picture of the image's size, white where the image is made anew."""
+    """A picture of the image's size, white where the image is made anew; elsewhere it stays as it is. task=inpaint was
+    trained for this; models of other tasks, but superres, are held to it while they sample."""
+    strength: Annotated[float, Between(0, 1, "(]")] | None = None
+    """Begin from image instead of from noise: the share of the denoising steps that are taken. Little changes near 0,
+    and nearly all at 1; null = begin from noise. Not for task=superres."""
     noise: Annotated[int, Between(0, 999)] = 0
     """task=superres with task.noise: level of the noise that is added to the small image, at most that of training. The
     model, which is told the level, then follows the image's faults less; 0 = none."""

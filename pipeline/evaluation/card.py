@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, get_args
 
@@ -13,10 +12,9 @@ from pipeline.config import SamplerName
 from pipeline.config.tasks.found import BOUNDS, present
 from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
-from pipeline.parsing.text import one_line
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
-from pipeline.report.parsed import FILE_BYTES, checked_figures
+from pipeline.report.parsed import FILE_BYTES, checked_figures, said
 
 FORMAT = 1
 GUIDANCE_SETTINGS = ("guidance_low", "guidance_high", "rescale")
@@ -166,7 +164,7 @@ def parse_card(data: bytes) -> Card:
         "clip without the hash of its image tower": "image_sha256" not in card.clip
         and bool(card.clip or not card.judge),
         "a judge that is none": not all(map(_is_fact, card.judge.values())),
-        "steering that is none": not all(map(_is_setting, card.steering.values())),
+        "steering that is none": not all(_is_setting(*item) for item in card.steering.items()),
         "features without name, hash and resize": card.features is not None
         and not {"name", "sha256", "resize"} <= card.features.keys(),
         "a reference without its hash and number of images": card.reference is not None
@@ -187,15 +185,14 @@ def _is_fact(value: Any) -> bool:
     return all(type(v) in (bool, str) for v in values) and all(len(v) <= NAME for v in values if type(v) is str)
 
 
-def _is_setting(value: Any) -> bool:
-    """Whether a value is a fact, or a number or a list of numbers."""
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether a value can be one of a key of `latentmill eval` that steers images, or the hash of what it reads."""
+    if name == "strength":
+        return type(value) is float and 0 < value <= 1
+    if name == "keep":
+        return value is True
     values = value if type(value) is list else [value]
     return _is_fact(value) or all(type(v) in (int, float) and math.isfinite(v) for v in values)
-
-
-def said(steering: Mapping[str, Any]) -> str:
-    """What images were given besides their conditioning, in words; "" for nothing."""
-    return one_line(", ".join(f"{name} {value}" for name, value in sorted(steering.items())))
 
 
 def _is_positive(text: str) -> bool:

@@ -21,7 +21,7 @@ from pipeline.config.tasks.figures import CLIP_SCORE
 from pipeline.data.format.manifest import Manifest, load_manifest
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted
-from pipeline.evaluation.card import Card, said
+from pipeline.evaluation.card import Card
 from pipeline.evaluation.features.networks import Features, load_features
 from pipeline.evaluation.figures import figures_of, standard_error
 from pipeline.evaluation.judging import Judging, Rows
@@ -41,6 +41,7 @@ from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.perceptual.loaded import load_perceptual
 from pipeline.models.tasks.choose import make_task
+from pipeline.report.parsed import said
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -206,7 +207,8 @@ class Evaluator:
             pictures = judge.finish(drawn, given)
             for row, i in enumerate(numbers):
                 if i < self.grid:
-                    part.pictures[i] = pictures[row], judge.words(given, row), judge.show(given, row)
+                    described = steering.described(steered, row, judge.words(given, row), judge.show(given, row))
+                    part.pictures[i] = (pictures[row], *described)
             if part.statistics is not None and self.features is not None:
                 features = self.features(pictures)
                 part.statistics.add(features)

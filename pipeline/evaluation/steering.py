@@ -57,6 +57,18 @@ class Together:
         """The hooks of all of them. given: as `given` says."""
         return joined(one.hooks(numbers, own) for one, own in zip(self._all, given, strict=True))
 
+    def described(
+        self, given: Sequence[Given], i: int, words: str, shown: np.ndarray | None
+    ) -> tuple[str, np.ndarray | None]:
+        """What image i of the batch was given, in words and as a picture: what the task says, and what the judge of
+        each says beside it; as a picture the first that there is."""
+        said = [words]
+        for judging, own in zip(self._judging, given, strict=True):
+            if judging is not None:
+                said.append(judging.judge.words(own, i))
+                shown = judging.judge.show(own, i) if shown is None else shown
+        return ", ".join(dict.fromkeys(filter(None, said))), shown
+
     def rows(self) -> list[Rows]:
         """Nothing counted by the judge of each."""
         return [Rows() for _ in self._all]

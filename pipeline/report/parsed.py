@@ -14,6 +14,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 from pipeline.config.tasks.found import all_figures
 from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
+from pipeline.parsing.text import one_line
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 
@@ -80,10 +81,16 @@ class CardFacts:
     captions: dict[str, Any] = field(default_factory=dict)
     reference: dict[str, Any] | None = None
     judge: dict[str, Any] = field(default_factory=dict)
+    steering: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
     pictures: dict[str, Any] = field(default_factory=dict)
     perceptual: dict[str, Any] = field(default_factory=dict)
     vae_sha256: str = ""
+
+
+def said(steering: Mapping[str, Any]) -> str:
+    """What a card says that images were given besides their conditioning, in words; "" for nothing."""
+    return one_line(", ".join(name if value is True else f"{name} {value}" for name, value in sorted(steering.items())))
 
 
 @dataclass(frozen=True, kw_only=True)

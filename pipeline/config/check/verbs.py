@@ -15,6 +15,7 @@ from pipeline.config.check.groups import (
     check_guidance,
     check_mix,
     check_sampler,
+    check_start,
 )
 from pipeline.config.check.runs import check_autoencoder, check_train
 from pipeline.config.check.steering import check_guide_of_eval, check_guide_of_sample
@@ -182,6 +183,8 @@ def check_eval(config: c.EvalRunConfig) -> None:
         require(len(values) > 0, f"{name}=[]: one or more is wanted, such as {example}")
         require(len(set(values)) == len(values), f"{name}=[{','.join(map(str, values))}]: one is given twice")
     check_guidance(config.guidance, config.guidance_low, config.guidance_high, config.rescale)
+    for steps in config.steps:
+        check_start(config.strength, steps)
     check_guide_of_eval(config)
 
 
@@ -208,6 +211,11 @@ def check_sample(config: c.SampleConfig) -> None:
         config.mask == () or config.image != (),
         "mask is given without image: give image=FILE, the picture of which the mask hides a part",
     )
+    require(
+        config.strength is None or config.image != (),
+        f"strength={config.strength} is given without image: give image=FILE, the picture to begin from",
+    )
+    check_start(config.strength, config.sampler.steps)
     check_guide_of_sample(config)
 
 

@@ -17,7 +17,7 @@ from pipeline.diffusion.hooks import Hooks
 from pipeline.errors import ConfigError, ContractMismatch
 from pipeline.evaluation.measure import clip_identity
 from pipeline.evaluation.steering import RecordSteering
-from pipeline.evaluation.tasks.guided import CaptionJudge, LedClassJudge, LikenessJudge
+from pipeline.evaluation.steered.judges import CaptionJudge, LedClassJudge, LikenessJudge
 from pipeline.evaluation.tasks.judge import Given, Judge
 from pipeline.inference.steering.guide import Guide, classifier_contract, make_guides, require_clip
 from pipeline.inference.steering.rows import read_mask
