@@ -39,6 +39,14 @@ class RecordSteering(ABC):
         what belongs to it."""
         return drawn
 
+    def words(self, given: Given, i: int) -> str:
+        """What it gave image i of the batch, in words; "" for nothing that can be said."""
+        return ""
+
+    def show(self, given: Given, i: int) -> np.ndarray | None:
+        """The same as a picture (H, W, 3) uint8 of the images' size; None where that is no picture."""
+        return None
+
 
 class Together:
     """Everything that steers the images of an evaluation, in order. judging: makes what a judge needs."""
@@ -60,13 +68,12 @@ class Together:
     def described(
         self, given: Sequence[Given], i: int, words: str, shown: np.ndarray | None
     ) -> tuple[str, np.ndarray | None]:
-        """What image i of the batch was given, in words and as a picture: what the task says, and what the judge of
-        each says beside it; as a picture the first that there is."""
+        """What image i of the batch was given, in words and as a picture: what the task says, and what each of them
+        says beside it; as a picture the first that there is."""
         said = [words]
-        for judging, own in zip(self._judging, given, strict=True):
-            if judging is not None:
-                said.append(judging.judge.words(own, i))
-                shown = judging.judge.show(own, i) if shown is None else shown
+        for one, own in zip(self._all, given, strict=True):
+            said.append(one.words(own, i))
+            shown = one.show(own, i) if shown is None else shown
         return ", ".join(dict.fromkeys(filter(None, said))), shown
 
     def rows(self) -> list[Rows]:

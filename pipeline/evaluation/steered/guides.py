@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.config import GuideConfig, TrainConfig
@@ -35,7 +36,7 @@ class RecordGuide(RecordSteering):
     def __init__(
         self, guide: Guide, judge: Judge, wanted: Callable[[Given], Sequence[Any]], facts: Mapping[str, Any]
     ) -> None:
-        self.judge, self._guide, self._wanted = judge, guide, wanted
+        self.judge, self._judge, self._guide, self._wanted = judge, judge, guide, wanted
         self.gradients = guide.reads_network and guide.weight != 0
         self._facts = {f"guide.{guide.name}": guide.weight} | {f"guide.{name}": fact for name, fact in facts.items()}
 
@@ -45,6 +46,12 @@ class RecordGuide(RecordSteering):
 
     def hooks(self, numbers: Sequence[int], given: Given) -> Hooks:
         return self._guide.hooks(numbers, self._wanted(given))
+
+    def words(self, given: Given, i: int) -> str:
+        return self._judge.words(given, i)
+
+    def show(self, given: Given, i: int) -> np.ndarray | None:
+        return self._judge.show(given, i)
 
 
 class RecordGuides:

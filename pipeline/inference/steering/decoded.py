@@ -15,7 +15,7 @@ class Decoded:
     """
 
     def __init__(self, first_stage: FirstStage) -> None:
-        self._stage = first_stage.float32()
+        self._stage = first_stage
         self._of: Tensor | None = None
         self._pictures: Tensor | None = None
 
@@ -23,5 +23,6 @@ class Decoded:
         """Scaled latents (B, C, h, w) -> pictures (B, 3, H, W) float32, -1 to 1 and beyond: what is clamped would have
         no gradient."""
         if self._of is not x0_BCHW or self._pictures is None:
-            self._of, self._pictures = x0_BCHW, self._stage.decode_with_gradient(x0_BCHW)
+            # Gradients of 16-bit decoders underflow.
+            self._of, self._pictures = x0_BCHW, self._stage.float32().decode_with_gradient(x0_BCHW)
         return self._pictures
