@@ -1,6 +1,7 @@
 """latentmill eval: a checkpoint's FID, CLIP score and its task's figures, each with a card that says how it was made.
 
-Of an autoencoder's run: how near its reconstructions are (evaluation/reconstruction/).
+Of an autoencoder's run: how near its reconstructions are (evaluation/reconstruction/). Of a classifier's: how often it
+is right, by noise level (evaluation/classifier.py).
 
 With from_card the figures of a card are made again, and compared.
 One evaluation for each sampler, number of steps and guidance scale; several draw the curve of FID against CLIP score
@@ -30,7 +31,7 @@ from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.signals import SCHEDULER, StopRequest
 from pipeline.distributed.world import World, pick_device
 from pipeline.errors import ConfigError, NotFound, ParseError, RunError, WeightsError
-from pipeline.evaluation import beside
+from pipeline.evaluation import beside, classifier
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
@@ -68,12 +69,18 @@ def main(config: EvalRunConfig) -> int:
         return evaluate_pending(config)
     if config.from_card:
         return reproduce(config)
-    if isinstance(load_any_run(config.run).config, AutoencoderConfig):
-        if config.guide.weights:
-            raise ConfigError(f"guide={','.join(config.guide.weights)}: {config.run} is an autoencoder's, which draws none")
+    trained = load_any_run(config.run).config
+    if config.guide.weights and not (isinstance(trained, TrainConfig) and trained.task.draws):
+        raise ConfigError(f"guide={','.join(config.guide.weights)}: {config.run} draws no pictures: leave guide out")
+    if isinstance(trained, AutoencoderConfig):
         measured = autoencoders.evaluate_run(config)
         show(autoencoders.table(measured), end="")
         show(measured.line())
+        return 0
+    if isinstance(trained, TrainConfig) and not trained.task.draws:
+        classified = classifier.evaluate_run(config)
+        show(classifier.table(classified), end="")
+        show(classified.line())
         return 0
     dest = f"{config.run.rstrip('/')}/{page.DEFAULT_DEST}"
     if len(settings(config)) > 1:
@@ -265,6 +272,8 @@ def _as_training(info: RunInfo[RunConfig], device: torch.device) -> autoencoders
     if isinstance(info.config, AutoencoderConfig):
         return autoencoders.in_training(info.config, info.storage, world)
     assert isinstance(info.config, TrainConfig)
+    if not info.config.task.draws:
+        return classifier.in_training(info.config, info.storage, world)
     train = info.config.data.train
     cache = open_storage(train)
     manifest = load_manifest(cache)

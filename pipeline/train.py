@@ -1,4 +1,5 @@
-"""latentmill train: read the configuration, build the run's parts, and train to the last sample.
+"""latentmill train: read the configuration, build the run's parts, and train to the last sample. A denoiser is built
+here, a classifier in training/classifying.py.
 
 Started again with the same configuration, it resumes from the newest commit, on any number of ranks and any ZeRO stage;
 of a finished run it says that it is finished. On Ctrl-C, SIGTERM and SIGUSR1 it commits first and exits with 75.
@@ -7,20 +8,18 @@ of a finished run it says that it is finished. On Ctrl-C, SIGTERM and SIGUSR1 it
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
-from pipeline.config.loading.merge import to_stored
 from pipeline.distributed.exits import leave
 from pipeline.runs.directory import committed
 from pipeline.runs.stored import read_facts
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.training import life
+from pipeline.training.classifying import CLASSIFIER
 from pipeline.training.inputs import DiffusionData, open_data
 from pipeline.training.life import Kind, describe_run, require_compiler
 
@@ -31,26 +30,27 @@ if TYPE_CHECKING:
     from pipeline.distributed.world import World
     from pipeline.models.denoiser import Denoiser
     from pipeline.runs.lease import Lease
+    from pipeline.training.engines.base import Engine
+    from pipeline.training.evaluations import Validate
+    from pipeline.training.objectives.base import Objective
 
 
 def main(config: TrainConfig) -> int:
     """The verb. Returns the exit status; raises LatentmillError."""
-    return life.main(config, KIND)
+    return life.main(config, KIND if config.task.draws else CLASSIFIER)
 
 
 def train(config: TrainConfig, world: World) -> None:
     """Train as one rank of a world that is there."""
-    life.train(config, world, KIND)
+    life.train(config, world, KIND if config.task.draws else CLASSIFIER)
 
 
 def train_on(data: DiffusionData, config: TrainConfig, world: World, lease: Lease | None) -> None:
-    """Build everything else and train. lease: the run's, on rank 0; None on other ranks."""
+    """Build a denoiser and everything else, and train. lease: the run's, on rank 0; None on other ranks."""
     from pipeline.models.denoiser import Denoiser
     from pipeline.models.encoders.latents import Latents
     from pipeline.planning.flops import image_flops
-    from pipeline.tracking.tracker import Tracker
-    from pipeline.training.assembly import make_trainer
-    from pipeline.training.engines.choose import make_engine
+    from pipeline.training.assembly import train_network
     from pipeline.training.evaluations import evaluation, validation_loss
     from pipeline.training.inputs import Inputs
     from pipeline.training.objectives.diffusion import DiffusionObjective
@@ -71,38 +71,20 @@ def train_on(data: DiffusionData, config: TrainConfig, world: World, lease: Leas
     if config.compile:
         require_compiler(world.device.type)
         denoiser.unet.compile_blocks()
-    engine = make_engine(denoiser, config, world)
-    settings = to_stored(config)
-    with (
-        tempfile.TemporaryDirectory(prefix="latentmill-") as folder,
-        Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
-        evaluation(config, run, world, data.manifest, data.empty, tracker) as evaluate,
-    ):
+
+    def objective_of(engine: Engine) -> tuple[Objective, Validate | None]:
         inputs = Inputs(Latents.of(contract), data.task, config.seed, text_encoder(config, contract, world))
         flops = image_flops(config.model, config.task.channels(contract))
         objective = DiffusionObjective(config.diffusion, config.task.drop, engine=engine, inputs=inputs, flops=flops)
-        trainer = make_trainer(
-            config,
-            world=world,
-            engine=engine,
-            stream_from=lambda n: data.stream_from(start_n=n),
-            objective=objective,
-            run=run,
-            folder=Path(folder),
-            tracker=tracker,
-            manifests=data.manifests,
-            mixture=data.mixture,
-            evaluate=evaluate,
-            validation=validation_loss(config, objective, inputs),
-            validate_every=config.eval.loss_every,
-            fence=lease.require_held if lease else None,
-        )
-        if lease:
-            lease.progress = lambda: trainer.n
-        try:
-            trainer.run()
-        finally:
-            engine.destroy()
+        return objective, validation_loss(config, objective, inputs)
+
+    train_network(
+        *(config, data, world, lease),
+        module=denoiser,
+        evaluation=lambda tracker: evaluation(config, run, world, data.manifest, data.empty, tracker),
+        objective_of=objective_of,
+        validate_every=config.eval.loss_every,
+    )
 
 
 def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Callable[[Tensor], Tensor] | None:

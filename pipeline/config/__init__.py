@@ -51,6 +51,7 @@ from pipeline.config.run import (
 from pipeline.config.steering import GuideConfig
 from pipeline.config.tasks.base import TaskConfig
 from pipeline.config.tasks.kinds import (
+    ClassifierTask,
     ClassTask,
     InpaintTask,
     LayoutTask,
@@ -85,6 +86,7 @@ __all__ = [
     "AutoencoderConfig",
     "CheckpointConfig",
     "ClassTask",
+    "ClassifierTask",
     "ClusterConfig",
     "DataConfig",
     "DataVerbConfig",

@@ -29,6 +29,13 @@ class Objective:
         self.process, self.prediction = make_process(config, device), make_prediction(config)
         self.distance = LOSSES[config.loss]
 
+    def network_input(self, x0_BCHW: Tensor, noise_BCHW: Tensor, time_B: Tensor) -> tuple[Tensor, Tensor]:
+        """What a network is given at times of draw_times: the noisy latent (B, C, h, w), scaled for it, and its
+        timestep input (B,)."""
+        alpha, sigma = self.process.at(time_B)
+        x_t = add_noise(x0_BCHW, noise_BCHW, alpha, sigma)
+        return self.prediction.scale(x_t, sigma), self.process.timestep_input(time_B)
+
     def loss(
         self, denoise: Callable[[Tensor, Tensor], Tensor], x0_BCHW: Tensor, noise_BCHW: Tensor, time_B: Tensor
     ) -> Tensor:
@@ -38,9 +45,8 @@ class Objective:
         denoise(x, timestep_B): the network's output. x0, noise: (B, C, h, w) float32. time_B: times of draw_times.
         """
         alpha, sigma = self.process.at(time_B)
-        x_t = add_noise(x0_BCHW, noise_BCHW, alpha, sigma)
         target = self.prediction.target(x0_BCHW, noise_BCHW, alpha, sigma)
-        output = denoise(self.prediction.scale(x_t, sigma), self.process.timestep_input(time_B)).float()
+        output = denoise(*self.network_input(x0_BCHW, noise_BCHW, time_B)).float()
         loss = self.distance(output - target).mean(dim=(1, 2, 3))
         if gamma := self.config.min_snr_gamma:
             loss = loss * min_snr_weight(self.config.prediction, gamma, alpha, sigma).view(-1)

@@ -50,11 +50,21 @@ DENSITIES = {"uniform": uniform, "logit_normal": logit_normal, "log_normal": log
 def draw_times(seed: int, numbers_B: Tensor, config: DiffusionConfig) -> Tensor:
     """The times (B,) of the samples numbered `numbers_B` (int64), on that tensor's device, in the units of the
     configuration's process: int64 in [0, T) for the discrete process, else float32: t for flow, sigma for edm."""
-    word = WORDS[config.timestep_sampling](seed, numbers_B)
+    return times_of(WORDS[config.timestep_sampling](seed, numbers_B), config)
+
+
+def quarter_times(seed: int, numbers_B: Tensor, config: DiffusionConfig, quarter: int, quarters: int) -> Tensor:
+    """Times (B,) in one of `quarters` equally likely parts of the noise levels, from 0, the least noise, spread over it
+    at random, in the units of draw_times."""
+    return times_of((independent_words(seed, numbers_B) + (quarter << 32)) // quarters, config)
+
+
+def times_of(word_B: Tensor, config: DiffusionConfig) -> Tensor:
+    """The times (B,) of uniform words (B,) int64 in [0, 2**32), in the units of draw_times."""
     discrete = PROCESSES[config.prediction] == "discrete"
     if discrete and config.timestep_density == "uniform":
-        return (word * config.timesteps) >> 32  # exact: integers only
-    time = DENSITIES[config.timestep_density](word, config.timestep_mean, config.timestep_std)
+        return (word_B * config.timesteps) >> 32  # exact: integers only
+    time = DENSITIES[config.timestep_density](word_B, config.timestep_mean, config.timestep_std)
     if discrete:
         return (time * config.timesteps).long().clamp_(max=config.timesteps - 1)
     return time.float()

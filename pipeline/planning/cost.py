@@ -1,4 +1,4 @@
-"""The UNet's layers with their FLOPs and parameters, from the configuration and the shapes alone.
+"""The layers of the UNet and of a classifier with their FLOPs and parameters, from configuration and shapes alone.
 
 A multiply-add of a convolution, a linear layer or one of attention's two products counts as two FLOPs, as in
 torch.utils.flop_counter. Norms, activations and additions are not counted (they move bytes and compute little). The
@@ -7,133 +7,28 @@ latent, the timestep, the context), the second is not computed. Attention's back
 that recompute the scores compute a fifth, which is not counted.
 
 memory.py has the memory that layers keep for the backward pass, and a step's peak memory. This module imports no torch,
-so that a login node can plan a run: it repeats in arithmetic what models/unet/model.py builds, and tests compare the
-two.
+so that a login node can plan a run: it repeats in arithmetic what models/unet/ and models/classifier.py build, and
+tests compare the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ShapeError
 from pipeline.planning.dimensions import depths_of, heads_of
+from pipeline.planning.parts import KINDS as KINDS
+from pipeline.planning.parts import Cost as Cost
+from pipeline.planning.parts import Kind as Kind
+from pipeline.planning.parts import Layer as Layer
+from pipeline.planning.parts import Part as Part
+from pipeline.planning.parts import Piece as Piece
 
-Kind = Literal["conv", "linear", "attention"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A layer with weights, or attention's two products (which have none)."""
-
-    name: str
-    """Name of the module inside its block, such as res.conv1 or attention.blocks.0.attend_self.qkv."""
-    kind: Kind
-    """Kind of operation that computes it."""
-    flops: int
-    """FLOPs of the forward pass."""
-    input_gradient: bool = True
-    """Whether the backward pass computes the gradient of its input."""
-    parameters: int = 0
-    """Weights and biases."""
-
-    @property
-    def backward_flops(self) -> int:
-        """FLOPs of the backward pass: for the gradients of weights and input, or for the two factors of each of
-        attention's two products."""
-        return self.flops * (1 + self.input_gradient)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """One occurrence in the network of a row of the memory tables (memory.py), with the sizes that the tables refer
-    to."""
-
-    row: str
-    """Row of the tables: embed, conv_in, res, project_in, self, cross, feed, project_out, pixel, down, up, res_down,
-    res_up or out."""
-    layers: tuple[Layer, ...]
-    """Its layers in the order in which they run."""
-    norms: int = 0
-    """Parameters of its norms."""
-    x: int = 0
-    """Elements of its input: B H W in_width."""
-    h: int = 0
-    """Elements of its output: B H W width."""
-    c: int = 0
-    """Elements of the context at the piece's width: B L width."""
-    rows: int = 0
-    """Tokens: B H W."""
-    heads: int = 0
-    """Attention heads times tokens."""
-    dropout: bool = False
-    """Whether it has dropout."""
-    scale_shift: bool = False
-    """Whether the timestep scales and shifts its second norm."""
-
-    @property
-    def parameters(self) -> int:
-        return self.norms + sum(layer.parameters for layer in self.layers)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A module of the network that runs as a whole: a block, which can be recomputed, or a module between blocks."""
-
-    name: str  # as in UNet.named_modules(): encoder.0.blocks.1
-    pieces: tuple[Piece, ...]
-    block: bool = False
-
-    @property
-    def layers(self) -> list[Layer]:
-        return [layer for piece in self.pieces for layer in piece.layers]
-
-    @property
-    def parameters(self) -> int:
-        return sum(piece.parameters for piece in self.pieces)
-
-    @property
-    def recompute_flops(self) -> int:
-        """FLOPs of recomputing what the block keeps: its forward pass without the last layer, whose output is not
-        kept."""
-        return sum(layer.flops for layer in self.layers[:-1])
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a UNet at one batch size and latent size."""
-
-    parts: tuple[Part, ...]  # in the order in which they run
-    inputs: int = 0
-    """Elements of the network's inputs: the noisy latent and the context."""
-
-    @cached_property
-    def parameters(self) -> int:
-        """Number of parameters: weights, biases and norms."""
-        return sum(part.parameters for part in self.parts)
-
-    def forward_flops(self) -> dict[Kind, int]:
-        """FLOPs of one forward pass, by kind of operation."""
-        return _by_kind((layer.kind, layer.flops) for part in self.parts for layer in part.layers)
-
-    def training_flops(self, recomputed: Collection[str] = ()) -> dict[Kind, int]:
-        """FLOPs of forward and backward pass, by kind of operation. recomputed: names of the blocks that the backward
-        pass computes again."""
-        recomputed_flops = [(layer.kind, layer.flops) for part in self.named(recomputed) for layer in part.layers[:-1]]
-        step_flops = [
-            (layer.kind, layer.flops + layer.backward_flops) for part in self.parts for layer in part.layers
-        ]  # the optimizer's few FLOPs per parameter are left out
-        return _by_kind(step_flops + recomputed_flops)
-
-    def named(self, names: Collection[str]) -> list[Part]:
-        """The blocks with these names, in the order in which they run."""
-        blocks = [part for part in self.parts if part.block and part.name in names]
-        assert len(blocks) == len(set(names)), f"blocks that the network does not have are among {sorted(names)}"
-        return blocks
+Pool = Literal["attention", "mean"]
+"""How a classifier pools positions (config/tasks/kinds.py)."""
 
 
 def unet_cost(
@@ -151,17 +46,31 @@ def unet_cost(
     in_channels: including channels that the task concatenates; None = config.in_channels. context_gradient: whether the
     context has a gradient. Raises ShapeError when height or width cannot be halved at every level.
     """
+    require_stride(config, height, width)
+    walk = Walk(config, batch, height * width, context_length, context_gradient)
+    channels = in_channels or config.in_channels
+    inputs = batch * (height * width * channels + context_length * config.context_width)
+    return Cost((*walk.encoder(channels), *walk.decoder()), inputs)
+
+
+def classifier_cost(config: ModelConfig, classes: int, pool: Pool, batch: int, height: int, width: int) -> Cost:
+    """The classifier of `config` and of so many classes (models/classifier.py) on latents (batch, in_channels, height,
+    width). Raises ShapeError when height or width cannot be halved at every level."""
+    require_stride(config, height, width)
+    walk = Walk(config, batch, height * width, 0, False)
+    parts = (*walk.encoder(config.in_channels), walk.pooling(classes, pool))
+    return Cost(parts, batch * height * width * config.in_channels)
+
+
+def require_stride(config: ModelConfig, height: int, width: int) -> None:
+    """Raise ShapeError when latents of this size cannot be halved at every level."""
     stride = 2 ** (len(config.multipliers) - 1)
     if height % stride or width % stride:
         raise ShapeError(f"latents of {height}x{width}: height and width must be multiples of {stride}")
-    walk = _Walk(config, batch, height * width, context_length, context_gradient)
-    channels = in_channels or config.in_channels
-    inputs = batch * (height * width * channels + context_length * config.context_width)
-    return Cost(tuple(walk.network(channels)), inputs)
 
 
 @dataclass(frozen=True)
-class _Walk:
+class Walk:
     """Goes through the network in the order in which it runs, with the sizes of one batch."""
 
     config: ModelConfig
@@ -170,44 +79,64 @@ class _Walk:
     tokens: int  # tokens of a context
     context_gradient: bool
 
-    def network(self, in_channels: int) -> Iterable[Part]:
-        """All parts of the network, in order."""
+    @property
+    def levels(self) -> list[tuple[int, int, int]]:
+        """Pixels of an image, width, and transformer blocks of each level."""
         config = self.config
-        widths = [config.channels * multiplier for multiplier in config.multipliers]
-        pixels = [self.pixels // 4**level for level in range(len(widths))]
-        by_level = depths_of(config)
-        depths = [depth if 2**level in config.attention else 0 for level, depth in enumerate(by_level)]
+        return [
+            (self.pixels // 4**level, config.channels * multiplier, depth if 2**level in config.attention else 0)
+            for level, (multiplier, depth) in enumerate(zip(config.multipliers, depths_of(config), strict=True))
+        ]
 
+    def encoder(self, in_channels: int) -> Iterable[Part]:
+        """The parts up to the middle blocks, in order."""
+        config, levels = self.config, self.levels
         yield self._embeddings()
-        rows = self.batch * self.pixels
-        conv = self._conv("conv_in", rows, 9, in_channels, widths[0], input_gradient=False)
-        yield Part("conv_in", (Piece(row="conv_in", layers=(conv,), x=rows * in_channels, h=rows * widths[0]),))
-
-        width, skips = widths[0], [widths[0]]
-        for level, level_width in enumerate(widths):
+        rows, width = self.batch * self.pixels, levels[0][1]
+        conv = self._conv("conv_in", rows, 9, in_channels, width, input_gradient=False)
+        yield Part("conv_in", (Piece(row="conv_in", layers=(conv,), x=rows * in_channels, h=rows * width),))
+        for level, (pixels, level_width, depth) in enumerate(levels):
             for i in range(config.blocks):
-                yield self._block(f"encoder.{level}.blocks.{i}", pixels[level], width, level_width, depths[level])
+                yield self._block(f"encoder.{level}.blocks.{i}", pixels, width, level_width, depth)
                 width = level_width
-                skips.append(width)
-            if level < len(widths) - 1:
-                yield Part(f"encoder.{level}.resample", (self._resample("down", pixels[level + 1], width),))
-                skips.append(width)
-        for i, depth in enumerate((by_level[-1], 0)):
-            yield self._block(f"middle.{i}", pixels[-1], width, width, depth)
-        for decoder_level, (level, level_width) in enumerate(reversed(list(enumerate(widths)))):
+            if level < len(levels) - 1:
+                yield Part(f"encoder.{level}.resample", (self._resample("down", pixels // 4, width),))
+        for i, depth in enumerate((depths_of(config)[-1], 0)):
+            yield self._block(f"middle.{i}", levels[-1][0], width, width, depth)
+
+    def decoder(self) -> Iterable[Part]:
+        """The parts after the middle blocks, in order."""
+        config, levels = self.config, self.levels
+        skips = [levels[0][1]]
+        for level, (_, level_width, _) in enumerate(levels):
+            skips += [level_width] * (config.blocks + (level < len(levels) - 1))
+        width = levels[-1][1]
+        for decoder_level, (level, (pixels, level_width, depth)) in enumerate(reversed(list(enumerate(levels)))):
             for i in range(config.blocks + 1):
                 in_width = width + skips.pop()
-                yield self._block(
-                    f"decoder.{decoder_level}.blocks.{i}", pixels[level], in_width, level_width, depths[level]
-                )
+                yield self._block(f"decoder.{decoder_level}.blocks.{i}", pixels, in_width, level_width, depth)
                 width = level_width
             if level > 0:
-                yield Part(f"decoder.{decoder_level}.resample", (self._resample("up", pixels[level - 1], width),))
-
+                yield Part(f"decoder.{decoder_level}.resample", (self._resample("up", pixels * 4, width),))
         rows = self.batch * self.pixels
         conv = self._conv("conv_out", rows, 9, width, config.out_channels)
         piece = Piece(row="out", layers=(conv,), norms=2 * width, x=rows * width, h=rows * config.out_channels)
         yield Part("conv_out", (piece,))
+
+    def pooling(self, classes: int, pool: Pool) -> Part:
+        """What a classifier makes of the middle blocks' output: logits of so many classes."""
+        pixels, width, _ = self.levels[-1]
+        out = self._linear("pool.out", self.batch, width, classes)
+        rows = self.batch * pixels
+        if pool == "mean":
+            return Part("pool", (Piece(row="mean", layers=(out,), norms=2 * width, x=rows * width),))
+        layers = (
+            self._linear("pool.kv", rows, width, 2 * width),
+            self._linear("pool.q", self.batch, width, width),
+            self._attention("pool", 1, pixels, width),
+            out,
+        )
+        return Part("pool", (Piece(row="pool", layers=layers, norms=2 * width, x=rows * width),))
 
     def _embeddings(self) -> Part:
         """The embeddings of timestep and vector, one row per sample."""
@@ -341,10 +270,3 @@ class _Walk:
             parameters=weights + bias * out_width,
             input_gradient=input_gradient,
         )
-
-
-def _by_kind(flops_by_kind: Iterable[tuple[Kind, int]]) -> dict[Kind, int]:
-    totals: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-    for kind, flops in flops_by_kind:
-        totals[kind] += flops
-    return totals

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import ClassifierTask, RunConfig, TrainConfig
 from pipeline.config.tasks.base import Cache
 from pipeline.errors import ConfigError
-from pipeline.planning.cost import unet_cost
-from pipeline.planning.memory import Precision, peak_bytes, recompute, state_bytes
+from pipeline.planning.cost import Cost, classifier_cost, unet_cost
+from pipeline.planning.memory import Precision, peak_bytes, recomputed_blocks, state_bytes
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,16 @@ def fit(config: TrainConfig, cache: Cache, world: int, precision: Precision) -> 
     Raises ConfigError when the activations cannot fit model.activation_gb.
     """
     _, height, width = cache.latent_shape
-    length = config.task.tokens(cache)
     share = config.optim.batch // world
     micro = config.optim.micro_batch or share
-    model = replace(config.model, in_channels=config.model.in_channels + config.task.channels(cache))
-    cost = unet_cost(model, micro, height, width, length)
+    cost = cost_of(config, cache, micro)
     recomputed: tuple[str, ...] = ()
     if config.model.checkpointing:
         recomputed = tuple(part.name for part in cost.parts if part.block)
     elif config.model.activation_gb:
         budget = round(config.model.activation_gb * 1e9)
-        recomputed = recompute(model, micro, height, width, length, budget, precision)
+        what = f"{micro} latents of {height}x{width}"
+        recomputed = recomputed_blocks(cost, budget, precision, what, config.model.name)
     stage = config.deepspeed.stage if config.deepspeed.engine == "deepspeed" else 0
     state = state_bytes(cost.parameters, precision, stage, world)
     peak = peak_bytes(
@@ -65,6 +64,16 @@ def fit(config: TrainConfig, cache: Cache, world: int, precision: Precision) -> 
         peak + further_averages - offloaded,
         len(recomputed),
     )
+
+
+def cost_of(config: TrainConfig, cache: Cache, batch: int) -> Cost:
+    """What a run trains, on `batch` latents of a cache, without what a task learns beside the UNet."""
+    _, height, width = cache.latent_shape
+    task = config.task
+    if isinstance(task, ClassifierTask):
+        return classifier_cost(config.model, task.classes(cache), task.pool, batch, height, width)
+    model = replace(config.model, in_channels=config.model.in_channels + task.channels(cache))
+    return unet_cost(model, batch, height, width, task.tokens(cache))
 
 
 def precision_of(config: RunConfig, gpus: bool) -> Precision:

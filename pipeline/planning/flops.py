@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.planning.cost import unet_cost
+from pipeline.planning.cost import Pool, classifier_cost, unet_cost
 
 PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -38,6 +38,16 @@ def image_flops(config: ModelConfig, extra_channels: int = 0) -> Flops:
     def flops(shape: tuple[int, ...], context: int) -> int:
         length = context if config.context_width else 0
         return sum(unet_cost(config, 1, shape[1], shape[2], length).training_flops().values())
+
+    return flops
+
+
+def classifier_flops(config: ModelConfig, classes: int, pool: Pool) -> Flops:
+    """The same, of a latent in a classifier."""
+
+    @lru_cache
+    def flops(shape: tuple[int, ...], context: int) -> int:
+        return sum(classifier_cost(config, classes, pool, 1, shape[1], shape[2]).training_flops().values())
 
     return flops
 

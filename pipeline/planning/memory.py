@@ -1,4 +1,4 @@
-"""The memory of training the UNet: activations for the backward pass, weights, gradients and optimizer state.
+"""The memory of training the UNet or a classifier: activations for the backward pass, weights, gradients, optimizer.
 
 The two tables below are all that this module assumes of the layers (models/unet/layers.py): when a layer keeps more or
 less, its row changes here, and tests say which one. Everything else is arithmetic over planning/cost.py. Imports no
@@ -17,7 +17,7 @@ from typing import Literal
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
-from pipeline.planning.cost import Cost, Part, Piece, unet_cost
+from pipeline.planning.cost import Cost, Part, Piece, Pool, classifier_cost, unet_cost
 
 Precision = Literal["fp32", "bf16"]
 BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
@@ -73,6 +73,10 @@ KEPT: dict[str, Tensors] = {
     "res_up": Tensors(x=1, h=3),
     # The norm's input and the convolution's.
     "out": Tensors(x=2),
+    # A classifier's: the norm's input and output; k and v.
+    "pool": Tensors(x=4),
+    # The norm's input.
+    "mean": Tensors(x=1),
     # An autoencoder's: the image with a further row and column of zeros.
     "pad_down": Tensors(x=1),
     # An autoencoder's: the small image, and the folded weight (both are its x).
@@ -107,6 +111,8 @@ WORKING: dict[str, Tensors] = {
     "res_down": Tensors(x=2, h=2),
     "res_up": Tensors(x=2, h=2),
     "out": Tensors(x=1),
+    "pool": Tensors(x=3),
+    "mean": Tensors(x=2),
     "pad_down": Tensors(x=2, h=1),
     "folded_up": Tensors(h=2),
     "judge": Tensors(x=1, h=2),
@@ -155,19 +161,41 @@ def recompute(
     budget_bytes: int,
     precision: Precision = "bf16",
 ) -> tuple[str, ...]:
-    """The blocks to compute again so that activations fit the budget: names as in UNet.named_modules(), in order.
+    """`recomputed_blocks` of the UNet."""
+    cost = unet_cost(config, batch, height, width, context_length)
+    return recomputed_blocks(cost, budget_bytes, precision, f"{batch} latents of {height}x{width}", config.name)
+
+
+@lru_cache
+def recompute_classifier(
+    config: ModelConfig,
+    classes: int,
+    pool: Pool,
+    batch: int,
+    height: int,
+    width: int,
+    budget_bytes: int,
+    precision: Precision = "bf16",
+) -> tuple[str, ...]:
+    """`recomputed_blocks` of a classifier."""
+    cost = classifier_cost(config, classes, pool, batch, height, width)
+    return recomputed_blocks(cost, budget_bytes, precision, f"{batch} latents of {height}x{width}", config.name)
+
+
+def recomputed_blocks(cost: Cost, budget_bytes: int, precision: Precision, what: str, model: str) -> tuple[str, ...]:
+    """The blocks to compute again so that activations fit the budget: names as in Network.named_modules(), in order.
 
     It takes the blocks that free the most bytes per recomputed FLOP first, then drops those that turn out not to be
-    needed. Raises ConfigError, which says how much is missing, when recomputing all blocks is not enough.
+    needed. what, model: the input and the network in the message. Raises ConfigError, which says how much is missing,
+    when recomputing all blocks is not enough.
     """
-    cost = unet_cost(config, batch, height, width, context_length)
     blocks = [part for part in cost.parts if part.block]
     block_names = [part.name for part in blocks]
     lowest_bytes = activation_bytes(cost, precision, block_names)
     if lowest_bytes > budget_bytes:
         raise ConfigError(
-            f"activations of {batch} latents of {height}x{width} need {lowest_bytes / 1e9:.3g} GB with every block of "
-            f"model={config.name} recomputed: {(lowest_bytes - budget_bytes) / 1e9:.3g} GB more than the budget of "
+            f"activations of {what} need {lowest_bytes / 1e9:.3g} GB with every block of "
+            f"model={model} recomputed: {(lowest_bytes - budget_bytes) / 1e9:.3g} GB more than the budget of "
             f"{budget_bytes / 1e9:.3g} GB; lower optim.micro_batch"
         )
 
@@ -304,7 +332,9 @@ def peak_bytes(
 
 
 def _skips(cost: Cost) -> dict[str, str]:
-    """For each block of the decoder, by name, the part whose output its skip brings."""
+    """For each block of the decoder, by name, the part whose output its skip brings; {} without a decoder."""
     sources = [p.name for p in cost.parts if p.name == "conv_in" or p.name.startswith("encoder.")]
     targets = [p.name for p in cost.parts if p.block and p.name.startswith("decoder.")]
+    if not targets:
+        return {}
     return dict(zip(targets, reversed(sources), strict=True))

@@ -274,14 +274,27 @@ def load_any_run(url: str) -> RunInfo[RunConfig]:
 
 
 def load_run(url: str) -> RunInfo[TrainConfig]:
-    """The same, of a diffusion model. Raises RunError also for an autoencoder's run."""
+    """The same, of a diffusion model. Raises RunError also for the run of an autoencoder or a classifier."""
     run = load_any_run(url)
     if isinstance(run.config, TrainConfig):
+        if not run.config.task.draws:
+            raise RunError(
+                f"{url} is the run of a classifier, which draws no pictures: guide=classifier guide.run={url} guides "
+                "another run by it, eval measures it"
+            )
         return RunInfo(run.storage, run.config, run.facts)
     raise RunError(
         f"{url} is the run of an autoencoder, which draws no pictures: latentmill export makes a folder of it for "
         "encoders.vae=, eval measures it"
     )
+
+
+def load_classifier_run(url: str) -> RunInfo[TrainConfig]:
+    """The same, of a classifier. Raises RunError also for a run that draws pictures, or of an autoencoder."""
+    run = load_any_run(url)
+    if isinstance(run.config, TrainConfig) and not run.config.task.draws:
+        return RunInfo(run.storage, run.config, run.facts)
+    raise RunError(f"{url} is not the run of a classifier: latentmill train task=classifier makes one")
 
 
 def load_autoencoder_run(url: str) -> RunInfo[AutoencoderConfig]:

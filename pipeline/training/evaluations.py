@@ -85,6 +85,21 @@ def first_stage_evaluation(
 
 
 @contextmanager
+def classifier_evaluation(
+    config: TrainConfig, run: Storage, world: World, tracker: Tracker
+) -> Iterator[Evaluate | None]:
+    """The function that has a classifier's weights evaluated at n on the records of data.val, as `evaluation`."""
+
+    def load() -> Evaluate:
+        from pipeline.evaluation.classifier import in_training
+
+        return world.together(lambda: in_training(config, run, world))
+
+    with _where_it_is(config, run, world, tracker, load) as evaluate:
+        yield evaluate
+
+
+@contextmanager
 def _where_it_is(
     config: RunConfig, run: Storage, world: World, tracker: Tracker, load: Callable[[], Evaluate]
 ) -> Iterator[Evaluate | None]:

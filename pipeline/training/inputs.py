@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Inputs:
     """What is made of a batch. latents: how z is made of the cache's array. task: what draws variants and noise of the
-    conditions. seed: of these draws. text_of: ids (b, L) -> text states (b, L, D), where the cache holds ids alone and
-    the task reads states; else None."""
+    conditions; None where they are taken as they are. seed: of these draws. text_of: ids (b, L) -> text states
+    (b, L, D), where the cache holds ids alone and the task reads states; else None."""
 
     latents: Latents
-    task: Task
+    task: Task | None
     seed: int
     text_of: Callable[[Tensor], Tensor] | None = None
 
@@ -54,6 +54,8 @@ class Inputs:
         """What the task reads: text states in place of ids, and what is drawn for each sample number (b,)."""
         if self.text_of is not None:
             tensors["text"] = self.text_of(tensors.pop("tokens"))
+        if self.task is None:
+            return tensors
         return self.task.prepare(tensors, seed, numbers, sides=self.latents.shape(images)[1:])
 
 
@@ -95,11 +97,25 @@ def open_data(config: TrainConfig, run: Storage, world: World) -> DiffusionData:
     cache, manifest = dataset.parts[0].storage, dataset.parts[0].manifest
     contract = manifest.contract
     empty = empty_caption(cache, manifest)
-    check_against_contract(config, manifest, validation)
-    check_mixture(config, [part.manifest for part in dataset.parts])
+    require_fitting(config, dataset, validation)
     task = make_task(config.task, config.model, contract, empty)
     members = stored_members(config.task, contract)
     return DiffusionData(*streamed(config, dataset, validation, members, world), task, empty)
+
+
+def open_labelled(config: TrainConfig, run: Storage, world: World) -> Data:
+    """Open the datasets of a classifier, as one rank. Raises LatentmillError where they do not fit, or are not
+    there."""
+    dataset, validation = datasets(config, run, world)
+    require_fitting(config, dataset, validation)
+    members = stored_members(config.task, dataset.parts[0].manifest.contract)
+    return Data(*streamed(config, dataset, validation, members, world))
+
+
+def require_fitting(config: TrainConfig, dataset: Dataset, validation: Manifest | None) -> None:
+    """Raise ContractMismatch where caches do not fit the model, the task or each other."""
+    check_against_contract(config, dataset.parts[0].manifest, validation)
+    check_mixture(config, [part.manifest for part in dataset.parts])
 
 
 def datasets(config: RunConfig, run: Storage, world: World) -> tuple[Dataset, Manifest | None]:

@@ -9,6 +9,7 @@ from pipeline import config as c
 from pipeline.config.run import WIDEST
 from pipeline.config.tasks.figures import OF_FEATURES, RFID, SHORTCUT, ST_LPIPS
 from pipeline.config.tasks.found import figures_of_run, require_perceived
+from pipeline.config.tasks.kinds import CaptionedTask
 from pipeline.config.values.bounds import require
 from pipeline.config.values.places import place
 
@@ -122,8 +123,9 @@ def check_task(task: c.TaskConfig, model: c.ModelConfig) -> None:
         )
     require(
         task.droppable or task.drop == 0,
-        f"task.drop={task.drop:g} with {name}: there is nothing that it could do without (task.text=true drops "
-        "captions); set task.drop=0",
+        f"task.drop={task.drop:g} with {name}: there is nothing that it could do without"
+        + (" (task.text=true drops captions)" if isinstance(task, CaptionedTask) else "")
+        + "; set task.drop=0",
     )
     for misfit in task.misfits(model):
         require(False, misfit)

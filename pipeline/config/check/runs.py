@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline import config as c
+from pipeline.config.check.classifier import check_classifier
 from pipeline.config.check.first_stage import check_first_stage
 from pipeline.config.check.groups import (
     check_checkpoint,
@@ -68,7 +69,7 @@ def check_train(config: c.TrainConfig) -> None:
         not config.compile or engine.stage <= 2 or engine.engine == "torch",
         "compile=true goes with ZeRO stage 2 at most: stage 3 gathers weights inside of what would be compiled",
     )
-    check_evaluation(config)
+    (check_evaluation if config.task.draws else check_classifier)(config)
 
 
 def check_autoencoder(config: c.AutoencoderConfig) -> None:

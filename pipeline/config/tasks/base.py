@@ -1,4 +1,4 @@
-"""What every task says of itself without PyTorch: what it reads, and how it enters the UNet."""
+"""What every task says of itself without PyTorch: what is trained, what it reads, and how it enters the UNet."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Cache(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """Conditioning of the UNet (conf/task/*.yaml); the keys besides these depend on the task."""
+    """Conditioning of the UNet, or a classifier in its place (conf/task/*.yaml); the keys besides these depend on the
+    task."""
 
     name: str = "text"
     """The task."""
@@ -63,7 +64,7 @@ class TaskConfig:
     def kinds(cls) -> dict[str, type[TaskConfig]]:
         """The dataclass of each task, by the name that chooses it."""
         table = importlib.import_module("pipeline.config.tasks.table")  # which is made of these dataclasses
-        return {name: facts.config for name, facts in table.TASK_FACTS.items()}
+        return {name: basics.config for name, basics in table.all_tasks().items()}
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -74,6 +75,11 @@ class TaskConfig:
     def conditions(self) -> tuple[str, ...]:
         """What `encode conditions=` must name for it."""
         return ()
+
+    @property
+    def draws(self) -> bool:
+        """Whether what is trained draws pictures: a denoiser."""
+        return True
 
     @property
     def takes_text(self) -> bool:

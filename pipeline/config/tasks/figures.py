@@ -99,6 +99,21 @@ GUIDED = (
 """Of any task, where a guide leads to pictures; captions and classes have the figures of their tasks."""
 STEERED = (*START, *KEPT, *GUIDED)
 """Of what images are given besides their conditioning."""
+QUARTERS = 4
+"""Parts of the noise levels by which a classifier is measured, as often drawn in training as one another."""
+CLASSIFIER = (
+    Figure("accuracy", "Accuracy", "mean over records and noise levels", "higher", "mean"),
+    Figure("cross_entropy", "Cross-entropy", "nats, mean over records and noise levels", "lower", "mean"),
+    *(
+        Figure(f"accuracy_q{i}", f"Accuracy, quarter {i} of the noise", "share of records", "higher", "share")
+        for i in range(1, QUARTERS + 1)
+    ),
+    *(
+        Figure(f"cross_entropy_q{i}", f"Cross-entropy, quarter {i} of the noise", "nats", "lower", "mean")
+        for i in range(1, QUARTERS + 1)
+    ),
+)
+"""Of classifiers of noisy latents. Quarter 1 has the least noise."""
 OF_CODES = (
     Figure("codes_used", "Codes used", "share of the codebook", "higher", "pooled"),
     Figure("perplexity", "Perplexity of codes", "codes, were they used evenly", "higher", "pooled", digits=1),

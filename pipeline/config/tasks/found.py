@@ -21,7 +21,7 @@ from pipeline.config.tasks.figures import (
     STEERED,
     Figure,
 )
-from pipeline.config.tasks.table import TASK_FACTS, TaskFacts
+from pipeline.config.tasks.table import TASK_FACTS, TaskFacts, all_tasks
 from pipeline.config.train import TrainConfig
 from pipeline.config.values.bounds import require
 
@@ -31,8 +31,13 @@ method's, and of the same pictures judged by what the next image was given."""
 
 
 def facts_of(task: TaskConfig) -> TaskFacts:
-    """The row of a task."""
+    """The row of a task that draws pictures."""
     return TASK_FACTS[task.name]
+
+
+def own_figures(task: TaskConfig) -> tuple[Figure, ...]:
+    """The figures of a task's row, whatever it is."""
+    return all_tasks()[task.name].figures
 
 
 def found(place: str) -> Any:
@@ -42,14 +47,17 @@ def found(place: str) -> Any:
 
 
 def figures_of(task: TaskConfig) -> tuple[Figure, ...]:
-    """Every figure that an evaluation of the task may have: its own, the CLIP score, and those of features."""
-    return (*facts_of(task).figures, *((CLIP_SCORE,) if task.takes_text else ()), *OF_FEATURES)
+    """Every figure that an evaluation of the task may have: its own, and of pictures the CLIP score and those of
+    features."""
+    if not task.draws:
+        return own_figures(task)
+    return (*own_figures(task), *((CLIP_SCORE,) if task.takes_text else ()), *OF_FEATURES)
 
 
 def all_figures() -> tuple[Figure, ...]:
-    """The figures of every task in the table's order, those of what steers images, those
-    of autoencoders, then the CLIP score."""
-    of_tasks = [figure for facts in TASK_FACTS.values() for figure in facts.figures]
+    """The figures of every task in the table's order, those of what steers images, those of autoencoders, then the CLIP
+    score."""
+    of_tasks = [figure for basics in all_tasks().values() for figure in basics.figures]
     named = {figure.name: figure for figure in (*of_tasks, *STEERED, *FIRST_STAGE, *FIRST_STAGE_COSTS)}
     named |= {figure.name: figure for figure in of_tasks}  # these have more names
     return (*named.values(), CLIP_SCORE)
@@ -68,7 +76,7 @@ def require_perceived(task: TaskConfig, perceptual: str, key: str) -> None:
         f"{key}= is empty: give st-alex, st-vgg, a file or a URL, or none",
     )
     require(
-        perceptual == "none" or ST_LPIPS in facts_of(task).figures,
+        perceptual == "none" or ST_LPIPS in own_figures(task),
         f"{key}={perceptual} with task={task.name}, whose evaluations compare no pictures: leave it out ({key}=none)",
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pipeline.config.tasks.base import Cache, TaskConfig
 from pipeline.config.values.bounds import Between, Ge
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,3 +215,28 @@ class InpaintTask(CaptionedTask):
 
     def channels(self, cache: Cache) -> int:
         return 1 + cache.latent_shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTask(TaskConfig):
+    """The class of a noisy latent, in place of a picture (Dhariwal & Nichol 2021, section 4)."""
+
+    name: Literal["classifier"] = "classifier"
+    """classifier: a network that draws nothing, but knows the class of a noisy latent, with which a model of the same
+    latents is guided. It is the encoder half of the UNet that `model` describes."""
+    pool: Literal["attention", "mean"] = "attention"
+    """How positions become one vector. attention: their mean attends to them (Dhariwal & Nichol 2021, without embedded
+    positions, so that any size of latents will do). mean: their mean."""
+
+    members = ("cond.class",)
+    conditions = ("class",)
+    draws = False
+    droppable = False
+
+    @staticmethod
+    def classes(cache: Cache) -> int:
+        """Number of classes of a cache. Raises ConfigError where it has none."""
+        facts = cache.conditions.classes
+        if facts is None:
+            raise ConfigError("task=classifier needs a cache with classes: encode it with conditions=[class]")
+        return facts.count

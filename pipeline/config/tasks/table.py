@@ -15,25 +15,31 @@ from pipeline.config.tasks.base import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskFacts:
-    """Where to find what a task is."""
+class TaskBasics:
+    """What every task has, also one whose network draws no pictures."""
 
     config: type[TaskConfig]
     """Its keys, and what it reads and gives (kinds.py)."""
+    figures: tuple[f.Figure, ...] = ()
+    """Figures that judge it; the first that an evaluation has is what "best" means."""
+    recipe: str
+    """The experiment that trains it on captioned shapes in minutes (conf/experiment/)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts(TaskBasics):
+    """Where to find what a task is whose network draws pictures."""
+
     network: str
     """Its module, which turns a batch into the UNet's inputs (models/tasks/)."""
     judge: str
     """What computes the figures that judge its pictures, and how they are shown (evaluation/tasks/)."""
-    figures: tuple[f.Figure, ...] = ()
-    """These figures; the first that an evaluation has is what "best" means."""
     requests: str
     """What `latentmill sample` may be asked for (inference/requests/)."""
     asks: tuple[str, ...]
     """Keys of `latentmill sample` by which it is asked."""
     export: str
     """What other software can hold of it (interchange/tasks/)."""
-    recipe: str
-    """The experiment that trains it on captioned shapes in minutes (conf/experiment/)."""
 
 
 TASK_FACTS: dict[str, TaskFacts] = {
@@ -57,4 +63,14 @@ TASK_FACTS: dict[str, TaskFacts] = {
         ("inpaint", "inpaint", "Inpaint", kinds.InpaintTask, f.INPAINT, ("image", "mask", "prompt", "negative")),
     )
 }
-"""The facts of every task, by its name in `task=`."""
+"""The facts of every task that draws pictures, by its name in `task=`."""
+
+WITHOUT_PICTURES: dict[str, TaskBasics] = {
+    "classifier": TaskBasics(config=kinds.ClassifierTask, figures=f.CLASSIFIER, recipe="shapes_classifier"),
+}
+"""The tasks whose networks draw none, by the same names. Only training and evaluations know them."""
+
+
+def all_tasks() -> dict[str, TaskBasics]:
+    """Every task, by its name."""
+    return {**TASK_FACTS, **WITHOUT_PICTURES}

@@ -16,10 +16,12 @@ from pipeline.data.format.contract import Contract
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.diffusion.hooks import Hooks
 from pipeline.errors import ConfigError, ContractMismatch
+from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import clip_identity
 from pipeline.evaluation.steering import RecordSteering
 from pipeline.evaluation.steered.judges import CaptionJudge, LedClassJudge, LikenessJudge
 from pipeline.evaluation.tasks.judge import Given, Judge
+from pipeline.inference.classifier import load_classifier
 from pipeline.inference.steering.guide import Guide, classifier_contract, make_guides, require_clip
 from pipeline.inference.steering.rows import read_mask
 from pipeline.models.encoders.first_stage import FirstStage
@@ -88,10 +90,9 @@ class RecordGuides:
         """What makes the hooks of an evaluation's images."""
         classifier = None
         if "classifier" in self._judges:
-            from pipeline.inference.classifier import load_classifier
-
             classifier = load_classifier(self._config.run, at=self._config.at, device=device)
-            self._facts["classifier"]["classifier_sha256"] = classifier.weights_sha256[:DIGITS]
+            sha256 = weights_digest(classifier.network.state_dict())
+            self._facts["classifier"]["classifier_sha256"] = sha256[:DIGITS]
         if "clip" in self._judges and tower is not None:
             self._facts["clip"]["clip_sha256"] = hashlib.sha256(clip_identity(tower).encode()).hexdigest()[:DIGITS]
         guides = make_guides(self._config, first_stage, tower, classifier, seed, device)

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from pipeline.config import DiffusionConfig, GuideConfig, TrainConfig
+from pipeline.config import DiffusionConfig, GuideConfig
 from pipeline.data.format.contract import Contract, require_match
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.diffusion.hooks import NO_HOOKS, Hooks, Score, Steer
 from pipeline.diffusion.process import noise_facts
-from pipeline.errors import ConfigError, ContractMismatch, RunError
+from pipeline.errors import ConfigError, ContractMismatch
 from pipeline.inference.steering.classifier import Classifier, ClassifierScore
 from pipeline.inference.steering.clip import ClipScore
 from pipeline.inference.steering.decoded import Decoded
 from pipeline.inference.steering.image import ImageScore
 from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
-from pipeline.runs.directory import load_any_run
+from pipeline.runs.directory import load_classifier_run
 
 LATENT_FACTS = ("vae_sha256", "latent_shape", "downsampling", "scale", "shift", "stored")
 """Facts of a cache that a classifier must share with a run whose latents it reads."""
@@ -96,9 +96,7 @@ def classifier_contract(config: GuideConfig, diffusion: DiffusionConfig, contrac
     Raises RunError for what is no run of a classifier, ContractMismatch for one of other latents or noise levels than
     a run of `diffusion` on a cache of `contract`.
     """
-    info, what = load_any_run(config.run), f"guide.run={config.run}"
-    if not isinstance(info.config, TrainConfig) or info.config.task.name != "classifier":
-        raise RunError(f"{what} is no run of a classifier (latentmill train task=classifier)")
+    info, what = load_classifier_run(config.run), f"guide.run={config.run}"
     theirs = contract_from_json(info.contract)
     require_match(contract, theirs, what, LATENT_FACTS)
     mine, others = noise_facts(diffusion), noise_facts(info.config.diffusion)

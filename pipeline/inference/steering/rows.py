@@ -16,6 +16,7 @@ from pipeline.config.steering import ASKED
 from pipeline.data.format.contract import Contract
 from pipeline.diffusion.hooks import Hooks
 from pipeline.errors import ConfigError
+from pipeline.inference.classifier import load_classifier
 from pipeline.inference.requests.captions import warn_of_long
 from pipeline.inference.requests.classes import named
 from pipeline.inference.requests.files import called, picture_size, read_file, read_rgb
@@ -92,8 +93,6 @@ class Guides:
         """What makes the hooks of the images of `shown` requests."""
         classifier = None
         if "classifier" in self._wanted:
-            from pipeline.inference.classifier import load_classifier
-
             classifier = load_classifier(self._guide.run, at=self._guide.at, device=device)
         if "clip" in self._wanted and tower is not None:
             warn_of_long(list(dict.fromkeys(self._wanted["clip"])), tower)
