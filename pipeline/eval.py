@@ -35,12 +35,12 @@ from pipeline.evaluation import beside, classifier
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
-from pipeline.evaluation.steered.guides import RecordGuides, guide_of
 from pipeline.evaluation.kept import full_name, kept_card, weights_digest
 from pipeline.evaluation.reconstruction import runs as autoencoders
 from pipeline.evaluation.reference import load_reference
 from pipeline.evaluation.reproduced import run_of, verdict
 from pipeline.evaluation.steered.asked import asked_of, keys_of
+from pipeline.evaluation.steered.guides import RecordGuides, guide_of
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
 from pipeline.evaluation.validation import load_validation

@@ -114,7 +114,8 @@ class SampleConfig:
     """A caption. Give prompt=... again for another; a caption is taken literally, with commas and brackets. With
     guide=clip of any model."""
     class_: tuple[str, ...] = ()
-    """task=class, and guide=classifier of any model: a class, by number or name, as 3 or [3,7]. Give class=... again for a name with commas."""
+    """task=class, and guide=classifier of any model: a class, by number or name, as 3 or [3,7]. Give class=... again
+    for a name with commas."""
     boxes: tuple[str, ...] = ()
     """task=layout: a JSON file of boxes, [[class, x0, y0, x1, y1], ...], with classes by number or name and edges as
     fractions of the picture."""

@@ -50,8 +50,8 @@ class Evaluation:
     n: samples seen by the weights. name: "" for evaluations inside training, else the name that `latentmill eval` gave
     it. metrics: content of metrics.json. card: what is shown of card.json. grid: PNG bytes, which are read for those
     evaluations alone whose pictures are shown. tiles: content of grid.json; None without a picture. given: PNG bytes of
-    what the pictures were given, in the same tiles, of the last evaluation inside training and of those by `eval`; b"" for
-    no picture.
+    what the pictures were given, in the same tiles, of the last evaluation inside training and of those by `eval`;
+    b"" for no picture.
     """
 
     n: int

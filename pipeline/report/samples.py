@@ -81,8 +81,7 @@ def beside_plain(run: Run) -> str:
         )
         head = "".join(f"<th>{text(name, LONGEST)}</th>" for name in heads)
         parts.append(
-            f"<style>{rules}</style>"
-            f'<div class="scroll"><table class="strip"><tr>{head}</tr>{rows}</table></div>'
+            f'<style>{rules}</style><div class="scroll"><table class="strip"><tr>{head}</tr>{rows}</table></div>'
         )
     return "".join(parts)
 

@@ -68,8 +68,8 @@ def test_a_guide_that_cannot_be_followed_is_refused_in_one_line(words: list[str]
 
 
 def test_eval_takes_no_targets_and_a_card_says_how_its_pictures_were_guided() -> None:
-    with pytest.raises(ConfigError, match="guide.target=a.png: in eval the target is each record's own picture"):
+    with pytest.raises(ConfigError, match=r"guide\.target=a\.png: in eval the target is each record's own picture"):
         load("eval", ["run=r", "guide=image", "guide.target=a.png"])
-    with pytest.raises(ConfigError, match="guide.image with from_card: the card says how images were guided"):
+    with pytest.raises(ConfigError, match=r"guide\.image with from_card: the card says how images were guided"):
         load("eval", ["from_card=c.json", "guide=image"])
     assert load("eval", ["from_card=c.json", "guide.run=c"]).guide.run == "c"

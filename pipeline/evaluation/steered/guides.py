@@ -18,8 +18,8 @@ from pipeline.diffusion.hooks import Hooks
 from pipeline.errors import ConfigError, ContractMismatch
 from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import clip_identity
-from pipeline.evaluation.steering import RecordSteering
 from pipeline.evaluation.steered.judges import CaptionJudge, LedClassJudge, LikenessJudge
+from pipeline.evaluation.steering import RecordSteering
 from pipeline.evaluation.tasks.judge import Given, Judge
 from pipeline.inference.classifier import load_classifier
 from pipeline.inference.steering.guide import Guide, classifier_contract, make_guides, require_clip

@@ -33,7 +33,13 @@ class ClipScore:
     """
 
     def __init__(
-        self, decoded: Decoded, tower: TextTower, captions: Sequence[str], cutouts: int, seed: int, numbers: Sequence[int]
+        self,
+        decoded: Decoded,
+        tower: TextTower,
+        captions: Sequence[str],
+        cutouts: int,
+        seed: int,
+        numbers: Sequence[int],
     ) -> None:
         """captions: one for each image. numbers: of the images."""
         self._decoded, self._tower, self._cutouts, self._seed = decoded, tower, cutouts, seed

@@ -72,9 +72,7 @@ def make_guides(
         "image": lambda numbers, targets: ImageScore(decoded, targets, device),
         "clip": of_captions,
     }
-    return {
-        name: Guide(name, weight, makers[name], name != "classifier") for name, weight in config.weights.items()
-    }
+    return {name: Guide(name, weight, makers[name], name != "classifier") for name, weight in config.weights.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------------
