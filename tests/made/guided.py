@@ -19,10 +19,14 @@ from pipeline.train import describe_run
 from pipeline.training.saver import Stamp
 
 
-def make_classifier(folder: Path, contract: Contract, diffusion: DiffusionConfig | None = None) -> str:
+def make_classifier(
+    folder: Path, contract: Contract, diffusion: DiffusionConfig | None = None, in_channels: int = 4
+) -> str:
     """Writes a run of one commit to `folder`, trained on a cache of this contract; weights are seeded and random.
     Returns its path."""
-    model = ModelConfig(channels=32, multipliers=(1, 2), blocks=1, attention=(2,), heads=2, context_width=0)
+    model = ModelConfig(
+        channels=32, multipliers=(1, 2), blocks=1, attention=(), heads=2, context_width=0, in_channels=in_channels
+    )
     task = ClassifierTask()
     config = TrainConfig(
         run=str(folder),

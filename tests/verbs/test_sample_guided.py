@@ -276,8 +276,8 @@ def test_a_classifier_of_other_latents_noise_or_classes_is_refused(
     with pytest.raises(ConfigError, match="11"):
         sample.sample_rows(ask("unconditional", guide=GuideConfig(classifier=1.0, run=classifier), class_=("11",)))
     v = DiffusionConfig(prediction="v")  # the same x_t
+    guide = GuideConfig(classifier=1.0, run=make_classifier(tmp_path / "v", own, v))
     with pytest.raises(AssertionError, match="weights were read"):
-        guide = GuideConfig(classifier=1.0, run=make_classifier(tmp_path / "v", own, v))
         sample.sample_rows(ask("unconditional", guide=guide, class_=("3",)))
 
 

@@ -32,6 +32,10 @@ DIGITS = 16
 """Hexadecimal digits of a hash on a card's line."""
 
 
+ON_CARDS = ("image", "clip", "classifier", "factor", "grey", "cutouts")
+"""Keys of a guide that cards hold."""
+
+
 class RecordGuide(RecordSteering):
     """One guide. wanted: what it leads the images of a batch to."""
 
@@ -141,6 +145,8 @@ def guide_of(facts: Mapping[str, Any], here: GuideConfig) -> GuideConfig:
         if name in names and not getattr(here, key):
             raise ConfigError(f"the card's pictures were guided with guide.{key}: say with guide.{key}= where it is")
     settings = {name: fact for name, fact in names.items() if not name.endswith("_sha256")}
+    if unknown := [f"guide.{name}" for name in settings if name not in ON_CARDS]:
+        raise ConfigError(f"the card names {', '.join(unknown)}, which is no setting of a guide")
     weights = {name: settings[name] for name in ("image", "clip", "classifier") if name in settings}
     if weights and not any(weights.values()):  # pictures without the guide, measured as guided ones are
         settings |= dict.fromkeys(weights, 1.0) | {"weight": 0.0}
