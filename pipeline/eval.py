@@ -140,7 +140,6 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     if tower is not None and "text" in run.task.members:
         empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     sha256 = weights_digest(trained.state)
-    denoiser = trained.denoiser(empty_LD, device, packed=True)
     reference = (config.reference or run.eval.reference) if measured else ""
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
@@ -150,6 +149,8 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
     reads = dict.fromkeys((*judge.reads, *asked.reads))
     validation = load_validation(storage, manifest, tuple(reads), max(config.images, GRID), tower)
+    steering = asked.steering(validation, first_stage)
+    denoiser = trained.denoiser(empty_LD, device, packed=not any(one.gradients for one in steering))
     evaluator = Evaluator(
         validation=validation,
         first_stage=first_stage,
@@ -162,7 +163,7 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
         seed=config.seed,
         thorough=True,
         world=World(device=device),
-        steering=asked.steering(validation, first_stage),
+        steering=steering,
     )
     return trained, evaluator, denoiser, sha256
 
