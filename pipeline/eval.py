@@ -151,8 +151,6 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     if tower is not None and "text" in run.task.members:
         empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     sha256 = weights_digest(trained.state)
-    guided = guides.steering(first_stage, tower, config.seed, device)
-    denoiser = trained.denoiser(empty_LD, device, packed=not any(one.gradients for one in guided))
     reference = (config.reference or run.eval.reference) if measured else ""
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
@@ -162,6 +160,11 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
     reads = dict.fromkeys((*judge.reads, *asked.reads, *guides.reads))
     validation = load_validation(storage, manifest, tuple(reads), max(config.images, GRID), tower)
+    steering = (
+        *asked.steering(validation, first_stage),
+        *guides.steering(first_stage, tower, config.seed, device),
+    )
+    denoiser = trained.denoiser(empty_LD, device, packed=not any(one.gradients for one in steering))
     evaluator = Evaluator(
         validation=validation,
         first_stage=first_stage,
@@ -174,7 +177,7 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
         seed=config.seed,
         thorough=True,
         world=World(device=device),
-        steering=(*asked.steering(validation, first_stage), *guided),
+        steering=steering,
     )
     return trained, evaluator, denoiser, sha256
 
