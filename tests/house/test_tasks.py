@@ -9,7 +9,7 @@ import pytest
 
 from made.places import REPOSITORY
 from pipeline.config import TaskConfig
-from pipeline.config.tasks.table import TASK_FACTS
+from pipeline.config.tasks.table import TASK_FACTS, WITHOUT_PICTURES, all_tasks
 
 SOURCES = sorted(
     path
@@ -77,11 +77,17 @@ def test_comparisons_of_other_things_are_allowed():
 
 
 def test_the_table_has_the_configured_tasks_under_their_own_names():
-    assert tuple(TASK_FACTS) == tuple(TaskConfig.kinds())
-    for name, facts in TASK_FACTS.items():
+    assert tuple(all_tasks()) == tuple(TaskConfig.kinds())
+    for name, facts in all_tasks().items():
         assert facts.config().name == name
         assert get_args(get_type_hints(facts.config)["name"]) == (name,)
 
 
 def test_every_task_has_a_file_of_its_configuration():
-    assert {path.stem for path in (REPOSITORY / "conf" / "task").glob("*.yaml")} == set(TASK_FACTS)
+    assert {path.stem for path in (REPOSITORY / "conf" / "task").glob("*.yaml")} == set(all_tasks())
+
+
+def test_a_task_is_in_the_table_of_those_that_draw_or_in_the_other() -> None:
+    assert all(facts.config().draws for facts in TASK_FACTS.values())
+    assert not any(basics.config().draws for basics in WITHOUT_PICTURES.values())
+    assert not set(TASK_FACTS) & set(WITHOUT_PICTURES)

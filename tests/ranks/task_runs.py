@@ -18,6 +18,7 @@ from made import toy_task
 from pipeline import train
 from pipeline.config import (
     CheckpointConfig,
+    ClassifierTask,
     ClassTask,
     DataConfig,
     DeepSpeedConfig,
@@ -55,9 +56,11 @@ TASKS: dict[str, tuple[TaskConfig, Literal[2, 3]]] = {
     "text": (TextTask(), 2),
     "text-transformer": (TextTask(encoder="transformer", depth=1, heads=2, head_width=8), 3),
     "toy": (toy_task.ToyTask(drop=0.2), 2),
+    "classifier": (ClassifierTask(), 3),
     "unconditional": (UnconditionalTask(), 2),  # the last one is killed
 }
-"""Name of a run -> its task and ZeRO stage. Layout and the text transformer learn beside the UNet, in stage 3."""
+"""Name of a run -> its task and ZeRO stage. Layout and the text transformer learn beside the UNet, in stage 3; so does
+the classifier, which is no UNet."""
 
 
 class Lost(Exception):
