@@ -20,6 +20,7 @@ from pipeline.diffusion.conditioning import Conditioning
 from pipeline.diffusion.hooks import Steer
 from pipeline.diffusion.levels import Level
 from pipeline.diffusion.sampling import initial_noise, sample
+from pipeline.errors import RunError
 from pipeline.evaluation.measure import clip_scores
 from pipeline.inference.pictures import from_uint8
 from pipeline.inference.steering.classifier import ClassifierScore
@@ -191,7 +192,7 @@ def test_nothing_of_a_steps_graph_is_left_when_the_next_one_begins() -> None:
 
     class Saved:
         def __init__(self, tensor: Tensor) -> None:
-            self.tensor = tensor
+            self.tensor = tensor.detach()  # an output would keep its own graph
             alive.add(self)
 
     def counted(x: Tensor, timestep_B: Tensor, conditioning: Conditioning | None = None) -> Tensor:
@@ -214,6 +215,21 @@ def test_guided_images_do_not_depend_on_their_batch(sampler: Any) -> None:
 
     together = go([0, 1, 2])
     torch.testing.assert_close(torch.cat([go([2]), go([0])]), together[[2, 0]], atol=1e-4, rtol=1e-4)
+
+
+def test_a_network_that_runs_without_gradients_is_an_error_and_no_picture() -> None:
+    """x_0 has a gradient all the same, that of x alone."""
+
+    @torch.no_grad()
+    def without(x: Tensor, timestep_B: Tensor, conditioning: Conditioning | None = None) -> Tensor:
+        return network(x, timestep_B, conditioning)
+
+    noise = initial_noise(0, torch.arange(2), (4, 8, 8))
+    guides = steers(GuideConfig(image=1.0), [0, 1])
+    with pytest.raises(RunError, match="the prediction has no gradient by the image"):
+        sample(without, DiffusionConfig(), noise, Conditioning(), sampler="ddim", steps=4, steer=guides)
+    alone = steers(GuideConfig(classifier=1.0, run="c"), [0, 1])
+    sample(without, DiffusionConfig(), noise, Conditioning(), sampler="ddim", steps=4, steer=alone)
 
 
 def network(x: Tensor, timestep_B: Tensor, conditioning: Conditioning | None = None) -> Tensor:

@@ -103,7 +103,7 @@ def test_images_become_like_a_picture_and_unlike_it_with_the_sign_turned(ask: An
         images_of(ask("unconditional", guide=GuideConfig(image=weight, target=(small,)))) for weight in (1.0, -0.5)
     )
     errors = [error(images, smooth()) for images in (near, plain, far)]
-    assert errors[0] < 0.8 * errors[1] and errors[1] < errors[2], errors
+    assert errors[0] < 0.85 * errors[1] and errors[1] < 0.95 * errors[2], errors
 
 
 @pytest.mark.parametrize("sampler", ["heun", "unipc"])
@@ -126,7 +126,7 @@ def test_guided_images_depend_on_their_row_and_number_and_not_on_batches(
 
 def test_a_caption_leads_a_model_that_reads_none(ask: Any) -> None:
     prompts = ("a large red circle", "a small blue star")
-    plain, led = ask("unconditional"), ask("unconditional", guide=GuideConfig(clip=2.0), prompt=prompts)
+    plain, led = ask("unconditional"), ask("unconditional", guide=GuideConfig(clip=10.0, cutouts=0), prompt=prompts)
     rows = sample.sample_rows(led)
     assert [row.request.label for row in rows] == list(prompts)
     _, tower = asked.encoders()
@@ -291,5 +291,5 @@ def test_packed_weights_are_an_error_and_no_picture(ask: Any, small: str, monkey
     config = ask("unconditional", guide=GuideConfig(image=1.0, target=(small,)))
     denoiser = load_trained(config.run).denoiser(None, packed=True)
     monkeypatch.setattr(trained.Trained, "denoiser", lambda *_, **__: denoiser)
-    with pytest.raises(RunError, match="guide image: its score has no gradient by the image"):
+    with pytest.raises(RunError, match="weights that are packed for prediction have no gradients"):
         sample.sample_rows(config)
