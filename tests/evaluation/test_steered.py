@@ -333,19 +333,6 @@ def test_what_a_task_or_a_cache_does_not_allow_is_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["strength=0"], "strength=0: a number above 0 and at most 1 is wanted"),
-        (["strength=1.5"], "strength=1.5: a number above 0 and at most 1 is wanted"),
-        (["strength=0.1", "steps=[20,5]"], "strength=0.1 of 5 denoising steps is no step: give more steps, or a stren"),
-    ],
-)
-def test_strengths_that_mean_nothing_are_refused_before_the_run_is_read(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        load("eval", ["run=r", *words])
-
-
 def test_masks_that_are_missing_are_said_before_weights_are_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,22 +250,26 @@ def test_the_picture_begins_each_row_with_what_was_given(ask: Ask, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("verb", "words", "message"),
     [
-        (["strength=0.5"], "strength=0.5 is given without image: give image=FILE, the picture to begin from"),
-        (["image=a.png", "strength=0"], "strength=0: a number above 0 and at most 1 is wanted"),
-        (["image=a.png", "strength=1.01"], "strength=1.01: a number above 0 and at most 1 is wanted"),
-        (["image=a.png", "strength=-0.5"], "strength=-0.5: a number above 0 and at most 1 is wanted"),
-        (["image=a.png", "strength=nan"], "strength=nan: a number above 0 and at most 1 is wanted"),
+        ("sample", ["strength=0.5"], "strength=0.5 is given without image: give image=FILE, the picture to begin from"),
+        ("sample", ["image=a.png", "strength=0"], "strength=0: a number above 0 and at most 1 is wanted"),
+        ("sample", ["image=a.png", "strength=1.01"], "strength=1.01: a number above 0 and at most 1 is wanted"),
+        ("sample", ["image=a.png", "strength=nan"], "strength=nan: a number above 0 and at most 1 is wanted"),
+        ("eval", ["strength=-0.5"], "strength=-0.5: a number above 0 and at most 1 is wanted"),
         (
+            "sample",
             ["image=a.png", "strength=0.1", "sampler.steps=6"],
             "strength=0.1 of 6 denoising steps is no step: give more steps, or a strength of at least 0.167",
         ),
+        ("eval", ["strength=0.1", "steps=[20,5]"], "strength=0.1 of 5 denoising steps is no step: give more steps, or"),
     ],
 )
-def test_strengths_that_mean_nothing_are_refused_before_the_run_is_read(words: list[str], message: str) -> None:
+def test_strengths_that_mean_nothing_are_refused_before_the_run_is_read(
+    verb: str, words: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        load("sample", ["run=r", *words])
+        load(verb, ["run=r", *words])
     assert "\n" not in str(caught.value)
 
 
