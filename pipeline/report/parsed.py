@@ -131,10 +131,14 @@ class _Steps:
 class Evaluated(Protocol):
     """An evaluation of a run (run.py)."""
 
-    n: int
-    name: str
-    metrics: dict[str, Any]
-    card: dict[str, Any]
+    @property
+    def n(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def metrics(self) -> dict[str, Any]: ...
+    @property
+    def card(self) -> dict[str, Any]: ...
 
 
 E = TypeVar("E", bound=Evaluated)

@@ -216,9 +216,9 @@ def test_a_card_says_how_pictures_were_guided_and_its_guide_is_found_again(hooks
     assert guide_of(alone.steering, GuideConfig(mask=url)).weights == {"image": 0.0}
     assert guide_of({"strength": 0.5}, GuideConfig(run="c")) == GuideConfig(run="c")
     hostile: list[Mapping[str, Any]] = [{"guide.image": "8"}, {"guide.target": "/etc/passwd"}, {"guide.other": 1.0}]
-    for facts in hostile:
+    for others in hostile:
         with pytest.raises(ConfigError, match="guide"):
-            guide_of(facts, GuideConfig())
+            guide_of(others, GuideConfig())
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_a_classifier_reads_the_noisy_latents_their_level_and_each_images_class(
 def steers(config: GuideConfig, numbers: list[int], stage: Any = None) -> list[Steer]:
     first_stage, tower = asked.encoders()
     guides = make_guides(config, stage or first_stage, tower, Brightness(), 0, CPU)
-    wanted = {
+    wanted: dict[str, list[Any]] = {
         "classifier": [i % 2 for i in numbers],
         "image": [Target(pixels(16, 16, i), 4) for i in numbers],
         "clip": ["a red circle"] * len(numbers),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,11 +42,6 @@ class Target:
         height, width = seen.shape[:2]
         return enlarged(np.ascontiguousarray(seen), (width * self.factor, height * self.factor))
 
-    def like(self, picture: np.ndarray) -> Target:
-        """Another picture of that size, which is compared in the same way."""
-        assert picture.shape == self.picture.shape, f"{picture.shape}, {self.picture.shape} is wanted"
-        return replace(self, picture=picture)
-
 
 def brightness(picture: np.ndarray) -> np.ndarray:
     """(..., 3) uint8 -> (...) uint8, rounded."""
@@ -57,7 +53,7 @@ class ImageScore:
     log-likelihood of y, were it T(D(x_0)) with noise of variance 1. T makes pictures smaller by antialiased bicubic
     resampling (conditions/resampling.py), and grey where that is asked. D is the decoder, without its clamp."""
 
-    def __init__(self, decoded: Decoded, targets: list[Target], device: torch.device) -> None:
+    def __init__(self, decoded: Decoded, targets: Sequence[Target], device: torch.device) -> None:
         """targets: one for each image, all of one size and compared in one way."""
         first = targets[0]
         self._decoded, self._grey = decoded, first.grey
