@@ -20,7 +20,8 @@ Predict = Callable[[Tensor, Level], Tensor]
 """(x, level) -> predicted x_0, both (B, C, h, w)."""
 
 LEAST_ALPHA = 0.05
-"""Smallest alpha that a gradient is divided by; in pure noise sigma^2 / alpha is infinite."""
+"""Smallest alpha that a gradient is divided by. Where alpha is 0 x is pure noise, says nothing of x_0, and is not
+steered."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Steer:
 
 
 def steered(predict: Predict, steers: Sequence[Steer]) -> Predict:
-    """`predict` with its x_0 moved by the gradients of all scores. Without any, `predict` itself.
+    """`predict` with its x_0 moved by the gradients of all scores. Without any, and in pure noise, `predict` itself.
 
     Raises RunError for a gradient that does not exist, is not finite, or is zero everywhere: what is sampled then would
     be a picture that was not guided.
@@ -102,6 +103,8 @@ def steered(predict: Predict, steers: Sequence[Steer]) -> Predict:
         return predict
 
     def moved(x: Tensor, level: Level) -> Tensor:
+        if level.alpha == 0:
+            return predict(x, level)
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             reads_x0 = any(steer.through_network for steer in steers)
