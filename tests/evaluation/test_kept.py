@@ -194,8 +194,6 @@ HOSTILE = [
     {"judge": {"truth": 5}},
     {"judge": {"truth": "x" * 101}},
     {"judge": {"figures": [["psnr"]]}},
-    {"steering": {"strength": 2.0}},
-    {"steering": {"keep": "yes"}},
     {"features": {"name": "democlip"}},
     {"features": ["democlip"]},
     {"reference": {"sha256": "x"}},
