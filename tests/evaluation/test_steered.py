@@ -225,13 +225,10 @@ def test_images_do_not_depend_on_batches_and_figures_are_those_of_any_world(keys
 def test_a_card_says_what_images_began_from_and_is_another_without(hooks: dict[int, Hooks]) -> None:
     task, cache = UnconditionalTask(), of_pixels()
     evaluators = {
-        name: steered(task, cache, **keys)
-        for name, keys in {
-            "plain": {},
-            "start": {"strength": 0.5},
-            "less": {"strength": 0.25},
-            "both": {"strength": 0.5, "keep": True},
-        }.items()
+        "plain": steered(task, cache),
+        "start": steered(task, cache, strength=0.5),
+        "less": steered(task, cache, strength=0.25),
+        "both": steered(task, cache, strength=0.5, keep=True),
     }
     cards = {name: evaluated(evaluator, task).card for name, evaluator in evaluators.items()}
     assert "steering" not in cards["plain"].to_json()
