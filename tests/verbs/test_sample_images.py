@@ -255,7 +255,7 @@ def test_the_picture_begins_each_row_with_what_was_given(ask: Ask, tmp_path: Pat
         ("sample", ["strength=0.5"], "strength=0.5 is given without image: give image=FILE, the picture to begin from"),
         ("sample", ["image=a.png", "strength=0"], "strength=0: a number above 0 and at most 1 is wanted"),
         ("sample", ["image=a.png", "strength=1.01"], "strength=1.01: a number above 0 and at most 1 is wanted"),
-        ("sample", ["image=a.png", "strength=nan"], "strength=nan: a number above 0 and at most 1 is wanted"),
+        ("sample", ["image=a.png", "strength=nan"], "strength=nan: a number is wanted"),
         ("eval", ["strength=-0.5"], "strength=-0.5: a number above 0 and at most 1 is wanted"),
         (
             "sample",

@@ -36,8 +36,8 @@ class StartJudge(Judge):
 
     def rows(self, drawn: np.ndarray, given: Given) -> list[Row]:
         """start, of_start: squared error and number of values. alone, largest: as ClassJudge's."""
-        shown = [{}] * len(drawn) if self.classes is None else self.classes.rows(drawn, given)
-        rows = []
+        shown: list[Row] = [{}] * len(drawn) if self.classes is None else self.classes.rows(drawn, given)
+        rows: list[Row] = []
         for picture, truth, claims in zip(drawn, given.pictures, shown, strict=True):
             error, count = squared_error(picture, truth)
             rows.append({**claims, "start": error, "of_start": count})
