@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 def main(config: TrainConfig) -> int:
     """The verb. Returns the exit status; raises LatentmillError."""
-    return life.main(config, KIND if config.task.draws else CLASSIFIER)
+    return life.main(config, kind_of(config))
 
 
 def train(config: TrainConfig, world: World) -> None:
     """Train as one rank of a world that is there."""
-    life.train(config, world, KIND if config.task.draws else CLASSIFIER)
+    life.train(config, world, kind_of(config))
 
 
 def train_on(data: DiffusionData, config: TrainConfig, world: World, lease: Lease | None) -> None:
@@ -111,7 +111,12 @@ def initial_weights(config: TrainConfig, run: Storage, denoiser: Denoiser, contr
     return begin(config, denoiser, contract)
 
 
-KIND = Kind(open_data, train_on)
+DENOISER = Kind(open_data, train_on)
+
+
+def kind_of(config: TrainConfig) -> Kind[TrainConfig, Any]:
+    """What opens the data of the task's network, and trains it."""
+    return DENOISER if config.task.draws else CLASSIFIER
 
 
 if __name__ == "__main__":

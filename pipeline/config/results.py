@@ -13,11 +13,12 @@ from pipeline.config.values.bounds import Between, Ge, Seed
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRunConfig:
-    """latentmill eval: measure a checkpoint's FID, CLIP score and attribute accuracy, or how near an autoencoder's
-    reconstructions are to held-out pictures, and write a card about each."""
+    """latentmill eval: measure a checkpoint's FID, CLIP score and attribute accuracy, how near an autoencoder's
+    reconstructions are to held-out pictures, or how often a classifier is right, and write a card about each."""
 
     run: str = ""
-    """Run directory, of a diffusion model or of an autoencoder; "" with from_card = the run that the card is in."""
+    """Run directory, of a diffusion model, an autoencoder or a classifier; "" with from_card = the run that the card is
+    in."""
     from_card: str = ""
     """Card of an earlier evaluation, whose figures are measured again and compared (also `--from-card CARD`)."""
     features: Literal["", FeaturesName] = ""
@@ -27,9 +28,10 @@ class EvalRunConfig:
     perceptual: str = ""
     """Weights of the perceptual distance, as eval.perceptual of train; "" = the run's own."""
     data: DataConfig = field(default_factory=DataConfig)
-    """data.val: the cache whose captions are sampled, or whose pictures are reconstructed; "" = the run's own."""
+    """data.val: the cache whose captions are sampled, or whose pictures are reconstructed or records classified; "" =
+    the run's own."""
     images: Annotated[int, Ge(2)] = 1000
-    """Number of images to sample or reconstruct."""
+    """Number of images to sample, reconstruct or classify."""
     guidance: tuple[Annotated[float, Ge(0, "0 or more is wanted (1 = none)")], ...] = (3.0,)
     """Guidance scales, with one evaluation for each; 1 = no guidance. Several scales add a curve of FID against CLIP
     score to the run's report."""

@@ -28,12 +28,12 @@ class EvalConfig(EvaluationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunConfig):
-    """latentmill train: train a latent diffusion model on a cache."""
+    """latentmill train: train a latent diffusion model, or a classifier of its noisy latents, on a cache."""
 
     verb = "train"
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The UNet."""
+    """The UNet; a classifier is its encoder half."""
     task: TaskConfig = field(default_factory=TextTask)
     """Conditioning."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

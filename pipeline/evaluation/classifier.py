@@ -161,7 +161,7 @@ class Classifying:
         images = min(images, len(self.arrays))
         own = self.world.together(lambda: self._measure(classifier, images, stopped))
         answers = {number: answer for part in self.world.gather(own) for number, answer in part.items()}
-        metrics = {"n": n, "images": images, "weights": weights}
+        metrics: dict[str, Any] = {"n": n, "images": images, "weights": weights}
         metrics |= figures([answers[number] for number in range(images)], self.classes[:images])
         metrics["seconds"] = self.world.first(round(time.monotonic() - began, 2))
         card = Card(

@@ -112,7 +112,7 @@ WORKING: dict[str, Tensors] = {
     "res_up": Tensors(x=2, h=2),
     "out": Tensors(x=1),
     "pool": Tensors(x=3),
-    "mean": Tensors(x=2),
+    "mean": Tensors(x=1),
     "pad_down": Tensors(x=2, h=1),
     "folded_up": Tensors(h=2),
     "judge": Tensors(x=1, h=2),

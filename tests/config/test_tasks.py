@@ -46,7 +46,7 @@ def refusal(*words: str) -> str:
         (["task=class", "task.drop=0", "data.val=v"], "set eval.sampler.guidance=1, or train with task.drop=0.1"),
         (["task=class", "task.depth=3"], "task.depth: task=class has no such key (task=text, layout has)"),
         (["task=class", "task.mood=vector"], "task.mood: no such key; did you mean task.mode?"),
-        (["task=lay"], "no such task; there are class, inpaint, layout"),
+        (["task=lay"], "no such task; there are class, classifier, inpaint"),
         (["task.name=lay"], "task.name=lay: there are text, unconditional, class, layout"),
         (["task=semantic", PLAIN, "task.labels=mean"], "task.labels=mean: there are shuffle, average"),
         (["task=superres", PLAIN, "task.noise=1000"], "task.noise=1000: a number from 0 to 999 is wanted"),

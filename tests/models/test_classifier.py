@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -88,9 +89,9 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
     for changes in ({}, {"checkpointing": True}, {"activation_gb": 1.05 * least / 1e9}):
         classifier = awake("attention", replace(CONFIG, **changes))
         classifier(*noisy(8, 8)).square().mean().backward()
-        gradients.append([p.grad for p in classifier.parameters()])
+        gradients.append([cast(Tensor, p.grad) for p in classifier.parameters()])
     for other in gradients[1:]:
-        assert all(a is not None and torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
 
 
 def test_muon_steps_hidden_matrices_and_neither_the_first_layer_nor_the_last() -> None:

@@ -27,7 +27,7 @@ CLASSES = 24
 SHAPES: list[tuple[ModelConfig, Pool, int, int, int]] = [
     (PIXELS, "attention", 4, 16, 16),
     (TINY, "attention", 64, 8, 8),
-    (TINY, "mean", 16, 8, 12),
+    (TINY, "mean", 64, 8, 12),
     (ADM, "attention", 2, 16, 24),
 ]
 CASES = pytest.mark.parametrize(

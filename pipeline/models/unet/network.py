@@ -98,7 +98,8 @@ class Network(nn.Module, ABC):
         if not self.config.activation_gb:
             return ()
         precision: Precision = "fp32" if self.norm_out.weight.dtype == torch.float32 else "bf16"
-        return self.recomputed_in(len(x), *x.shape[2:], 0 if context is None else context.shape[1], precision)
+        height, width = x.shape[2:]
+        return self.recomputed_in(len(x), height, width, 0 if context is None else context.shape[1], precision)
 
 
 class Block(nn.Module):
