@@ -39,6 +39,8 @@ from pipeline.evaluation.kept import full_name, kept_card, weights_digest
 from pipeline.evaluation.reconstruction import runs as autoencoders
 from pipeline.evaluation.reference import load_reference
 from pipeline.evaluation.reproduced import run_of, verdict
+from pipeline.evaluation.steered.asked import asked_of, keys_of
+from pipeline.evaluation.steered.guides import RecordGuides, guide_of
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
 from pipeline.evaluation.validation import load_validation
@@ -68,6 +70,8 @@ def main(config: EvalRunConfig) -> int:
     if config.from_card:
         return reproduce(config)
     trained = load_any_run(config.run).config
+    if config.guide.weights and not (isinstance(trained, TrainConfig) and trained.task.draws):
+        raise ConfigError(f"guide={','.join(config.guide.weights)}: {config.run} draws no pictures: leave guide out")
     if isinstance(trained, AutoencoderConfig):
         measured = autoencoders.evaluate_run(config)
         show(autoencoders.table(measured), end="")
@@ -129,23 +133,24 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
 def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Evaluator, Denoiser, str]:
     """Load what the evaluations of one checkpoint share; last comes the hash of its weights. measured: against the
     reference, where there is one."""
-    device = pick_device(config.device)
-    trained = load_trained(config.run, config.at, config.weights, config.ema)
-    run = trained.info.config
+    device, info = pick_device(config.device), load_run(config.run)
+    run, contract = info.config, contract_from_json(info.contract)
     val = config.data.val or run.data.val
     if not val:
         raise ConfigError(f"{config.run} has no data.val: give the dataset that is sampled for with data.val=")
     storage = open_storage(val)
     manifest = load_manifest(storage)
-    require_match(trained.contract, manifest.contract, f"data.val={val}")
-    if manifest.digest in dataset_digests(trained.info.facts):
+    require_match(contract, manifest.contract, f"data.val={val}")
+    asked = asked_of(config, manifest.contract, run.task, f"data.val={val}")
+    guides = RecordGuides(config.guide, info, manifest.contract, val)
+    trained = load_trained(config.run, config.at, config.weights, config.ema)
+    if manifest.digest in dataset_digests(info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
     first_stage, tower = trained.encoders(device, config.encoders, (val,))
     empty_LD = None
     if tower is not None and "text" in run.task.members:
         empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     sha256 = weights_digest(trained.state)
-    denoiser = trained.denoiser(empty_LD, device, packed=True)
     reference = (config.reference or run.eval.reference) if measured else ""
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
@@ -153,8 +158,15 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     perceptual = config.perceptual or run.eval.perceptual
     require_perceived(run.task, perceptual, "perceptual")
     judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
+    reads = dict.fromkeys((*judge.reads, *asked.reads, *guides.reads))
+    validation = load_validation(storage, manifest, tuple(reads), max(config.images, GRID), tower)
+    steering = (
+        *asked.steering(validation, first_stage),
+        *guides.steering(first_stage, tower, config.seed, device),
+    )
+    denoiser = trained.denoiser(empty_LD, device, packed=not any(one.gradients for one in steering))
     evaluator = Evaluator(
-        validation=load_validation(storage, manifest, judge.reads, max(config.images, GRID), tower),
+        validation=validation,
         first_stage=first_stage,
         tower=tower,
         diffusion=run.diffusion,
@@ -165,6 +177,7 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
         seed=config.seed,
         thorough=True,
         world=World(device=device),
+        steering=steering,
     )
     return trained, evaluator, denoiser, sha256
 
@@ -184,8 +197,10 @@ def reproduce(config: EvalRunConfig) -> int:
     card_config = replace(
         config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
     )
+    card_config = replace(card_config, **keys_of(card.steering))
     if card.features is not None and not config.features:
         card_config = replace(card_config, features=card.features["name"])  # type: ignore[arg-type]
+    card_config = replace(card_config, guide=guide_of(card.steering, config.guide))
     if not config.perceptual:
         card_config = replace(card_config, perceptual=perceptual_of(card, run))
     trained, evaluator, denoiser, sha256 = prepare(card_config, measured=card.reference is not None)

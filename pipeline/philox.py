@@ -41,6 +41,7 @@ class Stream(IntEnum):
     CROP = 10  # place of a crop that is taken in training
     AUGMENT = 11  # noise added to a condition, and its level
     CODE = 12  # restarts of a codebook's entries
+    CUTOUT = 13  # parts of a picture that CLIP sees while it guides
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ from pipeline.inference.picture_file import MOST_PIXELS, encoded, format_of, is_
 from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.requests.captions import Captions
 from pipeline.inference.requests.request import Request, make_requests, sides
+from pipeline.inference.steering.images import of_images
+from pipeline.inference.steering.per_batch import Steering, joined
+from pipeline.inference.steering.rows import Guides
 from pipeline.inference.trained import load_trained
 from pipeline.log import log, show
 from pipeline.models.tasks.task import Task
@@ -88,14 +91,19 @@ def sample_rows(config: SampleConfig) -> list[Row]:
     run, contract = info.config, contract_from_json(info.contract)
     sampler = sampler_of(config, run.task)
     asked = make_requests(run.task, contract, 2 ** (len(run.model.multipliers) - 1))
-    requests = asked.rows(config)
+    guides = Guides(config, run, contract)
+    requests = guides.shown(asked.rows(config))
     shown = any(request.shown is not None for request in requests)
     require_room(kind, *captioned_size(config.n, [request.size for request in requests], shown=shown))
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     first_stage, tower = trained.encoders(device, config.encoders)
     requests = [asked.encoded(request, first_stage) for request in requests]
     captions = Captions(config, run.task, contract, tower, device)
-    denoiser = trained.denoiser(captions.empty, device, packed=True)
+    steering: tuple[Steering, ...] = (
+        *of_images(requests, config.strength, first_stage, contract),
+        *guides.steering(first_stage, tower, device),
+    )
+    denoiser = trained.denoiser(captions.empty, device, packed=not any(one.gradients for one in steering))
     channels, factor = contract.latent_shape[0], contract.downsampling
     shapes = [(channels, height // factor, width // factor) for width, height in (request.size for request in requests)]
     pictures: dict[int, np.ndarray] = {}
@@ -120,6 +128,7 @@ def sample_rows(config: SampleConfig) -> list[Row]:
                     shape,
                     device,
                     null,
+                    joined(one.hooks(numbers, rows, shape) for one in steering),
                 )
                 pictures |= zip(numbers, images, strict=True)
                 progress.update(len(numbers))

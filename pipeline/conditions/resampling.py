@@ -31,6 +31,15 @@ def resize(image: np.ndarray, size: tuple[int, int], kernel: Kernel) -> np.ndarr
     return image
 
 
+def matrix(old: int, new: int, kernel: Kernel) -> np.ndarray:
+    """What `resize` does along a side of `old` pixels that becomes one of `new`, as a matrix (new, old) float32: of
+    rows it is matrix @ image, with the rounding of that product."""
+    index, weights = _taps(old, new, kernel)
+    whole = np.zeros((new, old), np.float32)
+    np.add.at(whole, (np.arange(new)[:, None], index), weights.astype(np.float32))
+    return whole
+
+
 def weighted(image: np.ndarray, axis: int, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Along an axis, sums of weights times what lies at the index. index, weights: (out, taps)."""
     total: np.ndarray | None = None

@@ -48,6 +48,7 @@ from pipeline.config.run import (
     RunConfig,
     TrackingConfig,
 )
+from pipeline.config.steering import GuideConfig
 from pipeline.config.tasks.base import TaskConfig
 from pipeline.config.tasks.kinds import (
     ClassifierTask,
@@ -107,6 +108,7 @@ __all__ = [
     "FirstStageLossConfig",
     "GanConfig",
     "GuardConfig",
+    "GuideConfig",
     "IndexConfig",
     "InpaintTask",
     "LaunchConfig",

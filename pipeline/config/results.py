@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pipeline.config.model import EncodersConfig, FeaturesName, SamplerConfig, SamplerName
 from pipeline.config.run import DataConfig
+from pipeline.config.steering import GuideConfig
 from pipeline.config.values.bounds import Between, Ge, Seed
 
 
@@ -46,6 +47,13 @@ class EvalRunConfig:
     """Rescaling of guided predictions, as eval.sampler.rescale of train."""
     batch: Annotated[int, Ge(1)] = 64
     """Images per batch; the images do not depend on it."""
+    strength: Annotated[float, Between(0, 1, "(]")] | None = None
+    """Begin from each record's own picture, as sample's strength, and measure how near the images stay to it; null =
+    from noise."""
+    keep: bool = False
+    """Keep each record's own picture outside of its mask (encode conditions=[...,mask]), as sample's mask does with any
+    model, and measure how near the kept part is before it is put back; not for task=inpaint, which is given the mask
+    itself."""
     reference: str = ""
     """File of reference statistics; "" = the run's own."""
     encoders: EncodersConfig | None = None
@@ -58,6 +66,8 @@ class EvalRunConfig:
     """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
     1: a power-function average of this relative width, made from the snapshots of ema.widths
     (docs/how_to/train_for_weeks.md)."""
+    guide: GuideConfig = field(default_factory=GuideConfig)
+    """Guidance without retraining. An image's target is its record's own picture, caption or class."""
     seed: Seed = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -103,9 +113,11 @@ class SampleConfig:
     run: str
     """Run directory."""
     prompt: tuple[str, ...] = ()
-    """A caption. Give prompt=... again for another; a caption is taken literally, with commas and brackets."""
+    """A caption. Give prompt=... again for another; a caption is taken literally, with commas and brackets. With
+    guide=clip of any model."""
     class_: tuple[str, ...] = ()
-    """task=class: a class, by number or name, as 3 or [3,7]. Give class=... again for a name with commas."""
+    """task=class, and guide=classifier of any model: a class, by number or name, as 3 or [3,7]. Give class=... again
+    for a name with commas."""
     boxes: tuple[str, ...] = ()
     """task=layout: a JSON file of boxes, [[class, x0, y0, x1, y1], ...], with classes by number or name and edges as
     fractions of the picture."""
@@ -115,9 +127,14 @@ class SampleConfig:
     """task=semantic: a label map, an 8-bit PNG with one channel. The images have its size."""
     image: tuple[str, ...] = ()
     """task=superres: a small image, of which the model makes a large one. task=inpaint: an image, of which the model
-    makes a part anew."""
+    makes a part anew. Any other task: an image to begin from (strength) or to make a part of anew (mask); the images
+    have its size."""
     mask: tuple[str, ...] = ()
-    """task=inpaint: a picture of the image's size, white where the image is made anew."""
+    """A picture of the image's size, white where the image is made anew; elsewhere it stays as it is. task=inpaint was
+    trained for this; models of other tasks, but superres, are held to it while they sample."""
+    strength: Annotated[float, Between(0, 1, "(]")] | None = None
+    """Begin from image instead of from noise: the share of the denoising steps that are taken. Little changes near 0,
+    and nearly all at 1; null = begin from noise. Not for task=superres."""
     noise: Annotated[int, Between(0, 999)] = 0
     """task=superres with task.noise: level of the noise that is added to the small image, at most that of training. The
     model, which is told the level, then follows the image's faults less; 0 = none."""
@@ -136,6 +153,8 @@ class SampleConfig:
     (docs/how_to/train_for_weeks.md)."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How images are sampled."""
+    guide: GuideConfig = field(default_factory=GuideConfig)
+    """Guidance without retraining, by a picture, a caption or a class."""
     guidance: Annotated[float, Ge(0, "0 or more is wanted (1 = none)")] | None = None
     """Short for sampler.guidance; null = take sampler.guidance."""
     negative: str = ""
@@ -154,7 +173,7 @@ class SampleConfig:
     def asked(self) -> dict[str, tuple[str, ...]]:
         """What is asked for: the values of the keys that make rows and are given, by key."""
         keys = {"prompt": self.prompt, "class": self.class_, "boxes": self.boxes, "labels": self.labels}
-        keys |= {"image": self.image, "mask": self.mask}
+        keys |= {"image": self.image, "mask": self.mask, "guide.target": self.guide.target}
         return {key: values for key, values in keys.items() if values}
 
     @property

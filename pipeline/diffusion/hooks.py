@@ -6,6 +6,7 @@ process, and exact for those of second order, which step from x_0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Start:
         if taken == 0:
             raise ConfigError(
                 f"strength={self.strength:g} of {steps} denoising steps is no step: give more steps, or a strength of "
-                f"at least {1 / steps:.3g}"
+                f"at least {math.ceil(1000 / steps) / 1000:g}"
             )
         return list(levels[steps - taken :])
 

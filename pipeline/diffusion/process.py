@@ -7,7 +7,7 @@ rectified flow, or sigma itself in Karras et al. 2022.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -57,6 +57,21 @@ class Edm:
 
 PROCESSES = {"epsilon": "discrete", "v": "discrete", "x0": "discrete", "flow": "flow", "edm": "edm"}
 """The process of each value of diffusion.prediction."""
+
+NOISE_KEYS = {
+    "discrete": ("schedule", "timesteps", "beta_start", "beta_end", "zero_terminal_snr"),
+    "flow": ("timesteps",),
+    "edm": (),
+}
+"""Keys of the configuration that decide on a process's noise levels and their timestep inputs."""
+
+
+def noise_facts(config: DiffusionConfig) -> dict[str, Any]:
+    """What two networks must share to read the same noisy latents, by the configuration's keys."""
+    process = PROCESSES[config.prediction]
+    names = [name for name in NOISE_KEYS[process] if config.schedule != "cosine" or not name.startswith("beta_")]
+    return {"process": process} | {name: getattr(config, name) for name in names}
+
 
 MAKE: dict[str, Callable[[DiffusionConfig, torch.device | str], Process]] = {
     "discrete": Schedule,

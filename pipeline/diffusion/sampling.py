@@ -23,6 +23,7 @@ from pipeline.diffusion.levels import Level, first_spread, levels_for
 from pipeline.diffusion.prediction import make_prediction
 from pipeline.diffusion.process import PROCESSES
 from pipeline.diffusion.samplers import SAMPLERS
+from pipeline.errors import RunError
 from pipeline.philox import Stream
 
 
@@ -56,7 +57,8 @@ def sample(
     null: the conditioning of a negative prompt, or the null conditioning.
     start: an image to begin from. keep: a region that stays as it is in an image. steer: scores whose gradients are
     followed; `denoise` then has to have gradients. keep has the last word on x_0.
-    Raises ConfigError for a number of steps that the sampler cannot take, RunError for a score without a gradient.
+    Raises ConfigError for a number of steps that the sampler cannot take, RunError for a score without a gradient, and
+    for a network without one where a score reads what it predicts.
     """
     levels, parameterization = levels_for(config, sampler, steps), make_prediction(config)
     settings = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
@@ -75,6 +77,11 @@ def sample(
         dtype = torch.int64 if isinstance(level.timestep, int) else torch.float32
         timestep = torch.full((len(network_input),), level.timestep, dtype=dtype, device=x.device)
         prediction = denoise(network_input, timestep, cached_conditioning if guided is None else guided).float()
+        if torch.is_grad_enabled() and x.requires_grad and not prediction.requires_grad:
+            raise RunError(  # x_0 has a gradient all the same, that of x alone
+                "a guide reads what the network predicts, and the prediction has no gradient by the image, so images "
+                "would be guided wrongly: the network's weights are packed for prediction, or it runs without gradients"
+            )
         prediction = prediction if guided is None else guide(prediction, settings)
         return parameterization.to_x0(prediction, x, level.alpha, level.sigma)
 

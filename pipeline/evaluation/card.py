@@ -15,7 +15,7 @@ from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
-from pipeline.report.parsed import FILE_BYTES, checked_figures
+from pipeline.report.parsed import FILE_BYTES, checked_figures, said
 
 FORMAT = 1
 GUIDANCE_SETTINGS = ("guidance_low", "guidance_high", "rescale")
@@ -72,6 +72,8 @@ class Card:
     the autoencoder), classes (even: image number modulo their number; records: those of the records), pasted,
     perceptual (the distance: st-alex, st-vgg or lpips-vgg) and perceptual_sha256 (of its weights). {} on cards of
     earlier versions."""
+    steering: dict[str, Any] = field(default_factory=dict)
+    """What images were given besides their conditioning, by the keys of `latentmill eval`; {} for nothing."""
     versions: dict[str, str] = field(default_factory=lambda: versions())  # noqa: PLW0108  (defined below)
     """latentmill, and the packages that the figures depend on."""
     format: int = FORMAT
@@ -113,6 +115,7 @@ class Card:
             *([f"task {self.task}"] if self.judge else []),
             *(f"{name} {value}" for name in ("classes", "truth") if (value := self.judge.get(name))),
             *([self._distance()] if "perceptual" in self.judge else []),
+            *([said(self.steering)] if self.steering else []),
         ]
         if self.reference is not None:
             if self.features is not None:
@@ -143,7 +146,7 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """Plain data; "line" is the one-line form."""
         facts = asdict(self) | {"line": self.line()}
-        return {k: v for k, v in facts.items() if v or k not in ("weights_sha256", "judge")}
+        return {k: v for k, v in facts.items() if v or k not in ("weights_sha256", "judge", "steering")}
 
 
 def parse_card(data: bytes) -> Card:
@@ -163,6 +166,7 @@ def parse_card(data: bytes) -> Card:
         "clip without the hash of its image tower": "image_sha256" not in card.clip
         and bool(card.clip or not card.judge),
         "a judge that is none": not all(map(_is_fact, card.judge.values())),
+        "steering that is none": not all(_is_setting(*item) for item in card.steering.items()),
         "features without name, hash and resize": card.features is not None
         and not {"name", "sha256", "resize"} <= card.features.keys(),
         "a reference without its hash and number of images": card.reference is not None
@@ -181,6 +185,16 @@ def _is_fact(value: Any) -> bool:
     """Whether a value is one that a judge says: yes or no, a name, or names."""
     values = value if type(value) is list else [value]
     return all(type(v) in (bool, str) for v in values) and all(len(v) <= NAME for v in values if type(v) is str)
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether a value can be one of a key of `latentmill eval` that steers images, or the hash of what it reads."""
+    if name == "strength":
+        return type(value) is float and 0 < value <= 1
+    if name == "keep":
+        return value is True
+    values = value if type(value) is list else [value]
+    return _is_fact(value) or all(type(v) in (int, float) and math.isfinite(v) for v in values)
 
 
 def _is_positive(text: str) -> bool:

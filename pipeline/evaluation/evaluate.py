@@ -27,7 +27,9 @@ from pipeline.evaluation.figures import figures_of, standard_error
 from pipeline.evaluation.judging import Judging, Rows
 from pipeline.evaluation.measure import clip_identity, clip_scores
 from pipeline.evaluation.metrics.fid import Statistics
+from pipeline.evaluation.records import Records
 from pipeline.evaluation.reference import Reference, load_reference
+from pipeline.evaluation.steering import RecordSteering, Together
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import Judge, make_judge
 from pipeline.evaluation.validation import Validation, load_validation
@@ -39,6 +41,7 @@ from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.models.perceptual.loaded import load_perceptual
 from pipeline.models.tasks.choose import make_task
+from pipeline.report.parsed import said
 from pipeline.runs.directory import dataset_urls
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -68,6 +71,7 @@ class _Part:
     features: list[tuple[list[int], Tensor]]
     similarities: dict[int, float]
     rows: Rows
+    steering: list[Rows]
     pictures: dict[int, tuple[np.ndarray, str, np.ndarray | None]]
     not_finite: int
 
@@ -77,7 +81,8 @@ class Evaluator:
 
     validation: what is sampled for. judge: what measures it, besides features and CLIP. tower: for the CLIP score of a
     task that reads captions, or None. reference, features: for FID, or None. grid: number of images in the picture.
-    thorough: compute FID-infinity too, which costs about 170 times as much as FID.
+    thorough: compute FID-infinity too, which costs about 170 times as much as FID. steering: what images are given
+    besides their conditioning.
     """
 
     def __init__(
@@ -94,11 +99,14 @@ class Evaluator:
         seed: int = 0,
         thorough: bool = False,
         world: World | None = None,
+        steering: Sequence[RecordSteering] = (),
     ) -> None:
         self.validation, self.first_stage = validation, first_stage
         self.diffusion, self.task = diffusion, judge.task.name
         self.tower = tower if judge.task.takes_text else None
-        self.judging = Judging(judge, validation, first_stage, seed)
+        records = Records(validation, first_stage)
+        self.judging = Judging(judge, records, seed)
+        self.steering = Together(steering, lambda own: Judging(own, records, seed))
         self.reference, self.features, self.perceptual = reference, features, judge.perceptual
         self.grid, self.seed, self.thorough, self.world = grid, seed, thorough, world or World()
         if reference is not None:
@@ -154,9 +162,10 @@ class Evaluator:
             "perceptual": (str(card.judge.get("perceptual_sha256", "")), perceptual.sha256 if perceptual else ""),
             "CLIP": (card.clip.get("image_sha256", ""), self.tower.image_sha256 if self.tower else ""),
             "weights": (card.weights_sha256, weights_sha256 if card.weights_sha256 else ""),
+            "steering": (said(card.steering), said(self.steering.facts)),
         }
         return [
-            f"{name}: {on_card[:12] or 'none'} on the card, {loaded[:12] or 'none'} here"
+            f"{name}: {_short(name, on_card)} on the card, {_short(name, loaded)} here"
             for name, (on_card, loaded) in pairs.items()
             if on_card != loaded
         ]
@@ -168,12 +177,14 @@ class Evaluator:
 
     def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig, stopped: Callable[[], bool]) -> _Part:
         """Sample and judge this rank's batches."""
-        part = _Part(None if self.features is None else Statistics.empty(self.features.width), [], {}, Rows(), {}, 0)
-        judging, judge, device = self.judging, self.judging.judge, self.world.device
+        judging, judge, steering, device = self.judging, self.judging.judge, self.steering, self.world.device
+        statistics = None if self.features is None else Statistics.empty(self.features.width)
+        part = _Part(statistics, [], {}, Rows(), steering.rows(), {}, 0)
         for numbers in self._batches(images, sampler.batch):
             if stopped():
                 raise Interrupted("the evaluation was stopped; the same command makes it anew")
             given = judging.given(numbers, images)
+            steered = steering.given(numbers, given, images)
             batch = denoiser.task.prepare(
                 judging.batch(numbers, images, device), self.seed, torch.tensor(numbers, device=device), training=False
             )
@@ -189,13 +200,16 @@ class Evaluator:
                 self.validation.contract.latent_shape,
                 device,
                 null,
+                steering.hooks(numbers, steered),
             )
             part.not_finite += not_finite
+            drawn = steering.finish(part.steering, numbers, drawn, steered, images)
             judging.add(part.rows, numbers, drawn, given, images)
             pictures = judge.finish(drawn, given)
             for row, i in enumerate(numbers):
                 if i < self.grid:
-                    part.pictures[i] = pictures[row], judge.words(given, row), judge.show(given, row)
+                    described = steering.described(steered, row, judge.words(given, row), judge.show(given, row))
+                    part.pictures[i] = (pictures[row], *described)
             if part.statistics is not None and self.features is not None:
                 features = self.features(pictures)
                 part.statistics.add(features)
@@ -226,7 +240,7 @@ class Evaluator:
         rows = Rows()
         for part in parts:
             rows.merge(part.rows)
-        metrics |= self.judging.figures(rows)
+        metrics |= self.judging.figures(rows) | self.steering.figures([part.steering for part in parts])
         same_clip = (
             self.reference is not None
             and self.tower is not None
@@ -269,7 +283,13 @@ class Evaluator:
             rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
             device=self.world.device.type,
             judge=self.judging.facts(images),
+            steering=self.steering.facts,
         )
+
+
+def _short(name: str, value: str) -> str:
+    """A hash's first digits, or how images were steered; "none" for none."""
+    return (value if name == "steering" else value[:12]) or "none"
 
 
 def in_training(

@@ -14,15 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.records import Records
 from pipeline.evaluation.tasks.judge import Given, Judge, Row, bounds
-from pipeline.evaluation.validation import Validation
-from pipeline.inference.pictures import to_uint8
-from pipeline.models.encoders.first_stage import FirstStage
-from pipeline.models.encoders.latents import Latents
 from pipeline.models.tasks.task import pick_variant
-
-MOST_KEPT = 1 << 28
-"""Bytes of decoded pictures that are kept between evaluations."""
 
 
 @dataclass
@@ -47,18 +41,16 @@ class Judging:
     seed: of the evaluation, which chooses a record's variant by image number as the task does.
     """
 
-    def __init__(self, judge: Judge, validation: Validation, first_stage: FirstStage, seed: int) -> None:
-        self.judge, self._validation, self._first_stage, self._seed = judge, validation, first_stage, seed
-        contract = validation.contract
-        self._latents = Latents.of(contract)
-        self._arrays = {name: validation.arrays[name] for name in judge.task.members}
-        conditions = contract.conditions
+    def __init__(self, judge: Judge, records: Records, seed: int) -> None:
+        self.judge, self._records, self._seed = judge, records, seed
+        self._validation = records.validation
+        self._arrays = {name: self._validation.arrays[name] for name in judge.given}
+        conditions = self._validation.contract.conditions
         self._variants = {
             "cond.lowres": conditions.lowres.variants if conditions.lowres else 1,
             "cond.mask": conditions.mask.variants if conditions.mask else 1,
             "cond.masked": conditions.mask.variants if conditions.mask else 1,
         }
-        self._pictures: dict[int, np.ndarray] = {}
         self._known = Rows()
 
     def batch(self, numbers: Sequence[int], images: int, device: torch.device) -> dict[str, Tensor]:
@@ -82,7 +74,7 @@ class Judging:
         own = [number for number in numbers if number < len(self._validation)]
         if missing := [number for number in own if number not in self._known.reconstruction]:
             of_records = self._given(missing, Judge.members(judge, self._arrays, missing, images))
-            counted = judge.rows(self._decoded(missing), of_records)
+            counted = judge.rows(self._records.decoded(missing), of_records)
             self._known.reconstruction |= dict(zip(missing, counted, strict=True))
             if (others := judge.baseline(of_records)) is not None:
                 self._known.baseline |= dict(zip(missing, judge.rows(others, of_records), strict=True))
@@ -103,31 +95,15 @@ class Judging:
         return self.judge.facts(self._arrays, images)
 
     def _given(self, numbers: Sequence[int], members: Mapping[str, np.ndarray]) -> Given:
-        index = np.array(numbers) % len(self._validation)
-        truth = None
-        if self.judge.compares and self.judge.has_truth:
-            truth = np.ascontiguousarray(self._validation.arrays["pixels"][index].transpose(0, 2, 3, 1))
+        truth = self._records.pixels(numbers) if self.judge.compares and self.judge.has_truth else None
         return Given(
-            captions=[self._validation.captions[i] for i in index],
+            captions=[self._validation.captions[i] for i in self._records.of(numbers)],
             members={name: self._chosen(name, array, numbers) for name, array in members.items()},
             truth=truth,
-            reconstruction=self._decoded(numbers) if self.judge.compares and truth is None else None,
+            reconstruction=self._records.decoded(numbers) if self.judge.compares and truth is None else None,
         )
 
     def _chosen(self, name: str, array: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
         """The variant of each row that the task sees."""
         variants = self._variants.get(name, 1)
         return pick_variant(torch.from_numpy(array), variants, self._seed, torch.tensor(numbers)).numpy()
-
-    def _decoded(self, numbers: Sequence[int]) -> np.ndarray:
-        """The pictures of the records of images `numbers` after the autoencoder, (B, H, W, 3) uint8."""
-        index = [number % len(self._validation) for number in numbers]
-        found = {i: self._pictures[i] for i in index if i in self._pictures}
-        if missing := sorted(set(index) - set(found)):
-            array = torch.from_numpy(self._validation.arrays[self._latents.member][missing])
-            latents = self._latents.draw(array.to(self._first_stage.device), None)
-            made = dict(zip(missing, to_uint8(self._first_stage.decode(latents)), strict=True))
-            found |= made
-            if sum(picture.nbytes for picture in (*self._pictures.values(), *made.values())) <= MOST_KEPT:
-                self._pictures |= made
-        return np.stack([found[i] for i in index])

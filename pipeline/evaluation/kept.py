@@ -2,9 +2,10 @@
 
     evals/000000032000-unipc-8-g2-n512-s0-inception-3f2a91c07d11/
 
-A name begins with what a person looks for: samples seen, sampler, steps, guidance, images, seed, weights, features. It
-ends in a digest of all that the figures depend on, the weights, the captions' dataset and the reference among it, so
-two evaluations that differ in anything lie side by side. Names of earlier versions have neither features nor digest.
+A name begins with what a person looks for: samples seen, sampler, steps, guidance, images, seed, weights, what images
+began from or kept, features. It ends in a digest of all that the figures depend on, the weights, the captions' dataset
+and the reference among it, so two evaluations that differ in anything lie side by side. Names of earlier versions have
+neither features nor digest.
 """
 
 from __future__ import annotations
@@ -61,9 +62,19 @@ def full_name(evaluator: Evaluator, images: int, sampler: SamplerConfig, weights
     }
     if evaluator.perceptual is not None:  # names of evaluations without it are as they were
         facts["perceptual"] = evaluator.perceptual.sha256
+    if evaluator.steering.facts:
+        facts["steering"] = evaluator.steering.facts
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     name = f"-{features.name}" if features and has_features else ""
-    return f"{short_name(images, evaluator.seed, sampler, weights)}{name}-{digest}"
+    steering = "".join(f"-{key}" for key in readable(evaluator.steering.facts))
+    return f"{short_name(images, evaluator.seed, sampler, weights)}{steering}{name}-{digest}"
+
+
+def readable(steering: Mapping[str, Any]) -> list[str]:
+    """What images were given besides their conditioning, as parts of a name; texts and lists are in the digest alone.
+    steering: as on the card."""
+    numbers = {key: value for key, value in steering.items() if isinstance(value, bool | int | float)}
+    return [key if value is True else f"{key}{value:g}" for key, value in sorted(numbers.items())]
 
 
 def kept_card(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.distributed.allocator import release_memory
+from pipeline.errors import RunError
 from pipeline.models.kernels.onednn import available
 from pipeline.models.kernels.upsampled import fold, unfold
 from pipeline.models.unet.layers import GegluLinear, Upsample
@@ -24,8 +25,8 @@ LARGE = 2**18
 def pack(module: nn.Module) -> None:
     """Put every fp32 linear layer and convolution below `module` on a CPU into oneDNN's order, in place.
 
-    Afterwards the module has no gradients and no state dict; it takes as much memory as before. Does nothing where
-    oneDNN is not available.
+    Afterwards the module has no gradients, and raises RunError where they are wanted, and no state dict; it takes as
+    much memory as before. Does nothing where oneDNN is not available.
     """
     if not available():
         return
@@ -54,6 +55,14 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return layer
 
 
+def _require_no_gradient(x: Tensor) -> None:
+    """Raise RunError for an input whose gradient is wanted: these operations pass none on, and PyTorch only warns."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise RunError(
+            "weights that are packed for prediction have no gradients, so nothing can be guided through them"
+        )
+
+
 class PackedLinear(nn.Module):
     """nn.Linear: (..., in_features) -> (..., out_features) float32. Takes the weight out of `linear`."""
 
@@ -66,6 +75,7 @@ class PackedLinear(nn.Module):
             release_memory()
 
     def forward(self, x: Tensor) -> Tensor:
+        _require_no_gradient(x)
         return torch.ops.mkldnn._linear_pointwise(x.float(), self._packed, self._bias, "none", [], "")
 
 
@@ -95,6 +105,7 @@ class PackedConv2d(nn.Module):
         conv.weight = cast(nn.Parameter, None)
 
     def forward(self, x: Tensor) -> Tensor:
+        _require_no_gradient(x)
         x = x.float()
         if self._weight is not None:
             self._packed = torch.ops.mkldnn._reorder_convolution_weight(

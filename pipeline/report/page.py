@@ -98,6 +98,7 @@ def _single_run(run: Run, targets: Mapping[str, float]) -> str:
             f"<h1>{text(run.name)}</h1>{subtitle(run)}{_notes(run)}{headline(run, targets)}",
             samples.final(run),
             samples.over_time(run),
+            _section("The same noise without and with guides", samples.beside_plain(run)),
             _section("Quality", _quality([run])),
             _section("Guidance", _charts([pareto(run.evaluations, fid) for fid in fids_of_all(run.evaluations)])),
             _section("Evaluations", tables.evaluation_table(run.evaluations)),

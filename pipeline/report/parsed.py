@@ -7,13 +7,14 @@ counts alone. Names that this version does not know are passed over.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pipeline.config.tasks.found import all_figures
 from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
+from pipeline.parsing.text import one_line
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 
@@ -80,10 +81,16 @@ class CardFacts:
     captions: dict[str, Any] = field(default_factory=dict)
     reference: dict[str, Any] | None = None
     judge: dict[str, Any] = field(default_factory=dict)
+    steering: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
     pictures: dict[str, Any] = field(default_factory=dict)
     perceptual: dict[str, Any] = field(default_factory=dict)
     vae_sha256: str = ""
+
+
+def said(steering: Mapping[str, Any]) -> str:
+    """What a card says that images were given besides their conditioning, in words; "" for nothing."""
+    return one_line(", ".join(name if value is True else f"{name} {value}" for name, value in sorted(steering.items())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +126,46 @@ class Step:
 @dataclass(frozen=True)
 class _Steps:
     steps: tuple[Step, ...]
+
+
+class Evaluated(Protocol):
+    """An evaluation of a run (run.py)."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def metrics(self) -> dict[str, Any]: ...
+    @property
+    def card(self) -> dict[str, Any]: ...
+
+
+E = TypeVar("E", bound=Evaluated)
+MOST_PLAIN, MOST_STEERED = 4, 6
+"""Rows of evaluations whose pictures stand side by side, and of each those that were steered."""
+WEIGHTS = ("guide.classifier", "guide.clip", "guide.image")
+
+
+def steered_beside_plain(evaluations: Sequence[E]) -> list[tuple[E, list[E]]]:
+    """Evaluations by `latentmill eval` of a model alone, each with those of the same weights, noise and sampler whose
+    images were given something besides (card.json, steering)."""
+    groups: dict[str, tuple[list[E], list[E]]] = {}
+    for e in evaluations:
+        if e.name:
+            made = [e.card.get(name) for name in ("sampler", "steps", "guidance_settings", "seed", "weights")]
+            key = repr((e.n, e.metrics.get("images"), e.metrics.get("guidance"), made))
+            groups.setdefault(key, ([], []))[_is_steered(e.card.get("steering"))].append(e)
+    pairs = [(plain[0], steered[-MOST_STEERED:]) for plain, steered in groups.values() if plain and steered]
+    return pairs[-MOST_PLAIN:]
+
+
+def _is_steered(steering: Any) -> bool:
+    """Whether images were given something: a weight of 0 is a guide that measures and does not lead."""
+    facts = steering if isinstance(steering, Mapping) else {}
+    weights = [facts[name] for name in WEIGHTS if name in facts]
+    others = [name for name in facts if not name.startswith("guide.")]
+    return any(weights) or bool(others)
 
 
 def is_number(value: Any) -> bool:

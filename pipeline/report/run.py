@@ -25,6 +25,7 @@ from pipeline.report.parsed import (
     parse_steps,
     parse_tiles,
     require_sheet,
+    steered_beside_plain,
 )
 from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.storage.urls import open_storage
@@ -49,7 +50,8 @@ class Evaluation:
     n: samples seen by the weights. name: "" for evaluations inside training, else the name that `latentmill eval` gave
     it. metrics: content of metrics.json. card: what is shown of card.json. grid: PNG bytes, which are read for those
     evaluations alone whose pictures are shown. tiles: content of grid.json; None without a picture. given: PNG bytes of
-    what the pictures were given, in the same tiles, of the last evaluation inside training; b"" for no picture.
+    what the pictures were given, in the same tiles, of the last evaluation inside training and of those by `eval`;
+    b"" for no picture.
     """
 
     n: int
@@ -199,9 +201,10 @@ def _evaluations(storage: Storage, notes: list[str]) -> list[Evaluation]:
             card = read("card.json", parse_card) or {}
             evaluations.append(Evaluation(n, name, metrics, card, tiles=read("grid.json", parse_tiles)))
     inside = [evaluation for evaluation in evaluations if not evaluation.name]
-    shown = {id(evaluation) for evaluation in _with_sheets(inside)}
+    pairs = [e for plain, steered in steered_beside_plain(evaluations) for e in (plain, *steered)]
+    shown = {id(evaluation) for evaluation in (*_with_sheets(inside), *pairs)}
     return [
-        _with_grid(storage, folders[e.n, e.name], notes, e, last=e is inside[-1])
+        _with_grid(storage, folders[e.n, e.name], notes, e, last=e.name != "" or e is inside[-1])
         if id(e) in shown
         else replace(e, tiles=None)
         for e in evaluations

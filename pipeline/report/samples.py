@@ -6,7 +6,7 @@ import base64
 import hashlib
 
 from pipeline.report.elements import text
-from pipeline.report.parsed import Tiles
+from pipeline.report.parsed import Tiles, said, steered_beside_plain
 from pipeline.report.run import SHEETS, Evaluation, Run, evenly_spaced
 
 CAPTIONS_OVER_TIME = 8
@@ -61,9 +61,41 @@ def over_time(run: Run) -> str:
     )
 
 
+def beside_plain(run: Run) -> str:
+    """The same noise without and with what steered it, evaluation by evaluation of `latentmill eval`."""
+    parts = []
+    for plain, others in steered_beside_plain([e for e in run.evaluations if e.tiles]):
+        steered = [(e, e.tiles) for e in others if e.tiles]
+        if plain.tiles is None or not steered:
+            continue
+        columns = [(plain, plain.tiles), *steered]
+        shown = next(((e, t) for e, t in steered if e.given), None)
+        rules = "".join(_sheet_rule(run, e) for e, _ in columns) + (_given_rule(run, shown[0]) if shown else "")
+        heads = ["", *(["given"] if shown else []), "without", *(steering_of(e) for e, _ in steered)]
+        rows = "".join(
+            f"<tr><td>{text(steered[0][1].captions[i], LONGEST)}</td>"
+            + (f"<td>{_tile(run, *shown, i, GIVEN)}</td>" if shown else "")
+            + "".join(f"<td>{_tile(run, e, t, i)}</td>" for e, t in columns)
+            + "</tr>"
+            for i in range(min(CAPTIONS_OVER_TIME, len(steered[0][1].captions)))
+        )
+        head = "".join(f"<th>{text(name, LONGEST)}</th>" for name in heads)
+        parts.append(
+            f'<style>{rules}</style><div class="scroll"><table class="strip"><tr>{head}</tr>{rows}</table></div>'
+        )
+    return "".join(parts)
+
+
+def steering_of(evaluation: Evaluation) -> str:
+    """What images were given besides their conditioning, in words, without hashes."""
+    steering = evaluation.card.get("steering") or {}
+    return said({name: value for name, value in steering.items() if not name.endswith("_sha256")})
+
+
 def _name(run: Run, evaluation: Evaluation) -> str:
     """CSS class of an evaluation's sheet; unique on the page, and free of characters from outside."""
-    return f"g{hashlib.sha256(run.url.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}-{evaluation.n}"
+    place = f"{run.url} {evaluation.name}" if evaluation.name else run.url
+    return f"g{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}-{evaluation.n}"
 
 
 def _sheet_rule(run: Run, evaluation: Evaluation) -> str:

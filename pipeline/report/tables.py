@@ -13,7 +13,7 @@ from pipeline.config.tasks.figures import Figure
 from pipeline.config.tasks.found import present
 from pipeline.report.charts import short
 from pipeline.report.elements import text
-from pipeline.report.parsed import is_number
+from pipeline.report.parsed import is_number, said
 from pipeline.report.run import Evaluation, Run, spread
 
 NAMES = ("run", "tracking.group", "launch.processes", "launch.threads", "device")
@@ -209,11 +209,17 @@ def _perceptual(evaluation: Evaluation) -> str:
     return _digest(card.get("judge"), "perceptual_sha256") or _digest(card.get("perceptual"), "sha256")
 
 
+def _steering(evaluation: Evaluation) -> str:
+    steering = evaluation.card.get("steering")
+    return said(steering) if isinstance(steering, Mapping) else ""
+
+
 MEASURES = {
     "reference": _reference,
     "captions of": _captions,
     "pictures of": _pictures,
     "perceptual weights": _perceptual,
+    "steering": _steering,
 }
 """What tells evaluations apart that share a sampler and its settings: heading -> its value, "" for none."""
 

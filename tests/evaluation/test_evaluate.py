@@ -27,6 +27,7 @@ from pipeline.evaluation.judging import Judging
 from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics.fid import Statistics, fid
+from pipeline.evaluation.records import Records
 from pipeline.evaluation.reference import load_reference, save_reference
 from pipeline.evaluation.stored import GRID_COLUMNS, write
 from pipeline.evaluation.tasks.judge import make_judge
@@ -180,7 +181,7 @@ def test_images_that_are_not_finite_are_counted_and_judged_all_the_same(
 
 
 def test_more_images_than_captions_begin_with_the_first_again(parts: dict[str, Any]) -> None:
-    judging = Judging(parts["judge"], parts["validation"], parts["first_stage"], seed=0)
+    judging = Judging(parts["judge"], Records(parts["validation"], parts["first_stage"]), seed=0)
     captions = judging.given([0, IMAGES, IMAGES + 1], 2 * IMAGES).captions
     assert captions[0] == captions[1] and captions[2] == parts["validation"].captions[1]
     text = judging.batch([0, IMAGES, IMAGES + 1], 2 * IMAGES, torch.device("cpu"))["text"]

@@ -69,6 +69,7 @@ def evaluator(**changes: Any) -> Any:
         "features": features(),
         "perceptual": None,
         "reference": SimpleNamespace(sha256="44" * 32),
+        "steering": SimpleNamespace(facts={}),
         "differing": lambda card, weights: [],
     }
     return SimpleNamespace(**(parts | changes))
@@ -98,6 +99,8 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "features": (evaluator(features=features(name="inception")), *REST),
     "a resize": (evaluator(features=features(resize="other")), *REST),
     "the perceptual distance": (evaluator(perceptual=SimpleNamespace(sha256="a" * 64)), *REST),
+    "what images begin from": (evaluator(steering=SimpleNamespace(facts={"strength": 0.5})), *REST),
+    "a file that steers": (evaluator(steering=SimpleNamespace(facts={"target": "ab"})), *REST),
     "the schedule": (evaluator(diffusion=DiffusionConfig(beta_end=0.02)), *REST),
 }
 

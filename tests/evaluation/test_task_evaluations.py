@@ -13,17 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from made.cache import contract
-from made.judged import CONDITIONS, given, pictures, scenes
+from made.evaluated import RECORDS, denoiser_of, evaluator_of, in_memory, of_pixels
+from made.judged import CONDITIONS, given, pictures
 from made.report import parse
 from made.stlpips_golden import seeded
 from made.thread_world import on_ranks
 from pipeline.config import (
     ClassTask,
-    DiffusionConfig,
     InpaintTask,
     LayoutTask,
-    ModelConfig,
     SamplerConfig,
     SemanticTask,
     SuperresTask,
@@ -32,7 +30,6 @@ from pipeline.config import (
 )
 from pipeline.config.tasks.figures import PERCEIVED, Figure
 from pipeline.config.tasks.found import facts_of
-from pipeline.data.format.contract import Contract
 from pipeline.distributed.world import World
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.beside import show
@@ -41,16 +38,12 @@ from pipeline.evaluation.evaluate import EvalResult, Evaluator
 from pipeline.evaluation.judging import Rows
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
-from pipeline.evaluation.validation import Validation
-from pipeline.models.denoiser import Denoiser
 from pipeline.models.perceptual.loaded import from_tensors
 from pipeline.models.perceptual.network import Perceptual
-from pipeline.models.tasks.choose import make_task
 from pipeline.report import page
 from pipeline.report.grid import png, tile
 from pipeline.report.run import load
 from pipeline.storage.urls import open_storage
-from preprocess.shapes.drawing import label_map
 
 SAMPLER = SamplerConfig(sampler="ddim", steps=4, guidance=1.0, batch=4)
 TASKS = (
@@ -62,75 +55,6 @@ TASKS = (
     InpaintTask(),
 )
 SHOWN = ("layout", "semantic", "superres", "inpaint")
-RECORDS = 6
-
-
-class Identity:
-    """A first stage that keeps pixels as they are."""
-
-    device = torch.device("cpu")
-    weights_sha256 = "a" * 64
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return latents
-
-
-def of_pixels(**changes: Any) -> Contract:
-    """The contract of a cache without captions, whose latents are the pixels."""
-    facts: dict[str, Any] = {
-        "conditions": replace(CONDITIONS, labels=replace(CONDITIONS.labels, grid=1)),  # type: ignore[type-var]
-        "resolution": 64,
-        "buckets": ((64, 64),),
-        "latent_shape": (3, 64, 64),
-        "downsampling": 1,
-        "scale": 1.0,
-        "shift": 0.0,
-        "stored": "latents",
-        "text": None,
-        "text_sha256": "",
-        "caption_key": "",
-    }
-    return contract(**{**facts, **changes})
-
-
-def in_memory(cache: Contract, records: int = RECORDS) -> Validation:
-    """The first records of such a cache."""
-    arrays = {name: rows[:records] for name, rows in given().members.items()}
-    arrays["cond.labels"] = np.stack([label_map(truth) for truth in scenes()[:records]])
-    pixels = np.ascontiguousarray(pictures()[:records].transpose(0, 3, 1, 2))
-    arrays |= {"pixels": pixels, "latents": (pixels / 127.5 - 1).astype(np.float16)}
-    arrays["cond.masked"] = arrays["latents"] * (1 - np.unpackbits(arrays["cond.mask"], axis=-1)[:, None])
-    return Validation("d" * 64, cache, [""] * records, arrays)
-
-
-def denoiser_of(task: TaskConfig, cache: Contract) -> Denoiser:
-    torch.manual_seed(0)
-    width = 32 if task.makes_context else 0
-    model = ModelConfig(
-        channels=32,
-        multipliers=(1,),
-        blocks=1,
-        attention=(),
-        heads=1,
-        in_channels=3,
-        out_channels=3,
-        context_width=width,
-    )
-    denoiser = Denoiser(model, make_task(task, model, cache))
-    denoiser.reset_parameters(0)
-    return denoiser
-
-
-def evaluator_of(task: TaskConfig, cache: Contract, validation: Validation, **settings: Any) -> Evaluator:
-    return Evaluator(
-        validation=validation,
-        first_stage=Identity(),  # type: ignore[arg-type]
-        tower=None,
-        diffusion=DiffusionConfig(),
-        judge=settings.pop("judge", None) or make_judge(cache, task),
-        grid=3,
-        **settings,
-    )
 
 
 def drawn_as_records(*arguments: Any) -> tuple[np.ndarray, int]:

@@ -249,6 +249,15 @@ def check_sampler(sampler: c.SamplerConfig, timesteps: int, prefix: str) -> None
     check_guidance((sampler.guidance,), sampler.guidance_low, sampler.guidance_high, sampler.rescale, prefix)
 
 
+def check_start(strength: float | None, steps: int) -> None:
+    """The share of the denoising steps that are taken where sampling begins from an image; None for all, from noise."""
+    require(
+        strength is None or int(steps * strength) >= 1,
+        f"strength={strength} of {steps} denoising steps is no step: give more steps, or a strength of at least "
+        f"{math.ceil(1000 / steps) / 1000:g}",
+    )
+
+
 def check_guidance(scales: tuple[float, ...], low: float, high: float, rescale: float, prefix: str = "") -> None:
     """Guidance scales against the other settings of guidance. prefix: what precedes the keys in messages."""
     require(

@@ -15,8 +15,10 @@ from pipeline.config.check.groups import (
     check_guidance,
     check_mix,
     check_sampler,
+    check_start,
 )
 from pipeline.config.check.runs import check_autoencoder, check_train
+from pipeline.config.check.steering import check_guide_of_eval, check_guide_of_sample
 from pipeline.config.values.bounds import check_bounds, require, some_text
 from pipeline.config.values.distances import require_distance
 from pipeline.config.values.rules import parse_rules
@@ -184,6 +186,9 @@ def check_eval(config: c.EvalRunConfig) -> None:
     check_guidance(config.guidance, config.guidance_low, config.guidance_high, config.rescale)
     if config.perceptual:
         require_distance(config.perceptual, "perceptual")
+    for steps in config.steps:
+        check_start(config.strength, steps)
+    check_guide_of_eval(config)
 
 
 def check_sample(config: c.SampleConfig) -> None:
@@ -209,6 +214,12 @@ def check_sample(config: c.SampleConfig) -> None:
         config.mask == () or config.image != (),
         "mask is given without image: give image=FILE, the picture of which the mask hides a part",
     )
+    require(
+        config.strength is None or config.image != (),
+        f"strength={config.strength} is given without image: give image=FILE, the picture to begin from",
+    )
+    check_start(config.strength, config.sampler.steps)
+    check_guide_of_sample(config)
 
 
 def check_export(config: c.ExportConfig) -> None:

@@ -15,8 +15,11 @@ from pipeline.config.loading.references import LITERAL, OPENING, Lacking, holds_
 from pipeline.config.loading.sweeps import swept_texts
 from pipeline.errors import ConfigError, OverrideError
 
-NAMES = ("data.mix", "mix", "size", "leave_out", "forget", "class", "boxes", "labels", "image", "mask")
+NAMES = ("data.mix", "mix", "size", "leave_out", "forget", "class", "boxes", "labels", "image", "mask", "guide.target")
 """Lists of names rather than of free text: they may be written [a,b]."""
+
+SEVERAL = ("guide",)
+"""Groups of which several files may be chosen, as [a,b]."""
 
 WORDS, LONGEST = 1000, 65536
 """Most words of a command line, and most characters of one."""
@@ -143,6 +146,8 @@ def _choice(group: str, value: str, choices: Sequence[str], sweep: bool = False)
     if sweep and "(" not in value.removeprefix("choice("):
         return ",".join(_choice(group, text, choices) for text in swept_texts(value) or [value])
     chosen: str | None = value
+    if group in SEVERAL and value.startswith("["):
+        return f"[{','.join(_choice(group, name, choices) for name in listed(value))}]"
     if holds_reference(value):
         resolved = resolve(value, os.environ, group)
         if isinstance(resolved, Lacking):

@@ -106,6 +106,12 @@ class TaskConfig:
         """Whether it was trained with levels of noise on its condition, so that `sample noise=` can give one."""
         return False
 
+    @property
+    def may_begin(self) -> bool:
+        """Whether sampling may begin from an image, as `sample strength=` asks: not where images are made of smaller
+        ones, which image= then names."""
+        return True
+
     def channels(self, cache: Cache) -> int:
         """Channels that it concatenates to the noisy latent."""
         return 0

@@ -82,6 +82,25 @@ INPAINT = (
     Figure("psnr_outside", "PSNR outside", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2),
     *PERCEIVED,
 )
+START = (
+    Figure("class_kept", "Class kept", "share of pictures of their start's class", "higher", "share"),
+    Figure("psnr_start", "PSNR to the start", "dB, pooled", "higher", "pooled", compares=True, digits=2),
+)
+"""Of images that begin from the records' own (eval strength=)."""
+KEPT = (
+    Figure(
+        "psnr_kept", "PSNR of what is kept", "dB, before pasting, pooled", "higher", "pooled", compares=True, digits=2
+    ),
+)
+"""Of images that keep a region of the records' own (eval keep=true)."""
+GUIDED = (
+    Figure(
+        "guide_consistency", "Consistency with the target", "dB, mean over pictures", "higher", "mean", True, digits=2
+    ),
+)
+"""Of any task, where a guide leads to pictures; captions and classes have the figures of their tasks."""
+STEERED = (*START, *KEPT, *GUIDED)
+"""Of what images are given besides their conditioning."""
 QUARTERS = 4
 """Parts of the noise levels by which a classifier is measured, as often drawn in training as one another."""
 CLASSIFIER = (

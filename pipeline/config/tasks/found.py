@@ -17,6 +17,7 @@ from pipeline.config.tasks.figures import (
     OF_FEATURES,
     RFID,
     SHORTCUT,
+    STEERED,
     Figure,
     perceived,
 )
@@ -55,9 +56,10 @@ def figures_of(task: TaskConfig) -> tuple[Figure, ...]:
 
 
 def all_figures() -> tuple[Figure, ...]:
-    """The figures of every task in the table's order, those of autoencoders, then the CLIP score."""
+    """The figures of every task in the table's order, those of what steers images, those of autoencoders, then the CLIP
+    score."""
     of_tasks = [figure for basics in all_tasks().values() for figure in basics.figures]
-    named = {figure.name: figure for figure in (*of_tasks, *FIRST_STAGE, *FIRST_STAGE_COSTS)}
+    named = {figure.name: figure for figure in (*of_tasks, *STEERED, *FIRST_STAGE, *FIRST_STAGE_COSTS)}
     named |= {figure.name: figure for figure in of_tasks}  # these have more names
     return (*named.values(), CLIP_SCORE)
 
@@ -74,6 +76,15 @@ def require_perceived(task: TaskConfig, perceptual: str, key: str) -> None:
     require(
         perceptual == "none" or perceived(perceptual) in own_figures(task),
         f"{key}={perceptual} with task={task.name}, whose evaluations compare no pictures: leave it out ({key}=none)",
+    )
+
+
+def require_start(task: TaskConfig, strength: float | None) -> None:
+    """Raise ConfigError where sampling of the task cannot begin from an image. strength: None where it should not."""
+    require(
+        strength is None or task.may_begin,
+        f"strength={strength}: a model of task={task.name} makes a large image of a small one and begins from noise: "
+        "leave strength out",
     )
 
 

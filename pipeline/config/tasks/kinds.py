@@ -182,6 +182,10 @@ class SuperresTask(CaptionedTask):
         return self.noise > 0
 
     @property
+    def may_begin(self) -> bool:
+        return False
+
+    @property
     def augmented(self) -> bool:
         return self.noise > 0
 

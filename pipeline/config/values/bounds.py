@@ -64,7 +64,7 @@ class Between:
 
     low: float
     high: float
-    ends: Literal["[]", "[)", "()"] = "[]"
+    ends: Literal["[]", "[)", "(]", "()"] = "[]"
     says: str = ""
 
     def admits(self, value: float) -> bool:
@@ -74,7 +74,8 @@ class Between:
     @property
     def words(self) -> str:
         low = f"from {self.low:g} to" if self.ends[0] == "[" else f"above {self.low:g} and"
-        high = f"{self.high:g}" if self.ends[1] == "]" else f"below {self.high:g}"
+        at_most = "" if self.ends[0] == "[" else "at most "
+        high = f"{at_most}{self.high:g}" if self.ends[1] == "]" else f"below {self.high:g}"
         return self.says or f"a number {low} {high} is wanted"
 
     def __str__(self) -> str:

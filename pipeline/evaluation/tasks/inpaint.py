@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.conditions.mask import unpack
 from pipeline.config.tasks import figures
+from pipeline.data.format.contract import Contract
 from pipeline.evaluation.metrics.distance import distances
 from pipeline.evaluation.metrics.restoration import psnr, squared_error
 from pipeline.evaluation.shapes.claims import parse
@@ -33,10 +34,7 @@ class InpaintJudge(Judge):
 
     def holes(self, given: Given) -> np.ndarray:
         """The pixels to make, (B, H, W) bool."""
-        facts = self.contract.conditions.mask
-        width = given.pictures.shape[2]
-        masks = given.members[MEMBER]
-        return (unpack(masks, width) if facts is not None and facts.packed else masks).astype(bool)
+        return holes_of(given, self.contract)
 
     def finish(self, drawn: np.ndarray, given: Given) -> np.ndarray:
         """The record's own picture outside the hole, at full resolution."""
@@ -88,6 +86,13 @@ class InpaintJudge(Judge):
 
     def facts(self, records: Any, images: int) -> dict[str, Any]:
         return super().facts(records, images) | {"pasted": True}
+
+
+def holes_of(given: Given, contract: Contract) -> np.ndarray:
+    """The holes of a batch's records, (B, H, W) bool. contract: of their cache."""
+    facts, masks = contract.conditions.mask, given.members[MEMBER]
+    width = given.pictures.shape[2]
+    return (unpack(masks, width) if facts is not None and facts.packed else masks).astype(bool)
 
 
 JUDGE = InpaintJudge

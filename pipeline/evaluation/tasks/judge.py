@@ -36,9 +36,9 @@ Row = Mapping[str, float | None]
 class Given:
     """What a batch of B images was given, and the pictures of the records that it was taken from.
 
-    captions: "" for none. members: the arrays that the task reads, (B, ...), in the cache's dtypes and with the variant
-    that the image number chooses. truth: the records' own pictures (B, H, W, 3) uint8; None where the cache does not
-    hold them. reconstruction: the same after the autoencoder; None where nothing needs it.
+    captions: "" for none. members: the arrays that the judge is given, (B, ...), in the cache's dtypes and with the
+    variant that the image number chooses. truth: the records' own pictures (B, H, W, 3) uint8; None where the cache
+    does not hold them. reconstruction: the same after the autoencoder; None where nothing needs it.
     """
 
     captions: Sequence[str]
@@ -86,10 +86,15 @@ class Judge(ABC):
         return any(figure.compares for figure in self.figures)
 
     @property
+    def given(self) -> tuple[str, ...]:
+        """Arrays of a record that it is given with every image: the task's."""
+        return self.task.members
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        """Arrays of a record that its evaluations need: the task's and, where it looks, the image's."""
+        """Arrays of a record that its evaluations need: those that it is given and, where it looks, the image's."""
         own = (self.contract.stored, *(("pixels",) if self.compares and self.has_truth else ())) if self.looks else ()
-        return tuple(dict.fromkeys((*self.task.members, *own)))
+        return tuple(dict.fromkeys((*self.given, *own)))
 
     def name_of(self, figure: Figure) -> str:
         """The figure's name in metrics.json."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.conditions.classes import class_of
+from pipeline.conditions.facts import ClassFacts
 from pipeline.inference.requests.request import Request, Requests
 
 
@@ -19,8 +20,12 @@ class ClassRequests(Requests):
         facts = self.contract.conditions.classes
         assert facts is not None, "a run of this task was trained on a cache with classes"
         number = class_of(words["class"], facts)
-        label = f"{facts.names[number]} ({number})" if number < len(facts.names) else f"class {number}"
-        return Request(label=label, size=size, members={"cond.class": np.asarray(number, np.int32)})
+        return Request(label=named(number, facts), size=size, members={"cond.class": np.asarray(number, np.int32)})
+
+
+def named(number: int, facts: ClassFacts) -> str:
+    """A class in words: its name and number, where it has a name."""
+    return f"{facts.names[number]} ({number})" if number < len(facts.names) else f"class {number}"
 
 
 REQUESTS = ClassRequests

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 
-from pipeline.conditions.mask import hide, mask_of_file, pack
-from pipeline.errors import ConfigError
+from pipeline.conditions.mask import hide, pack
 from pipeline.inference.pictures import to_uint8
-from pipeline.inference.requests.files import called, picture_size, read_file, read_rgb
-from pipeline.inference.requests.request import Pictures, Request, Requests, with_words
+from pipeline.inference.requests.files import called
+from pipeline.inference.requests.given import pasted, read_hole, read_image
+from pipeline.inference.requests.request import Request, Requests, with_words
 from pipeline.models.encoders.first_stage import FirstStage
 
 
@@ -28,19 +27,10 @@ class InpaintRequests(Requests):
         facts = self.contract.conditions.mask
         assert facts is not None, "a run of this task was trained on a cache with masks"
         url, mask_url = words["image"], words["mask"]
-        image = read_rgb("image", url, read_file("image", url))
+        image = read_image(url)
         height, width = image.shape[:2]
         self.require_size((width, height), f"image={called(url)} has {width} x {height} pixels")
-        data = read_file("mask", mask_url)
-        mask_size = picture_size("mask", mask_url, data)
-        if mask_size != (width, height):
-            raise ConfigError(
-                f"mask={called(mask_url)} has {mask_size[0]} x {mask_size[1]} pixels and image={called(url)} has "
-                f"{width} x {height}: give a mask of the image's size"
-            )
-        mask = mask_of_file(data, f"mask={called(mask_url)}")
-        if not mask.any():
-            raise ConfigError(f"mask={called(mask_url)} hides nothing: it is white where the image is made anew")
+        mask = read_hole(mask_url, image, url)
         hidden = hide(image, mask, facts.hole)  # (H, W, 3) float32
         return Request(
             label=with_words(words.get("prompt"), f"{called(url)}, {called(mask_url)}"),
@@ -48,6 +38,7 @@ class InpaintRequests(Requests):
             members={"cond.mask": pack(mask) if facts.packed else mask, HIDDEN: hidden},
             shown=to_uint8(torch.from_numpy(hidden).permute(2, 0, 1)[None])[0],
             finish=partial(pasted, image_HWC=image, mask_HW=mask),
+            image=image,
         )
 
     def encoded(self, request: Request, first_stage: FirstStage) -> Request:
@@ -59,11 +50,6 @@ class InpaintRequests(Requests):
 
 HIDDEN = "hidden"
 """The image with its hole filled, (H, W, 3) float32 in [-1, 1], which the autoencoder encodes."""
-
-
-def pasted(pictures: Pictures, image_HWC: np.ndarray, mask_HW: np.ndarray) -> Pictures:
-    """The pictures (n, H, W, 3) where mask_HW (H, W) is 1, and the image (H, W, 3) elsewhere."""
-    return np.where(mask_HW[None, :, :, None] != 0, pictures, image_HWC)
 
 
 REQUESTS = InpaintRequests

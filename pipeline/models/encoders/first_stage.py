@@ -51,9 +51,15 @@ class FirstStage(ABC):
         """Images (B, 3, H, W) in [-1, 1] -> unscaled latents (B, C, h, w) float32; of a posterior its mean, of pixels
         the images themselves."""
 
-    @abstractmethod
+    @torch.no_grad()
     def decode(self, z_BCHW: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> images (B, 3, h f, w f), float32, clamped to [-1, 1]."""
+        return self.decode_with_gradient(z_BCHW).clamp(-1, 1)
+
+    @abstractmethod
+    def decode_with_gradient(self, z_BCHW: Tensor) -> Tensor:
+        """The same, not clamped, and differentiable in the latents where gradients are on; those of quantised latents
+        pass to the latents as they are (straight-through; van den Oord et al. 2017, section 3.2)."""
 
 
 class NetworkStage(FirstStage):
@@ -114,11 +120,10 @@ class KLStage(NetworkStage):
     stored = "moments"
     architecture = "AutoencoderKL"
 
-    @torch.no_grad()
-    def decode(self, z_BCHW: Tensor) -> Tensor:
+    def decode_with_gradient(self, z_BCHW: Tensor) -> Tensor:
         z = self._unscaled(z_BCHW)
         z = z.to(self.dtype, memory_format=torch.channels_last)  # faster, as above
-        return self.model.decode(z).sample.float().clamp(-1, 1)
+        return self.model.decode(z).sample.float()
 
 
 class VQStage(NetworkStage):
@@ -146,12 +151,15 @@ class VQStage(NetworkStage):
         """Unscaled latents (B, C, h, w) -> the nearest entry of the codebook at every position, float32."""
         return self.codebook[self.nearest(z_BCHW)].permute(0, 3, 1, 2)
 
-    @torch.no_grad()
-    def decode(self, z_BCHW: Tensor) -> Tensor:
-        z = self.quantise(self._unscaled(z_BCHW)).to(self.dtype, memory_format=torch.channels_last)
+    def decode_with_gradient(self, z_BCHW: Tensor) -> Tensor:
+        unscaled = self._unscaled(z_BCHW)
+        z = self.quantise(unscaled.detach())
+        if unscaled.requires_grad:
+            z = z + (unscaled - unscaled.detach())  # 0, whose gradient is 1
+        z = z.to(self.dtype, memory_format=torch.channels_last)
         h = self.model.post_quant_conv(z)
         spatial = self.model.config.norm_type == "spatial"
-        return self.model.decoder(h, z if spatial else None).float().clamp(-1, 1)
+        return self.model.decoder(h, z if spatial else None).float()
 
 
 class Identity(FirstStage):
@@ -174,8 +182,8 @@ class Identity(FirstStage):
     def mean(self, x_BCHW: Tensor) -> Tensor:
         return x_BCHW.to(self.device).float()
 
-    def decode(self, z_BCHW: Tensor) -> Tensor:
-        return z_BCHW.to(self.device).float().clamp(-1, 1)
+    def decode_with_gradient(self, z_BCHW: Tensor) -> Tensor:
+        return z_BCHW.to(self.device).float()
 
 
 NETWORKS: dict[str, type[NetworkStage]] = {stage.architecture: stage for stage in (KLStage, VQStage)}

@@ -117,6 +117,11 @@ class TextTower:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what the image tower sees."""
+        return self._image_size[0], self._image_size[1]
+
     @torch.no_grad()
     def encode_image(self, x_BCHW: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> image embeddings (B, E), not normalised, float32.
@@ -126,8 +131,14 @@ class TextTower:
         x = x_BCHW.to(self.device).float()
         if tuple(x.shape[-2:]) != self._image_size:
             x = F.interpolate(x, self._image_size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+        return self.encode_sized(x)
+
+    def encode_sized(self, x_BCHW: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of the tower's own size -> embeddings as `encode_image`, differentiable in the images
+        where gradients are on. Values beyond [-1, 1] are taken as they are."""
         # ((x + 1) / 2 - mean) / std in one pass
-        return self.model.encode_image(torch.addcmul((0.5 - self._mean) / self._std, x, 0.5 / self._std)).float()
+        x = torch.addcmul((0.5 - self._mean) / self._std, x_BCHW.to(self.device).float(), 0.5 / self._std)
+        return self.model.encode_image(x).float()
 
     @torch.no_grad()
     def encode_pictures(self, images_BHWC: np.ndarray) -> Tensor:
