@@ -41,6 +41,7 @@ UNBOUNDED = {
     *("ema", "min_psnr", "shift", "tracking.every", "ema.snapshots"),
     *("diffusion.beta_start", "diffusion.beta_end", "diffusion.timestep_mean"),
     *("diffusion.sigma_min", "diffusion.sigma_max", "model.attention", "model.heads", "model.head_width"),
+    *("guide.image", "guide.clip", "guide.classifier", "guide.weight"),
 }
 """Numbers that have no bound of their own; most are checked against other fields."""
 

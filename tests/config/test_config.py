@@ -86,6 +86,13 @@ def test_every_packaged_choice_loads(verb: str, group: str, name: str) -> None:
         with pytest.raises(ConfigError, match="gives the UNet no vector beside the timestep"):
             load(verb, [*REQUIRED[verb], f"{group}={name}"])
         return
+    if group == "guide":  # a choice names the kind of guide; where to is for the command line to say
+        asked = {"image": ["guide.target=t.png"], "clip": ["prompt=p"], "classifier": ["guide.run=g", "class=[3]"]}
+        more = (
+            asked.get(name, [])
+            if verb == "sample"
+            else [word for word in asked.get(name, []) if word[:9] == "guide.run"]
+        )
     if (verb, name) == ("autoencoder", "zero3"):
         assert "set deepspeed=zero2" in refusal(verb, "deepspeed=zero3")
         return

@@ -12,7 +12,7 @@ from torch import Tensor
 from made.samplers import CASES, CONFIG, EDM, FLOW, LATENT, NUMBERS, ZERO_SNR, network
 from pipeline.config import DiffusionConfig
 from pipeline.diffusion.conditioning import Conditioning
-from pipeline.diffusion.hooks import Keep, Start, Steer
+from pipeline.diffusion.hooks import Keep, Score, Start, Steer
 from pipeline.diffusion.levels import Level, first_spread, levels_for
 from pipeline.diffusion.prediction import make_prediction, to_eps
 from pipeline.diffusion.process import PROCESSES
@@ -24,8 +24,6 @@ MEAN, SPREAD = 0.0, 0.5
 """Of the data. Samplers begin from noise of mean 0, so data of another mean would be sampled a little off."""
 NOTHING = Conditioning()
 PROCESS = {"epsilon": CONFIG, "v": replace(CONFIG, prediction="v"), "zero_snr": ZERO_SNR, "flow": FLOW, "edm": EDM}
-FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
-"""Samplers read a network's output in float32."""
 STEPS = {"ddim": 250, "euler": 250, "dpmpp_2m": 100, "heun": 50, "unipc": 250}
 """Steps after which a sampler is near its limit."""
 Denoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -116,7 +114,7 @@ def test_a_score_of_x_alone_does_the_same_without_a_gradient_through_the_network
 
     expected = sample(exact, config, noise(64), NOTHING, sampler="unipc", steps=20, steer=[through])
     got = sample(without_gradients, config, noise(64), NOTHING, sampler="unipc", steps=20, steer=[alone])
-    torch.testing.assert_close(got, expected, **FLOAT32)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)  # samplers read a network in float32
 
 
 def test_scores_add_up_by_their_weights() -> None:
@@ -131,7 +129,7 @@ def test_scores_add_up_by_their_weights() -> None:
     one = sample(denoise, CONFIG, noise(64), NOTHING, sampler="ddim", steps=20, steer=[Steer(both, 1.0)])
     steers = [Steer(likelihood, 0.5), Steer(small, 0.25)]
     got = sample(denoise, CONFIG, noise(64), NOTHING, sampler="ddim", steps=20, steer=steers)
-    torch.testing.assert_close(got, one, **FLOAT32)
+    torch.testing.assert_close(got, one, rtol=1e-5, atol=1e-5)
 
 
 def test_an_image_is_steered_the_same_in_any_batch() -> None:
@@ -155,7 +153,7 @@ def test_an_image_is_steered_the_same_in_any_batch() -> None:
         (lambda x0, x, level: likelihood(x0, x, level) / 0.0, "is not finite"),
     ],
 )
-def test_a_gradient_that_guides_nothing_is_an_error_and_no_picture(score, words: str) -> None:
+def test_a_gradient_that_guides_nothing_is_an_error_and_no_picture(score: Score, words: str) -> None:
     with pytest.raises(RunError, match=f"guide colours: .*{words}"):
         sample(
             network, CONFIG, initial_noise(0, NUMBERS, LATENT), NOTHING, steps=4, steer=[Steer(score, 1.0, "colours")]
