@@ -7,14 +7,11 @@ of a finished run it says that it is finished. On Ctrl-C, SIGTERM and SIGUSR1 it
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import TrainConfig
-from pipeline.config.loading.merge import to_stored
 from pipeline.distributed.exits import leave
 from pipeline.runs.directory import committed
 from pipeline.runs.stored import read_facts
@@ -22,7 +19,7 @@ from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.training import life
 from pipeline.training.inputs import DiffusionData, open_data
-from pipeline.training.life import Kind, describe_run, require_compiler
+from pipeline.training.life import Kind, require_compiler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,61 +45,40 @@ def train_on(data: DiffusionData, config: TrainConfig, world: World, lease: Leas
     from pipeline.models.denoiser import Denoiser
     from pipeline.models.encoders.latents import Latents
     from pipeline.planning.flops import image_flops
-    from pipeline.tracking.tracker import Tracker
-    from pipeline.training.assembly import make_trainer
     from pipeline.training.engines.choose import make_engine
     from pipeline.training.evaluations import evaluation, validation_loss
     from pipeline.training.inputs import Inputs
     from pipeline.training.objectives.diffusion import DiffusionObjective
-    from pipeline.training.start import share
 
     run = open_storage(config.run)
     contract = data.manifest.contract
     denoiser = Denoiser(config.model, data.task)
     denoiser.reset_parameters(config.seed)
-
-    def begin() -> None:
-        init_facts = initial_weights(config, run, denoiser, contract)
-        describe_run(config, run, data.manifest, data.manifests, data.mixture, init_facts)
-
-    world.together(begin, rank=0)
-    if config.init:
-        share(denoiser, world)
+    life.begin(data, config, world, denoiser, lambda: initial_weights(config, run, denoiser, contract))
     if config.compile:
         require_compiler(world.device.type)
         denoiser.unet.compile_blocks()
     engine = make_engine(denoiser, config, world)
-    settings = to_stored(config)
     with (
-        tempfile.TemporaryDirectory(prefix="latentmill-") as folder,
-        Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
+        life.tracked(config, world) as (tracker, folder),
         evaluation(config, run, world, data.manifest, data.empty, tracker) as evaluate,
     ):
         inputs = Inputs(Latents.of(contract), data.task, config.seed, text_encoder(config, contract, world))
         flops = image_flops(config.model, config.task.channels(contract))
         objective = DiffusionObjective(config.diffusion, config.task.drop, engine=engine, inputs=inputs, flops=flops)
-        trainer = make_trainer(
+        life.to_the_end(
+            data,
             config,
-            world=world,
+            world,
+            lease,
             engine=engine,
-            stream_from=lambda n: data.stream_from(start_n=n),
             objective=objective,
-            run=run,
-            folder=Path(folder),
             tracker=tracker,
-            manifests=data.manifests,
-            mixture=data.mixture,
+            folder=folder,
             evaluate=evaluate,
             validation=validation_loss(config, objective, inputs),
             validate_every=config.eval.loss_every,
-            fence=lease.require_held if lease else None,
         )
-        if lease:
-            lease.progress = lambda: trainer.n
-        try:
-            trainer.run()
-        finally:
-            engine.destroy()
 
 
 def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Callable[[Tensor], Tensor] | None:
