@@ -7,10 +7,7 @@ end, and an undisturbed run of the same kind follows.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,10 @@ from typing import Any
 from made.pixels import BATCH, KL, VQ, config_of
 from pipeline import autoencoder
 from pipeline.config import AutoencoderConfig, DeepSpeedConfig
-from pipeline.data.reading.batch import Batch
-from pipeline.data.reading.stream import Stream
 from pipeline.distributed import world as distributed
 from pipeline.distributed.exits import leave
 from pipeline.distributed.world import World
-from pipeline.training.trainer import Trainer
+from ranks import lost
 
 STAGES = {"kl": KL, "vq": VQ}
 ENGINES = {
@@ -35,10 +30,6 @@ LOST = {"kl-start": 3 * BATCH, "vq-ramp": 5 * BATCH, "vq-start": 3 * BATCH}
 """Name of a run -> n at which it is left. It resumes a batch earlier: where the discriminator is not trained yet and no
 code was restarted, or where its weight rises."""
 assert list(LOST)[-1] == "vq-start", "the last one is killed"
-
-
-class Lost(Exception):
-    """A run that is left."""
 
 
 def engine_config(folder: Path, name: str, world: World) -> AutoencoderConfig:
@@ -58,31 +49,20 @@ def lost_config(folder: Path, name: str, world: World, kind: str) -> Autoencoder
 def main(argv: list[str]) -> int:
     folder, what = Path(argv[0]), argv[1]
     world = distributed.start("cpu", threads=1)
-    next_batch = Trainer._next_batch
-
-    def lost(self: Trainer, stream: Stream) -> Batch:
-        name = Path(self.config.run).name
-        if self.n == LOST.get(name):
-            if name == list(LOST)[-1]:
-                self.world.barrier()  # no rank is within a step any more
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise Lost
-        return next_batch(self, stream)
-
     if what == "begin":
         for name in ENGINES[world.size]:
             autoencoder.train(engine_config(folder, name, world), world)
-        Trainer._next_batch = lost  # type: ignore[method-assign]
+        lost.lose(
+            lambda trainer: LOST.get(Path(trainer.config.run).name),
+            lambda trainer: Path(trainer.config.run).name == list(LOST)[-1],
+        )
     for name in LOST:
         config = lost_config(folder, name, world, "disturbed")
         if what == "finish":
             autoencoder.train(config, world)
             autoencoder.train(lost_config(folder, name, world, "undisturbed"), world)
-            continue
-        try:
-            autoencoder.train(config, world)
-        except Lost as error:
-            traceback.clear_frames(error.__traceback__)  # the frames hold the engine
+        else:
+            lost.train_until_lost(autoencoder.train, config, world)
     distributed.stop(world)
     return 0
 
