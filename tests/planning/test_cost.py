@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ CELEBA = ModelConfig(
     context_width=0,
 )
 PLAIN = replace(CELEBA, name="plain", channels=32, attention=())
-SHAPES = [
+SHAPES: list[Any] = [
     # configuration, batch, height, width, tokens of the context
     (SD1, 2, 32, 32, 77),
     pytest.param(SD1, 1, 64, 64, 77, marks=pytest.mark.long),
