@@ -27,7 +27,10 @@ from pipeline.distributed import ranks
 from pipeline.distributed.rank import die_with_parent
 from pipeline.distributed.signals import SCHEDULER
 
-IMPORTED = ("torch", "deepspeed", "pipeline.training.assembly", "pipeline.training.engines.deepspeed")
+IMPORTED = (
+    *("torch", "torch._dynamo", "deepspeed"),  # optimizers of PyTorch import the second when they are made
+    *("pipeline.training.assembly", "pipeline.training.engines.deepspeed"),
+)
 """What every rank needs that takes long to import."""
 
 
