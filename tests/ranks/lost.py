@@ -25,6 +25,7 @@ def lose(at: Callable[[Trainer], int | None], killed: Callable[[Trainer], bool])
 
     def lost(self: Trainer, stream: Stream) -> Batch:
         if self.n == at(self):
+            self.commits.settle()  # what is on its way in the background comes before the loss, however slow it is
             if killed(self):
                 self.world.barrier()  # no rank is within a step any more
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -156,6 +156,7 @@ def main() -> None:
             launch(json.loads(line))
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+    gc.unfreeze()  # extensions complain of objects that outlive the interpreter
 
 
 if __name__ == "__main__":
