@@ -7,20 +7,17 @@ add losses of their own (Further), as scripts/train_demo_encoders.py does.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import AutoencoderConfig
-from pipeline.config.loading.merge import to_stored
 from pipeline.distributed.exits import leave
 from pipeline.storage.urls import open_storage
 from pipeline.training import life
 from pipeline.training.inputs import Data
-from pipeline.training.life import Kind, describe_run
+from pipeline.training.life import Kind
 from pipeline.training.objectives.pixels import check_caches, open_pixels
 
 if TYPE_CHECKING:
@@ -66,54 +63,34 @@ def train_on(
     """Build everything else and train. lease: the run's, on rank 0; None on other ranks."""
     from pipeline.models.first_stage.trainable import TrainableAutoencoder
     from pipeline.models.perceptual.loaded import load_perceptual
-    from pipeline.tracking.tracker import Tracker
-    from pipeline.training.assembly import make_trainer
     from pipeline.training.engines.choose import make_engine
     from pipeline.training.evaluations import first_stage_evaluation
     from pipeline.training.objectives.first_stage import FirstStageObjective
     from pipeline.training.objectives.initial import initial_weights
-    from pipeline.training.start import share
 
     run = open_storage(config.run)
     perceptual = world.together(lambda: load_perceptual(config.loss.perceptual, world.device, "loss.perceptual"))
     extra, noise = (further.losses(), further.noise) if further else (None, 0.0)
     module = TrainableAutoencoder(config.autoencoder, config.gan, extra, noise)
     module.reset_parameters(config.seed)
-
-    def begin() -> None:
-        init_facts = initial_weights(config, run, module)
-        describe_run(config, run, data.manifest, data.manifests, data.mixture, init_facts)
-
-    world.together(begin, rank=0)
-    if config.init:
-        share(module, world)
+    life.begin(data, config, world, module, lambda: initial_weights(config, run, module))
     engine = make_engine(module, config, world)
-    settings = to_stored(config)
     with (
-        tempfile.TemporaryDirectory(prefix="latentmill-") as folder,
-        Tracker(run, config.tracking, settings=settings, folder=Path(folder), enabled=world.rank == 0) as tracker,
+        life.tracked(config, world) as (tracker, folder),
         first_stage_evaluation(config, run, world, tracker) as evaluate,
     ):
-        trainer = make_trainer(
+        objective = FirstStageObjective(config, engine=engine, perceptual=perceptual)
+        life.to_the_end(
+            data,
             config,
-            world=world,
+            world,
+            lease,
             engine=engine,
-            stream_from=lambda n: data.stream_from(start_n=n),
-            objective=FirstStageObjective(config, engine=engine, perceptual=perceptual),
-            run=run,
-            folder=Path(folder),
+            objective=objective,
             tracker=tracker,
-            manifests=data.manifests,
-            mixture=data.mixture,
+            folder=folder,
             evaluate=evaluate,
-            fence=lease.require_held if lease else None,
         )
-        if lease:
-            lease.progress = lambda: trainer.n
-        try:
-            trainer.run()
-        finally:
-            engine.destroy()
 
 
 KIND = Kind(open_pixels, train_on, check_caches)

@@ -21,7 +21,7 @@ from pipeline.storage.urls import open_storage
 from pipeline.training import life
 from pipeline.training.classifying import CLASSIFIER
 from pipeline.training.inputs import DiffusionData, open_data
-from pipeline.training.life import Kind, describe_run, require_compiler
+from pipeline.training.life import Kind, require_compiler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from pipeline.distributed.world import World
     from pipeline.models.denoiser import Denoiser
     from pipeline.runs.lease import Lease
-    from pipeline.training.engines.base import Engine
-    from pipeline.training.evaluations import Validate
-    from pipeline.training.objectives.base import Objective
 
 
 def main(config: TrainConfig) -> int:
@@ -50,41 +47,40 @@ def train_on(data: DiffusionData, config: TrainConfig, world: World, lease: Leas
     from pipeline.models.denoiser import Denoiser
     from pipeline.models.encoders.latents import Latents
     from pipeline.planning.flops import image_flops
-    from pipeline.training.assembly import train_network
+    from pipeline.training.engines.choose import make_engine
     from pipeline.training.evaluations import evaluation, validation_loss
     from pipeline.training.inputs import Inputs
     from pipeline.training.objectives.diffusion import DiffusionObjective
-    from pipeline.training.start import share
 
     run = open_storage(config.run)
     contract = data.manifest.contract
     denoiser = Denoiser(config.model, data.task)
     denoiser.reset_parameters(config.seed)
-
-    def begin() -> None:
-        init_facts = initial_weights(config, run, denoiser, contract)
-        describe_run(config, run, data.manifest, data.manifests, data.mixture, init_facts)
-
-    world.together(begin, rank=0)
-    if config.init:
-        share(denoiser, world)
+    life.begin(data, config, world, denoiser, lambda: initial_weights(config, run, denoiser, contract))
     if config.compile:
         require_compiler(world.device.type)
         denoiser.unet.compile_blocks()
-
-    def objective_of(engine: Engine) -> tuple[Objective, Validate | None]:
+    engine = make_engine(denoiser, config, world)
+    with (
+        life.tracked(config, world) as (tracker, folder),
+        evaluation(config, run, world, data.manifest, data.empty, tracker) as evaluate,
+    ):
         inputs = Inputs(Latents.of(contract), data.task, config.seed, text_encoder(config, contract, world))
         flops = image_flops(config.model, config.task.channels(contract))
         objective = DiffusionObjective(config.diffusion, config.task.drop, engine=engine, inputs=inputs, flops=flops)
-        return objective, validation_loss(config, objective, inputs)
-
-    train_network(
-        *(config, data, world, lease),
-        module=denoiser,
-        evaluation=lambda tracker: evaluation(config, run, world, data.manifest, data.empty, tracker),
-        objective_of=objective_of,
-        validate_every=config.eval.loss_every,
-    )
+        life.to_the_end(
+            data,
+            config,
+            world,
+            lease,
+            engine=engine,
+            objective=objective,
+            tracker=tracker,
+            folder=folder,
+            evaluate=evaluate,
+            validation=validation_loss(config, objective, inputs),
+            validate_every=config.eval.loss_every,
+        )
 
 
 def text_encoder(config: TrainConfig, contract: Contract, world: World) -> Callable[[Tensor], Tensor] | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from servers.browser import Browser
     from servers.fault_proxy import FaultProxy
     from servers.slurm import Slurm
+    from servers.warm_ranks import WarmRanks
 
 # Before anything imports it: a process that runs hundreds of tests must give freed memory back.
 from pipeline.distributed import allocator
@@ -61,6 +62,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return not file.startswith(SEVERAL_PROCESSES), -seconds.get(file, 1.0)
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Tests and modules live as long as the process. Garbage is collected by whatever trains, and need not be looked
+    for among them each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Extensions complain of objects that outlive the interpreter."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -175,6 +188,15 @@ def _make_client(environment: dict[str, str]) -> Any:
             patch.setenv(name, value)
         module._clients.clear()
         return module.s3_client()
+
+
+@pytest.fixture(scope="session")
+def warm_ranks() -> Iterator[WarmRanks]:
+    """Runs jobs of several ranks that need not import PyTorch again."""
+    from servers.warm_ranks import WarmRanks
+
+    with WarmRanks() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -25,13 +25,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.training.stepping import FOREVER, Stepping
 from pipeline.config import (
     AutoencoderConfig,
     CheckpointConfig,
@@ -50,13 +50,10 @@ from pipeline.models.first_stage.discriminator import PatchDiscriminator
 from pipeline.models.first_stage.trainable import TrainableAutoencoder
 from pipeline.models.perceptual.network import Perceptual
 from pipeline.storage.urls import open_storage
-from pipeline.tracking.tracker import Tracker
-from pipeline.training.assembly import make_trainer
 from pipeline.training.engines.choose import make_engine
 from pipeline.training.objectives.first_stage import FirstStageObjective
 from pipeline.training.objectives.pixels import open_pixels
 
-FOREVER = 10**12  # samples
 LEARNING_RATE = 1e-5
 CLIP = 1.0
 MOST, SMALL = 1e4, 1e-4
@@ -105,9 +102,9 @@ class Ours:
 
     def __init__(self, work: Work, world: World, settings: DeepSpeedConfig) -> None:
         self.images = self.read = work.batch
-        self._folder = tempfile.TemporaryDirectory(prefix="latentmill-benchmark-")
+        folder = tempfile.TemporaryDirectory(prefix="latentmill-benchmark-")
         config = AutoencoderConfig(
-            run=f"{self._folder.name}/run",
+            run=f"{folder.name}/run",
             data=DataConfig(train=work.cache, memory_gb=0.5),
             autoencoder=work.stage,
             gan=work.gan,
@@ -120,39 +117,19 @@ class Ours:
             precision=work.precision,
             device=cast(Any, world.device.type),
         )
-        run = open_storage(config.run)
-        data = open_pixels(config, run, world)
+        data = open_pixels(config, open_storage(config.run), world)
         module = TrainableAutoencoder(config.autoencoder, config.gan)
         module.reset_parameters(0)
         self.parameters = sum(p.numel() for p in module.parameters())
-        self.engine = make_engine(module, config, world)
-        self.tracker = Tracker(run, config.tracking, folder=Path(self._folder.name), enabled=True)
-        self.trainer = make_trainer(
-            config,
-            world=world,
-            engine=self.engine,
-            stream_from=lambda n: data.stream_from(start_n=n),
-            objective=FirstStageObjective(config, engine=self.engine, perceptual=work.perceptual),
-            run=run,
-            folder=Path(self._folder.name),
-            tracker=self.tracker,
-            manifests=data.manifests,
-            mixture=data.mixture,
-        )
-        self.trainer.resume()
-        self.trainer.watch.stalls.seconds = 0.0
-        self._steps: Iterator[int] = self.trainer.steps()  # type: ignore[assignment]
+        engine = make_engine(module, config, world)
+        objective = FirstStageObjective(config, engine=engine, perceptual=work.perceptual)
+        self._run = Stepping(config, world, data=data, engine=engine, objective=objective, folder=folder)
 
     def step(self) -> None:
-        next(self._steps)
+        self._run.step()
 
     def close(self) -> None:
-        self._steps.close()  # type: ignore[attr-defined]
-        self.trainer.watch.stop()
-        self.tracker.close()
-        self.engine.destroy()
-        del self.trainer, self.engine
-        self._folder.cleanup()
+        self._run.close()
 
 
 class Script:

@@ -1,1 +1,1 @@
-"""Sides of benchmarks.trainer."""
+"""Sides of benchmarks.trainer, and how a run of ours takes steps for any benchmark."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.streaming.latents import Latents
+from benchmarks.training.stepping import FOREVER, Stepping
 from pipeline.config import (
     CheckpointConfig,
     DataConfig,
@@ -32,15 +32,12 @@ from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.unet.model import UNet
 from pipeline.planning.flops import image_flops
 from pipeline.storage.urls import open_storage
-from pipeline.tracking.tracker import Tracker
-from pipeline.training.assembly import make_trainer
 from pipeline.training.engines.choose import make_engine
 from pipeline.training.engines.optimizer import make_optimizer
 from pipeline.training.inputs import Inputs, open_data
 from pipeline.training.objectives.diffusion import DiffusionObjective
 
 LEARNING_RATE = 1e-4
-FOREVER = 10**12  # samples
 
 
 class Side(Protocol):
@@ -90,8 +87,8 @@ class Ours:
         self, model: ModelConfig, latents: Latents, batch: int, world: World, cache: str, settings: DeepSpeedConfig
     ) -> None:
         self.ema_s: list[float] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="latentmill-benchmark-")
-        where = world.first(self._folder.name)
+        folder = tempfile.TemporaryDirectory(prefix="latentmill-benchmark-")
+        where = world.first(folder.name)
         config = TrainConfig(
             run=f"{where}/run",
             data=DataConfig(train=cache, memory_gb=0.5),
@@ -103,36 +100,19 @@ class Ours:
             samples=FOREVER,
             device="cpu",
         )
-        run = open_storage(config.run)
-        data = open_data(config, run, world)
+        data = open_data(config, open_storage(config.run), world)
         contract = data.manifest.contract
         denoiser = Denoiser(model, data.task)
         denoiser.reset_parameters(0)
         self.parameters = sum(p.numel() for p in denoiser.parameters())
-        self.engine = make_engine(denoiser, config, world)
-        self.tracker = Tracker(run, config.tracking, folder=Path(self._folder.name), enabled=world.rank == 0)
-        self.trainer = make_trainer(
-            config,
-            world=world,
-            engine=self.engine,
-            stream_from=lambda n: data.stream_from(start_n=n),
-            objective=DiffusionObjective(
-                config.diffusion,
-                config.task.drop,
-                engine=self.engine,
-                inputs=Inputs(stored.Latents.of(contract), data.task, config.seed),
-                flops=image_flops(model),
-            ),
-            run=run,
-            folder=Path(self._folder.name),
-            tracker=self.tracker,
-            manifests=data.manifests,
-        )
-        self.trainer.resume()
-        self.trainer.watch.stalls.seconds = 0.0
-        self._update = self.trainer.state.ema.update
-        self.trainer.state.ema.update = self._timed_update  # type: ignore[method-assign]
-        self._steps: Iterator[int] = self.trainer.steps()  # type: ignore[assignment]
+        engine = make_engine(denoiser, config, world)
+        inputs, flops = Inputs(stored.Latents.of(contract), data.task, config.seed), image_flops(model)
+        drop = config.task.drop
+        objective = DiffusionObjective(config.diffusion, drop, engine=engine, inputs=inputs, flops=flops)
+        self._run = Stepping(config, world, data=data, engine=engine, objective=objective, folder=folder)
+        self._commits, ema = self._run.trainer.commits, self._run.trainer.state.ema
+        self._update = ema.update
+        ema.update = self._timed_update  # type: ignore[method-assign]
 
     def _timed_update(self, n: int, batch: int) -> None:
         began = time.perf_counter()
@@ -140,26 +120,22 @@ class Ours:
         self.ema_s.append(time.perf_counter() - began)
 
     def step(self) -> None:
-        next(self._steps)
+        self._run.step()
 
     def save(self) -> None:
         """Begin a commit, as the loop does when one is due."""
-        self.trainer.commits.save()
+        self._commits.save()
 
     def settle(self) -> tuple[float, int]:
         """Wait for it; seconds from its beginning to its commit, and bytes of this rank."""
-        self.trainer.commits.saver.settle()
-        save = self.trainer.commits.saver.last_save
+        self._commits.saver.settle()
+        save = self._commits.saver.last_save
         assert save is not None
         return save.write_s, save.bytes
 
     def close(self) -> None:
-        self._steps.close()  # type: ignore[attr-defined]
-        self.trainer.watch.stop()
-        self.tracker.close()
-        self.engine.destroy()
-        del self.trainer, self.engine
-        self._folder.cleanup()
+        self._run.close()
+        del self._run, self._commits, self._update
 
 
 class Script:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -42,7 +42,11 @@ def hide(value: str, shown: str) -> None:
 def redact(text: str, *, references: bool = True) -> str:
     """`text` without secrets. references: whether values that a configuration took from the environment are replaced as
     well, which they are not where the same text may have come from elsewhere."""
-    return _without_kinds(_without_known_values(text, references))
+    return _redact(text, _known_values(references))
+
+
+def _redact(text: str, known: Sequence[tuple[str, str]]) -> str:
+    return _without_kinds(_without_known_values(text, known))
 
 
 def holds_secret(text: str) -> bool:
@@ -66,18 +70,19 @@ def _without_kinds(text: str) -> str:
 def redact_values(value: Any, key: str = "", *, references: bool = True) -> Any:
     """A copy of plain data without secrets: values whose key is the name of a secret, and what `redact` finds in texts
     and keys."""
+    return _redact_values(value, key, _known_values(references))
+
+
+def _redact_values(value: Any, key: str, known: Sequence[tuple[str, str]]) -> Any:
     if isinstance(value, Mapping):
         return {
-            redact(k, references=references) if isinstance(k, str) else k: redact_values(
-                v, str(k), references=references
-            )
-            for k, v in value.items()
+            _redact(k, known) if isinstance(k, str) else k: _redact_values(v, str(k), known) for k, v in value.items()
         }
     if isinstance(value, list | tuple):
-        return [redact_values(v, key, references=references) for v in value]
+        return [_redact_values(v, key, known) for v in value]
     if value not in ("", None) and not is_harmless(value) and is_secret_name(key):
         return REDACTED
-    return redact(value, references=references) if isinstance(value, str) else value
+    return _redact(value, known) if isinstance(value, str) else value
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -132,13 +137,18 @@ def is_harmless(value: Any) -> bool:
 # Values that are known
 
 
-def _without_known_values(text: str, references: bool) -> str:
-    """`text` without the environment's own secrets, by their variables' names, and what a configuration took from
-    it."""
+def _known_values(references: bool) -> list[tuple[str, str]]:
+    """The environment's own secrets, by their variables' names, and what a configuration took from it, each with what
+    is shown in its place; the longest first."""
     known = {value: REDACTED for name, value in os.environ.items() if len(value) >= 8 and _is_secret_variable(name)}
     if references:
         known |= _references
-    for value, shown in sorted(known.items(), key=lambda pair: -len(pair[0])):
+    return sorted(known.items(), key=lambda pair: -len(pair[0]))
+
+
+def _without_known_values(text: str, known: Sequence[tuple[str, str]]) -> str:
+    """`text` without what _known_values has found."""
+    for value, shown in known:
         if value in text:
             text = _as_a_word(value).sub(lambda _: shown, text)  # noqa: B023
     return text

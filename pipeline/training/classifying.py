@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import ClassifierTask, TrainConfig
 from pipeline.storage.urls import open_storage
+from pipeline.training import life
 from pipeline.training.inputs import Data, open_labelled
-from pipeline.training.life import Kind, describe_run, require_compiler
+from pipeline.training.life import Kind, require_compiler
 
 if TYPE_CHECKING:
     from pipeline.distributed.world import World
     from pipeline.runs.lease import Lease
-    from pipeline.training.engines.base import Engine
-    from pipeline.training.evaluations import Validate
-    from pipeline.training.objectives.base import Objective
 
 
 def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None) -> None:
@@ -22,7 +20,7 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
     from pipeline.models.classifier import Classifier
     from pipeline.models.encoders.latents import Latents
     from pipeline.planning.flops import classifier_flops
-    from pipeline.training.assembly import train_network
+    from pipeline.training.engines.choose import make_engine
     from pipeline.training.evaluations import classifier_evaluation, validation_loss
     from pipeline.training.inputs import Inputs
     from pipeline.training.objectives.classifier import ClassifierObjective
@@ -32,24 +30,32 @@ def train_on(data: Data, config: TrainConfig, world: World, lease: Lease | None)
     classes = task.classes(contract)
     classifier = Classifier(config.model, classes, task.pool)
     classifier.reset_parameters(config.seed)
-    world.together(lambda: describe_run(config, run, data.manifest, data.manifests, data.mixture), rank=0)
+    life.begin(data, config, world, classifier, dict)
     if config.compile:
         require_compiler(world.device.type)
         classifier.compile_blocks()
 
-    def objective_of(engine: Engine) -> tuple[Objective, Validate | None]:
+    engine = make_engine(classifier, config, world)
+    with (
+        life.tracked(config, world) as (tracker, folder),
+        classifier_evaluation(config, run, world, tracker) as evaluate,
+    ):
         inputs = Inputs(Latents.of(contract), None, config.seed)
         flops = classifier_flops(config.model, classes, task.pool)
         objective = ClassifierObjective(config.diffusion, 0.0, engine=engine, inputs=inputs, flops=flops)
-        return objective, validation_loss(config, objective, inputs)
-
-    train_network(
-        *(config, data, world, lease),
-        module=classifier,
-        evaluation=lambda tracker: classifier_evaluation(config, run, world, tracker),
-        objective_of=objective_of,
-        validate_every=config.eval.loss_every,
-    )
+        life.to_the_end(
+            data,
+            config,
+            world,
+            lease,
+            engine=engine,
+            objective=objective,
+            tracker=tracker,
+            folder=folder,
+            evaluate=evaluate,
+            validation=validation_loss(config, objective, inputs),
+            validate_every=config.eval.loss_every,
+        )
 
 
 CLASSIFIER = Kind(open_labelled, train_on)

@@ -10,15 +10,17 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pipeline.config import RunConfig, TrainConfig
-from pipeline.config.loading.merge import to_yaml
+from pipeline.config import AutoencoderConfig, RunConfig, TrainConfig
+from pipeline.config.loading.merge import to_stored, to_yaml
 from pipeline.config.loading.references import digests_of, references_of
 from pipeline.distributed.place import adopt_step, in_world, require_place
 from pipeline.distributed.ranks import run_ranks
@@ -38,9 +40,15 @@ from pipeline.storage.urls import open_storage
 from pipeline.training.inputs import Data
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipeline.data.format.manifest import Manifest
     from pipeline.distributed.world import World
     from pipeline.runs.lease import Lease
+    from pipeline.tracking.tracker import Tracker
+    from pipeline.training.engines.base import Engine
+    from pipeline.training.evaluations import Evaluate, Validate
+    from pipeline.training.objectives.base import Objective
 
 C = TypeVar("C", bound=RunConfig)
 D = TypeVar("D", bound=Data)
@@ -157,6 +165,83 @@ def train(config: C, world: World, kind: Kind[C, D]) -> None:
     data = world.together(open_checked)
     with leased(config, world) as lease:
         kind.train_on(data, config, world, lease)
+
+
+def begin(
+    data: Data,
+    config: TrainConfig | AutoencoderConfig,
+    world: World,
+    module: nn.Module,
+    load_initial: Callable[[], Mapping[str, Any]],
+) -> None:
+    """Write what the run is, and give every rank the weights that it begins with. Collective.
+
+    load_initial: loads those of config.init into the module, on rank 0, and returns facts about them.
+    """
+    from pipeline.training.start import share
+
+    def describe() -> None:
+        facts = load_initial()
+        describe_run(config, open_storage(config.run), data.manifest, data.manifests, data.mixture, facts)
+
+    world.together(describe, rank=0)
+    if config.init:
+        share(module, world)
+
+
+@contextmanager
+def tracked(config: RunConfig, world: World) -> Iterator[tuple[Tracker, Path]]:
+    """Inside, the run's metrics are kept. Also yields a local folder for files that grow."""
+    from pipeline.tracking.tracker import Tracker
+
+    run, settings = open_storage(config.run), to_stored(config)
+    with (
+        tempfile.TemporaryDirectory(prefix="latentmill-") as name,
+        Tracker(run, config.tracking, settings=settings, folder=Path(name), enabled=world.rank == 0) as tracker,
+    ):
+        yield tracker, Path(name)
+
+
+def to_the_end(
+    data: Data,
+    config: RunConfig,
+    world: World,
+    lease: Lease | None,
+    *,
+    engine: Engine,
+    objective: Objective,
+    tracker: Tracker,
+    folder: Path,
+    evaluate: Evaluate | None,
+    validation: Validate | None = None,
+    validate_every: int = 0,
+) -> None:
+    """Resume, train to the last sample, and destroy the engine. Collective. The parameters are as make_trainer has
+    them (assembly.py)."""
+    from pipeline.training.assembly import make_trainer
+
+    trainer = make_trainer(
+        config,
+        world=world,
+        engine=engine,
+        stream_from=lambda n: data.stream_from(start_n=n),
+        objective=objective,
+        run=open_storage(config.run),
+        folder=folder,
+        tracker=tracker,
+        manifests=data.manifests,
+        mixture=data.mixture,
+        evaluate=evaluate,
+        validation=validation,
+        validate_every=validate_every,
+        fence=lease.require_held if lease else None,
+    )
+    if lease:
+        lease.progress = lambda: trainer.n
+    try:
+        trainer.run()
+    finally:
+        engine.destroy()
 
 
 def require_compiler(device: str) -> None:

@@ -22,7 +22,7 @@ from pipeline.data.format.manifest import load_manifest
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError, ContractMismatch, DatasetError, Interrupted, LatentmillError, RunError
 from pipeline.evaluation.evaluate import Evaluator, in_training
-from pipeline.evaluation.features.networks import load_features
+from pipeline.evaluation.features.networks import FEATURES, Features, Source, inception, load_features
 from pipeline.evaluation.judging import Judging
 from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
@@ -412,6 +412,25 @@ def test_a_cards_figures_are_made_again(folder: Path, capsys: pytest.CaptureFixt
         eval_verb.main(again)
 
 
+@pytest.fixture
+def narrow_inception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inception with the first 256 of its 2,048 channels, since roots of their covariances take half a minute."""
+    for name in ("inception", "inception_clean"):
+
+        def load(source: Source, *arguments: Any) -> Features:
+            whole = inception(source, *arguments)
+            assert whole.classes is not None
+            return replace(
+                whole,
+                width=256,
+                network=lambda images: whole.network(images)[:, :256],
+                classes=whole.classes[:, :256],
+            )
+
+        monkeypatch.setitem(FEATURES, name, replace(FEATURES[name], load=load, width=256))
+
+
+@pytest.mark.usefixtures("narrow_inception")
 def test_inception_figures_have_their_own_reference_and_resize(folder: Path, tmp_path: Path) -> None:
     """One made with another resize of the same network is refused."""
     source, dest = str(folder / SOURCE), str(tmp_path / "inception.safetensors")

@@ -42,7 +42,7 @@ from pipeline.models.tasks.choose import make_task
 from pipeline.runs.directory import fixed_keys
 from pipeline.runs.fragments import Fragment
 from pipeline.storage.urls import open_storage
-from pipeline.train import describe_run
+from pipeline.training.life import describe_run
 from pipeline.training.saver import Stamp
 
 ENCODERS = EncodersConfig(seed=1)

@@ -23,6 +23,7 @@ from pipeline.models.unet import layers
 from pipeline.models.unet.model import UNet
 from pipeline.planning import memory
 from pipeline.planning.cost import Cost, unet_cost
+from servers.warm_ranks import WarmRanks
 
 SD = ModelConfig(  # the shape of Stable Diffusion 1, narrow
     name="sd", channels=64, multipliers=(1, 2, 4, 4), attention=(1, 2, 4), heads=8, context_width=64
@@ -288,13 +289,11 @@ def test_a_budget_that_cannot_be_kept_says_by_how_much_it_misses() -> None:
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def held(tmp_path_factory: pytest.TempPathFactory, warm_ranks: WarmRanks) -> dict[int, dict[str, Any]]:
     """Memory of the ranks of worlds of one and two under each engine (tests/ranks/state_memory.py)."""
     folder = tmp_path_factory.mktemp("held")
     for ranks in (1, 2):
-        job = ("ranks.state_memory", [str(folder)], ranks, 1)
-        code = f"import sys; from pipeline.distributed.ranks import run_local; sys.exit(run_local(*{job!r}))"
-        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        ended = warm_ranks.run("ranks.state_memory", [str(folder)], ranks)
         assert ended.returncode == 0, ended.stderr[-4000:]
     return {ranks: json.loads((folder / f"{ranks}-0.json").read_text()) for ranks in (1, 2)}
 

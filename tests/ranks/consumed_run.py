@@ -21,7 +21,7 @@ from pipeline.data.reading.stream import Stream
 from pipeline.runs.directory import COMMIT, checkpoint_folder, committed, dataset_urls, roles
 from pipeline.runs.ledger import Ledger, noise_digest, truncate_ledgers
 from pipeline.storage.urls import open_storage
-from pipeline.train import describe_run
+from pipeline.training.life import describe_run
 
 SIZES = [7, 12, 5, 9, 11]  # 44 records, of which an epoch uses 40
 BATCH = 8

@@ -9,10 +9,7 @@ kind follows.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +20,13 @@ from made.first_stage_reference import batch_of, share_of, step_of, weights_of
 from made.pixels import BATCH, KL, VQ, config_of
 from pipeline import autoencoder
 from pipeline.config import AutoencoderConfig, DeepSpeedConfig, FirstStageLossConfig
-from pipeline.data.reading.batch import Batch
-from pipeline.data.reading.stream import Stream
 from pipeline.distributed import world as distributed
 from pipeline.distributed.exits import leave
 from pipeline.distributed.world import World
 from pipeline.models.first_stage.trainable import TrainableAutoencoder
 from pipeline.training.engines.choose import make_engine
 from pipeline.training.objectives.first_stage import FirstStageObjective
-from pipeline.training.trainer import Trainer
+from ranks import lost
 
 STAGES = {"kl": KL, "vq": VQ}
 ENGINES = {
@@ -45,10 +40,6 @@ code was restarted, or where its weight rises."""
 assert list(LOST)[-1] == "vq-start", "the last one is killed"
 STEPS = {"rests": 0, "trains": 3 * BATCH, "whole": 6 * BATCH}
 """What the discriminator does in a step -> its n."""
-
-
-class Lost(Exception):
-    """A run that is left."""
 
 
 def engine_config(folder: Path, name: str, world: World) -> AutoencoderConfig:
@@ -91,32 +82,21 @@ def lost_config(folder: Path, name: str, world: World, kind: str) -> Autoencoder
 def main(argv: list[str]) -> int:
     folder, what = Path(argv[0]), argv[1]
     world = distributed.start("cpu", threads=1)
-    next_batch = Trainer._next_batch
-
-    def lost(self: Trainer, stream: Stream) -> Batch:
-        name = Path(self.config.run).name
-        if self.n == LOST.get(name):
-            if name == list(LOST)[-1]:
-                self.world.barrier()  # no rank is within a step any more
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise Lost
-        return next_batch(self, stream)
-
     if what == "begin":
         for name in ENGINES[world.size]:
             take_gradients(folder, name, world)
             autoencoder.train(engine_config(folder, name, world), world)
-        Trainer._next_batch = lost  # type: ignore[method-assign]
+        lost.lose(
+            lambda trainer: LOST.get(Path(trainer.config.run).name),
+            lambda trainer: Path(trainer.config.run).name == list(LOST)[-1],
+        )
     for name in LOST:
         config = lost_config(folder, name, world, "disturbed")
         if what == "finish":
             autoencoder.train(config, world)
             autoencoder.train(lost_config(folder, name, world, "undisturbed"), world)
-            continue
-        try:
-            autoencoder.train(config, world)
-        except Lost as error:
-            traceback.clear_frames(error.__traceback__)  # the frames hold the engine
+        else:
+            lost.train_until_lost(autoencoder.train, config, world)
     distributed.stop(world)
     return 0
 

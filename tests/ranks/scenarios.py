@@ -207,46 +207,49 @@ def train(config: TrainConfig, world: World, folder: Path) -> None:
 # Scenarios
 
 
-def engines_0_1(world: World, folder: Path) -> None:
-    """The same as `engines`, in two of the stages."""
-    engines(world, folder, (0, 1))
+ZERO = tuple(f"zero{stage}" for stage in range(4))
+OFFLOADED = tuple(f"offload{stage}" for stage in (1, 2, 3))
+ORACLES = ("torch", "torch-muon")
+FIRST: dict[int, tuple[str, ...]] = {
+    1: (*ZERO, "zero1-muon"),
+    2: (*ZERO, *OFFLOADED, *(f"{name}-muon" for name in ZERO), "offload3-muon"),
+    4: ("zero2", "zero3-muon"),
+}
+"""Number of ranks -> the engines that `engines` trains with AdamW, and with Muon (-muon)."""
 
 
-def engines_2_3(world: World, folder: Path) -> None:
-    """The same as `engines`, in the other two."""
-    engines(world, folder, (2, 3))
+def names_of(ranks: int) -> tuple[str, ...]:
+    """All engines in a world, by the names of their folders."""
+    return tuple(f"{name}{end}" for end in ("", "-muon") for name in (*ZERO, *(OFFLOADED if ranks == 2 else ())))
+
+
+def engines(world: World, folder: Path) -> None:
+    """Those that come first, and the oracles in a world of one, train for 50 steps."""
+    train_each(world, folder, (*(ORACLES if world.size == 1 else ()), *FIRST[world.size]), TinyDenoiser, 50)
+
+
+def engines_left(world: World, folder: Path) -> None:
+    """The others train."""
+    left = [name for name in names_of(world.size) if name not in FIRST[world.size]]
+    train_each(world, folder, left, TinyDenoiser, 50)
 
 
 def transformer(world: World, folder: Path) -> None:
-    """The same as `engines` with a transformer over token ids: every stage on two ranks, the oracle on one."""
-    engines(world, folder, range(4) if world.size > 1 else (), text_transformer, 8)
+    """A transformer over token ids trains: with every stage on two ranks, with the oracles on one."""
+    names = ORACLES if world.size == 1 else (*ZERO, *(f"{name}-muon" for name in ZERO))
+    train_each(world, folder, names, text_transformer, 8)
 
 
-def engines(
-    world: World,
-    folder: Path,
-    stages: Sequence[int] = range(4),
-    make: Callable[[], nn.Module] = TinyDenoiser,
-    steps: int = 50,
-) -> None:
-    """Every stage, and the oracle in a world of one, trains. Losses, norms, weights and shares are stored.
-
-    Trains with AdamW, and with Muon in folders named -muon.
-    """
-    kinds: list[tuple[str, dict[str, Any]]] = [(f"zero{stage}", {"stage": stage}) for stage in stages]
-    if world.size == 1:
-        kinds.insert(0, ("torch", {"engine": "torch"}))
-    elif world.size == 2 and make is TinyDenoiser:
-        kinds += [(f"offload{stage}", {"stage": stage, "offload": True}) for stage in (1, 2, 3)]
-    optimizers: tuple[Literal["adamw", "muon"], ...] = ("adamw", "muon")
-    for kind, settings, optimizer in [
-        (*kind_and_settings, optimizer_name) for optimizer_name in optimizers for kind_and_settings in kinds
-    ]:
-        name = kind if optimizer == "adamw" else f"{kind}-{optimizer}"
+def train_each(world: World, folder: Path, names: Sequence[str], make: Callable[[], nn.Module], steps: int) -> None:
+    """Trains with each engine. Losses, norms, weights and shares are stored."""
+    for name in names:
+        kind, _, muon = name.partition("-")
+        settings: dict[str, Any] = {"engine": "torch"} if kind == "torch" else {"stage": int(kind[-1])}
+        settings |= {"offload": True} if kind in OFFLOADED else {}
         config = config_of(
             samples=steps * BATCH,
             deepspeed=DeepSpeedConfig(**settings),
-            optim=replace(OPTIM, name=optimizer, micro_batch=0 if kind == "torch" else 4),
+            optim=replace(OPTIM, name="muon" if muon else "adamw", micro_batch=0 if kind == "torch" else 4),
             checkpoint=CheckpointConfig(every=0),
         )
         engine, trainer = build(config, world, open_storage(str(folder / name)), make=make)
@@ -454,7 +457,7 @@ def damaged(world: World, folder: Path) -> None:
 def main(scenarios: list[str], folder: Path) -> int:
     world = distributed.start("cpu", threads=1)
     for scenario in scenarios:
-        name = scenario.partition("_")[0]  # engines_2_3 are some of the engines
+        name = scenario.partition("_")[0]  # engines_left are engines too
         scenario_folder = folder if scenario in ("straight", "moves") else folder / f"{name}{world.size}"
         scenario_folder.mkdir(parents=True, exist_ok=True)
         globals()[scenario](world, scenario_folder)

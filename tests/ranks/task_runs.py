@@ -6,10 +6,7 @@ process. finish: each goes on to its end, and an undisturbed run of the same kin
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -37,11 +34,9 @@ from pipeline.config import (
     TrainConfig,
     UnconditionalTask,
 )
-from pipeline.data.reading.batch import Batch
-from pipeline.data.reading.stream import Stream
 from pipeline.distributed import world as distributed
 from pipeline.distributed.exits import leave
-from pipeline.training.trainer import Trainer
+from ranks import lost
 
 BATCH, RECORDS = 8, 24
 EVERY, LOST, END = 2 * BATCH, 3 * BATCH, 4 * BATCH  # where the first epoch ends, and in the second
@@ -61,10 +56,6 @@ TASKS: dict[str, tuple[TaskConfig, Literal[2, 3]]] = {
 }
 """Name of a run -> its task and ZeRO stage. Layout and the text transformer learn beside the UNet, in stage 3; so does
 the classifier, which is no UNet."""
-
-
-class Lost(Exception):
-    """A run that is left."""
 
 
 def config_of(folder: Path, name: str, run: str) -> TrainConfig:
@@ -101,27 +92,15 @@ def main(argv: list[str]) -> int:
     folder, what = Path(argv[0]), argv[1]
     toy_task.add()
     world = distributed.start("cpu", threads=1)
-    next_batch = Trainer._next_batch
-
-    def lost(self: Trainer, stream: Stream) -> Batch:
-        if self.n == LOST:
-            if isinstance(self.config, TrainConfig) and self.config.task is TASKS["unconditional"][0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise Lost
-        return next_batch(self, stream)
-
     if what == "die":
-        Trainer._next_batch = lost  # type: ignore[method-assign]
+        lost.lose(lambda trainer: LOST, lambda trainer: Path(trainer.config.run).name == list(TASKS)[-1])
     for name in TASKS:
         config = config_of(folder, name, "disturbed")
         if what == "finish":
             train.train(config, world)
             train.train(replace(config, run=str(folder / "undisturbed" / name)), world)
-            continue
-        try:
-            train.train(config, world)
-        except Lost as error:
-            traceback.clear_frames(error.__traceback__)  # the frames hold the engine
+        else:
+            lost.train_until_lost(train.train, config, world)
     distributed.stop(world)
     return 0
 

@@ -8,9 +8,7 @@ The S3 server is real, behind a proxy of faults.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,16 +38,12 @@ from ranks.faulty_run import (
     users,
 )
 from servers.fault_proxy import Fault, FaultProxy
+from servers.warm_ranks import WarmRanks
 
 pytestmark = pytest.mark.timeout(600)
 OUTAGE = 1.5
 """Seconds for which one rank's shard cannot be had."""
 DAMAGES = ("flip", "cut", "swap")
-
-
-def start(*arguments: str) -> int:
-    """Two ranks; the job's exit status."""
-    return run_local("ranks.faulty_run", arguments, 2, 1)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +79,12 @@ class Left:
 
 
 @pytest.fixture(scope="module")
-def left(tmp_path_factory: pytest.TempPathFactory, bucket: Callable[[str], str], fault_proxy: FaultProxy) -> Left:
+def left(
+    tmp_path_factory: pytest.TempPathFactory,
+    bucket: Callable[[str], str],
+    fault_proxy: FaultProxy,
+    warm_ranks: WarmRanks,
+) -> Left:
     folder, url = tmp_path_factory.mktemp("ranks"), bucket("two-ranks")
     cache, uneven = make_cache(folder / "cache"), make_cache(folder / "uneven", UNEVEN)
     for name in (*DAMAGES, "missing", "flaky", "gone", "verb"):
@@ -105,24 +104,10 @@ def left(tmp_path_factory: pytest.TempPathFactory, bucket: Callable[[str], str],
         "verb": [fault_proxy.add(Fault(kind="reset", key="verb", after=f"PUT .*verb/run/.*{commit}"))],
     }
     scenarios = ("straight", "damages", "missing", "absent", "uneven", "flaky", "moves", "gone")
-    with captured_errors(folder / "said"):
-        status = start(str(folder), url, *scenarios, f"verb={url}/verb/run")
+    ended = warm_ranks.run("ranks.faulty_run", [str(folder), url, *scenarios, f"verb={url}/verb/run"], 2)
     requests = list(fault_proxy.requests)
     fault_proxy.clear()
-    return Left(folder, url, cache, requests, rules, status, (folder / "said").read_text())
-
-
-@contextmanager
-def captured_errors(path: Path) -> Iterator[None]:
-    """What this process and those that it starts write to standard error goes to a file."""
-    kept = os.dup(2)
-    with path.open("wb") as file:
-        os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    return Left(folder, url, cache, requests, rules, ended.returncode, ended.stderr)
 
 
 def outcomes(left: Left, scenario: str) -> list[Any]:
@@ -226,7 +211,7 @@ def test_a_minute_without_s3_in_the_middle_of_training_is_a_wait_and_changes_no_
     begins = f"GET .*verb/{name}" if run_lies == "disk" else f"PUT .*{EVERY:012d}/commit.json"
     fault_proxy.clear()
     rule = fault_proxy.add(Fault(kind="reset", after=begins, lasts=60.0))
-    assert start(str(tmp_path), url, "patient", "straight", f"verb={run}") == 0
+    assert run_local("ranks.faulty_run", [str(tmp_path), url, "patient", "straight", f"verb={run}"], 2, 1) == 0
     assert rule.injected > 10
     assert state(run) == state(f"{tmp_path}/straight", END)
     straight = losses(f"{tmp_path}/straight")

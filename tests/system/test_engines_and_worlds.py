@@ -5,8 +5,6 @@ Processes are started four times for the module; every test looks at what they l
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,16 +18,23 @@ from pipeline.storage.urls import open_storage
 from ranks import scenarios
 
 BATCH = 16
-ZERO = [f"zero{stage}" for stage in range(4)]
+ZERO = scenarios.ZERO
 pytestmark = pytest.mark.timeout(900)  # as many processes import torch and deepspeed, perhaps on a busy machine
 OPTIMIZERS = pytest.mark.parametrize("optimizer", ["", "-muon"])  # of the folders: AdamW, Muon
-ENGINES = [(world, name) for world in (1, 2) for name in ZERO] + [(2, f"offload{stage}") for stage in (1, 2, 3)]
-ENGINES += [(4, "zero2"), (4, "zero3")]
-ALL_ENGINES = [*ENGINES, *(pytest.param(4, name, marks=pytest.mark.long) for name in ("zero0", "zero1"))]
+ALL_ENGINES = pytest.mark.parametrize(
+    ("world", "name"),
+    [
+        pytest.param(world, name, marks=[] if name in scenarios.FIRST[world] else [pytest.mark.long])
+        for world in (1, 2, 4)
+        for name in scenarios.names_of(world)
+    ],
+)
+"""The default run has every pair of engine and world with one optimizer or the other, but for stages 0 and 1 on four
+ranks; every engine with AdamW, every stage with Muon."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, warm_ranks):
     """What all the processes left. They run without a compiler and with an empty folder for compiled extensions."""
     where = tmp_path_factory.mktemp("runs")
     (where / "extensions").mkdir()
@@ -37,29 +42,27 @@ def folder(tmp_path_factory):
         patch.setenv("TORCH_EXTENSIONS_DIR", str(where / "extensions"))
         for compiler in ("CC", "CXX"):
             patch.setenv(compiler, "false")
-        for ranks, scenarios in (
+        for ranks, which in (
             (2, "engines transformer bf16 faults damaged straight signals guarded averages validated moves"),
             (1, "engines transformer straight guarded averages moves"),
-            (4, "engines_2_3"),
+            (4, "engines"),
             (2, "moves"),
         ):
-            start(where, ranks, scenarios)
+            start(warm_ranks, where, ranks, which)
     return where
 
 
-def start(where, ranks, scenarios):
+def start(warm_ranks, where, ranks, which):
     """Scenarios on so many ranks, which are well afterwards."""
-    job = ("ranks.scenarios", [str(where), *scenarios.split()], ranks, 1)
-    code = f"import sys; from pipeline.distributed.ranks import run_local; sys.exit(run_local(*{job!r}))"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, f"{scenarios} on {ranks} ranks: {ended.returncode}\n{ended.stderr[-4000:]}"
+    ended = warm_ranks.run("ranks.scenarios", [str(where), *which.split()], ranks)
+    assert ended.returncode == 0, f"{which} on {ranks} ranks: {ended.returncode}\n{ended.stderr[-4000:]}"
 
 
 @pytest.fixture
-def engines_folder(folder, world, name):
+def engines_folder(folder, warm_ranks, world, name):
     """The same, with what the default run leaves out, made when it is asked for."""
     if not (folder / f"engines{world}" / name).exists():
-        start(folder, world, "engines_0_1")
+        start(warm_ranks, folder, world, "engines_left")
     return folder
 
 
@@ -67,6 +70,11 @@ def rows(run):
     """Rows of training metrics by n, one per step."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {row["n"]: row for row in found if row["kind"] == "train"}
+
+
+def oracle_of(name):
+    """Plain PyTorch with the optimizer of an engine."""
+    return "torch-muon" if name.endswith("-muon") else "torch"
 
 
 def furthest(mine, other, key="loss"):
@@ -78,10 +86,9 @@ def furthest(mine, other, key="loss"):
 # Engines
 
 
-@OPTIMIZERS
-@pytest.mark.parametrize(("world", "name"), ALL_ENGINES)
-def test_every_zero_stage_trains_like_plain_pytorch_for_50_steps(engines_folder, world, name, optimizer):
-    name, expected_name = f"{name}{optimizer}", f"torch{optimizer}"
+@ALL_ENGINES
+def test_every_zero_stage_trains_like_plain_pytorch_for_50_steps(engines_folder, world, name):
+    expected_name = oracle_of(name)
     oracle, mine = rows(engines_folder / "engines1" / expected_name), rows(engines_folder / f"engines{world}" / name)
     assert len(oracle) == 50
     assert oracle[50 * BATCH]["loss"] < 0.6 * oracle[BATCH]["loss"]
@@ -113,15 +120,14 @@ def test_a_text_transformer_trains_with_its_unet_in_every_zero_stage_like_plain_
     assert all((expected[key] - begun[key]).abs().max() > 1e-3 for key in learned), "a weight was not trained"
 
 
-@OPTIMIZERS
-@pytest.mark.parametrize(("world", "name"), ALL_ENGINES)
-def test_ranks_shares_are_disjoint_and_cover_every_parameter(engines_folder, world, name, optimizer):
-    base = engines_folder / f"engines{world}" / f"{name}{optimizer}"
+@ALL_ENGINES
+def test_ranks_shares_are_disjoint_and_cover_every_parameter(engines_folder, world, name):
+    base = engines_folder / f"engines{world}" / name
     shapes = {key: value.numel() for key, value in torch.load(base / "weights.pt").items()}
     shares = [json.loads((base / f"shares{rank}.json").read_text()) for rank in range(world)]
     for kind in ("weights", "exp_avg", "exp_avg_sq"):
         kept = dict(shapes)
-        if kind == "exp_avg_sq" and optimizer:  # Muon has no second moment
+        if kind == "exp_avg_sq" and name.endswith("-muon"):  # Muon has no second moment
             del kept["enter.weight"], kept["text.weight"]
         held = sorted((key, offset, length) for one in shares for key, offset, length in one[kind])
         reached = dict.fromkeys(kept, 0)
@@ -133,12 +139,11 @@ def test_ranks_shares_are_disjoint_and_cover_every_parameter(engines_folder, wor
     assert max(sizes) < 1.1 * sum(shapes.values()) / world
 
 
-@OPTIMIZERS
-@pytest.mark.parametrize(("world", "name"), ALL_ENGINES)
-def test_partitioned_ema_and_weights_in_checkpoints_are_the_oracles(engines_folder, world, name, optimizer):
-    oracle = open_storage(str(engines_folder / "engines1" / f"torch{optimizer}"))
+@ALL_ENGINES
+def test_partitioned_ema_and_weights_in_checkpoints_are_the_oracles(engines_folder, world, name):
+    oracle = open_storage(str(engines_folder / "engines1" / oracle_of(name)))
     for which in ("ema", "raw"):
-        _, mine = load_weights(open_storage(str(engines_folder / f"engines{world}" / f"{name}{optimizer}")), 0, which)
+        _, mine = load_weights(open_storage(str(engines_folder / f"engines{world}" / name)), 0, which)
         _, expected = load_weights(oracle, 0, which)
         assert all(torch.allclose(mine[key], expected[key], rtol=0, atol=2e-5) for key in expected)
     _, ema = load_weights(oracle, 0, "ema")

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from pipeline.runs.directory import committed, load_any_run, load_autoencoder_ru
 from pipeline.storage.urls import open_storage
 from ranks.faulty_run import rows, state
 from ranks.first_stage_runs import ENGINES, LOST, STEPS, engine_config, gradient_config
+from servers.warm_ranks import WarmRanks
 
 pytestmark = pytest.mark.timeout(900)
 END = 7 * BATCH
@@ -32,22 +31,16 @@ WORLDS = pytest.mark.parametrize("world", [1, 2])
 RUNS = pytest.mark.parametrize(("world", "name"), [(world, name) for world in (1, 2) for name in ENGINES[world]])
 
 
-def start(folder: Path, ranks: int, what: str) -> subprocess.CompletedProcess[str]:
-    job = ("ranks.first_stage_runs", [str(folder), what], ranks, 1)
-    code = f"import sys; from pipeline.distributed.ranks import run_local; sys.exit(run_local(*{job!r}))"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, warm_ranks: WarmRanks) -> Path:
     where = tmp_path_factory.mktemp("first-stages")
     make_pixels(where)
     for world in (1, 2):
-        begun = start(where, world, "begin")
+        begun = warm_ranks.run("ranks.first_stage_runs", [str(where), "begin"], world)
         assert begun.returncode == 128 + signal.SIGKILL, begun.stderr[-4000:]
         for name, lost in LOST.items():
             assert committed(open_storage(str(where / f"disturbed{world}" / name)))[0] == lost - BATCH
-        finished = start(where, world, "finish")
+        finished = warm_ranks.run("ranks.first_stage_runs", [str(where), "finish"], world)
         assert finished.returncode == 0, finished.stderr[-4000:]
     return where
 

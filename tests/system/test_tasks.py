@@ -4,8 +4,6 @@ kill, and is proved by its ledger."""
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,18 +17,13 @@ from pipeline.runs.directory import committed, load_any_run
 from pipeline.storage.urls import open_storage
 from ranks.faulty_run import state
 from ranks.task_runs import END, EVERY, RECORDS, TASKS
+from servers.warm_ranks import WarmRanks
 
 CONDITIONS = ("class", "boxes", "labels", "lowres", "mask")
 
 
-def start(folder: Path, what: str) -> subprocess.CompletedProcess[str]:
-    job = ("ranks.task_runs", [str(folder), what], 2, 1)
-    code = f"import sys; from pipeline.distributed.ranks import run_local; sys.exit(run_local(*{job!r}))"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, warm_ranks: WarmRanks) -> Path:
     where = tmp_path_factory.mktemp("tasks")
     make_cache(
         where,
@@ -44,17 +37,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask=MaskConfig(variants=3),
     )
     make_cache(where / "tokens", RECORDS, text_storage="tokens")
-    died = start(where, "die")
+    died = warm_ranks.run("ranks.task_runs", [str(where), "die"], 2)
     assert died.returncode == 128 + signal.SIGKILL, died.stderr[-4000:]
     return where
 
 
 @pytest.mark.timeout(900)
-def test_every_task_resumes_bit_equal_after_a_kill_and_its_ledger_proves_it(folder: Path) -> None:
+def test_every_task_resumes_bit_equal_after_a_kill_and_its_ledger_proves_it(
+    folder: Path, warm_ranks: WarmRanks
+) -> None:
     assert {task.name for task, _ in TASKS.values()} == {*all_tasks(), "toy"}
     for name in TASKS:
         assert committed(open_storage(str(folder / "disturbed" / name))) == [EVERY], name
-    finished = start(folder, "finish")
+    finished = warm_ranks.run("ranks.task_runs", [str(folder), "finish"], 2)
     assert finished.returncode == 0, finished.stderr[-4000:]
     toy_task.add()
     try:

@@ -21,8 +21,8 @@ from pipeline.runs.directory import require_resumable
 from pipeline.runs.stored import Change, read_facts
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
-from pipeline.train import describe_run
 from pipeline.training.changes import change_of_rate, changes
+from pipeline.training.life import describe_run
 from pipeline.training.schedule import learning_rate
 
 COSINE = OptimConfig(lr=1e-3, warmup=32, batch=32, decay="cosine")

@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline import demo
+from pipeline import cli, demo
 from pipeline.config import DemoConfig
 from pipeline.config.loading.load import load
+from pipeline.distributed import forks
 from pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(900)  # the fixture runs every verb once
@@ -78,23 +80,40 @@ def test_the_demos_cache_is_plain_webdataset(finished: tuple[Path, dict[str, str
     assert records[0]["json"]["caption"]
 
 
-def test_the_demo_run_again_does_nothing_and_says_so(finished: tuple[Path, dict[str, str], str]) -> None:
-    folder, environment, said = finished
-    again = run_demo(folder, environment)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("already done") == 11
-    assert re.findall(r"attribute accuracy .*", again.stdout) == re.findall(r"attribute accuracy .*", said)
+@pytest.fixture
+def again(
+    finished: tuple[Path, dict[str, str], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[], str]:
+    """Runs the same demo in this process, its steps too. Returns what it printed."""
+    folder, environment, _ = finished
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LATENTMILL_CONF", environment["LATENTMILL_CONF"])
+    monkeypatch.setattr(forks, "begin", lambda: None)
+    monkeypatch.setattr(forks, "run_verb", lambda main, verb, arguments: main([verb, *arguments]))
+
+    def run() -> str:
+        capsys.readouterr()
+        assert cli.main(["demo", "images=128", "recipe=smoke"]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_demo_run_again_does_nothing_and_says_so(
+    finished: tuple[Path, dict[str, str], str], again: Callable[[], str]
+) -> None:
+    said = again()
+    assert said.count("already done") == 11
+    assert re.findall(r"attribute accuracy .*", said) == re.findall(r"attribute accuracy .*", finished[2])
 
 
 def test_a_step_whose_product_is_gone_is_done_again_with_all_that_follow(
-    finished: tuple[Path, dict[str, str], str],
+    finished: tuple[Path, dict[str, str], str], again: Callable[[], str]
 ) -> None:
-    folder, environment, _ = finished
-    (folder / "runs/demo/samples.png").unlink()
-    again = run_demo(folder, environment)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("already done") == 9
-    assert (folder / "runs/demo/samples.png").exists()
+    samples = finished[0] / "runs/demo/samples.png"
+    samples.unlink()
+    assert again().count("already done") == 9
+    assert samples.exists()
 
 
 def test_the_printed_commands_can_be_typed() -> None:
@@ -151,8 +170,6 @@ def test_training_sees_none_of_the_captions_that_are_judged() -> None:
 def test_a_step_that_fails_ends_the_demo_with_its_status_and_command(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline import cli
-
     dest = tmp_path / "demo"
     (dest / "data").mkdir(parents=True)
     (dest / "data" / "shapes").write_text("not a folder")

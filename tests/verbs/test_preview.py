@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, DatasetError
 from pipeline.preview import describe, job_of, reads, size
 from pipeline.runs.directory import COMMIT, checkpoint_folder
 from pipeline.storage.urls import open_storage
-from pipeline.train import describe_run
+from pipeline.training.life import describe_run
 
 SIZES = [9, 14, 11, 7, 16, 12, 8, 10, 13, 9, 15, 12, 10, 11, 9, 14]  # 180 records, a block each shard
 BATCH = 16
