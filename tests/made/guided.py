@@ -15,7 +15,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.runs.directory import fixed_keys
 from pipeline.runs.fragments import Fragment
 from pipeline.storage.urls import open_storage
-from pipeline.train import describe_run
+from pipeline.training.life import describe_run
 from pipeline.training.saver import Stamp
 
 
