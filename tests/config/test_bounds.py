@@ -154,6 +154,8 @@ def test_words_of_a_bound() -> None:
     ]
     assert Between(0, 1).words == "a number from 0 to 1 is wanted"
     assert Between(0, 1, "[)").words == "a number from 0 to below 1 is wanted"
+    assert Between(0, 1, "(]").words == "a number above 0 and at most 1 is wanted"
+    assert [Between(0, 1, "(]").admits(value) for value in (0, 0.1, 1, 1.1)] == [False, True, True, False]
     assert Between(0, 0.28, "()").words == "a number above 0 and below 0.28 is wanted"
     assert Ge(8).words == "8 or more is wanted"
     assert Gt(0, "a positive one is wanted").words == "a positive one is wanted"
