@@ -28,7 +28,7 @@ from pipeline.inference.pictures import conditionings, draw
 
 EPILOG = """\
 keys: run=RUN val=CACHE (with masks, captions and classes, of which cases=... needs some) classifier=RUN (for that
-case) cases=plain,start,keep,image,clip,classifier sampler=dpmpp_2m steps=12 batch=16 rounds=3 guidance=1 cutouts=4
+case) cases=plain,start,keep,image,clip,classifier sampler=dpmpp_2m steps=12 batch=16 rounds=3 guidance=1 cutouts=0
 threads=0 (all cores)
 
 Each case draws one batch as `latentmill eval` does, from what its records give to uint8 pictures, decoded. start takes
@@ -49,7 +49,7 @@ class Plan:
     batch: int = 16
     rounds: int = 3
     guidance: float = 1.0
-    cutouts: int = 4
+    cutouts: int = 0
     threads: int = 0
 
 
@@ -106,7 +106,7 @@ def config_of(name: str, plan: Plan) -> EvalRunConfig:
         "plain": {},
         "start": {"strength": 1.0},
         "keep": {"keep": True},
-        "image": {"guide": GuideConfig(image=8.0)},
+        "image": {"guide": GuideConfig(image=2.0)},
         "clip": {"guide": GuideConfig(clip=1.0, cutouts=plan.cutouts)},
         "classifier": {"guide": GuideConfig(classifier=4.0, run=plan.classifier)},
     }

@@ -37,8 +37,8 @@ class GuideConfig:
     """guide=image: compare brightness alone, so that the target says nothing of colours."""
     factor: Annotated[int, Ge(1)] = 4
     """eval guide=image: the target of an image is its record's picture divided by this factor."""
-    cutouts: Annotated[int, Between(0, 64)] = 4
-    """guide=clip: parts of the picture that CLIP sees at each step besides the whole; 0 = the whole alone."""
+    cutouts: Annotated[int, Between(0, 64)] = 0
+    """guide=clip: squares of the picture that CLIP sees at each step besides the whole; 0 = the whole alone."""
     run: str = ""
     """guide=classifier: the run of the classifier (train task=classifier), on the same encoders and noise levels."""
     at: Annotated[int, Ge(0)] = 0

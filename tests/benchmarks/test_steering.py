@@ -18,6 +18,7 @@ def test_the_benchmark_draws_each_case_and_says_how_much_longer_than_plain_it_ta
     monkeypatch.setattr(machine, "RESULTS", tmp_path / "results")
     make_cache(tmp_path, 4, conditions=("mask", "pixels"))
     make_run(tmp_path, task=UnconditionalTask())
+    capsys.readouterr()
     words = [f"run={tmp_path / 'run'}", f"val={tmp_path / 'cache'}", "cases=plain,start,keep,image,clip"]
     assert steering.main([*words, "steps=2", "batch=2", "rounds=1", "threads=1", "cutouts=1", "--write"]) == 0
     said = capsys.readouterr().out

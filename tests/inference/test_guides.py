@@ -163,7 +163,7 @@ def steers(config: GuideConfig, numbers: list[int], stage: Any = None) -> list[S
     return [steer for name, guide in guides.items() for steer in guide.hooks(numbers, wanted[name]).steer]
 
 
-ALL = GuideConfig(image=4.0, clip=0.5, classifier=2.0, run="c")
+ALL = GuideConfig(image=4.0, clip=0.5, classifier=2.0, run="c", cutouts=2)
 
 
 def test_pictures_are_decoded_once_for_all_guides_that_look_at_them() -> None:

@@ -110,7 +110,7 @@ def test_images_become_like_a_picture_and_unlike_it_with_the_sign_turned(ask: An
 def test_guided_images_depend_on_their_row_and_number_and_not_on_batches(
     ask: Any, small: str, classifier: str, sampler: Any
 ) -> None:
-    guide = GuideConfig(image=0.5, clip=0.2, classifier=1.0, target=(small,), run=classifier)
+    guide = GuideConfig(image=0.5, clip=0.2, classifier=1.0, target=(small,), run=classifier, cutouts=2)
     config = ask(
         "unconditional",
         guide=guide,
