@@ -28,8 +28,7 @@ class EvalRunConfig:
     perceptual: str = ""
     """Weights of the perceptual distance, as eval.perceptual of train; "" = the run's own."""
     data: DataConfig = field(default_factory=DataConfig)
-    """data.val: the cache whose captions are sampled, or whose pictures are reconstructed or records classified; "" =
-    the run's own."""
+    """data.val: the cache that is sampled for, reconstructed or classified; "" = the run's own."""
     images: Annotated[int, Ge(2)] = 1000
     """Number of images to sample, reconstruct or classify."""
     guidance: tuple[Annotated[float, Ge(0, "0 or more is wanted (1 = none)")], ...] = (3.0,)
