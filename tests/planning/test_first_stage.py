@@ -138,7 +138,7 @@ def test_a_resting_discriminator_costs_nothing_but_its_parameters() -> None:
 
 
 def test_the_reference_page_has_every_presets_figures() -> None:
-    rows = {}
+    rows: dict[str, list[str]] = {}
     for line in (REPOSITORY / "docs/reference/autoencoders.md").read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if re.fullmatch(r"`(kl|vq)_\w+`", cells[0]):
