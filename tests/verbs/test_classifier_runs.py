@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,10 @@ def test_what_a_classifier_cannot_do_is_said_in_one_line(folder: Path) -> None:
         lambda: train.main(replace(labelled_config(folder, "begun"), task=UnconditionalTask(), init=run)),
     ):
         assert "the run of a classifier, which draws no pictures" in refused(RunError, action)
-    said = refused(ConfigError, lambda: eval_verb.main(EvalRunConfig(run=run, guidance=(1.0,))))
-    assert said.startswith("guidance: ") and "draws nothing" in said
+    drawing: dict[str, Any] = {"guidance": (1.0,), "strength": 0.5, "keep": True}
+    for key, value in drawing.items():
+        said = refused(ConfigError, partial(eval_verb.main, EvalRunConfig(run=run, **{key: value})))
+        assert said.startswith(f"{key}: ") and "draws nothing" in said
     assert "is not the run of a classifier" in refused(RunError, lambda: load_classifier(str(folder / "drawing")))
 
 
