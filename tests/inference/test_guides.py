@@ -123,6 +123,7 @@ def test_cut_outs_are_drawn_for_the_seed_the_image_and_the_prediction_alone() ->
     assert (together[0] - together[1]).abs().min() > 1e-4, "other cut-outs at the next prediction"
     assert (together[0] - scores([0, 1, 2], seed=1)[0]).abs().min() > 1e-4
     boxes = ClipScore(Decoded(IDENTITY), tower, captions, 3, 0, [0, 1, 2])._boxes(48, 64)
+    assert len({tuple(one.flatten().tolist()) for one in boxes[:, 1:]}) == 3, "each image has cut-outs of its own"
     assert boxes.shape == (3, 4, 4) and boxes[:, 0].tolist() == [[0, 8, 48, 48]] * 3
     assert (boxes >= 0).all() and (boxes[..., 0] + boxes[..., 2] <= 48).all() and (boxes[..., 1] <= 64).all()
     assert (boxes[..., 2] == boxes[..., 3]).all() and (boxes[:, 1:, 2] >= 0.6 * 48).all()
