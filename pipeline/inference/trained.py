@@ -98,9 +98,7 @@ def load_encoders(
             "the cache does not know its encoders (`latentmill index` was given none), so nothing proves which to "
             "load: index it again with encoders=NAME"
         )
-    config = override or from_dict(EncodersConfig, contract.encoders)
-    if pixels:
-        config = replace(config, vae="pixels")
+    config = encoders_of(contract, override)
     first_stage = load_autoencoder(config, device)
     tower = load_text(config, device) if contract.text is not None else None
     pairs: dict[str, tuple[Any, Any]] = {
@@ -126,6 +124,12 @@ def load_encoders(
             f"these are not the encoders that made the cache ({'; '.join(differing)}); give those with encoders="
         )
     return first_stage, tower
+
+
+def encoders_of(contract: Contract, override: EncodersConfig | None = None) -> EncodersConfig:
+    """Where the encoders of a cache are loaded from; of a cache of pixels there is no autoencoder."""
+    config = override or from_dict(EncodersConfig, contract.encoders)
+    return replace(config, vae="pixels") if contract.stored == "pixels" else config
 
 
 def encode_captions(tower: TextTower, captions: list[str], *, trimmed: bool = False) -> Tensor:
