@@ -20,7 +20,8 @@ from pipeline.inference.picture_file import MOST_PIXELS, encoded, format_of, is_
 from pipeline.inference.pictures import conditionings, draw
 from pipeline.inference.requests.captions import Captions
 from pipeline.inference.requests.request import Request, make_requests, sides
-from pipeline.inference.trained import load_trained
+from pipeline.inference.tiles.choice import Drawn, choose
+from pipeline.inference.trained import encoders_of, load_trained
 from pipeline.log import log, show
 from pipeline.models.tasks.task import Task
 from pipeline.report.grid import MARGIN, PAPER, captioned, captioned_size
@@ -91,11 +92,18 @@ def sample_rows(config: SampleConfig) -> list[Row]:
     requests = asked.rows(config)
     shown = any(request.shown is not None for request in requests)
     require_room(kind, *captioned_size(config.n, [request.size for request in requests], shown=shown))
+    sizes = [request.size for request in requests]
+    encoders = encoders_of(contract, config.encoders or run.encoders)
+    wanted = Drawn(run.model, run.task, contract, encoders, sampler, sizes, len(requests) * config.n)
+    tiles = choose(config.tile, wanted, device)
+    if config.tile == "auto":
+        show(f"sample: {tiles.words() or 'whole pictures'}")
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     first_stage, tower = trained.encoders(device, config.encoders)
+    first_stage = tiles.stage(first_stage)
     requests = [asked.encoded(request, first_stage) for request in requests]
     captions = Captions(config, run.task, contract, tower, device)
-    denoiser = trained.denoiser(captions.empty, device, packed=True)
+    denoiser = tiles.denoiser(trained.denoiser(captions.empty, device, packed=True))
     channels, factor = contract.latent_shape[0], contract.downsampling
     shapes = [(channels, height // factor, width // factor) for width, height in (request.size for request in requests)]
     pictures: dict[int, np.ndarray] = {}

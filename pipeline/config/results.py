@@ -56,6 +56,8 @@ class EvalRunConfig:
     """Which average of the weights. 0: the run's own. 1 or more: the one of ema.half_lives with this half-life. Below
     1: a power-function average of this relative width, made from the snapshots of ema.widths
     (docs/how_to/train_for_weeks.md)."""
+    tile: str = "off"
+    """Denoise and decode in overlapping tiles, as tile of `latentmill sample`; the card says their sides."""
     seed: Seed = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -141,6 +143,9 @@ class SampleConfig:
     size: tuple[str, ...] = ()
     """Sizes in pixels (width x height), one for all rows or one for each, as [64x64,96x64]; [] = the cache's, or that
     of the file that is given."""
+    tile: str = "off"
+    """Denoise and decode pictures larger than this many pixels along a side in overlapping tiles of that side, such as
+    512. auto: whole where memory allows it, else in the largest tiles that fit. off: whole, or refused."""
     seed: Seed = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None

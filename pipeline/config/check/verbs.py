@@ -181,6 +181,7 @@ def check_eval(config: c.EvalRunConfig) -> None:
         require(len(values) > 0, f"{name}=[]: one or more is wanted, such as {example}")
         require(len(set(values)) == len(values), f"{name}=[{','.join(map(str, values))}]: one is given twice")
     check_guidance(config.guidance, config.guidance_low, config.guidance_high, config.rescale)
+    check_tile(config.tile)
 
 
 def check_sample(config: c.SampleConfig) -> None:
@@ -202,9 +203,18 @@ def check_sample(config: c.SampleConfig) -> None:
             len(values) in (0, 1, config.rows),
             f"{key}: {len(values)} for {config.rows} rows; give one for all rows, or one for each",
         )
+    check_tile(config.tile)
     require(
         config.mask == () or config.image != (),
         "mask is given without image: give image=FILE, the picture of which the mask hides a part",
+    )
+
+
+def check_tile(tile: str) -> None:
+    """In what pictures are cut."""
+    require(
+        re.fullmatch(r"off|auto|[1-9]\d{0,5}", tile) is not None,
+        f"tile={tile}: off, auto, or a side in pixels is wanted, such as 512",
     )
 
 
