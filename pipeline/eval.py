@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pipeline.config import AutoencoderConfig, EvalRunConfig, RunConfig, SamplerConfig, TrainConfig
 from pipeline.config.loading.merge import to_dict
 from pipeline.config.tasks.found import require_perceived
-from pipeline.data.format.contract import require_match
+from pipeline.data.format.contract import OF_ANY_SIZE, require_match
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.manifest import load_manifest
 from pipeline.diffusion.levels import levels_for
@@ -40,7 +40,10 @@ from pipeline.evaluation.reference import load_reference
 from pipeline.evaluation.reproduced import run_of, verdict
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
+from pipeline.evaluation.tiling import tiles_of
 from pipeline.evaluation.validation import load_validation
+from pipeline.inference.tiles.choice import Tiles
+from pipeline.inference.tiles.denoise import TiledDenoiser
 from pipeline.inference.trained import Trained, encode_captions, load_trained
 from pipeline.log import log, show
 from pipeline.models.denoiser import Denoiser
@@ -119,18 +122,19 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
     return cards
 
 
-def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Evaluator, Denoiser, str]:
+def prepare(
+    config: EvalRunConfig, measured: bool = True, tiles: Tiles | None = None
+) -> tuple[Trained, Evaluator, Denoiser | TiledDenoiser, str]:
     """Load what the evaluations of one checkpoint share; last comes the hash of its weights. measured: against the
-    reference, where there is one."""
+    reference, where there is one. tiles: those of a card; None = those of config.tile."""
     device = pick_device(config.device)
+    tiles = tiles_of(config, settings(config), device) if tiles is None else tiles
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     run = trained.info.config
     val = config.data.val or run.data.val
-    if not val:
-        raise ConfigError(f"{config.run} has no data.val: give the dataset that is sampled for with data.val=")
     storage = open_storage(val)
     manifest = load_manifest(storage)
-    require_match(trained.contract, manifest.contract, f"data.val={val}")
+    require_match(trained.contract, manifest.contract, f"data.val={val}", OF_ANY_SIZE)
     if manifest.digest in dataset_digests(trained.info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
     first_stage, tower = trained.encoders(device, config.encoders)
@@ -138,8 +142,15 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     if tower is not None and "text" in run.task.members:
         empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     sha256 = weights_digest(trained.state)
-    denoiser = trained.denoiser(empty_LD, device, packed=True)
-    reference = (config.reference or run.eval.reference) if measured else ""
+    denoiser = tiles.denoiser(trained.denoiser(empty_LD, device, packed=True))
+    url = (config.reference or run.eval.reference) if measured else ""
+    reference = load_reference(url) if url else None
+    if reference is not None and not config.reference and reference.facts.resolution != manifest.contract.resolution:
+        log.warning(
+            f"eval: no FID: the run's reference is of {reference.facts.resolution} pixels, and data.val={val} of "
+            f"{manifest.contract.resolution}; give reference= for those"
+        )
+        reference = None
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
     seed = trained.contract.encoder_seed
@@ -148,16 +159,17 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
     judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
     evaluator = Evaluator(
         validation=load_validation(storage, manifest, judge.reads, max(config.images, GRID), tower),
-        first_stage=first_stage,
+        first_stage=tiles.stage(first_stage),
         tower=tower,
         diffusion=run.diffusion,
         judge=judge,
-        reference=load_reference(reference) if reference else None,
-        features=load_features(features, device, seed, weights) if reference else None,
+        reference=reference,
+        features=load_features(features, device, seed, weights) if reference is not None else None,
         grid=GRID,
         seed=config.seed,
         thorough=True,
         world=World(device=device),
+        tiles=tiles.facts,
     )
     return trained, evaluator, denoiser, sha256
 
@@ -181,7 +193,8 @@ def reproduce(config: EvalRunConfig) -> int:
         card_config = replace(card_config, features=card.features["name"])  # type: ignore[arg-type]
     if not config.perceptual:
         card_config = replace(card_config, perceptual=perceptual_of(card, run))
-    trained, evaluator, denoiser, sha256 = prepare(card_config, measured=card.reference is not None)
+    tiles = tiles_of(card_config, settings(card_config), pick_device(config.device), card.tiles)
+    trained, evaluator, denoiser, sha256 = prepare(card_config, card.reference is not None, tiles)
     if trained.n != card.n:
         raise RunError(f"{run} has no checkpoint at {card.n} samples, of which the card is")
     evaluator.require(card, sha256)

@@ -68,6 +68,7 @@ def evaluator(**changes: Any) -> Any:
         "tower": SimpleNamespace(weights_sha256="11" * 32, image_sha256="22" * 32),
         "features": features(),
         "perceptual": None,
+        "tiles": {},
         "reference": SimpleNamespace(sha256="44" * 32),
         "differing": lambda card, weights: [],
     }
@@ -98,6 +99,8 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "features": (evaluator(features=features(name="inception")), *REST),
     "a resize": (evaluator(features=features(resize="other")), *REST),
     "the perceptual distance": (evaluator(perceptual=SimpleNamespace(sha256="a" * 64)), *REST),
+    "tiles": (evaluator(tiles={"denoise": 64}), *REST),
+    "other tiles": (evaluator(tiles={"denoise": 64, "decode": 64}), *REST),
     "the schedule": (evaluator(diffusion=DiffusionConfig(beta_end=0.02)), *REST),
 }
 
