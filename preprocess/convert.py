@@ -83,7 +83,7 @@ def listed(storage: Storage, key: str, url: str) -> dict[str, int]:
             links = sorted(entry.name for entry in entries if entry.is_symlink() and entry.is_dir())
         if links:
             raise SourceError(
-                f"{key}={url}: {links[0]} is a link to a folder, and those are not followed: put the folder itself there"
+                f"{key}={url}: {links[0]} is a link to a folder, and those are not followed: move the folder there"
             )
     if not found:
         raise SourceError(f"{key}={url}: there is no file in this folder, or no such folder")
@@ -91,7 +91,8 @@ def listed(storage: Storage, key: str, url: str) -> dict[str, int]:
 
 
 def gather(config: ConvertConfig, images: Mapping[str, int], maps: Mapping[str, int] | None) -> Gathered:
-    """What the annotations say. images, maps: bytes of what lies in the two folders. Raises SourceError, ConfigError."""
+    """What the annotations say. images, maps: bytes of what lies in the two folders. Raises SourceError and
+    ConfigError."""
     if config.from_ == "coco":
         return coco.gather(config, images, maps)
     if config.from_ == "openimages":

@@ -38,8 +38,9 @@ class ConvertConfig:
     shard_size: Annotated[int, Between(1, 100_000)] = 1000
     """Images per tar, before those that are rejected are left out."""
     crowds: Literal["own", "same", "leave_out"] = "own"
-    """What becomes of a box around several objects (iscrowd, IsGroupOf). own: it has a class of its own, "NAME (group)",
-    numbered after the others. same: it has the class of its objects. leave_out: it is left out and counted."""
+    """What becomes of a box around several objects (iscrowd, IsGroupOf). own: it has a class of its own,
+    "NAME (group)", numbered after the others. same: it has the class of its objects. leave_out: it is left out and
+    counted."""
     leave_out: tuple[str, ...] = ()
     """Names of classes whose boxes are left out and counted ("[other]" of COCO's stuff); they get no number."""
     min_boxes: Annotated[int, Ge(0)] = 0

@@ -122,7 +122,8 @@ def _count(
     for row in rows[:LISTED].tolist():
         edges = ", ".join(f"{edge:.6g}" for edge in columns.edges_N4[row].tolist())
         rejects.add(files[images[row]], reason, f"category {category[row]}, [{edges}] of the image")
-    rejects.counts[reason] += max(len(rows) - LISTED, 0)
+    if len(rows) > LISTED:
+        rejects.counts[reason] += len(rows) - LISTED
 
 
 def in_files(values: np.ndarray, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:

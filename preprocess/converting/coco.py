@@ -36,7 +36,7 @@ def gather(config: ConvertConfig, listing: Mapping[str, int], maps: Mapping[str,
         coco.read(file)
     result = coco.gathered(listing)
     if maps is not None:
-        add_maps(result, config, maps)
+        add_maps(result, config, maps, same=maps is listing)
         if coco.categories:
             name_categories(result, coco.categories)
     return result
@@ -151,7 +151,9 @@ class Coco:
         elif "caption" in entry and "bbox" not in entry:
             self._caption(number, entry["caption"])
         elif not _is_number(get("category_id")) or type(crowd) not in (int, bool) or crowd not in (0, 1):
-            self._bad_annotations.add(f"image {number}", "annotation_unreadable", "no caption, and no category or crowd")
+            self._bad_annotations.add(
+                f"image {number}", "annotation_unreadable", "no caption, and no category or crowd"
+            )
         elif not four_numbers(get("bbox")):
             self._bad_annotations.add(f"image {number}", "box_unreadable", "its bbox is no list of four numbers")
         else:

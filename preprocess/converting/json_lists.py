@@ -109,10 +109,15 @@ class JsonLists:
             except ValueError as error:  # an integer of thousands of digits
                 raise ParseError(f"it holds a number that cannot be read ({str(error)[:80]})") from None
             else:
-                if end < len(self._buffer) or self._ended:  # else a number may go on
+                if self._ended or (end < len(self._buffer) and not self._goes_on(value, end)):
                     self._at = end
                     return value
             self._read(max(PIECE, len(self._buffer) - self._at))
+
+    def _goes_on(self, value: Any, end: int) -> bool:
+        """Whether a number was read whose fraction or exponent is cut by the end of the buffer: "1." or "1e+"."""
+        rest = self._buffer[end : end + len("e+") + 1]
+        return type(value) in (int, float) and len(rest) <= len("e+") and rest[0] in ".eE"
 
     def _read(self, many: int) -> None:
         """Reads `many` characters more, and forgets those that are done with."""

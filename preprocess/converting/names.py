@@ -53,7 +53,9 @@ def folders(place: str) -> tuple[dict[str, str], Input]:
             twice = next((name for name in names if names.count(name) > 1), "")
             raise ParseError(f"it names the folder {twice[:80]} twice" if twice else "it holds no names")
     except ParseError as error:
-        what = "a .txt with FOLDER, or FOLDER, a tab and a name, in each line; or a .json list, or {'0': [FOLDER, NAME]}"
+        what = (
+            "a .txt with FOLDER, or FOLDER, a tab and a name, in each line; or a .json list, or {'0': [FOLDER, NAME]}"
+        )
         raise _refused(place, error, what) from None
     return found, known
 

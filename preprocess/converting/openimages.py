@@ -104,21 +104,32 @@ class Rows:
         return file.input
 
     def _row(self, row: Sequence[str], width: int, places: Sequence[int], group: int | None) -> None:
+        """Keeps the box of a row, or counts why not."""
         self.count += 1
+        reason, what = "", ""
         if len(row) != width:
-            return self.rejects.add(row[0], "row_unreadable", f"it has {len(row)} fields, the first line has {width}")
+            self.rejects.add(row[0], "row_unreadable", f"it has {len(row)} fields, the first line has {width}")
+            return
         one, label, *numbers = (row[place] for place in places)
         kind = GROUPS.get(row[group]) if group is not None else False
+        edges = numbers_of(numbers)
         if not one or "/" in one or kind is None:
-            return self.rejects.add(one, "row_unreadable", "no ImageID, or an IsGroupOf that is none of 1, 0, -1")
-        image = self.ids.setdefault(one, len(self.ids))
-        if label not in self._labels:
-            return self.rejects.add(one, "category_unknown", f"{label} has no name")
-        try:
-            if any("_" in number for number in numbers):
-                raise ValueError
-            edges = [float(number) for number in numbers]
-        except ValueError:
-            return self.rejects.add(one, "box_unreadable", f"an edge is no number: {', '.join(numbers)}")
-        self.columns.add(image, self._labels[label], kind, edges)
+            reason, what = "row_unreadable", "no ImageID, or an IsGroupOf that is none of 1, 0, -1"
+        elif label not in self._labels:
+            reason, what = "category_unknown", f"{label} has no name"
+        elif edges is None:
+            reason, what = "box_unreadable", f"an edge is no number: {', '.join(numbers)}"
+        if reason != "row_unreadable":
+            self.ids.setdefault(one, len(self.ids))
+        if reason or edges is None or kind is None:
+            self.rejects.add(one, reason, what)
+        else:
+            self.columns.add(self.ids[one], self._labels[label], kind, edges)
+
+
+def numbers_of(texts: Sequence[str]) -> list[float] | None:
+    """The numbers that texts are; None where one is none."""
+    try:
+        return None if any("_" in text for text in texts) else [float(text) for text in texts]
+    except ValueError:
         return None

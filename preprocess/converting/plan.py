@@ -1,11 +1,11 @@
 """What lies in the destination of a conversion, and whether it is this one's.
 
-    00000.tar, ...       images with what is known of them
-    boxes.txt            names of classes (classes.txt, labels.txt): encode's boxes.names= and so on
-    convert/plan.json    what is converted, and how: written first
-    convert/00000.json   report of a tar, written after it
-    convert/rejected.jsonl, convert/annotations.jsonl    the first images and annotations of each reason
-    convert.json         sums, and the tars with their hashes: written last
+00000.tar, ...       images with what is known of them
+boxes.txt            names of classes (classes.txt, labels.txt): encode's boxes.names= and so on
+convert/plan.json    what is converted, and how: written first
+convert/00000.json   report of a tar, written after it
+convert/rejected.jsonl, convert/annotations.jsonl    the first images and annotations of each reason
+convert.json         sums, and the tars with their hashes: written last
 """
 
 from __future__ import annotations

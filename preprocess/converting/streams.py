@@ -83,7 +83,9 @@ class Annotations:
                     pass
                 self._input = Input(self._key.rpartition("/")[2], raw.bytes, raw.sha256)
         except UnicodeDecodeError as error:
-            raise SourceError(f"{self.where}: it is not UTF-8 ({error.reason}); convert it, or fetch it again") from None
+            raise SourceError(
+                f"{self.where}: it is not UTF-8 ({error.reason}); convert it, or fetch it again"
+            ) from None
         except ParseError as error:
             raise SourceError(f"{self.where}: {error}; fetch it again, or name another file") from None
 
@@ -97,5 +99,7 @@ def opened(patterns: tuple[str, ...]) -> list[Annotations]:
     places = [file.where for file in files]
     twice = next((place for place in places if places.count(place) > 1), "") if len(set(places)) < len(places) else ""
     if twice:
-        raise SourceError(f"annotations: {twice} is given twice, so each of its boxes and captions would be; give it once")
+        raise SourceError(
+            f"annotations: {twice} is given twice, so each of its boxes and captions would be; give it once"
+        )
     return files

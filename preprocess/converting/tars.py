@@ -77,9 +77,7 @@ def finished(storage: Storage, number: int, plan: str) -> Report | None:
     return report if same and whole else None
 
 
-def make(
-    storage: Storage, number: int, plan: str, images: range, samples: Samples
-) -> Report:
+def make(storage: Storage, number: int, plan: str, images: range, samples: Samples) -> Report:
     """Makes and publishes one tar and then its report. images: numbers of its images.
     Raises StorageError."""
     rejects, boxes, captions, without_boxes, without_captions, largest = Rejects(), 0, 0, 0, 0, -1

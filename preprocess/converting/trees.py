@@ -75,7 +75,7 @@ def gather_labels(config: ConvertConfig, listing: Mapping[str, int], maps: Mappi
     rejects = Rejects()
     result = Gathered(usable(own, listing, rejects), images=rejects)
     result.passed_over = len(listing) - len(own) - len(taken)
-    add_maps(result, config, maps)
+    add_maps(result, config, maps, same=maps is listing)
     if config.names:
         named, known = values(config.names)
         result.inputs.append(known)
@@ -83,10 +83,11 @@ def gather_labels(config: ConvertConfig, listing: Mapping[str, int], maps: Mappi
     return result
 
 
-def add_maps(result: Gathered, config: ConvertConfig, maps: Mapping[str, int]) -> None:
-    """Gives each image the path of its label map, "" where there is none. Raises SourceError where no image has one."""
+def add_maps(result: Gathered, config: ConvertConfig, maps: Mapping[str, int], *, same: bool) -> None:
+    """Gives each image the path of its label map, "" where there is none. same: maps and images lie in one folder.
+    Raises SourceError where no image has one."""
     own = [(file, map_of(file, config)) for file in result.files]
-    result.maps = [where if where != file and where in maps else "" for file, where in own]
+    result.maps = [where if where in maps and not (same and where == file) else "" for file, where in own]
     if own and not any(result.maps):
         raise SourceError(
             f"labels={config.labels}: no image has a label map there: {own[0][0]} would have {own[0][1]}; look at "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from made.encode import config as encode_config
@@ -98,12 +99,11 @@ def converted(folder: Path, kind: str, **changes: Any) -> Path:
 
 def refusal(folder: Path, kind: str, **changes: Any) -> str:
     """The line with which a conversion is refused."""
-    try:
+    with pytest.raises(LatentmillError) as caught:
         converted(folder, kind, **changes)
-    except LatentmillError as error:
-        assert "\n" not in str(error)
-        return str(error)
-    raise AssertionError("it was converted")
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
 
 
 def summary(out: Path) -> dict[str, Any]:

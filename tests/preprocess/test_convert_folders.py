@@ -15,8 +15,11 @@ from made.annotated import cached, converted, greys, picture, refusal, summary, 
 from pipeline.config.conditions import ClassesConfig, LabelsConfig
 
 FLOWERS = {
-    **{"tulip/a.jpg": (32, 32), "rose/deep/er/b.JPEG": (40, 32), "a daisy/c.png": (32, 48), "rose/ü.jpg": (32, 32)},
-    **{f"rose/{'long' * 30}.jpg": (32, 32)},
+    "tulip/a.jpg": (32, 32),
+    "rose/deep/er/b.JPEG": (40, 32),
+    "a daisy/c.png": (32, 48),
+    "rose/ü.jpg": (32, 32),
+    f"rose/{'long' * 30}.jpg": (32, 32),
 }
 
 

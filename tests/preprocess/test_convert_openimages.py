@@ -16,7 +16,7 @@ ROWS = """b,x,/m/dog,1,0.25,0.75,0.5,1.0005,0,0,0
 a,x,/m/cat,1,0.25,0.75,0,1,0,0,0
 a,x,/m/dog,1,0,1,0.5,1,0,0,1
 """
-NAMES = "LabelName,DisplayName\n/m/cat,Cat\n/m/dog,\"Dog, a\"\n"
+NAMES = 'LabelName,DisplayName\n/m/cat,Cat\n/m/dog,"Dog, a"\n'
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_an_image_that_exif_turns_is_left_out(folder: Path) -> None:
     [
         ("boxes.csv", b"", "names no column ImageID, LabelName, XMin"),
         ("boxes.csv", HEADER.replace("XMin", "xmin").encode(), "names no column XMin"),
-        ("boxes.csv", f"{HEADER}a,\"x".encode(), "line 2 is no csv"),
+        ("boxes.csv", f'{HEADER}a,"x'.encode(), "line 2 is no csv"),
         ("boxes.csv", f"{HEADER}a,{'x' * 200_000}".encode(), "line 2 is no csv (field larger"),
         ("boxes.csv", HEADER.encode() + b"\xff", "not UTF-8"),
         ("names.csv", b"", "it holds no names"),

@@ -17,7 +17,11 @@ from preprocess.converting.json_lists import JsonLists
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
@@ -27,7 +31,12 @@ def read(text: str, *names: str) -> list[tuple[str, Any]]:
     return list(JsonLists(io.StringIO(text), names).items())
 
 
-@given(st.dictionaries(TEXTS, st.lists(VALUES, max_size=4), max_size=3), VALUES, st.integers(1, 40), st.sampled_from([None, 1]))
+@given(
+    st.dictionaries(TEXTS, st.lists(VALUES, max_size=4), max_size=3),
+    VALUES,
+    st.integers(1, 40),
+    st.sampled_from([None, 1]),
+)
 @settings(max_examples=60, deadline=None)
 def test_every_element_is_the_one_that_json_reads(
     lists: dict[str, list[Any]], other: Any, piece: int, indent: int | None
@@ -71,7 +80,7 @@ def test_a_text_that_is_cut_anywhere_is_refused(monkeypatch: pytest.MonkeyPatch,
     ],
 )
 def test_what_is_no_json_is_refused_with_its_place(text: str, words: str) -> None:
-    with pytest.raises(ParseError, match=".*") as caught:
+    with pytest.raises(ParseError) as caught:
         read(text, "a")
     assert words in str(caught.value)
 
@@ -85,14 +94,15 @@ def test_an_element_without_an_end_is_refused_before_memory_is_full(monkeypatch:
     assert source.tell() < 50_000
 
 
-def test_memory_is_that_of_a_piece_and_not_of_the_text() -> None:
-    element = json.dumps({"id": 1, "segmentation": [[1.5] * 200]})
-    text = '{"a": [' + ",".join([element] * 20_000) + "]}"
+def test_memory_is_that_of_a_piece_and_not_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_lists, "PIECE", 4096)
+    element = json.dumps({"id": 1, "segmentation": [[1.5] * 100]})
+    text = '{"a": [' + ",".join([element] * 2000) + "]}"
     source = io.StringIO(text)
-    assert len(text) > 20e6
     tracemalloc.start()
     count = sum(1 for _ in JsonLists(source, ("a",)).items())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert count == 20_000
-    assert peak < 8e6
+    assert count == 2000
+    assert len(text) > 1e6
+    assert peak < 1e5

@@ -47,8 +47,8 @@ def check_convert(config: ConvertConfig) -> None:
         )
     require(
         kind != "labels" or config.names != "" or config.label_offset == 0,
-        f"label_offset={config.label_offset} without names: maps are copied as they are; give names=, or labels.offset= "
-        "to encode",
+        f"label_offset={config.label_offset} without names: maps are copied as they are; give names=, or "
+        "labels.offset= to encode",
     )
     require(all(map(str.strip, config.annotations)), "annotations: the name of a file is empty")
     require(
