@@ -95,6 +95,6 @@ def test_a_file_that_is_none_of_theirs_is_refused_and_named(folder: Path, file: 
 
 
 def test_a_file_that_is_not_there_is_named(folder: Path) -> None:
-    assert "gone.csv cannot be found" in refusal(folder, "openimages", **given(folder, "gone.csv"))
+    assert "gone.csv: it cannot be found" in refusal(folder, "openimages", **given(folder, "gone.csv"))
     told = refusal(folder, "openimages", **{**given(folder), "names": str(folder / "gone.csv")})
     assert "gone.csv: there is no such file" in told

@@ -13,7 +13,7 @@ import pytest
 from made.annotated import converted, summary, write_pictures
 from made.encode import files
 
-IMAGES = 300
+IMAGES = 120
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
