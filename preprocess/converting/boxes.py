@@ -1,22 +1,21 @@
-"""The boxes of all images, as columns: 49 bytes a box while they are read, 8 more once they are sorted by image."""
+"""The boxes of all images, as columns: 49 bytes a box while they are read, about 130 in all while they are sorted by image."""
 
 from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """Boxes that are worked on at a time."""
 LARGEST = sys.float_info.max
 FINE, UNREADABLE, EMPTY, OUTSIDE = range(4)
-REASONS = {UNREADABLE: "box_unreadable", EMPTY: "box_empty", OUTSIDE: "box_outside"}
-"""What may be wrong with a box: a number that is not finite; no width or no height; an edge outside of the image by
-more than rounding explains."""
+"""What a box is: fine, or with a number that is not finite; without width or height; with an edge outside of the image
+by more than rounding explains."""
 
 
 class BoxColumns:
@@ -49,7 +48,7 @@ class BoxColumns:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes by image. classes: (N,) int32. edges: (N, 4) float64, fractions of the image, 0 to 1. order: (M,) int64,
+    """Boxes by image. classes: (N,) int16. edges: (N, 4) float64, fractions of the image, 0 to 1. order: (M,) int64,
     rows that are kept, by image and then as they were read. starts: (images + 1,) int64, places in `order`."""
 
     classes: np.ndarray
@@ -67,19 +66,25 @@ class Boxes:
         return np.diff(self.starts)
 
 
+def blocks(count: int) -> Iterator[slice]:
+    """Slices of BLOCK boxes each, so that what is worked out between takes little memory."""
+    for start in range(0, count, BLOCK):
+        yield slice(start, min(start + BLOCK, count))
+
+
 def by_image(images: np.ndarray, classes: np.ndarray, edges_N4: np.ndarray, count: int) -> Boxes:
     """Boxes sorted by image. images: (N,) int64, 0 to count - 1; a negative number leaves the box out."""
     kept = np.flatnonzero(images >= 0)
-    order = kept[np.argsort(images[kept], kind="stable")]
-    starts = np.searchsorted(images[order], np.arange(count + 1))
-    return Boxes(classes.astype(np.int32), edges_N4, order, starts)
+    own = images[kept]
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), np.bincount(own, minlength=count).cumsum()])
+    return Boxes(classes, edges_N4, kept[np.argsort(own, kind="stable")], starts)
 
 
 def to_fractions(edges_N4: np.ndarray, images: np.ndarray, sizes: np.ndarray) -> None:
     """x, y, width, height in pixels -> x0, y0, x1, y1 as fractions, in place. images: (N,) int64, rows of `sizes`
     (width, height) in pixels; boxes with a negative number are left as they are."""
-    for start in range(0, len(edges_N4), BLOCK):
-        rows = np.flatnonzero(images[start : start + BLOCK] >= 0) + start
+    for part in blocks(len(edges_N4)):
+        rows = np.flatnonzero(images[part] >= 0) + part.start
         size, edges = sizes[images[rows]], edges_N4[rows]
         with np.errstate(over="ignore", invalid="ignore"):
             edges[:, 2:] += edges[:, :2]
@@ -93,24 +98,18 @@ def settle(edges_N4: np.ndarray, images: np.ndarray, slack: np.ndarray | float) 
     edges_N4: x0, y0, x1, y1 as fractions. images: (N,) int64; boxes with a negative number are not looked at. slack:
     how far outside an edge may lie, as fractions (width, height) of each image, or one number for all.
     """
-    found = np.zeros(len(edges_N4), dtype=np.uint8)
-    for start in range(0, len(edges_N4), BLOCK):
-        part = slice(start, min(start + BLOCK, len(edges_N4)))
-        edges, mine = edges_N4[part], images[part]
-        some = slack[np.maximum(mine, 0)] if isinstance(slack, np.ndarray) else slack
-        low, high = edges[:, :2], edges[:, 2:]
-        codes = np.zeros(len(edges), dtype=np.uint8)
-        codes[((low < 0 - some) | (high > 1 + some)).any(axis=1)] = OUTSIDE
-        clipped = edges.clip(0, 1)
-        inside = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-        codes[~inside & (codes == FINE)] = EMPTY
-        codes[~(high > low).all(axis=1)] = EMPTY
-        codes[~np.isfinite(edges).all(axis=1)] = UNREADABLE
-        codes[mine < 0] = FINE
-        fine = (codes == FINE) & (mine >= 0)
-        edges[fine] = clipped[fine]
-        found[part] = codes
-    return found
+    some = slack[np.maximum(images, 0)] if isinstance(slack, np.ndarray) else slack
+    low, high = edges_N4[:, :2], edges_N4[:, 2:]
+    clipped = edges_N4.clip(0, 1)
+    codes = np.zeros(len(edges_N4), dtype=np.uint8)
+    codes[~(clipped[:, 2:] > clipped[:, :2]).all(axis=1)] = EMPTY
+    codes[((low < 0 - some) | (high > 1 + some)).any(axis=1)] = OUTSIDE
+    codes[~(high > low).all(axis=1)] = EMPTY
+    codes[~np.isfinite(edges_N4).all(axis=1)] = UNREADABLE
+    codes[images < 0] = FINE
+    fine = (codes == FINE) & (images >= 0)
+    edges_N4[fine] = clipped[fine]
+    return codes
 
 
 def four_numbers(value: Any) -> bool:

@@ -12,15 +12,33 @@ from pipeline.conditions.facts import MOST_BOX_CLASSES
 from pipeline.conditions.names import read_names
 from pipeline.config import ConvertConfig
 from pipeline.errors import ConfigError, SourceError
-from preprocess.converting.boxes import FINE, REASONS, BoxColumns, Boxes, by_image, settle
+from preprocess.converting.boxes import (
+    EMPTY,
+    FINE,
+    OUTSIDE,
+    UNREADABLE,
+    BoxColumns,
+    Boxes,
+    blocks,
+    by_image,
+    settle,
+)
 from preprocess.converting.rejects import Rejects
 from preprocess.encoding.rejects import LISTED
 from preprocess.source.sample import FILTERED
 
 GROUP = " (group)"
 """What is added to the name of a class of groups."""
-OF_CLASS, OF_GROUP = f"{FILTERED}leave_out", f"{FILTERED}crowds"
-"""Reasons of boxes that the user leaves out."""
+UNKNOWN, OF_CLASS, OF_GROUP = range(OUTSIDE + 1, OUTSIDE + 4)
+"""What a box may be besides: of no category, or of one, or of a group, that the user leaves out."""
+REASONS = {
+    UNKNOWN: "category_unknown",
+    OF_CLASS: f"{FILTERED}leave_out",
+    OF_GROUP: f"{FILTERED}crowds",
+    UNREADABLE: "box_unreadable",
+    EMPTY: "box_empty",
+    OUTSIDE: "box_outside",
+}
 GONE = -2
 """Number of an image that was left out itself; -1 is that of one that does not exist."""
 
@@ -82,27 +100,35 @@ def settled(
     """The boxes that are kept, by image; the others are counted.
 
     columns: with edges as fractions. images: (N,) int64, the number of each box's image among `files`, GONE where that
-    was left out itself, and anything below 0 where the box is counted already.
+    was left out itself, and anything below 0 where the box is counted already; what is left out is written there.
     """
-    images = images.copy()
-    own, classes = _places(columns.column("category"), categories.ids), np.full(len(images), -1, dtype=np.int64)
-    if len(categories.ids):
-        classes = np.where(own >= 0, categories.numbers[np.maximum(own, 0)], -1)
-    unknown, without = (own < 0) & (images >= 0), (own >= 0) & (classes < 0) & (images >= 0)
-    _count(rejects, unknown, "category_unknown", columns, images, files)
-    _count(rejects, without, OF_CLASS, columns, images, files)
-    images[unknown | without] = GONE
-    groups = (columns.column("group") > 0) & (images >= 0)
-    if categories.crowds == "leave_out":
-        _count(rejects, groups, OF_GROUP, columns, images, files)
-        images[groups] = GONE
-    if categories.crowds == "own":
-        classes[groups] += categories.singles
-    codes = settle(columns.edges_N4, images, slack)
+    codes, classes = np.zeros(len(images), dtype=np.uint8), np.zeros(len(images), dtype=np.int16)
+    for part in blocks(len(images)):
+        codes[part], classes[part] = _settled_part(columns, images, categories, slack, part)
     for code, reason in REASONS.items():
         _count(rejects, codes == code, reason, columns, images, files)
     images[codes != FINE] = GONE
     return by_image(images, classes, columns.edges_N4, len(files))
+
+
+def _settled_part(
+    columns: BoxColumns, images: np.ndarray, categories: Categories, slack: np.ndarray | float, part: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is wrong with some boxes, and their classes."""
+    mine, groups = images[part], columns.column("group")[part] > 0
+    own = _places(columns.column("category")[part], categories.ids)
+    classes = np.full(len(own), -1, dtype=np.int64)
+    if len(categories.ids):
+        classes = np.where(own >= 0, categories.numbers[np.maximum(own, 0)], -1)
+    codes = np.where(own < 0, UNKNOWN, np.where(classes < 0, OF_CLASS, FINE)).astype(np.uint8)
+    if categories.crowds == "leave_out":
+        codes[groups & (codes == FINE)] = OF_GROUP
+    if categories.crowds == "own":
+        classes[groups & (classes >= 0)] += categories.singles
+    looked_at = np.where(codes == FINE, mine, GONE)
+    codes = np.maximum(codes, settle(columns.edges_N4[part], looked_at, slack))
+    codes[mine < 0] = FINE
+    return codes, classes
 
 
 def _places(values: np.ndarray, sorted_ids: np.ndarray) -> np.ndarray:
@@ -128,8 +154,11 @@ def _count(
 
 def in_files(values: np.ndarray, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """The number of each value's image: that of its id (ids: sorted), -1 where there is no such id."""
-    places = _places(values, ids)
-    return np.where(places >= 0, numbers[np.maximum(places, 0)], -1) if len(ids) else places
+    found = np.full(len(values), -1, dtype=np.int64)
+    for part in blocks(len(values) if len(ids) else 0):
+        places = _places(values[part], ids)
+        found[part] = np.where(places >= 0, numbers[np.maximum(places, 0)], -1)
+    return found
 
 
 def names_file(names: Sequence[str], what: str) -> bytes:

@@ -8,6 +8,7 @@ A bbox is in pixels. Files of the same images are joined by their numbers. Whate
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,8 +116,8 @@ class Coco:
     # One entry -------------------------------------------------------------------------------------------------------
 
     def _image(self, entry: Any, where: str) -> None:
-        get = entry.get if isinstance(entry, dict) else {}.get
-        number, name, size = get("id"), get("file_name"), (get("width"), get("height"))
+        found = _fields(entry)
+        number, name, size = found["id"], found["file_name"], (found["width"], found["height"])
         if not (_is_number(number) and _is_text(name) and all(_is_side(side) for side in size)):
             self._bad_images.add(str(name or number), "entry_unreadable", "it lacks an id, file_name, width or height")
             return
@@ -128,8 +129,8 @@ class Coco:
             )
 
     def _category(self, entry: Any, where: str) -> None:
-        get = entry.get if isinstance(entry, dict) else {}.get
-        number, name = get("id"), get("name")
+        found = _fields(entry)
+        number, name = found["id"], found["name"]
         if not _is_number(number) or not _is_text(name):
             raise SourceError(f"{where}: a category lacks its id or name ({str(entry)[:80]}): mend the file")
         if self.categories.setdefault(number, name) != name:
@@ -140,24 +141,24 @@ class Coco:
 
     def _annotation(self, entry: Any, where: str) -> None:
         self._count += 1
-        get = entry.get if isinstance(entry, dict) else {}.get
-        number, crowd = get("image_id"), get("iscrowd", 0)
-        if get("segments_info") is not None:
+        found = _fields(entry)
+        number, crowd = found["image_id"], found.get("iscrowd", 0)
+        if "segments_info" in found:
             raise SourceError(
                 f"{where}: these are panoptic annotations, which are not read: give the files of instances and stuff"
             )
         if not _is_number(number):
             self._bad_annotations.add(str(number), "annotation_unreadable", "it has no image_id")
-        elif "caption" in entry and "bbox" not in entry:
-            self._caption(number, entry["caption"])
-        elif not _is_number(get("category_id")) or type(crowd) not in (int, bool) or crowd not in (0, 1):
+        elif "caption" in found and "bbox" not in found:
+            self._caption(number, found["caption"])
+        elif not _is_number(found["category_id"]) or type(crowd) not in (int, bool) or crowd not in (0, 1):
             self._bad_annotations.add(
                 f"image {number}", "annotation_unreadable", "no caption, and no category or crowd"
             )
-        elif not four_numbers(get("bbox")):
+        elif not four_numbers(found["bbox"]):
             self._bad_annotations.add(f"image {number}", "box_unreadable", "its bbox is no list of four numbers")
         else:
-            self._boxes.add(number, entry["category_id"], bool(crowd), entry["bbox"])
+            self._boxes.add(number, found["category_id"], bool(crowd), found["bbox"])
 
     def _caption(self, number: int, text: Any) -> None:
         self._said = True
@@ -172,6 +173,11 @@ class Coco:
             self._bad_annotations.add(f"image {number}", reason)
         else:
             self._captions.setdefault(number, []).append(text)
+
+
+def _fields(entry: Any) -> collections.defaultdict[str, Any]:
+    """The fields of an entry: None for those that it lacks."""
+    return collections.defaultdict(lambda: None, entry if isinstance(entry, dict) else {})
 
 
 def _is_number(value: Any) -> bool:

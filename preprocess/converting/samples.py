@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -92,7 +93,7 @@ class Samples:
             checked, largest = checked_map(found, opened_map, gathered.values, self._config.label_offset)
             members[f"{key}.labels.png"] = checked
         captions = gathered.captions.get(number, []) if gathered.captions is not None else []
-        columns = {"boxes": boxes} if gathered.boxes is not None else {}
+        columns: dict[str, Any] = {"boxes": boxes} if gathered.boxes is not None else {}
         columns |= {"captions": captions} if gathered.captions is not None else {}
         if columns:
             members[f"{key}.json"] = json.dumps(columns, ensure_ascii=False).encode()

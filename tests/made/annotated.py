@@ -65,7 +65,7 @@ def images_of(sizes: dict[str, tuple[int, int]] = SIZES) -> list[dict[str, Any]]
     ]
 
 
-def coco(annotations: Sequence[dict[str, Any]], **changes: Any) -> bytes:
+def coco(annotations: Sequence[Any], **changes: Any) -> bytes:
     """A file of COCO's format: images first, categories last, as theirs."""
     whole = {
         "info": {"year": 2017, "nested": [[1], {}]},
@@ -78,13 +78,13 @@ def coco(annotations: Sequence[dict[str, Any]], **changes: Any) -> bytes:
     return json.dumps({name: value for name, value in whole.items() if value is not None}).encode()
 
 
-def box(image: int, category: int, bbox: Any, **more: Any) -> dict[str, Any]:
+def box(image: Any, category: Any, bbox: Any, **more: Any) -> dict[str, Any]:
     """COCO's entry of a box."""
     outline = [[1.5, 2.5] * 20]
     return {"image_id": image, "category_id": category, "bbox": bbox, "segmentation": outline, "iscrowd": 0, **more}
 
 
-def said(image: int, caption: Any) -> dict[str, Any]:
+def said(image: Any, caption: Any) -> dict[str, Any]:
     """COCO's entry of a caption."""
     return {"image_id": image, "id": 1, "caption": caption}
 
