@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -28,6 +29,7 @@ from made.annotated import (
 )
 from pipeline.config import ConvertConfig, LimitsConfig
 from pipeline.config.conditions import BoxesConfig, LabelsConfig
+from pipeline.config.loading.load import load
 from preprocess.converting import json_lists, streams
 from preprocess.converting.coco import Coco
 from preprocess.converting.streams import opened
@@ -278,3 +280,15 @@ def test_outlines_take_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert size > 1e6
     assert peak < 2.5e5
     assert file.input.bytes == size
+
+
+def test_the_command_that_is_printed_is_one_that_encode_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder, {"captions.json": coco([said(7, "a")], categories=None)})
+    for names, conditions, text in ((("things.json",), ("boxes",), "none"), (("captions.json",), (), "full")):
+        dest = str(folder / "it's" / names[0])
+        converted(folder, "coco", dest=dest, **given(folder, *names))
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "encode them with" in line]
+        config = load("encode", shlex.split(line)[5:])
+        assert (config.conditions, config.text_storage) == (conditions, text)
+        assert config.source == f"{dest}/*.tar"
+        assert config.boxes.names == (f"{dest}/boxes.txt" if conditions else "")
