@@ -4,6 +4,7 @@ from __future__ import annotations
 
 VERBS = {
     "synth": ("preprocess.synthetic", "write captioned-shapes shards in img2dataset's layout"),
+    "convert": ("preprocess.convert", "COCO, OpenImages, label maps, class folders to shards that encode takes"),
     "encode": ("preprocess.encode", "image-text shards to a cached latent dataset"),
     "index": ("preprocess.index", "a dataset from tars of latents made elsewhere, in place"),
     "verify": ("preprocess.verify", "prove a cache: hashes, counts, statistics, decode and compare"),
@@ -49,7 +50,7 @@ TRAINS = ("train", "autoencoder")
 """Verbs that train a run up to its last sample, however often they are started (pipeline/training/life.py)."""
 
 
-STOPS = (*TRAINS, "encode", "eval", "reconstruct")
+STOPS = (*TRAINS, "convert", "encode", "eval", "reconstruct")
 """Verbs that SIGTERM and SIGUSR1 end with status 75 from their first moment on, because jobs of Slurm run them."""
 
 

@@ -16,6 +16,7 @@ from pipeline.config.autoencoder import (
     GanConfig,
 )
 from pipeline.config.cluster import ClusterConfig, SubmitConfig
+from pipeline.config.converting import ConvertConfig
 from pipeline.config.datasets import (
     DataVerbConfig,
     EncodeConfig,
@@ -65,6 +66,7 @@ from pipeline.config.train import EvalConfig, TrainConfig
 CONFIGS = {
     "synth": SynthConfig,
     "fetch": FetchConfig,
+    "convert": ConvertConfig,
     "encode": EncodeConfig,
     "index": IndexConfig,
     "verify": VerifyConfig,
@@ -88,6 +90,7 @@ __all__ = [
     "ClassTask",
     "ClassifierTask",
     "ClusterConfig",
+    "ConvertConfig",
     "DataConfig",
     "DataVerbConfig",
     "DeepSpeedConfig",

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError
 GIVEN: dict[str, dict[str, Any]] = {
     "synth": {"dest": "d"},
     "fetch": {"dest": "d"},
+    "convert": {"from": "classes", "images": "i", "dest": "d"},
     "encode": {"source": "s", "dest": "d"},
     "index": {"dataset": "d", "source": "s"},
     "verify": {"dataset": "d"},

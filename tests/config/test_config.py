@@ -26,6 +26,7 @@ TRAIN = ["run=runs/a", "data.train=cache"]
 REQUIRED = {
     "synth": ["dest=d"],
     "fetch": ["dest=d"],
+    "convert": ["from=classes", "images=i", "dest=d"],
     "encode": ["source=s", "dest=d"],
     "index": ["dataset=d", "source=s"],
     "verify": ["dataset=d"],

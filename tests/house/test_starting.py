@@ -28,6 +28,7 @@ IMPORTED = {
     "train": {"numpy"},
     "autoencoder": {"numpy"},
     "synth": {"numpy", "PIL"},
+    "convert": {"numpy", "PIL"},
     "data": {"torch", "numpy"},
     "ledger": {"torch", "numpy"},
     "encode": ENCODERS,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline import config as c
+from pipeline.config.check.converting import check_convert
 from pipeline.config.check.first_stage import check_reconstruct
 from pipeline.config.check.groups import (
     check_average,
@@ -279,6 +280,10 @@ def check_submit(config: c.SubmitConfig) -> None:
 GIVEN: dict[type, dict[str, str]] = {
     c.SynthConfig: {"dest": "a folder or s3:// URL for the shards"},
     c.FetchConfig: {"dest": "a folder or s3:// URL for the encoders"},
+    c.ConvertConfig: {
+        "images": "the folder of the images",
+        "dest": "a folder or s3:// URL for the tars",
+    },
     c.EncodeConfig: {
         "source": "the input shards, such as 'shapes/{00000..00009}.tar'",
         "dest": "a folder or s3:// URL for the cache",
@@ -311,6 +316,7 @@ GIVEN: dict[type, dict[str, str]] = {
 CHECKS: dict[type, Callable[[Any], None]] = {
     c.SynthConfig: no_contradictions,
     c.FetchConfig: check_fetch,
+    c.ConvertConfig: check_convert,
     c.EncodeConfig: check_encode,
     c.IndexConfig: check_index,
     c.VerifyConfig: no_contradictions,
