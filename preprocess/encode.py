@@ -69,9 +69,10 @@ def main(config: EncodeConfig) -> int:
 def run(config: EncodeConfig) -> int:
     """Runs one worker from start to end. Raises Interrupted when a signal asks it to stop."""
     place = worker_place()
-    call = Call(config.source, [], config.leave_out, given=given_by(config))
+    given = given_by(config)
+    call = Call(config.source, [], config.leave_out, given=given)
     dest, storages = destinations_of(config)
-    call.given.refuse_within(dest, storages)
+    given.refuse_within(dest, storages)
     recipe = recipe_of(config)
     workers = config.workers or max(1, cores() // place.local_world)
     plans = [read_plan(storage) for storage in storages]

@@ -19,14 +19,13 @@ LONGEST = 80
 JSON, FOLDER = "json:", "folder"
 
 
-def read_class(
-    cls: bytes | None, columns: Mapping[str, Any] | None, facts: ClassFacts, sample: str = ""
-) -> np.ndarray:
+def read_class(cls: bytes | None, columns: Mapping[str, Any] | None, facts: ClassFacts, sample: str = "") -> np.ndarray:
     """The class of a sample, int32 ().
 
     cls: bytes of its .cls member, a whole number in ASCII. columns: its .json member. sample: its key, whose first
-    folder is the name of a class. facts.key says which of the three is read; a column holds a whole number (3 or 3.0), its digits as text, or one of facts.names. Raises RecordRejected:
-    class_missing, class_unreadable or class_out_of_range.
+    folder is the name of a class. facts.key says which of the three is read; a column holds a whole number (3 or 3.0),
+    its digits as text, or one of facts.names. Raises RecordRejected: class_missing, class_unreadable or
+    class_out_of_range.
     """
     if facts.key == FOLDER:
         folder, _, file = sample.partition("/")

@@ -144,7 +144,9 @@ def estimate(config: EncodeConfig) -> str:
     else:
         rate = min(workers / decode_s, 1 / encode_s)
     processes = max(config.launch.processes, place.world)
-    return Estimate(config, recipe, len(inputs), sum(one.bytes for one in inputs), trial, sizes_by_kind, rate, processes).told()
+    return Estimate(
+        config, recipe, len(inputs), sum(one.bytes for one in inputs), trial, sizes_by_kind, rate, processes
+    ).told()
 
 
 def try_samples(units: list[Unit], recipe: Recipe, tokenizer: Tokenizer | None) -> Trial:

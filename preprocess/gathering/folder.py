@@ -135,9 +135,7 @@ class FolderUnit(GatheredUnit):
         """The contents of the files of each sample, in the order of their names."""
         storage, most = self._folder.storage, self.limits.member_bytes
         read = read_local if self._folder.is_local else read_remote
-        return [
-            [read(storage, file.path, file.size, most) for file in self._folder.files.get(key, ())] for key in keys
-        ]
+        return [[read(storage, file.path, file.size, most) for file in self._folder.files.get(key, ())] for key in keys]
 
     def _sample(self, key: str, contents: list[Read]) -> Sample:
         members: list[tuple[str, bytes | None]] = []

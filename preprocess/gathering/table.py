@@ -87,8 +87,8 @@ class TableUnit(GatheredUnit):
         try:
             for done, row in enumerate(self._table.opened.read(self._start, self._count)):
                 self.refuse_stopped()
+                self._position = max(1, self.bytes * (done + 1) // self._count)
                 yield self._sample(self._start + done, row)
-                self._position = self.bytes * (done + 1) // self._count
         except ShardCorrupt as error:
             raise self.corrupt(str(error), "Fetch it again") from None
 

@@ -111,7 +111,7 @@ class GatheredUnit(ABC):
         """How many of `bytes` were read so far."""
         return self._position
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (what holds nothing open has nothing to close)
         """Lets go of what was opened."""
 
     def __enter__(self) -> Self:

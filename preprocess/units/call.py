@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.log import log
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import without_folders
 from preprocess.encoding.plan import Part, name_units
@@ -26,6 +27,7 @@ class Call:
     hashes: Hashes = field(default_factory=Hashes)
     given: Given | None = None
     _known: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
 
     def settle(self, state: State | None) -> None:
         """Makes the units of what is given, so that those of the plan stay what they are. What has come to a folder
@@ -43,6 +45,13 @@ class Call:
         left_out = {names[number] for number in (*state.left_out, *state.passed_over)} | set(self.leave_out)
         is_finished = state.manifest is not None and not state.pending
         self.inputs = self.given.units(self._known, left_out, grown=is_finished)
+        for url, count in self.given.late.items():
+            if url not in self._told:
+                self._told.add(url)
+                log.info(
+                    f"encode: {url} holds {count:,} samples that it did not hold when this was begun: they are "
+                    "appended by the same command once this is finished"
+                )
 
     def part(self, names: Sequence[str], storage: Storage, inputs: Mapping[str, Input]) -> Part:
         """A part of a plan for units of these names. inputs: what they are, as far as they are given. Writes the list

@@ -13,7 +13,6 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.errors import DestinationExists, SourceError
-from pipeline.log import log
 from pipeline.storage.base import Storage
 from pipeline.storage.braces import expand_braces
 from pipeline.storage.globs import is_glob
@@ -40,13 +39,15 @@ class Cut:
 
 @dataclass
 class Given:
-    """What a source names. tars: each a unit. tables: files of rows. folders: listed once."""
+    """What a source names. tars: each a unit. tables: files of rows. folders: listed once. late: number of samples of
+    each folder that `units` made into no unit, since they came later."""
 
     source: str
     cut: Cut
     tars: list[Input] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
+    late: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_gathered(self) -> bool:
@@ -61,20 +62,15 @@ class Given:
         since are made into units. Raises SourceError."""
         found = [*self.tars, *_of_tables(self.tables, self.cut.unit_size)]
         for folder in self.folders:
-            late = 0
+            self.late.pop(folder.url, None)
             for piece in pieces(folder, self.cut.unit_size, known or {}, left_out):
                 if piece.grown and not grown:
-                    late += len(piece.keys)
+                    self.late[folder.url] = self.late.get(folder.url, 0) + len(piece.keys)
                     continue
                 url = unit_name(folder.url, piece.number)
                 contents = FolderContents(folder, piece.keys, url)
                 size, real = folder.bytes_of(piece.keys), unit_name(folder.real, piece.number)
                 found.append(Input(folder.storage, piece.name or url, url, real, size, contents, piece.name))
-            if late:
-                log.info(
-                    f"encode: {folder.url} holds {late:,} samples that it did not hold when this was begun: they are "
-                    "appended by the same command once this is finished"
-                )
         return sorted(found, key=lambda one: one.url)
 
     def refuse_within(self, dest: Storage, datasets: Sequence[Storage]) -> None:
@@ -160,9 +156,7 @@ def _of_tables(tables: Sequence[Table], unit_size: int) -> list[Input]:
 def _add_files(given: Given, files: Iterable[Input]) -> None:
     for file in files:
         if file.key.lower().endswith(SUFFIXES):
-            given.tables.append(
-                Table(file.storage, file.key, file.url, file.real, file.bytes, given.cut.image_column)
-            )
+            given.tables.append(Table(file.storage, file.key, file.url, file.real, file.bytes, given.cut.image_column))
         else:
             given.tars.append(file)
 
@@ -170,6 +164,8 @@ def _add_files(given: Given, files: Iterable[Input]) -> None:
 def _input(storage: Storage, key: str, url: str) -> Input:
     path = storage.local_path(key)
     real = f"{url}/{key}" if path is None else os.path.realpath(path)
+    if path is not None and not _within(real, os.path.realpath(url)):
+        raise SourceError(f"{url}/{key} is a link to {real}, out of the folder: refused. Put the file itself there")
     return Input(storage, key, f"{url}/{key}", real, storage.stat(key).size)
 
 
@@ -189,7 +185,7 @@ def _within(place: str, folder: str) -> bool:
 def _is_folder(name: str) -> bool:
     """Whether a name is that of a folder with files for us: images, or a dataset on disk."""
     if "://" not in name:
-        return os.path.isdir(name)
+        return not name.endswith(".tar") and os.path.isdir(name)
     if is_glob(name):
         return False
     if not name.endswith("/"):

@@ -56,19 +56,20 @@ def rows_of(numbers: Iterable[int]) -> list[dict[str, Any]]:
     ]
 
 
-def image_schema(pa: Any, **others: Any) -> Any:
-    """Their schema, with further columns."""
+def image_schema(pa: Any) -> Any:
+    """Their schema."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return pa.schema([("image", image), ("text", pa.string()), ("score", pa.float64()), *others.items()])
+    return pa.schema([("image", image), ("text", pa.string()), ("score", pa.float64())])
 
 
-def write_parquet(path: Path, rows: list[dict[str, Any]], *, group: int = 4, schema: Any = None) -> Path:
-    """A Parquet file of these rows in row groups of `group`."""
+def write_parquet(path: Path, rows: list[dict[str, Any]], *, group: int = 4, sums: bool = False) -> Path:
+    """A Parquet file of these rows in row groups of `group`. sums: whether pages have checksums."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema or image_schema(pa)), path, row_group_size=group)
+    table = pa.Table.from_pylist(rows, image_schema(pa))
+    pq.write_table(table, path, row_group_size=group, write_page_checksum=sums)
     return path
 
 
@@ -82,7 +83,7 @@ def write_dataset(folder: Path, parts: Sequence[list[dict[str, Any]]], *, batch:
         table = pa.Table.from_pylist(rows, image_schema(pa))
         with pa.OSFile(str(folder / name), "wb") as out, pa.ipc.new_stream(out, table.schema) as writer:
             writer.write_table(table, max_chunksize=batch)
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": "0123456789abcdef",
         "_format_columns": None,

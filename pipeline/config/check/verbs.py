@@ -124,7 +124,7 @@ def check_conditions(config: c.EncodeConfig) -> None:
     key = config.classes.key
     require(
         key in ("cls", "folder") or (key.startswith("json:") and len(key) > 5),
-        f"classes.key={key}: cls, folder, or json:KEY for a key of the .json member",
+        f"classes.key={key}: cls, or json:KEY for a key of the .json member, or folder",
     )
     kinds = config.mask.kinds
     require(len(kinds) > 0, "mask.kinds=[]: one or more is wanted, such as [thin,rectangles]")
