@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.folders import Settings, measure, told
 
 
+@pytest.mark.long
 def test_a_folder_and_tars_of_the_same_samples_are_encoded_by_turns(tmp_path: Path) -> None:
     settings = Settings(samples=24, unit_size=8, rounds=1, workers=1, folder=str(tmp_path / "kept"))
     measured = measure(settings, tmp_path)
