@@ -39,8 +39,8 @@ from preprocess.encoding.plan import Unit, read_plan
 from preprocess.encoding.stage import Stage
 from preprocess.source.decoders import Decoders
 from preprocess.source.recipe import Recipe, recipe_of
-from preprocess.units import inputs
 from preprocess.units.forget import forget
+from preprocess.units.given import Cut, Given, look
 from preprocess.units.growth import Agreement, Call, agree, withdraw
 from preprocess.units.naming import option, resolve
 from preprocess.units.ours import refuse_taken
@@ -51,7 +51,7 @@ ABANDONED_SECONDS = 24 * 3600.0  # a half-written tar that nobody has written to
 def main(config: EncodeConfig) -> int:
     """Encodes the units that are not encoded yet. Returns the exit status."""
     if config.dry_run:
-        inputs.refuse_within(config.source, inputs.find(config.source), *destinations_of(config))
+        given_by(config).refuse_within(*destinations_of(config))
         show(estimate(config))
         return 0
     if config.forget:
@@ -69,9 +69,10 @@ def main(config: EncodeConfig) -> int:
 def run(config: EncodeConfig) -> int:
     """Runs one worker from start to end. Raises Interrupted when a signal asks it to stop."""
     place = worker_place()
-    call = Call(config.source, inputs.find(config.source), config.leave_out)
+    given = given_by(config)
+    call = Call(config.source, [], config.leave_out, given=given)
     dest, storages = destinations_of(config)
-    inputs.refuse_within(config.source, call.inputs, dest, storages)
+    given.refuse_within(dest, storages)
     recipe = recipe_of(config)
     workers = config.workers or max(1, cores() // place.local_world)
     plans = [read_plan(storage) for storage in storages]
@@ -104,7 +105,7 @@ def run(config: EncodeConfig) -> int:
                 for agreed, contract in zip(agreements, contracts, strict=True)
             ]
             require_same(agreements)
-            units = place_units(agreements[0], call)
+            units = place_units(agreements[0])
             dest.sweep(ABANDONED_SECONDS)
             finished = settle(agreements, destinations, units)
             if text is not None:
@@ -131,6 +132,11 @@ def run(config: EncodeConfig) -> int:
 # Destinations, and the units of the plan
 
 
+def given_by(config: EncodeConfig) -> Given:
+    """What the source names. Raises SourceError and StorageError."""
+    return look(config.source, Cut(config.unit_size, config.image_column))
+
+
 def destinations_of(config: EncodeConfig) -> tuple[Storage, list[Storage]]:
     """The destination, and the storage of each resolution's dataset: the destination itself, or one subfolder per
     resolution when there are several."""
@@ -149,13 +155,13 @@ def require_same(agreements: list[Agreement]) -> None:
             )
 
 
-def place_units(agreed: Agreement, call: Call) -> dict[int, Unit]:
+def place_units(agreed: Agreement) -> dict[int, Unit]:
     """The units of the plan that the source names, by number, but for those that are left out."""
     names, units = agreed.plan.names, {}
     for i, number in sorted(agreed.units.items(), key=lambda pair: pair[1]):
         if number not in agreed.left_out:
-            shard = call.inputs[i]
-            units[number] = Unit(number, shard.storage, shard.key, names[number], shard.bytes)
+            shard = agreed.inputs[i]
+            units[number] = Unit(number, shard.storage, shard.key, names[number], shard.bytes, shard.contents)
     return units
 
 

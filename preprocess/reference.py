@@ -44,7 +44,7 @@ from pipeline.tracking.progress import Progress
 from preprocess.proving.records import source_key
 from preprocess.source.image import Crop, crop_image, decode_image, open_image, place_crop
 from preprocess.source.recipe import Recipe, recipe_of_contract
-from preprocess.source.shard import Sample, SourceShard
+from preprocess.source.shard import Sample
 from preprocess.units.sources import find_inputs
 
 MOST_HELD = 5000  # images that are held out for the floors, at most
@@ -103,13 +103,13 @@ def real_images(storage: Storage, manifest: Manifest, source: str, images: int) 
     for number, entry in enumerate(manifest.shards):
         if images <= 0:
             return
-        place, key = inputs[entry.unit]
+        given = inputs[entry.unit]
         unit = manifest.units[entry.unit]
         kept = [row for row in range(0, entry.samples, recipe.variants) if (number, row) not in excluded][:images]
-        with SourceShard(place, key, recipe.limits) as shard:
+        with given.open(recipe.limits) as shard:
             if shard.bytes != unit.source_bytes:
                 raise ContractMismatch(
-                    f"{place.locate(key)} has {shard.bytes} bytes, but {storage.url}/{entry.name} was made from "
+                    f"{given.url} has {shard.bytes} bytes, but {storage.url}/{entry.name} was made from "
                     f"{unit.source} of {unit.source_bytes}: give the source that the cache was encoded from"
                 )
             records = read(storage, manifest, number, kept, (Latents.of(manifest.contract).member,))
@@ -122,14 +122,14 @@ def real_images(storage: Storage, manifest: Manifest, source: str, images: int) 
                         picture = _crop(sample, recipe, records[matched], entry.size)
                     except DataError as error:
                         raise ContractMismatch(
-                            f"{place.locate(key)}, sample {sample.key}: {error}. It is not what {storage.url}/"
+                            f"{given.url}, sample {sample.key}: {error}. It is not what {storage.url}/"
                             f"{entry.name} was made from"
                         ) from None
                     yield picture, records[matched]
                     matched += 1
             if matched < len(kept) or shard.sha256 != unit.source_sha256:
                 raise ContractMismatch(
-                    f"{place.locate(key)} is not what {storage.url}/{entry.name} was made from: its SHA-256 is "
+                    f"{given.url} is not what {storage.url}/{entry.name} was made from: its SHA-256 is "
                     f"{shard.sha256[:12]}, the manifest says {unit.source_sha256[:12]}"
                 )
         images -= len(kept)

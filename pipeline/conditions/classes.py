@@ -16,16 +16,22 @@ from pipeline.parsing.text import one_line
 WHOLE = re.compile(rb"[+-]?[0-9]{1,18}")
 LONGEST = 80
 """Bytes of a value that a message shows."""
-JSON = "json:"
+JSON, FOLDER = "json:", "folder"
 
 
-def read_class(cls: bytes | None, columns: Mapping[str, Any] | None, facts: ClassFacts) -> np.ndarray:
+def read_class(cls: bytes | None, columns: Mapping[str, Any] | None, facts: ClassFacts, sample: str = "") -> np.ndarray:
     """The class of a sample, int32 ().
 
-    cls: bytes of its .cls member, a whole number in ASCII. columns: its .json member. facts.key says which of the two
-    is read; a column holds a whole number (3 or 3.0), its digits as text, or one of facts.names. Raises RecordRejected:
-    class_missing, class_unreadable or class_out_of_range.
+    cls: bytes of its .cls member, a whole number in ASCII. columns: its .json member. sample: its key, whose first
+    folder is the name of a class. facts.key says which of the three is read; a column holds a whole number (3 or 3.0),
+    its digits as text, or one of facts.names. Raises RecordRejected: class_missing, class_unreadable or
+    class_out_of_range.
     """
+    if facts.key == FOLDER:
+        folder, _, file = sample.partition("/")
+        if not file or folder not in facts.names:
+            raise RecordRejected("class_missing", f"{_shown(sample)} lies in no folder that is named like a class")
+        return np.array(facts.names.index(folder), dtype=np.int32)
     value: Any = cls if facts.key == "cls" else (columns or {}).get(facts.key.removeprefix(JSON))
     if value is None:
         raise RecordRejected("class_missing", f"there is no {facts.key}")

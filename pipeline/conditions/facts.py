@@ -28,9 +28,11 @@ class ClassFacts:
 
     count: Annotated[int, Whole(1, MOST_CLASSES)]
     """Number of classes."""
-    key: Annotated[str, Text(re.compile("cls|unknown|json:[^\x00-\x1f\x7f-\x9f]+"), "cls, json:KEY or unknown")] = "cls"
-    """Where it was read: cls (the .cls member, an ASCII integer), json:KEY, or unknown, of a cache whose arrays other
-    software wrote."""
+    key: Annotated[
+        str, Text(re.compile("cls|folder|unknown|json:[^\x00-\x1f\x7f-\x9f]+"), "cls, folder, json:KEY or unknown")
+    ] = "cls"
+    """Where it was read: cls (the .cls member, an ASCII integer), folder (the first of the key), json:KEY, or unknown,
+    of a cache whose arrays other software wrote."""
     names: Names = ()
     """Names of the classes in order, or ()."""
 

@@ -17,13 +17,13 @@ class ClassesConfig:
     """Where the class of each image is read, for conditions=[class]."""
 
     key: str = "cls"
-    """Where a sample's class is: cls (the .cls member, a whole number in ASCII) or json:KEY (a key of the .json
-    member)."""
+    """Where a sample's class is: cls (the .cls member, a whole number in ASCII), json:KEY (a key of the .json
+    member) or folder (the first folder of its name: cat/001.jpg is a cat)."""
     count: Annotated[int, Between(0, 1 << 20)] = 0
     """Number of classes; a sample has one from 0 to count - 1. 0 = the number of names."""
     names: str = ""
     """File of the classes' names in order, local or s3://: .txt (a name in each line) or .json (a list, or
-    {"0": name}); "" = no names."""
+    {"0": name}); "" = no names, and with key=folder those of the folders in `source`, sorted."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,9 +90,15 @@ class EncodeConfig:
     """latentmill encode: turn image-text shards into a cache of latents and text states."""
 
     source: str
-    """Input shards: brace and glob patterns, local or s3:// ('shapes/{00000..00009}.tar')."""
+    """Input shards: brace and glob patterns, local or s3:// ('shapes/{00000..00009}.tar'); a folder of images; Parquet
+    files ('train-*.parquet'); or a folder that Hugging Face's datasets saved (docs/how_to/folders_and_tables.md)."""
     dest: str
     """Folder or s3:// URL of the cache."""
+    unit_size: Annotated[int, Between(1, 1_000_000)] = 1000
+    """Samples of a folder or rows of a table that are encoded as one input shard. Tars are what they are."""
+    image_column: str = ""
+    """Column of a table that holds the images, as bytes or as Hugging Face's datasets do; "" = the one called image, or
+    the only one that can hold them. A caption is read with caption_key=json:COLUMN."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
     """The autoencoder and the text tower."""
     stored: Literal["latents", "pixels"] = "latents"

@@ -19,7 +19,6 @@ from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.tokenizer import Tokenizer
 from pipeline.parsing.tar import BLOCK
-from pipeline.storage.patterns import expand, sizes
 from pipeline.tracking.terminal import duration
 from preprocess.encoding.encoder import Batch, Encoder, Item, encoder_of, item
 from preprocess.encoding.plan import Unit
@@ -28,8 +27,8 @@ from preprocess.source.conditions import draw_holes
 from preprocess.source.recipe import Recipe, recipe_of
 from preprocess.source.rejected import Rejected
 from preprocess.source.sample import Prepared
-from preprocess.source.shard import SourceShard
 from preprocess.source.worker import prepare_all
+from preprocess.units.given import Cut, look
 
 TRIED = 256  # samples that are tried, at most
 SHARDS = 4  # input shards that they come from, at most
@@ -114,7 +113,7 @@ class Estimate:
 
 def estimate(config: EncodeConfig) -> str:
     """The estimate as text. Raises SourceError when none of the tried samples is usable."""
-    inputs = expand(config.source)
+    inputs = look(config.source, Cut(config.unit_size, config.image_column)).units()
     recipe, place = recipe_of(config), worker_place()
     device = pick_device(config.device, place.local_rank)
     here = max(config.launch.processes, place.local_world)
@@ -124,7 +123,7 @@ def estimate(config: EncodeConfig) -> str:
     stage = load_autoencoder(config.used_encoders, device)
     text = load_text(config.encoders, device) if recipe.caption_key else None
     spaced = np.linspace(0, len(inputs) - 1, min(SHARDS, len(inputs))).round().astype(int).tolist()
-    units = [Unit(i, inputs[i][0], inputs[i][1], inputs[i][1], 0) for i in spaced]
+    units = [Unit(i, inputs[i].storage, inputs[i].key, inputs[i].key, 0, inputs[i].contents) for i in spaced]
     trial = try_samples(units, recipe, text.tokenizer if text else None)
     if not trial.samples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in trial.rejected.most_common()) or "none"
@@ -145,14 +144,16 @@ def estimate(config: EncodeConfig) -> str:
     else:
         rate = min(workers / decode_s, 1 / encode_s)
     processes = max(config.launch.processes, place.world)
-    return Estimate(config, recipe, len(inputs), sum(sizes(inputs)), trial, sizes_by_kind, rate, processes).told()
+    return Estimate(
+        config, recipe, len(inputs), sum(one.bytes for one in inputs), trial, sizes_by_kind, rate, processes
+    ).told()
 
 
 def try_samples(units: list[Unit], recipe: Recipe, tokenizer: Tokenizer | None) -> Trial:
     """Prepares the first samples of each unit, at most TRIED in total."""
     trial = Trial([], collections.Counter(), 0.0, 0)
     for unit in units:
-        with SourceShard(unit.storage, unit.key, recipe.limits) as shard:
+        with unit.open(recipe.limits) as shard:
             samples = list(itertools.islice(shard.samples(), TRIED // len(units)))
             trial.source_bytes += shard.position
             trial.members = trial.members or shard.first

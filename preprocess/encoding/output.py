@@ -25,7 +25,7 @@ from preprocess.encoding.encoder import Encoded
 from preprocess.encoding.plan import Unit
 from preprocess.encoding.rejects import rejects_key
 from preprocess.encoding.writer import Moments, ShardWriter, scaled_mean
-from preprocess.source.shard import SourceShard
+from preprocess.gathering.unit import SourceUnit
 from preprocess.units.reports import REPORT_FORMAT, read_report
 
 
@@ -50,7 +50,7 @@ class UnitFacts:
     """
 
     unit: Unit
-    shard: SourceShard
+    shard: SourceUnit
     read: int = 0
     accepted: int = 0
     truncated: int = 0

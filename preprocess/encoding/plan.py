@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import collections
 import re
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
+from pipeline.config import LimitsConfig
+from pipeline.config.values.bounds import Ge
 from pipeline.data.format.contract import Contract, canonical_json
 from pipeline.data.format.contract_json import contract_from_json, contract_to_json, format_of
 from pipeline.data.format.manifest import FORMAT
@@ -20,6 +23,8 @@ from pipeline.errors import DestinationExists, NotFound, ParseError, SourceError
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage
+from preprocess.gathering.unit import Contents, SourceUnit
+from preprocess.source.shard import SourceShard
 
 PLAN = "contract.json"
 PARTS = "plans"
@@ -28,13 +33,21 @@ PART_KEY = re.compile(rf"{PARTS}/(\d{{6}})\.json")
 
 @dataclass(frozen=True)
 class Unit:
-    """One input shard and the place it is read from. name: its name in the plan. bytes: its current size."""
+    """One input shard and the place it is read from. name: its name in the plan. bytes: its current size. contents: of
+    files of a folder or rows of a table, what they are."""
 
     number: int
     storage: Storage
     key: str
     name: str
     bytes: int
+    contents: Contents | None = field(default=None, repr=False, compare=False)
+
+    def open(self, limits: LimitsConfig, stopped: threading.Event | None = None) -> SourceUnit:
+        """The shard, to be read. stopped: once it is set, reading raises Interrupted. Raises NotFound, StorageError."""
+        if self.contents is None:
+            return SourceShard(self.storage, self.key, limits, self.name, stopped)
+        return self.contents.open(limits, self.name, stopped)
 
     @property
     def report_name(self) -> str:
@@ -58,10 +71,23 @@ def report_key(number: int) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """Input shards that were planned together. source: their pattern, without the folders of a machine."""
+    """Input shards that were planned together. source: their pattern, without the folders of a machine.
+
+    Of units that were gathered from files of a folder or rows of a table: unit_size: samples in each; 0 where all are
+    tars. image_column: of the images of tables, as it was asked for. listing: SHA-256 of the list of the files of each
+    unit (preprocess/gathering/listing.py), "" without a folder.
+    """
 
     source: str
     names: tuple[str, ...]
+    unit_size: int = 0
+    image_column: str = ""
+    listing: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """What its file holds. What is so of tars is not said, so that their plans have the bytes that they had."""
+        gathered = {"unit_size": self.unit_size, "image_column": self.image_column, "listing": self.listing}
+        return {"source": self.source, "units": self.names} | {name: fact for name, fact in gathered.items() if fact}
 
 
 @dataclass(frozen=True)
@@ -90,15 +116,21 @@ class Plan:
         return ", ".join(part.source for part in self.parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _StoredPart:
     """The file of a part."""
 
     source: str
     units: tuple[str, ...]
+    unit_size: Annotated[int, Ge(0)] = 0
+    image_column: str = ""
+    listing: str = ""
+
+    def part(self) -> Part:
+        return Part(self.source, self.units, self.unit_size, self.image_column, self.listing)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _StoredPlan(_StoredPart):
     """contract.json."""
 
@@ -111,7 +143,7 @@ def read_plan(storage: Storage) -> Plan | None:
     try:
         first = build(_StoredPlan, parse_json(storage.get(PLAN)))
         contract = contract_from_json(first.contract)
-        parts = [Part(first.source, first.units)]
+        parts = [first.part()]
         for key in sorted(info.key for info in storage.list(f"{PARTS}/") if PART_KEY.fullmatch(info.key)):
             if key != part_key(len(parts) + 1):
                 raise ParseError(f"{part_key(len(parts) + 1)} is missing")
@@ -119,7 +151,7 @@ def read_plan(storage: Storage) -> Plan | None:
                 later = build(_StoredPart, parse_json(storage.get(key)))
             except NotFound:
                 break  # a worker has just taken it back
-            parts.append(Part(later.source, later.units))
+            parts.append(later.part())
         plan = Plan(contract, tuple(parts), format_of(first.contract))
         _check_names(plan.names)
         return plan
@@ -144,13 +176,13 @@ def part_key(number: int) -> str:
 
 def part_bytes(part: Part) -> bytes:
     """The file of an appended part."""
-    return canonical_json({"source": part.source, "units": part.names})
+    return canonical_json(part.facts())
 
 
 def plan_bytes(contract: Contract, part: Part, format: Literal[2, 3] = FORMAT) -> bytes:
     """The file of the first part."""
     value = contract_to_json(contract, format)
-    return canonical_json({"contract": value, "source": part.source, "units": part.names})
+    return canonical_json(part.facts() | {"contract": value})
 
 
 def name_units(urls: Sequence[str], taken: Sequence[str] = ()) -> list[str]:

@@ -24,11 +24,12 @@ from preprocess.encoding.plan import Unit
 from preprocess.encoding.publisher import Publisher
 from preprocess.encoding.rejects import Rejects, hints
 from preprocess.encoding.tally import Tally
+from preprocess.gathering.unit import SourceUnit
 from preprocess.source.decoders import Decoders
 from preprocess.source.recipe import Recipe
 from preprocess.source.rejected import Rejected, bounded
 from preprocess.source.sample import FILTERED, Prepared
-from preprocess.source.shard import Sample, SourceShard
+from preprocess.source.shard import Sample
 from preprocess.source.worker import CHUNK, CHUNK_BYTES, Prepares
 from preprocess.units.naming import option
 
@@ -197,7 +198,7 @@ class Stage:
 
     def _unit(self, unit: Unit) -> Iterator[Batch | _Finished]:
         targets = range(len(self.recipe.targets))
-        with SourceShard(unit.storage, unit.key, self.recipe.limits, unit.name, self._stopped) as shard:
+        with unit.open(self.recipe.limits, self._stopped) as shard:
             rejects = Rejects(shard.where)
             facts = UnitFacts(
                 unit,
@@ -268,7 +269,7 @@ class Stage:
                 row = first + flipped
                 yield item(row, sample, target, self.recipe.conditions, downsampling, flipped=bool(flipped))
 
-    def _decoded(self, shard: SourceShard) -> Iterator[Prepared | Rejected]:
+    def _decoded(self, shard: SourceUnit) -> Iterator[Prepared | Rejected]:
         """Yields, for each sample of the shard in order, the prepared sample or its rejection."""
         pending: collections.deque[Future[Prepares]] = collections.deque()
         samples = shard.samples()

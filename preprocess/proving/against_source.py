@@ -30,7 +30,7 @@ from preprocess.proving.page import Pair
 from preprocess.proving.records import source_key
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import prepare
-from preprocess.source.shard import SourceShard
+from preprocess.units.inputs import Input
 from preprocess.units.naming import option
 from preprocess.units.sources import find_inputs
 
@@ -120,7 +120,7 @@ def _originals(
     storage: Storage,
     manifest: Manifest,
     number: int,
-    input_place: tuple[Storage, str],
+    given: Input,
     rows: list[int],
     tower: TextTower | None,
     problems: list[str],
@@ -133,7 +133,7 @@ def _originals(
     for record in map(shard.record, rows):
         records_by_key[source_key(record)].append(record)
     recipe = recipe_of_contract(contract)
-    with SourceShard(*input_place, recipe.limits) as source:
+    with given.open(recipe.limits) as source:
         for sample in source.samples():
             if sample.key not in records_by_key or sample.problem:
                 continue
@@ -155,7 +155,7 @@ def _originals(
                 yield Original(record, prepared, picture.flipped() if flipped else picture)
         if source.sha256 != unit.source_sha256:
             problems.append(
-                f"{input_place[0].locate(input_place[1])} is not the shard that was encoded: its SHA-256 differs. Put "
+                f"{given.url} is not the shard that was encoded: its SHA-256 differs. Put "
                 "back the former one; or, to encode this one in its place, run the `latentmill encode` of this "
                 f"dataset once with {option('forget', [unit.source])}, then again without"
             )

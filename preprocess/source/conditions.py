@@ -49,7 +49,7 @@ def read_conditions(
     arrays: dict[str, np.ndarray] = {}
     cut_boxes = 0
     if facts.classes is not None:
-        arrays["class"] = read_class(sample.members.get("cls"), columns, facts.classes)
+        arrays["class"] = read_class(sample.members.get("cls"), columns, facts.classes, sample.key)
     if facts.boxes is not None:
         arrays["boxes"], cut_boxes = crop_boxes(read_boxes(columns.get("boxes")), crop, facts.boxes)
     if facts.labels is not None:

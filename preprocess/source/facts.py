@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pipeline.conditions.facts import BoxFacts, ClassFacts, Conditions, LabelFacts, LowresFacts, MaskFacts
 from pipeline.conditions.names import read_names
 from pipeline.config import EncodeConfig
 from pipeline.config.conditions import MaskConfig
+from pipeline.config.values.bounds import require
+from pipeline.data.format.contract import canonical_json
 from pipeline.errors import ConfigError, NotFound
 from pipeline.storage.urls import open_storage, split_url
+from preprocess.gathering.folder import class_folders
 
 CONVENTIONS: dict[str, dict[str, Any]] = {
     "own": {"hole": "grey", "pooling": "max", "order": "mask_masked", "low": 0},
@@ -24,7 +28,7 @@ def conditions_of(config: EncodeConfig) -> Conditions:
     asked, count = config.conditions, counted
     classes, boxes, labels, lowres = config.classes, config.boxes, config.labels, config.lowres
     return Conditions(
-        classes=ClassFacts(key=classes.key, **count("classes", classes)) if "class" in asked else None,
+        classes=ClassFacts(key=classes.key, **class_names(config)) if "class" in asked else None,
         boxes=BoxFacts(most=boxes.most, min_area=boxes.min_area, **count("boxes", boxes)) if "boxes" in asked else None,
         labels=(
             LabelFacts(grid=labels.grid, offset=labels.offset, **count("labels", labels)) if "labels" in asked else None
@@ -42,6 +46,27 @@ def conditions_of(config: EncodeConfig) -> Conditions:
 def mask_facts(config: MaskConfig) -> MaskFacts:
     """The facts of masks."""
     return MaskFacts(kinds=config.kinds, variants=config.variants, **CONVENTIONS[config.convention])
+
+
+def class_names(config: EncodeConfig) -> dict[str, Any]:
+    """`count` and `names` of the classes, with classes.key=folder those of the folders in the source. Raises
+    ConfigError and SourceError."""
+    if config.classes.key != "folder" or config.classes.names:
+        return counted("classes", config.classes)
+    require(
+        config.classes.count == 0,
+        f"classes.count={config.classes.count} with classes.key=folder: the folders say how many there are, so leave "
+        "it out",
+    )
+    storage = open_storage(config.source.rstrip("/") or "/")
+    is_pattern = any(character in config.source for character in "*?[{")
+    if is_pattern or (storage.local_path("x") is not None and not os.path.isdir(storage.url)):
+        raise ConfigError(
+            f"classes.key=folder with source={config.source}: give the folder that holds a folder for each class, or "
+            "the names of the classes in order, as classes.names=FILE"
+        )
+    names = read_names(canonical_json(class_folders(storage.url, storage)), f"the folders of {storage.url}")
+    return {"count": len(names), "names": names}
 
 
 def counted(group: str, config: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Recipe:
     def reads_columns(self) -> bool:
         """Whether a condition is read from the json."""
         classes = self.conditions.classes
-        return self.conditions.boxes is not None or (classes is not None and classes.key != "cls")
+        return self.conditions.boxes is not None or (classes is not None and classes.key not in ("cls", "folder"))
 
     @property
     def variants(self) -> int:

@@ -40,6 +40,10 @@ PROBLEMS = {
     "key_repeated": "files of this key stand in the shard before; those of one sample must stand together",
     "member_repeated": "two of its files have the same suffix",
     "key_too_long": f"its name has more than {KEY_LENGTH} characters",
+    "file_too_large": "one of its files has more bytes than limits.member_bytes",
+    "metadata_repeated": "it has a .json of its own, and a row in the folder's metadata",
+    "row_unreadable": "a value of this row cannot be read, such as a text that is not UTF-8",
+    "image_elsewhere": "the table holds no image but a path, which is not followed: store the images in it",
 }
 """Reasons for which a sample is rejected as the shard is read, and what they mean."""
 

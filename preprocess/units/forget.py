@@ -10,6 +10,7 @@ from pipeline.errors import DatasetError, DestinationExists, NotFound, SourceErr
 from pipeline.storage.base import Storage
 from preprocess.encoding.claims import Claims
 from preprocess.encoding.plan import Plan, part_key, read_plan
+from preprocess.gathering.listing import listing_key
 from preprocess.units.naming import SHOWN, option, resolve
 from preprocess.units.reports import files_of
 
@@ -85,4 +86,6 @@ def _proposed(storage: Storage, plan: Plan, claims: Claims) -> list[str]:
     if claims.others_append():
         raise DestinationExists(f"{storage.url}: others append to it at this moment: run this again later")
     pending = range(len(plan.until(version).names), len(plan.names))
-    return [*(part_key(number) for number in range(version + 1, len(plan.parts) + 1)), *files_of(storage, pending)]
+    parts = [part_key(number) for number in range(version + 1, len(plan.parts) + 1)]
+    lists = [listing_key(part.listing) for part in plan.parts[version:] if part.listing]
+    return [*parts, *lists, *files_of(storage, pending)]

@@ -19,11 +19,12 @@ from pipeline.data.format.manifest import VERSIONS
 from pipeline.errors import DestinationExists, NotFound, StorageError
 from pipeline.log import log
 from pipeline.storage.base import ObjectInfo, Storage
-from pipeline.storage.urls import without_folders
 from preprocess.encoding.claims import Claims
 from preprocess.encoding.plan import PLAN, Part, Plan, name_units, part_bytes, part_key, plan_bytes
+from preprocess.gathering.listing import listing_key
 from preprocess.units import refusals
-from preprocess.units.inputs import Hashes, Input
+from preprocess.units.call import Call
+from preprocess.units.inputs import Input
 from preprocess.units.matching import Matching
 from preprocess.units.naming import resolve
 from preprocess.units.ours import refuse_foreign, refuse_taken
@@ -34,25 +35,12 @@ REPLACING = "replace"  # claim of the worker that replaces a proposed part
 
 
 @dataclass
-class Call:
-    """What a call asks for. source: its pattern."""
-
-    source: str
-    inputs: list[Input]
-    leave_out: tuple[str, ...] = ()
-    hashes: Hashes = field(default_factory=Hashes)
-
-    def part(self, names: Sequence[str]) -> Part:
-        return Part(without_folders(self.source), tuple(names))
-
-
-@dataclass
 class Agreement:
     """What this worker does at one destination.
 
     plan: as far as it is to be finished. units: number of each unit that the call gives, by index of its input.
     left_out: numbers of those that are to be left out. proposal: key and bytes of the part that is appended, if one is.
-    reports, listed: what was found there.
+    reports, listed: what was found there. inputs: what the indices are of.
     """
 
     storage: Storage
@@ -62,6 +50,7 @@ class Agreement:
     proposal: tuple[str, bytes] | None = None
     reports: dict[int, Report] = field(default_factory=dict)
     listed: list[ObjectInfo] = field(default_factory=list)
+    inputs: list[Input] = field(default_factory=list)
 
     def require(self) -> None:
         """Raises DestinationExists when another worker has replaced the part that is appended."""
@@ -79,21 +68,25 @@ def agree(storage: Storage, contract: Contract, call: Call, claims: Claims) -> A
     and ConfigError, with what to do, and leaves nothing behind then."""
     state = look(storage)
     if state is None:
+        call.settle(None)
         names = name_units([shard.url for shard in call.inputs])
         left_out = set(resolve("leave_out", call.leave_out, names))
         refuse_taken(storage, names, contract_digest(contract))
-        part = call.part(names)
+        part = call.part(names, storage, dict(zip(names, call.inputs, strict=True)))
         if storage.put_if_absent(PLAN, plan_bytes(contract, part)):
-            return Agreement(storage, Plan(contract, (part,)), dict(enumerate(range(len(names)))), left_out)
+            units = dict(enumerate(range(len(names))))
+            return Agreement(storage, Plan(contract, (part,)), units, left_out, inputs=call.inputs)
         state = look(storage)
         assert state is not None, "a plan is never deleted"
+        drop_listing(storage, part, state.plan)
     differences = state.plan.contract.differences(contract)
     if differences:
         raise DestinationExists(refusals.other_settings(storage, differences))
     while True:
+        call.settle(state)
         choice = _choose(state, call, claims)
         if choice is not None:
-            choice.reports, choice.listed = state.reports, state.listed
+            choice.reports, choice.listed, choice.inputs = state.reports, state.listed, call.inputs
             return choice
         state = look(storage)
         assert state is not None, "a plan is never deleted"
@@ -104,7 +97,7 @@ def _choose(state: State, call: Call, claims: Claims) -> Agreement | None:
     matching = state.match(call.inputs, call.hashes)
     if matching.changed:
         raise DestinationExists(refusals.changed(state, call.inputs, matching.changed))
-    further = name_units([call.inputs[i].url for i in matching.further], state.names)
+    further = call.names(matching.further, state.names)
     asked = resolve("leave_out", call.leave_out, [*state.names, *further])
     left_out = {number for number in asked if number < len(state.names)}
     _refuse_encoded(state, left_out)
@@ -156,12 +149,14 @@ def _append(
     """Proposes a part, joins in the one that is proposed, or replaces it. None: others were faster."""
     storage, number, place = state.storage, state.version + 1, _place(call)
     if len(state.plan.parts) < number:
-        part = call.part(further)
         refuse_foreign(storage, state.listed, range(len(state.names), len(state.names) + len(further)))
+        inputs = {name: call.inputs[i] for i, name in zip(matching.further, further, strict=True)}
+        part = call.part(further, storage, inputs)
         data = part_bytes(part)
         claims.join(_digest(data), place)
         key = part_key(number)
         if is_unchanged(state) and (storage.put_if_absent(key, data) or _holds(storage, key, data)):
+            call.part(further, storage, inputs)  # its list, should one who took back the same part have deleted it
             return _agreed(state, part, matching, further, call)
         claims.leave(_digest(data), place)
         return None
@@ -228,8 +223,10 @@ def _replace(state: State, call: Call, claims: Claims, matching: Matching, left_
     storage, first = state.storage, len(state.base)
     wanted = set(matching.units.values()) | left_out
     kept = [state.names[number] for number in state.pending if number in wanted]
-    further = name_units([call.inputs[i].url for i in matching.further], [*state.names[:first], *kept])
-    part = call.part([*kept, *further])
+    further = call.names(matching.further, [*state.names[:first], *kept])
+    inputs = {state.names[number]: call.inputs[i] for i, number in matching.units.items()}
+    inputs |= {name: call.inputs[i] for i, name in zip(matching.further, further)}
+    part = call.part([*kept, *further], storage, inputs)
     moved = [n for n in state.pending if n - first >= len(kept) or kept[n - first] != state.names[n]]
     others = range(len(state.names), first + len(part.names))
     refuse_foreign(storage, state.listed, [*moved, *others])
@@ -239,6 +236,7 @@ def _replace(state: State, call: Call, claims: Claims, matching: Matching, left_
     for number in moved:
         state.reports.pop(number, None)
     storage.put(part_key(state.version + 1), part_bytes(part))
+    drop_listing(storage, state.plan.parts[-1], state.plan.until(state.version).with_part(part))
     log.info(f"encode: {refusals.replaced(state, len(part.names))}")
     return _agreed(state, part, matching, further, call)
 
@@ -268,3 +266,10 @@ def withdraw(agreement: Agreement, claims: Claims) -> None:
             for file in (*_copy(state), *files_of(agreement.storage, state.pending)):
                 agreement.storage.delete(file)
             agreement.storage.delete(key)
+            drop_listing(agreement.storage, state.plan.parts[-1], state.plan.until(state.version))
+
+
+def drop_listing(storage: Storage, part: Part, plan: Plan) -> None:
+    """Deletes the list of the files of a part that is none of the plan, unless a part of that has the same."""
+    if part.listing and all(other.listing != part.listing for other in plan.parts):
+        storage.delete(listing_key(part.listing))

@@ -7,13 +7,17 @@ import hashlib
 import os
 import re
 import stat
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.config import LimitsConfig
 from pipeline.errors import DestinationExists, SourceError
 from pipeline.storage.base import Storage
 from pipeline.storage.patterns import expand, sizes
+from preprocess.gathering.unit import Contents, SourceUnit, split_unit
+from preprocess.source.shard import SourceShard
 
 HASHED_AT_ONCE = 8 * 1024 * 1024  # bytes
 PRODUCTS = ("000000.tar", "000000-64x64.tar")
@@ -23,13 +27,43 @@ PRODUCTS = ("000000.tar", "000000-64x64.tar")
 @dataclass(frozen=True)
 class Input:
     """One input shard. url: its absolute path, with links as they were given, or its s3:// URL. real: the same with all
-    links followed. bytes: its size."""
+    links followed. bytes: its size.
+
+    Of files of a folder or rows of a table, `contents` is what they are; key, url and real end in @ and the unit's
+    number. name: in the plan, where that is settled.
+    """
 
     storage: Storage
     key: str
     url: str
     real: str
     bytes: int
+    contents: Contents | None = field(default=None, repr=False, compare=False)
+    name: str = ""
+
+    def open(self, limits: LimitsConfig, name: str = "", stopped: threading.Event | None = None) -> SourceUnit:
+        """The unit, to be read. name: in the plan, for advice. Raises NotFound, StorageError."""
+        if self.contents is None:
+            return SourceShard(self.storage, self.key, limits, name, stopped)
+        return self.contents.open(limits, name, stopped)
+
+    @property
+    def place(self) -> str:
+        """URL of what a source names: the tar, the table or the folder."""
+        return self.url if self.contents is None else split_unit(self.url)[0]
+
+    def sha256(self) -> str:
+        """SHA-256 of all its bytes, or of the names and contents that it was gathered from. Reads it. Raises
+        StorageError."""
+        if self.contents is not None:
+            with self.contents.open(LimitsConfig(), "", None) as unit:
+                for _ in unit.samples():
+                    pass
+                return unit.sha256
+        digest = hashlib.sha256()
+        for start in range(0, self.bytes, HASHED_AT_ONCE):
+            digest.update(self.storage.get_range(self.key, start, min(HASHED_AT_ONCE, self.bytes - start)))
+        return digest.hexdigest()
 
 
 @dataclass
@@ -41,11 +75,7 @@ class Hashes:
     def of(self, shard: Input) -> str:
         """SHA-256 of all its bytes. Raises StorageError."""
         if shard.url not in self._known:
-            digest = hashlib.sha256()
-            for start in range(0, shard.bytes, HASHED_AT_ONCE):
-                length = min(HASHED_AT_ONCE, shard.bytes - start)
-                digest.update(shard.storage.get_range(shard.key, start, length))
-            self._known[shard.url] = digest.hexdigest()
+            self._known[shard.url] = shard.sha256()
         return self._known[shard.url]
 
 

@@ -169,16 +169,16 @@ def lies_at(pattern: str, shard: Input, folder: str) -> bool | None:
     remote = "://" in pattern
     if "/" not in pattern or pattern.count("{") != pattern.count("}") or len(pattern) > 4096:
         return None
-    if remote != ("://" in shard.url):
+    if remote != ("://" in shard.place):
         return False
-    spelling = pattern if remote else re.sub(r"/(?:\./|/)+", "/", pattern)
+    spelling = (pattern if remote else re.sub(r"/(?:\./|/)+", "/", pattern)).rstrip("/")
     try:
         fits = re.compile(_expression(spelling)).fullmatch
     except re.error:
         return None
     if remote:
-        return bool(fits(shard.url))
-    return bool(fits(os.path.relpath(shard.url, folder)))
+        return bool(fits(shard.place))
+    return bool(fits(os.path.relpath(shard.place, folder)))
 
 
 def _expression(pattern: str) -> str:

@@ -12,14 +12,18 @@ from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.storage.destination import require_free
 from preprocess.encoding.claims import CLAIMS
 from preprocess.encoding.plan import PARTS, PLAN, report_key
+from preprocess.gathering.listing import LISTING
 from preprocess.units.reports import read_report, unit_of
 
 CARD = "card.html"
 
 
 def would_write(key: str) -> bool:
-    """Whether a dataset that is being made has an object of this key."""
+    """Whether a dataset that is being made has an object of this key, which would replace another. A list of files lies
+    under its own hash, so it replaces none."""
     folder = key.partition("/")[0]
+    if LISTING.fullmatch(key):
+        return False
     return (
         key in (MANIFEST, UNCOND, PLAN, CARD)
         or folder in ("units", VERSIONS, PARTS, CLAIMS)

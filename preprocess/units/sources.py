@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.data.format.manifest import Manifest, UnitEntry
 from pipeline.errors import NotFound, SourceError
-from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
-from preprocess.units.inputs import Hashes, find
+from preprocess.encoding.plan import PLAN, read_plan
+from preprocess.units.given import Cut, cut_of, listed, look
+from preprocess.units.inputs import Hashes, Input, absolute
 from preprocess.units.matching import Known, Matcher
 from preprocess.units.reports import READERS
 
-Place = tuple[Storage, str]
 MOST_FOLDERS = 16  # in which the shards of a dataset are looked for without source=
 
 
-def find_inputs(manifest: Manifest, source: str, dataset: str) -> dict[int, Place]:
-    """Storage and key of the input shards of a dataset by unit number, but for those that were left out.
+def find_inputs(manifest: Manifest, source: str, dataset: str) -> dict[int, Input]:
+    """The input shards of a dataset by unit number, but for those that were left out.
 
     source: their pattern. "": they are looked for by name in the folders that the manifest records, relative to this
     process's, or in the dataset's own bucket; nothing is listed or expanded, since a manifest may be a stranger's. A
@@ -30,17 +30,17 @@ def find_inputs(manifest: Manifest, source: str, dataset: str) -> dict[int, Plac
     units = {number: unit for number, unit in enumerate(manifest.units) if not unit.left_out}
     if not source:
         return _recorded(manifest, units, dataset)
-    inputs = find(source)
+    inputs = _given(manifest, source, dataset)
     names = [unit.source for unit in manifest.units]
     known = {number: Known(unit.source_bytes, unit.source_sha256) for number, unit in units.items()}
     found = Matcher(names, known, Hashes(), lambda unit, shard: True, lambda unit, shard: True).match(inputs)
-    places: dict[int, Place] = {}
+    places: dict[int, Input] = {}
     strange = [inputs[i] for i in found.further]
     for i, number in (*found.units.items(), *found.changed):
         if number in places:
             strange.append(inputs[i])
         else:
-            places[number] = inputs[i].storage, inputs[i].key
+            places[number] = inputs[i]
     missing = [number for number in units if number not in places]
     if missing or strange:
         what = f"it lacks {names[missing[0]]}" if missing else f"{strange[0].url} is none of its shards"
@@ -52,22 +52,40 @@ def find_inputs(manifest: Manifest, source: str, dataset: str) -> dict[int, Plac
     return {number: places[number] for number in units}
 
 
-def _recorded(manifest: Manifest, units: dict[int, UnitEntry], dataset: str) -> dict[int, Place]:
+def _given(manifest: Manifest, source: str, dataset: str) -> list[Input]:
+    """The units that a source names, cut as the dataset's were. Files that have come to a folder since are none."""
+    given = look(source, Cut())
+    if not given.is_gathered:
+        return given.units()
+    storage = open_storage(dataset)
+    plan = read_plan(storage)
+    if plan is None:
+        raise SourceError(
+            f"{storage.url} holds no plan ({PLAN}), which says how its units were cut from {source}: restore it"
+        )
+    cut = cut_of(plan, given.cut)
+    given = given if cut == given.cut else look(source, cut)
+    left_out = {unit.source for unit in manifest.units if unit.left_out}
+    return given.units(listed(storage, plan.until(manifest.version)), left_out, grown=False)
+
+
+def _recorded(manifest: Manifest, units: dict[int, UnitEntry], dataset: str) -> dict[int, Input]:
     """The shards by name, in the folders that the manifest records."""
     storages = [open_storage(folder) for folder in _folders(manifest, dataset)]
 
-    def place(unit: UnitEntry) -> Place | None:
+    def place(unit: UnitEntry) -> Input | None:
         if ".." in unit.source.split("/") or unit.source.startswith("/"):
             return None
         for storage in storages:
             try:
                 if storage.stat(unit.source).size == unit.source_bytes:
-                    return storage, unit.source
+                    url = absolute(storage, unit.source)
+                    return Input(storage, unit.source, url, url, unit.source_bytes)
             except NotFound:
                 continue
         return None
 
-    places = dict[int, Place]()
+    places = dict[int, Input]()
     with ThreadPoolExecutor(READERS) as pool:
         numbers = list(units)
         for start in (0, 1):  # the first by itself: where it is not, the others need not be looked for

@@ -16,7 +16,6 @@ from preprocess.encoding.plan import Plan, read_plan, report_key
 from preprocess.source.image import open_image
 from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import caption
-from preprocess.source.shard import SourceShard
 from preprocess.units.inputs import Hashes, Input
 from preprocess.units.matching import Known, Matcher, Matching, lies_at
 from preprocess.units.reports import Report, read_reports
@@ -101,7 +100,7 @@ class State:
         recipe = recipe_of_contract(contract)
         try:
             records = read(self.storage, self.manifest, own[0][0], range(min(RECORDS_COMPARED, own[0][1])), ())
-            with SourceShard(shard.storage, shard.key, recipe.limits) as source:
+            with shard.open(recipe.limits) as source:
                 samples = list(itertools.islice(source.samples(), SAMPLES_COMPARED))
         except LatentmillError:
             return True

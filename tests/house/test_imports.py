@@ -98,6 +98,7 @@ ONLY_IMPORTERS = {
     "deepspeed": {"pipeline/training/engines/deepspeed.py"},
     "wandb": {"pipeline/tracking/wandb_run.py"},
     "hydra": {"pipeline/config/loading/load.py", "pipeline/config/loading/overrides.py", "pipeline/jobs/sweep.py"},
+    "pyarrow": {"preprocess/gathering/arrow.py"},
     "pickle": set(),
 }
 """Packages that one file hides from the others."""

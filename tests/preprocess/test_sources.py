@@ -79,7 +79,7 @@ def test_sources_are_found_in_the_folder_that_the_manifest_records(
 ) -> None:
     monkeypatch.chdir(made[0])
     found = find_inputs(dataclasses.replace(made[1], sources=(pattern,)), "", "c")
-    assert [os.path.abspath(place.locate(key)) for place, key in found.values()] == [
+    assert [os.path.abspath(shard.storage.locate(shard.key)) for shard in found.values()] == [
         str(made[0] / "s/0.tar"),
         str(made[0] / "s/1.tar"),
     ]
@@ -93,7 +93,7 @@ def test_the_sources_that_were_given_can_always_be_given_again(tmp_path: Path) -
     shutil.copytree(tmp_path / "x", tmp_path / "y")
     for source in (both, str(tmp_path / "y/{a,b}/*.tar"), str(tmp_path / "{x/a,y/b}/*.tar")):
         found = find_inputs(manifest, source, "c")
-        assert [place.locate(key)[-11:] for place, key in found.values()] == [
+        assert [shard.url[-11:] for shard in found.values()] == [
             *("a/00000.tar", "a/00001.tar", "b/00000.tar", "b/00001.tar"),
         ]
     for source, what in ((a, "it lacks b/00000.tar"), (str(tmp_path / "{x/a,x/b,y/b}/*.tar"), "is none of its shards")):

@@ -116,13 +116,16 @@ def check_conditions(config: c.EncodeConfig) -> None:
             f"{group}.* is given, but conditions=[{asked}] has no {condition}: add it, or leave {group}.* out",
         )
         require(
-            condition not in config.conditions or getattr(value, "count", 1) > 0 or value.names != "",
+            condition not in config.conditions
+            or getattr(value, "count", 1) > 0
+            or value.names != ""
+            or (group == "classes" and value.key == "folder"),
             f"{group}.count=0 and {group}.names is empty: give one of them, so that it is known how many there are",
         )
     key = config.classes.key
     require(
-        key == "cls" or (key.startswith("json:") and len(key) > 5),
-        f"classes.key={key}: cls, or json:KEY for a key of the .json member",
+        key in ("cls", "folder") or (key.startswith("json:") and len(key) > 5),
+        f"classes.key={key}: cls, or json:KEY for a key of the .json member, or folder",
     )
     kinds = config.mask.kinds
     require(len(kinds) > 0, "mask.kinds=[]: one or more is wanted, such as [thin,rectangles]")
