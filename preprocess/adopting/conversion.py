@@ -30,8 +30,15 @@ from pipeline.storage.base import Storage
 from pipeline.storage.destination import require_free
 from pipeline.storage.urls import open_storage, without_folders
 from pipeline.tracking.progress import Progress
-from preprocess.adopting.convert import Drawn, draw
-from preprocess.adopting.foreign import CAPTIONS_PROVED, Facts, contract_of, empty_caption, prove_texts, refuse_other_kind
+from preprocess.adopting.convert import Drawn, draw, fit
+from preprocess.adopting.foreign import (
+    CAPTIONS_PROVED,
+    Facts,
+    contract_of,
+    empty_caption,
+    prove_texts,
+    refuse_other_kind,
+)
 from preprocess.adopting.inputs import Input, inputs_of, kind_of, refuse_within
 from preprocess.adopting.summary import refuse_rejects, summary
 from preprocess.adopting.unit import Report, UnitWriter, read_unit, total
@@ -42,6 +49,7 @@ from preprocess.encoding.writer import Moments
 BEGUN = "conversion.json"
 ABANDONED_SECONDS = 24 * 3600.0
 """A half-written tar that nobody has written to for this long is deleted."""
+MEND = "Mend it, or leave such records out with max_rejects="
 
 
 def convert(config: IndexConfig) -> int:
@@ -97,7 +105,8 @@ def draft_of(
         towers = (load_autoencoder(config.encoders), load_text(config.encoders) if caption_key else None)
         refuse_other_kind(towers[0], config)
     tower = towers[1] if towers else None
-    records = [as_record(drawn) for drawn in first_drawn(inputs, facts, caption_key, config)]
+    where, first = first_drawn(inputs, facts, caption_key, config)
+    records = [as_record(drawn) for drawn in first]
     files = {config.stored: facts.moments_member, "text": facts.text_member}
     files |= {"cond.class": facts.class_member, "cond.boxes": facts.boxes_member}
     contract = contract_of(records[0], towers, files, config)
@@ -109,11 +118,19 @@ def draft_of(
     contract = dataclasses.replace(contract, converted=facts)
     contract = dataclasses.replace(contract, members=arrays_of(contract))
     require_readable(contract)
+    for drawn in first if not config.max_rejects else ():
+        try:
+            fit(drawn, contract, tower)
+        except RecordRejected as error:
+            raise SourceError(f"{where}, record {drawn.key[:100]}: {_words(error)}. {MEND}") from None
     return contract, tower, empty_caption(storage, Facts(contract, None, made=False, towers=towers))
 
 
-def first_drawn(inputs: list[Input], facts: Conversion, caption_key: str, config: IndexConfig) -> list[Drawn]:
-    """The first few readable records of the first unit that has any. Raises SourceError when there is none."""
+def first_drawn(
+    inputs: list[Input], facts: Conversion, caption_key: str, config: IndexConfig
+) -> tuple[str, list[Drawn]]:
+    """The place of the first unit that has readable records, and the first few of them. Raises SourceError when there
+    is none."""
     problem = ""
     for unit in inputs:
         drawn = list[Drawn]()
@@ -128,7 +145,7 @@ def first_drawn(inputs: list[Input], facts: Conversion, caption_key: str, config
         if drawn or (problem and not config.max_rejects):
             if problem and not config.max_rejects:
                 break
-            return drawn
+            return unit.where, drawn
     raise SourceError(
         f"{problem or config.source + ' holds no record'}. Mend it, say where the arrays are with moments_member=, "
         "text_member= and caption_key= (text_member= alone for records without captions), or leave such records out "
@@ -166,8 +183,8 @@ def begin(storage: Storage, draft: Contract, part: Part) -> None:
     if not differences:
         differences = [f"{len(part.names)} units of {part.source} now, and others ({len(units)}) then"]
     raise DestinationExists(
-        f"{storage.url} was begun otherwise ({'; '.join(differences)}): give the same settings and source, or choose "
-        "another dest"
+        f"{storage.url} was begun otherwise ({'; '.join(differences)}): give the same settings and source, or delete "
+        "what is there, or choose another dest"
     )
 
 
@@ -190,7 +207,7 @@ def convert_all(
 
     def strict(problem: str) -> None:
         if not config.max_rejects:
-            raise SourceError(f"{problem}. Mend it, or leave such records out with max_rejects=")
+            raise SourceError(f"{problem}. {MEND}")
 
     def one(number: int) -> Report:
         unit = inputs[number]

@@ -20,7 +20,6 @@ from preprocess.adopting.arrays import Foreign, read_array, read_caption
 from preprocess.adopting.values import check_values
 
 
-
 @dataclass(frozen=True)
 class Drawn:
     """A record as it is read, before the contract. arrays: by role; floating-point ones float32. caption: "" where none

@@ -72,7 +72,8 @@ class TarShard(LatentShard):
             elif repeated:
                 yield Foreign(key, reason="member_repeated", detail=f"{repeated} is there twice")
             elif len(key) > KEY_LENGTH:
-                yield Foreign(key[:100], reason="key_too_long", detail=f"its name has more than {KEY_LENGTH} characters")
+                detail = f"its name has more than {KEY_LENGTH} characters"
+                yield Foreign(key[:100], reason="key_too_long", detail=detail)
             elif not data:
                 detail = f"it has more than {RECORD_MEMBERS} x limits.member_bytes"
                 yield Foreign(key, reason="record_too_large", detail=detail)

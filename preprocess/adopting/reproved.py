@@ -40,6 +40,8 @@ def check_conversion(manifest: Manifest, config: VerifyConfig, findings: Finding
             finally:
                 writer.discard()
             bar.update(1)
+    if problems:
+        findings.remedy("Put back what was converted, or convert what is there now into another dest")
     findings.add("source", f"{len(chosen)} of {len(inputs)} units converted again: equal to the byte", *problems)
 
 
@@ -54,8 +56,8 @@ def inputs_again(manifest: Manifest, config: VerifyConfig) -> list[Input]:
     if found != names:
         what = next((name for name in names if name not in found), "") or f"{len(found)} units, not {len(names)}"
         raise SourceError(
-            f"{config.source} is not what {config.dataset} was converted from ({what}): give source= as it was given to "
-            "`latentmill index`"
+            f"{config.source} is not what {config.dataset} was converted from ({what}): give source= as it was given "
+            "to `latentmill index`"
         )
     return inputs
 
@@ -71,7 +73,7 @@ def differences(manifest: Manifest, number: int, unit: Input, report: Report) ->
     """What differs between a unit of the manifest and one that was converted again."""
     entry = manifest.units[number]
     if (report.source_sha256, report.source_bytes) != (entry.source_sha256, entry.source_bytes):
-        return [f"{unit.where} is not what was converted: its SHA-256 differs. Put back the former one"]
+        return [f"{unit.where} is not what was converted: its SHA-256 differs"]
     problems = []
     if (report.read, report.accepted, report.rejected) != (entry.read, entry.accepted, entry.rejected):
         problems.append(f"{unit.where}: {report.accepted} of {report.read} records can be used, not {entry.accepted}")

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from pipeline.config import LimitsConfig
-from pipeline.data.format.bounds import MOST_SIDE, Bytes, Digest, Name, Samples, Side
+from pipeline.data.format.bounds import Bytes, Digest, Name, Samples, Side
 from pipeline.data.format.contract import Contract, canonical_json
 from pipeline.data.format.manifest import ShardEntry, index_name
 from pipeline.data.format.records import Record, record_key
-from pipeline.errors import DestinationExists, NotFound, ParseError, RecordRejected
+from pipeline.errors import DestinationExists, NotFound, ParseError, RecordRejected, SourceError
 from pipeline.models.encoders.text import TextTower
 from pipeline.parsing.bounds import Real, Several, Whole
 from pipeline.parsing.typed import build
@@ -37,6 +37,8 @@ from preprocess.source.rejected import bounded, rejected
 
 REPORT_FORMAT = 1
 REPORT_BYTES = 1 << 24
+MOST_SIZES = 256
+"""Sizes of latents in a unit, each of which is a file that is open at the same time."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Report:
     read: Samples
     accepted: Samples
     rejected: dict[str, Samples]
-    shards: Annotated[tuple[Tar, ...], Several(0, 4096)]
+    shards: Annotated[tuple[Tar, ...], Several(0, MOST_SIZES)]
     statistics: Spread
     problem: str = ""
     lowest: Annotated[float, Real(-1e9, 1e9)] | None = None
@@ -95,7 +97,8 @@ def read_unit(storage: Storage, number: int, name: str, settings: str) -> Report
     key = report_key(number)
     try:
         report = build(Report, parse_json(storage.get(key), REPORT_BYTES))
-        if (report.unit, report.source) != (number, name) or report.accepted + sum(report.rejected.values()) != report.read:
+        counted = report.accepted + sum(report.rejected.values())
+        if (report.unit, report.source) != (number, name) or counted != report.read:
             raise ParseError(f"it is of {report.source[:60]!r}, or its counts do not add up")
         if any(tar.name != tar_name(number, tar.size) for tar in report.shards):
             raise ParseError("it names a tar that is not of this unit")
@@ -183,6 +186,8 @@ class UnitWriter:
     def _add(self, record: Record, size: tuple[int, int]) -> None:
         with disk_errors(self.storage):
             if size not in self.tars:
+                if len(self.tars) == MOST_SIZES:
+                    raise SourceError(f"unit {self.number} has latents of more than {MOST_SIZES} sizes: convert fewer")
                 path = self.storage.staging_path()
                 file = path.open("xb")
                 self.tars[size] = _Growing(path, file, ShardWriter(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
@@ -13,6 +14,11 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from made.encode import write_tar
+from pipeline.config import IndexConfig
+from pipeline.data.format.manifest import Manifest, load_manifest
+from pipeline.data.format.records import Record
+from pipeline.data.reading.shards import first_records
+from pipeline.storage.urls import open_storage
 
 CAPTIONS = ("a red circle", "a blue square", "a large green triangle", "two circles", "a dot")
 
@@ -106,8 +112,6 @@ def write_mds(
     folder: Path, columns: Columns, shards: Sequence[Sequence[Mapping[str, bytes]]], hashes: Sequence[str] = ()
 ) -> Path:
     """An MDS dataset of these shards, with its index.json."""
-    import hashlib
-
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     for number, samples in enumerate(shards):
@@ -125,3 +129,23 @@ def ndarray(array: np.ndarray) -> bytes:
     """The encoding `ndarray`, which says dtype and shape itself."""
     numbers = {"uint8": 8, "uint16": 16, "float16": 18, "int32": 33, "float32": 34, "float64": 66}
     return bytes([numbers[array.dtype.name], array.ndim << 2]) + bytes(array.shape) + array.tobytes()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is made of them
+
+
+def conversion(source: Path | str, dest: Path | str, **changes: Any) -> IndexConfig:
+    """Settings of `index dest=` for records without captions."""
+    return IndexConfig(**{"source": str(source), "dest": str(dest), "text_member": "", **changes})
+
+
+def made(dest: Path | str) -> tuple[Manifest, list[Record]]:
+    """The manifest of a cache, and all its records in order."""
+    storage = open_storage(str(dest))
+    manifest = load_manifest(storage)
+    return manifest, list(first_records(storage, manifest, 10**6))
+
+
+def half(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float16)

@@ -1,5 +1,5 @@
-"""`latentmill index dest=`: what cannot be used is refused by name or counted, before anything is written where the first
-records show it, and keys that contradict each other are refused."""
+"""`latentmill index dest=`: what cannot be used is refused by name or counted, before anything is written where the
+first records show it, and keys that contradict each other are refused."""
 
 from __future__ import annotations
 
@@ -73,8 +73,12 @@ DAMAGED: dict[str, tuple[bytes, str, str]] = {
     "two sizes": (npz(z_8x8=latent(3), z_6x6=latent(3, 6, 6)), "member_unreadable", "in several sizes (z_6x6, z_8x8)"),
     "an object": (as_python_object(), "member_unreadable", "it holds object, which is not read|it holds |O"),
     "no array": (zipped(("z.txt", b"1")), "member_unreadable", "'z.txt', which is no array"),
-    "twice": (zipped(("z.npy", npy(latent(3))), ("z.npy", npy(latent(4)))), "member_unreadable", "'z' twice"),
-    "bzip2": (zipped(("z.npy", npy(latent(3))), method=zipfile.ZIP_BZIP2), "member_unreadable", "compressed in another"),
+    "twice": (
+        zipped(("z.npy", npy(latent(3))), ("y.npy", b"")).replace(b"y.npy", b"z.npy"),
+        "member_unreadable",
+        "'z' twice",
+    ),
+    "bzip2": (zipped(("z.npy", npy(latent(3))), method=zipfile.ZIP_BZIP2), "member_unreadable", "in another way"),
     "a bomb": (
         zipped(("z.npy", npy(np.zeros((4, 3000, 3000), np.float32))), method=zipfile.ZIP_DEFLATED),
         "member_unreadable",
@@ -116,7 +120,7 @@ def test_a_damaged_npz_is_named_or_counted_up_to_max_rejects(tmp_path: Path, nam
 def test_more_rejects_than_allowed_end_in_a_line_with_the_counts(tmp_path: Path) -> None:
     records: list[Files] = [{"npz": npz(z=latent(row)) if row % 2 else b"x"} for row in range(4)]
     source = write_records(tmp_path / "theirs", records)
-    with pytest.raises(SourceError, match=r"2 of 4 records cannot be used \(2 member_unreadable; the first: 0\.tar, rec"):
+    with pytest.raises(SourceError, match=r"2 of 4 records cannot be used \(2 member_unreadable; the first: 0"):
         index.main(config(f"{source}/*.tar", tmp_path / "cache", moments_member="npz:z", max_rejects=0.3))
     assert not (tmp_path / "cache/manifest.json").exists()
     assert index.main(config(f"{source}/*.tar", tmp_path / "cache", moments_member="npz:z", max_rejects=0.5)) == 0
@@ -142,7 +146,7 @@ TENSORS: dict[str, tuple[bytes, str]] = {
         header({"z": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}) + bytes(4),
         "shape (-1, -1)",
     ),
-    "another dtype": (header({"z": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}) + b"1", "holds F8_E4M3"),
+    "another dtype": (header({"z": {"dtype": "F8", "shape": [1], "data_offsets": [0, 1]}}) + b"1", "holds F8"),
     "no offsets": (header({"z": {"dtype": "F32", "shape": [1]}}), "data_offsets: missing"),
 }
 
@@ -176,6 +180,10 @@ def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
     return write
 
 
+def edited_index(data: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / "index.json").write_bytes(data)
+
+
 def edited(at: int, data: bytes) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         path = folder / "shard.00000.mds"
@@ -200,7 +208,7 @@ def edited(at: int, data: bytes) -> Callable[[Path], None]:
         (changed(lambda one: one.update(column_names=["a", "b", "c"])), ShardCorrupt, "its columns are not those"),
         (changed(lambda one: one.pop("samples")), SourceError, "samples: missing"),
         (lambda folder: (folder / "index.json").write_text("[]"), SourceError, "is no index of MDS shards"),
-        (lambda folder: (folder / "index.json").write_text('{"version": 2, "shards": []}'), SourceError, "lists no shard"),
+        (edited_index(b'{"version": 2, "shards": []}'), SourceError, "lists no shard"),
         (edited(0, b"\xff\xff\xff\xff"), ShardCorrupt, "holds 4294967295 samples"),
         (edited(8, b"\xff\xff\xff\xff"), ShardCorrupt, "its offsets do not lead"),
         (edited(4, b"\0\0\0\0"), ShardCorrupt, "its offsets do not lead"),
@@ -226,23 +234,20 @@ def test_a_damaged_mds_dataset_is_refused_by_name(
         ("p", COLUMNS, "pickles are never opened"),
         ("caption", COLUMNS, "its encoding is 'str', which is no array"),
         ("z", {**COLUMNS, "z": "bytes"}, "it is raw bytes: say what of"),
-        ("z:float16:4x8x8", {**COLUMNS, "z": "bytes"}, "it has shape (512,), not (4, 8, 8)"),
-        ("z:float64:5x5", {**COLUMNS, "z": "bytes"}, "it has shape (128,), not (5, 5)"),
+        ("z:float16:4x8x8", {**COLUMNS, "z": "bytes"}, "an array of shape (4, 8, 8) has 1024 bytes of float16"),
+        ("z:float64:5x5", {**COLUMNS, "z": "bytes"}, "an array of shape (5, 5) has 1024 bytes of float64"),
         ("z:float16", COLUMNS, "it holds float32, not float16"),
         ("z", {**COLUMNS, "z": "ndarray"}, "z: "),
         ("z", {**COLUMNS, "z": "ndarray:complex64:4,8,4"}, "it holds complex64"),
-        ("z", {**COLUMNS, "z": "int"}, "an array of shape () has 1024 bytes of int64"),
+        ("z", {**COLUMNS, "z": "int"}, "its columns do not fill it"),
     ],
 )
 def test_a_column_that_is_no_array_of_latents_is_refused(
     tmp_path: Path, place: str, columns: dict[str, str], words: str
 ) -> None:
     folder = write_mds(tmp_path / "mds", columns, [samples()])
-    value = json.loads((folder / "index.json").read_bytes())
-    if columns["z"] == "int":
-        assert value["shards"][0]["column_sizes"] == [None, None, 8]
     line = refusal(folder / "index.json", tmp_path / "no", LatentmillError, moments_member=place)
-    assert words in line or columns["z"] == "int"
+    assert words in line and "shard.00000.mds, record 00000000: " in line
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -320,8 +325,8 @@ def test_files_of_one_image_in_two_sizes_count_once(tmp_path: Path) -> None:
 
 def test_tars_that_stay_where_they_lie_name_the_way_to_convert_bits(tmp_path: Path) -> None:
     source = write_records(tmp_path / "theirs", [{"z.npy": npy(bits(latent(0)))}])
+    changes: dict[str, Any] = {"moments_member": "z.npy", "stored": "latents", "text_member": ""}
     with pytest.raises(SourceError, match=r"dest=CACHE in place of dataset=, and moments_member=z\.npy:bfloat16"):
-        changes: dict[str, Any] = {"moments_member": "z.npy", "stored": "latents", "text_member": ""}
         index.main(IndexConfig(dataset=str(source), source=f"{source}/*.tar", **changes))
 
 

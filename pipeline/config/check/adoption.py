@@ -78,7 +78,7 @@ def check_kinds(config: IndexConfig) -> None:
     )
     require(
         not (config.scaled and config.stored == "moments"),
-        "scaled=true with stored=moments: of moments it is not known whether their log-variance is scaled as well; give "
+        "scaled=true with stored=moments: of moments it is not known whether their log-variance is scaled, too; give "
         "scale=1 shift=0 in its place, or stored=latents for latents alone",
     )
     require(

@@ -1,9 +1,9 @@
 """Where an array lies in a record of other software: `FILE[:ARRAY][:DTYPE[:SHAPE]]`.
 
-    latent.npy:bfloat16               a .npy of uint16 that holds the bits of bfloat16
-    npz:latents                       the array `latents` of KEY.npz
-    x.safetensors:mean                a tensor of KEY.x.safetensors
-    latents_256:float16:4x32x32       a column of raw bytes of an MDS shard
+latent.npy:bfloat16               a .npy of uint16 that holds the bits of bfloat16
+npz:latents                       the array `latents` of KEY.npz
+x.safetensors:mean                a tensor of KEY.x.safetensors
+latents_256:float16:4x32x32       a column of raw bytes of an MDS shard
 """
 
 from __future__ import annotations
