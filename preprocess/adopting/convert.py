@@ -85,7 +85,7 @@ def fit(drawn: Drawn, contract: Contract, tower: TextTower | None) -> Converted:
     _require_floats(facts.moments_member, image)
     if facts.scaled:
         image = image / np.float32(contract.scale) + np.float32(contract.shift)
-    arrays = {contract.stored: half(facts.moments_member, image)}
+    arrays: dict[str, np.ndarray] = {contract.stored: half(facts.moments_member, image)}
     meta: dict[str, Any] = {"key": drawn.key, "caption": drawn.caption}
     if contract.text is not None and contract.text.storage == "tokens":
         assert tower is not None, "token ids without a text tower"

@@ -122,8 +122,8 @@ class MdsShard(SourceShard):
     def _check_columns(self, data: bytes) -> None:
         """Raises ShardCorrupt unless the shard says of its columns what its index says."""
         facts = self.facts
-        wanted = {"column_names": facts.column_names, "column_encodings": facts.column_encodings}
-        wanted |= {"column_sizes": facts.column_sizes}
+        wanted: dict[str, tuple[object, ...]] = {"column_names": facts.column_names}
+        wanted |= {"column_encodings": facts.column_encodings, "column_sizes": facts.column_sizes}
         try:
             value = parse_json(data, COLUMN_BYTES)
         except ParseError as error:

@@ -83,7 +83,7 @@ def write_images(folder: Path) -> list[tuple[str, tuple[int, int]]]:
         name = [f"{row}_{8 * width:04d}x{8 * height:04d}_sd", f"{row}"][row == 4]
         array = f"latents_{height}x{width}" if row == 2 else "latents"
         facts = {array: latent(row, height, width), "original_size": np.array([640, 480])}
-        (folder / f"{name}.npz").write_bytes(npz(**facts, crop_ltrb=np.array([0, 0, 640, 480])))
+        (folder / f"{name}.npz").write_bytes(npz(False, **facts, crop_ltrb=np.array([0, 0, 640, 480])))
         (folder / f"{row}.txt").write_text(CAPTIONS[row])
         listed.append((str(row), (height, width)))
     (folder / "0_te_outputs.npz").write_bytes(npz(hidden_state1=np.zeros((2, 3), np.float32)))
