@@ -143,6 +143,10 @@ def refuse_other(storage: Storage, contract: Contract, names: list[str], config:
     plan = read_plan(storage)
     if plan is None:
         return
+    if plan.contract.converted:
+        raise DestinationExists(
+            f"{storage.url} was converted: to restore it, run the same `latentmill index dest=` again"
+        )
     differences = plan.contract.differences(contract)
     advice = f"give the same, or delete {OWN_FILES} there and index it anew"
     if differences:

@@ -70,9 +70,7 @@ def convert(config: IndexConfig) -> int:
     )
     caption_key = config.caption_key if tokens or config.text_member else ""
     inputs = inputs_of(kind, places, facts, caption_key)
-    begun = storage.exists(BEGUN)
-    if not begun:
-        require_free(storage, lambda key: key != UNCOND, "the cache")
+    refuse_taken(storage)
     draft, tower, uncond = draft_of(storage, inputs, facts, caption_key, config)
     part = Part(without_folders(config.source), tuple(unit.name for unit in inputs))
     begin(storage, draft, part)
@@ -89,6 +87,17 @@ def convert(config: IndexConfig) -> int:
     lowest = min((report.lowest for report in reports if report.lowest is not None), default=math.inf)
     show(summary(config.dest, manifest, lowest))
     return 0
+
+
+def refuse_taken(storage: Storage) -> None:
+    """Raises DestinationExists where something lies that no conversion began."""
+    if storage.exists(BEGUN):
+        return
+    try:
+        require_free(storage, lambda key: key != UNCOND, "the cache")
+    except DestinationExists:
+        if not storage.exists(BEGUN):  # else another process has begun the same in the meantime
+            raise
 
 
 # --------------------------------------------------------------------------------------------------------------------

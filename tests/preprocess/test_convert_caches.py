@@ -3,6 +3,8 @@ threads or kills, which goes on with the same settings alone, and is proved agai
 
 from __future__ import annotations
 
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,9 @@ def test_bytes_are_the_same_for_one_thread_and_four_and_after_any_kill(
     monkeypatch.setattr("preprocess.adopting.conversion.cores", lambda: 4)
     index.main(conversion(source, tmp_path / "four", **changes))
     assert files(tmp_path / "four") == whole
+    with ThreadPoolExecutor(2) as pool:  # as two processes would, at the same time
+        assert list(pool.map(index.main, [conversion(source, tmp_path / "two", **changes)] * 2)) == [0, 0]
+    assert files(tmp_path / "two") == whole
     assert index.main(conversion(source, one, **changes)) == 0
     assert files(one) == whole
     writes = len(whole)
@@ -211,8 +216,17 @@ def test_a_cache_goes_on_with_the_same_settings_and_source_alone(tmp_path: Path)
     (tmp_path / "taken/notes.txt").write_text("mine")
     with pytest.raises(DestinationExists, match=r"notes\.txt"):
         index.main(conversion(source, tmp_path / "taken", **changes))
+    whole = files(cache)
+    in_place = IndexConfig(dataset=str(cache), source=f"{cache}/000000-64x64.tar", text_member="", stored="latents")
+    in_place = dataclasses.replace(in_place, moments_member="latents.npy")
     with pytest.raises(DestinationExists, match="nothing to do"):
-        index.main(IndexConfig(dataset=str(cache), source=f"{cache}/*.tar", text_member=""))
+        index.main(in_place)
+    (cache / "manifest.json").unlink()
+    with pytest.raises(DestinationExists, match="run the same `latentmill index dest=` again"):
+        index.main(in_place)
+    (tmp_path / "train/9.npz").unlink()
+    index.main(conversion(source, cache, **changes))
+    assert files(cache) == whole
 
 
 def test_a_cache_on_s3_is_converted_from_s3(s3: str, tmp_path: Path) -> None:
