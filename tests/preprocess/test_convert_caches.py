@@ -24,6 +24,7 @@ from made.latents import (
     write_records,
 )
 from pipeline.config import IndexConfig, VerifyConfig
+from pipeline.data.format.manifest import manifest_bytes
 from pipeline.data.format.records import npy_bytes
 from pipeline.errors import DataError, DestinationExists, SourceError
 from pipeline.models.encoders.autoencoder import load_autoencoder
@@ -32,6 +33,7 @@ from pipeline.models.encoders.text import load_text
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
 from preprocess import index, verify
+from preprocess.adopting.unit import UnitWriter
 from preprocess.units.sources import find_inputs
 
 COUNT = 5
@@ -200,6 +202,38 @@ def test_verify_finds_what_changed_in_the_source_or_the_cache(tmp_path: Path) ->
     (cache / "units/000001.json").unlink()
     index.main(conversion(f"{source}/*.tar", cache, **changes))
     assert files(cache) == held
+
+
+def test_verify_finds_tars_that_the_contract_does_not_give(tmp_path: Path) -> None:
+    """A manifest whose hashes are right, and which says that other settings made its tars."""
+    source = write_records(tmp_path / "theirs", [{"npz": npz(z=latent(row))} for row in range(COUNT)])
+    cache = tmp_path / "cache"
+    index.main(conversion(f"{source}/*.tar", cache, stored="latents", moments_member="npz:z"))
+    manifest = made(cache)[0]
+    facts = manifest.contract.converted
+    assert facts is not None
+    contract = dataclasses.replace(manifest.contract, converted=dataclasses.replace(facts, scaled=True))
+    (cache / "manifest.json").write_bytes(manifest_bytes(dataclasses.replace(manifest, contract=contract)))
+    assert verify.main(VerifyConfig(dataset=str(cache))) == 0
+    with pytest.raises(DataError, match=r"0\.tar: it is not converted to the tars that the manifest names"):
+        verify.main(VerifyConfig(dataset=str(cache), source=f"{source}/*.tar"))
+
+
+def test_units_that_are_done_are_not_converted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_records(tmp_path / "theirs", [{"npz": npz(z=latent(row))} for row in range(COUNT)], tars=3)
+    changes: dict[str, Any] = {"stored": "latents", "moments_member": "npz:z"}
+    index.main(conversion(f"{source}/*.tar", tmp_path / "cache", **changes))
+    (tmp_path / "cache/units/000001.json").unlink()
+    converted = []
+    convert = UnitWriter.convert
+
+    def noted(self: UnitWriter, *arguments: Any) -> Any:
+        converted.append(self.number)
+        return convert(self, *arguments)
+
+    monkeypatch.setattr(UnitWriter, "convert", noted)
+    index.main(conversion(f"{source}/*.tar", tmp_path / "cache", **changes))
+    assert converted == [1]
 
 
 def test_a_cache_goes_on_with_the_same_settings_and_source_alone(tmp_path: Path) -> None:
