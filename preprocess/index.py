@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -45,8 +44,10 @@ from pipeline.storage.base import Storage
 from pipeline.storage.patterns import expand
 from pipeline.storage.urls import open_storage, without_folders
 from pipeline.tracking.progress import Progress
+from preprocess.adopting.conversion import convert
 from preprocess.adopting.foreign import UNKNOWN, Facts, empty_caption, facts_of
 from preprocess.adopting.scan import Scan, scan
+from preprocess.adopting.summary import refuse_rejects, summary
 from preprocess.encoding.plan import PLAN, Part, plan_bytes, read_plan
 from preprocess.encoding.writer import Moments
 
@@ -58,6 +59,8 @@ LARGEST_INDEX = 1 << 28
 
 def main(config: IndexConfig) -> int:
     """Runs the verb. Raises an error before anything is written if anything is wrong."""
+    if config.dest:
+        return convert(config)
     storage = open_storage(config.dataset)
     names = tar_names(storage, config)
     refuse_foreign(storage, names)
@@ -76,7 +79,7 @@ def main(config: IndexConfig) -> int:
         put_identical(storage, key, data)
     prove_reading(storage, manifest, scans)
     commit_manifest(storage, manifest)
-    show(summary(config, manifest, scans))
+    show(summary(config.dataset, manifest, min(result.lowest for result in scans)))
     return 0
 
 
@@ -140,6 +143,10 @@ def refuse_other(storage: Storage, contract: Contract, names: list[str], config:
     plan = read_plan(storage)
     if plan is None:
         return
+    if plan.contract.converted:
+        raise DestinationExists(
+            f"{storage.url} was converted: to restore it, run the same `latentmill index dest=` again"
+        )
     differences = plan.contract.differences(contract)
     advice = f"give the same, or delete {OWN_FILES} there and index it anew"
     if differences:
@@ -171,14 +178,8 @@ def scan_all(storage: Storage, names: list[str], facts: Facts, config: IndexConf
     finally:
         pool.shutdown(cancel_futures=True)
     rejected = sum((result.rejected for result in scans), collections.Counter[str]())
-    count = rejected.total() + sum(len(result.rows) for result in scans)
-    if rejected.total() > config.max_rejects * count or rejected.total() == count:
-        raise SourceError(
-            f"{config.source}: {rejected.total()} of {count} records cannot be used "
-            f"({', '.join(f'{number} {reason}' for reason, number in rejected.most_common())}; the first: "
-            f"{next((result.problem for result in scans if result.problem), 'none')}), more than max_rejects="
-            f"{config.max_rejects:g} allows"
-        )
+    problem = next((result.problem for result in scans if result.problem), "")
+    refuse_rejects(rejected, sum(len(result.rows) for result in scans), problem, config)
     return scans
 
 
@@ -289,41 +290,6 @@ def prove_reading(storage: Storage, manifest: Manifest, scans: list[Scan]) -> No
             f"{storage.locate(entry.name)}: the stream does not read record {scanned.key} as it was scanned: this "
             "version cannot read members of these names, so rename them"
         )
-
-
-def summary(config: IndexConfig, manifest: Manifest, scans: list[Scan]) -> str:
-    """The last lines that the verb prints, with what is unusual about the latents."""
-    rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "none"
-    size = sum(shard.bytes for shard in manifest.shards) / 1e6
-    known = "" if manifest.contract.vae_sha256 else "; its encoders are unknown: evaluations will refuse it"
-    mean, std = manifest.statistics.mean, manifest.statistics.std
-    lines = [
-        f"index: {config.dataset} is a dataset: {manifest.samples:,} records (left out: {rejects}) in "
-        f"{len(manifest.shards)} tars, {size:,.1f} MB, dataset {manifest.digest[:12]}{known}",
-        "  latents have mean ± std "
-        + ", ".join(f"{m:+.3f} ± {s:.3f}" for m, s in zip(mean, std, strict=True))
-        + f" by channel, with scale={manifest.contract.scale:g} and shift={manifest.contract.shift:g}",
-    ]
-    lines += [f"  {hint}" for hint in unusual(manifest, min(result.lowest for result in scans))]
-    return "\n".join(lines)
-
-
-def unusual(manifest: Manifest, lowest: float) -> list[str]:
-    """What is unusual about latents whose deviations should be near 1. lowest: the smallest log-variance; infinite
-    without any."""
-    hints, scale = [], manifest.contract.scale
-    std = sum(manifest.statistics.std) / len(manifest.statistics.std)
-    if manifest.contract.stored != "pixels" and not 0.5 <= std <= 2:
-        scaled = abs(math.log(max(std, 1e-9) / scale)) < math.log(1.5)
-        why = (
-            f"as of {manifest.contract.stored} that are scaled already: then give scale=1 shift=0"
-            if scaled
-            else "look at scale= and shift="
-        )
-        hints.append(f"their deviation is {std:.3g} and not about 1, {why}")
-    if 0 <= lowest < math.inf:
-        hints.append("no log-variance is below 0, as if a variance or a standard deviation stood in its place")
-    return hints
 
 
 if __name__ == "__main__":

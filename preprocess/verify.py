@@ -18,6 +18,7 @@ from pipeline.errors import DataError
 from pipeline.log import log, show
 from pipeline.report.publish import require_page
 from pipeline.storage.urls import open_storage
+from preprocess.adopting.reproved import check_conversion
 from preprocess.proving.against_source import check_sources
 from preprocess.proving.findings import Findings
 from preprocess.proving.page import MARK, Pair, write_page
@@ -40,6 +41,10 @@ def main(config: VerifyConfig) -> int:
         findings.add("source", "not compared: the cache itself is damaged")
     elif manifest.adopted and not config.source:
         findings.add("source", "not compared: it was indexed from latents whose images are not known")
+    elif manifest.contract.converted and not config.source:
+        findings.add("source", "not compared: give source=, which it was converted from")
+    elif manifest.contract.converted and config.samples:
+        check_conversion(manifest, config, findings)
     elif config.samples:
         pairs = check_sources(storage, manifest, config, findings)
     width = max(len(name) for name, _ in findings.checks)
@@ -67,6 +72,8 @@ def otherwise(manifest: Manifest) -> str:
     """What to do about problems that no check knows a remedy for."""
     if manifest.adopted:
         return "Index it anew"
+    if manifest.contract.converted:
+        return "Convert it anew, into another dest"
     return (
         f"If the manifest was changed, delete {MANIFEST} and {manifest.name} and run the same `latentmill encode` "
         "again, which writes them anew; else encode it again, into another dest"

@@ -8,6 +8,7 @@ plain `str` is free text. No module here imports torch, so that a login node can
 
 from __future__ import annotations
 
+from pipeline.config.adoption import IndexConfig
 from pipeline.config.autoencoder import (
     AutoencoderConfig,
     FirstStageConfig,
@@ -22,7 +23,6 @@ from pipeline.config.datasets import (
     EncodeConfig,
     FetchConfig,
     FiltersConfig,
-    IndexConfig,
     LimitsConfig,
     ReferenceConfig,
     SynthConfig,

@@ -1,4 +1,4 @@
-"""The verbs that make, prove and inspect datasets: fetch, synth, encode, index, verify, reference, data."""
+"""The verbs that make, prove and inspect datasets: fetch, synth, encode, verify, reference, data."""
 
 from __future__ import annotations
 
@@ -191,53 +191,6 @@ class EncodeConfig:
         if self.stored != "pixels":
             return self.encoders
         return replace(self.encoders, vae="pixels", vae_subfolder="", vae_dtype="float32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexConfig:
-    """latentmill index: make a dataset from existing WebDataset tars of latents, or restore a cache that lost its
-    manifest or indexes. The tars are never changed."""
-
-    dataset: str
-    """Folder or s3:// URL that contains the tars; indexes and manifest are written there."""
-    source: str
-    """The tars: brace and glob patterns ('DATASET/*.tar')."""
-    encoders: EncodersConfig | None = None
-    """The encoders that made the latents. Without this key they are unknown, and evaluations refuse the dataset."""
-    moments_member: str = "moments.npy"
-    """Member of a record that holds the moments (2C, h, w), posterior mean then log-variance, unscaled, named without
-    the record's key and the dot; a .npy file of float16 or float32."""
-    stored: Literal["moments", "latents"] = "moments"
-    """What moments_member holds. latents: (C, h, w), unscaled, of an encoder without a variance, or of one whose
-    variance was not kept; training then sees the same latent of an image at every visit."""
-    text_member: str = "text.npy"
-    """Member of a record that holds the text states (L, D), named as in moments_member; "" = records have no captions,
-    and caption_key is not read."""
-    caption_key: str = "json:caption"
-    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member)."""
-    class_member: str = ""
-    """Member of a record that holds its class, named as in moments_member: a .npy file of one int32 without axes;
-    "" = none."""
-    classes: Annotated[int, Ge(0)] = 0
-    """Number of classes of class_member."""
-    boxes_member: str = ""
-    """Member of a record that holds its boxes, named as in moments_member: a .npy file of float16 (N, 5): class, x0,
-    y0, x1, y1 as fractions of the image that was encoded, and -1 in rows without a box; "" = none."""
-    box_classes: Annotated[int, Ge(0)] = 0
-    """Number of classes of the boxes of boxes_member."""
-    channels: Annotated[int, Ge(1)] = 4
-    """Channels C of a latent. Where `encoders` is given, its value is used instead."""
-    downsampling: Annotated[int, Ge(1)] = 8
-    """Pixels per latent position along a side. Where `encoders` is given, its value is used instead."""
-    scale: Annotated[float, Gt(0)] = 0.18215
-    """A latent is (z - shift) * scale for a posterior sample z; the default is Stable Diffusion's. Where `encoders` is
-    given, its value is used instead."""
-    shift: float = 0.0
-    """See `scale`."""
-    max_rejects: Annotated[float, Between(0, 1)] = 0.0
-    """Largest share of records that may be left out because they are incomplete or have another shape."""
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    """Limits on the tars, checked before decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,9 @@ def first_records(
                     problem = f"{storage.locate(name)}, byte {scanned.offset}: {scanned.detail}"
                     if scanned.reason == "member_unreadable":
                         advice = f"Write arrays as .npy of {' or '.join(DTYPES)}, and captions as UTF-8"
+                        if "holds uint16" in scanned.detail:
+                            advice = "If these are the bits of bfloat16, convert them: dest=CACHE in place of dataset="
+                            advice += f", and moments_member={config.moments_member}:bfloat16"
                 if len(records) == CAPTIONS_PROVED or (scanned.record is None and not config.max_rejects):
                     break
         if records or (problem and not config.max_rejects):

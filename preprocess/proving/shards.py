@@ -20,6 +20,7 @@ from pipeline.distributed.place import cores
 from pipeline.errors import LatentmillError, ShardCorrupt
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
+from preprocess.encoding.plan import report_key
 from preprocess.encoding.rejects import REJECTS, rejects_key
 from preprocess.encoding.writer import Moments, scaled_mean
 from preprocess.proving.findings import Findings
@@ -62,6 +63,9 @@ def check_shards(storage: Storage, manifest: Manifest, findings: Findings) -> No
     findings.add("shards", f"{len(manifest.shards)} tars and indexes, {size:,} bytes: every hash right", *problems)
     if damaged and manifest.adopted:
         findings.remedy("Restore the tars, or index them anew")
+    elif damaged and manifest.contract.converted:
+        names = [report_key(shard.unit) for shard in manifest.shards if manifest.units[shard.unit].source in damaged]
+        findings.remedy(f"Delete {', '.join(dict.fromkeys(names))} and run its `latentmill index` again")
     elif damaged:
         names = list(dict.fromkeys(damaged))
         findings.remedy(f"Run its `latentmill encode` once with {option('forget', names)}, then again without")

@@ -27,6 +27,8 @@ def find_inputs(manifest: Manifest, source: str, dataset: str) -> dict[int, Inpu
     """
     if manifest.adopted:
         raise SourceError(f"{dataset} was indexed from latents that were there: nothing says which images they are of")
+    if manifest.contract.converted:
+        raise SourceError(f"{dataset} was converted from latents: nothing says which images they are of")
     units = {number: unit for number, unit in enumerate(manifest.units) if not unit.left_out}
     if not source:
         return _recorded(manifest, units, dataset)

@@ -9,6 +9,7 @@ import pytest
 import webdataset
 
 from made.cache import LENGTH, WIDTH
+from made.latents import bits, latent, logvar, npy, write_records
 from pipeline import cli
 from pipeline.data.format.records import npy_bytes
 from pipeline.runs.ledger import read_ledger
@@ -68,3 +69,27 @@ def test_tars_of_others_are_adopted_trained_on_resumed_and_every_sample_is_prove
     assert "The same batches as straight, with the same noise." in said
     epochs = [line.split() for line in said.splitlines() if line.lstrip().startswith("0 to 1, each")]
     assert epochs == [["0", "to", "1,", "each", "24", "24", "0", "0"]] * 2
+
+
+def test_converted_latents_are_trained_on_resumed_and_every_sample_is_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """bfloat16 stored as uint16, mean and log-variance apart, without captions: as one types it."""
+    monkeypatch.chdir(tmp_path)
+    parts = [
+        {"mean.npy": npy(bits(latent(row, 2, 2))), "logvar.npy": npy(bits(logvar(row, 2, 2)))} for row in range(24)
+    ]
+    write_records(Path("theirs"), parts, tars=3)
+    names = ("moments_member=mean.npy:bfloat16", "logvar_member=logvar.npy:bfloat16", "text_member=")
+    assert cli.main(["index", "dest=cache", "source=theirs/*.tar", *names]) == 0
+    settings = (
+        "run=run data.train=cache task=unconditional model.context_width=0 model.channels=8 model.multipliers=[1] "
+        f"model.blocks=1 model.attention=[1] model.heads=2 model.norm_groups=4 optim.batch={BATCH} device=cpu "
+        f"deepspeed.engine=torch data.val= tracking.wandb=off tracking.every={BATCH} checkpoint.every={2 * BATCH} "
+        "launch.threads=1"
+    )
+    for steps in (2, 6):
+        assert cli.main(["train", f"samples={steps * BATCH}", *settings.split()]) == 0
+    capsys.readouterr()
+    assert cli.main(["ledger", "run"]) == 0
+    assert f"each of the {6 * BATCH} samples was trained on once" in capsys.readouterr().out

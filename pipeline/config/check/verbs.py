@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline import config as c
+from pipeline.config.check.adoption import check_index
 from pipeline.config.check.converting import check_convert
 from pipeline.config.check.first_stage import check_reconstruct
 from pipeline.config.check.groups import (
@@ -150,26 +151,6 @@ def check_fetch(config: c.FetchConfig) -> None:
     require(config.encoders.vae != "pixels", "encoders.vae=pixels names no network, so there is nothing to fetch")
 
 
-def check_index(config: c.IndexConfig) -> None:
-    """latentmill index."""
-    names = {name: getattr(config, name) for name in ("moments_member", "text_member", "class_member", "boxes_member")}
-    given = {name: value for name, value in names.items() if value or name == "moments_member"}
-    for name, value in given.items():
-        require(
-            re.fullmatch(r"([^/]*\.)?npy", value) is not None,
-            f"{name}={value}: a .npy file is wanted, as named after the key (moments.npy); pickles are never opened",
-        )
-        first = next(other for other in given if given[other] == value)
-        require(first == name, f"{name}={value} is {first}")
-    for name, count in {"class_member": "classes", "boxes_member": "box_classes"}.items():
-        require(
-            bool(names[name]) == bool(getattr(config, count)),
-            f"{name}={names[name]} and {count}={getattr(config, count)}: give both, or neither",
-        )
-    if config.text_member:
-        _caption_key(config.caption_key)
-
-
 def check_data(config: c.DataVerbConfig) -> None:
     """latentmill data."""
     require(config.dataset + config.run != "", "dataset is missing: give dataset=CACHE, or run=RUN for a run's own")
@@ -292,7 +273,6 @@ GIVEN: dict[type, dict[str, str]] = {
         "dest": "a folder or s3:// URL for the cache",
     },
     c.IndexConfig: {
-        "dataset": "the folder or s3:// URL below which the tars lie",
         "source": "the tars, such as 'DATASET/*.tar'",
     },
     c.VerifyConfig: {"dataset": "the cache"},

@@ -29,7 +29,7 @@ ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must
 OF_ANY_SIZE = tuple(fact for fact in ENCODER_FACTS if fact != "latent_shape")
 """Those of a cache whose pictures a model draws, which may be larger than those that it was trained on."""
 
-WHERE_NEEDED: dict[str, Any] = {"pixels": "array"}
+WHERE_NEEDED: dict[str, Any] = {"pixels": "array", "converted": None}
 """Fields of a contract that are written only where they have another value than this, so that datasets of before and
 their digests are as they were."""
 MISSING = object()
@@ -37,6 +37,7 @@ LONGEST_VALUE = 400
 """Characters of a list that a message shows."""
 DTYPE = re.compile("float16|float32|uint8|int32")
 MEMBER_NAME = re.compile(r"[a-z0-9_]{1,64}(?:\.[a-z0-9_]{1,64})?")
+Place = Annotated[str, Text(re.compile("[^\0]*"), "a place without zeros")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,24 @@ class TextFacts:
     """Token id that begins a caption; -1 = not known (format 2)."""
     captions: Literal[1] = 1
     """Captions stored of each record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """Where `latentmill index dest=` found the arrays of records in files of other software. The places are those that
+    its keys of the same names give; "" = not read."""
+
+    kind: Literal["tar", "mds", "npz", "safetensors"]
+    """What was read: tars, MDS shards, or files of arrays."""
+    moments_member: Place
+    logvar_member: Place
+    text_member: Place
+    class_member: Place
+    boxes_member: Place
+    scaled: bool
+    """Whether latents were scaled; their scale and shift have been taken off."""
+    unit_size: Annotated[int, Whole(1, 2**31 - 1)]
+    """Files of arrays of a unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +156,8 @@ class Contract:
     """Colour profiles of the source's images: as_stored = not applied."""
     columns: Annotated[tuple[str, ...], Several(0, 0)] = ()
     """Columns of the source that every record's json holds besides its own."""
+    converted: Conversion | None = None
+    """How the arrays were read from files of other software; None where `encode` made them, or where they lie."""
     members: Annotated[tuple[Member, ...], Several(1, 64)]
     """The arrays of each record."""
     batch: Annotated[int, Whole(0, 2**31 - 1)]
