@@ -23,9 +23,10 @@ import numpy as np
 BITS, MOST = 64, 4
 TOGETHER = 1 << 16  # hashes that are taken at a time
 PAIRS = 1 << 22  # pairs that are compared at a time
-CROWDED = 1 << 20  # pairs within a table beyond which fewer hashes are taken at a time
+CROWDED = 1 << 16  # pairs within a table beyond which fewer hashes are taken at a time
 FEW = 256  # hashes that are always taken together
 FAR = np.iinfo(np.int64).max
+SHIFT, LOW = 32, (1 << 32) - 1  # two numbers of hashes in one of 64 bits
 
 
 def near_duplicates(hashes: np.ndarray, most: int) -> np.ndarray:
@@ -73,7 +74,7 @@ class _Search:
 
     def _decide(self, numbers: np.ndarray) -> None:
         """Keeps or leaves out hashes that are near to nothing kept so far, but maybe to each other."""
-        pairs = [np.empty((0, 2), dtype=np.int64)]
+        pairs = [np.empty(0, dtype=np.int64)]
         for mask in self._masks:
             table = _Table()
             keys = self.hashes[numbers] & mask
@@ -83,8 +84,9 @@ class _Search:
                 ordered = earlier < later
                 later, earlier = later[ordered], earlier[ordered]
                 hit = self._are_near(later, earlier)
-                pairs.append(np.stack([later[hit], earlier[hit]], axis=1))
-        for later, earlier in np.unique(np.concatenate(pairs), axis=0).tolist():
+                pairs.append(later[hit] << SHIFT | earlier[hit])
+        for pair in np.unique(np.concatenate(pairs)).tolist():  # in the order of the later ones
+            later, earlier = pair >> SHIFT, pair & LOW
             if self.near[later] < 0 and self.near[earlier] < 0:
                 self.near[later] = earlier
 
