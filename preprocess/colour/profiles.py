@@ -53,7 +53,7 @@ class Profile:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def profile_of(info: Mapping[str, Any]) -> Profile | None:
+def profile_of(info: Mapping[Any, Any]) -> Profile | None:
     """The profile in the `info` of an opened picture; None without any."""
     if "icc_profile" not in info:
         return None

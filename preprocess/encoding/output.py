@@ -72,8 +72,8 @@ class UnitFacts:
         parts = [b"".join(self.digests), b"".join(self.looks[dataset])]
         if not any(parts):
             return None
-        tables = (np.array(bytearray(part), dtype=np.uint8).reshape(self.accepted, -1) for part in parts)
-        return Hashes(*tables, np.array(self.buckets[dataset], dtype=np.uint16)).to_npy()
+        digests, looks = (np.array(bytearray(part), dtype=np.uint8).reshape(self.accepted, -1) for part in parts)
+        return Hashes(digests, looks, np.array(self.buckets[dataset], dtype=np.uint16)).to_npy()
 
 
 class _Tar:

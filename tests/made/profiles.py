@@ -12,7 +12,7 @@ ADOBE = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.0
 P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
 SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
 """Columns: XYZ (D50) of red, green and blue."""
-CORNERS = {
+CORNERS: dict[tuple[int, ...], tuple[int, int, int]] = {
     (0, 0, 0, 0): (255, 0, 0), (255, 0, 0, 0): (140, -38, -46), (0, 255, 0, 0): (122, 72, -8),
     (0, 0, 255, 0): (225, -8, 90), (0, 0, 0, 255): (30, 0, 0),
 }  # fmt: skip
@@ -74,7 +74,7 @@ def cmyk_profile() -> bytes:
     nodes = b""
     for number in range(16):
         inks = tuple(255 * (number >> shift & 1) for shift in (3, 2, 1, 0))
-        light, a, b = CORNERS.get(inks, (0, 0, 0))  # type: ignore[call-overload]
+        light, a, b = CORNERS.get(inks, (0, 0, 0))
         nodes += bytes((light, a + 128, b + 128))
     head = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
     lut = head + straight * 4 + nodes + straight * 3
