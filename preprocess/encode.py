@@ -9,6 +9,9 @@ report exists. The worker that finds every unit done writes the manifest, which 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -35,10 +38,11 @@ from preprocess.encoding.encoder import Encoder, encoder_of
 from preprocess.encoding.estimate import estimate
 from preprocess.encoding.finalize import finalize, leave_out, missing_units, summary, survey, tidy
 from preprocess.encoding.output import Destination
-from preprocess.encoding.plan import Unit, read_plan
+from preprocess.encoding.plan import Plan, Unit, read_plan
 from preprocess.encoding.stage import Stage
+from preprocess.filters.clip import ClipFilter, clip_filter_of
 from preprocess.source.decoders import Decoders
-from preprocess.source.recipe import Recipe, recipe_of
+from preprocess.source.recipe import NEW_COLOUR, Recipe, recipe_of
 from preprocess.units.forget import forget
 from preprocess.units.given import Cut, Given, look
 from preprocess.units.growth import Agreement, Call, agree, withdraw
@@ -73,9 +77,10 @@ def run(config: EncodeConfig) -> int:
     call = Call(config.source, [], config.leave_out, given=given)
     dest, storages = destinations_of(config)
     given.refuse_within(dest, storages)
+    plans = [read_plan(storage) for storage in storages]
+    config = replace(config, colour=colour_of(config, plans))
     recipe = recipe_of(config)
     workers = config.workers or max(1, cores() // place.local_world)
-    plans = [read_plan(storage) for storage in storages]
     for storage in storages:
         refuse_taken(storage)
     with (
@@ -95,6 +100,7 @@ def run(config: EncodeConfig) -> int:
         stage = load_autoencoder(config.used_encoders, device)
         text = load_text(config.encoders, device) if recipe.caption_key else None
         encoder = encoder_of(config, recipe, stage, text)
+        similar = clip_filter_of(config, recipe, text)
         contracts = [
             build_contract(config, target, recipe.conditions, stage, text, device) for target in recipe.targets
         ]
@@ -114,7 +120,7 @@ def run(config: EncodeConfig) -> int:
                     put_identical(storage, UNCOND, uncond)
             remaining = [number for number in units if number not in finished]
             if remaining:
-                line = encode_units(config, destinations, recipe, encoder, decoders, units, remaining, claims)
+                line = encode_units(config, destinations, recipe, encoder, decoders, units, remaining, claims, similar)
                 log.info(line)
             for agreed in agreements:
                 if not finish(agreed, config, place.rank):
@@ -142,6 +148,12 @@ def destinations_of(config: EncodeConfig) -> tuple[Storage, list[Storage]]:
     resolution when there are several."""
     dest = open_storage(config.dest)
     return dest, [dest] if len(config.resolution) == 1 else [dest.child(str(side)) for side in config.resolution]
+
+
+def colour_of(config: EncodeConfig, plans: Sequence[Plan | None]) -> Literal["srgb", "as_stored"]:
+    """What is done with colour profiles: as it is asked for, else as it is done there already."""
+    begun = [plan.contract.colour for plan in plans if plan is not None]
+    return config.colour or (begun[0] if begun else NEW_COLOUR)
 
 
 def require_same(agreements: list[Agreement]) -> None:
@@ -197,6 +209,7 @@ def encode_units(
     units: dict[int, Unit],
     remaining: list[int],
     claims: Claims,
+    similar: ClipFilter | None = None,
 ) -> str:
     """Encodes the units numbered in `remaining`, except those that other workers encode. Returns a line about the time
     that each stage took."""
@@ -221,6 +234,7 @@ def encode_units(
         recipe,
         encoder,
         decoders,
+        similar=similar,
         max_rejects=config.max_rejects,
         total_bytes=sum(units[number].bytes for number in remaining) // place.world,
         label="" if place.rank else "encode" if place.world == 1 else f"encode, rank 0 of {place.world}",
@@ -240,11 +254,11 @@ def finish(agreed: Agreement, config: EncodeConfig, rank: int) -> bool:
         log.info(f"encode: rank {rank} is done, {missing_count} of {len(plan.names)} shards are not")
         return False
     agreed.require()
-    manifest, reports, is_first = finalize(storage, plan, config)
+    manifest, reports, excluded, is_first = finalize(storage, plan, config)
     if is_first or rank == 0:
-        write_card(storage, manifest, reports)
+        write_card(storage, manifest, reports, excluded.near)
         tidy(open_storage(config.dest), config.claim_seconds)
-        show(summary(storage.url, manifest, reports))
+        show(summary(storage.url, manifest, reports, excluded))
     return True
 
 

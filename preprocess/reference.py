@@ -158,7 +158,7 @@ def _crop(sample: Sample, recipe: Recipe, record: Record, size: tuple[int, int])
     placed = place_crop(origin.width, origin.height, size, "centre", 0, "")
     room = [crop.resized[i] - crop.box[i] - size[i] for i in range(2)]
     data = sample.image()
-    image = decode_image(open_image(data, recipe.limits), data)
+    image = decode_image(open_image(data, recipe.limits), data, recipe.colour)
     if (
         (crop.resized, crop.size) != (placed.resized, size)
         or min(room) < 0

@@ -20,6 +20,7 @@ from pipeline.report.publish import require_page
 from pipeline.storage.urls import open_storage
 from preprocess.adopting.reproved import check_conversion
 from preprocess.proving.against_source import check_sources
+from preprocess.proving.filters import check_near_duplicates
 from preprocess.proving.findings import Findings
 from preprocess.proving.page import MARK, Pair, write_page
 from preprocess.proving.shards import check_excluded, check_shards, check_uncond
@@ -36,6 +37,7 @@ def main(config: VerifyConfig) -> int:
     check_shards(storage, manifest, findings)
     check_uncond(storage, manifest, findings)
     check_excluded(storage, manifest, findings)
+    check_near_duplicates(storage, manifest, findings)
     pairs = list[Pair]()
     if findings.problems:
         findings.add("source", "not compared: the cache itself is damaged")

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.config import FiltersConfig, LimitsConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, plain, stored_limits
+from pipeline.data.format.contract import Contract, Member, TextFacts, canonical_json, stored_filters, stored_limits
 from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
 from pipeline.data.format.records import Record, npy_bytes, record_key
 from pipeline.storage.base import Storage
@@ -138,7 +138,7 @@ def _contract(preset: Latents) -> Contract:
         crop="centre",
         seed=0,
         flip=False,
-        filters=plain(FiltersConfig()),
+        filters=stored_filters(FiltersConfig()),
         limits=stored_limits(LimitsConfig()),
         resize="lanczos",
         latent_shape=(4, preset.side, preset.side),

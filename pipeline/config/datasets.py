@@ -10,6 +10,8 @@ from pipeline.config.model import EncodersConfig, FeaturesName
 from pipeline.config.run import LaunchConfig, Weights
 from pipeline.config.values.bounds import Between, Ge, Gt, OrZero, Seed, SeedOrNone
 
+COSINE = "100 x cosine is wanted, as eval's clip_score: 28 stands for a cosine of 0.28; or 0 for any"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SynthConfig:
@@ -83,6 +85,12 @@ class FiltersConfig:
     """keep: keep duplicates. image: of samples whose image files are equal byte for byte, keep only the first. pair:
     the same, for samples whose captions are equal as well. Duplicates within a shard are never stored; those across
     shards are listed as excluded records in the manifest."""
+    near_duplicates: Annotated[int, Between(0, 4)] = 0
+    """Of samples whose pictures look alike, keep only the first of the source: those whose 64-bit perceptual hashes
+    differ in at most this many bits; 0 = keep all. The others are listed as excluded records in the manifest."""
+    clip_score: Annotated[float, OrZero(Ge(1), COSINE)] = 0.0
+    """Smallest similarity of picture and caption, 100 x cosine, by the CLIP whose text tower encodes the captions;
+    0 = any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +131,10 @@ class EncodeConfig:
     """Also store every image flipped left to right, as a separate record. Captions that say "left of" become wrong."""
     seed: Seed = 0
     """Seed of random crops. Part of the contract."""
+    colour: Literal["", "srgb", "as_stored"] = ""
+    """What is done with colour profiles (ICC) in pictures. srgb: a picture whose profile is another than sRGB is
+    converted to it. as_stored: profiles are not looked at. "" = as the cache there was begun, and srgb for a new one.
+    Part of the contract."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Samples to leave out."""
     caption_key: str = ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.data.format.manifest import Manifest
 from pipeline.report import stored
@@ -17,6 +17,11 @@ from pipeline.report.elements import amount, cell, counted, document, folded, me
 
 LEFT_OUT = 2000  # characters of the names of shards that were left out
 CAPTION = 160  # characters of a caption that are shown
+PROFILES = {
+    "applied": "accepted, converted to sRGB by their colour profiles",
+    "unusable": "accepted as sRGB, with a colour profile that cannot be used",
+}
+"""Words for what became of colour profiles."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class DatasetFacts:
 
     variants: records per accepted sample. filtered, defective: rejects by reason. truncated: accepted samples whose
     captions were cut. passed_over: files that belong to no sample. retried: batches encoded again in float32.
-    cut_boxes: boxes in crops of samples that their records lack.
+    cut_boxes: boxes in crops of samples that their records lack. near: records that are excluded as near-duplicates.
+    profiles: accepted samples with a colour profile, by what became of it.
     member_bytes: bytes of all records, by member. shards: the shards to list, the worst ones when there are too many.
     """
 
@@ -57,6 +63,8 @@ class DatasetFacts:
     passed_over: int
     retried: int
     cut_boxes: int = 0
+    near: int = 0
+    profiles: Mapping[str, int] = field(default_factory=dict)
     member_bytes: Mapping[str, int]
     histograms: Sequence[Histogram]
     shards: Sequence[InputShard]
@@ -144,7 +152,8 @@ def _counts(manifest: Manifest, facts: DatasetFacts) -> str:
         ("−", "filtered: whole, but not wanted", sum(facts.filtered.values())),
         ("=", "accepted", accepted),
         ("×", "records of each: as it is, and flipped left to right", facts.variants),
-        ("−", "excluded: duplicates of records in other shards", manifest.excluded),
+        ("−", "excluded: duplicates of records in other shards", manifest.excluded - facts.near),
+        *([("−", "excluded: near-duplicates of earlier records", facts.near)] if facts.near else []),
         ("=", "records", manifest.samples),
     ]
     if facts.variants == 1:
@@ -165,6 +174,9 @@ def _counts(manifest: Manifest, facts: DatasetFacts) -> str:
     if boxes is not None:
         small = f", or smaller than {boxes.min_area:g} of the crop" if boxes.min_area else ""
         other_counts.append((f"boxes left out: beyond the {boxes.most} largest of a crop{small}", facts.cut_boxes, ""))
+    for outcome, label in PROFILES.items():
+        if count := facts.profiles.get(outcome, 0):
+            other_counts.append((label, count, share(count, accepted)))
     other_rows = (
         f'<tr><td class="text">{label}</td>{cell(f"{count:,}")}{cell(share_text)}</tr>'
         for label, count, share_text in other_counts

@@ -37,9 +37,10 @@ def in_words(manifest: Manifest) -> str:
     contract = manifest.contract
     threads = f" with {counted(contract.threads, 'thread')}" if contract.threads else ""
     crop = f"{contract.crop} crop" + (f" of seed {contract.seed}" if contract.crop == "random" else "")
+    colours = ", colour profiles applied" if contract.colour == "srgb" else ""
     ellipsis = " …" if len(manifest.sources) > MOST_SOURCES else ""
     facts = {
-        "Images": f"{_sizes(contract)}, {crop}, resized by {contract.resize}",
+        "Images": f"{_sizes(contract)}, {crop}, resized by {contract.resize}{colours}",
         "Flipped": "every image is stored a second time, flipped left to right" if contract.flip else "no",
         "Filters": _comma_separated(f"{name}={_setting_text(value)}" for name, value in _filters(contract)) or "none",
         **_captions(contract),

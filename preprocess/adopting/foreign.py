@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.conditions.facts import BoxFacts, ClassFacts, Conditions
 from pipeline.config import EncodersConfig, FiltersConfig, IndexConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, plain, stored_limits
+from pipeline.data.format.contract import Contract, Member, TextFacts, stored_filters, stored_limits
 from pipeline.data.format.contract_json import require_readable
 from pipeline.data.format.manifest import FORMAT, UNCOND
 from pipeline.data.format.objects import read_bounded
@@ -198,7 +198,7 @@ def contract_of(
         crop=UNKNOWN,
         seed=0,
         flip=False,
-        filters=plain(FiltersConfig()),
+        filters=stored_filters(FiltersConfig()),
         limits=stored_limits(config.limits),
         resize=UNKNOWN,
         latent_shape=(channels, *image.shape[1:]),

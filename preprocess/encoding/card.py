@@ -6,6 +6,7 @@ import base64
 import collections
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.conditions.facts import ClassFacts
@@ -29,9 +30,10 @@ MOST_TICKS = 9
 MOST_BARS = 64  # of classes
 
 
-def write_card(storage: Storage, manifest: Manifest, reports: list[Report]) -> None:
-    """Writes card.html beside the manifest, unless it is there already. reports: one per unit, in their order."""
-    html = page(manifest, gather(manifest, reports)).encode()
+def write_card(storage: Storage, manifest: Manifest, reports: list[Report], near: int = 0) -> None:
+    """Writes card.html beside the manifest, unless it is there already. reports: one per unit, in their order. near:
+    records that are excluded as near-duplicates."""
+    html = page(manifest, replace(gather(manifest, reports), near=near)).encode()
     try:
         if storage.get(CARD) == html:
             return
@@ -43,14 +45,14 @@ def write_card(storage: Storage, manifest: Manifest, reports: list[Report]) -> N
 def gather(manifest: Manifest, reports: Sequence[Report]) -> DatasetFacts:
     """Collects what the page shows of all units together."""
     totals = collections.Counter[str]()
-    member_bytes = collections.Counter[str]()
+    member_bytes, profiles = collections.Counter[str](), collections.Counter[str]()
     counts = {name: collections.Counter[str]() for name in ("aspects", "sides", "tokens", "sizes", "classes")}
     for report in reports:
         facts = report.facts
         for name in ("truncated", "passed_over", "retried", "cut_boxes"):
             totals[name] += facts.get(name, 0)
         parts = [(counts[name], facts["census"].get(name, {})) for name in counts]
-        for total, part in [(member_bytes, facts["member_bytes"]), *parts]:
+        for total, part in [(member_bytes, facts["member_bytes"]), (profiles, facts.get("profiles", {})), *parts]:
             for bin_, count in part.items():
                 total[bin_] += count
     rejected = manifest.rejected
@@ -62,6 +64,7 @@ def gather(manifest: Manifest, reports: Sequence[Report]) -> DatasetFacts:
         passed_over=totals["passed_over"],
         retried=totals["retried"],
         cut_boxes=totals["cut_boxes"],
+        profiles=profiles,
         member_bytes=member_bytes,
         histograms=histograms(manifest, census_from_json(counts)),
         shards=input_shards(manifest),

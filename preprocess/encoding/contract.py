@@ -10,7 +10,7 @@ import torch
 
 from pipeline.conditions.facts import Conditions
 from pipeline.config import EncodeConfig, EncodersConfig
-from pipeline.data.format.contract import Contract, Member, TextFacts, plain, stored_limits
+from pipeline.data.format.contract import Contract, Member, TextFacts, stored_filters, stored_limits
 from pipeline.data.format.contract_json import require_readable
 from pipeline.data.format.members import arrays_of
 from pipeline.data.format.pixels import png_library
@@ -18,8 +18,10 @@ from pipeline.errors import ConfigError
 from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.urls import without_folders
+from preprocess.colour import profiles
+from preprocess.filters import phash
 from preprocess.source.image import RESIZE
-from preprocess.source.recipe import Target
+from preprocess.source.recipe import NEW_COLOUR, Target
 
 PACKAGES = ("diffusers", "numpy", "open_clip_torch", "pillow", "torch")
 UNKNOWN = (Member(name="moments", shape=(), dtype="float16"),)
@@ -54,7 +56,7 @@ def build_contract(
         crop=config.crop,
         seed=config.seed,
         flip=config.flip,
-        filters=plain(config.filters),
+        filters=stored_filters(config.filters),
         limits=stored_limits(config.limits),
         resize=RESIZE,
         latent_shape=(stage.latent_channels, target.resolution // factor, target.resolution // factor),
@@ -66,16 +68,34 @@ def build_contract(
         caption_key=config.caption_place if text else "",
         text=text_facts(text, config.text_kind) if text and config.text_kind != "none" else None,
         conditions=conditions,
+        colour=config.colour or NEW_COLOUR,
+        clip_sha256=text.image_sha256 if text and config.filters.clip_score else "",
         members=UNKNOWN,
         batch=config.batch,
         device=device.type,
         threads=torch.get_num_threads() if device.type == "cpu" else 0,
-        versions={name: version(name) for name in PACKAGES}
-        | ({"png": png_library()} if config.pixels == "png" else {}),
+        versions={name: version(name) for name in PACKAGES} | libraries(config),
     )
     contract = replace(contract, members=arrays_of(contract))
     require_readable(contract)
     return contract
+
+
+def libraries(config: EncodeConfig) -> dict[str, str]:
+    """What the bytes depend on besides the packages, where it is used. Raises ConfigError for a Pillow that cannot
+    convert colours."""
+    found = {}
+    if config.pixels == "png":
+        found["png"] = png_library()
+    if (config.colour or NEW_COLOUR) == "srgb":
+        found["littlecms"] = profiles.library()
+        if not found["littlecms"]:
+            raise ConfigError(
+                "colour=srgb: this Pillow is built without LittleCMS: install the one of PyPI, or give colour=as_stored"
+            )
+    if config.filters.near_duplicates:
+        found["perceptual_hash"] = phash.NAME
+    return found
 
 
 def text_facts(text: TextTower, storage: Literal["full", "trimmed", "tokens"]) -> TextFacts:

@@ -23,6 +23,7 @@ from pipeline.tracking.terminal import duration
 from preprocess.encoding.encoder import Batch, Encoder, Item, encoder_of, item
 from preprocess.encoding.plan import Unit
 from preprocess.encoding.rejects import hints
+from preprocess.filters.clip import ClipFilter, clip_filter_of
 from preprocess.source.conditions import draw_holes
 from preprocess.source.recipe import Recipe, recipe_of
 from preprocess.source.rejected import Rejected
@@ -125,6 +126,8 @@ def estimate(config: EncodeConfig) -> str:
     spaced = np.linspace(0, len(inputs) - 1, min(SHARDS, len(inputs))).round().astype(int).tolist()
     units = [Unit(i, inputs[i].storage, inputs[i].key, inputs[i].key, 0, inputs[i].contents) for i in spaced]
     trial = try_samples(units, recipe, text.tokenizer if text else None)
+    similar = clip_filter_of(config, recipe, text)
+    score_s = refuse_unlike(trial, similar) if similar else 0.0
     if not trial.samples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in trial.rejected.most_common()) or "none"
         raise SourceError(
@@ -136,7 +139,7 @@ def estimate(config: EncodeConfig) -> str:
         for kind in (TEXT if text else ("none",))
     }
     encoder = encoder_of(config, recipe, stage, text)
-    encode_s = seconds_per_image(encoder, recipe, units[0], trial) * recipe.variants
+    encode_s = seconds_per_image(encoder, recipe, units[0], trial) * recipe.variants + score_s
     decode_s = trial.decode_s / trial.read
     workers = config.workers or max(1, cores() // here)
     if device.type == "cpu":  # decoding and encoding share the cores
@@ -165,6 +168,15 @@ def try_samples(units: list[Unit], recipe: Recipe, tokenizer: Tokenizer | None) 
             else:
                 trial.samples.append(result)
     return trial
+
+
+def refuse_unlike(trial: Trial, similar: ClipFilter) -> float:
+    """Rejects the samples whose captions do not fit. Returns the seconds that a sample takes."""
+    started, results = time.perf_counter(), list(similar.judged(trial.samples))
+    seconds = (time.perf_counter() - started) / max(len(results), 1)
+    trial.samples = [result for result in results if isinstance(result, Prepared)]
+    trial.rejected.update(result.reason for result in results if isinstance(result, Rejected))
+    return seconds
 
 
 def items(encoder: Encoder, recipe: Recipe, unit: Unit, trial: Trial, target: int) -> dict[int, list[Item]]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import numpy as np
 
 from pipeline.config import EncodeConfig
 from pipeline.data.format.manifest import UNCOND, Manifest, ShardEntry, Statistics, UnitEntry, commit_manifest
-from pipeline.data.format.records import npy_bytes, parse_npy
+from pipeline.data.format.records import npy_bytes
 from pipeline.errors import DataError, DestinationExists, NotFound, SourceError
 from pipeline.storage.base import ObjectInfo, Storage
 from preprocess.encoding.claims import APPENDING, CLAIMS
@@ -19,8 +16,8 @@ from preprocess.encoding.output import Destination
 from preprocess.encoding.plan import Plan, Unit, report_key
 from preprocess.encoding.rejects import REJECTS
 from preprocess.encoding.writer import Moments
-from preprocess.source.recipe import recipe_of_contract
-from preprocess.source.sample import DIGEST_BYTES, FILTERED
+from preprocess.filters.excluded import Excluded, find_excluded, forget_it
+from preprocess.source.sample import FILTERED
 from preprocess.units.naming import SHOWN, option
 from preprocess.units.ours import refuse_foreign
 from preprocess.units.reports import Report, left_out_report, read_report, read_reports
@@ -96,11 +93,11 @@ def missing_units(storage: Storage, plan: Plan) -> list[int]:
 # The manifest
 
 
-def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manifest, list[Report], bool]:
+def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manifest, list[Report], Excluded, bool]:
     """Merges all units of the plan and writes the manifest.
 
-    Returns the manifest, the reports, and whether this call wrote the manifest. Raises SourceError when too many
-    samples were rejected, and NotFound when a unit is not done.
+    Returns the manifest, the reports, the excluded records, and whether this call wrote the manifest. Raises
+    SourceError when too many samples were rejected, and NotFound when a unit is not done.
     """
     names = plan.names
     found = read_reports(storage, range(len(names)), names)
@@ -125,7 +122,8 @@ def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manife
         )
         shards += [ShardEntry(**{**shard, "size": tuple(shard["size"])}, unit=number) for shard in facts["shards"]]
     refuse_rejects(units, config.max_rejects, plan.sources())
-    excluded = find_repeated(storage, plan, reports)
+    excluded = find_excluded(storage, plan, reports)
+    pairs = npy_bytes(excluded.pairs)
     manifest = Manifest(
         contract=plan.contract,
         units=tuple(units),
@@ -133,14 +131,14 @@ def finalize(storage: Storage, plan: Plan, config: EncodeConfig) -> tuple[Manife
         uncond_sha256=hashlib.sha256(storage.get(UNCOND)).hexdigest() if plan.contract.text else "",
         statistics=Statistics(mean=tuple(moments.mean.tolist()), std=tuple(moments.std.tolist())),
         sources=tuple(part.source for part in plan.parts),
-        excluded=len(excluded),
-        excluded_sha256=hashlib.sha256(npy_bytes(excluded)).hexdigest() if len(excluded) else "",
+        excluded=len(excluded.pairs),
+        excluded_sha256=hashlib.sha256(pairs).hexdigest() if len(excluded.pairs) else "",
         version=len(plan.parts),
         format=plan.format,
     )
-    if len(excluded):
-        storage.put(manifest.excluded_name, npy_bytes(excluded))
-    return manifest, reports, commit_manifest(storage, manifest)
+    if len(excluded.pairs):
+        storage.put(manifest.excluded_name, pairs)
+    return manifest, reports, excluded, commit_manifest(storage, manifest)
 
 
 def refuse_rejects(units: list[UnitEntry], max_rejects: float, source: str) -> None:
@@ -174,57 +172,6 @@ def _defects(rejected: Mapping[str, int]) -> int:
     return sum(count for reason, count in rejected.items() if not reason.startswith(FILTERED))
 
 
-def forget_it(name: str) -> str:
-    """What to do about a unit whose files are damaged."""
-    return f"run this once with {option('forget', [name])}, which takes the shard back, then again without"
-
-
-def find_repeated(storage: Storage, plan: Plan, reports: list[Report]) -> np.ndarray:
-    """Finds records whose sample occurs in an earlier unit already. Returns their shard numbers and rows, (N, 2) int32,
-    sorted.
-
-    Of equal samples the one in the unit with the lowest number is kept, in whatever order the units were encoded.
-    Takes about 50 bytes of memory per sample.
-    """
-    variants = recipe_of_contract(plan.contract).variants
-    digests, places, shard = list[np.ndarray](), list[np.ndarray](), 0
-    for report in reports:
-        facts = report.facts
-        if facts["hashes_sha256"]:
-            key = report_key(facts["unit"]).replace(".json", ".hashes.npy")
-            try:
-                data = storage.get(key)
-            except NotFound:
-                data = b""
-            if hashlib.sha256(data).hexdigest() != facts["hashes_sha256"]:
-                raise DataError(f"{storage.locate(key)} is damaged: {forget_it(plan.names[facts['unit']])}")
-            table = parse_npy(memoryview(data))
-            digests.append(table[:, :DIGEST_BYTES])
-            places.append(_places(table, facts["shards"], plan, shard))
-        shard += len(facts["shards"])
-    if not digests:
-        return np.empty((0, 2), dtype=np.int32)
-    keys = np.ascontiguousarray(np.concatenate(digests)).view(f"V{DIGEST_BYTES}").reshape(-1)
-    _, first_indices = np.unique(keys, return_index=True)
-    repeated = np.ones(len(keys), dtype=bool)
-    repeated[first_indices] = False
-    repeated_places = np.concatenate(places)[repeated]
-    rows = repeated_places[:, None, 1] * variants + np.arange(variants)
-    pairs = np.stack([np.broadcast_to(repeated_places[:, :1], rows.shape), rows], axis=-1).reshape(-1, 2)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].astype(np.int32)
-
-
-def _places(table: np.ndarray, shards: list[dict[str, Any]], plan: Plan, first_shard: int) -> np.ndarray:
-    """(N, 2) int64: shard number of each sample of a unit, and the number of samples before it in that shard."""
-    buckets = np.ascontiguousarray(table[:, DIGEST_BYTES:]).view("<u2").reshape(-1)
-    numbers = {plan.contract.buckets.index(tuple(shard["size"])): i for i, shard in enumerate(shards)}
-    places = np.empty((len(buckets), 2), dtype=np.int64)
-    for bucket, i in numbers.items():
-        in_bucket = buckets == bucket
-        places[in_bucket, 0], places[in_bucket, 1] = first_shard + i, np.arange(in_bucket.sum())
-    return places
-
-
 def tidy(storage: Storage, seconds: float) -> None:
     """Removes what dead workers have left: claims on units, and temporary files that nobody has written to for
     `seconds`."""
@@ -239,14 +186,18 @@ def shown(names: Sequence[str]) -> list[str]:
     return [*names[:SHOWN], *([f"{len(names) - SHOWN} more"] if len(names) > SHOWN else [])]
 
 
-def summary(url: str, manifest: Manifest, reports: Sequence[Report]) -> str:
+def summary(url: str, manifest: Manifest, reports: Sequence[Report], excluded: Excluded) -> str:
     """The last line that the verb prints."""
     read = sum(unit.read for unit in manifest.units)
     rejects = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "none"
     rejects += f", listed in {REJECTS}" if manifest.rejected else ""
-    repeated = f", {manifest.excluded:,} repeated in other shards" if manifest.excluded else ""
+    repeated = f", {excluded.repeated:,} repeated in other shards" if excluded.repeated else ""
+    repeated += f", {excluded.near:,} near-duplicates of earlier ones" if excluded.near else ""
     cut = sum(report.facts.get("cut_boxes", 0) for report in reports)
     repeated += f"; {cut:,} boxes left out" if cut else ""
+    applied, unusable = (profiles(reports, outcome) for outcome in ("applied", "unusable"))
+    repeated += f"; {applied:,} converted to sRGB by their colour profiles" if applied else ""
+    repeated += f"; {unusable:,} with a colour profile that cannot be used, taken as sRGB" if unusable else ""
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     version = f", version {manifest.version}" if manifest.version > 1 else ""
     left_out = f"; left out: {', '.join(shown(manifest.left_out))}" if manifest.left_out else ""
@@ -255,3 +206,8 @@ def summary(url: str, manifest: Manifest, reports: Sequence[Report]) -> str:
         f"{rejects}{repeated}) in "
         f"{len(manifest.shards)} shards, {size:,.1f} MB, dataset {manifest.digest[:12]}{version}{left_out}"
     )
+
+
+def profiles(reports: Sequence[Report], outcome: str) -> int:
+    """Number of accepted samples whose colour profile had this outcome."""
+    return sum(report.facts.get("profiles", {}).get(outcome, 0) for report in reports)

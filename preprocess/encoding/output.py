@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipeline.data.format.contract import Contract, canonical_json
-from pipeline.data.format.records import npy_bytes
 from pipeline.errors import DestinationExists, NotFound, StorageError
 from pipeline.storage.base import Storage
 from preprocess.encoding.census import Census
@@ -25,6 +24,7 @@ from preprocess.encoding.encoder import Encoded
 from preprocess.encoding.plan import Unit
 from preprocess.encoding.rejects import rejects_key
 from preprocess.encoding.writer import Moments, ShardWriter, scaled_mean
+from preprocess.filters.excluded import Hashes
 from preprocess.gathering.unit import SourceUnit
 from preprocess.units.reports import REPORT_FORMAT, read_report
 
@@ -60,17 +60,20 @@ class UnitFacts:
     digests: list[bytes] = field(default_factory=list)
     buckets: list[list[int]] = field(default_factory=list)
     cut_boxes: list[int] = field(default_factory=list)
+    looks: list[list[bytes]] = field(default_factory=list)
+    """Per dataset, the perceptual hash of each accepted sample, b"" when near-duplicates are kept."""
+    profiles: collections.Counter[str] = field(default_factory=collections.Counter)
+    """Accepted samples with a colour profile, by what became of it."""
     rejects: bytes = b""
     """The list of rejected samples as a file, b"" without any."""
 
     def hashes(self, dataset: int) -> bytes | None:
-        """Bytes of an .npy (N, 18) uint8: digest and bucket number (little-endian) of each accepted sample. None
-        without digests."""
-        if not any(self.digests):
+        """Bytes of the file that duplicates and near-duplicates are found by; None where all are kept."""
+        parts = [b"".join(self.digests), b"".join(self.looks[dataset])]
+        if not any(parts):
             return None
-        digests = np.frombuffer(b"".join(self.digests), dtype=np.uint8).reshape(self.accepted, -1)
-        buckets = np.array(self.buckets[dataset], dtype="<u2").view(np.uint8).reshape(-1, 2)
-        return npy_bytes(np.concatenate([digests, buckets], axis=1))
+        digests, looks = (np.array(bytearray(part), dtype=np.uint8).reshape(self.accepted, -1) for part in parts)
+        return Hashes(digests, looks, np.array(self.buckets[dataset], dtype=np.uint16)).to_npy()
 
 
 class _Tar:
@@ -159,24 +162,29 @@ class UnitOutput:
         assert sum(shard["samples"] for shard in shards) == facts.accepted * variants
         hashes = facts.hashes(number)
         cut = {"cut_boxes": facts.cut_boxes[number]} if contract.conditions.boxes is not None else {}
-        return cut | {
-            "format": REPORT_FORMAT,
-            "unit": unit.number,
-            "contract": destination.digest,
-            "source": {"name": unit.name, "sha256": facts.shard.sha256, "bytes": facts.shard.bytes},
-            "read": facts.read,
-            "accepted": facts.accepted,
-            "rejected": dict(facts.rejected),
-            "passed_over": facts.shard.passed_over,
-            "truncated": facts.truncated,
-            "retried": self._retried[number],
-            "shards": shards,
-            "hashes_sha256": hashlib.sha256(hashes).hexdigest() if hashes is not None else "",
-            "statistics": self._moments[number].to_json(),
-            "census": facts.censuses[number].to_json(),
-            "member_bytes": dict(members),
-            "thumbnails": facts.thumbnails[number],
-        }
+        profiles = {"profiles": dict(facts.profiles)} if contract.colour == "srgb" else {}
+        return (
+            cut
+            | profiles
+            | {
+                "format": REPORT_FORMAT,
+                "unit": unit.number,
+                "contract": destination.digest,
+                "source": {"name": unit.name, "sha256": facts.shard.sha256, "bytes": facts.shard.bytes},
+                "read": facts.read,
+                "accepted": facts.accepted,
+                "rejected": dict(facts.rejected),
+                "passed_over": facts.shard.passed_over,
+                "truncated": facts.truncated,
+                "retried": self._retried[number],
+                "shards": shards,
+                "hashes_sha256": hashlib.sha256(hashes).hexdigest() if hashes is not None else "",
+                "statistics": self._moments[number].to_json(),
+                "census": facts.censuses[number].to_json(),
+                "member_bytes": dict(members),
+                "thumbnails": facts.thumbnails[number],
+            }
+        )
 
     def _shards(self, number: int) -> dict[int, tuple[dict[str, Any], bytes]]:
         """The report's entry and the index of each finished tar of a dataset, by bucket."""

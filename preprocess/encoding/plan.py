@@ -56,8 +56,8 @@ class Unit:
 
     @property
     def hashes_name(self) -> str:
-        """Key of the digests by which duplicates of its samples are found, when duplicates are filtered."""
-        return f"units/{self.number:06d}.hashes.npy"
+        """Key of what duplicates and near-duplicates of its samples are found by, when these are filtered."""
+        return hashes_key(self.number)
 
     def tar_name(self, size: tuple[int, int], buckets: int) -> str:
         """Key of its cached tar of crops of `size` (width, height)."""
@@ -67,6 +67,11 @@ class Unit:
 def report_key(number: int) -> str:
     """Key of the report of a unit."""
     return f"units/{number:06d}.json"
+
+
+def hashes_key(number: int) -> str:
+    """Key of the hashes of a unit."""
+    return f"units/{number:06d}.hashes.npy"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ bytes of a unit do not depend on what was encoded before it.
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from preprocess.encoding.plan import Unit
 from preprocess.encoding.publisher import Publisher
 from preprocess.encoding.rejects import Rejects, hints
 from preprocess.encoding.tally import Tally
+from preprocess.filters.clip import ClipFilter
 from preprocess.gathering.unit import SourceUnit
 from preprocess.source.decoders import Decoders
 from preprocess.source.recipe import Recipe
@@ -54,6 +56,7 @@ class _Damaged:
 class Stage:
     """Encodes units in the order in which `run` is given them.
 
+    similar: the filter on the similarity of picture and caption, if there is one.
     max_rejects: share of defective samples beyond which it stops before everything has been read. total_bytes: size of
     the input shards that it will read, as far as that is known. label: of the progress bar; "" shows none.
     """
@@ -65,11 +68,13 @@ class Stage:
         encoder: Encoder,
         decoders: Decoders,
         *,
+        similar: ClipFilter | None = None,
         max_rejects: float = 1.0,
         total_bytes: int = 0,
         label: str = "",
     ) -> None:
         self.destinations, self.recipe, self.encoder, self.decoders = destinations, recipe, encoder, decoders
+        self.similar = similar
         self.max_rejects, self.total_bytes, self.label = max_rejects, total_bytes, label
         self.tally = Tally()
         self._defects: collections.Counter[str] = collections.Counter()
@@ -207,11 +212,12 @@ class Stage:
                 censuses=[Census() for _ in targets],
                 thumbnails=[[] for _ in targets],
                 buckets=[[] for _ in targets],
+                looks=[[] for _ in targets],
                 cut_boxes=[0 for _ in targets],
             )
             seen: set[bytes] = set()
             pending: dict[tuple[int, int], list[Item]] = {}
-            for result in self._decoded(shard):
+            for result in self._filtered(shard):
                 facts.read += 1
                 if isinstance(result, Prepared) and result.digest and result.digest in seen:
                     result = Rejected(bounded(result.key), f"{FILTERED}duplicate")
@@ -258,9 +264,12 @@ class Stage:
         facts.accepted += 1
         facts.truncated += sample.tokens > len(sample.ids)
         facts.digests.append(sample.digest)
+        if sample.profile:
+            facts.profiles[sample.profile] += 1
         for target, picture in enumerate(sample.pictures):
             facts.censuses[target].add(sample, target)
             facts.buckets[target].append(picture.bucket)
+            facts.looks[target].append(picture.looks)
             if facts.accepted <= THUMBNAILS:
                 words = sample.caption or class_words(picture, self.recipe.conditions.classes)
                 facts.thumbnails[target].append({"caption": words, "jpeg": thumbnail(sample, target)})
@@ -268,6 +277,17 @@ class Stage:
             for flipped in range(self.recipe.variants):
                 row = first + flipped
                 yield item(row, sample, target, self.recipe.conditions, downsampling, flipped=bool(flipped))
+
+    def _filtered(self, shard: SourceUnit) -> Iterator[Prepared | Rejected]:
+        """Yields what `_decoded` does, with rejections of samples whose captions do not fit."""
+        decoded = self._decoded(shard)
+        if self.similar is None:
+            yield from decoded
+            return
+        while group := list(itertools.islice(decoded, self.similar.together)):
+            with self.tally.timed("score"):
+                judged = list(self.similar.judged(group))
+            yield from judged
 
     def _decoded(self, shard: SourceUnit) -> Iterator[Prepared | Rejected]:
         """Yields, for each sample of the shard in order, the prepared sample or its rejection."""

@@ -17,7 +17,8 @@ STAGES = ("read", "decode", "wait", "autoencoder", "text", "write", "upload")
 @dataclass
 class Tally:
     """Seconds of work by stage (sum over all threads) and counts. images: encoded, over all resolutions and flips.
-    drawing: seconds in which decoding workers drew holes, which count as decoding."""
+    drawing: seconds in which decoding workers drew holes, which count as decoding. Where captions are compared with
+    their pictures, there is a further stage, score."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -55,7 +56,7 @@ class Tally:
         try:
             yield
         finally:
-            self.seconds[stage] += time.perf_counter() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def told(self, workers: int) -> str:
         """A line for people: rate, rejects, and the time spent in each stage."""
@@ -74,6 +75,7 @@ class Tally:
             ("decode", self.decoding / workers),
             ("autoencoder", self.seconds["autoencoder"]),
             ("text", self.seconds["text"]),
+            ("score", self.seconds.get("score", 0.0)),
             ("write", self.seconds["write"]),
             ("upload", self.seconds["upload"] / UPLOADS),
             key=lambda stage: stage[1],

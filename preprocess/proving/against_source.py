@@ -24,6 +24,7 @@ from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
 from preprocess.encoding.encoder import to_unit_range
 from preprocess.proving.conditions import LATENT_TOLERANCE, add_conditions, masked_differences, other_conditions
+from preprocess.proving.filters import add_filters, held_looks, other_looks, unlike, with_whole
 from preprocess.proving.findings import Findings
 from preprocess.proving.originals import Original, by_size
 from preprocess.proving.page import Pair
@@ -52,10 +53,11 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
     first_stage, tower = load_encoders(manifest.contract, device, config.encoders, beside=beside)
     contract, stored = manifest.contract, Latents.of(manifest.contract)
     pairs, worst_text, latents, problems = list[Pair](), 0.0, list[float](), list[str]()
-    masked, other = list[float](), list[str]()
+    masked, other, looks, scores = list[float](), list[str](), list[str](), list[str]()
     chosen = choose(manifest, config.samples)
     with Progress(sum(map(len, chosen.values())), "compare") as progress:
         for number, rows in chosen.items():
+            held = held_looks(storage, manifest, manifest.shards[number].unit)
             originals = _originals(
                 storage, manifest, number, inputs[manifest.shards[number].unit], rows, tower, problems
             )
@@ -64,6 +66,8 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
                     worst_text = max(worst_text, text_difference(tower, batch, contract.text.storage))
                 latents += latent_differences(first_stage, batch, stored)
                 other += other_conditions(batch, contract)
+                looks += other_looks(batch, held, 2 if contract.flip else 1)
+                scores += unlike(batch, contract, tower)
                 masked += masked_differences(first_stage, batch, contract)
                 pairs += compare(first_stage, batch, stored)
                 progress.update(len(batch))
@@ -77,6 +81,7 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
         far = [problem] if worst_text > STATE_TOLERANCE else []
         findings.add("text", f"encoded again within {worst_text:.2g}", *far)
     add_conditions(findings, contract, other, masked)
+    add_filters(findings, contract, tower, looks, scores)
     worst_latent = max(latents, default=0.0)
     problem = (
         f"latents differ by up to {worst_latent:.3g} (rms) from what the contract's autoencoder gives for their images"
@@ -132,7 +137,7 @@ def _originals(
     records_by_key: dict[str, list[Record]] = collections.defaultdict(list)
     for record in map(shard.record, rows):
         records_by_key[source_key(record)].append(record)
-    recipe = recipe_of_contract(contract)
+    recipe = with_whole(recipe_of_contract(contract), contract, tower)
     with given.open(recipe.limits) as source:
         for sample in source.samples():
             if sample.key not in records_by_key or sample.problem:

@@ -161,4 +161,7 @@ def check_excluded(storage: Storage, manifest: Manifest, findings: Findings) -> 
     except LatentmillError as error:
         problems.append(str(error))
         findings.remedy("Run the same `latentmill encode` with finalize=true, which writes the list anew")
-    findings.add("excluded", f"{manifest.excluded:,} records repeated in other shards", *problems)
+    how = "repeated in other shards"
+    if manifest.contract.filters.get("near_duplicates"):
+        how += ", or near-duplicates of earlier ones"
+    findings.add("excluded", f"{manifest.excluded:,} records {how}", *problems)

@@ -40,11 +40,13 @@ def read_conditions(
     crop: Crop,
     pixels_HWC: np.ndarray,
     limits: LimitsConfig,
+    colour: str = "as_stored",
 ) -> tuple[dict[str, np.ndarray], int]:
     """What a sample gives beside its picture, cropped like it, by the condition's name; and how many boxes were cut.
 
     class: int32 (). boxes: float16 (most, 5). labels: uint8 (H, W), every pixel. lowres: uint8 ([K,] 3, H/s, W/s).
-    mask: uint8 (H, W), 1 inside the hole, of the sample's own file. columns: of its json. Raises RecordRejected.
+    mask: uint8 (H, W), 1 inside the hole, of the sample's own file. columns: of its json. colour: what
+    is done with colour profiles. Raises RecordRejected.
     """
     arrays: dict[str, np.ndarray] = {}
     cut_boxes = 0
@@ -57,7 +59,7 @@ def read_conditions(
         labels = label_map(image, facts.labels.offset, facts.labels.count, depth)
         arrays["labels"] = crop_nearest(labels, crop)
     if facts.lowres is not None:
-        given = given_lowres(sample, facts.lowres, crop, limits) if facts.lowres.degradation == "file" else None
+        given = given_lowres(sample, facts.lowres, crop, limits, colour) if facts.lowres.degradation == "file" else None
         arrays["lowres"] = lowres(pixels_HWC, facts.lowres, sample.key, given)
     if facts.mask is not None and "file" in facts.mask.kinds:
         arrays["mask"] = crop_nearest(mask_map(open_map(sample, "mask", crop)[0]), crop)
@@ -173,12 +175,14 @@ def crop_nearest(numbers_HW: np.ndarray, crop: Crop) -> np.ndarray:
     return np.asarray(cut(image, crop))
 
 
-def given_lowres(sample: Sample, facts: LowresFacts, crop: Crop, limits: LimitsConfig) -> np.ndarray:
+def given_lowres(
+    sample: Sample, facts: LowresFacts, crop: Crop, limits: LimitsConfig, colour: str = "as_stored"
+) -> np.ndarray:
     """The part of a sample's .lr.png that shows the crop, (H/s, W/s, 3) uint8. Raises RecordRejected: lowres_missing,
     lowres_size, or lowres_unreadable."""
     data = member(sample, "lr.png", "lowres")
     try:
-        image = decode_image(open_image(data, limits), data)
+        image = decode_image(open_image(data, limits), data, colour)
     except RecordRejected as rejection:
         raise RecordRejected("lowres_unreadable", str(rejection)) from None
     return crop_small(image, crop, (crop.width, crop.height), facts.factor)

@@ -125,7 +125,7 @@ class _Worker:
         self._aborted, self._lock = aborted, threading.Lock()
         areas = (max(width * height for width, height in target.sizes) for target in recipe.targets)
         self._recipe, self._encoders = recipe, encoders
-        self._memory = SharedMemory(CHUNK * 3 * sum(areas))
+        self._memory = SharedMemory(CHUNK * 3 * (sum(areas) + recipe.whole[0] * recipe.whole[1]))
         self._start()
 
     def _start(self) -> None:
@@ -182,6 +182,8 @@ class _Worker:
             if isinstance(prepared, Prepared):
                 for picture in prepared.pictures:
                     picture.pixels = self._memory.take(picture.pixels)
+                if prepared.whole is not None:
+                    prepared.whole = self._memory.take(prepared.whole)
         answered = dict(zip(remaining, results, strict=True)) | rejections
         return [answered[number] for number in range(len(samples))], seconds
 

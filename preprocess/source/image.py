@@ -1,8 +1,9 @@
 """Turns the bytes of one untrusted image into a crop of RGB pixels, or into a reason of rejection.
 
 Every mode of JPEG, PNG and WebP becomes 8-bit RGB: CMYK and greys by Pillow's conversion, 16-bit greys by their upper 8
-bits, transparency (alpha, or a transparent colour) over white. EXIF orientation is applied, and damaged EXIF says that
-the picture is upright; embedded colour profiles are not. Of an animation the first picture is used.
+bits, transparency (alpha, or a transparent colour) over white. Colour profiles are applied where that is asked for
+(preprocess/colour). EXIF orientation is applied, and damaged EXIF says that the picture is upright. Of an animation the
+first picture is used.
 
 Decoders raise whatever they raise for damaged bytes, so every exception of theirs is a rejection.
 """
@@ -19,6 +20,7 @@ from PIL import Image, ImageFile
 
 from pipeline.config import LimitsConfig
 from pipeline.errors import RecordRejected
+from preprocess.colour.profiles import Outcome, profile_of
 from preprocess.source import jpeg, png
 from preprocess.source.rgb import to_rgb
 
@@ -109,9 +111,14 @@ def open_image(data: bytes, limits: LimitsConfig) -> ImageFile.ImageFile:
     return image
 
 
-def decode_image(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
-    """Decodes an opened image to upright RGB. data: the bytes of its file. Raises RecordRejected: image_unreadable,
-    image_truncated, or image_too_large for a JPEG of too many scans."""
+def decode_image(image: ImageFile.ImageFile, data: bytes, colour: str = "as_stored") -> Image.Image:
+    """Decodes an opened image to upright RGB. data: the bytes of its file. colour: as in the contract. Raises
+    RecordRejected: image_unreadable, image_truncated, or image_too_large for a JPEG of too many scans."""
+    return decode_colours(image, data, colour)[0]
+
+
+def decode_colours(image: ImageFile.ImageFile, data: bytes, colour: str) -> tuple[Image.Image, Outcome]:
+    """The same, and what became of its colour profile: "" where none is looked for."""
     depth = 8
     try:
         if data.startswith(jpeg.START):
@@ -121,7 +128,9 @@ def decode_image(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
             depth = png.depth(data)
         else:
             image.load()
-        return to_rgb(_upright(image), depth)
+        profile = profile_of(image.info) if colour == "srgb" else None
+        rgb = to_rgb(_upright(image), depth, None if profile is None else profile.to_srgb)
+        return rgb, "" if profile is None else profile.outcome
     except (RecordRejected, MemoryError):
         raise
     except Exception as error:
@@ -143,9 +152,12 @@ def _unreadable(data: bytes, error: Exception) -> RecordRejected:
 
 def crop_image(image: Image.Image, crop: Crop) -> np.ndarray:
     """Resizes an image with antialiasing and crops it to (height, width, 3) uint8 RGB."""
-    if image.size != crop.resized:
-        image = image.resize(crop.resized, FILTERS[RESIZE])
-    return np.asarray(cut(image, crop))
+    return np.asarray(cut(resize_image(image, crop), crop))
+
+
+def resize_image(image: Image.Image, crop: Crop) -> Image.Image:
+    """The whole image with antialiasing in the size in which the crop is cut from it."""
+    return image if image.size == crop.resized else image.resize(crop.resized, FILTERS[RESIZE])
 
 
 def cut(image: Image.Image, crop: Crop) -> Image.Image:

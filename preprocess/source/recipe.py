@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.conditions.facts import Conditions
 from pipeline.config import EncodeConfig, FiltersConfig, LimitsConfig
 from pipeline.config.loading.merge import from_dict
 from pipeline.data.format.contract import Contract
 from pipeline.errors import ConfigError
+from pipeline.models.encoders.tokenizer import picture_size
 from preprocess.source.facts import conditions_of
+
+NEW_COLOUR: Literal["srgb"] = "srgb"
+"""What is done with colour profiles in a new cache, unless something else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,9 @@ class Target:
 @dataclass(frozen=True)
 class Recipe:
     """Targets, crop policy, filters and limits. The fields are those of EncodeConfig, but for `conditions`, which are
-    the facts of what is made beside the image, caption_key, which is "" where no caption is read, and `png`: whether
-    crops are packed as PNGs (a contract's recipe does not, for nothing is compared with them)."""
+    the facts of what is made beside the image, caption_key, which is "" where no caption is read, `png`: whether crops
+    are packed as PNGs (a contract's recipe does not, for nothing is compared with them), and `whole`: (width, height)
+    in pixels of the picture that the CLIP score is of, (0, 0) without that filter."""
 
     targets: tuple[Target, ...]
     crop: str = "centre"
@@ -47,6 +53,8 @@ class Recipe:
     caption_key: str = "txt"
     conditions: Conditions = field(default_factory=Conditions)
     png: bool = False
+    colour: str = "as_stored"
+    whole: tuple[int, int] = (0, 0)
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
@@ -75,6 +83,8 @@ def recipe_of(config: EncodeConfig) -> Recipe:
         caption_key=config.caption_place,
         conditions=conditions_of(config),
         png=config.pixels == "png",
+        colour=config.colour or NEW_COLOUR,
+        whole=picture_size(config.encoders) if config.filters.clip_score else (0, 0),
         filters=config.filters,
         limits=config.limits,
     )
@@ -89,6 +99,7 @@ def recipe_of_contract(contract: Contract) -> Recipe:
         flip=contract.flip,
         caption_key=contract.caption_key,
         conditions=contract.conditions,
+        colour=contract.colour,
         filters=from_dict(FiltersConfig, contract.filters),
         limits=from_dict(LimitsConfig, contract.limits),
     )

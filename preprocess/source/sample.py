@@ -10,21 +10,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pipeline.config import FiltersConfig
 from pipeline.config.values.rules import parse_rules
 from pipeline.data.format.pixels import png_bytes
 from pipeline.errors import RecordRejected
+from preprocess.colour.profiles import Outcome
+from preprocess.filters.phash import perceptual_hash
 from preprocess.source.columns import read_columns
 from preprocess.source.conditions import flipped, read_conditions
 from preprocess.source.image import (
     MOST_CROPS,
     Crop,
-    crop_image,
-    decode_image,
+    cut,
+    decode_colours,
     open_image,
     place_crop,
     refuse_resized,
+    resize_image,
 )
 from preprocess.source.recipe import Recipe
 from preprocess.source.shard import PROBLEMS, Sample
@@ -43,7 +47,8 @@ class Picture:
 
     bucket: index of its size in the target's sizes. pixels: (height, width, 3) uint8 RGB. conditions: what
     `read_conditions` gave. cut_boxes: how many boxes of the sample it lacks, as they were too many or too small. pngs:
-    the bytes (N,) uint8 of the pixels as a PNG, and of the flipped pixels, as far as the recipe wants them.
+    the bytes (N,) uint8 of the pixels as a PNG, and of the flipped pixels, as far as the recipe wants them. looks: the
+    perceptual hash, of the pixels as they were before any flip; b"" where near-duplicates are kept.
     """
 
     bucket: int
@@ -52,11 +57,12 @@ class Picture:
     conditions: dict[str, np.ndarray] = field(default_factory=dict)
     cut_boxes: int = 0
     pngs: tuple[np.ndarray, ...] = ()
+    looks: bytes = b""
 
     def flipped(self) -> Picture:
         """The picture with left and right exchanged. Its crop still refers to the image that was not flipped."""
         conditions, pngs = flipped(self.conditions), self.pngs[::-1]
-        return Picture(self.bucket, self.crop, self.pixels[:, ::-1], conditions, self.cut_boxes, pngs)
+        return Picture(self.bucket, self.crop, self.pixels[:, ::-1], conditions, self.cut_boxes, pngs, self.looks)
 
 
 @dataclass
@@ -66,7 +72,8 @@ class Prepared:
     caption, ids, tokens: the caption, its L token ids, and their number with start and end, before truncation; "", []
     and 0 where no captions are taken. size: (width,
     height) of the upright original in pixels. digest: equal for duplicates, b"" when duplicates are kept. pictures: one
-    per target.
+    per target. profile: what became of its colour profile. whole: the picture that its CLIP score is of, (H, W, 3)
+    uint8, where there is that filter.
     """
 
     key: str
@@ -76,6 +83,8 @@ class Prepared:
     size: tuple[int, int]
     digest: bytes
     pictures: list[Picture]
+    profile: Outcome = ""
+    whole: np.ndarray | None = None
 
     def meta(self, target: int = 0, *, flipped: bool = False) -> dict[str, Any]:
         """The json of the record. Its crop is (left, top, width, height) in pixels of the image after resizing to
@@ -108,19 +117,37 @@ def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list
     ids, tokens = (list[int](), 0) if tokenize is None else tokenize(text)
     if tokenize is not None and tokens <= NO_WORDS:
         raise RecordRejected("caption_empty", "it has no token")
-    image = decode_image(opened, data)
+    image, profile = decode_colours(opened, data, recipe.colour)
     columns = metadata(sample) if recipe.reads_columns else {}
     pictures = []
     for bucket, crop in crops(image.size, sample.key, recipe):
         refuse_resized(crop, recipe.limits)
-        pixels = crop_image(image, crop)
-        found = read_conditions(sample, columns, recipe.conditions, crop, pixels, recipe.limits)
+        resized = resize_image(image, crop)
+        pixels = np.asarray(cut(resized, crop))
+        found = read_conditions(sample, columns, recipe.conditions, crop, pixels, recipe.limits, recipe.colour)
         both = (pixels, pixels[:, ::-1])[: recipe.variants]
         pngs = tuple(map(png_bytes, both)) if recipe.png else ()
-        pictures.append(Picture(bucket, crop, pixels, *found, pngs))
-    return Prepared(
-        sample.key, text, ids, tokens, image.size, content_digest(data, text, recipe.filters.duplicates), pictures
-    )
+        looks = looks_of(resized, crop) if recipe.filters.near_duplicates else b""
+        pictures.append(Picture(bucket, crop, pixels, *found, pngs, looks))
+    digest = content_digest(data, text, recipe.filters.duplicates)
+    whole = whole_picture(image, recipe.whole) if any(recipe.whole) else None
+    return Prepared(sample.key, text, ids, tokens, image.size, digest, pictures, profile, whole)
+
+
+def looks_of(resized: Image.Image, crop: Crop) -> bytes:
+    """The perceptual hash of the middle of a resized image, in the size of its crop, wherever that is cut: so copies
+    of one picture have one hash with random crops, too."""
+    left, top = ((resized.size[i] - crop.size[i]) // 2 for i in range(2))
+    return perceptual_hash(resized.crop((left, top, left + crop.size[0], top + crop.size[1])))
+
+
+def whole_picture(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The largest part in the middle of an image that has the shape of `size` (width, height), resized to it as
+    open_clip does: (height, width, 3) uint8."""
+    scale = min(image.size[i] / size[i] for i in range(2))
+    left, top = (max(0.0, (image.size[i] - size[i] * scale) / 2) for i in range(2))
+    box = (left, top, min(left + size[0] * scale, image.width), min(top + size[1] * scale, image.height))
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box))
 
 
 def crops(size: tuple[int, int], key: str, recipe: Recipe) -> Iterator[tuple[int, Crop]]:

@@ -168,6 +168,8 @@ def serve(arguments: list[str]) -> None:
                 if isinstance(prepared, Prepared):
                     for picture in prepared.pictures:
                         picture.pixels = memory.put(picture.pixels)
+                    if prepared.whole is not None:
+                        prepared.whole = memory.put(prepared.whole)
             pipe.send((results, seconds))
         except Exception:
             pipe.send(traceback.format_exc())

@@ -86,6 +86,7 @@ class _Report:
     member_bytes: dict[str, Count]
     thumbnails: tuple[dict[str, Any], ...]
     cut_boxes: Count = 0
+    profiles: dict[str, Count] = field(default_factory=dict)
     left_out: bool = False
 
 

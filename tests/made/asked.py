@@ -30,7 +30,7 @@ from pipeline.config import (
     TaskConfig,
     TrainConfig,
 )
-from pipeline.data.format.contract import Contract, Member, TextFacts, plain, stored_limits
+from pipeline.data.format.contract import Contract, Member, TextFacts, plain, stored_filters, stored_limits
 from pipeline.data.format.contract_json import require_readable
 from pipeline.data.format.members import arrays_of
 from pipeline.distributed.world import World
@@ -92,7 +92,7 @@ def contract(*, text: str = "full", conditions: Conditions = CONDITIONS) -> Cont
         crop="centre",
         seed=0,
         flip=False,
-        filters=plain(FiltersConfig()),
+        filters=stored_filters(FiltersConfig()),
         limits=stored_limits(LimitsConfig()),
         resize="lanczos",
         latent_shape=(stage.latent_channels, 8, 8),

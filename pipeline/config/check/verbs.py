@@ -76,7 +76,7 @@ def check_captions(config: c.EncodeConfig) -> None:
             f"text_storage={config.text_storage} with {none}: no caption is read, so give caption_key=txt, or leave "
             "text_storage out",
         )
-    for key in ("min_caption", "max_caption"):
+    for key in ("min_caption", "max_caption", "clip_score"):
         require(
             not getattr(filters, key),
             f"filters.{key}={getattr(filters, key)} with {none}: no caption is read, so leave it out",

@@ -29,9 +29,11 @@ ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must
 OF_ANY_SIZE = tuple(fact for fact in ENCODER_FACTS if fact != "latent_shape")
 """Those of a cache whose pictures a model draws, which may be larger than those that it was trained on."""
 
-WHERE_NEEDED: dict[str, Any] = {"pixels": "array", "converted": None}
+WHERE_NEEDED: dict[str, Any] = {"pixels": "array", "converted": None, "clip_sha256": ""}
 """Fields of a contract that are written only where they have another value than this, so that datasets of before and
 their digests are as they were."""
+FILTERS_WHERE_NEEDED: dict[str, Any] = {"near_duplicates": 0, "clip_score": 0.0}
+"""The same of its filters."""
 MISSING = object()
 LONGEST_VALUE = 400
 """Characters of a list that a message shows."""
@@ -152,8 +154,11 @@ class Contract:
     """Facts of the text states; None of a cache without captions."""
     conditions: Conditions = field(default_factory=Conditions)
     """Facts of the arrays cond.*."""
-    colour: Literal["as_stored"] = "as_stored"
-    """Colour profiles of the source's images: as_stored = not applied."""
+    colour: Literal["as_stored", "srgb"] = "as_stored"
+    """Colour profiles (ICC) in the source's pictures. as_stored: not looked at. srgb: pictures whose profile is another
+    than sRGB were converted to it."""
+    clip_sha256: MaybeDigest = ""
+    """Hash of the CLIP image tower's weights by which filters.clip_score told; "" without that filter."""
     columns: Annotated[tuple[str, ...], Several(0, 0)] = ()
     """Columns of the source that every record's json holds besides its own."""
     converted: Conversion | None = None
@@ -208,8 +213,18 @@ def plain(value: Any) -> dict[str, Any]:
     without those of WHERE_NEEDED that say what is so without them."""
     found = json.loads(canonical_json(dataclasses.asdict(value)))
     if isinstance(value, Contract):
-        found = {name: item for name, item in found.items() if item != WHERE_NEEDED.get(name, MISSING)}
+        found = _needed(found, WHERE_NEEDED)
     return found
+
+
+def _needed(found: dict[str, Any], absent: dict[str, Any]) -> dict[str, Any]:
+    """The values but for those that are what an absent one means."""
+    return {name: item for name, item in found.items() if item != absent.get(name, MISSING)}
+
+
+def stored_filters(filters: Any) -> dict[str, Any]:
+    """The filters as a contract holds them."""
+    return _needed(plain(filters), FILTERS_WHERE_NEEDED)
 
 
 def stored_limits(limits: Any) -> dict[str, Any]:

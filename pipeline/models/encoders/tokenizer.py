@@ -190,6 +190,13 @@ def find_tower(config: EncodersConfig) -> tuple[dict[str, Any], Path | None]:
     return read_described(config_file, Tower)[0], None
 
 
+def picture_size(config: EncodersConfig) -> tuple[int, int]:
+    """(width, height) in pixels of what the tower's image tower sees, by its architecture. Raises WeightsError."""
+    side = find_tower(config)[0]["vision_cfg"].get("image_size", 224)
+    height, width = (side, side) if isinstance(side, int) else side
+    return width, height
+
+
 def read_folder(folder: Path) -> dict[str, Any]:
     """The content of open_clip_config.json in a tower's folder. Raises WeightsError."""
     try:

@@ -1,0 +1,1 @@
+"""Colours of pictures as they are meant: embedded profiles are applied."""

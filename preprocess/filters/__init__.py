@@ -1,0 +1,1 @@
+"""Filters that compare: pictures with each other, and pictures with their captions."""
