@@ -46,7 +46,7 @@ class DatasetFacts:
 
     variants: records per accepted sample. filtered, defective: rejects by reason. truncated: accepted samples whose
     captions were cut. passed_over: files that belong to no sample. retried: batches encoded again in float32.
-    cut_boxes: boxes in crops of samples that their records lack.
+    cut_boxes: boxes in crops of samples that their records lack. cut_captions: captions of samples that these lack.
     member_bytes: bytes of all records, by member. shards: the shards to list, the worst ones when there are too many.
     """
 
@@ -57,6 +57,7 @@ class DatasetFacts:
     passed_over: int
     retried: int
     cut_boxes: int = 0
+    cut_captions: int = 0
     member_bytes: Mapping[str, int]
     histograms: Sequence[Histogram]
     shards: Sequence[InputShard]
@@ -162,6 +163,8 @@ def _counts(manifest: Manifest, facts: DatasetFacts) -> str:
     if text is not None:
         cut = f"accepted with their captions cut at {text.length} tokens"
         other_counts.insert(0, (cut, facts.truncated, share(facts.truncated, accepted)))
+    if text is not None and text.captions > 1:
+        other_counts.append((f"captions left out: beyond {text.captions} of a sample", facts.cut_captions, ""))
     if boxes is not None:
         small = f", or smaller than {boxes.min_area:g} of the crop" if boxes.min_area else ""
         other_counts.append((f"boxes left out: beyond the {boxes.most} largest of a crop{small}", facts.cut_boxes, ""))

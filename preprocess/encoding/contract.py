@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -36,7 +36,7 @@ def build_contract(
 ) -> Contract:
     """Builds the contract of one dataset. text: None where no captions are stored. Raises ConfigError when a size is
     not a multiple of the autoencoder's factor, or of the low resolution's."""
-    factor = stage.downsampling
+    factor, places = stage.downsampling, config.caption_places if text else ()
     if target.resolution % factor:
         raise ConfigError(f"resolution={target.resolution} is not a multiple of the autoencoder's {factor}")
     if any(side % factor for size in target.sizes for side in size):
@@ -63,8 +63,8 @@ def build_contract(
         shift=stage.shift,
         stored=stage.stored,
         pixels=config.pixels if stage.stored == "pixels" else "array",
-        caption_key=config.caption_place if text else "",
-        text=text_facts(text, config.text_kind) if text and config.text_kind != "none" else None,
+        caption_key=places[0] if places else "",
+        text=text_facts(text, config) if text and places else None,
         conditions=conditions,
         members=UNKNOWN,
         batch=config.batch,
@@ -78,9 +78,11 @@ def build_contract(
     return contract
 
 
-def text_facts(text: TextTower, storage: Literal["full", "trimmed", "tokens"]) -> TextFacts:
+def text_facts(text: TextTower, config: EncodeConfig) -> TextFacts:
     """The facts of what is stored of captions. Of token ids it is said which there are, for a network that is trained
     on them."""
+    storage, several = config.text_kind, config.captions > 1
+    assert storage != "none", "a text tower is loaded for captions"
     facts = TextFacts(
         storage=storage,
         layer=text.layer,
@@ -89,6 +91,9 @@ def text_facts(text: TextTower, storage: Literal["full", "trimmed", "tokens"]) -
         pad=text.pad,
         eot=text.eot,
         quick_gelu=text.quick_gelu,
+        captions=config.captions,
+        keys=config.caption_places if several else (),
+        weights=config.caption_weights if several else (),
     )
     return replace(facts, vocabulary=text.vocabulary, start=text.start) if storage == "tokens" else facts
 

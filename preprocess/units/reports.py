@@ -86,6 +86,7 @@ class _Report:
     member_bytes: dict[str, Count]
     thumbnails: tuple[dict[str, Any], ...]
     cut_boxes: Count = 0
+    cut_captions: Count = 0
     left_out: bool = False
 
 

@@ -159,7 +159,7 @@ def test_verify_finds_a_png_that_cannot_be_decoded(source: str, tmp_path: Path) 
 
 
 def test_captions_are_stored_where_their_key_is_given(source: str, tmp_path: Path) -> None:
-    manifest = make(source, tmp_path / "cache", "png", caption_key="txt", text_storage="tokens")
+    manifest = make(source, tmp_path / "cache", "png", caption_key=("txt",), text_storage="tokens")
     contract = manifest.contract
     assert contract.text is not None and (contract.text.storage, contract.caption_key) == ("tokens", "txt")
     first = records(tmp_path / "cache")[0]
