@@ -81,8 +81,8 @@ class FiltersConfig:
     ("[similarity>=0.28,punsafe<0.1,NSFW==UNLIKELY]"). A sample without the key counts as defective."""
     duplicates: Literal["keep", "image", "pair"] = "keep"
     """keep: keep duplicates. image: of samples whose image files are equal byte for byte, keep only the first. pair:
-    the same, for samples whose captions are equal as well (all of them). Duplicates within a shard are never stored; those across
-    shards are listed as excluded records in the manifest."""
+    the same, for samples whose captions are equal as well (all of them). Duplicates within a shard are never stored;
+    those across shards are listed as excluded records in the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +144,9 @@ class EncodeConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
     """How holes are drawn."""
     text_storage: Literal["", "full", "trimmed", "tokens", "none"] = ""
-    """What is stored of a caption; "" = full, and tokens where a sample has several. full: the text states of every position, as Stable Diffusion is trained. trimmed:
-    the text states up to the end token; the model then attends to nothing else. tokens: token ids only; the trainer
-    runs the text tower. none: nothing; no text tower is loaded."""
+    """What is stored of a caption; "" = full, and tokens where a sample has several. full: the text states of every
+    position, as Stable Diffusion is trained. trimmed: the text states up to the end token; the model then attends to
+    nothing else. tokens: token ids only; the trainer runs the text tower. none: nothing; no text tower is loaded."""
     batch: Annotated[int, Ge(1)] = 64
     """Images per encoder batch; no batch has images of two input shards. Part of the contract."""
     workers: Annotated[int, Ge(0)] = 0

@@ -28,8 +28,8 @@ class Validation:
     """The first K records of a dataset that is never trained on: captions, and arrays that a task and its judge read.
 
     digest: of the dataset's manifest. captions: "" for each record of a cache without captions. arrays: (K, ...) by
-    name, in the cache's dtypes and with every variant. taken: which caption of each record they are, as eval.caption has
-    it; the first of records with one or none.
+    name, in the cache's dtypes and with every variant. taken: which caption of each record they are, as eval.caption
+    has it; the first of records with one or none.
     """
 
     digest: str

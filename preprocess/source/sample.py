@@ -62,8 +62,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption of a sample. key: number of the place that it was read from, among those of the recipe. ids, tokens: its
-    L token ids, and their number with start and end, before truncation."""
+    """A caption of a sample. key: number of the place that it was read from, among those of the recipe. ids, tokens:
+    its L token ids, and their number with start and end, before truncation."""
 
     text: str
     key: int

@@ -29,6 +29,12 @@ MANY = 60_000
 STORAGES = ("tokens", "full", "trimmed")
 
 
+@pytest.fixture(autouse=True)
+def _plan_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8), ("HORIZON_BATCHES", 8)):
+        monkeypatch.setattr(f"pipeline.data.reading.stream.{name}", number)
+
+
 def facts(**changes: Any) -> TextFacts:
     return dataclasses.replace(SEVERAL, **changes)
 
@@ -176,7 +182,9 @@ def test_evaluations_take_the_first_or_the_one_they_are_told(storage: str) -> No
     def numbers(which: str) -> list[int]:
         found = list(of_one_caption(records, text, which, 9))
         for one in found:
-            assert "captions" not in one.members and one.members["tokens"][1] - 10 == int(one.meta["caption"].split()[1])
+            assert "captions" not in one.members and one.members["tokens"][1] - 10 == int(
+                one.meta["caption"].split()[1]
+            )
             assert storage == "tokens" or (one.members["text"] == one.members["tokens"][1] - 9).all()
         return [int(one.members["tokens"][1]) - 10 for one in found]
 

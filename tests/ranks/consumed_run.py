@@ -74,9 +74,7 @@ def live(
     with ExitStack() as stack:
         streams = [
             stack.enter_context(
-                Stream(
-                    dataset, order, rank=rank, world=world, batch=BATCH, start_n=n, seed=config.seed, prefetch=1
-                )
+                Stream(dataset, order, rank=rank, world=world, batch=BATCH, start_n=n, seed=config.seed, prefetch=1)
             )
             for rank in range(world)
         ]

@@ -107,9 +107,10 @@ def test_a_killed_run_goes_on_with_the_captions_that_it_would_have_seen(
             raise Lost
         step(self, batch)
 
-    with monkeypatch.context() as patch, pytest.raises(Lost):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", lost)
-        train.main(config_of(folder, "killed"))
+        with pytest.raises(Lost):
+            train.main(config_of(folder, "killed"))
     assert train.main(config_of(folder, "killed")) == 0
     assert sums(folder / "killed") == sums(folder / "run")
     assert dict(rows(folder / "killed", "train")) == dict(rows(folder / "run", "train"))
@@ -130,8 +131,14 @@ def test_evaluations_take_the_first_caption_unless_told(folder: Path) -> None:
         caption="3",
     )
     (card,) = evaluate_run(asked)
-    assert card.caption == "3" and "; caption 3;" in card.line() and parse_card(json.dumps(card.to_json()).encode()) == card
-    (stored,) = [path for path in (folder / "run/evals").glob("*/card.json") if path != evaluated and "g1-" in str(path)]
+    assert (
+        card.caption == "3"
+        and "; caption 3;" in card.line()
+        and parse_card(json.dumps(card.to_json()).encode()) == card
+    )
+    (stored,) = [
+        path for path in (folder / "run/evals").glob("*/card.json") if path != evaluated and "g1-" in str(path)
+    ]
     shown = json.loads((stored.parent / "grid.json").read_text())["captions"]
     assert shown[:2] == [words_of(100 + i)["alternatives"][0] for i in range(2)]
     assert reproduce(EvalRunConfig(run="", from_card=str(stored), device="cpu")) == 0

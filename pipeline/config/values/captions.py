@@ -33,8 +33,8 @@ def require_places(places: Sequence[str], most: int, weights: Sequence[float]) -
     )
     require(
         most in (0, len(places)) or places != ("txt",),
-        f"captions_most={most} with {shown}: a .txt member holds one caption; give caption_key=json:KEY too, whose value "
-        "may be a list",
+        f"captions_most={most} with {shown}: a .txt member holds one caption; give caption_key=json:KEY too, whose "
+        "value may be a list",
     )
     several = most > 1 or len(places) > 1
     require(several or not weights, f"caption_weights with {shown}: one caption needs no weight, so leave it out")

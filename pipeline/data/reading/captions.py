@@ -1,9 +1,9 @@
 """Several captions of a record: which one a sample sees, and its arrays.
 
 A record of such a cache holds `captions` (K, 1 + L) int32: in a row the number of the key that a caption was read from,
-among the contract's `text.keys`, then the caption's L token ids. Captions stand in the order of their keys; rows without
-one follow, and are -1 throughout. `text`, where states are stored, is (K, L, D), or, trimmed, one caption's states after
-the other's. The record's json holds the captions themselves, in the same order.
+among the contract's `text.keys`, then the caption's L token ids. Captions stand in the order of their keys; rows
+without one follow, and are -1 throughout. `text`, where states are stored, is (K, L, D), or, trimmed, one caption's
+states after the other's. The record's json holds the captions themselves, in the same order.
 
 Readers see one caption: `tokens` (L,) and `text` (L, D), as of a cache with one.
 """
@@ -23,7 +23,6 @@ from pipeline.data.format.records import Record
 from pipeline.data.order.mixture import whole_weights
 from pipeline.errors import ShardCorrupt
 from pipeline.philox import Stream, words_numpy
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Which one

@@ -2,8 +2,8 @@
 
 One thread runs ahead of the training loop, in the sequence that `Order` determines, and asks a few others to fetch the
 next blocks, as far ahead as the memory bound allows. A record is used only after its SHA-256 has matched its index, and
-the index's SHA-256 the manifest. Nothing is random here: a batch depends only on (order, rank, world, n), and which of a
-record's captions a sample sees on (seed, sample number).
+the index's SHA-256 the manifest. Nothing is random here: a batch depends only on (order, rank, world, n), and which of
+a record's captions a sample sees on (seed, sample number).
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Stream:
     """Endless iterator over one rank's batches from sample number start_n on.
 
     batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
-    b = batch / world. members: arrays to read; of captions one is read, which `seed` draws for each sample where records
-    hold several. memory_bytes: bound on the blocks in memory. workers: threads that fetch and verify, and as many that
-    decode PNGs. prefetch: batches kept ready. order: of `dataset`. cache: keeps blocks on a disk. device: to which
-    tensors are copied ahead of their use.
+    b = batch / world. members: arrays to read; of captions one is read, which `seed` draws for each sample where
+    records hold several. memory_bytes: bound on the blocks in memory. workers: threads that fetch and verify, and as
+    many that decode PNGs. prefetch: batches kept ready. order: of `dataset`. cache: keeps blocks on a disk. device: to
+    which tensors are copied ahead of their use.
     Errors in any thread are raised by `next`. Use it as a context manager, or call close().
 
     Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
