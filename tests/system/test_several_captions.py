@@ -36,7 +36,13 @@ from pipeline.training.trainer import Trainer
 from preprocess import encode
 from ranks import consumed_run
 
-KEYS = {"caption_key": ("txt", "json:long", "json:alternatives"), "captions_most": 5}
+KEYS: dict[str, Any] = {"caption_key": ("txt", "json:long", "json:alternatives"), "captions_most": 5}
+
+
+@pytest.fixture(autouse=True)
+def _plan_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8), ("HORIZON_BATCHES", 8)):
+        monkeypatch.setattr(f"pipeline.data.reading.stream.{name}", number)
 
 
 class Lost(Exception):
@@ -107,11 +113,12 @@ def test_a_killed_run_goes_on_with_the_captions_that_it_would_have_seen(
             raise Lost
         step(self, batch)
 
+    config = config_of(folder, "killed", data=DataConfig(train=str(folder / "train")))
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", lost)
         with pytest.raises(Lost):
-            train.main(config_of(folder, "killed"))
-    assert train.main(config_of(folder, "killed")) == 0
+            train.main(config)
+    assert train.main(config) == 0
     assert sums(folder / "killed") == sums(folder / "run")
     assert dict(rows(folder / "killed", "train")) == dict(rows(folder / "run", "train"))
 
@@ -125,7 +132,7 @@ def test_evaluations_take_the_first_caption_unless_told(folder: Path) -> None:
         run=str(folder / "run"),
         images=2,
         sampler=(SAMPLER.sampler,),
-        steps=(2,),
+        steps=(4,),
         guidance=(1.0,),
         device="cpu",
         caption="3",
