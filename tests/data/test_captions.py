@@ -266,8 +266,8 @@ def test_a_contract_of_one_caption_is_written_as_before_and_of_several_read_agai
     [
         ({"captions": 1}, "text.captions=1"),
         ({"keys": ()}, "text.keys"),
-        ({"keys": ("json:long", "txt")}, "the first of them caption_key"),
-        ({"captions": 2, "keys": ("txt", "json:a", "json:b"), "weights": ()}, "text.keys: 1 to 2"),
+        ({"keys": ("json:long", "txt")}, "first of them caption_key"),
+        ({"captions": 2, "keys": ("txt", "json:a", "json:b"), "weights": ()}, "text.captions=2: 1 to so many"),
         ({"weights": (1.0,)}, "one for each of text.keys"),
         ({"weights": (0.0, 0.0)}, "one above 0"),
         ({"weights": (-1.0, 2.0)}, "weights"),

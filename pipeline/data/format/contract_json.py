@@ -155,7 +155,7 @@ def check_captions(contract: Contract) -> None:
     if text.captions == 1 and (text.keys or text.weights):
         raise ParseError("text.keys and text.weights are of several captions, and text.captions=1")
     if text.captions > 1 and not (1 <= len(text.keys) <= text.captions and text.keys[0] == contract.caption_key):
-        raise ParseError(f"text.keys: 1 to {text.captions} are wanted, the first of them caption_key")
+        raise ParseError(f"text.captions={text.captions}: 1 to so many text.keys are wanted, first of them caption_key")
     if text.weights and (len(text.weights) != len(text.keys) or not any(text.weights)):
         raise ParseError("text.weights: one for each of text.keys is wanted, and one above 0")
 

@@ -77,7 +77,8 @@ class Block:
         """What readers call `name`, text or tokens, of caption `row` of record `place`. Raises ShardCorrupt."""
         if self.text is None:
             return self.array(name, place)
-        arrays = {name: self.array(name, place) for name in ("captions", "text") if name in self.columns}
+        parts: tuple[str, ...] = ("captions", "text")
+        arrays = {part: self.array(part, place) for part in parts if part in self.columns}
         return array_of(name, arrays, row, self.text)
 
 
