@@ -164,7 +164,9 @@ def prepare(
     require_perceived(run.task, perceptual, "perceptual")
     judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
     reads = dict.fromkeys((*judge.reads, *asked.reads, *guides.reads))
-    validation = load_validation(storage, manifest, tuple(reads), max(config.images, GRID), tower)
+    caption = config.caption or run.eval.caption
+    images = max(config.images, GRID)
+    validation = load_validation(storage, manifest, tuple(reads), images, tower, caption, config.seed)
     steering = (
         *asked.steering(validation, first_stage),
         *guides.steering(first_stage, tower, config.seed, device),
@@ -203,7 +205,7 @@ def reproduce(config: EvalRunConfig) -> int:
     card_config = replace(
         config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
     )
-    card_config = replace(card_config, **keys_of(card.steering))
+    card_config = replace(card_config, caption=card.caption, **keys_of(card.steering))
     if card.features is not None and not config.features:
         card_config = replace(card_config, features=card.features["name"])  # type: ignore[arg-type]
     card_config = replace(card_config, guide=guide_of(card.steering, config.guide))

@@ -42,6 +42,7 @@ class Stream(IntEnum):
     AUGMENT = 11  # noise added to a condition, and its level
     CODE = 12  # restarts of a codebook's entries
     CUTOUT = 13  # parts of a picture that CLIP sees while it guides
+    CAPTION = 14  # which of a record's captions a sample sees
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ WORDS = ("small", "large", "red", "green", "house", "river", "under", "beside", 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
     """A cache to be made. side: of a latent; text: full states or tokens, of so many tokens (length) and so wide;
+    captions: of each image, of which several are stored as tokens;
     shard_bytes: about, of a tar: as large as mosaicml-streaming's files in its documentation, and put into a bucket in
     one part."""
 
@@ -37,6 +38,7 @@ class Latents:
     shard_bytes: int = 60_000_000
     length: int = 77
     width: int = 768
+    captions: int = 1
 
     @property
     def members(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -44,6 +46,8 @@ class Latents:
         text = {"full": ("text", (self.length, self.width), "float16"), "tokens": ("tokens", (self.length,), "int32")}[
             self.text
         ]
+        if self.captions > 1:
+            text = ("captions", (self.captions, 1 + self.length), "int32")
         return {"moments": ((8, self.side, self.side), "float16"), text[0]: text[1:]}
 
     @property
@@ -74,7 +78,11 @@ def samples(preset: Latents, shard: int, first: int, last: int) -> Iterator[Reco
                 shape
             )
         caption = " ".join(rng.choice(WORDS, size=int(rng.integers(6, 16))))
-        meta = {"caption": caption, "key": f"{number // 10_000:05d}/{number:09d}", "width": 512, "height": 512}
+        if preset.captions > 1:
+            arrays["captions"][:, 0] = 0  # all are of one key
+        meta: dict[str, Any] = {"caption": caption, "key": f"{number // 10_000:05d}/{number:09d}"}
+        meta |= {"width": 512, "height": 512}
+        meta |= {"captions": [caption] * preset.captions} if preset.captions > 1 else {}
         yield Record(record_key(shard, number - first), arrays, meta)
 
 
@@ -147,7 +155,16 @@ def _contract(preset: Latents) -> Contract:
         shift=0.0,
         caption_key="txt",
         text=TextFacts(
-            storage=preset.text, layer="last", length=preset.length, width=preset.width, pad=49407, eot=49407
+            storage=preset.text,
+            layer="last",
+            length=preset.length,
+            width=preset.width,
+            pad=49407,
+            eot=49407,
+            start=49406,
+            vocabulary=1 << 16,
+            captions=preset.captions,
+            keys=("txt",) if preset.captions > 1 else (),
         ),
         members=tuple(Member(name=n, shape=shape, dtype=dtype) for n, (shape, dtype) in preset.members.items()),
         batch=1,

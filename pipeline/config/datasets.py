@@ -77,20 +77,20 @@ class FiltersConfig:
     min_caption: Annotated[int, Ge(0)] = 0
     """Smallest number of characters of a caption."""
     max_caption: Annotated[int, Ge(0)] = 0
-    """Largest number of characters of a caption; 0 = any."""
+    """Largest number of characters of a caption; 0 = any. Of several captions, each must be within these bounds."""
     keep: tuple[str, ...] = ()
     """Rules on keys of the .json member, all of which must hold: KEY OP VALUE with >=, <=, >, <, == or !=
     ("[similarity>=0.28,punsafe<0.1,NSFW==UNLIKELY]"). A sample without the key counts as defective."""
     duplicates: Literal["keep", "image", "pair"] = "keep"
     """keep: keep duplicates. image: of samples whose image files are equal byte for byte, keep only the first. pair:
-    the same, for samples whose captions are equal as well. Duplicates within a shard are never stored; those across
-    shards are listed as excluded records in the manifest."""
+    the same, for samples whose captions are equal as well (all of them). Duplicates within a shard are never stored;
+    those across shards are listed as excluded records in the manifest."""
     near_duplicates: Annotated[int, Between(0, 4)] = 0
     """Of samples whose pictures look alike, keep only the first of the source: those whose 64-bit perceptual hashes
     differ in at most this many bits; 0 = keep all. The others are listed as excluded records in the manifest."""
     clip_score: Annotated[float, OrZero(Ge(1), COSINE)] = 0.0
-    """Smallest similarity of picture and caption, 100 x cosine, by the CLIP whose text tower encodes the captions;
-    0 = any."""
+    """Smallest similarity of picture and caption, 100 x cosine, by the CLIP whose text tower encodes the captions; of
+    several captions the first is compared. 0 = any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +137,17 @@ class EncodeConfig:
     Part of the contract."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Samples to leave out."""
-    caption_key: str = ""
-    """Where a sample's caption is: txt (the .txt member) or json:KEY (a key of the .json member); "" = txt, and with
-    stored=pixels nowhere. With text_storage=none no caption is read, and a sample needs none."""
+    caption_key: tuple[str, ...] = ()
+    """Where a sample's captions are: txt (the .txt member) or json:KEY (a key of the .json member), or several of them,
+    as [txt,json:long], each of which a sample must have; [] = txt, and with stored=pixels nowhere. Which of several
+    captions is seen is drawn for each sample of training (docs/how_to/several_captions.md). With text_storage=none no
+    caption is read, and a sample needs none."""
+    captions_most: Annotated[int, Between(0, 64)] = 0
+    """Captions that are stored of a sample, at most; a json:KEY may then be a list of captions. Of samples with more,
+    the first of each key are taken, then the second, and so on. 0 = one of each key. Part of the contract."""
+    caption_weights: Annotated[tuple[float, ...], Ge(0, "numbers of 0 or more are wanted")] = ()
+    """Chances of the keys of caption_key by which training draws one, in any unit; a list of captions shares that of
+    its key evenly. [] = equal. Part of the contract."""
     conditions: tuple[Literal["class", "boxes", "labels", "lowres", "mask", "pixels"], ...] = ()
     """What is stored of each sample beside its image and caption, for tasks that are given it (cond.*). pixels: the
     crop itself, with which evaluations compare."""
@@ -153,10 +161,10 @@ class EncodeConfig:
     """How crops are made smaller."""
     mask: MaskConfig = field(default_factory=MaskConfig)
     """How holes are drawn."""
-    text_storage: Literal["full", "trimmed", "tokens", "none"] = "full"
-    """What is stored of a caption. full: the text states of every position, as Stable Diffusion is trained. trimmed:
-    the text states up to the end token; the model then attends to nothing else. tokens: token ids only; the trainer
-    runs the text tower. none: nothing; no text tower is loaded."""
+    text_storage: Literal["", "full", "trimmed", "tokens", "none"] = ""
+    """What is stored of a caption; "" = full, and tokens where a sample has several. full: the text states of every
+    position, as Stable Diffusion is trained. trimmed: the text states up to the end token; the model then attends to
+    nothing else. tokens: token ids only; the trainer runs the text tower. none: nothing; no text tower is loaded."""
     batch: Annotated[int, Ge(1)] = 64
     """Images per encoder batch; no batch has images of two input shards. Part of the contract."""
     workers: Annotated[int, Ge(0)] = 0
@@ -190,12 +198,26 @@ class EncodeConfig:
     @property
     def text_kind(self) -> Literal["full", "trimmed", "tokens", "none"]:
         """What is stored of captions: text_storage, and "none" of pixels whose caption_key is not given."""
-        return "none" if self.stored == "pixels" and not self.caption_key else self.text_storage
+        if self.stored == "pixels" and not self._keys:
+            return "none"
+        several = len(self._keys) > 1 or self.captions_most > 1
+        return self.text_storage or ("tokens" if several else "full")
 
     @property
-    def caption_place(self) -> str:
-        """Where captions are read: "txt" or "json:KEY"; "" where none are."""
-        return "" if self.text_kind == "none" else self.caption_key or "txt"
+    def caption_places(self) -> tuple[str, ...]:
+        """Where captions are read, each "txt" or "json:KEY"; () where none are."""
+        return () if self.text_kind == "none" else self._keys or ("txt",)
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        """caption_key, of which an empty text is none."""
+        return () if self.caption_key == ("",) else self.caption_key
+
+    @property
+    def captions(self) -> int:
+        """Captions that a record holds, at most; 0 where none are read."""
+        places = self.caption_places
+        return max(self.captions_most, len(places)) if places else 0
 
     @property
     def used_encoders(self) -> EncodersConfig:

@@ -31,6 +31,8 @@ class EvalRunConfig:
     """data.val: the cache that is sampled for, reconstructed or classified; "" = the run's own."""
     images: Annotated[int, Ge(2)] = 1000
     """Number of images to sample, reconstruct or classify."""
+    caption: str = ""
+    """Which of the captions of a record is sampled for, as eval.caption of train; "" = the run's own."""
     guidance: tuple[Annotated[float, Ge(0, "0 or more is wanted (1 = none)")], ...] = (3.0,)
     """Guidance scales, with one evaluation for each; 1 = no guidance. Several scales add a curve of FID against CLIP
     score to the run's report."""

@@ -24,6 +24,9 @@ class EvalConfig(EvaluationConfig):
     """How the evaluated images are sampled."""
     grid: Annotated[int, Ge(0)] = 16
     """Number of captions whose samples each evaluation keeps as a picture, always the same captions."""
+    caption: str = "1"
+    """Which of the captions of a record evaluations take, where data.val holds several: its number, from 1, and of a
+    record that has fewer the last; or drawn, by weight as in training, the same one at every evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)

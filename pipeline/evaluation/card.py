@@ -12,6 +12,7 @@ from pipeline.config import SamplerName
 from pipeline.config.tasks.figures import perceived
 from pipeline.config.tasks.found import BOUNDS, present
 from pipeline.config.values.bounds import Between
+from pipeline.config.values.captions import FIRST, is_choice
 from pipeline.errors import ParseError
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
@@ -54,7 +55,8 @@ class Card:
     task: str
     """The task, which conditions the model."""
     captions: dict[str, Any]
-    """What was sampled for: digest of the dataset's manifest, and number of its first records."""
+    """What was sampled for: digest of the dataset's manifest, number of its first records, and where these hold several
+    captions the one that was taken, if it is not the first."""
     vae_sha256: str
     """Autoencoder that decoded the samples."""
     clip: dict[str, str]
@@ -80,6 +82,11 @@ class Card:
     """latentmill, and the packages that the figures depend on."""
     format: int = FORMAT
     """Version of the card."""
+
+    @property
+    def caption(self) -> str:
+        """Which caption of a record was sampled for, as eval.caption has it."""
+        return str(self.captions.get("caption", FIRST))
 
     def line(self) -> str:
         """The figures and how they were made, in one line for a paper."""
@@ -116,6 +123,7 @@ class Card:
             f"{self.weights} weights at {self.n:,} samples",
             *([", ".join(f"{name} in tiles of {side}" for name, side in self.tiles.items())] if self.tiles else []),
             *([f"task {self.task}"] if self.judge else []),
+            *([f"caption {self.caption}"] if self.caption != FIRST else []),
             *(f"{name} {value}" for name in ("classes", "truth") if (value := self.judge.get(name))),
             *([self._distance()] if "perceptual" in self.judge else []),
             *([said(self.steering)] if self.steering else []),
@@ -166,6 +174,7 @@ def parse_card(data: bytes) -> Card:
         f"weights={card.weights[:40]}, which are none": card.weights not in ("ema", "raw")
         and not (kind == "ema" and re.fullmatch(r"[0-9.e+-]{1,20}", average) and _is_positive(average)),
         "captions without the digest of their dataset": type(card.captions.get("dataset")) is not str,
+        "a caption that is none": not is_choice(card.caption),
         "clip without the hash of its image tower": "image_sha256" not in card.clip
         and bool(card.clip or not card.judge),
         "a judge that is none": not all(map(_is_fact, card.judge.values())),

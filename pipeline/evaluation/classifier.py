@@ -51,7 +51,7 @@ BATCH = 64
 """Records in a batch; figures depend on it by rounding only."""
 NONE_OF_IT = (
     *("features", "features_weights", "perceptual", "guidance", "sampler", "steps", "guidance_low"),
-    *("guidance_high", "rescale", "strength", "keep", "reference", "encoders", "seed"),
+    *("guidance_high", "rescale", "strength", "keep", "reference", "encoders", "seed", "caption"),
 )
 """Keys of `latentmill eval` that say how pictures are drawn and judged."""
 

@@ -161,6 +161,7 @@ class Evaluator:
             "features": ((card.features or {}).get("sha256", ""), features.sha256 if features and reference else ""),
             "resize": ((card.features or {}).get("resize", ""), features.resize if features and reference else ""),
             "captions": (card.captions["dataset"], self.validation.digest),
+            "caption": (card.caption, self.validation.taken),
             "autoencoder": (card.vae_sha256, self.first_stage.weights_sha256),
             "perceptual": (str(card.judge.get("perceptual_sha256", "")), perceptual.sha256 if perceptual else ""),
             "CLIP": (card.clip.get("image_sha256", ""), self.tower.image_sha256 if self.tower else ""),
@@ -279,7 +280,7 @@ class Evaluator:
             guidance_settings=sampler.guidance_settings,
             seed=self.seed,
             task=self.task,
-            captions={"dataset": self.validation.digest, "records": min(images, len(self.validation.captions))},
+            captions=self.validation.facts(images),
             vae_sha256=self.first_stage.weights_sha256,
             clip={
                 "name": str(self.validation.contract.encoders.get("text", "")),
@@ -322,7 +323,9 @@ def in_training(
     first_stage, tower = load_encoders(contract, world.device, config.encoders, beside=beside)
     seed = contract.encoder_seed  # of random weights, in tests
     evaluator = Evaluator(
-        validation=load_validation(storage, validation_manifest, judge.reads, most_images, tower),
+        validation=load_validation(
+            storage, validation_manifest, judge.reads, most_images, tower, config.eval.caption, config.seed
+        ),
         first_stage=first_stage,
         tower=tower,
         diffusion=config.diffusion,

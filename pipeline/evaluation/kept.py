@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, uint8
 
 from pipeline.config import SamplerConfig
+from pipeline.config.values.captions import FIRST
 from pipeline.errors import NotFound, ParseError
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.evaluate import Evaluator
@@ -62,6 +63,8 @@ def full_name(evaluator: Evaluator, images: int, sampler: SamplerConfig, weights
     }
     if evaluator.perceptual is not None:  # names of evaluations without it are as they were
         facts["perceptual"] = evaluator.perceptual.sha256
+    if evaluator.validation.taken != FIRST:
+        facts["caption"] = evaluator.validation.taken
     if evaluator.steering.facts:
         facts["steering"] = evaluator.steering.facts
     if evaluator.tiles:

@@ -51,8 +51,9 @@ class DatasetFacts:
 
     variants: records per accepted sample. filtered, defective: rejects by reason. truncated: accepted samples whose
     captions were cut. passed_over: files that belong to no sample. retried: batches encoded again in float32.
-    cut_boxes: boxes in crops of samples that their records lack. near: records that are excluded as near-duplicates.
-    profiles: accepted samples with a colour profile, by what became of it.
+    cut_boxes: boxes in crops of samples that their records lack. cut_captions: captions of samples that these lack.
+    near: records that are excluded as near-duplicates. profiles: accepted samples with a colour profile, by what became
+    of it.
     member_bytes: bytes of all records, by member. shards: the shards to list, the worst ones when there are too many.
     """
 
@@ -65,6 +66,7 @@ class DatasetFacts:
     cut_boxes: int = 0
     near: int = 0
     profiles: Mapping[str, int] = field(default_factory=dict)
+    cut_captions: int = 0
     member_bytes: Mapping[str, int]
     histograms: Sequence[Histogram]
     shards: Sequence[InputShard]
@@ -171,6 +173,8 @@ def _counts(manifest: Manifest, facts: DatasetFacts) -> str:
     if text is not None:
         cut = f"accepted with their captions cut at {text.length} tokens"
         other_counts.insert(0, (cut, facts.truncated, share(facts.truncated, accepted)))
+    if text is not None and text.captions > 1:
+        other_counts.append((f"captions left out: beyond {text.captions} of a sample", facts.cut_captions, ""))
     if boxes is not None:
         small = f", or smaller than {boxes.min_area:g} of the crop" if boxes.min_area else ""
         other_counts.append((f"boxes left out: beyond the {boxes.most} largest of a crop{small}", facts.cut_boxes, ""))

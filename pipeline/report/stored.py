@@ -68,8 +68,13 @@ def _captions(contract: Contract) -> dict[str, str]:
     states = contract.text
     if states is None:
         return {"Captions": "none"}
+    places = contract.caption_key
+    if states.captions > 1:
+        shares = states.weights or (1.0,) * len(states.keys)
+        weights = (f"{key} (weight {weight:g})" for key, weight in zip(states.keys, shares, strict=True))
+        places = f"{_comma_separated(weights)}, {states.captions} of each image at most"
     return {
-        "Captions": f"from {contract.caption_key}, never dropped; stored {states.storage}: {STORAGES[states.storage]}",
+        "Captions": f"from {places}, never dropped; stored {states.storage}: {STORAGES[states.storage]}",
         "Text states": f"{states.length} × {states.width}, {states.layer} layer; padded with {states.pad}",
         "Text tower": f"{_encoder(contract, 'text', 'text_pretrained')}, weights {contract.text_sha256}",
     }

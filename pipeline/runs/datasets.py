@@ -10,6 +10,7 @@ from pipeline.config import AutoencoderConfig, RunConfig, TaskConfig, TrainConfi
 from pipeline.config.check.first_stage import require_room
 from pipeline.data.format.contract import ENCODER_FACTS, require_match
 from pipeline.data.format.manifest import find_version, load_manifest
+from pipeline.data.format.members import dtypes_of, held
 from pipeline.errors import ConfigError, ContractMismatch, RunError
 from pipeline.log import log
 from pipeline.runs.directory import RunInfo, committed_digests, dataset_digests, dataset_urls
@@ -89,7 +90,7 @@ def training_datasets(config: RunConfig, run: Storage, world: World) -> Dataset:
 def check_mixture(config: TrainConfig, manifests: Sequence[Manifest]) -> None:
     """Raise ContractMismatch when the caches of data.mix do not fit data.train; sizes of latents may differ."""
     facts = tuple(name for name in ENCODER_FACTS if name != "latent_shape")
-    train_dtypes, *mix_dtypes = [{m.name: m.dtype for m in manifest.contract.members} for manifest in manifests]
+    train_dtypes, *mix_dtypes = [dtypes_of(manifest.contract) for manifest in manifests]
     for url, manifest, dtypes in zip(config.data.mix, manifests[1:], mix_dtypes, strict=True):
         require_match(manifests[0].contract, manifest.contract, f"data.mix={url}", facts)
         require_conditions(config, manifests[0].contract, manifest.contract, f"data.mix={url}")
@@ -159,7 +160,8 @@ def require_pixels(config: AutoencoderConfig, contract: Contract, where: str) ->
 def require_arrays(config: TrainConfig, contract: Contract, cache: str) -> None:
     """Raise ContractMismatch where a cache lacks arrays that the task reads. cache: names it in the message."""
     task = config.task
-    if missing := sorted(set(stored_members(task, contract)) - {member.name for member in contract.members}):
+    names = held(stored_members(task, contract), contract.text)
+    if missing := sorted(set(names) - {member.name for member in contract.members}):
         wanted = [f"conditions=[{','.join(task.conditions)}]"] if "cond" in {name[:4] for name in missing} else []
         wanted += ["captions"] if {"text", "tokens"} & set(missing) else []
         raise ContractMismatch(

@@ -48,7 +48,8 @@ def validation_loss(config: TrainConfig, objective: DiffusionObjective, inputs: 
         manifest = load_manifest(storage)
         members = stored_members(config.task, manifest.contract)
         batch = (config.optim.micro_batch or config.optim.batch // world.size) * world.size
-        return ValidationLoss.load(storage, manifest, members, config.eval.loss_images, batch, config.diffusion, world)
+        images, caption = config.eval.loss_images, config.eval.caption
+        return ValidationLoss.load(storage, manifest, members, images, batch, config.diffusion, world, caption)
 
     validation = world.together(load)
     return lambda: validation(objective.sample_losses, inputs.latents, inputs.conditions)

@@ -144,6 +144,7 @@ def streamed(
         rank=world.rank,
         world=world.size,
         batch=config.optim.batch,
+        seed=config.seed,
         members=members,
         memory_bytes=int(config.data.memory_gb * 1e9),
         workers=config.data.workers,

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pipeline.config import DiffusionConfig
 from pipeline.data.format.manifest import Manifest
+from pipeline.data.format.members import held
+from pipeline.data.reading.captions import of_one_caption
 from pipeline.data.reading.shards import first_records
 from pipeline.diffusion.objective import Randomness, training_randomness
 from pipeline.diffusion.timesteps import BUCKETS, noise_bucket
@@ -70,14 +72,18 @@ class ValidationLoss:
         batch: int,
         diffusion: DiffusionConfig,
         world: World,
+        caption: str = "1",
     ) -> ValidationLoss:
         """Load the first `count` records of a cache, or all when it has fewer. members: arrays, the images' first.
-        batch: records in a batch of all ranks together. Raises DatasetError for a cache without records, StorageError,
+        batch: records in a batch of all ranks together. caption: which of several captions of a record is taken, as
+        eval.caption has it. Raises DatasetError for a cache without records, StorageError,
         ShardCorrupt."""
         by_size: dict[tuple[int, ...], list[tuple[int, dict[str, np.ndarray]]]] = {}
         length = manifest.contract.padded_text
         total = 0
-        for number, record in enumerate(first_records(storage, manifest, count, members)):
+        text = manifest.contract.text
+        found = first_records(storage, manifest, count, held(members, text))
+        for number, record in enumerate(of_one_caption(found, text, caption, SEED)):
             arrays = {name: pad(record.members[name], length if name == "text" else 0) for name in members}
             by_size.setdefault(arrays[members[0]].shape, []).append((number, arrays))
             total += 1

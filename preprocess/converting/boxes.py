@@ -1,4 +1,5 @@
-"""The boxes of all images, as columns: 49 bytes a box while they are read, about 130 in all while they are sorted by image."""
+"""The boxes of all images, as columns: 49 bytes a box while they are read, about 130 in all while they are sorted by
+image."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def gather(manifest: Manifest, reports: Sequence[Report]) -> DatasetFacts:
     counts = {name: collections.Counter[str]() for name in ("aspects", "sides", "tokens", "sizes", "classes")}
     for report in reports:
         facts = report.facts
-        for name in ("truncated", "passed_over", "retried", "cut_boxes"):
+        for name in ("truncated", "passed_over", "retried", "cut_boxes", "cut_captions"):
             totals[name] += facts.get(name, 0)
         parts = [(counts[name], facts["census"].get(name, {})) for name in counts]
         for total, part in [(member_bytes, facts["member_bytes"]), (profiles, facts.get("profiles", {})), *parts]:
@@ -65,6 +65,7 @@ def gather(manifest: Manifest, reports: Sequence[Report]) -> DatasetFacts:
         retried=totals["retried"],
         cut_boxes=totals["cut_boxes"],
         profiles=profiles,
+        cut_captions=totals["cut_captions"],
         member_bytes=member_bytes,
         histograms=histograms(manifest, census_from_json(counts)),
         shards=input_shards(manifest),
@@ -130,7 +131,7 @@ def histograms(manifest: Manifest, census: Census) -> list[Histogram]:
     text, classes = manifest.contract.text, manifest.contract.conditions.classes
     charts = [_aspects(census.aspects), _sides(census.sides)]
     if text is not None:
-        charts.append(_tokens(census.tokens, text.length))
+        charts.append(_tokens(census.tokens, text.length, "captions" if text.captions > 1 else "samples"))
     if classes is not None:
         charts.append(_classes(census.classes, classes))
     return charts + ([_buckets(manifest)] if len(manifest.contract.buckets) > 1 else [])
@@ -166,8 +167,9 @@ def _sides(counts: Mapping[int, int]) -> Histogram:
     return Histogram("Shorter side", "samples", "pixels of the original", bars, ticks)
 
 
-def _tokens(counts: Mapping[int, int], length: int) -> Histogram:
-    """length: of the context in tokens, which is marked. Captions longer than twice that share the last bin."""
+def _tokens(counts: Mapping[int, int], length: int, unit: str) -> Histogram:
+    """length: of the context in tokens, which is marked. Captions longer than twice that share the last bin. unit: what
+    is counted."""
     most = 2 * length // TOKEN_STEP
     _, last, bins = _within(counts, 0, most, (0, length // TOKEN_STEP + 1))
     bars = []
@@ -177,7 +179,7 @@ def _tokens(counts: Mapping[int, int], length: int) -> Histogram:
     step = _step(last + 1, (1, 2, 5, 10, 20, 50, 100, 200, 500))
     ticks = [(bin_, str(bin_ * TOKEN_STEP)) for bin_ in range(0, last + 2, step)]
     marks = [((length + 1) / TOKEN_STEP, f"context of {length}")]
-    return Histogram("Caption length", "samples", "tokens, start and end with them", bars, ticks, marks)
+    return Histogram("Caption length", unit, "tokens, start and end with them", bars, ticks, marks)
 
 
 def _classes(counts: Mapping[int, int], facts: ClassFacts) -> Histogram:

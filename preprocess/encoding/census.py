@@ -42,8 +42,8 @@ class Census:
         width, height = sample.size
         self.aspects[math.floor(math.log2(width / height) / ASPECT_STEP + 0.5)] += 1
         self.sides[math.floor(math.log2(min(sample.size)) / SIDE_STEP)] += 1
-        if sample.tokens:
-            self.tokens[sample.tokens // TOKEN_STEP] += 1
+        for caption in sample.captions:
+            self.tokens[caption.tokens // TOKEN_STEP] += 1
         number = sample.pictures[target].conditions.get("class")
         if number is not None:
             self.classes[int(number)] += 1

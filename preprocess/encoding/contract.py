@@ -38,7 +38,7 @@ def build_contract(
 ) -> Contract:
     """Builds the contract of one dataset. text: None where no captions are stored. Raises ConfigError when a size is
     not a multiple of the autoencoder's factor, or of the low resolution's."""
-    factor = stage.downsampling
+    factor, places = stage.downsampling, config.caption_places if text else ()
     if target.resolution % factor:
         raise ConfigError(f"resolution={target.resolution} is not a multiple of the autoencoder's {factor}")
     if any(side % factor for size in target.sizes for side in size):
@@ -65,8 +65,8 @@ def build_contract(
         shift=stage.shift,
         stored=stage.stored,
         pixels=config.pixels if stage.stored == "pixels" else "array",
-        caption_key=config.caption_place if text else "",
-        text=text_facts(text, config.text_kind) if text and config.text_kind != "none" else None,
+        caption_key=places[0] if places else "",
+        text=of_captions(text, config) if text and places else None,
         conditions=conditions,
         colour=config.colour or NEW_COLOUR,
         clip_sha256=text.image_sha256 if text and config.filters.clip_score else "",
@@ -98,9 +98,22 @@ def libraries(config: EncodeConfig) -> dict[str, str]:
     return found
 
 
-def text_facts(text: TextTower, storage: Literal["full", "trimmed", "tokens"]) -> TextFacts:
+def of_captions(text: TextTower, config: EncodeConfig) -> TextFacts:
+    """The facts of the captions that a configuration asks for."""
+    storage = config.text_kind
+    assert storage != "none", "a text tower is loaded for captions"
+    return text_facts(text, storage, config.captions, config.caption_places, config.caption_weights)
+
+
+def text_facts(
+    text: TextTower,
+    storage: Literal["full", "trimmed", "tokens"],
+    captions: int = 1,
+    keys: tuple[str, ...] = (),
+    weights: tuple[float, ...] = (),
+) -> TextFacts:
     """The facts of what is stored of captions. Of token ids it is said which there are, for a network that is trained
-    on them."""
+    on them. captions: that a record holds, at most; keys, weights: of several, as in TextFacts."""
     facts = TextFacts(
         storage=storage,
         layer=text.layer,
@@ -109,6 +122,9 @@ def text_facts(text: TextTower, storage: Literal["full", "trimmed", "tokens"]) -
         pad=text.pad,
         eot=text.eot,
         quick_gelu=text.quick_gelu,
+        captions=captions,
+        keys=keys if captions > 1 else (),
+        weights=weights if captions > 1 else (),
     )
     return replace(facts, vocabulary=text.vocabulary, start=text.start) if storage == "tokens" else facts
 

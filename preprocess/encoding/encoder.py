@@ -87,8 +87,9 @@ class Batch:
 @dataclass
 class Encoded:
     """A batch and the encoders' output for it: what is stored of the images, float16 moments (n, 2C, h, w) or latents
-    (n, C, h, w), or uint8 pixels (n, 3, H, W); text states (n, L, D), None when they are not stored; latents of the
-    masked images (n, K, C, h, w), of posteriors their means, or (n, C, h, w) of single masks, None without.
+    (n, C, h, w), or uint8 pixels (n, 3, H, W); text states (m, L, D) of the m captions of all items, one item's after
+    the other's, None when they are not stored; latents of the masked images (n, K, C, h, w), of posteriors their means,
+    or (n, C, h, w) of single masks, None without.
 
     stored: the name of the images' array. retried: whether the autoencoder had to run again in float32. eot: the id
     that ends a caption. seconds: spent in the autoencoder and in the text tower.
@@ -103,17 +104,15 @@ class Encoded:
     eot: int
     seconds: tuple[float, float]
 
-    def records(self, text_storage: str) -> list[Record]:
-        """The records of the batch. text_storage: full, trimmed, tokens or none. Raises NonFinite, which names the
-        sample."""
-        records = []
+    def records(self, text_storage: str, captions: int = 1) -> list[Record]:
+        """The records of the batch. text_storage: full, trimmed, tokens or none. captions: that a record holds, at
+        most. Raises NonFinite, which names the sample."""
+        records, first = [], 0
         for i, (key, item) in enumerate(zip(self.batch.keys, self.batch.items, strict=True)):
             members = {self.stored: item.picture.pngs[0] if item.picture.pngs else self.images[i]}
-            if text_storage == "tokens":
-                members["tokens"] = np.array(item.sample.ids, dtype=np.int32)
-            elif self.text is not None:
-                end = item.sample.ids.index(self.eot) + 1
-                members["text"] = self.text[i] if text_storage == "full" else self.text[i, :end]
+            states = None if self.text is None else self.text[first : first + len(item.sample.captions)]
+            members |= text_arrays(item.sample, states, text_storage, captions, self.eot)
+            first += len(item.sample.captions)
             members |= item.arrays
             if self.masked is not None:
                 members["cond.masked"] = self.masked[i]
@@ -163,7 +162,7 @@ class Encoder:
         encoded = time.perf_counter()
         text = None
         if self.text_storage in ("full", "trimmed"):
-            text = self.text_states([item.sample.ids for item in batch.items])
+            text = self.text_states([one.ids for item in batch.items for one in item.sample.captions])
         seconds = (encoded - started, time.perf_counter() - encoded)
         eot = self.text.eot if self.text else -1
         return Encoded(batch, stored, arrays, text, masked, retried, eot, seconds)
@@ -173,10 +172,12 @@ class Encoder:
         assert self.text is not None, "no captions are stored"
         unique: dict[tuple[int, ...], int] = {}
         places = [unique.setdefault(tuple(row), len(unique)) for row in ids]
-        rows = list(unique)
-        rows += rows[-1:] * (-len(rows) % min(TEXT_STEP, self.batch))
-        states = self.text.encode(torch.tensor(rows, dtype=torch.int64)).half().cpu().numpy()
-        return states[places]
+        rows, step = list(unique), min(TEXT_STEP, self.batch)
+        rows += rows[-1:] * (-len(rows) % step)
+        most = -(-self.batch // step) * step  # several captions of an image are more than fit at once
+        parts = [torch.tensor(rows[first : first + most], dtype=torch.int64) for first in range(0, len(rows), most)]
+        states = [self.text.encode(part).half().cpu().numpy() for part in parts]
+        return np.concatenate(states)[places]
 
     def _images(self, pixels: list[np.ndarray]) -> Tensor:
         """n crops (H, W, 3) uint8 -> (batch, 3, H, W) float32 in [-1, 1] on the device; the padding is black."""
@@ -212,6 +213,28 @@ class Encoder:
             means.append(latents)
             any_retried |= retried
         return means[0] if variants == 1 else np.stack(means, axis=1), any_retried
+
+
+def text_arrays(
+    sample: Prepared, states: np.ndarray | None, storage: str, captions: int, eot: int
+) -> dict[str, np.ndarray]:
+    """What a record holds of the captions of a sample, by name. states: (k, L, D) float16 of its k captions, None where
+    they are not stored. storage: full, trimmed, tokens or none. captions: that a record holds, at most."""
+    if storage == "none":
+        return {}
+    if captions == 1 and states is None:
+        return {"tokens": np.array(sample.ids, dtype=np.int32)}
+    ids = {} if captions == 1 else {"captions": sample.ids_of_all(captions)}
+    if states is None:
+        return ids
+    if storage == "trimmed":
+        ends = [one.ids.index(eot) + 1 for one in sample.captions]
+        return {**ids, "text": np.concatenate([one[:end] for one, end in zip(states, ends, strict=True)])}
+    if captions == 1:
+        return {"text": states[0]}
+    text = np.zeros((captions, *states.shape[1:]), dtype=states.dtype)
+    text[: len(states)] = states
+    return {**ids, "text": text}
 
 
 def encoder_of(config: EncodeConfig, recipe: Recipe, stage: FirstStage, text: TextTower | None) -> Encoder:

@@ -199,8 +199,10 @@ def record_bytes(encoder: Encoder, recipe: Recipe, unit: Unit, trial: Trial) -> 
             encoded = encoder.encode(Batch(unit, target, bucket, bucket_items[:1], 0))
             for one in bucket_items:
                 batch = Batch(unit, target, bucket, [one], 0)
-                text = None if encoded.text is None else states
-                record = replace(encoded, batch=batch, text=text).records(encoder.text_storage)[0]
+                same = np.zeros(len(one.sample.captions), dtype=int)
+                text = None if states is None or encoded.text is None else states[same]
+                made = replace(encoded, batch=batch, text=text)
+                record = made.records(encoder.text_storage, max(recipe.captions, 1))[0]
                 total += sum(BLOCK + len(data) + -len(data) % BLOCK for _, data in pack(record))
     return total / len(trial.samples)
 

@@ -46,7 +46,7 @@ class UnitFacts:
 
     censuses, thumbnails: per dataset. digests: of each accepted sample, equal for duplicates; b"" when duplicates are
     kept. buckets: per dataset, the bucket of each accepted sample. cut_boxes: per dataset, boxes that samples have and
-    their records lack.
+    their records lack. cut_captions: the same of captions.
     """
 
     unit: Unit
@@ -64,6 +64,7 @@ class UnitFacts:
     """Per dataset, the perceptual hash of each accepted sample, b"" when near-duplicates are kept."""
     profiles: collections.Counter[str] = field(default_factory=collections.Counter)
     """Accepted samples with a colour profile, by what became of it."""
+    cut_captions: int = 0
     rejects: bytes = b""
     """The list of rejected samples as a file, b"" without any."""
 
@@ -105,7 +106,9 @@ class UnitOutput:
             tar = self._tars.get(place)
             if tar is None:
                 tar = self._tars[place] = _Tar(storage.staging_path())
-            for i, record in enumerate(encoded.records(contract.text.storage if contract.text else "none")):
+            text = contract.text
+            records = encoded.records(text.storage, text.captions) if text else encoded.records("none")
+            for i, record in enumerate(records):
                 tar.writer.add(record)
                 self._moments[batch.target].add(scaled_mean(encoded.images[i], contract))
 
@@ -162,6 +165,8 @@ class UnitOutput:
         assert sum(shard["samples"] for shard in shards) == facts.accepted * variants
         hashes = facts.hashes(number)
         cut = {"cut_boxes": facts.cut_boxes[number]} if contract.conditions.boxes is not None else {}
+        if contract.text is not None and contract.text.captions > 1:
+            cut["cut_captions"] = facts.cut_captions
         profiles = {"profiles": dict(facts.profiles)} if contract.colour == "srgb" else {}
         return (
             cut

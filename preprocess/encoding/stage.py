@@ -262,7 +262,8 @@ class Stage:
         first = facts.accepted * self.recipe.variants
         downsampling = self.encoder.first_stage.downsampling
         facts.accepted += 1
-        facts.truncated += sample.tokens > len(sample.ids)
+        facts.truncated += any(one.truncated for one in sample.captions)
+        facts.cut_captions += sample.cut_captions
         facts.digests.append(sample.digest)
         if sample.profile:
             facts.profiles[sample.profile] += 1

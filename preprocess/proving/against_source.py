@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.config import VerifyConfig
+from pipeline.data.format.contract import TextFacts
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.format.records import Record
 from pipeline.data.reading.shards import fetch_shard, image_of
@@ -22,7 +23,7 @@ from pipeline.models.encoders.latents import Latents
 from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
 from pipeline.tracking.progress import Progress
-from preprocess.encoding.encoder import to_unit_range
+from preprocess.encoding.encoder import text_arrays, to_unit_range
 from preprocess.proving.conditions import LATENT_TOLERANCE, add_conditions, masked_differences, other_conditions
 from preprocess.proving.filters import add_filters, held_looks, other_looks, unlike, with_whole
 from preprocess.proving.findings import Findings
@@ -63,7 +64,7 @@ def check_sources(storage: Storage, manifest: Manifest, config: VerifyConfig, fi
             )
             while batch := list(itertools.islice(originals, ENCODED_TOGETHER)):
                 if tower is not None and contract.text is not None:
-                    worst_text = max(worst_text, text_difference(tower, batch, contract.text.storage))
+                    worst_text = max(worst_text, text_difference(tower, batch, contract.text))
                 latents += latent_differences(first_stage, batch, stored)
                 other += other_conditions(batch, contract)
                 looks += other_looks(batch, held, 2 if contract.flip else 1)
@@ -170,22 +171,26 @@ def _originals(
         )
 
 
-def text_difference(tower: TextTower, originals: list[Original], storage: str) -> float:
-    """Largest absolute difference between the cached text states and those of the source's captions. For stored tokens:
-    0, or infinite if any differs."""
-    ids = [original.sample.ids for original in originals]
-    if storage == "tokens":
-        all_equal = all(
-            original.record.members["tokens"].tolist() == row for original, row in zip(originals, ids, strict=True)
-        )
-        return 0.0 if all_equal else float("inf")
-    states = tower.encode(torch.tensor(ids)).cpu().numpy()
-    worst = 0.0
-    for fresh, original in zip(states, originals, strict=True):
-        cached = original.record.members["text"].astype(np.float32)
-        if len(cached) != (len(fresh) if storage == "full" else original.sample.ids.index(tower.eot) + 1):
-            return float("inf")
-        worst = max(worst, float(np.abs(fresh[: len(cached)] - cached).max()))
+def text_difference(tower: TextTower, originals: list[Original], text: TextFacts) -> float:
+    """Largest absolute difference between the cached text states and those of the source's captions. Of token ids: 0,
+    or infinite if any differs."""
+    ids = [one.ids for original in originals for one in original.sample.captions]
+    parts = (ids[first : first + ENCODED_TOGETHER] for first in range(0, len(ids), ENCODED_TOGETHER))
+    states = None
+    if text.storage != "tokens":
+        states = np.concatenate([tower.encode(torch.tensor(part)).cpu().numpy() for part in parts])
+    worst, first = 0.0, 0
+    for original in originals:
+        count = len(original.sample.captions)
+        own = None if states is None else states[first : first + count]
+        wanted = text_arrays(original.sample, own, text.storage, text.captions, tower.eot)
+        first += count
+        for name, array in wanted.items():
+            cached = original.record.members[name]
+            if cached.shape != array.shape or (name != "text" and not np.array_equal(cached, array)):
+                return float("inf")
+            if name == "text":
+                worst = max(worst, float(np.abs(array - cached.astype(np.float32)).max()))
     return worst
 
 

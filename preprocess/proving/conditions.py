@@ -17,7 +17,8 @@ LATENT_TOLERANCE = 0.05  # root mean square, of scaled latents, whose values are
 
 def exact(contract: Contract) -> list[str]:
     """Names of the arrays that are made again to the bit."""
-    first = {"moments", "latents", "text", "tokens", MASKED} | ({"pixels"} if contract.stored == "pixels" else set())
+    first = {"moments", "latents", "text", "tokens", "captions", MASKED}
+    first |= {"pixels"} if contract.stored == "pixels" else set()
     return [member.name for member in contract.members if member.name not in first]
 
 

@@ -42,21 +42,29 @@ class Target:
 @dataclass(frozen=True)
 class Recipe:
     """Targets, crop policy, filters and limits. The fields are those of EncodeConfig, but for `conditions`, which are
-    the facts of what is made beside the image, caption_key, which is "" where no caption is read, `png`: whether crops
-    are packed as PNGs (a contract's recipe does not, for nothing is compared with them), and `whole`: (width, height)
-    in pixels of the picture that the CLIP score is of, (0, 0) without that filter."""
+    the facts of what is made beside the image; caption_keys and captions: where captions are read, () for nowhere, and
+    how many at most; lists: whether one place may hold several; `png`: whether crops are packed as PNGs (a contract's
+    recipe does not, for nothing is compared with them); and `whole`: (width, height) in pixels of the picture that the
+    CLIP score is of, (0, 0) without that filter."""
 
     targets: tuple[Target, ...]
     crop: str = "centre"
     seed: int = 0
     flip: bool = False
-    caption_key: str = "txt"
+    caption_keys: tuple[str, ...] = ("txt",)
+    captions: int = 1
+    lists: bool = False
     conditions: Conditions = field(default_factory=Conditions)
     png: bool = False
     colour: str = "as_stored"
     whole: tuple[int, int] = (0, 0)
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    @property
+    def caption_key(self) -> str:
+        """Where captions are read first, "" for nowhere."""
+        return self.caption_keys[0] if self.caption_keys else ""
 
     @property
     def reads_columns(self) -> bool:
@@ -80,7 +88,9 @@ def recipe_of(config: EncodeConfig) -> Recipe:
         crop=config.crop,
         seed=config.seed,
         flip=config.flip,
-        caption_key=config.caption_place,
+        caption_keys=config.caption_places,
+        captions=config.captions,
+        lists=config.captions_most > 0,
         conditions=conditions_of(config),
         png=config.pixels == "png",
         colour=config.colour or NEW_COLOUR,
@@ -92,12 +102,15 @@ def recipe_of(config: EncodeConfig) -> Recipe:
 
 def recipe_of_contract(contract: Contract) -> Recipe:
     """The recipe that a cache was made by."""
+    text = contract.text
     return Recipe(
         targets=(Target(contract.resolution, contract.buckets),),
         crop=contract.crop,
         seed=contract.seed,
         flip=contract.flip,
-        caption_key=contract.caption_key,
+        caption_keys=(text.keys or (contract.caption_key,)) if text else (),
+        captions=text.captions if text else 0,
+        lists=text is not None and text.captions > 1,
         conditions=contract.conditions,
         colour=contract.colour,
         filters=from_dict(FiltersConfig, contract.filters),

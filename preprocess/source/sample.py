@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.config import FiltersConfig
 from pipeline.config.values.rules import parse_rules
+from pipeline.data.format.members import NO_CAPTION
 from pipeline.data.format.pixels import png_bytes
 from pipeline.errors import RecordRejected
 from preprocess.colour.profiles import Outcome
@@ -65,26 +66,64 @@ class Picture:
         return Picture(self.bucket, self.crop, self.pixels[:, ::-1], conditions, self.cut_boxes, pngs, self.looks)
 
 
+@dataclass(frozen=True)
+class Caption:
+    """A caption of a sample. key: number of the place that it was read from, among those of the recipe. ids, tokens:
+    its L token ids, and their number with start and end, before truncation."""
+
+    text: str
+    key: int
+    ids: list[int]
+    tokens: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the context is too short for it."""
+        return self.tokens > len(self.ids)
+
+
 @dataclass
 class Prepared:
     """A sample ready for the encoders.
 
-    caption, ids, tokens: the caption, its L token ids, and their number with start and end, before truncation; "", []
-    and 0 where no captions are taken. size: (width,
-    height) of the upright original in pixels. digest: equal for duplicates, b"" when duplicates are kept. pictures: one
-    per target. profile: what became of its colour profile. whole: the picture that its CLIP score is of, (H, W, 3)
-    uint8, where there is that filter.
+    captions: in the order of the places where they were read; none where none are taken. size: (width, height) of the
+    upright original in pixels. digest: equal for duplicates, b"" when duplicates are kept. pictures: one per target.
+    profile: what became of its colour profile. whole: the picture that its CLIP score is of, (H, W, 3) uint8, where
+    there is that filter. several: whether records hold several captions. cut_captions: how many it has that its records
+    lack, as they are too many.
     """
 
     key: str
-    caption: str
-    ids: list[int]
-    tokens: int
+    captions: list[Caption]
     size: tuple[int, int]
     digest: bytes
     pictures: list[Picture]
     profile: Outcome = ""
     whole: np.ndarray | None = None
+    several: bool = False
+    cut_captions: int = 0
+
+    @property
+    def caption(self) -> str:
+        """The first caption, "" where none are taken."""
+        return self.captions[0].text if self.captions else ""
+
+    @property
+    def ids(self) -> list[int]:
+        """Its token ids."""
+        return self.captions[0].ids if self.captions else []
+
+    @property
+    def tokens(self) -> int:
+        """Its number of tokens, with start and end and before truncation."""
+        return self.captions[0].tokens if self.captions else 0
+
+    def ids_of_all(self, most: int) -> np.ndarray:
+        """The array `captions` of its records, (most, 1 + L) int32: key and token ids of each caption."""
+        rows = np.full((most, 1 + len(self.ids)), NO_CAPTION, dtype=np.int32)
+        for row, one in zip(rows, self.captions, strict=False):
+            row[0], row[1:] = one.key, one.ids
+        return rows
 
     def meta(self, target: int = 0, *, flipped: bool = False) -> dict[str, Any]:
         """The json of the record. Its crop is (left, top, width, height) in pixels of the image after resizing to
@@ -94,12 +133,13 @@ class Prepared:
             "key": self.key,
             "caption": self.caption,
             "tokens": min(self.tokens, len(self.ids)),
-            "truncated": self.tokens > len(self.ids),
+            "truncated": any(one.truncated for one in self.captions[:1]),
             "width": crop.width,
             "height": crop.height,
             "resized": list(crop.resized),
             "crop": list(crop.box),
         }
+        meta |= {"captions": [one.text for one in self.captions]} if self.several else {}
         return meta | ({"flipped": True} if flipped else {})
 
 
@@ -109,13 +149,14 @@ def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list
     if sample.problem:
         raise RecordRejected(sample.problem, PROBLEMS[sample.problem])
     data = sample.image()
-    text = caption(sample, recipe.caption_key, recipe.limits.caption_bytes) if recipe.caption_key else ""
-    refuse_unwanted(sample, text, recipe.filters)
+    read, left_out = read_captions(sample, recipe)
+    texts = [text for _, text in read]
+    refuse_unwanted(sample, texts, recipe.filters)
     opened = open_image(data, recipe.limits)
     refuse_size(opened.size, recipe.filters)
     refuse_thin(opened.size, sample.key, recipe)
-    ids, tokens = (list[int](), 0) if tokenize is None else tokenize(text)
-    if tokenize is not None and tokens <= NO_WORDS:
+    captions = [Caption(text, key, *(tokenize(text) if tokenize else ([], 0))) for key, text in read]
+    if tokenize is not None and any(one.tokens <= NO_WORDS for one in captions):
         raise RecordRejected("caption_empty", "it has no token")
     image, profile = decode_colours(opened, data, recipe.colour)
     columns = metadata(sample) if recipe.reads_columns else {}
@@ -129,9 +170,10 @@ def prepare(sample: Sample, recipe: Recipe, tokenize: Callable[[str], tuple[list
         pngs = tuple(map(png_bytes, both)) if recipe.png else ()
         looks = looks_of(resized, crop) if recipe.filters.near_duplicates else b""
         pictures.append(Picture(bucket, crop, pixels, *found, pngs, looks))
-    digest = content_digest(data, text, recipe.filters.duplicates)
+    digest = content_digest(data, "\0".join(texts), recipe.filters.duplicates)
     whole = whole_picture(image, recipe.whole) if any(recipe.whole) else None
-    return Prepared(sample.key, text, ids, tokens, image.size, digest, pictures, profile, whole)
+    several = recipe.captions > 1
+    return Prepared(sample.key, captions, image.size, digest, pictures, profile, whole, several, left_out)
 
 
 def looks_of(resized: Image.Image, crop: Crop) -> bytes:
@@ -173,12 +215,12 @@ def refuse_thin(size: tuple[int, int], key: str, recipe: Recipe) -> None:
             raise rejection from None
 
 
-def refuse_unwanted(sample: Sample, text: str, filters: FiltersConfig) -> None:
-    """Raises RecordRejected for a sample that a filter on the caption or the json excludes: filter:min_caption,
+def refuse_unwanted(sample: Sample, texts: Sequence[str], filters: FiltersConfig) -> None:
+    """Raises RecordRejected for a sample that a filter on a caption or the json excludes: filter:min_caption,
     filter:max_caption, filter:RULE or column_missing:KEY."""
-    if len(text) < filters.min_caption:
+    if any(len(text) < filters.min_caption for text in texts):
         raise RecordRejected(f"{FILTERED}min_caption")
-    if filters.max_caption and len(text) > filters.max_caption:
+    if filters.max_caption and any(len(text) > filters.max_caption for text in texts):
         raise RecordRejected(f"{FILTERED}max_caption")
     columns = metadata(sample) if filters.keep else {}
     for rule in parse_rules(filters.keep):
@@ -198,7 +240,7 @@ def refuse_size(size: tuple[int, int], filters: FiltersConfig) -> None:
 
 
 def content_digest(data: bytes, text: str, duplicates: str) -> bytes:
-    """A hash of DIGEST_BYTES that duplicates have in common, or b"" when duplicates are kept."""
+    """A hash of DIGEST_BYTES that duplicates have in common, or b"" when duplicates are kept. text: the captions."""
     if duplicates == "keep":
         return b""
     digest = hashlib.sha256(data)
@@ -207,19 +249,59 @@ def content_digest(data: bytes, text: str, duplicates: str) -> bytes:
     return digest.digest()[:DIGEST_BYTES]
 
 
-def caption(sample: Sample, where: str, most_bytes: int) -> str:
-    """The caption of a sample without surrounding white space. where: "txt" or "json:KEY". Raises RecordRejected."""
-    if where == "txt":
+def read_captions(sample: Sample, recipe: Recipe) -> tuple[list[tuple[int, str]], int]:
+    """The captions of a sample, without surrounding white space, each with the number of its place among
+    recipe.caption_keys, in the order of the places; and how many further ones there are.
+
+    Of more than recipe.captions the first of each place are taken, then the second, and so on. Raises RecordRejected.
+    """
+    columns = metadata(sample) if any(place != "txt" for place in recipe.caption_keys) else {}
+    values = [values_at(place, sample, columns, recipe) for place in recipe.caption_keys]
+    taken = shared_out([len(found) for found in values], recipe.captions)
+    texts = [
+        (key, cleaned(data, recipe.limits.caption_bytes))
+        for key, count in enumerate(taken)
+        for data in values[key][:count]
+    ]
+    return texts, sum(map(len, values)) - sum(taken)
+
+
+def values_at(place: str, sample: Sample, columns: Mapping[str, Any], recipe: Recipe) -> list[bytes]:
+    """What is found at a place of captions, one at least. columns: of the sample's json. Raises RecordRejected."""
+    where = f"{place}: " if recipe.captions > 1 else ""
+    if place == "txt":
         if "txt" not in sample.members:
-            raise RecordRejected("caption_missing", sample.files)
-        data = sample.members["txt"]
-    else:
-        value = metadata(sample).get(where.removeprefix("json:"))
-        if value is None:
-            raise RecordRejected("caption_missing", sample.files)
-        if not isinstance(value, str):
-            raise RecordRejected("caption_not_text")
-        data = value.encode("utf-8", "surrogatepass")
+            raise RecordRejected("caption_missing", where + sample.files)
+        return [sample.members["txt"]]
+    value = columns.get(place.removeprefix("json:"))
+    if value is None:
+        raise RecordRejected("caption_missing", where + sample.files)
+    if isinstance(value, list) and not recipe.lists:
+        raise RecordRejected("caption_not_text", f"{place} is a list; captions_most=N stores N captions of it")
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise RecordRejected("caption_list_empty", f"{place} is a list without captions")
+    if any(isinstance(one, list) for one in values):
+        raise RecordRejected("caption_list_nested", f"{place} is a list of lists")
+    if not all(isinstance(one, str) for one in values):
+        raise RecordRejected("caption_not_text", where.removesuffix(": "))
+    return [one.encode("utf-8", "surrogatepass") for one in values]
+
+
+def shared_out(counts: Sequence[int], most: int) -> list[int]:
+    """How many captions of each place are taken, of `counts` that there are, `most` in all: the first of each, then
+    the second of each, and so on."""
+    taken = [0] * len(counts)
+    for turn in range(max(counts, default=0)):
+        for key, count in enumerate(counts):
+            if sum(taken) == most:
+                return taken
+            taken[key] += turn < count
+    return taken
+
+
+def cleaned(data: bytes, most_bytes: int) -> str:
+    """A caption without what shows nothing at its ends. Raises RecordRejected."""
     if len(data) > most_bytes:
         raise RecordRejected("caption_too_long", f"{len(data)} bytes, limits.caption_bytes={most_bytes}")
     try:

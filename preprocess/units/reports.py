@@ -87,6 +87,7 @@ class _Report:
     thumbnails: tuple[dict[str, Any], ...]
     cut_boxes: Count = 0
     profiles: dict[str, Count] = field(default_factory=dict)
+    cut_captions: Count = 0
     left_out: bool = False
 
 

@@ -15,7 +15,7 @@ from pipeline.storage.base import ObjectInfo, Storage
 from preprocess.encoding.plan import Plan, read_plan, report_key
 from preprocess.source.image import open_image
 from preprocess.source.recipe import recipe_of_contract
-from preprocess.source.sample import caption
+from preprocess.source.sample import read_captions
 from preprocess.units.inputs import Hashes, Input
 from preprocess.units.matching import Known, Matcher, Matching, lies_at
 from preprocess.units.reports import Report, read_reports
@@ -108,7 +108,7 @@ class State:
         for sample in samples:
             try:
                 if contract.caption_key:
-                    found.add((sample.key, caption(sample, contract.caption_key, recipe.limits.caption_bytes)))
+                    found.add((sample.key, read_captions(sample, recipe)[0][0][1]))
                 else:
                     found.add((sample.key, *sorted(open_image(sample.image(), recipe.limits).size)))
             except RecordRejected:

@@ -16,8 +16,8 @@ from pipeline.errors import LatentmillError
 
 SECONDS, MEGABYTES = 2.0, 200.0
 """Most CPU time of one input, and most that the process may grow by."""
-QUICK = {"max_examples": 100, "deadline": None, "derandomize": True}
-LONG = {"max_examples": 4000, "deadline": None}
+QUICK: dict[str, Any] = {"max_examples": 100, "deadline": None, "derandomize": True}
+LONG: dict[str, Any] = {"max_examples": 4000, "deadline": None}
 HOSTILE: list[Any] = [
     *(
         None,

@@ -277,7 +277,7 @@ def test_no_tower_and_no_tokenizer_are_loaded_without_captions(
     for place in ("preprocess.encode.load_text", "preprocess.source.decoders.load_tokenizer"):
         monkeypatch.setattr(place, None)
     source = f"{shapes}/00001.tar"
-    assert main(config(source, tmp_path / "c", text_storage="none", caption_key="")) == 0
+    assert main(config(source, tmp_path / "c", text_storage="none", caption_key=())) == 0
     assert main(config(source, tmp_path / "c", text_storage="none")) == 0  # the same contract
     assert not (tmp_path / "c/uncond.npy").exists()
 
@@ -381,7 +381,7 @@ def test_conditions_of_every_bucket_flip_and_random_crop_are_made_again(tmp_path
         buckets=16,
         crop="random",
         text_storage="full",
-        caption_key="json:words",
+        caption_key=("json:words",),
         classes=ClassesConfig(count=5),
         boxes=BoxesConfig(count=3),
         labels=LabelsConfig(count=5, grid=2),
@@ -389,7 +389,7 @@ def test_conditions_of_every_bucket_flip_and_random_crop_are_made_again(tmp_path
     )
     with pytest.raises(SourceError, match="5 read, rejected: 5 caption_missing"):
         main(replace(settings, dest=str(tmp_path / "none")))
-    main(replace(settings, text_storage="none", caption_key="txt"))
+    main(replace(settings, text_storage="none", caption_key=("txt",)))
     manifest = manifest_of(dest)
     assert len({entry.size for entry in manifest.shards}) > 2 and manifest.samples == 2 * len(sizes)
     for record in first_records(open_storage(str(dest)), manifest, 99):

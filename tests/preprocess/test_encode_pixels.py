@@ -128,15 +128,15 @@ def test_pngs_take_less_where_pictures_are_not_noise(tmp_path: Path) -> None:
 def test_verify_finds_pixels_that_are_not_their_sources(
     pixels: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sample.crop_image
+    real = sample.cut
 
     def brighter(*given: Any) -> np.ndarray:
-        wrong = real(*given).copy()
+        wrong = np.array(real(*given))
         wrong[0, 0, 0] ^= 1
         return wrong
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample, "crop_image", brighter)
+        patch.setattr(sample, "cut", brighter)
         make(source, tmp_path / "cache", pixels)
     with pytest.raises(DataError, match=r"pixels of 000000_000000 are not those of its source's crop"):
         verify.main(VerifyConfig(dataset=str(tmp_path / "cache"), source=source))
@@ -159,7 +159,7 @@ def test_verify_finds_a_png_that_cannot_be_decoded(source: str, tmp_path: Path) 
 
 
 def test_captions_are_stored_where_their_key_is_given(source: str, tmp_path: Path) -> None:
-    manifest = make(source, tmp_path / "cache", "png", caption_key="txt", text_storage="tokens")
+    manifest = make(source, tmp_path / "cache", "png", caption_key=("txt",), text_storage="tokens")
     contract = manifest.contract
     assert contract.text is not None and (contract.text.storage, contract.caption_key) == ("tokens", "txt")
     first = records(tmp_path / "cache")[0]

@@ -45,7 +45,7 @@ def test_a_gpu_is_no_part_of_the_contract_where_nothing_is_encoded(
         ({"conditions": ("pixels",)}, "holds its crop already"),
         ({"conditions": ("labels",), "labels": LabelsConfig(count=3)}, "labels.grid=1"),
         ({"text_storage": "trimmed"}, "give caption_key=txt"),
-        ({"caption_key": "json:"}, "caption_key=json:"),
+        ({"caption_key": ("json:",)}, "caption_key=json:"),
         ({"conditions": ("lowres",), "lowres": LowresConfig(factor=5)}, "lowres.factor=5: resolution=24"),
     ],
 )

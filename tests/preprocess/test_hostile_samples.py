@@ -174,7 +174,7 @@ def test_a_caption_that_shows_nothing_is_empty(text: str) -> None:
     """F14: some were stored as captions that have no token."""
     assert reason(sample(text)) == "caption_empty"
     columns = json.dumps({"caption": text}).encode()
-    assert reason(sample(png=png(), json=columns), caption_key="json:caption") == "caption_empty"
+    assert reason(sample(png=png(), json=columns), caption_key=("json:caption",)) == "caption_empty"
 
 
 def test_a_stored_caption_has_neither_nul_nor_byte_order_mark() -> None:
@@ -227,9 +227,9 @@ def test_columns_that_cannot_be_used_are_counted(columns: str, expected: str) ->
 
 def test_columns_of_many_megabytes_or_no_utf8_are_rejected_at_once() -> None:
     for data in (b'{"a": "' + b"x" * (17 << 20) + b'"}', b'{"a": "\xff"}', b'{"a": ' + b"9" * 1_000_000 + b"9x}"):
-        assert reason(sample(png=png(), json=data), caption_key="json:caption") == "json_unreadable"
+        assert reason(sample(png=png(), json=data), caption_key=("json:caption",)) == "json_unreadable"
     digits = b'{"a": ' + b"9" * 1_000_000 + b', "caption": "a red square"}'
-    assert reason(sample(png=png(), json=digits), caption_key="json:caption") == ""
+    assert reason(sample(png=png(), json=digits), caption_key=("json:caption",)) == ""
 
 
 @pytest.mark.parametrize(

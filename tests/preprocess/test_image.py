@@ -201,7 +201,7 @@ def test_captions_in_any_script_and_from_json() -> None:
     text = "крупный красный круг 大きな赤い円 🔴"
     assert prepare(sample(txt=text.encode()), config(), ids).caption == text
     meta = json.dumps({"caption": text}).encode()
-    assert prepare(sample(json=meta), config(caption_key="json:caption"), ids).caption == text
+    assert prepare(sample(json=meta), config(caption_key=("json:caption",)), ids).caption == text
 
 
 def test_each_bad_sample_has_its_reason() -> None:
@@ -212,7 +212,7 @@ def test_each_bad_sample_has_its_reason() -> None:
     assert reason(sample(txt=b"  \n")) == "caption_empty"
     assert reason(sample(txt=b"x" * 70_000)) == "caption_too_long"
     assert reason(sample(jpg=b"x")) == "image_repeated"
-    from_json = {"caption_key": "json:caption"}
+    from_json = {"caption_key": ("json:caption",)}
     assert reason(sample(), **from_json) == "caption_missing"
     assert reason(sample(json=b"{}"), **from_json) == "caption_missing"
     assert reason(sample(json=b"{"), **from_json) == "json_unreadable"

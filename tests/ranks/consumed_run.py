@@ -73,7 +73,9 @@ def live(
     truncate_ledgers(run, n)
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(Stream(dataset, order, rank=rank, world=world, batch=BATCH, start_n=n, prefetch=1))
+            stack.enter_context(
+                Stream(dataset, order, rank=rank, world=world, batch=BATCH, start_n=n, seed=config.seed, prefetch=1)
+            )
             for rank in range(world)
         ]
         ledgers = [Ledger(run, Path(config.run), rank, world) for rank in range(world)]
@@ -89,9 +91,8 @@ def live(
                 places = zip(shard_numbers.tolist(), batch_of_rank.rows.tolist())
                 assert batch_of_rank.keys == [record_key(shard, row) for shard, row in places]
                 for batch in change(rank, batch_of_rank):
-                    ledgers[rank].add(
-                        batch.numbers, batch.shards, batch.rows, noise_digest(batch.numbers, [batch.numbers * 3])
-                    )
+                    draws = [batch.numbers * 3, *([] if batch.chosen is None else [batch.chosen])]
+                    ledgers[rank].add(batch.numbers, batch.shards, batch.rows, noise_digest(batch.numbers, draws))
                     for number, key, moments in zip(batch.numbers.tolist(), batch.keys, batch.tensors["moments"]):
                         record = key, hashlib.sha256(moments.numpy().tobytes()).hexdigest()
                         assert seen.setdefault(number, record) == record

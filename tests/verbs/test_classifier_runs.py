@@ -165,7 +165,7 @@ def test_what_a_classifier_cannot_do_is_said_in_one_line(folder: Path) -> None:
         lambda: train.main(replace(labelled_config(folder, "begun"), task=UnconditionalTask(), init=run)),
     ):
         assert "the run of a classifier, which draws no pictures" in refused(RunError, action)
-    drawing: dict[str, Any] = {"guidance": (1.0,), "strength": 0.5, "keep": True}
+    drawing: dict[str, Any] = {"guidance": (1.0,), "strength": 0.5, "keep": True, "caption": "2"}
     for key, value in drawing.items():
         said = refused(ConfigError, partial(eval_verb.main, EvalRunConfig(run=run, **{key: value})))
         assert said.startswith(f"{key}: ") and "draws nothing" in said

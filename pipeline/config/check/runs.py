@@ -16,6 +16,7 @@ from pipeline.config.check.groups import (
     check_world,
 )
 from pipeline.config.values.bounds import require
+from pipeline.config.values.captions import require_choice
 from pipeline.config.values.places import place
 
 
@@ -69,6 +70,7 @@ def check_train(config: c.TrainConfig) -> None:
         not config.compile or engine.stage <= 2 or engine.engine == "torch",
         "compile=true goes with ZeRO stage 2 at most: stage 3 gathers weights inside of what would be compiled",
     )
+    require_choice(config.eval.caption, "eval.caption")
     (check_evaluation if config.task.draws else check_classifier)(config)
 
 

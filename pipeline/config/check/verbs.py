@@ -22,6 +22,7 @@ from pipeline.config.check.groups import (
 from pipeline.config.check.runs import check_autoencoder, check_train
 from pipeline.config.check.steering import check_guide_of_eval, check_guide_of_sample
 from pipeline.config.values.bounds import check_bounds, require, some_text
+from pipeline.config.values.captions import require_choice, require_places
 from pipeline.config.values.distances import require_distance
 from pipeline.config.values.rules import parse_rules
 from pipeline.config.values.times import limit_seconds
@@ -62,17 +63,18 @@ def check_encode(config: c.EncodeConfig) -> None:
 def check_captions(config: c.EncodeConfig) -> None:
     """What is read of captions, and whether any are."""
     if config.text_kind != "none":
-        _caption_key(config.caption_place)
+        require_places(config.caption_places, config.captions_most, config.caption_weights)
         return
     require(
-        config.caption_key in ("", "txt"),
-        f"caption_key={config.caption_key} with text_storage=none: no caption is read, so leave caption_key out",
+        config.caption_key in ((), ("",), ("txt",)),
+        f"caption_key={','.join(config.caption_key)} with text_storage=none: no caption is read, so leave caption_key "
+        "out",
     )
     filters, none = config.filters, "text_storage=none"
     if config.text_storage != "none":
         none = "stored=pixels and no caption_key"
         require(
-            config.text_storage == "full",
+            config.text_storage in ("", "full"),
             f"text_storage={config.text_storage} with {none}: no caption is read, so give caption_key=txt, or leave "
             "text_storage out",
         )
@@ -81,6 +83,8 @@ def check_captions(config: c.EncodeConfig) -> None:
             not getattr(filters, key),
             f"filters.{key}={getattr(filters, key)} with {none}: no caption is read, so leave it out",
         )
+    for key in ("captions_most", "caption_weights"):
+        require(not getattr(config, key), f"{key} is given with {none}: no caption is read, so leave it out")
     require(filters.duplicates != "pair", f"filters.duplicates=pair with {none}: give image, or keep")
 
 
@@ -171,6 +175,8 @@ def check_eval(config: c.EvalRunConfig) -> None:
     check_guidance(config.guidance, config.guidance_low, config.guidance_high, config.rescale)
     if config.perceptual:
         require_distance(config.perceptual, "perceptual")
+    if config.caption:
+        require_choice(config.caption, "caption")
     for steps in config.steps:
         check_start(config.strength, steps)
     check_guide_of_eval(config)
@@ -315,10 +321,3 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     c.SubmitConfig: check_submit,
 }
 """The configuration of a verb -> the check of contradictions between its fields."""
-
-
-def _caption_key(value: str) -> None:
-    require(
-        value == "txt" or (value.startswith("json:") and len(value) > 5),
-        f"caption_key={value}: txt, or json:KEY for a key of the .json member",
-    )

@@ -6,13 +6,13 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pipeline.conditions.facts import Conditions
-from pipeline.data.format.bounds import MOST_SIDE, Channels, MaybeDigest, Scale, Shift, Side
+from pipeline.data.format.bounds import MOST_SIDE, Channels, MaybeDigest, Name, Scale, Shift, Side
 from pipeline.errors import ContractMismatch
-from pipeline.parsing.bounds import Several, Text, Whole
+from pipeline.parsing.bounds import Real, Several, Text, Whole
 
 ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must share to serve one model
     "vae_sha256",
@@ -34,6 +34,10 @@ WHERE_NEEDED: dict[str, Any] = {"pixels": "array", "converted": None, "clip_sha2
 their digests are as they were."""
 FILTERS_WHERE_NEEDED: dict[str, Any] = {"near_duplicates": 0, "clip_score": 0.0}
 """The same of its filters."""
+TEXT_WHERE_NEEDED: dict[str, Any] = {"keys": [], "weights": []}
+"""The same of the facts of a text."""
+MOST_CAPTIONS = 64
+"""Captions of a record."""
 MISSING = object()
 LONGEST_VALUE = 400
 """Characters of a list that a message shows."""
@@ -47,7 +51,7 @@ class Member:
     """One array of every record."""
 
     name: Annotated[str, Text(MEMBER_NAME, "the name of an array, such as moments or cond.boxes,")]
-    """Name of the array: moments, latents, pixels, text, tokens or cond.NAME."""
+    """Name of the array: moments, latents, pixels, text, tokens, captions or cond.NAME."""
     shape: Annotated[tuple[Annotated[int, Whole(-1, MOST_SIDE)], ...], Several(0, 8)]
     """Shape of the array; -1 for a side that differs between records."""
     dtype: Annotated[str, Text(DTYPE, "float16, float32, uint8 or int32")]
@@ -77,8 +81,18 @@ class TextFacts:
     """Number of token ids, for a transformer that is trained on them; 0 = not known (format 2)."""
     start: Annotated[int, Whole(-1, 2**31 - 1)] = field(default=-1, compare=False)
     """Token id that begins a caption; -1 = not known (format 2)."""
-    captions: Literal[1] = 1
-    """Captions stored of each record."""
+    captions: Annotated[int, Whole(1, MOST_CAPTIONS)] = 1
+    """Captions stored of each record, at most. With several, `captions` has the token ids of all, whatever is stored
+    beside them (data/reading/captions.py)."""
+    keys: Annotated[tuple[Name, ...], Several(0, MOST_CAPTIONS, different=True)] = ()
+    """Where several captions were read, in the order in which a record holds them; () of one caption."""
+    weights: Annotated[tuple[Annotated[float, Real(0, 1e9)], ...], Several(0, MOST_CAPTIONS)] = ()
+    """Chances of the keys, in any unit, by which training draws one; () = equal."""
+
+    @property
+    def of_one(self) -> TextFacts:
+        """What a model of these texts depends on, which does not show how many captions there are to choose from."""
+        return replace(self, captions=1, keys=(), weights=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +163,7 @@ class Contract:
     pixels: Literal["array", "png"] = "array"
     """How stored pixels lie in a record. array: (3, H, W) uint8. png: the bytes (N,) uint8 of a PNG of 8-bit RGB."""
     caption_key: str
-    """Where captions were read, "" for nowhere. No captions are dropped in a cache."""
+    """Where captions were read, of several keys the first, "" for nowhere. No captions are dropped in a cache."""
     text: TextFacts | None
     """Facts of the text states; None of a cache without captions."""
     conditions: Conditions = field(default_factory=Conditions)
@@ -210,10 +224,12 @@ def canonical_json(value: Any) -> bytes:
 
 def plain(value: Any) -> dict[str, Any]:
     """A dataclass as the values that JSON would parse to: dictionaries, lists, strings and numbers. A contract is
-    without those of WHERE_NEEDED that say what is so without them."""
+    without those of WHERE_NEEDED and TEXT_WHERE_NEEDED that say what is so without them."""
     found = json.loads(canonical_json(dataclasses.asdict(value)))
     if isinstance(value, Contract):
         found = _needed(found, WHERE_NEEDED)
+        if found["text"] is not None:
+            found["text"] = _needed(found["text"], TEXT_WHERE_NEEDED)
     return found
 
 
@@ -251,11 +267,16 @@ def require_match(required: Contract, actual: Contract, what: str, names: tuple[
                 f"{what} cannot be proved to fit: {whose} does not know its encoders ({', '.join(unknown_hashes)}). "
                 "Index it again with encoders=NAME"
             )
-    differences = actual.differences(required, names)
+    differences = _of_one(actual).differences(_of_one(required), names)
     if differences:
         raise ContractMismatch(
             f"{what} was made differently: {'; '.join(differences)}. Encode it with the same encoders"
         )
+
+
+def _of_one(contract: Contract) -> Contract:
+    """A contract that does not show how many captions there are."""
+    return contract if contract.text is None else replace(contract, text=contract.text.of_one)
 
 
 def _pairs(place: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:

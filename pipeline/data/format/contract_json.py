@@ -42,6 +42,7 @@ def contract_to_json(contract: Contract, format: Format) -> dict[str, Any]:
     value = plain(contract)
     if format == 2:
         assert contract.text is not None and contract.stored == "moments", "a contract that format 2 cannot hold"
+        assert contract.text.captions == 1, "a contract that format 2 cannot hold"
         value = {name: item for name, item in value.items() if name not in SINCE_3}
         value["text"] = {name: item for name, item in value["text"].items() if name not in TEXT_SINCE_3}
     return value
@@ -60,7 +61,11 @@ def contract_digest(contract: Contract) -> str:
     value = plain(contract)
     value = {name: item for name, item in value.items() if name not in said or item != said[name]}
     if value["text"] is not None:
-        value["text"] = {name: item for name, item in value["text"].items() if name not in TEXT_SINCE_3}
+        value["text"] = {  # keys and weights are there with several captions alone
+            name: item
+            for name, item in value["text"].items()
+            if name not in TEXT_SINCE_3 or (name == "captions" and item > 1)
+        }
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
@@ -130,6 +135,7 @@ def check_facts(contract: Contract) -> None:
         )
     if contract.text is None and contract.text_sha256:
         raise ParseError("text_sha256: a cache without captions has no text tower")
+    check_captions(contract)
     if contract.stored == "pixels" and (contract.latent_shape[0], contract.downsampling) != (3, 1):
         raise ParseError("stored=pixels: 3 channels and downsampling=1 are wanted, as of pixels")
     if contract.pixels != "array" and contract.stored != "pixels":
@@ -139,6 +145,19 @@ def check_facts(contract: Contract) -> None:
             raise ParseError(f"conditions.{name}: {len(facts.names)} names of {facts.count}")
         if facts is not None and sum(map(len, facts.names)) > NAMES:
             raise ParseError(f"conditions.{name}: names of more than {NAMES} characters")
+
+
+def check_captions(contract: Contract) -> None:
+    """Raise ParseError where the facts of several captions contradict each other."""
+    text = contract.text
+    if text is None:
+        return
+    if text.captions == 1 and (text.keys or text.weights):
+        raise ParseError("text.keys and text.weights are of several captions, and text.captions=1")
+    if text.captions > 1 and not (1 <= len(text.keys) <= text.captions and text.keys[0] == contract.caption_key):
+        raise ParseError(f"text.captions={text.captions}: 1 to so many text.keys are wanted, first of them caption_key")
+    if text.weights and (len(text.weights) != len(text.keys) or not any(text.weights)):
+        raise ParseError("text.weights: one for each of text.keys is wanted, and one above 0")
 
 
 def check_sizes(contract: Contract) -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from pipeline.data.format.contract import Contract, Member
+from collections.abc import Iterable
+
+from pipeline.data.format.contract import Contract, Member, TextFacts
 from pipeline.errors import ShardCorrupt
 
 SHORTEST = 2
 """Tokens of the empty caption: start and end."""
+NO_CAPTION = -1
+"""Fills the rows of `captions` that hold none."""
 VARIES = -1
 """Stands for a side that differs between records."""
 ARRAYS = (
-    *("moments", "latents", "pixels", "text", "tokens", "cond.boxes", "cond.class", "cond.labels", "cond.lowres"),
-    *("cond.mask", "cond.masked"),
+    *("moments", "latents", "pixels", "text", "tokens", "captions", "cond.boxes", "cond.class", "cond.labels"),
+    *("cond.lowres", "cond.mask", "cond.masked"),
 )
 """Names of the arrays that facts describe."""
 FOREIGN_FLOAT = ("moments", "latents", "text")
 """Those that may be float32 as well, as other software stores them."""
+OF_CAPTIONS = ("text", "tokens")
+"""Arrays that readers are given of one caption; where records hold several, these are parts of what is stored."""
+Array = tuple[str, tuple[int, ...], str]
+"""Name, shape and dtype."""
 
 
 def arrays_of(contract: Contract) -> tuple[Member, ...]:
@@ -37,15 +45,7 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
         "pixels": ("pixels", (VARIES,) if contract.pixels == "png" else (3, *sides(1)), "uint8"),
     }
     arrays = [member(*images[contract.stored])]
-    if contract.text is not None:
-        text = contract.text
-        arrays.append(
-            {
-                "full": member("text", (text.length, text.width), "float16"),
-                "trimmed": member("text", (VARIES, text.width), "float16"),
-                "tokens": member("tokens", (text.length,), "int32"),
-            }[text.storage]
-        )
+    arrays += [member(*facts) for facts in _texts(contract)]
     conditions = contract.conditions
     if conditions.boxes is not None:
         arrays.append(member("cond.boxes", (conditions.boxes.most, 5), "float16"))
@@ -67,6 +67,41 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
     return tuple(arrays)
 
 
+def _texts(contract: Contract) -> list[Array]:
+    """Name, shape and dtype of what a record holds of its captions."""
+    text = contract.text
+    if text is None:
+        return []
+    several = (text.captions,) if text.captions > 1 else ()
+    states: dict[str, list[Array]] = {
+        "full": [("text", (*several, text.length, text.width), "float16")],
+        "trimmed": [("text", (VARIES, text.width), "float16")],
+        "tokens": [],
+    }
+    if several:
+        return [*states[text.storage], ("captions", (text.captions, 1 + text.length), "int32")]
+    return states[text.storage] or [("tokens", (text.length,), "int32")]
+
+
+def has_several(text: TextFacts | None) -> bool:
+    """Whether records hold several captions."""
+    return text is not None and text.captions > 1
+
+
+def held(names: Iterable[str], text: TextFacts | None) -> tuple[str, ...]:
+    """The arrays of a record that hold what readers are given as `names`."""
+    if not has_several(text):
+        return tuple(names)
+    parts = {"tokens": ("captions",), "text": ("captions", "text")}
+    return tuple(dict.fromkeys(part for name in names for part in parts.get(name, (name,))))
+
+
+def dtypes_of(contract: Contract) -> dict[str, str]:
+    """numpy's name of the dtype of each array that readers may be given, by its name."""
+    dtypes = {member.name: member.dtype for member in contract.members}
+    return dtypes | ({"tokens": dtypes["captions"]} if has_several(contract.text) else {})
+
+
 def most_png_bytes(size: tuple[int, int]) -> int:
     """More bytes than a PNG of `size` (width, height) has that does not shrink its pixels."""
     raw = size[1] * (1 + 3 * size[0])
@@ -78,14 +113,15 @@ def member_shape(
 ) -> tuple[int, ...]:
     """The shape of `member` in a record whose crop is `size` (width, height) in pixels.
 
-    found: the stored shape, if there is one. A trimmed text may have any length that the context allows, and a PNG any
-    length that its pixels can take; where `found` has such a length, it is the length that is returned.
+    found: the stored shape, if there is one. A trimmed text may have any length that the context of its captions
+    allows, and a PNG any length that its pixels can take; where `found` has such a length, it is the length that is
+    returned.
     """
     if VARIES not in member.shape:
         return member.shape
     if member.name == "text":
         assert contract.text is not None, "a text without its facts"
-        tokens, length = found[0] if found else 0, contract.text.length
+        tokens, length = found[0] if found else 0, contract.text.length * contract.text.captions
         return (tokens if SHORTEST <= tokens <= length else length, *member.shape[1:])
     width, height = size
     if member.name == "pixels" and len(member.shape) == 1:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
 
+from pipeline.data.format.contract import TextFacts
 from pipeline.data.format.index import DIGEST, Index, parse_index
 from pipeline.data.format.manifest import ShardEntry
-from pipeline.data.format.members import require_array
+from pipeline.data.format.members import has_several, held, require_array
 from pipeline.data.format.records import Record, unpack
 from pipeline.data.order.dataset import Dataset
+from pipeline.data.reading.captions import array_of
 from pipeline.data.reading.columns import Column, find_columns
 from pipeline.data.reading.disk_cache import DiskCache
 from pipeline.data.reading.memory import Pool
@@ -34,8 +37,9 @@ class Block:
     """A verified block in memory.
 
     data: (m,) uint8, its bytes. shard, rows: shard number and rows of its records. columns: the positions in `data` of
-    the arrays that the reader was made for. captions: whether its records have one. png: (width, height) of its crops
-    where their pixels are stored as PNGs, else None.
+    the arrays that the reader was made for. captions: whether its records have one. text: facts of the captions where
+    records hold several of them, else None. png: (width, height) of its crops where their pixels are stored as PNGs,
+    else None.
     """
 
     def __init__(
@@ -49,9 +53,11 @@ class Block:
         columns: dict[str, Column],
         layout: dict[str, str] | None = None,
         captions: bool = True,
+        text: TextFacts | None = None,
         png: tuple[int, int] | None = None,
     ) -> None:
-        self.data, self.shard, self.rows, self.columns, self.png = data, shard, rows, columns, png
+        self.data, self.shard, self.rows, self.columns = data, shard, rows, columns
+        self.text, self.png = text, png
         self._offsets, self._sizes, self._layout, self._captions = offsets, sizes, layout, captions
 
     def record(self, place: int, members: Sequence[str] | None = None) -> Record:
@@ -60,11 +66,27 @@ class Block:
         view = self.data.data[offset : offset + int(self._sizes[place])]
         return unpack(view, members, layout=self._layout, captions=self._captions)
 
+    def array(self, name: str, place: int) -> np.ndarray:
+        """The array `name` of record `place`, one of `columns`, as a view of the block's bytes."""
+        column = self.columns[name]
+        shape, start = column.shape(place), column.starts[place]
+        size = math.prod(shape) * column.dtype.itemsize
+        return self.data[start : start + size].view(column.dtype).reshape(shape)
+
+    def of_caption(self, name: str, place: int, row: int) -> np.ndarray:
+        """What readers call `name`, text or tokens, of caption `row` of record `place`. Raises ShardCorrupt."""
+        if self.text is None:
+            return self.array(name, place)
+        parts: tuple[str, ...] = ("captions", "text")
+        arrays = {part: self.array(part, place) for part in parts if part in self.columns}
+        return array_of(name, arrays, row, self.text)
+
 
 class Reader:
     """Reads blocks of one dataset. Indexes up to INDEX_BYTES are kept in memory, and blocks in `cache`. Thread-safe.
 
-    members: arrays whose columns a block has. pool: provides the memory of blocks.
+    members: arrays whose columns a block has, as readers call them; where records hold several captions, it has those
+    that hold the captions' arrays instead. pool: provides the memory of blocks.
     """
 
     def __init__(
@@ -104,8 +126,8 @@ class Reader:
             if self._cache is not None:
                 self._cache.put(name, data.data)
         try:
-            columns = find_columns(data, offsets, sizes, self._members, index.layout)
             contract = self._dataset.contract_of(stretch.shard)
+            columns = find_columns(data, offsets, sizes, held(self._members, contract.text), index.layout)
             for member, column in columns.items():
                 shapes = {column.shapes} if isinstance(column.shapes, tuple) else set(column.shapes)
                 for shape in shapes:
@@ -121,6 +143,7 @@ class Reader:
             columns=columns,
             layout=index.layout,
             captions=contract.text is not None,
+            text=contract.text if has_several(contract.text) else None,
             png=entry.size if contract.pixels == "png" else None,
         )
 

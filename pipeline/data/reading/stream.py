@@ -2,7 +2,8 @@
 
 One thread runs ahead of the training loop, in the sequence that `Order` determines, and asks a few others to fetch the
 next blocks, as far ahead as the memory bound allows. A record is used only after its SHA-256 has matched its index, and
-the index's SHA-256 the manifest. Nothing is random here: a batch depends only on (order, rank, world, n).
+the index's SHA-256 the manifest. Nothing is random here: a batch depends only on (order, rank, world, n), and which of
+a record's captions a sample sees on (seed, sample number).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from pipeline.data.format.members import OF_CAPTIONS, has_several, held
 from pipeline.data.format.present import require_shards
 from pipeline.data.order.dataset import Dataset
 from pipeline.data.order.mixture import AnyOrder
@@ -52,9 +54,10 @@ class Stream:
     """Endless iterator over one rank's batches from sample number start_n on.
 
     batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
-    b = batch / world. members: arrays to read. memory_bytes: bound on the blocks in memory. workers: threads that fetch
-    and verify, and as many that decode PNGs. prefetch: batches kept ready. order: of `dataset`. cache: keeps blocks on
-    a disk. device: to which tensors are copied ahead of their use.
+    b = batch / world. members: arrays to read; of captions one is read, which `seed` draws for each sample where
+    records hold several. memory_bytes: bound on the blocks in memory. workers: threads that fetch and verify, and as
+    many that decode PNGs. prefetch: batches kept ready. order: of `dataset`. cache: keeps blocks on a disk. device: to
+    which tensors are copied ahead of their use.
     Errors in any thread are raised by `next`. Use it as a context manager, or call close().
 
     Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
@@ -69,6 +72,7 @@ class Stream:
         world: int = 1,
         batch: int,
         start_n: int = 0,
+        seed: int = 0,
         members: Sequence[str] = ("moments", "text"),
         memory_bytes: int = 2 << 30,
         workers: int = 1,
@@ -81,7 +85,8 @@ class Stream:
                 f"a global batch of {batch} must be divisible by the {world} ranks and start at a multiple of itself"
             )
         for part in dataset.parts:
-            missing = sorted(set(members) - {member.name for member in part.manifest.contract.members})
+            contract = part.manifest.contract
+            missing = sorted(set(held(members, contract.text)) - {member.name for member in contract.members})
             if missing:
                 raise DatasetError(f"{part.storage.url} holds no {', '.join(missing)}: encode it with those conditions")
             require_shards(part.storage, part.manifest)
@@ -96,6 +101,8 @@ class Stream:
         self._dataset, self._order, self._transfer = dataset, order, BatchTransfer(device, pool)
         self._reader = Reader(dataset, cache, members=members, pool=pool)
         self._members, self._memory = tuple(members), memory_bytes
+        several = any(has_several(part.manifest.contract.text) for part in dataset.parts)
+        self._seed = seed if several and set(OF_CAPTIONS) & set(members) else None
         self._next_n = start_n
         self._plan_batches = max(PLAN_BATCHES, PLAN_SAMPLES // self._share)
         self._horizon = max(min(HORIZON_BATCHES, HORIZON_SAMPLES // self._share), self._plan_batches)
@@ -249,7 +256,14 @@ class Stream:
         length = self._dataset.contract.padded_text
         try:
             batch = collate(
-                plan.n, plan.numbers, records, self._members, length, self._transfer.take, self._decoders.map
+                plan.n,
+                plan.numbers,
+                records,
+                self._members,
+                length,
+                self._transfer.take,
+                self._decoders.map,
+                seed=self._seed,
             )
         except ShardCorrupt as error:
             raise ShardCorrupt(f"{self._dataset.url}: {error}") from None

@@ -52,10 +52,11 @@ class DiffusionObjective(Objective):
             self.inputs.seed, batch.numbers.to(device), self.inputs.latents.shape(images), self.config, self.drop
         )
         text = batch.tensors.get("text", batch.tensors.get("tokens"))
+        chosen = [] if batch.chosen is None else [batch.chosen.to(device)]
         return PreparedLatents(
             batch,
             self.inputs.latents.draw(images, draws.posterior),
-            [draws.posterior, draws.noise, draws.timestep, draws.drop],
+            [draws.posterior, draws.noise, draws.timestep, draws.drop, *chosen],
             noise_bucket(draws.timestep, self.config),
             draws=draws,
             conditions=conditions,

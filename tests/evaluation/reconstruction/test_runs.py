@@ -244,6 +244,7 @@ def test_the_report_of_a_run_shows_the_parts_of_its_loss(tmp_path: Path) -> None
         ({"sampler": ("ddim",)}, "sampler: {run} is the run of an autoencoder"),
         ({"strength": 0.5}, "strength: {run} is the run of an autoencoder"),
         ({"keep": True}, "keep: {run} is the run of an autoencoder"),
+        ({"caption": "2"}, "caption: {run} is the run of an autoencoder"),
         ({"data": DataConfig(val="{folder}/latents")}, "data.val={folder}/latents holds latents and no pictures"),
     ],
 )
