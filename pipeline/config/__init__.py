@@ -16,6 +16,7 @@ from pipeline.config.autoencoder import (
     GanConfig,
 )
 from pipeline.config.cluster import ClusterConfig, SubmitConfig
+from pipeline.config.columns import ColumnsConfig
 from pipeline.config.datasets import (
     DataVerbConfig,
     EncodeConfig,
@@ -66,6 +67,7 @@ CONFIGS = {
     "synth": SynthConfig,
     "fetch": FetchConfig,
     "encode": EncodeConfig,
+    "columns": ColumnsConfig,
     "index": IndexConfig,
     "verify": VerifyConfig,
     "reference": ReferenceConfig,
@@ -88,6 +90,7 @@ __all__ = [
     "ClassTask",
     "ClassifierTask",
     "ClusterConfig",
+    "ColumnsConfig",
     "DataConfig",
     "DataVerbConfig",
     "DeepSpeedConfig",

@@ -108,7 +108,7 @@ def shape(config: RunConfig, cluster: ClusterConfig) -> str:
 def reach(config: RunConfig, cluster: ClusterConfig, world: int, coming: Sequence[str]) -> list[str]:
     """Check the run, its datasets against the network, and a training step against the GPU's memory. Returns lines that
     report the results. Raises RunError, DatasetError, StorageError, ConfigError."""
-    from pipeline.data.format.manifest import load_manifest
+    from pipeline.data.joined.opening import joined
     from pipeline.planning.fit import require_fit
     from pipeline.runs.directory import committed, dataset_urls, is_finished, last_sample, require_resumable
     from pipeline.runs.distinct import require_distinct
@@ -124,7 +124,7 @@ def reach(config: RunConfig, cluster: ClusterConfig, world: int, coming: Sequenc
     manifests: dict[str, Manifest] = {}
     for url in filter(None, (*dataset_urls(config.data), config.data.val)):
         try:
-            manifests[url] = load_manifest(open_storage(url))
+            manifests[url] = joined(open_storage(url), config.data.columns)
         except DatasetError:
             if url not in coming:
                 raise

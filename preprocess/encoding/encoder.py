@@ -171,12 +171,7 @@ class Encoder:
     def text_states(self, ids: list[list[int]]) -> np.ndarray:
         """n rows of L ids -> text states (n, L, D) float16. Equal rows are encoded once."""
         assert self.text is not None, "no captions are stored"
-        unique: dict[tuple[int, ...], int] = {}
-        places = [unique.setdefault(tuple(row), len(unique)) for row in ids]
-        rows = list(unique)
-        rows += rows[-1:] * (-len(rows) % min(TEXT_STEP, self.batch))
-        states = self.text.encode(torch.tensor(rows, dtype=torch.int64)).half().cpu().numpy()
-        return states[places]
+        return text_states(self.text, ids, self.batch)
 
     def _images(self, pixels: list[np.ndarray]) -> Tensor:
         """n crops (H, W, 3) uint8 -> (batch, 3, H, W) float32 in [-1, 1] on the device; the padding is black."""
@@ -212,6 +207,16 @@ class Encoder:
             means.append(latents)
             any_retried |= retried
         return means[0] if variants == 1 else np.stack(means, axis=1), any_retried
+
+
+def text_states(tower: TextTower, ids: list[list[int]], batch: int) -> np.ndarray:
+    """n rows of L ids -> text states (n, L, D) float16. Equal rows are encoded once. batch: most rows at a time."""
+    unique: dict[tuple[int, ...], int] = {}
+    places = [unique.setdefault(tuple(row), len(unique)) for row in ids]
+    rows = list(unique)
+    rows += rows[-1:] * (-len(rows) % min(TEXT_STEP, batch))
+    states = tower.encode(torch.tensor(rows, dtype=torch.int64)).half().cpu().numpy()
+    return states[places]
 
 
 def encoder_of(config: EncodeConfig, recipe: Recipe, stage: FirstStage, text: TextTower | None) -> Encoder:

@@ -24,6 +24,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "synth": {"dest": "d"},
     "fetch": {"dest": "d"},
     "encode": {"source": "s", "dest": "d"},
+    "columns": {"dataset": "c", "source": "s", "dest": "d", "caption_key": "txt"},
     "index": {"dataset": "d", "source": "s"},
     "verify": {"dataset": "d"},
     "reference": {"dataset": "d"},

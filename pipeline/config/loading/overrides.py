@@ -15,7 +15,10 @@ from pipeline.config.loading.references import LITERAL, OPENING, Lacking, holds_
 from pipeline.config.loading.sweeps import swept_texts
 from pipeline.errors import ConfigError, OverrideError
 
-NAMES = ("data.mix", "mix", "size", "leave_out", "forget", "class", "boxes", "labels", "image", "mask", "guide.target")
+NAMES = (
+    *("data.mix", "data.columns", "columns", "mix", "size", "leave_out", "forget", "class", "boxes", "labels", "image"),
+    *("mask", "guide.target", "features", "scores"),
+)
 """Lists of names rather than of free text: they may be written [a,b]."""
 
 SEVERAL = ("guide",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.data.format.contract import Contract, Member
+from pipeline.data.format.contract import Contract, Member, TextFacts
 from pipeline.errors import ShardCorrupt
 
 SHORTEST = 2
@@ -38,14 +38,7 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
     }
     arrays = [member(*images[contract.stored])]
     if contract.text is not None:
-        text = contract.text
-        arrays.append(
-            {
-                "full": member("text", (text.length, text.width), "float16"),
-                "trimmed": member("text", (VARIES, text.width), "float16"),
-                "tokens": member("tokens", (text.length,), "int32"),
-            }[text.storage]
-        )
+        arrays.append(text_member(contract.text))
     conditions = contract.conditions
     if conditions.boxes is not None:
         arrays.append(member("cond.boxes", (conditions.boxes.most, 5), "float16"))
@@ -65,6 +58,15 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
     if conditions.pixels and contract.stored != "pixels":
         arrays.append(member("pixels", (3, *sides(1)), "uint8"))
     return tuple(arrays)
+
+
+def text_member(text: TextFacts) -> Member:
+    """The array that holds captions of these facts: text states, or token ids."""
+    return {
+        "full": Member(name="text", shape=(text.length, text.width), dtype="float16"),
+        "trimmed": Member(name="text", shape=(VARIES, text.width), dtype="float16"),
+        "tokens": Member(name="tokens", shape=(text.length,), dtype="int32"),
+    }[text.storage]
 
 
 def most_png_bytes(size: tuple[int, int]) -> int:
