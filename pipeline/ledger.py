@@ -29,7 +29,8 @@ SHOWN = 12  # problems that are listed
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb. argv: run directories, and dataset=URL (URL,URL,... for a mixture) and columns=URL,... when their dataset or its columns have moved.
+    """Run the verb. argv: run directories, and dataset=URL (URL,URL,... for a mixture) and columns=URL,... when their
+    dataset or its columns have moved.
 
     A run that cannot be read hides no other. Raises NotProved after printing what it found, and for a single run
     whatever keeps it from being read."""
@@ -81,8 +82,8 @@ def examine(run: RunInfo, url: str, dataset: str = "", columns: str = "") -> tup
     for number, (part, part_order) in enumerate(zip(used_dataset.parts, orders_of(order), strict=True)):
         manifest = part.manifest
         show(
-            f"{part.storage.url}: version {manifest.version} ({manifest.own.digest[:12]}), {part_order.records:,} records "
-            f"in {len(manifest.shards):,} shards; "
+            f"{part.storage.url}: version {manifest.version} ({manifest.own.digest[:12]}), {part_order.records:,} "
+            f"records in {len(manifest.shards):,} shards; "
             f"an epoch is {part_order.epoch_samples:,} samples{share(order, number)}"
         )
         for bound in manifest.columns:

@@ -123,7 +123,7 @@ def require_sources(manifest: Manifest, remaining: dict[int, Joint]) -> None:
     if missing:
         raise SourceError(
             f"source= has nothing for {len(missing)} of the {len(remaining)} units that are to be made, the first is "
-            f"{missing[0]}: name a .tar or .jsonl for each, under the same name; one that is empty leaves out its records"
+            f"{missing[0]}: name a .tar or .jsonl for each, under the same name; an empty .jsonl leaves out its records"
         )
 
 

@@ -4,8 +4,8 @@ stretch of steps between commits.
 A line holds two sums modulo 2**64 over the stretch's samples: of a hash of (n, shard number, row of its tar, and the
 digest of the columns that were read with it), and of a hash of (n, the random draws that the sample got). A sum does
 not depend on the rank or stretch that a sample fell in, so the totals of two runs over the same numbers are equal
-exactly when both trained on the same records with the same noise, whatever their worlds were. The order of the records is arithmetic, so `latentmill ledger` computes the first sum
-again (proof.py).
+exactly when both trained on the same records with the same noise, whatever their worlds were. The order of the records
+is arithmetic, so `latentmill ledger` computes the first sum again (proof.py).
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from preprocess.joining.reports import UnitReport, read_report, sizes_of
 def reports_of(
     dest: Storage, manifest: Manifest, contract: ColumnsContract, joints: Sequence[Joint]
 ) -> dict[int, UnitReport]:
-    """The reports of the units that are done, by number: those with a report, and with all files that it names. A report
-    whose files are gone is deleted, so that the unit is made again. Raises DestinationExists."""
+    """The reports of the units that are done, by number: those with a report, and with all files that it names. A
+    report whose files are gone is deleted, so that the unit is made again. Raises DestinationExists."""
     sizes = sizes_of(dest.list(""))
     found = {}
     for joint in joints:
@@ -43,8 +43,8 @@ def finalize(
     joints: Sequence[Joint],
     max_rejects: float,
 ) -> tuple[Columns, int, bool]:
-    """Merges all units and writes columns.json. Returns them, the number of samples that no record has, and whether this
-    call wrote it. Raises SourceError when too many records have no value, NotFound when a unit is not done."""
+    """Merges all units and writes columns.json. Returns them, the number of samples that no record has, and whether
+    this call wrote it. Raises SourceError when too many records have no value, NotFound when a unit is not done."""
     reports = reports_of(dest, manifest, contract, joints)
     if len(reports) < len(joints):
         raise NotFound(f"{dest.url}: a report is gone: run this again")
@@ -85,8 +85,8 @@ def refuse_rejects(dest: Storage, columns: Columns, max_rejects: float) -> None:
     if columns.excluded > max_rejects * records:
         raise SourceError(
             f"{dest.url}: {columns.excluded:,} of the cache's {records:,} records have no value ({reasons}; listed in "
-            f"{REJECTS}), more than max_rejects={max_rejects:g}. Run again with a higher max_rejects, which leaves them "
-            "out of what is read; or mend the source, delete dest, and run this again"
+            f"{REJECTS}), more than max_rejects={max_rejects:g}. Run again with a higher max_rejects, which leaves "
+            "them out of what is read; or mend the source, delete dest, and run this again"
         )
 
 

@@ -203,8 +203,8 @@ def begin(storage: Storage, contract: ColumnsContract, manifest: Manifest) -> No
         begun = read_plan(storage)
     if begun is not None and begun != contract:
         raise DestinationExists(
-            f"{storage.url} was begun with other settings ({'; '.join(begun.differences(contract))}): give the same, or "
-            "choose another dest"
+            f"{storage.url} was begun with other settings ({'; '.join(begun.differences(contract))}): give the same, "
+            "or choose another dest"
         )
 
 

@@ -93,8 +93,8 @@ def report_bytes(report: UnitReport) -> bytes:
 
 
 def read_report(storage: Storage, joint: Joint, of: Sequence[str], contract: str) -> UnitReport:
-    """The report of a unit. of: SHA-256 of the cache's tars. contract: digest of the columns' contract. Raises NotFound,
-    and DestinationExists for one that is damaged, or was made of other tars or under another contract."""
+    """The report of a unit. of: SHA-256 of the cache's tars. contract: digest of the columns' contract. Raises
+    NotFound, and DestinationExists for one that is damaged, or was made of other tars or under another contract."""
     where = storage.locate(joint.report_name)
     try:
         report = build(UnitReport, parse_json(storage.get(joint.report_name), REPORT_BYTES))

@@ -12,8 +12,8 @@ from pipeline.storage.base import Storage
 
 @dataclass(frozen=True)
 class Rows:
-    """One tar of the cache. keys: of each record, the key of its sample in the source, and its own. number: of the tar in
-    the cache's manifest."""
+    """One tar of the cache. keys: of each record, the key of its sample in the source, and its own. number: of the tar
+    in the cache's manifest."""
 
     number: int
     entry: ShardEntry

@@ -43,8 +43,8 @@ NO_SAMPLE = "key_missing"
 
 @dataclass
 class Tar:
-    """One tar that grows in a temporary file. waiting: rows that wait for a whole batch, with their values. captions: of
-    these, the ones that have values. without: rows that have none."""
+    """One tar that grows in a temporary file. waiting: rows that wait for a whole batch, with their values. captions:
+    of these, the ones that have values. without: rows that have none."""
 
     rows: Rows
     file: BinaryIO

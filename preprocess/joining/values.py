@@ -24,8 +24,8 @@ Tokenize = Callable[[str], tuple[list[int], int]]
 
 @dataclass
 class Value:
-    """The values of one sample. caption, ids, tokens: as Prepared has them; "", [] and 0 without a text. arrays: features
-    and scores by their stored names."""
+    """The values of one sample. caption, ids, tokens: as Prepared has them; "", [] and 0 without a text. arrays:
+    features and scores by their stored names."""
 
     key: str
     caption: str = ""

@@ -64,7 +64,7 @@ def check_columns(cache: Storage, manifest: Manifest, bound: Bound, findings: Fi
         if sorted(missing) != [tuple(pair) for pair in bound.excluded.tolist()]:
             wrong.append("the list of records without a value does not name those that have none")
         wrong += [
-            f"unit {unit.unit} counts {unit.rejected} as without a value, and its records say {dict(reasons[unit.unit])}"
+            f"unit {unit.unit} counts {unit.rejected} without a value, and its records say {dict(reasons[unit.unit])}"
             for unit in columns.units
             if dict(reasons[unit.unit]) != unit.rejected
         ]
@@ -191,8 +191,8 @@ def _tower(config: VerifyConfig, columns: Columns) -> TextTower | None:
     tower = load_text(encoders, pick_device("auto"))
     if tower.weights_sha256 != contract.text_sha256:
         raise ContractMismatch(
-            f"the text tower {encoders.text} has other weights ({tower.weights_sha256[:12]}) than the columns were made "
-            f"with ({contract.text_sha256[:12]}): say where those lie with encoders="
+            f"the text tower {encoders.text} has other weights ({tower.weights_sha256[:12]}) than the columns were "
+            f"made with ({contract.text_sha256[:12]}): say where those lie with encoders="
         )
     return tower
 
