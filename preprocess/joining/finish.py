@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.data.format.manifest import UNCOND, Manifest
 from pipeline.data.format.records import npy_bytes
-from pipeline.data.joined.columns import COLUMNS, Columns, ColumnsContract, columns_bytes, parse_columns
+from pipeline.data.joined.columns import COLUMNS, Columns, ColumnsContract, ColumnShard, columns_bytes, parse_columns
 from pipeline.errors import DestinationExists, NotFound, ParseError, SourceError
 from pipeline.storage.base import Storage
 from preprocess.encoding.rejects import REJECTS
@@ -48,7 +48,8 @@ def finalize(
     reports = reports_of(dest, manifest, contract, joints)
     if len(reports) < len(joints):
         raise NotFound(f"{dest.url}: a report is gone: run this again")
-    shards, places = {}, list[tuple[int, int]]()
+    shards: dict[int, ColumnShard] = {}
+    places: list[tuple[int, int]] = []
     for joint in joints:
         report = reports[joint.number]
         entries = report.shards([manifest.shards[number].size for number in joint.shards])

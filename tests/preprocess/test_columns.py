@@ -31,6 +31,7 @@ from pipeline.data.joined.columns import load_columns
 from pipeline.data.joined.opening import joined
 from pipeline.data.order.dataset import dataset_of
 from pipeline.data.reading.reader import Reader
+from pipeline.data.reading.shards import first_records
 from pipeline.errors import ContractMismatch, DestinationExists, LatentmillError, ShardCorrupt, SourceError
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.urls import open_storage
@@ -103,8 +104,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(folder: Path, monkeypat
     def dying(self: LocalStorage, key: str, data: bytes) -> None:
         if not key.startswith("claims/"):
             writes.append(key)
-        if len(writes) == fatal[0]:
-            raise KeyboardInterrupt
+            if len(writes) == fatal[0]:
+                raise KeyboardInterrupt
         put(self, key, data)
 
     for number in (1, 2, 3, 1, 2):  # at an index or at a report of the first unit, then of the second
@@ -313,3 +314,18 @@ def test_a_unit_is_published_after_its_tars(folder: Path, monkeypatch: pytest.Mo
     run(folder, lines(folder))
     written = [key for key in seen if not key.startswith("claims/")]
     assert written.index("000000.tar") < written.index("000000.index.json") < written.index("units/000000.json")
+
+
+def test_tars_of_several_crop_sizes_and_flipped_records_have_the_values_of_their_samples(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    write_sized(tmp_path / "source/00000.tar", [(64, 16), (16, 64)] * 3)
+    fields = {"stored": "pixels", "resolution": (32,), "buckets": 16, "bucket_aspect": 4.0, "flip": True}
+    encode.main(encode_config(f"{tmp_path}/source/*.tar", tmp_path / "cache", **fields))
+    write_lines(tmp_path / "lines/00000.jsonl", [3, 1, 5, 0, 4])  # without number 2, whose records are both left out
+    run(tmp_path, "lines/*.jsonl", max_rejects=0.2)
+    columns = load_columns(open_storage(str(tmp_path / "columns")))
+    assert len(columns.shards) == 2 and columns.rejected == {"key_missing": 2}
+    cache = open_storage(str(tmp_path / "cache"))
+    manifest = joined(cache, [str(tmp_path / "columns")])
+    found = [(one.meta["key"], one.meta["caption"]) for one in first_records(cache, manifest, 99)]
+    assert sorted(found) == sorted((f"{n:05d}", caption_of(n)) for n in (0, 1, 3, 4, 5) for _ in range(2))
