@@ -246,3 +246,18 @@ def test_records_with_other_columns_are_others_to_the_ledger(made: tuple[Storage
     places = np.arange(5), np.zeros(5, dtype=np.int64), np.arange(5)
     alone, both = record_hashes(*places), record_hashes(*places, dataset.columns)
     assert (alone == record_hashes(*places, "")).all() and not (alone == both).any()
+
+
+def test_a_mixture_reads_the_columns_of_each_of_its_caches(made: tuple[Storage, Manifest, str], tmp_path: Path) -> None:
+    other, beside = str(tmp_path / "other"), str(tmp_path / "other_columns")
+    make_columns(made[2], made[1])
+    make_columns(beside, make_cache(other, [6, 11]), without=[(0, 2)])
+    urls, caches = [beside, made[2]], [made[0], open_storage(other)]
+    manifests = [joined(cache, urls) for cache in caches]
+    require_all_bound(urls, manifests, "data.train and data.mix")
+    dataset = Dataset([part_of(cache, manifest) for cache, manifest in zip(caches, manifests, strict=True)])
+    for batch in batches(dataset, 12):
+        for i, (shard, row) in enumerate(zip(batch.shards.tolist(), batch.rows.tolist(), strict=True)):
+            number = shard - (len(SIZES) if shard >= len(SIZES) else 0)
+            assert (shard, row) != (len(SIZES), 2)
+            assert batch.tensors["column.extra"][i].tolist() == [number, row]

@@ -75,7 +75,12 @@ def bind(storage: Storage, columns: Columns, cache: Storage, manifest: Manifest)
 
 
 def stale(where: str, url: str, former: Manifest, manifest: Manifest) -> str:
-    """Why columns of a former version of a cache are refused."""
+    """Why columns of another version of a cache are refused."""
+    if former.version > manifest.version:
+        return (
+            f"{where} were made for version {former.version} of {url}, and version {manifest.version} of it is read, "
+            "with which a run began: begin another run, or leave the columns out"
+        )
     return (
         f"{where} are of version {former.version} of {url}, and version {manifest.version} of it is read: run the "
         "`latentmill columns` that made them again, with what the new shards need in source=; it keeps the rest"
