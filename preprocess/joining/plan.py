@@ -10,10 +10,10 @@ import torch
 
 from pipeline.config import ColumnsConfig, EncodersConfig
 from pipeline.config.loading.merge import from_dict
-from pipeline.data.format.contract import Contract, Member, canonical_json, plain, stored_limits
+from pipeline.data.format.contract import Contract, Member, canonical_json, stored_limits
 from pipeline.data.format.manifest import MANIFEST, UNCOND, Manifest, UnitEntry
 from pipeline.data.format.members import text_member
-from pipeline.data.joined.columns import BOUND, COLUMNS, PREFIX, ColumnsContract, check_contract
+from pipeline.data.joined.columns import BOUND, COLUMNS, PREFIX, ColumnsContract, check_contract, plain_contract
 from pipeline.errors import (
     ConfigError,
     ContractMismatch,
@@ -149,7 +149,7 @@ def build_columns_contract(
         versions={name: version(name) for name in PACKAGES} if encodes else {},
     )
     try:
-        contract = build(ColumnsContract, plain(contract))
+        contract = build(ColumnsContract, parse_json(plan_bytes(contract)))
         check_contract(contract)
     except ParseError as error:
         raise ConfigError(f"these settings make no columns that can be read again: {error}") from None
@@ -198,7 +198,7 @@ def begin(storage: Storage, contract: ColumnsContract, manifest: Manifest) -> No
     if begun is None:
         tars = {name for entry in manifest.shards for name in (entry.name, entry.index_name)}
         require_free(storage, lambda key: key in tars or would_write(key), "the columns (another dest)")
-        if storage.put_if_absent(PLAN, canonical_json(plain(contract))):
+        if storage.put_if_absent(PLAN, plan_bytes(contract)):
             return
         begun = read_plan(storage)
     if begun is not None and begun != contract:
@@ -206,6 +206,11 @@ def begin(storage: Storage, contract: ColumnsContract, manifest: Manifest) -> No
             f"{storage.url} was begun with other settings ({'; '.join(begun.differences(contract))}): give the same, "
             "or choose another dest"
         )
+
+
+def plan_bytes(contract: ColumnsContract) -> bytes:
+    """The file of a plan."""
+    return canonical_json(plain_contract(contract))
 
 
 def would_write(key: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from made.cache import make_cache, record
 from made.columns import column_record, make_columns, write_columns
-from pipeline.data.format.contract import plain
+from pipeline.data.format.contract import TextFacts, plain
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.manifest import Manifest
@@ -261,3 +261,21 @@ def test_a_mixture_reads_the_columns_of_each_of_its_caches(made: tuple[Storage, 
             number = shard - (len(SIZES) if shard >= len(SIZES) else 0)
             assert (shard, row) != (len(SIZES), 2)
             assert batch.tensors["column.extra"][i].tolist() == [number, row]
+
+
+def test_facts_of_a_text_that_come_later_leave_the_bytes_of_columns_as_they_are(
+    made: tuple[Storage, Manifest, str],
+) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(TextFacts):
+        places: tuple[str, ...] = ()
+
+    columns = make_columns(made[2], made[1])
+    text = columns.contract.text
+    assert text is not None
+    same, other = (
+        dataclasses.replace(columns, contract=dataclasses.replace(columns.contract, text=Later(**vars(text), **more)))
+        for more in ({}, {"places": ("here",)})
+    )
+    assert columns_bytes(same) == columns_bytes(columns) != columns_bytes(other)
+    assert same.contract.digest == columns.contract.digest != other.contract.digest

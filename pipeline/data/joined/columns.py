@@ -46,6 +46,8 @@ PREFIX = "column."
 NAME = re.compile(r"[a-z0-9_]{1,57}")
 """Names of features and scores."""
 MEMBER = re.compile(rf"text|tokens|{re.escape(PREFIX)}{NAME.pattern}")
+TEXT_FACTS = ("storage", "layer", "length", "width", "pad", "eot", "quick_gelu", "vocabulary", "start", "captions")
+"""Facts of a text that are always written."""
 MOST = 32
 """Arrays of a record of columns."""
 
@@ -80,7 +82,7 @@ class ColumnsContract:
     @cached_property
     def digest(self) -> str:
         """SHA-256 that identifies it."""
-        return hashlib.sha256(canonical_json(dataclasses.asdict(self))).hexdigest()
+        return hashlib.sha256(canonical_json(plain_contract(self))).hexdigest()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -190,7 +192,18 @@ class Columns(_Facts):
 
 def columns_bytes(columns: Columns) -> bytes:
     """The canonical bytes of columns.json."""
-    return canonical_json(dataclasses.asdict(columns))
+    return canonical_json(dataclasses.asdict(columns) | {"contract": plain_contract(columns.contract)})
+
+
+def plain_contract(contract: ColumnsContract) -> dict[str, Any]:
+    """The plain values of a contract. Facts of a text that came later than TEXT_FACTS are there only where they say
+    something, so that columns keep their bytes and digest."""
+    value = dataclasses.asdict(contract)
+    if contract.text is not None:
+        defaults = {fact.name: fact.default for fact in dataclasses.fields(contract.text)}
+        facts = value["text"].items()
+        value["text"] = {name: item for name, item in facts if name in TEXT_FACTS or item != defaults[name]}
+    return value
 
 
 def parse_columns(data: bytes) -> Columns:

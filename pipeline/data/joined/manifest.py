@@ -14,7 +14,7 @@ from pipeline.data.joined.binding import Bound
 from pipeline.errors import ContractMismatch
 from pipeline.storage.base import Storage
 
-TEXTS = ("text", "tokens")
+TEXTS = ("text", "tokens", "captions")
 """Arrays of a cache's captions, in whose place a column's stand."""
 TOWER = ("text", "text_pretrained", "text_layer", "text_pad", "text_length")
 """Keys of the encoders' configuration that say which text tower it is."""
