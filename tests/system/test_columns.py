@@ -27,6 +27,7 @@ from pipeline.config import (
 )
 from pipeline.data.format.manifest import load_manifest
 from pipeline.data.reading import stream as stream_module
+from pipeline.data.reading.shards import first_records
 from pipeline.errors import ContractMismatch, RunError
 from pipeline.eval import evaluate_run
 from pipeline.ledger import examine
@@ -130,10 +131,10 @@ def test_a_model_trains_on_the_columns_captions_as_on_a_caches_own(tmp_path: Pat
 
     for place, dest in ((tmp_path, "other"), (tmp_path / "held_out", "other_val")):
         (place / "lines").mkdir()
-        for number in range(2):
-            rows = [{"key": f"{12 * number + i:09d}", "long": f"picture {i}"} for i in range(12)]
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            (place / f"lines/{number:05d}.jsonl").write_text(text)
+        cache = open_storage(str(place / "cache"))
+        for i, record in enumerate(first_records(cache, load_manifest(cache), 99, ())):
+            with (place / f"lines/{int(record.key[:6]):05d}.jsonl").open("a") as file:
+                file.write(json.dumps({"key": record.meta["key"], "long": f"picture {i}"}) + "\n")
         changes = {"caption_key": "json:long", "text_storage": "tokens"}
         make(place / "cache", tmp_path / dest, f"{place}/lines/*.jsonl", **changes)
     urls = (str(tmp_path / "other"), str(tmp_path / "other_val"))
