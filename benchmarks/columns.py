@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,7 +171,7 @@ def make_columns(storage: Storage, manifest: Manifest) -> Columns:
         sizes = {"size": entry.size, "samples": entry.samples, "bytes": facts["bytes"], "unit": entry.unit}
         hashes = {"sha256": facts["sha256"], "index_sha256": hashlib.sha256(index).hexdigest(), "of": entry.sha256}
         shards.append(ColumnShard(name=entry.name, **sizes, **hashes))
-        counts = {"read": entry.samples, "unused": 0, "joined": entry.samples, "rejected": {}}
+        counts: dict[str, Any] = {"read": entry.samples, "unused": 0, "joined": entry.samples, "rejected": {}}
         units.append(ColumnUnit(unit=entry.unit, source=entry.name, source_sha256="0" * 64, source_bytes=1, **counts))
     contract = ColumnsContract(
         encoders={},

@@ -33,6 +33,7 @@ from preprocess.encoding.encoder import text_states
 from preprocess.encoding.finalize import tidy
 from preprocess.joining.finish import finalize, reports_of, summary
 from preprocess.joining.plan import (
+    UNITS,
     Joint,
     begin,
     build_columns_contract,
@@ -154,11 +155,11 @@ def make_units(
         claims,
         lambda number: number in mine or dest.exists(remaining[number].report_name),
     )
-    wanted = wanted_by(contract)
+    wanted, numbered = wanted_by(contract), manifest.adopted
     with Progress(len(remaining), "columns", "units", enabled=place.rank == 0) as progress:
         while (number := work.next()) is not None:
             mine.add(number)
-            UnitColumns(dest, contract, wanted, tower).make(cache, manifest, remaining[number])
+            UnitColumns(dest, contract, wanted, tower, numbered=numbered).make(cache, manifest, remaining[number])
             claims.release(number)
             progress.update(1)
 
@@ -172,7 +173,8 @@ def finish(
     rank: int,
 ) -> None:
     """Writes columns.json if every unit is done."""
-    missing = [unit for unit in units if not dest.exists(unit.report_name)]
+    listed = {info.key for info in dest.list(f"{UNITS}/")}
+    missing = [unit for unit in units if unit.report_name not in listed and not dest.exists(unit.report_name)]
     if missing:
         log.info(f"columns: rank {rank} is done, {len(missing)} of {len(units)} units are not")
         return

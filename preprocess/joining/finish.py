@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pipeline.storage.base import Storage
 from preprocess.encoding.rejects import REJECTS
 from preprocess.joining.plan import Joint
 from preprocess.joining.reports import UnitReport, read_report, sizes_of
+from preprocess.units.reports import READERS
 
 
 def reports_of(
@@ -23,12 +25,16 @@ def reports_of(
     """The reports of the units that are done, by number: those with a report, and with all files that it names. A
     report whose files are gone is deleted, so that the unit is made again. Raises DestinationExists."""
     sizes = sizes_of(dest.list(""))
-    found = {}
-    for joint in joints:
-        if joint.report_name not in sizes:
-            continue
+    reported = [joint for joint in joints if joint.report_name in sizes]
+
+    def read(joint: Joint) -> UnitReport:
         of = [manifest.shards[number].sha256 for number in joint.shards]
-        report = read_report(dest, joint, of, contract.digest)
+        return read_report(dest, joint, of, contract.digest)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        reports = list(pool.map(read, reported))
+    found = {}
+    for joint, report in zip(reported, reports, strict=True):
         if report.is_there(sizes):
             found[joint.number] = report
         else:

@@ -20,14 +20,14 @@ class Rows:
     keys: list[tuple[str, str]]
 
 
-def rows_of(storage: Storage, manifest: Manifest, number: int) -> Rows:
-    """Reads and verifies a whole tar of a cache. Raises ShardCorrupt."""
+def rows_of(storage: Storage, manifest: Manifest, number: int, *, numbered: bool) -> Rows:
+    """Reads and verifies a whole tar of a cache. numbered: whether records of columns are named by the numbers of tar
+    and row (Bound.numbered). Raises ShardCorrupt."""
     entry = manifest.shards[number]
     shard = fetch_shard(storage, entry, manifest.contract)
     records = (shard.record(row, ()) for row in range(entry.samples))
-    adopted = manifest.adopted
     keys = [
-        (sample_key(record), record_key(number, row) if adopted else record.key) for row, record in enumerate(records)
+        (sample_key(record), record_key(number, row) if numbered else record.key) for row, record in enumerate(records)
     ]
     return Rows(number, entry, keys)
 

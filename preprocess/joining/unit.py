@@ -57,10 +57,13 @@ class Tar:
 
 
 class UnitColumns:
-    """The columns of one unit in the making. tower: None without a text."""
+    """The columns of one unit in the making. tower: None without a text. numbered: as Bound has it."""
 
-    def __init__(self, dest: Storage, contract: ColumnsContract, wanted: Wanted, tower: TextTower | None) -> None:
+    def __init__(
+        self, dest: Storage, contract: ColumnsContract, wanted: Wanted, tower: TextTower | None, *, numbered: bool
+    ) -> None:
         self.dest, self.contract, self.wanted, self.tower = dest, contract, wanted, tower
+        self._numbered = numbered
         self._members = {member.name: member for member in contract.members}
         self._values: dict[str, Value | Rejected] = {}
         self._uses: collections.Counter[str] = collections.Counter()
@@ -68,7 +71,7 @@ class UnitColumns:
 
     def make(self, cache: Storage, manifest: Manifest, joint: Joint) -> None:
         """Reads, joins and publishes. Raises SourceError, ShardCorrupt, StorageError, NonFinite."""
-        rows = [rows_of(cache, manifest, number) for number in joint.shards]
+        rows = [rows_of(cache, manifest, number, numbered=self._numbered) for number in joint.shards]
         self._uses.update(key for one in rows for key, _ in one.keys)
         with self._tars(rows) as tars:
             rejects = Rejects(joint.source.url if joint.source else joint.unit.source)

@@ -84,7 +84,7 @@ def _check_tar(cache: Storage, manifest: Manifest, bound: Bound, number: int) ->
     """Reads one tar of columns and its cache's completely. Returns rows and reasons of records without a value. Raises
     ShardCorrupt."""
     entry = bound.columns.shards[number]
-    keys = rows_of(cache, manifest, number).keys
+    keys = rows_of(cache, manifest, number, numbered=bound.numbered).keys
     shard = fetch_shard(bound.storage, entry, bound.columns.contract)
     places = list(find_records(shard.view))
     if [(offset, size) for _, offset, size in places] != shard.index.places:

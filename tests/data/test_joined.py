@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pipeline.data.format.uncond import read_uncond
 from pipeline.data.joined.columns import COLUMNS, Columns, columns_bytes, load_columns, parse_columns
 from pipeline.data.joined.opening import joined, require_all_bound
 from pipeline.data.order.dataset import Dataset, dataset_of, part_of
+from pipeline.data.reading.batch import Batch
 from pipeline.data.reading.disk_cache import DiskCache
 from pipeline.data.reading.shards import first_records
 from pipeline.data.reading.stream import Stream
@@ -37,7 +39,7 @@ def made(tmp_path: Path) -> tuple[Storage, Manifest, str]:
     return open_storage(str(tmp_path / "cache")), make_cache(str(tmp_path / "cache"), SIZES), str(tmp_path / "columns")
 
 
-def batches(dataset: Dataset, count: int, **options: object) -> list[object]:
+def batches(dataset: Dataset, count: int, **options: object) -> list[Batch]:
     with Stream(dataset, dataset.order(3, 8), batch=8, members=MEMBERS, **options) as stream:  # type: ignore[arg-type]
         return [next(stream) for _ in range(count)]
 
@@ -273,9 +275,10 @@ def test_facts_of_a_text_that_come_later_leave_the_bytes_of_columns_as_they_are(
     columns = make_columns(made[2], made[1])
     text = columns.contract.text
     assert text is not None
+    no_more_and_more: tuple[dict[str, Any], ...] = ({}, {"places": ("here",)})
     same, other = (
         dataclasses.replace(columns, contract=dataclasses.replace(columns.contract, text=Later(**vars(text), **more)))
-        for more in ({}, {"places": ("here",)})
+        for more in no_more_and_more
     )
     assert columns_bytes(same) == columns_bytes(columns) != columns_bytes(other)
     assert same.contract.digest == columns.contract.digest != other.contract.digest

@@ -223,8 +223,7 @@ def test_a_cache_that_index_made_is_joined_by_the_keys_of_its_tars(tmp_path: Pat
     encode.main(encode_config(f"{tmp_path}/source/*.tar", tmp_path / "own", resolution=(16,), text_storage="none"))
     (tmp_path / "cache").mkdir()
     shutil.copy(tmp_path / "own/000000.tar", tmp_path / "cache/photos.tar")
-    config = {"moments_member": "moments.npy", "text_member": ""}
-    index.main(IndexConfig(dataset=str(tmp_path / "cache"), source=f"{tmp_path}/cache/*.tar", **config))
+    index.main(IndexConfig(dataset=str(tmp_path / "cache"), source=f"{tmp_path}/cache/*.tar", text_member=""))
     write_lines(tmp_path / "lines/photos.jsonl", [0, 1, 2])
     run(tmp_path, "lines/*.jsonl", caption_key="", scores=("score",))
     cache = open_storage(str(tmp_path / "cache"))
@@ -307,10 +306,17 @@ def test_a_unit_is_published_after_its_tars(folder: Path, monkeypatch: pytest.Mo
     """Whoever finds a report finds what it names."""
     seen = list[str]()
     put, put_file = LocalStorage.put, LocalStorage.put_file
-    monkeypatch.setattr(LocalStorage, "put", lambda self, key, data: (seen.append(key), put(self, key, data))[1])
-    monkeypatch.setattr(
-        LocalStorage, "put_file", lambda self, key, path: (seen.append(key), put_file(self, key, path))[1]
-    )
+
+    def noted(self: LocalStorage, key: str, data: bytes) -> None:
+        seen.append(key)
+        put(self, key, data)
+
+    def noted_file(self: LocalStorage, key: str, path: Path) -> None:
+        seen.append(key)
+        put_file(self, key, path)
+
+    monkeypatch.setattr(LocalStorage, "put", noted)
+    monkeypatch.setattr(LocalStorage, "put_file", noted_file)
     run(folder, lines(folder))
     written = [key for key in seen if not key.startswith("claims/")]
     assert written.index("000000.tar") < written.index("000000.index.json") < written.index("units/000000.json")

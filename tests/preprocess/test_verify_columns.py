@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setattr(plan, "load_text", lambda encoders, device: text_tower(encoders, str(device)))
         write_values(folder / "values/00000.tar", numbers_of(0))
         write_values(folder / "values/00001.tar", numbers_of(1)[:-1])
-        wanted = {"caption_key": "txt", "text_storage": "trimmed", "features": ("dino",), "scores": ("score",)}
+        wanted: dict[str, Any] = {
+            "caption_key": "txt",
+            "text_storage": "trimmed",
+            "features": ("dino",),
+            "scores": ("score",),
+        }
         run(folder, "values/*.tar", max_rejects=0.1, **wanted)
     return folder
 
