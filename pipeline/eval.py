@@ -25,7 +25,7 @@ from pipeline.config.loading.merge import to_dict
 from pipeline.config.tasks.found import require_perceived
 from pipeline.data.format.contract import OF_ANY_SIZE, require_match
 from pipeline.data.format.contract_json import contract_from_json
-from pipeline.data.format.manifest import load_manifest
+from pipeline.data.joined.opening import joined
 from pipeline.diffusion.levels import levels_for
 from pipeline.distributed.allocator import keep_memory
 from pipeline.distributed.signals import SCHEDULER, StopRequest
@@ -143,12 +143,12 @@ def prepare(
     run, contract = info.config, contract_from_json(info.contract)
     val = config.data.val or run.data.val
     storage = open_storage(val)
-    manifest = load_manifest(storage)
+    manifest = joined(storage, config.data.columns or run.data.columns, lenient=True)
     require_match(contract, manifest.contract, f"data.val={val}", OF_ANY_SIZE)
     asked = asked_of(config, manifest.contract, run.task, f"data.val={val}")
     guides = RecordGuides(config.guide, info, manifest.contract, val)
     trained = load_trained(config.run, config.at, config.weights, config.ema)
-    if manifest.digest in dataset_digests(info.facts):
+    if manifest.own.digest in dataset_digests(info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
     first_stage, tower = trained.encoders(device, config.encoders, (val,))
     first_stage = tiles.stage(first_stage)
@@ -288,7 +288,7 @@ def _as_training(info: RunInfo[RunConfig], device: torch.device) -> autoencoders
         return classifier.in_training(info.config, info.storage, world)
     train = info.config.data.train
     cache = open_storage(train)
-    manifest = load_manifest(cache)
+    manifest = joined(cache, info.config.data.columns)
     require_match(contract_from_json(info.contract), manifest.contract, f"data.train={train}")
     return in_training(info.config, info.storage, world, manifest, empty_caption(cache, manifest))
 

@@ -24,16 +24,17 @@ from pipeline.runs.proof import Epoch, Proof, prove
 from pipeline.tracking.progress import Progress
 from pipeline.tracking.terminal import table
 
-USAGE = "usage: latentmill ledger RUN [RUN ...] [dataset=URL, or URL,URL,... of a mixture]"
+USAGE = "usage: latentmill ledger RUN [RUN ...] [dataset=URL, or URL,URL,... of a mixture] [columns=URL]"
 SHOWN = 12  # problems that are listed
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb. argv: run directories, and dataset=URL (URL,URL,... for a mixture) when their dataset has moved.
+    """Run the verb. argv: run directories, and dataset=URL (URL,URL,... for a mixture) and columns=URL,... when their
+    dataset or its columns have moved.
 
     A run that cannot be read hides no other. Raises NotProved after printing what it found, and for a single run
     whatever keeps it from being read."""
-    words, options = split_words(argv, ("dataset",), "ledger")
+    words, options = split_words(argv, ("dataset", "columns"), "ledger")
     if not words:
         raise ConfigError(USAGE)
     urls, litter = without_litter(words)
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     proved_runs: list[tuple[str, int, tuple[int, int, int]]] = []  # url, n, totals
     for url in urls:
         try:
-            lines, proof = examine(load_any_run(url), url, options.get("dataset", ""))
+            lines, proof = examine(load_any_run(url), url, options.get("dataset", ""), options.get("columns", ""))
         except LatentmillError as error:
             if len(urls) == 1 or isinstance(error, Interrupted):
                 raise
@@ -65,12 +66,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def examine(run: RunInfo, url: str, dataset: str = "") -> tuple[list[Stretch], Proof]:
+def examine(run: RunInfo, url: str, dataset: str = "", columns: str = "") -> tuple[list[Stretch], Proof]:
     """Prove one run up to its newest commit and print the result. Raises RunError when there is no commit."""
     n = next(iter(committed(run.storage)), 0)
     if n == 0:
         raise RunError(f"{url} has nothing committed yet, so its ledger proves nothing; look again after a commit")
-    used_dataset, order = dataset_and_order(run, dataset)
+    used_dataset, order = dataset_and_order(run, dataset, columns)
     lines = read_ledger(run.storage)
     began = time.perf_counter()
     with Progress(n, "ledger", enabled=sys.stderr.isatty()) as progress:
@@ -81,10 +82,13 @@ def examine(run: RunInfo, url: str, dataset: str = "") -> tuple[list[Stretch], P
     for number, (part, part_order) in enumerate(zip(used_dataset.parts, orders_of(order), strict=True)):
         manifest = part.manifest
         show(
-            f"{part.storage.url}: version {manifest.version} ({manifest.digest[:12]}), {part_order.records:,} records "
-            f"in {len(manifest.shards):,} shards; "
+            f"{part.storage.url}: version {manifest.version} ({manifest.own.digest[:12]}), {part_order.records:,} "
+            f"records in {len(manifest.shards):,} shards; "
             f"an epoch is {part_order.epoch_samples:,} samples{share(order, number)}"
         )
+        for bound in manifest.columns:
+            names = ", ".join(bound.columns.contract.names)
+            show(f"  with {names} of {bound.storage.url} ({bound.columns.digest[:12]})")
     show()
     show(describe(proof, order, used_dataset.labels))
     if not proof.problems:

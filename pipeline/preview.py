@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.config import DataConfig, DataVerbConfig, OptimConfig
 from pipeline.config.check.groups import check_world
-from pipeline.data.format.manifest import load_manifest
+from pipeline.data.joined.opening import joined, require_all_bound
 from pipeline.data.order.buckets import Buckets
 from pipeline.data.order.dataset import Dataset, part_of
 from pipeline.data.order.mixture import AnyOrder, Mixture, orders_of, share
@@ -82,10 +82,11 @@ def job_of(config: DataVerbConfig) -> Job:
     run_data = run.config.data if run else DataConfig()
     urls = (config.dataset or run_data.train, *(config.mix or run_data.mix))
     if run:
-        dataset = dataset_of_run(run, urls)
+        dataset = dataset_of_run(run, urls, config.columns or None)
     else:
         caches = [open_storage(url) for url in urls]
-        dataset = Dataset([part_of(cache, load_manifest(cache)) for cache in caches])
+        dataset = Dataset([part_of(cache, joined(cache, config.columns)) for cache in caches])
+        require_all_bound(config.columns, [part.manifest for part in dataset.parts], "dataset and mix")
     batch = config.batch or (run.config.optim.batch if run else 64)
     seed = config.seed if config.seed >= 0 else (run.config.seed if run else 0)
     check_world(OptimConfig(batch=batch), config.world, "batch", f" (world={config.world})")

@@ -6,6 +6,7 @@ VERBS = {
     "synth": ("preprocess.synthetic", "write captioned-shapes shards in img2dataset's layout"),
     "convert": ("preprocess.convert", "COCO, OpenImages, label maps, class folders to shards that encode takes"),
     "encode": ("preprocess.encode", "image-text shards to a cached latent dataset"),
+    "columns": ("preprocess.columns", "captions, features or scores for the records of a cache, joined to it later"),
     "index": ("preprocess.index", "a dataset from tars of latents made elsewhere, in place"),
     "verify": ("preprocess.verify", "prove a cache: hashes, counts, statistics, decode and compare"),
     "reference": ("preprocess.reference", "feature statistics of real images, for FID"),
@@ -30,7 +31,7 @@ VERBS = {
 
 
 TAKES_PATHS = {
-    "ledger": "usage: latentmill ledger RUN [RUN ...] [dataset=URL]",
+    "ledger": "usage: latentmill ledger RUN [RUN ...] [dataset=URL] [columns=URL]",
     "status": "usage: latentmill status RUN [RUN ...], or a folder of runs",
     "report": "usage: latentmill report RUN [RUN ...] dest=report.html",
 }
@@ -50,7 +51,7 @@ TRAINS = ("train", "autoencoder")
 """Verbs that train a run up to its last sample, however often they are started (pipeline/training/life.py)."""
 
 
-STOPS = (*TRAINS, "convert", "encode", "eval", "reconstruct")
+STOPS = (*TRAINS, "convert", "encode", "columns", "eval", "reconstruct")
 """Verbs that SIGTERM and SIGUSR1 end with status 75 from their first moment on, because jobs of Slurm run them."""
 
 

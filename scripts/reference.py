@@ -28,6 +28,7 @@ EXAMPLES = {
     "synth": "dest=shapes images=10000 seed=0",
     "convert": "from=coco images=train2017 annotations=[instances_train2017.json] dest=shards",
     "encode": "source='shapes/{00000..00009}.tar' dest=cache encoders=demo",
+    "columns": "dataset=cache source='recaptioned/*.jsonl' caption_key=json:caption dest=cache-captions",
     "index": "dataset=theirs source='theirs/*.tar' encoders=sd1",
     "verify": "dataset=cache source='shapes/{00000..00009}.tar'",
     "reference": "dataset=cache-ref source='shapes-ref/*.tar'",

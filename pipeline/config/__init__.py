@@ -17,6 +17,7 @@ from pipeline.config.autoencoder import (
     GanConfig,
 )
 from pipeline.config.cluster import ClusterConfig, SubmitConfig
+from pipeline.config.columns import ColumnsConfig
 from pipeline.config.converting import ConvertConfig
 from pipeline.config.datasets import (
     DataVerbConfig,
@@ -68,6 +69,7 @@ CONFIGS = {
     "fetch": FetchConfig,
     "convert": ConvertConfig,
     "encode": EncodeConfig,
+    "columns": ColumnsConfig,
     "index": IndexConfig,
     "verify": VerifyConfig,
     "reference": ReferenceConfig,
@@ -90,6 +92,7 @@ __all__ = [
     "ClassTask",
     "ClassifierTask",
     "ClusterConfig",
+    "ColumnsConfig",
     "ConvertConfig",
     "DataConfig",
     "DataVerbConfig",

@@ -243,6 +243,9 @@ class VerifyConfig:
     """Smallest median PSNR in dB between decoded latents and source images."""
     encoders: EncodersConfig | None = None
     """Encoders to load; by default those of the cache's contract."""
+    of: str = ""
+    """Where `dataset` holds columns: the cache that they belong to, with which their keys are compared; source then
+    names what their values were made from."""
     report: str = ""
     """HTML page to write about the result; "" = none."""
 
@@ -277,6 +280,8 @@ class DataVerbConfig:
     """The cache; "" = that of `run`."""
     mix: tuple[str, ...] = ()
     """Further caches, as data.mix of train; [] = those of `run`, if it has any."""
+    columns: tuple[str, ...] = ()
+    """Columns of the caches, as data.columns of train; [] = those of `run`, if it has any."""
     weights: Weights = ()
     """Shares of the caches, as data.weights of train; [] = the run's, else in proportion to numbers of records."""
     run: str = ""

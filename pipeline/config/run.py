@@ -28,6 +28,9 @@ class DataConfig:
     weights: Weights = ()
     """Shares of the samples that come from data.train and from each cache of data.mix, in any unit ([0.7,0.2,0.1]); []
     = in proportion to their numbers of records. Each cache has epochs of its own, with every record once in each."""
+    columns: tuple[str, ...] = ()
+    """Columns that `latentmill columns` made for data.train, for caches of data.mix or for data.val, and that are read
+    as part of their records: each belongs to the cache whose digest it names (docs/how_to/join_columns.md)."""
     val: str = ""
     """Cache whose captions evaluations sample; never trained on. "" turns sampled evaluation off."""
     tail: Literal["drop", "wrap"] = "drop"

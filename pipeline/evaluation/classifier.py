@@ -22,7 +22,8 @@ from pipeline.config import DiffusionConfig, EvalRunConfig, TrainConfig
 from pipeline.config.tasks.figures import QUARTERS
 from pipeline.config.tasks.found import present
 from pipeline.data.format.contract import ENCODER_FACTS, require_match
-from pipeline.data.format.manifest import Manifest, load_manifest
+from pipeline.data.format.manifest import Manifest
+from pipeline.data.joined.opening import joined
 from pipeline.data.reading.shards import first_records
 from pipeline.diffusion.objective import Objective, training_randomness
 from pipeline.diffusion.timesteps import quarter_times
@@ -252,7 +253,7 @@ def in_training(config: TrainConfig, run: Storage, world: World) -> Evaluate:
     is collective."""
     settings = config.eval
     storage = open_storage(config.data.val)
-    manifest = load_manifest(storage)
+    manifest = joined(storage, config.data.columns, lenient=True)
     most = max(settings.images, settings.final_images)
     members = stored_members(config.task, manifest.contract)
     classifying = Classifying(storage, manifest, members, most, config.diffusion, world)
@@ -279,13 +280,13 @@ def evaluate_run(config: EvalRunConfig) -> Card:
     if not (val := config.data.val or run.data.val):
         raise ConfigError(f"{config.run} has no data.val: give the cache whose records are classified, data.val=")
     where, storage = f"data.val={val}", open_storage(val)
-    manifest = load_manifest(storage)
+    manifest = joined(storage, config.data.columns or run.data.columns, lenient=True)
     trained = load_classifier(config.run, config.at, config.weights, pick_device(config.device), config.ema)
     facts = tuple(fact for fact in ENCODER_FACTS if not fact.startswith("text"))
     require_match(trained.contract, manifest.contract, where, facts)
     require_arrays(run, manifest.contract, where)
     require_conditions(run, trained.contract, manifest.contract, where)
-    if manifest.digest in dataset_digests(info.facts):
+    if manifest.own.digest in dataset_digests(info.facts):
         log.warning(f"eval: {where} is what {config.run} was trained on: its records are not new to the classifier")
     members = stored_members(run.task, manifest.contract)
     world = World(device=pick_device(config.device))

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from pipeline.config import DiffusionConfig, SamplerConfig, TrainConfig
 from pipeline.config.tasks.figures import CLIP_SCORE
-from pipeline.data.format.manifest import Manifest, load_manifest
+from pipeline.data.format.manifest import Manifest
+from pipeline.data.joined.opening import joined
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted
 from pipeline.evaluation.card import Card
@@ -313,7 +314,7 @@ def in_training(
     manifest: of the training cache. empty_LD: its encoded empty caption. Both functions are collective.
     """
     storage = open_storage(config.data.val)
-    validation_manifest = load_manifest(storage)
+    validation_manifest = joined(storage, config.data.columns, lenient=True)
     contract = manifest.contract
     task = make_task(config.task, config.model, contract, empty_LD).to(world.device)
     most_images = max(config.eval.images, config.eval.final_images, config.eval.grid)

@@ -83,7 +83,7 @@ def urls_of(words: Sequence[str]) -> list[str]:
 
 def required_urls(config: RunConfig) -> list[str]:
     """The URLs that a node must reach: the run's and its datasets'."""
-    return [config.run, config.data.train, *config.data.mix, *filter(None, [config.data.val])]
+    return [config.run, config.data.train, *config.data.mix, *config.data.columns, *filter(None, [config.data.val])]
 
 
 def check(nodes: int, gpus: int, urls: Sequence[str]) -> int:

@@ -108,7 +108,7 @@ def shape(config: RunConfig, cluster: ClusterConfig) -> str:
 def reach(config: RunConfig, cluster: ClusterConfig, world: int, coming: Sequence[str]) -> list[str]:
     """Check the run, its datasets against the network, and a training step against the GPU's memory. Returns lines that
     report the results. Raises RunError, DatasetError, StorageError, ConfigError."""
-    from pipeline.data.format.manifest import load_manifest
+    from pipeline.data.joined.opening import joined, require_all_bound
     from pipeline.planning.fit import require_fit
     from pipeline.runs.directory import committed, dataset_urls, is_finished, last_sample, require_resumable
     from pipeline.runs.distinct import require_distinct
@@ -122,12 +122,15 @@ def reach(config: RunConfig, cluster: ClusterConfig, world: int, coming: Sequenc
     done = next(iter(committed(run)), 0)
     lines = [f"continues at {done:,} of {last_sample(config):,} samples"] if done else []
     manifests: dict[str, Manifest] = {}
-    for url in filter(None, (*dataset_urls(config.data), config.data.val)):
+    named = list(dict.fromkeys(filter(None, (*dataset_urls(config.data), config.data.val))))
+    for url in named:
         try:
-            manifests[url] = load_manifest(open_storage(url))
+            manifests[url] = joined(open_storage(url), config.data.columns)
         except DatasetError:
             if url not in coming:
                 raise
+    if len(manifests) == len(named):
+        require_all_bound(config.data.columns, list(manifests.values()), "data.train, data.mix and data.val")
     training = [url for url in dataset_urls(config.data) if url in manifests]
     keys = {url: f"data.mix={url}" for url in config.data.mix} | {config.data.train: f"data.train={config.data.train}"}
     val = (f"data.val={config.data.val}", manifests[config.data.val]) if config.data.val in manifests else None

@@ -13,7 +13,7 @@ from pipeline.data.format.manifest import find_version, load_manifest
 from pipeline.data.format.members import dtypes_of, held
 from pipeline.errors import ConfigError, ContractMismatch, RunError
 from pipeline.log import log
-from pipeline.runs.directory import RunInfo, committed_digests, dataset_digests, dataset_urls
+from pipeline.runs.directory import COLUMNS, RunInfo, committed_digests, dataset_digests, dataset_urls
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -27,22 +27,26 @@ if TYPE_CHECKING:
     from pipeline.distributed.world import World
 
 
-def dataset_and_order(run: RunInfo, dataset: str = "") -> tuple[Dataset, AnyOrder]:
+def dataset_and_order(run: RunInfo, dataset: str = "", columns: str = "") -> tuple[Dataset, AnyOrder]:
     """The dataset that a run began with, and its order. dataset: its URL, where it is not data.train; for a mixture,
-    URLs separated by commas. Raises RunError when the dataset is not there."""
+    URLs separated by commas. columns: URLs of its columns, where they are not data.columns. Raises RunError when the
+    dataset is not there."""
     data = run.config.data
     urls = dataset_urls(data)
     if dataset:
         urls = (dataset,) if not data.mix else tuple(dataset.strip("[]").split(","))
-    opened = dataset_of_run(run, urls)
+    opened = dataset_of_run(run, urls, tuple(columns.strip("[]").split(",")) if columns else None)
     return opened, opened.order(run.config.seed, run.config.optim.batch, data.tail, data.weights)
 
 
-def dataset_of_run(run: RunInfo, urls: Sequence[str]) -> Dataset:
-    """The datasets at `urls` in the versions that a run is trained on. Raises ConfigError when their number is not the
-    run's, and RunError when a URL holds another dataset."""
+def dataset_of_run(run: RunInfo, urls: Sequence[str], columns: Sequence[str] | None = None) -> Dataset:
+    """The datasets at `urls` in the versions that a run is trained on, with its columns. columns: their URLs; None =
+    data.columns. Raises ConfigError when their number is not the run's, and RunError when a URL holds another dataset,
+    or the columns are others."""
+    from pipeline.data.joined.opening import joined
     from pipeline.data.order.dataset import Dataset, part_of
 
+    columns = run.config.data.columns if columns is None else columns
     digests = dataset_digests(run.facts)
     if len(urls) != len(digests):
         raise ConfigError(
@@ -58,8 +62,15 @@ def dataset_of_run(run: RunInfo, urls: Sequence[str]) -> Dataset:
                 f"{run.storage.url} was trained on a dataset whose manifest is {digest[:12]}, which {cache.url} does "
                 f"not hold (it has {manifest.digest[:12]}); restore it, or say where it lies: dataset=URL"
             )
-        parts.append(part_of(cache, manifest))
-    return Dataset(parts)
+        parts.append(part_of(cache, joined(cache, columns, manifest)))
+    opened, digest = Dataset(parts), run.manifests.get(COLUMNS, "")
+    if opened.columns != digest:
+        was, now = (f"the columns {one[:12]}" if one else "no columns" for one in (digest, opened.columns))
+        raise RunError(
+            f"{run.storage.url} was trained with {was}, and {', '.join(columns) or 'data.columns=[]'} gives {now}: "
+            "restore them, or say where they lie: columns=URL"
+        )
+    return opened
 
 
 PIXELS = "pixels"
@@ -69,7 +80,9 @@ FREE = ("variants", "key", "packed", "min_area")  # facts of conditions that do 
 
 
 def training_datasets(config: RunConfig, run: Storage, world: World) -> Dataset:
-    """data.train and data.mix, each in the version that the run began with, even if shards were appended since."""
+    """data.train and data.mix with their columns, each in the version that the run began with, even if shards were
+    appended since."""
+    from pipeline.data.joined.opening import joined
     from pipeline.data.order.dataset import Dataset, part_of
 
     initial_digests, parts = committed_digests(run), []
@@ -83,7 +96,7 @@ def training_datasets(config: RunConfig, run: Storage, world: World) -> Dataset:
                 f"train: {cache.url} has grown to version {newest.version}; this run goes on with version "
                 f"{manifest.version}, which it began with",
             )
-        parts.append(part_of(cache, manifest))
+        parts.append(part_of(cache, joined(cache, config.data.columns, manifest)))
     return Dataset(parts)
 
 

@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "device",
     "data.train",  # its location; its manifest must be the same
     "data.mix",  # likewise for each of them
+    "data.columns",  # likewise
     "data.val",
     "data.memory_gb",
     "data.cache",
@@ -122,6 +123,10 @@ def roles(count: int) -> list[str]:
     return ["train", *(f"mix{number}" for number in range(1, count))]
 
 
+COLUMNS = "columns"
+"""Role among a run's manifests of the digest of all columns that are read with the training caches."""
+
+
 def dataset_digests(facts: Mapping[str, Any]) -> list[str]:
     """Digests of the manifests of a run's training caches, in the order of their numbers. facts: its run.json."""
     manifests = facts["manifests"]
@@ -133,10 +138,13 @@ def committed_digests(run: Storage) -> list[str]:
     return dataset_digests(_stored_facts(run)) if committed(run) else []
 
 
-def require_same_datasets(config: RunConfig, run: Storage, digests: Sequence[str], mixture: Sequence[int]) -> None:
+def require_same_datasets(
+    config: RunConfig, run: Storage, digests: Sequence[str], mixture: Sequence[int], columns: str = ""
+) -> None:
     """Raise RunError unless the run was trained on the datasets with these manifests, in this order.
 
-    digests: of the manifests. mixture: weights of the datasets, in integers, which must be the same too.
+    digests: of the manifests. mixture: weights of the datasets, in integers, which must be the same too. columns:
+    digest of all columns that are read with them, "" without any, which must be the same too.
     """
     from pipeline.data.order.shuffle import ORDER
 
@@ -167,6 +175,12 @@ def require_same_datasets(config: RunConfig, run: Storage, digests: Sequence[str
         raise RunError(
             f"{config.run} was trained on a dataset whose manifest is {old[:12]}, but that of {where} is {new[:12]}; "
             "restore that dataset, or choose another run="
+        )
+    if (stored := facts["manifests"].get(COLUMNS, "")) != columns:
+        was, now = (f"the columns {digest[:12]}" if digest else "no columns" for digest in (stored, columns))
+        raise RunError(
+            f"{config.run} was trained with {was}, and data.columns={list(config.data.columns)} gives {now}: restore "
+            "data.columns and what lies there, or choose another run="
         )
     if (weights := facts.get("mixture", [])) != list(mixture):
         raise RunError(

@@ -1,11 +1,11 @@
 """The ledger, which proves that every sample was trained on once: a file of JSON lines for each rank, with one line per
 stretch of steps between commits.
 
-A line holds two sums modulo 2**64 over the stretch's samples: of a hash of (n, shard number, row of its tar), and of a
-hash of (n, the random draws that the sample got). A sum does not depend on the rank or stretch that a sample fell in,
-so the totals of two runs over the same numbers are equal exactly when both trained on the same records with the same
-noise, whatever their worlds were. The order of the records is arithmetic, so `latentmill ledger` computes the first sum
-again (proof.py).
+A line holds two sums modulo 2**64 over the stretch's samples: of a hash of (n, shard number, row of its tar, and the
+digest of the columns that were read with it), and of a hash of (n, the random draws that the sample got). A sum does
+not depend on the rank or stretch that a sample fell in, so the totals of two runs over the same numbers are equal
+exactly when both trained on the same records with the same noise, whatever their worlds were. The order of the records
+is arithmetic, so `latentmill ledger` computes the first sum again (proof.py).
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ class Stretch:
 
 class Ledger:
     """Records one rank's samples. The file grows in a local run directory itself, or else in `folder`, from where
-    `upload` copies it into the run directory."""
+    `upload` copies it into the run directory. columns: digest of the columns that are read with the records; "" without
+    any."""
 
-    def __init__(self, run: Storage, folder: Path, rank: int, world: int) -> None:
-        self._run, self._rank, self._world = run, rank, world
+    def __init__(self, run: Storage, folder: Path, rank: int, world: int, columns: str = "") -> None:
+        self._run, self._rank, self._world, self._columns = run, rank, world, columns
         self._key = ledger_key(rank)
         local = run.local_path(self._key)
         self._path = local or folder / self._key
@@ -84,7 +85,7 @@ class Ledger:
     def add(self, numbers: Tensor, shards: Tensor, rows: Tensor, noise: Tensor) -> None:
         """Add this rank's samples of a step. numbers, shards, rows: (b,) int64 on the CPU, the record that each sample
         was. noise: from noise_digest, on any device."""
-        hashes = record_hashes(numbers.numpy(), shards.numpy(), rows.numpy())
+        hashes = record_hashes(numbers.numpy(), shards.numpy(), rows.numpy(), self._columns)
         self._records = (self._records + int(hashes.sum())) % MODULUS
         self._samples += len(numbers)
         self._noise = noise + self._noise  # stays on the device until commit
@@ -115,9 +116,11 @@ _GOLDEN = np.uint64(GOLDEN)
 _ODD = (-7046029254386353131, -4417276706812531889)  # 2**64 / golden ratio and an odd companion, as signed integers
 
 
-def record_hashes(numbers: np.ndarray, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(N,) int64 sample numbers, shard numbers and rows -> (N,) uint64."""
+def record_hashes(numbers: np.ndarray, shards: np.ndarray, rows: np.ndarray, columns: str = "") -> np.ndarray:
+    """(N,) int64 sample numbers, shard numbers and rows -> (N,) uint64. columns: digest of the columns that are read
+    with the records, so that records with other columns are others; "" without any."""
     place = (shards.astype(np.uint64) << np.uint64(32)) + rows.astype(np.uint64)
+    place = place ^ np.uint64(int(columns[:16], 16)) if columns else place
     return mix64(mix64(place + _GOLDEN) + (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 

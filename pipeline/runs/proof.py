@@ -146,13 +146,13 @@ def _compare_hashes(
     advance: Callable[[int], None],
 ) -> str:
     """Compute the span's hashes again. Returns the problem of the first rank whose line differs, "" for none."""
-    sums = np.zeros(span.world, dtype=np.uint64)
+    sums, columns = np.zeros(span.world, dtype=np.uint64), dataset.columns
     size = max(CHUNK // order.batch, 1) * order.batch
     for start in range(span.first, span.last, size):
         numbers = np.arange(start, min(start + size, span.last))
         positions = order.locate(numbers)
         coverage.add(positions)
-        hashes = record_hashes(numbers, *dataset.records_at(positions.block, positions.place))
+        hashes = record_hashes(numbers, *dataset.records_at(positions.block, positions.place), columns)
         sums += hashes.reshape(-1, span.world, order.batch // span.world).sum(axis=(0, 2))
         advance(len(numbers))
     samples_per_rank = (span.last - span.first) // span.world
@@ -170,7 +170,7 @@ def _describe_difference(span: Span, rank: int, order: AnyOrder, dataset: Datase
     numbers = (steps[:, None] + rank * share + np.arange(share)).reshape(-1)
     positions = order.locate(numbers)
     shards, rows = dataset.records_at(positions.block, positions.place)
-    step_sums = record_hashes(numbers, shards, rows).reshape(len(steps), share).sum(axis=1)
+    step_sums = record_hashes(numbers, shards, rows, dataset.columns).reshape(len(steps), share).sum(axis=1)
     expected = len(steps) * share
     difference = np.uint64((line.records - int(step_sums.sum())) % MODULUS)
     omitted_step, repeated_step = _odd_steps(difference, step_sums, (line.samples - expected) // share)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.config import RunConfig
 from pipeline.data.reading.stream import Stream
 from pipeline.distributed.world import World
+from pipeline.runs.directory import COLUMNS
 from pipeline.storage.base import Storage
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.commits import Commits
@@ -47,7 +48,8 @@ def make_trainer(
     state = TrainingState(config, engine, objective)
     stall_s = config.tracking.stall_s if world.rank == 0 else 0.0
     watch = ProgressWatch(config.watchdog_s, stall_s, partial(tracker.alert, "stall"))
-    recorder = Recorder(config, world=world, run=run, folder=folder, tracker=tracker)
+    columns = manifests.get(COLUMNS, "")
+    recorder = Recorder(config, world=world, run=run, folder=folder, tracker=tracker, columns=columns)
     commits = Commits(
         config,
         world=world,

@@ -36,7 +36,7 @@ Validate = Callable[[], Mapping[str, Any]]
 
 def validation_loss(config: TrainConfig, objective: DiffusionObjective, inputs: Inputs) -> Validate | None:
     """Measures the loss of held-out records; None where none are looked at. Collective."""
-    from pipeline.data.format.manifest import load_manifest
+    from pipeline.data.joined.opening import joined
     from pipeline.training.validation import ValidationLoss
 
     if not (config.data.val and config.eval.loss_images):
@@ -45,7 +45,7 @@ def validation_loss(config: TrainConfig, objective: DiffusionObjective, inputs: 
 
     def load() -> ValidationLoss:
         storage = open_storage(config.data.val)
-        manifest = load_manifest(storage)
+        manifest = joined(storage, config.data.columns)
         members = stored_members(config.task, manifest.contract)
         batch = (config.optim.micro_batch or config.optim.batch // world.size) * world.size
         images, caption = config.eval.loss_images, config.eval.caption

@@ -15,7 +15,7 @@ from pipeline.runs.datasets import (
     stored_members,
     training_datasets,
 )
-from pipeline.runs.directory import dataset_urls, roles
+from pipeline.runs.directory import COLUMNS, dataset_urls, roles
 from pipeline.runs.distinct import require_distinct
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
@@ -76,8 +76,8 @@ class Data:
 
     @property
     def digests(self) -> list[str]:
-        """Of the manifests of data.train and data.mix."""
-        return [part.manifest.digest for part in self.dataset.parts]
+        """Of the manifests of data.train and data.mix, without columns."""
+        return [part.manifest.own.digest for part in self.dataset.parts]
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,14 @@ def require_fitting(config: TrainConfig, dataset: Dataset, validation: Manifest 
 
 
 def datasets(config: RunConfig, run: Storage, world: World) -> tuple[Dataset, Manifest | None]:
-    """The training datasets, in the versions that the run began with, and data.val's manifest, None without one."""
-    from pipeline.data.format.manifest import load_manifest
+    """The training datasets, in the versions that the run began with, and data.val's manifest, None without one; all
+    with the columns of data.columns that belong to them."""
+    from pipeline.data.joined.opening import joined, require_all_bound
 
     dataset = training_datasets(config, run, world)
-    validation = load_manifest(open_storage(config.data.val)) if config.data.val else None
+    validation = joined(open_storage(config.data.val), config.data.columns) if config.data.val else None
+    opened = [*(part.manifest for part in dataset.parts), *([validation] if validation else [])]
+    require_all_bound(config.data.columns, opened, "data.train, data.mix and data.val")
     urls = [f"data.{'mix' if number else 'train'}={url}" for number, url in enumerate(dataset_urls(config.data))]
     named = list(zip(urls, (part.manifest for part in dataset.parts), strict=True))
     require_distinct(named, (f"data.val={config.data.val}", validation) if validation else None)
@@ -153,6 +156,7 @@ def streamed(
         device=world.device,
     )
     names = roles(len(dataset.parts))
-    manifests = {name: part.manifest.digest for name, part in zip(names, dataset.parts, strict=True)}
+    manifests = {name: part.manifest.own.digest for name, part in zip(names, dataset.parts, strict=True)}
     manifests |= {"val": validation.digest} if validation else {}
+    manifests |= {COLUMNS: dataset.columns} if dataset.columns else {}
     return dataset, manifests, dataset.whole_weights(config.data.weights), stream_from

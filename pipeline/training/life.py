@@ -159,7 +159,7 @@ def train(config: C, world: World, kind: Kind[C, D]) -> None:
         data = kind.open_data(config, run, world)
         if world.rank == 0:
             require_resumable(config, run)
-            require_same_datasets(config, run, data.digests, data.mixture)
+            require_same_datasets(config, run, data.digests, data.mixture, data.dataset.columns)
         return data
 
     data = world.together(open_checked)

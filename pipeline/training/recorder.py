@@ -30,13 +30,16 @@ LOG_STEPS = 20
 class Recorder:
     """Records the steps of one rank; rank 0 alone writes rows of metrics.
 
-    folder: local folder for files that grow, where the run directory is not local.
+    folder: local folder for files that grow, where the run directory is not local. columns: digest of the columns that
+    are read with the records; "" without any.
     """
 
-    def __init__(self, config: RunConfig, *, world: World, run: Storage, folder: Path, tracker: Tracker) -> None:
+    def __init__(
+        self, config: RunConfig, *, world: World, run: Storage, folder: Path, tracker: Tracker, columns: str = ""
+    ) -> None:
         self.config, self.world, self.run, self.tracker = config, world, run, tracker
         self.batch, self.end = config.optim.batch, last_sample(config)
-        self.ledger = Ledger(run, folder, world.rank, world.size)
+        self.ledger = Ledger(run, folder, world.rank, world.size, columns)
         self.meter = Meter(world, peak_tflops(world.device, config.tracking.peak_tflops))
         self.spikes = Spikes(config.tracking.spike)
 

@@ -15,8 +15,7 @@ from pipeline.errors import ParseError, RecordRejected
 from pipeline.parsing.npy import parse_npy_header
 from preprocess.adopting.npz import npz_entries, npz_member
 from preprocess.adopting.tensors import read_tensors
-from preprocess.source.recipe import Recipe
-from preprocess.source.sample import Sample, cleaned, metadata, values_at
+from preprocess.source.sample import Sample, only_caption
 
 PICKLES = ("pth", "pt", "pkl", "pickle", "pyd", "pyc")
 NUMPY = {
@@ -34,8 +33,6 @@ NUMPY = {
     "<V2": "bits",
 }
 """numpy's code of a dtype -> its name."""
-OF_ONE_CAPTION = Recipe(targets=())
-"""How a caption is read."""
 SIZED = re.compile(r"_\d{1,5}x\d{1,5}")
 """What an array's name may have at its end: the height and width of its latent, as sd-scripts writes them."""
 
@@ -209,10 +206,4 @@ def read_caption(found: Foreign, key: str, most: int) -> str:
     kind = "json" if colon else "txt"
     where = f"json:{key[len(file) + 1 :]}" if colon else "txt"
     sample = Sample(found.key, {kind: bytes(data)})
-    columns = metadata(sample) if kind == "json" else {}
-    try:
-        return cleaned(values_at(where, sample, columns, OF_ONE_CAPTION)[0], most)
-    except RecordRejected as rejection:
-        if rejection.reason != "caption_not_text":
-            raise
-        raise RecordRejected(rejection.reason, f"{key} holds no text") from None
+    return only_caption(sample, where, most)

@@ -170,14 +170,7 @@ class Encoder:
     def text_states(self, ids: list[list[int]]) -> np.ndarray:
         """n rows of L ids -> text states (n, L, D) float16. Equal rows are encoded once."""
         assert self.text is not None, "no captions are stored"
-        unique: dict[tuple[int, ...], int] = {}
-        places = [unique.setdefault(tuple(row), len(unique)) for row in ids]
-        rows, step = list(unique), min(TEXT_STEP, self.batch)
-        rows += rows[-1:] * (-len(rows) % step)
-        most = -(-self.batch // step) * step  # several captions of an image are more than fit at once
-        parts = [torch.tensor(rows[first : first + most], dtype=torch.int64) for first in range(0, len(rows), most)]
-        states = [self.text.encode(part).half().cpu().numpy() for part in parts]
-        return np.concatenate(states)[places]
+        return text_states(self.text, ids, self.batch)
 
     def _images(self, pixels: list[np.ndarray]) -> Tensor:
         """n crops (H, W, 3) uint8 -> (batch, 3, H, W) float32 in [-1, 1] on the device; the padding is black."""
@@ -235,6 +228,19 @@ def text_arrays(
     text = np.zeros((captions, *states.shape[1:]), dtype=states.dtype)
     text[: len(states)] = states
     return {**ids, "text": text}
+
+
+def text_states(tower: TextTower, ids: list[list[int]], batch: int) -> np.ndarray:
+    """n rows of L ids -> text states (n, L, D) float16. Equal rows are encoded once. batch: most rows at a time, up to
+    a step more."""
+    unique: dict[tuple[int, ...], int] = {}
+    places = [unique.setdefault(tuple(row), len(unique)) for row in ids]
+    rows, step = list(unique), min(TEXT_STEP, batch)
+    rows += rows[-1:] * (-len(rows) % step)
+    most = -(-batch // step) * step  # several captions of an image are more than fit at once
+    parts = [torch.tensor(rows[first : first + most], dtype=torch.int64) for first in range(0, len(rows), most)]
+    states = [tower.encode(part).half().cpu().numpy() for part in parts]
+    return np.concatenate(states)[places]
 
 
 def encoder_of(config: EncodeConfig, recipe: Recipe, stage: FirstStage, text: TextTower | None) -> Encoder:

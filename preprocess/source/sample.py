@@ -39,6 +39,8 @@ BYTE_ORDER_MARK = "\ufeff"
 INVISIBLE = frozenset(["Cc", "Cf", "Mn", "Me"])  # Unicode categories that show nothing by themselves
 BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters that are blank
 NO_WORDS = 2  # tokens of a caption without words: start and end
+OF_ONE_CAPTION = Recipe(targets=())
+"""How a caption is read where a record has one."""
 FILTERED = "filter:"  # prefix of the reasons of intact samples that a filter rejects
 
 
@@ -286,6 +288,14 @@ def values_at(place: str, sample: Sample, columns: Mapping[str, Any], recipe: Re
     if not all(isinstance(one, str) for one in values):
         raise RecordRejected("caption_not_text", where.removesuffix(": "))
     return [one.encode("utf-8", "surrogatepass") for one in values]
+
+
+def only_caption(sample: Sample, place: str, most_bytes: int) -> str:
+    """The caption of a sample where one alone is read. place: "txt" or "json:KEY". Raises RecordRejected."""
+    columns = {} if place == "txt" else metadata(sample)
+    if isinstance(columns.get(place.removeprefix("json:")), list):
+        raise RecordRejected("caption_not_text", f"{place} is a list")
+    return cleaned(values_at(place, sample, columns, OF_ONE_CAPTION)[0], most_bytes)
 
 
 def shared_out(counts: Sequence[int], most: int) -> list[int]:

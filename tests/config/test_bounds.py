@@ -25,6 +25,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "fetch": {"dest": "d"},
     "convert": {"from": "classes", "images": "i", "dest": "d"},
     "encode": {"source": "s", "dest": "d"},
+    "columns": {"dataset": "c", "source": "s", "dest": "d", "caption_key": "txt"},
     "index": {"dataset": "d", "source": "s"},
     "verify": {"dataset": "d"},
     "reference": {"dataset": "d"},

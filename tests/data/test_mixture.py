@@ -26,7 +26,7 @@ def part(name: str, sizes: list[int], kinds: int = 1, latent: int = 8, block_byt
     """A cache of shards with these numbers of records of 500 bytes each; shard i is of bucket i % kinds."""
     shards = [SimpleNamespace(name=f"{i}", samples=n, bytes=500 * n, size=(i % kinds, 1)) for i, n in enumerate(sizes)]
     contract = SimpleNamespace(buckets=tuple((i, 1) for i in range(kinds)), latent_shape=(4, latent, latent))
-    manifest = SimpleNamespace(shards=shards, contract=contract)
+    manifest = SimpleNamespace(shards=shards, contract=contract, columns=())
     blocks = Blocks(manifest, KeptRecords(manifest, np.empty((0, 2), dtype=np.int32)), block_bytes)  # type: ignore[arg-type]
     return Part(SimpleNamespace(url=name), manifest, blocks)  # type: ignore[arg-type]
 

@@ -11,6 +11,7 @@ import torch
 
 from made.labelled import CLASSES, MODEL, labelled_config, make_labelled
 from made.thread_world import on_ranks
+from pipeline.data.format.manifest import load_manifest
 from pipeline.distributed.world import World
 from pipeline.errors import Interrupted
 from pipeline.evaluation import classifier as evaluation
@@ -34,7 +35,7 @@ def classifying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, C
 
 def measured(url: str, world: World, most: int = 100) -> Classifying:
     storage = open_storage(url)
-    manifest = evaluation.load_manifest(storage)
+    manifest = load_manifest(storage)
     return Classifying(storage, manifest, ("moments", "cond.class"), most, labelled_config(Path(url)).diffusion, world)
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import DataConfig, OptimConfig, TrainConfig
-from pipeline.data.format.manifest import load_manifest
 from pipeline.data.format.records import record_key
+from pipeline.data.joined.opening import joined
 from pipeline.data.order.dataset import Dataset, part_of
 from pipeline.data.reading.batch import Batch
 from pipeline.data.reading.stream import Stream
-from pipeline.runs.directory import COMMIT, checkpoint_folder, committed, dataset_urls, roles
+from pipeline.runs.directory import COLUMNS, COMMIT, checkpoint_folder, committed, dataset_urls, roles
 from pipeline.runs.ledger import Ledger, noise_digest, truncate_ledgers
 from pipeline.storage.urls import open_storage
 from pipeline.training.life import describe_run
@@ -36,14 +36,20 @@ Change = Callable[[int, Batch], list[Batch]]
 
 
 def begin(
-    folder: Path | str, cache: str, seed: int = 3, mix: tuple[str, ...] = (), weights: tuple[float, ...] = ()
+    folder: Path | str,
+    cache: str,
+    seed: int = 3,
+    mix: tuple[str, ...] = (),
+    weights: tuple[float, ...] = (),
+    columns: tuple[str, ...] = (),
 ) -> TrainConfig:
     """Make a run directory in which nothing has been trained."""
-    data = DataConfig(train=cache, mix=mix, weights=weights)
+    data = DataConfig(train=cache, mix=mix, weights=weights, columns=columns)
     config = TrainConfig(run=str(folder), data=data, optim=OptimConfig(batch=BATCH), seed=seed)
     dataset = dataset_of(config)
     manifests = [part.manifest for part in dataset.parts]
-    digests = dict(zip(roles(len(manifests)), [manifest.digest for manifest in manifests], strict=True))
+    digests = dict(zip(roles(len(manifests)), [manifest.own.digest for manifest in manifests], strict=True))
+    digests |= {COLUMNS: dataset.columns} if dataset.columns else {}
     describe_run(config, open_storage(config.run), manifests[0], digests, dataset.whole_weights(weights))
     return config
 
@@ -51,7 +57,7 @@ def begin(
 def dataset_of(config: TrainConfig) -> Dataset:
     """The dataset that a run reads."""
     caches = [open_storage(url) for url in dataset_urls(config.data)]
-    return Dataset([part_of(cache, load_manifest(cache)) for cache in caches])
+    return Dataset([part_of(cache, joined(cache, config.data.columns)) for cache in caches])
 
 
 def live(
@@ -69,16 +75,27 @@ def live(
     run, dataset = open_storage(config.run), dataset_of(config)
     order = dataset.order(config.seed, BATCH, weights=config.data.weights)
     starts = dataset.shard_starts
+    members = ("moments", "tokens", "column.extra") if dataset.columns else ("moments", "text")
     n = next(iter(committed(run)), 0)
     truncate_ledgers(run, n)
     with ExitStack() as stack:
         streams = [
             stack.enter_context(
-                Stream(dataset, order, rank=rank, world=world, batch=BATCH, start_n=n, seed=config.seed, prefetch=1)
+                Stream(
+                    dataset,
+                    order,
+                    rank=rank,
+                    world=world,
+                    batch=BATCH,
+                    start_n=n,
+                    seed=config.seed,
+                    prefetch=1,
+                    members=members,
+                )
             )
             for rank in range(world)
         ]
-        ledgers = [Ledger(run, Path(config.run), rank, world) for rank in range(world)]
+        ledgers = [Ledger(run, Path(config.run), rank, world, dataset.columns) for rank in range(world)]
         for ledger in ledgers:
             ledger.start(n)
         while n < END and steps > 0:

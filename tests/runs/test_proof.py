@@ -24,7 +24,7 @@ BATCH = 8
 def manifest_of(sizes: list[int], buckets: int = 1) -> Manifest:
     shards = [SimpleNamespace(name="", samples=n, bytes=1000 * n, size=(i % buckets, 1)) for i, n in enumerate(sizes)]
     contract = SimpleNamespace(buckets=tuple((i, 1) for i in range(buckets)))
-    return SimpleNamespace(shards=shards, contract=contract)  # type: ignore[return-value]
+    return SimpleNamespace(shards=shards, contract=contract, columns=())  # type: ignore[return-value]
 
 
 def dataset(sizes: list[int], excluded: list[list[int]] | np.ndarray, buckets: int = 1, size: int = 10**6) -> Dataset:

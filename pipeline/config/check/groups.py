@@ -106,6 +106,13 @@ def check_mix(prefix: str, first: str, mix: tuple[str, ...], weights: tuple[floa
     )
 
 
+def check_columns(key: str, urls: tuple[str, ...]) -> None:
+    """Places of columns. key: that names them."""
+    places = [place(url) for url in urls]
+    require(all(url.strip() for url in urls), f"{key}={list(urls)}: the name of columns is empty")
+    require(len(set(places)) == len(places), f"{key}={list(urls)}: one of them is given twice")
+
+
 def check_task(task: c.TaskConfig, model: c.ModelConfig) -> None:
     """What the task gives against what the UNet takes, before any process starts."""
     name = f"task={task.name}"

@@ -7,6 +7,7 @@ from pipeline.config.check.classifier import check_classifier
 from pipeline.config.check.first_stage import check_first_stage
 from pipeline.config.check.groups import (
     check_checkpoint,
+    check_columns,
     check_diffusion,
     check_ema,
     check_evaluation,
@@ -23,6 +24,7 @@ from pipeline.config.values.places import place
 def check_run(config: c.RunConfig) -> None:
     """What every run that trains has."""
     check_mix("data.", config.data.train, config.data.mix, config.data.weights)
+    check_columns("data.columns", config.data.columns)
     check_world(config.optim, config.launch.processes)
     require(
         not config.optim.decay_samples or config.optim.decay == "cosine",
@@ -77,5 +79,9 @@ def check_train(config: c.TrainConfig) -> None:
 def check_autoencoder(config: c.AutoencoderConfig) -> None:
     """latentmill autoencoder."""
     check_run(config)
+    require(
+        config.data.columns == (),
+        f"data.columns={list(config.data.columns)}: an autoencoder reads pixels alone, so leave it out",
+    )
     _not_itself(config.init, config.run)
     check_first_stage(config)

@@ -10,10 +10,12 @@ from typing import Any
 
 from pipeline import config as c
 from pipeline.config.check.adoption import check_index
+from pipeline.config.check.columns import check_columns_verb
 from pipeline.config.check.converting import check_convert
 from pipeline.config.check.first_stage import check_reconstruct
 from pipeline.config.check.groups import (
     check_average,
+    check_columns,
     check_guidance,
     check_mix,
     check_sampler,
@@ -158,6 +160,7 @@ def check_fetch(config: c.FetchConfig) -> None:
 def check_data(config: c.DataVerbConfig) -> None:
     """latentmill data."""
     require(config.dataset + config.run != "", "dataset is missing: give dataset=CACHE, or run=RUN for a run's own")
+    check_columns("columns", config.columns)
     if config.dataset:
         check_mix("", config.dataset, config.mix, () if config.run else config.weights)
     require(config.world % config.nodes == 0, f"world={config.world} does not divide among nodes={config.nodes}")
@@ -278,6 +281,11 @@ GIVEN: dict[type, dict[str, str]] = {
         "source": "the input shards, such as 'shapes/{00000..00009}.tar'",
         "dest": "a folder or s3:// URL for the cache",
     },
+    c.ColumnsConfig: {
+        "dataset": "the cache that they are for",
+        "source": "what holds the values, such as 'captions/*.jsonl'",
+        "dest": "a folder or s3:// URL for the columns",
+    },
     c.IndexConfig: {
         "source": "the tars, such as 'DATASET/*.tar'",
     },
@@ -307,6 +315,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     c.FetchConfig: check_fetch,
     c.ConvertConfig: check_convert,
     c.EncodeConfig: check_encode,
+    c.ColumnsConfig: check_columns_verb,
     c.IndexConfig: check_index,
     c.VerifyConfig: no_contradictions,
     c.ReferenceConfig: no_contradictions,

@@ -29,7 +29,10 @@ WRITTEN = {
     "wandb": ("tracking.project", "tracking.group"),
 }
 """Where texts are written that must be there as they are: a reference to the environment is refused for them."""
-WRITERS = {"the contract of the dataset": ("encode", "index", "fetch"), "exports and reports": ("train", "autoencoder")}
+WRITERS = {
+    "the contract of the dataset": ("encode", "columns", "index", "fetch"),
+    "exports and reports": ("train", "autoencoder"),
+}
 """Verbs that write there; all verbs, where none are named."""
 
 SHORT = 4

@@ -16,8 +16,8 @@ from pipeline.config.loading.sweeps import swept_texts
 from pipeline.errors import ConfigError, OverrideError
 
 NAMES = (
-    *("data.mix", "mix", "size", "leave_out", "forget", "caption_key"),
-    *("class", "boxes", "labels", "image", "mask", "guide.target"),
+    *("data.mix", "data.columns", "columns", "mix", "size", "leave_out", "forget", "caption_key"),
+    *("class", "boxes", "labels", "image", "mask", "guide.target", "features", "scores"),
 )
 """Lists of names rather than of free text: they may be written [a,b]."""
 

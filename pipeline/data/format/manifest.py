@@ -11,7 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pipeline.data.format.bounds import (
     MOST_BYTES,
@@ -79,6 +79,7 @@ class UnitEntry:
 class ShardEntry:
     """One cached tar."""
 
+    VERB: ClassVar[str] = "encode"  # that wrote it, for messages
     name: TarName
     """Key of the tar, relative to the manifest."""
     unit: Annotated[int, Whole(0, MOST_UNITS)]
@@ -177,6 +178,16 @@ class Manifest(_Facts):
             for reason, count in unit.rejected.items():
                 total[reason] = total.get(reason, 0) + count
         return total
+
+    @property
+    def own(self) -> Manifest:
+        """The manifest of the cache alone; that of a cache with columns differs from it (data/joined/manifest.py)."""
+        return self
+
+    @property
+    def columns(self) -> tuple[Any, ...]:
+        """What is read as part of each record from elsewhere: Bound of data/joined/binding.py."""
+        return ()
 
     @cached_property
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pipeline.data.format.contract import Contract, Member, TextFacts
 from pipeline.errors import ShardCorrupt
@@ -45,7 +46,7 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
         "pixels": ("pixels", (VARIES,) if contract.pixels == "png" else (3, *sides(1)), "uint8"),
     }
     arrays = [member(*images[contract.stored])]
-    arrays += [member(*facts) for facts in _texts(contract)]
+    arrays += _texts(contract)
     conditions = contract.conditions
     if conditions.boxes is not None:
         arrays.append(member("cond.boxes", (conditions.boxes.most, 5), "float16"))
@@ -67,20 +68,25 @@ def arrays_of(contract: Contract) -> tuple[Member, ...]:
     return tuple(arrays)
 
 
-def _texts(contract: Contract) -> list[Array]:
-    """Name, shape and dtype of what a record holds of its captions."""
+def text_member(text: TextFacts) -> Member:
+    """The array that holds a caption of these facts: text states, or token ids."""
+    return {
+        "full": Member(name="text", shape=(text.length, text.width), dtype="float16"),
+        "trimmed": Member(name="text", shape=(VARIES, text.width), dtype="float16"),
+        "tokens": Member(name="tokens", shape=(text.length,), dtype="int32"),
+    }[text.storage]
+
+
+def _texts(contract: Contract) -> list[Member]:
+    """What a record holds of its captions."""
     text = contract.text
     if text is None:
         return []
-    several = (text.captions,) if text.captions > 1 else ()
-    states: dict[str, list[Array]] = {
-        "full": [("text", (*several, text.length, text.width), "float16")],
-        "trimmed": [("text", (VARIES, text.width), "float16")],
-        "tokens": [],
-    }
-    if several:
-        return [*states[text.storage], ("captions", (text.captions, 1 + text.length), "int32")]
-    return states[text.storage] or [("tokens", (text.length,), "int32")]
+    one = text_member(text)
+    if text.captions == 1:
+        return [one]
+    several = {"full": [replace(one, shape=(text.captions, *one.shape))], "trimmed": [one], "tokens": []}
+    return [*several[text.storage], Member(name="captions", shape=(text.captions, 1 + text.length), dtype="int32")]
 
 
 def has_several(text: TextFacts | None) -> bool:

@@ -21,6 +21,7 @@ def read_uncond(storage: Storage, manifest: Manifest) -> np.ndarray:
     """The encoded empty caption (L, D), float16 or float32, of a dataset with captions. Raises ShardCorrupt when it is
     missing, its hash is not the manifest's, or it is not finite states of the contract's shape; DatasetError,
     StorageError."""
+    storage = next((one.storage for one in manifest.columns if one.has_text), storage)
     try:
         data = read_bounded(storage, UNCOND, most_uncond_bytes(manifest.contract))
     except NotFound:

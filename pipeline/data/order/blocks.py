@@ -27,7 +27,8 @@ class Stretch:
 class Blocks:
     """The blocks of a dataset, in the order of its shards.
 
-    shards, counts, bytes: (K,) int64, shard number, number of records and approximate size of each block.
+    shards, counts, bytes: (K,) int64, shard number, number of records and approximate size of each block, that of its
+    columns included, which do not change what a block is.
     """
 
     def __init__(self, manifest: Manifest, kept: KeptRecords, block_bytes: int = BLOCK_BYTES) -> None:
@@ -43,6 +44,8 @@ class Blocks:
         size, parts = sizes[self.shards], pieces[self.shards]
         self._first_records = piece * size // np.maximum(parts, 1)
         self.counts = (piece + 1) * size // np.maximum(parts, 1) - self._first_records
+        for bound in manifest.columns:
+            shard_bytes = shard_bytes + np.array([entry.bytes for entry in bound.columns.shards], dtype=np.int64)
         self.bytes = -(-shard_bytes[self.shards] * self.counts // np.maximum(size, 1))
 
     def __len__(self) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.format.contract import Contract
+from pipeline.data.format.contract import Contract, canonical_json
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.kept import KeptRecords
 from pipeline.data.format.manifest import Manifest, ShardEntry
@@ -100,9 +101,16 @@ class Dataset:
         part, number_in_part = self._part(self.shard_starts, number)
         return self.parts[part].storage, self.parts[part].manifest.shards[number_in_part]
 
-    def contract_of(self, shard: int) -> Contract:
-        """The contract of the cache that a shard is of."""
-        return self.parts[self._part(self.shard_starts, shard)[0]].manifest.contract
+    def manifest_of(self, shard: int) -> tuple[Manifest, int]:
+        """The manifest of the cache that a shard is of, and the shard's number in it."""
+        part, number_in_part = self._part(self.shard_starts, shard)
+        return self.parts[part].manifest, number_in_part
+
+    @property
+    def columns(self) -> str:
+        """Digest of all columns that are read with the caches; "" without any."""
+        digests = [[bound.columns.digest for bound in part.manifest.columns] for part in self.parts]
+        return hashlib.sha256(canonical_json(digests)).hexdigest() if any(digests) else ""
 
     def shard_name(self, number: int) -> str:
         """The name of a shard's tar, for people; in a mixture with the label of its cache."""

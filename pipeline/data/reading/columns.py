@@ -35,6 +35,10 @@ class Column:
         """Shape of the array of record `place`."""
         return self.shapes if isinstance(self.shapes, tuple) else self.shapes[place]
 
+    def moved(self, by: int) -> Column:
+        """The same column in bytes that begin `by` bytes before."""
+        return Column([start + by for start in self.starts], self.dtype, self.shapes)
+
 
 def find_columns(
     data: np.ndarray,

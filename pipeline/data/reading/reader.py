@@ -1,7 +1,7 @@
 """Reads blocks and verifies each by the hashes of its records.
 
 A shard's index is read once, compared with the manifest, and kept in a compact form; a block is then one ranged read
-into memory of a pool.
+into memory of a pool. Columns that are read with a dataset cost one more ranged read each, into the same memory.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import collections
 import hashlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.format.contract import TextFacts
+from pipeline.data.format.contract import Contract, TextFacts
 from pipeline.data.format.index import DIGEST, Index, parse_index
 from pipeline.data.format.manifest import ShardEntry
 from pipeline.data.format.members import has_several, held, require_array
 from pipeline.data.format.records import Record, unpack
+from pipeline.data.joined.records import merged, require_keys, split
 from pipeline.data.order.dataset import Dataset
 from pipeline.data.reading.captions import array_of
 from pipeline.data.reading.columns import Column, find_columns
@@ -33,13 +35,29 @@ LARGEST_SPAN = 1 << 30
 """Bytes from the first to the last record of a block, at most."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """The part of a block that holds the records of columns. offsets, sizes: (n,) of the records in the block's bytes.
+    names: their arrays, of those that the reader was made for. text: whether they have the captions."""
+
+    offsets: np.ndarray
+    sizes: np.ndarray
+    names: tuple[str, ...]
+    text: bool
+
+    def record(self, view: memoryview, place: int, members: Sequence[str]) -> Record:
+        """Record number `place`, with these of its arrays. view: of the block's bytes. Raises ShardCorrupt."""
+        offset = int(self.offsets[place])
+        return unpack(view[offset : offset + int(self.sizes[place])], members, captions=self.text)
+
+
 class Block:
     """A verified block in memory.
 
     data: (m,) uint8, its bytes. shard, rows: shard number and rows of its records. columns: the positions in `data` of
     the arrays that the reader was made for. captions: whether its records have one. text: facts of the captions where
     records hold several of them, else None. png: (width, height) of its crops where their pixels are stored as PNGs,
-    else None.
+    else None. beside: where its bytes hold the records of columns.
     """
 
     def __init__(
@@ -55,16 +73,24 @@ class Block:
         captions: bool = True,
         text: TextFacts | None = None,
         png: tuple[int, int] | None = None,
+        beside: Sequence[Beside] = (),
     ) -> None:
         self.data, self.shard, self.rows, self.columns = data, shard, rows, columns
         self.text, self.png = text, png
         self._offsets, self._sizes, self._layout, self._captions = offsets, sizes, layout, captions
+        self._beside = tuple(beside)
 
     def record(self, place: int, members: Sequence[str] | None = None) -> Record:
         """Record number `place` of the block; its arrays are views of the block's bytes."""
         offset = int(self._offsets[place])
         view = self.data.data[offset : offset + int(self._sizes[place])]
-        return unpack(view, members, layout=self._layout, captions=self._captions)
+        theirs = {name for beside in self._beside for name in beside.names}
+        own = None if members is None else [name for name in members if name not in theirs]
+        record = unpack(view, own, layout=self._layout, captions=self._captions)
+        for beside in self._beside:
+            wanted = [name for name in beside.names if members is None or name in members]
+            record = merged(record, beside.record(self.data.data, place, wanted), text=beside.text)
+        return record
 
     def array(self, name: str, place: int) -> np.ndarray:
         """The array `name` of record `place`, one of `columns`, as a view of the block's bytes."""
@@ -80,6 +106,34 @@ class Block:
         parts: tuple[str, ...] = ("captions", "text")
         arrays = {part: self.array(part, place) for part in parts if part in self.columns}
         return array_of(name, arrays, row, self.text)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Where some records lie in a tar: from byte `start` on, `length` bytes; offsets from there, sizes and SHA-256 of
+    each record."""
+
+    storage: Storage
+    entry: ShardEntry
+    index: Index
+    rows: np.ndarray
+    start: int
+    length: int
+    offsets: np.ndarray
+    sizes: np.ndarray
+    digests: np.ndarray
+
+    @classmethod
+    def of(cls, storage: Storage, entry: ShardEntry, index: Index, rows: np.ndarray) -> _Stretch:
+        """Of the records of `rows`. Raises ShardCorrupt where they lie too far apart."""
+        offsets, sizes = index.offsets[rows], index.sizes[rows]
+        start, end = int(offsets[0]), int(offsets[-1] + sizes[-1])
+        if end - start > LARGEST_SPAN:
+            raise ShardCorrupt(
+                f"{storage.locate(entry.name)}: records {rows[0]} to {rows[-1]} lie within {end - start} bytes, and "
+                f"{LARGEST_SPAN} at most are read at once: pack it into smaller tars"
+            )
+        return cls(storage, entry, index, rows, start, end - start, offsets - start, sizes, index.digests[rows])
 
 
 class Reader:
@@ -99,7 +153,7 @@ class Reader:
     ) -> None:
         self._dataset, self._cache = dataset, cache
         self._members, self._pool = tuple(members), pool or Pool()
-        self._indexes: collections.OrderedDict[int, Future[Index]] = collections.OrderedDict()
+        self._indexes: collections.OrderedDict[tuple[int, str], Future[Index]] = collections.OrderedDict()
         self._index_bytes = 0
         self._lock = threading.Lock()
 
@@ -110,57 +164,74 @@ class Reader:
         """
         stretch, rows = self._dataset[number], self._dataset.rows(number)
         (storage, entry), index = self._dataset.shard(stretch.shard), self._index(stretch.shard)
-        offsets, sizes = index.offsets[rows], index.sizes[rows]
-        start, end = int(offsets[0]), int(offsets[-1] + sizes[-1])
-        if end - start > LARGEST_SPAN:
-            raise ShardCorrupt(
-                f"{storage.locate(entry.name)}: records {rows[0]} to {rows[-1]} lie within {end - start} bytes, and "
-                f"{LARGEST_SPAN} at most are read at once: pack it into smaller tars"
+        manifest, shard = self._dataset.manifest_of(stretch.shard)
+        own, theirs = split(self._members, manifest.columns)
+        parts = [_Stretch.of(storage, entry, index, rows)]
+        read = [(bound, names) for bound, names in zip(manifest.columns, theirs, strict=True) if names]
+        for bound, _ in read:
+            of_columns = bound.columns.shards[shard]
+            parts.append(
+                _Stretch.of(bound.storage, of_columns, self._index(stretch.shard, bound.storage, of_columns), rows)
             )
-        offsets = offsets - start
-        data = self._pool.take(end - start)
-        name = f"{entry.sha256[:24]}-{stretch.first}-{stretch.count}"
-        cached = self._cache is not None and self._cache.read_into(name, data.data)
-        if not cached or _first_mismatch(data, offsets, sizes, index.digests[rows]) is not None:
-            _fetch(storage, entry, start, data, rows, (offsets, sizes, index.digests[rows]))
-            if self._cache is not None:
-                self._cache.put(name, data.data)
-        try:
-            contract = self._dataset.contract_of(stretch.shard)
-            columns = find_columns(data, offsets, sizes, held(self._members, contract.text), index.layout)
-            for member, column in columns.items():
-                shapes = {column.shapes} if isinstance(column.shapes, tuple) else set(column.shapes)
-                for shape in shapes:
-                    require_array(member, column.dtype.name, shape, contract, entry.size)
-        except ShardCorrupt as error:
-            raise ShardCorrupt(f"{storage.locate(entry.name)}: {error}") from None
+        data = self._pool.take(sum(part.length for part in parts))
+        columns: dict[str, Column] = {}
+        beside: list[Beside] = []
+        begin, text = 0, manifest.contract.text
+        for part, names in zip(parts, [held(own, text), *(names for _, names in read)], strict=True):
+            view = data[begin : begin + part.length]
+            self._fill(view, part, f"{part.entry.sha256[:24]}-{stretch.first}-{stretch.count}")
+            try:
+                if begin:
+                    bound = read[len(beside)][0]
+                    require_keys(bound, shard, rows, (data[: parts[0].length], parts[0].offsets), (view, part.offsets))
+                    beside.append(Beside(begin + part.offsets, part.sizes, tuple(names), bound.has_text))
+                found = find_columns(view, part.offsets, part.sizes, names, part.index.layout)
+                require_arrays(found, manifest.contract, entry.size)
+            except ShardCorrupt as error:
+                raise ShardCorrupt(f"{part.storage.locate(part.entry.name)}: {error}") from None
+            columns |= {name: column.moved(begin) for name, column in found.items()} if begin else found
+            begin += part.length
         return Block(
             data,
-            offsets,
-            sizes,
+            parts[0].offsets,
+            parts[0].sizes,
             shard=stretch.shard,
             rows=rows,
             columns=columns,
             layout=index.layout,
-            captions=contract.text is not None,
-            text=contract.text if has_several(contract.text) else None,
-            png=entry.size if contract.pixels == "png" else None,
+            captions=manifest.own.contract.text is not None,
+            text=text if has_several(text) else None,
+            png=entry.size if manifest.contract.pixels == "png" else None,
+            beside=beside,
         )
 
-    def _index(self, shard: int) -> Index:
-        """A shard's index, read and verified once as long as it is kept."""
+    def _fill(self, view: np.ndarray, part: _Stretch, name: str) -> None:
+        """Fill `view` with verified bytes, from the disk cache where it has them. name: under which it has them."""
+        facts = part.offsets, part.sizes, part.digests
+        cached = self._cache is not None and self._cache.read_into(name, view.data)
+        if not cached or _first_mismatch(view, *facts) is not None:
+            _fetch(part.storage, part.entry, part.start, view, part.rows, facts)
+            if self._cache is not None:
+                self._cache.put(name, view.data)
+
+    def _index(self, shard: int, storage: Storage | None = None, entry: ShardEntry | None = None) -> Index:
+        """A shard's index, read and verified once as long as it is kept. storage, entry: of columns' tar of that
+        number, instead of the shard itself."""
+        place = (shard, "" if storage is None else storage.url)
         with self._lock:
-            future = self._indexes.get(shard)
+            future = self._indexes.get(place)
             reads_index = future is None
             if future is None:
-                future = self._indexes[shard] = Future()
-            self._indexes.move_to_end(shard)
+                future = self._indexes[place] = Future()
+            self._indexes.move_to_end(place)
         if reads_index:
             try:
-                index = read_index(*self._dataset.shard(shard))
+                if storage is None or entry is None:
+                    storage, entry = self._dataset.shard(shard)
+                index = read_index(storage, entry)
             except BaseException as error:
                 with self._lock:
-                    del self._indexes[shard]
+                    del self._indexes[place]
                 future.set_exception(error)
                 raise
             future.set_result(index)
@@ -172,6 +243,14 @@ class Reader:
                         break
                     self._index_bytes -= self._indexes.pop(oldest).result().nbytes
         return future.result()
+
+
+def require_arrays(columns: Mapping[str, Column], contract: Contract, size: tuple[int, int]) -> None:
+    """Raise ShardCorrupt unless columns are arrays of the contract, in records whose crops are `size`."""
+    for name, column in columns.items():
+        shapes = {column.shapes} if isinstance(column.shapes, tuple) else set(column.shapes)
+        for shape in shapes:
+            require_array(name, column.dtype.name, shape, contract, size)
 
 
 def _fetch(
@@ -199,7 +278,7 @@ def _fetch(
         problem = f"row {rows[mismatch]} has another SHA-256"
     raise ShardCorrupt(
         f"{storage.locate(entry.name)} was read twice and is not what the manifest promises ({problem}): "
-        "restore it, or delete it and run the same `latentmill encode` again"
+        f"restore it, or delete it and run the same `latentmill {entry.VERB}` again"
     )
 
 
@@ -221,18 +300,19 @@ def _first_mismatch(data: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, di
 
 def read_index(storage: Storage, entry: ShardEntry) -> Index:
     """A shard's index, compared with the manifest. Raises ShardCorrupt, which names it."""
-    data = read_verified(storage, entry.index_name, entry.index_sha256)
+    data = read_verified(storage, entry.index_name, entry.index_sha256, entry.VERB)
     try:
         return parse_index(data, entry)
     except ParseError as error:
         raise ShardCorrupt(
             f"{storage.locate(entry.index_name)} is no index of its tar ({error}): restore it, or delete it and run "
-            "the same `latentmill encode` again"
+            f"the same `latentmill {entry.VERB}` again"
         ) from None
 
 
-def read_verified(storage: Storage, key: str, sha256: str) -> bytes:
-    """A whole object whose SHA-256 is `sha256`; it is read once more if it differs. Raises ShardCorrupt."""
+def read_verified(storage: Storage, key: str, sha256: str, verb: str = "encode") -> bytes:
+    """A whole object whose SHA-256 is `sha256`; it is read once more if it differs. verb: that made it. Raises
+    ShardCorrupt."""
     for _ in range(2):
         data = storage.get(key)
         actual_sha256 = hashlib.sha256(data).hexdigest()
@@ -240,5 +320,5 @@ def read_verified(storage: Storage, key: str, sha256: str) -> bytes:
             return data
     raise ShardCorrupt(
         f"{storage.url}/{key} was read twice and is not what the manifest promises (SHA-256 {actual_sha256[:12]}, not "
-        f"{sha256[:12]}): restore it, or delete it and run the same `latentmill encode` again"
+        f"{sha256[:12]}): restore it, or delete it and run the same `latentmill {verb}` again"
     )

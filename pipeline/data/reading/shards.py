@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from pipeline.data.format.manifest import Manifest, ShardEntry
 from pipeline.data.format.members import require_array
 from pipeline.data.format.pixels import read_png
 from pipeline.data.format.records import Record, unpack
+from pipeline.data.joined.binding import Bound
+from pipeline.data.joined.columns import ColumnsContract
+from pipeline.data.joined.records import AGAIN, key_of, merged, split
 from pipeline.data.reading.reader import read_index, read_verified
 from pipeline.errors import ShardCorrupt
 from pipeline.storage.base import Storage
@@ -31,8 +35,9 @@ class Shard:
         return unpack(self.view[offset : offset + size], members, layout=self.index.layout, captions=self._captions)
 
 
-def fetch_shard(storage: Storage, entry: ShardEntry, contract: Contract) -> Shard:
+def fetch_shard(storage: Storage, entry: ShardEntry, contract: Contract | ColumnsContract) -> Shard:
     """Read a shard and its index and compare both with the manifest; once more if they differ (a read can go wrong).
+    contract: of the cache, or of the columns.
 
     Raises ShardCorrupt when they still differ, and StorageError or NotFound when they cannot be read.
     """
@@ -41,28 +46,57 @@ def fetch_shard(storage: Storage, entry: ShardEntry, contract: Contract) -> Shar
     if size != entry.bytes:
         raise ShardCorrupt(
             f"{storage.locate(entry.name)} has {size} bytes, the manifest says {entry.bytes}: restore it, or delete it "
-            "and run the same `latentmill encode` again"
+            f"and run the same `latentmill {entry.VERB}` again"
         )
-    return Shard(read_verified(storage, entry.name, entry.sha256), index, captions=contract.text is not None)
+    tar = read_verified(storage, entry.name, entry.sha256, entry.VERB)
+    return Shard(tar, index, captions=contract.text is not None)
 
 
 def read(
     storage: Storage, manifest: Manifest, shard: int, rows: Sequence[int], members: Sequence[str] | None = None
 ) -> list[Record]:
-    """The records of rows `rows` of shard number `shard`, from the whole verified shard; pixels as arrays (3, H, W)."""
+    """The records of rows `rows` of shard number `shard`, from the whole verified shard; pixels as arrays (3, H, W).
+    Columns of the manifest are part of them."""
     entry = manifest.shards[shard]
-    verified_shard = fetch_shard(storage, entry, manifest.contract)
-    try:
-        records = [verified_shard.record(row, members) for row in rows]
+    own, theirs = split(members or (), manifest.columns)
+    verified_shard = fetch_shard(storage, entry, manifest.own.contract)
+    with _located(storage, entry):
+        records = [verified_shard.record(row, None if members is None else own) for row in rows]
+    for bound, names in zip(manifest.columns, theirs, strict=True):
+        if members is None or names or bound.has_text:
+            beside = _beside(bound, shard, rows, records, None if members is None else names)
+            records = [merged(*both, text=bound.has_text) for both in zip(records, beside, strict=True)]
+    with _located(storage, entry):
         for record in records:
             for name in record.members if members is None else members:
                 array = record.members[name]
                 require_array(name, array.dtype.name, array.shape, manifest.contract, entry.size)
             if manifest.contract.pixels == "png" and "pixels" in record.members:
                 record.members["pixels"] = image_of(record, manifest.contract, entry.size)
+    return records
+
+
+@contextmanager
+def _located(storage: Storage, entry: ShardEntry) -> Iterator[None]:
+    """Has the message of a ShardCorrupt begin with the tar."""
+    try:
+        yield
     except ShardCorrupt as error:
         raise ShardCorrupt(f"{storage.locate(entry.name)}: {error}") from None
-    return records
+
+
+def _beside(
+    bound: Bound, shard: int, rows: Sequence[int], records: Sequence[Record], members: Sequence[str] | None
+) -> list[Record]:
+    """The records of columns that belong to these records of a cache. Raises ShardCorrupt when they have other keys."""
+    entry = bound.columns.shards[shard]
+    tar = fetch_shard(bound.storage, entry, bound.columns.contract)
+    with _located(bound.storage, entry):
+        found = [tar.record(row, members) for row in rows]
+        for row, one, record in zip(rows, found, records, strict=True):
+            if one.key != (wanted := key_of(bound, record.key, shard, row)):
+                raise ShardCorrupt(f"row {row} is {one.key}, and the cache's is {wanted}: {AGAIN}")
+    return found
 
 
 def image_of(record: Record, contract: Contract, size: tuple[int, int]) -> np.ndarray:
