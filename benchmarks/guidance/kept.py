@@ -177,8 +177,8 @@ def drawn(settings: Settings) -> Pictures:
         keep = Keep(records.latents(numbers), new.to(evaluator.world.device))
         latents = walked(settings, config, evaluator, denoiser, numbers, keep, steer)
         parts.append((to_uint8(evaluator.first_stage.decode(latents)), records.decoded(numbers), given.pictures, holes))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Pictures(*columns, contract.downsampling)
+    made, own, truth, hidden = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return Pictures(made, own, truth, hidden, contract.downsampling)
 
 
 def walked(

@@ -43,14 +43,15 @@ class Machine:
     def __init__(self) -> None:
         self.commands: list[tuple[str, ...]] = []
         self.changed: dict[str, float] = {}
-        self.checks = False
+        self.checks, self.checked = False, set[tuple[str, ...]]()
 
     def run(self, words: tuple[str, ...]) -> int:
         self.commands.append(words)
         values = dict(word.split("=", 1) for word in words[1:])
         if words[0] == "eval":
-            if self.checks:
+            if self.checks and tuple(values) not in self.checked:
                 load("eval", list(words[1:]))  # raises for a key that there is not
+                self.checked.add(tuple(values))  # others differ in their values alone
             for sampler in values["sampler"].strip("[]").split(","):
                 self.evaluated(values, sampler)
         else:
