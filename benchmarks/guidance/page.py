@@ -50,8 +50,8 @@ OF_KEPT = (
     "PSNR of what is kept before it is pasted, in dB; after pasting it is the given picture to the bit. Pooled is of "
     "squared errors over all pictures; mean is the mean over pictures of their own PSNR, which is higher, since "
     "pictures that are easy count as much. Away from the rim are the latent positions whose neighbours are all kept, "
-    "too. What is kept in the latent is kept exactly, so all of the loss is the decoder's, which makes kept pixels "
-    "from their neighbours as well. None of the ways sees what is hidden."
+    "too. What is kept in the latent is kept exactly, so what is lost beyond the autoencoder's own loss is lost by the "
+    "decoder, which makes kept pixels from their neighbours as well. None of the ways sees what is hidden."
 )
 OF_MASKS = "strokes and rectangles; every kept pixel counts, those at the rim too"
 
