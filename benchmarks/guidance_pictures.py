@@ -89,8 +89,8 @@ def steps(figures: Figures) -> Iterator[Step]:
         for weight in weights:
             yield figures.guided(guide, weight, images=plan.images, seed=SEED)
     for strength in plan.strengths:
-        words = [f"strength={strength:g}"]
-        yield figures.evaluation("Start from the records' pictures", words, images=plan.images, seed=SEED)
+        heading, words = f"Start from the records' pictures, strength {strength:g}", [f"strength={strength:g}"]
+        yield figures.evaluation(heading, words, images=plan.images, seed=SEED)
     yield figures.evaluation("Keep what the records' masks leave", ["keep=true"], images=plan.images, seed=SEED)
 
 

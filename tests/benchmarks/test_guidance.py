@@ -19,7 +19,7 @@ from benchmarks.guidance import kept
 from benchmarks.guidance.page import PAGE
 from benchmarks.guidance.plan import Plan
 from benchmarks.guidance.results import Measured, Value, of, together
-from benchmarks.guidance.sheet import sheet
+from benchmarks.guidance.sheet import GAP, MARGIN, WORDS, sheet
 from made.run import make_cache, make_run
 from pipeline import cli
 from pipeline.config import UnconditionalTask
@@ -330,3 +330,16 @@ def test_a_mask_that_there_is_not_is_refused_in_one_line(capsys: pytest.CaptureF
     assert kept.main(["run=a", "val=b", "mask=third"]) in (1, 2)
     said = capsys.readouterr().err
     assert "mask=half or records" in said and said.count("\n") == 1
+
+
+def test_a_sheet_keeps_the_colour_of_a_small_shape_on_noisy_grey() -> None:
+    noise = np.random.RandomState(0).randint(190, 250, (6, 64, 64, 1), dtype=np.uint8).repeat(3, 3)
+    shades = np.random.RandomState(1).randint(0, 12, (6, 64, 64, 3), dtype=np.uint8)
+    pictures = noise - shades
+    for picture, colour in zip(pictures, [(220, 30, 40), (40, 190, 200), (240, 200, 30)] * 2, strict=True):
+        picture[30:36, 30:36] = colour
+    with Image.open(io.BytesIO(sheet([("row", list(pictures))], scale=1))) as opened:
+        shown = np.asarray(opened.convert("RGB")).astype(int)
+    for i, picture in enumerate(pictures):
+        top, left = MARGIN, WORDS + i * (64 + GAP)
+        assert np.abs(shown[top + 32, left + 32] - picture[32, 32]).max() < 16
