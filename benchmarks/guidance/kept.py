@@ -42,6 +42,7 @@ from pipeline.inference.pictures import conditionings, frozen, to_uint8
 from pipeline.inference.steering.guide import make_guides
 from pipeline.inference.steering.image import Target
 from pipeline.inference.steering.images import made_anew
+from pipeline.inference.tiles.denoise import TiledDenoiser
 from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 
@@ -185,7 +186,7 @@ def walked(
     settings: Settings,
     config: EvalRunConfig,
     evaluator: Evaluator,
-    denoiser: Denoiser,
+    denoiser: Denoiser | TiledDenoiser,
     numbers: list[int],
     keep: Keep,
     steer: tuple[Steer, ...],
