@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.guidance.kept run=RUN val=CACHE mask=half images=64 dest=FILE
 
 `latentmill eval keep=true` measures the same for the records' own masks, of all that is kept. Here the mask may be the
-right half of each picture, and three ways to keep may be tried that cost more: more steps; again=N, which begins N
-times more from the model's own result with fresh noise (as RePaint repeats its steps, by jumps of `strength`); and
-guide=W, which leads the kept pixels, as they are decoded, to those of the picture. None of them sees what is hidden.
+right half of each picture, and two ways to keep may be tried that cost more, and both together: again=N, which
+begins N times more from the model's own result with fresh noise (as RePaint repeats its steps, by jumps of `strength`),
+and guide=W, which leads the kept pixels, as they are decoded, to those of the picture. Neither sees what is hidden.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ from benchmarks.machine import table
 PAGE = Path("docs") / "measured" / "guidance.md"
 CASE_WORDS = {
     "plain": "the model alone",
-    "steps": "more steps",
     "again": f"begun {AGAIN} times more from its own result, strength {AGAIN_STRENGTH:g}",
     "guide": "led to the kept pixels",
+    "both": "both",
 }
 ABOUT = (
     "Shares have 95 % intervals (Wilson) of the pictures of both seeds together; figures in dB are means over seeds "
@@ -210,10 +210,10 @@ def _half_rows(read: Read) -> list[list[str]]:
     for case, words in CASE_WORDS.items():
         if not read.halves[case]:
             continue
-        images, steps = read.halves[case][0]["images"], plan.more_steps if case == "steps" else plan.steps
+        images = read.halves[case][0]["images"]
         weight = f", weight {plan.kept_guide:g}" if case == "guide" else ""
         figures = [_plain(read.half(case, name)) for name in names]
-        rows.append([f"{words}{weight} (`{plan.sampler}`, {steps} steps, {images} pictures a seed)", *figures])
+        rows.append([f"{words}{weight} (`{plan.sampler}`, {plan.steps} steps, {images} pictures a seed)", *figures])
     own = [read.half("plain", f"{name}_reconstruction") for name in names]
     return [*rows, ["the autoencoder alone", *(f"{one.value:.1f}" if one else "" for one in own)]] if rows else rows
 

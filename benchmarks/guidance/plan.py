@@ -19,10 +19,9 @@ class Plan:
     """Sizes. Weights and strengths are those of the how-to pages; two seeds each, of the noise alone."""
 
     images: int = 128
-    """Pictures of a cell: of classifier guidance, img2img, kept regions, and CLIP's measurement."""
+    """Pictures of a cell: of classifier guidance, img2img, kept masks, and CLIP's measurement."""
     few: int = 64
-    """Pictures of a cell of image guidance, of each weight that CLIP's is chosen from, and of a region that is kept
-    with a guide."""
+    """Pictures of a cell of image guidance, of each weight that CLIP's is chosen from, and of halves that are kept."""
     seeds: tuple[int, ...] = (0, 1)
     clip_seeds: tuple[int, ...] = (1, 2)
     """Of CLIP's measurement: others than the seed on which its weight was chosen, as the captions are."""
@@ -30,7 +29,6 @@ class Plan:
     sampler: str = "dpmpp_2m"
     samplers: tuple[str, ...] = ("ddim", "dpmpp_2m", "unipc")
     steps: int = 20
-    more_steps: int = 50
     classifier: tuple[float, ...] = (4.0, 2.0, -2.0)
     image: tuple[float, ...] = (2.0, 8.0)
     clip: tuple[float, ...] = (0.25, 0.5, 1.0)
@@ -47,7 +45,6 @@ QUICK = Plan(
     clip_seeds=(1,),
     samplers=("ddim", "dpmpp_2m"),
     steps=4,
-    more_steps=5,
     classifier=(4.0, -2.0),
     image=(2.0,),
     clip=(0.5,),

@@ -17,9 +17,9 @@ JUDGED = 40.0
 PASSES = {"": 300.0, "classifier": 200.0, "image": 60.0, "clip": 40.0}
 """Passes of the network over a picture in a second, by guide, of two cores of an AMD EPYC (Zen 4): guesses, by which
 `--list` goes."""
-CASES = ("plain", "steps", "again", "guide")
-"""How a half is kept: the model alone; with more steps; begun twice more from its own result; led to the kept
-pixels."""
+CASES = ("plain", "again", "guide", "both")
+"""How a half is kept: the model alone; begun again from its own result; led to the kept pixels; both. More steps were
+tried by hand, and bring nothing."""
 AGAIN, AGAIN_STRENGTH = 2, 0.5
 
 
@@ -122,21 +122,18 @@ class Figures:
     def half(self, case: str, seed: int) -> Step:
         """A half of the records' pictures is kept, and is measured in several ways."""
         plan, places = self.plan, self.places
-        images = plan.few if case == "guide" else plan.images
-        steps = plan.more_steps if case == "steps" else plan.steps
-        words = {
-            "again": (f"again={AGAIN}", f"strength={AGAIN_STRENGTH:g}"),
-            "guide": (f"guide={plan.kept_guide:g}",),
-        }
-        passes = images * steps * (1 + (AGAIN * AGAIN_STRENGTH if case == "again" else 0))
+        again, guide = case in ("again", "both"), case in ("guide", "both")
+        words: tuple[str, ...] = (f"again={AGAIN}", f"strength={AGAIN_STRENGTH:g}") if again else ()
+        words += (f"guide={plan.kept_guide:g}",) if guide else ()
+        passes = plan.few * plan.steps * (1 + (AGAIN * AGAIN_STRENGTH if again else 0))
         return Step(
             f"Keep a half, {case}, seed {seed}",
             (
                 *("benchmarks.guidance.kept", f"run={places.run}", f"val={places.val}", "mask=half"),
-                *(f"images={images}", f"sampler={plan.sampler}", f"steps={steps}", *words.get(case, ())),
+                *(f"images={plan.few}", f"sampler={plan.sampler}", f"steps={plan.steps}", *words),
                 *(f"seed={seed}", f"dest={places.kept(case, seed)}"),
             ),
             places.kept(case, seed),
-            START_S + passes / PASSES["image" if case == "guide" else ""] + images / JUDGED,
+            START_S + passes / PASSES["image" if guide else ""] + plan.few / JUDGED,
             optional=case != "plain",
         )

@@ -67,18 +67,13 @@ class Read:
 
 def verdicts(read: Read) -> list[Verdict]:
     """A row for each figure that was asked."""
-    half = read.half("plain", "kept")
     return [
         *_of_classes(read),
         _of_likeness(read),
         _of_captions(read),
         *(verdict for sampler in read.plan.samplers for verdict in _of_starts(read, sampler)),
-        Verdict(
-            "known half before pasting, pooled",
-            f"at least {KEPT_DB:g} dB",
-            shown(half),
-            _if(half, lambda value: value >= KEPT_DB),
-        ),
+        _of_half(read, "plain", "known half before pasting, pooled"),
+        _of_half(read, "both", "the same, begun again from its own result and led to the kept pixels"),
     ]
 
 
@@ -145,6 +140,11 @@ def _of_starts(read: Read, sampler: str) -> list[Verdict]:
             _if(kept[-1], lambda value: falls and value <= LAST_KEPT),
         ),
     ]
+
+
+def _of_half(read: Read, case: str, words: str) -> Verdict:
+    half = read.half(case, "kept")
+    return Verdict(words, f"at least {KEPT_DB:g} dB", shown(half), _if(half, lambda value: value >= KEPT_DB))
 
 
 def shown(value: Value | None) -> str:
