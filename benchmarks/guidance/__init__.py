@@ -1,0 +1,1 @@
+"""What `benchmarks.guidance_figures` and `benchmarks.guidance_pictures` are made of."""
