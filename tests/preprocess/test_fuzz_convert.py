@@ -59,7 +59,7 @@ def through(folder: Path, **settings: Any) -> None:
         mutated_value(COCO).map(lambda value: json.dumps(value).encode()), mutated_bytes(json.dumps(COCO).encode())
     )
 )
-@settings(**QUICK)
+@settings(**QUICK)  # type: ignore[arg-type]
 def test_a_changed_file_of_coco_is_read_or_refused(folder: Path, data: bytes) -> None:
     write(folder, {"a.json": data})
     with bounded():
@@ -67,7 +67,7 @@ def test_a_changed_file_of_coco_is_read_or_refused(folder: Path, data: bytes) ->
 
 
 @given(mutated_bytes(CSV), st.one_of(st.just(NAMES), mutated_bytes(NAMES)))
-@settings(**QUICK)
+@settings(**QUICK)  # type: ignore[arg-type]
 def test_changed_files_of_openimages_are_read_or_refused(folder: Path, rows: bytes, names: bytes) -> None:
     write(folder, {"a.csv": rows, "n.csv": names})
     with bounded():
@@ -75,7 +75,7 @@ def test_changed_files_of_openimages_are_read_or_refused(folder: Path, rows: byt
 
 
 @given(mutated_value({"0": ["rose", "Rose"], "1": ["tulip", "Tulip"]}), st.sampled_from(["classes", "labels"]))
-@settings(**QUICK)
+@settings(**QUICK)  # type: ignore[arg-type]
 def test_a_changed_file_of_names_is_read_or_refused(folder: Path, value: Any, kind: str) -> None:
     write_pictures(folder / "tree" / "images", {"rose/a.jpg": (8, 8)})
     maps = {"tree/images/rose/a.png": greys(np.eye(8, dtype=np.uint8))}
