@@ -43,9 +43,12 @@ keys: captions=5 records=4096 side=32 batch=64 samples=2048 (trained in a round)
 Both caches hold the same random latents of side x side positions and token ids of 77 tokens, one of them of one caption
 and the other of several. In each round, in turns, a new stream reads every record of each once, and a new run trains on
 each: a small UNet, so that the stream's part of a step is larger than it ever is in earnest. The rate of training is
-that of the rows of metrics, without the first.
+that of the rows of metrics, without the first; its CPU time is that of the whole run, its start included.
 """
 KINDS = ("one", "several")
+Rate = tuple[float, float]
+"""Samples/s, and milliseconds of CPU a sample of all threads."""
+WHAT = ("stream", "training")
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,7 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
     import torch
 
     facts = [f"# {command}", "", *machine(torch.device("cpu"), 1)]
-    streamed: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    trained: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    rates: dict[tuple[str, str], list[Rate]] = {(what, kind): [] for what in WHAT for kind in KINDS}
     sizes = {}
     with tempfile.TemporaryDirectory(prefix="latentmill-benchmark-") as name:
         folder = Path(name)
@@ -92,15 +94,25 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
             sizes[kind] = sum(shard.bytes for shard in manifest.shards) / manifest.samples
         for turn in range(plan.rounds):
             for kind in KINDS if turn % 2 else KINDS[::-1]:
-                streamed[kind].append(stream_rate(plan, folder / kind))
-                trained[kind].append(train_rate(plan, folder / kind, folder / f"run-{kind}-{turn}"))
+                rates["stream", kind].append(stream_rate(plan, folder / kind))
+                rates["training", kind].append(train_rate(plan, folder / kind, folder / f"run-{kind}-{turn}"))
     ids = 4 * 77 * (plan.captions - 1)
+    middle = {key: [median([rate[i] for rate in found]) for i in range(2)] for key, found in rates.items()}
     rows = [
-        [kind, f"{sizes[kind]:,.0f}", *(figure(median(rates[kind])) for rates in (streamed, trained))] for kind in KINDS
+        [kind, f"{sizes[kind]:,.0f}", *(figure(value) for what in WHAT for value in middle[what, kind])]
+        for kind in KINDS
     ]
-    ratios = [f"{median(rates['several']) / median(rates['one']):.3f}" for rates in (streamed, trained)]
+    ratios = [
+        f"{several / one:.3f}"
+        for what in WHAT
+        for one, several in zip(*(middle[what, kind] for kind in KINDS), strict=True)
+    ]
     rows.append(["several / one", f"{sizes['several'] / sizes['one']:.3f}", *ratios])
-    head = ["captions", "bytes a record", "stream, samples/s", "training, samples/s"]
+    head = [
+        "captions",
+        "bytes a record",
+        *(name for what in WHAT for name in (f"{what}, samples/s", "CPU ms a sample")),
+    ]
     more = f"{sizes['several'] - sizes['one']:,.0f} more bytes a record, of which {ids:,} are ids of further captions"
     text = "\n".join([*facts, "", table(head, rows), "", more]) + "\n"
     print(text)
@@ -110,20 +122,20 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
     return 0
 
 
-def stream_rate(plan: Plan, cache: Path) -> float:
-    """Samples/s of a new stream over one epoch."""
+def stream_rate(plan: Plan, cache: Path) -> Rate:
+    """The rate of a new stream over one epoch."""
     storage = open_storage(str(cache))
     dataset = dataset_of(storage, load_manifest(storage))
-    began, count = time.perf_counter(), 0
+    began, cpu, count = time.perf_counter(), time.process_time(), 0
     members = ("moments", "tokens")
     with Stream(dataset, dataset.order(0, plan.batch), batch=plan.batch, members=members) as stream:
         for _ in range(plan.records // plan.batch):
             count += len(next(stream).tensors["tokens"])
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - began), 1000 * (time.process_time() - cpu) / count
 
 
-def train_rate(plan: Plan, cache: Path, run: Path) -> float:
-    """Samples/s of a new run, over all rows of metrics but the first."""
+def train_rate(plan: Plan, cache: Path, run: Path) -> Rate:
+    """The rate of a new run, over all rows of metrics but the first, and its CPU time with its start."""
     config = TrainConfig(
         run=str(run),
         data=DataConfig(train=str(cache), workers=1),
@@ -139,11 +151,13 @@ def train_rate(plan: Plan, cache: Path, run: Path) -> float:
         device="cpu",
         launch=LaunchConfig(threads=1),
     )
+    cpu = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         status = train.main(config)
+    cpu = time.process_time() - cpu
     assert status == 0, "training failed"
     found = [row["images_per_s"] for row in parse_rows((run / "metrics.jsonl").read_bytes()) if row["kind"] == "train"]
-    return len(found[1:]) / sum(1 / rate for rate in found[1:])
+    return len(found[1:]) / sum(1 / rate for rate in found[1:]), 1000 * cpu / plan.samples
 
 
 if __name__ == "__main__":

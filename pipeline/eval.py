@@ -164,8 +164,7 @@ def prepare(
     require_perceived(run.task, perceptual, "perceptual")
     judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
     reads = dict.fromkeys((*judge.reads, *asked.reads, *guides.reads))
-    caption = config.caption or run.eval.caption
-    images = max(config.images, GRID)
+    images, caption = max(config.images, GRID), config.caption or run.eval.caption
     validation = load_validation(storage, manifest, tuple(reads), images, tower, caption, config.seed)
     steering = (
         *asked.steering(validation, first_stage),

@@ -317,16 +317,14 @@ def in_training(
     validation_manifest = joined(storage, config.data.columns, lenient=True)
     contract = manifest.contract
     task = make_task(config.task, config.model, contract, empty_LD).to(world.device)
-    most_images = max(config.eval.images, config.eval.final_images, config.eval.grid)
+    most_images, caption = max(config.eval.images, config.eval.final_images, config.eval.grid), config.eval.caption
     perceptual = load_perceptual(config.eval.perceptual, world.device, "eval.perceptual")
     judge = make_judge(validation_manifest.contract, config.task, perceptual)
     beside = (*dataset_urls(config.data), config.data.val)
     first_stage, tower = load_encoders(contract, world.device, config.encoders, beside=beside)
     seed = contract.encoder_seed  # of random weights, in tests
     evaluator = Evaluator(
-        validation=load_validation(
-            storage, validation_manifest, judge.reads, most_images, tower, config.eval.caption, config.seed
-        ),
+        validation=load_validation(storage, validation_manifest, judge.reads, most_images, tower, caption, config.seed),
         first_stage=first_stage,
         tower=tower,
         diffusion=config.diffusion,
