@@ -168,7 +168,7 @@ def test_a_file_that_has_changed_is_refused_and_its_unit_can_be_encoded_anew(
         proved(tmp_path / "c", photos)
     with pytest.raises(DestinationExists, match=r"is another photos@000000 than the one that .* was made from") as told:
         quick(photos, tmp_path / "c", unit_size=10)
-    assert advised(str(told.value), "forget") == ["forget=[photos@000000]"] or "forget=" in str(told.value)
+    assert advised(str(told.value), "forget") == ["forget=[photos@000000]"]
     quick(photos, tmp_path / "c", unit_size=10, forget=("photos@000000",))
     quick(photos, tmp_path / "c", unit_size=10)
     proved(tmp_path / "c", photos)
