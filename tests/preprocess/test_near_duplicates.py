@@ -25,7 +25,9 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.storage.urls import open_storage
 from preprocess import verify
 from preprocess.encode import main
+from preprocess.encoding.plan import read_plan
 from preprocess.filters import near
+from preprocess.filters.excluded import find_excluded
 from preprocess.filters.near import MOST, masks, near_duplicates
 from preprocess.filters.phash import as_numbers, perceptual_hash
 from preprocess.source.recipe import recipe_of
@@ -251,6 +253,18 @@ def test_damaged_hashes_are_found(tmp_path: Path) -> None:
         (tmp_path / "c/units/000001.hashes.npy").write_bytes(damaged)
         with pytest.raises(DataError, match=r"000001\.hashes\.npy is damaged: .*forget=\[1\.tar\]"):
             main(config(source, tmp_path / "c", finalize=True, **NEAR))
+
+
+def test_a_contract_of_other_numbers_of_bits_is_refused_in_one_line(tmp_path: Path) -> None:
+    main(config(write_looks(tmp_path), tmp_path / "c", **NEAR))
+    storage = open_storage(str(tmp_path / "c"))
+    plan = read_plan(storage)
+    assert plan is not None
+    for bits in (-1, 5):
+        filters = plan.contract.filters | {"near_duplicates": bits}
+        other = dataclasses.replace(plan, contract=dataclasses.replace(plan.contract, filters=filters))
+        with pytest.raises(DataError, match=f"near_duplicates={bits}, and 0 to 4 are known"):
+            find_excluded(storage, other, [])
 
 
 @pytest.mark.parametrize("bits", [-1, 5, 64])
