@@ -78,6 +78,12 @@ def test_each_hash_is_left_out_for_the_first_kept_one_that_is_near(
         near.TOGETHER, near.CROWDED, near.FEW = before
 
 
+def test_of_a_chain_what_is_far_from_all_that_stay_stays() -> None:
+    chain = np.array([0, 0x0F, 0xFF, 0xFFF, 0xFFFF], dtype=np.uint64)  # each 4 bits from the next
+    assert near_duplicates(chain, 4).tolist() == [-1, 0, -1, 2, -1]
+    assert near_duplicates(chain, 3).tolist() == [-1] * 5
+
+
 @pytest.mark.parametrize("most", range(1, MOST + 1))
 def test_planted_pairs_are_found_up_to_the_limit_and_not_beyond(most: int) -> None:
     random = np.random.default_rng(most)
