@@ -16,7 +16,7 @@ from pipeline.errors import DataError, NotFound, ShardCorrupt
 from pipeline.storage.base import Storage
 from preprocess.encoding.plan import Plan, hashes_key
 from preprocess.filters import phash
-from preprocess.filters.near import near_duplicates
+from preprocess.filters.near import MOST, near_duplicates
 from preprocess.source.recipe import Recipe, recipe_of_contract
 from preprocess.source.sample import DIGEST_BYTES
 from preprocess.units.naming import option
@@ -72,6 +72,12 @@ def find_excluded(storage: Storage, plan: Plan, reports: Sequence[Report]) -> Ex
     order the units were encoded. Takes about 50 bytes of memory per sample, and some 400 where looks are compared.
     """
     recipe = recipe_of_contract(plan.contract)
+    bits = recipe.filters.near_duplicates
+    if not 0 <= bits <= MOST:
+        raise DataError(
+            f"{storage.url}: its contract says filters.near_duplicates={bits}, and 0 to {MOST} are known: use a newer "
+            "latentmill"
+        )
     found, places, shard = list[Hashes](), list[np.ndarray](), 0
     for report in reports:
         facts = report.facts
@@ -86,10 +92,10 @@ def find_excluded(storage: Storage, plan: Plan, reports: Sequence[Report]) -> Ex
     if recipe.filters.duplicates != "keep":
         is_repeated = _repeated(np.concatenate([one.digests for one in found]))
     is_near = np.zeros(count, dtype=bool)
-    if recipe.filters.near_duplicates:
+    if bits:
         looks = phash.as_numbers(np.concatenate([one.looks for one in found]))
         others = np.flatnonzero(~is_repeated)
-        is_near[others] = near_duplicates(looks[others], recipe.filters.near_duplicates) >= 0
+        is_near[others] = near_duplicates(looks[others], bits) >= 0
     pairs = _rows(np.concatenate(places)[is_repeated | is_near], recipe.variants)
     return Excluded(pairs, int(is_repeated.sum()) * recipe.variants, int(is_near.sum()) * recipe.variants)
 

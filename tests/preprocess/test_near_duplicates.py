@@ -25,7 +25,9 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.storage.urls import open_storage
 from preprocess import verify
 from preprocess.encode import main
+from preprocess.encoding.plan import read_plan
 from preprocess.filters import near
+from preprocess.filters.excluded import find_excluded
 from preprocess.filters.near import MOST, masks, near_duplicates
 from preprocess.filters.phash import as_numbers, perceptual_hash
 from preprocess.source.recipe import recipe_of
@@ -74,6 +76,12 @@ def test_each_hash_is_left_out_for_the_first_kept_one_that_is_near(
         assert near_duplicates(hashes, most).tolist() == one_by_one(hashes, most)
     finally:
         near.TOGETHER, near.CROWDED, near.FEW = before
+
+
+def test_of_a_chain_what_is_far_from_all_that_stay_stays() -> None:
+    chain = np.array([0, 0x0F, 0xFF, 0xFFF, 0xFFFF], dtype=np.uint64)  # each 4 bits from the next
+    assert near_duplicates(chain, 4).tolist() == [-1, 0, -1, 2, -1]
+    assert near_duplicates(chain, 3).tolist() == [-1] * 5
 
 
 @pytest.mark.parametrize("most", range(1, MOST + 1))
@@ -251,6 +259,18 @@ def test_damaged_hashes_are_found(tmp_path: Path) -> None:
         (tmp_path / "c/units/000001.hashes.npy").write_bytes(damaged)
         with pytest.raises(DataError, match=r"000001\.hashes\.npy is damaged: .*forget=\[1\.tar\]"):
             main(config(source, tmp_path / "c", finalize=True, **NEAR))
+
+
+def test_a_contract_of_other_numbers_of_bits_is_refused_in_one_line(tmp_path: Path) -> None:
+    main(config(write_looks(tmp_path), tmp_path / "c", **NEAR))
+    storage = open_storage(str(tmp_path / "c"))
+    plan = read_plan(storage)
+    assert plan is not None
+    for bits in (-1, 5):
+        filters = plan.contract.filters | {"near_duplicates": bits}
+        other = dataclasses.replace(plan, contract=dataclasses.replace(plan.contract, filters=filters))
+        with pytest.raises(DataError, match=f"near_duplicates={bits}, and 0 to 4 are known"):
+            find_excluded(storage, other, [])
 
 
 @pytest.mark.parametrize("bits", [-1, 5, 64])

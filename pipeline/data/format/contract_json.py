@@ -136,6 +136,8 @@ def check_facts(contract: Contract) -> None:
     if contract.text is None and contract.text_sha256:
         raise ParseError("text_sha256: a cache without captions has no text tower")
     check_captions(contract)
+    if contract.text is None and contract.clip_sha256:
+        raise ParseError("clip_sha256: a cache without captions has no scores of them")
     if contract.stored == "pixels" and (contract.latent_shape[0], contract.downsampling) != (3, 1):
         raise ParseError("stored=pixels: 3 channels and downsampling=1 are wanted, as of pixels")
     if contract.pixels != "array" and contract.stored != "pixels":
