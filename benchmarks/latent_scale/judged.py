@@ -117,13 +117,12 @@ def figures(rows: Rows, alone: Rows, numbers: np.ndarray) -> dict[str, float]:
 
 
 def decided(greys_KB: np.ndarray) -> list[float]:
-    """Share of the variance of the last row's backgrounds that each row (K, B) tells already: the square of their
-    correlation, 0 to 1. Pictures without a background are left out."""
+    """How far the backgrounds of each row (K, B) differ already: their variance over that of the last row. Pictures
+    without a background are left out.
+
+    Where rows are what an exact network predicts of more and more certain x, Var(E[grey | x]) is the part of the
+    variance that x tells (law of total variance): of pure noise it predicts one middle grey for all pictures. How well
+    rows correlate with the last says nothing, since a deterministic sampler decides all by its first noise."""
     known = greys_KB[:, np.isfinite(greys_KB).all(0)]
-    last = known[-1] - known[-1].mean()
-    shares = []
-    for row in known:
-        row = row - row.mean()
-        product = float((row**2).sum() * (last**2).sum())
-        shares.append(float((row * last).sum()) ** 2 / product if product else 0.0)
-    return shares
+    last = float(np.var(known[-1]))
+    return [float(np.var(row)) / last if last else 0.0 for row in known]

@@ -79,8 +79,8 @@ def page(
             f"# {command}",
             "\n".join(machine),
             f"{plan.samples:,} samples of {plan.train_images:,} pictures a run, batch {plan.batch}; the same "
-            f"{plan.maps} label maps for each size and run, {plan.sampler} with {plan.steps} steps, no guidance. +- is a standard "
-            "error over pictures.",
+            f"{plan.maps} label maps for each size and run, {plan.sampler} with {plan.steps} steps, no guidance. "
+            "+- is a standard error over pictures.",
             "## Schedules",
             table(SCHEDULE_HEAD, [schedule_row(arm) for arm in arms]),
             "## mIoU by size, each picture denoised as a whole",

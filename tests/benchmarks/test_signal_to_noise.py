@@ -102,12 +102,13 @@ def test_the_background_of_real_pictures_is_one_and_of_pictures_side_by_side_is_
     assert math.isnan(spread(pictures, full)), "there is no background"
 
 
-def test_what_is_decided_is_the_share_of_the_last_pictures_variance() -> None:
-    last = np.random.RandomState(0).normal(size=400)
-    other = np.random.RandomState(1).normal(size=400)
-    rows = np.stack([np.zeros(400), other, last + other, 2 * last + 5, last])
+def test_what_is_decided_is_the_share_of_the_last_pictures_variance_that_is_there() -> None:
+    last = 220 + 12 * np.random.RandomState(0).normal(size=400)
+    middle = last.mean()
+    rows = np.stack([np.full(400, middle), middle + 0.5 * (last - middle), last + 1, last])
     rows[0, 3] = np.nan
-    assert decided(rows) == pytest.approx([0, 0, 0.5, 1, 1], abs=0.06)
+    assert decided(rows) == pytest.approx([0, 0.25, 1, 1])
+    assert decided(rows * 0 + 5) == [0] * 4, "no background differs"
 
 
 def test_a_run_is_drawn_at_each_size_for_the_same_maps_and_seen_after_each_step(
