@@ -85,6 +85,8 @@ def run(settings: Settings) -> int:
             f"sides={settings.sides} large={settings.large} maps={settings.maps}: sides begin with 1, and the number "
             "of maps is a multiple of the square of each"
         )
+    if settings.walk and settings.sampler == "heun":
+        raise ConfigError("sampler=heun predicts twice a step, and steps are looked at: give walk=0 or another sampler")
     from pipeline.distributed.allocator import keep_memory
 
     keep_memory()

@@ -19,7 +19,7 @@ from benchmarks.latent_scale.steps import Places
 from benchmarks.machine import table
 from pipeline.inference.shown import coloured
 from pipeline.report.charts import Series
-from pipeline.report.grid import captioned, png
+from pipeline.report.grid import captioned, png, tile
 from preprocess.shapes.captions import CLASS_NAMES
 
 IMAGES, STEM = Path("docs") / "images", "signal-to-noise"
@@ -203,15 +203,20 @@ def decided_chart(found: Sequence[Found], by_ratio: bool = False) -> str:
 
 
 def steps_picture(found: Sequence[Found]) -> bytes:
-    """A row for each arm: the picture of one map that the model predicts before each of some steps, and the last."""
-    rows = [one.pictures("walk")[0] for one in found if one.figures.get("walk")]
-    if not rows:
+    """For each arm what the model predicts before each of some steps, and in the end, of two pictures: those that end
+    with the darkest and the lightest background of the ones that were kept."""
+    walks = [(one, one.pictures("walk")) for one in found if one.figures.get("walk")]
+    if not walks:
         return b""
-    chosen = np.unique(np.linspace(0, len(rows[0]) - 1, min(SHOWN_STEPS, len(rows[0]))).round().astype(int))
-    shown = [_asked(one, str(PIXELS))[0] for one in found]
+    count = walks[0][1].shape[1]
+    chosen = np.unique(np.linspace(0, count - 1, min(SHOWN_STEPS, count)).round().astype(int))
     before = ", ".join(str(step + 1) for step in chosen[:-1].tolist())
-    words = [f"{one.arm.words}: before steps {before}, and the end" for one in found]
-    return small(captioned([row[chosen] for row in rows], words, shown))
+    rows = []
+    for _, walk in walks:
+        greys = np.median(walk[:, -1].reshape(len(walk), -1), axis=1)
+        two = walk[[int(greys.argmin()), int(greys.argmax())]][:, chosen]
+        rows.append(np.asarray(tile(two.reshape(-1, *two.shape[2:]), len(chosen)))[None])
+    return small(captioned(rows, [f"{one.arm.words}: before steps {before}, and in the end" for one, _ in walks]))
 
 
 def larger_picture(found: Sequence[Found], size: str) -> bytes:

@@ -76,6 +76,8 @@ class Plan:
     sampler: str = "unipc"
     steps: int = 12
     processes: int = 2
+    threads: int = 0
+    """Of each process; 0 = the machine's cores / processes. On a busy machine threads wait for one another."""
     engine: str = "zero2"
     precision: str = "bf16"
 
@@ -101,6 +103,7 @@ SHORT = Plan(
     repeated=16,
     walk=32,
     processes=1,
+    threads=1,
     engine="off",
 )
 """A first look, for a machine that is busy: models are far from trained."""

@@ -102,6 +102,7 @@ class Study:
             f"ema.half_life={max(plan.batch, plan.samples // 20)}",
             *(f"checkpoint.every={plan.samples // plan.parts}", f"checkpoint.keep={plan.parts}"),
             *(f"deepspeed={plan.engine}", f"launch.processes={plan.processes}", f"precision={plan.precision}"),
+            f"launch.threads={plan.threads}",
             *(f"tracking.every={4 * plan.batch}", "tracking.wandb=off", f"seed={seed}"),
             *("encoders=demo", f"encoders.vae={self.places.stage(arm)}"),
         )

@@ -118,7 +118,7 @@ def test_a_run_is_drawn_at_each_size_for_the_same_maps_and_seen_after_each_step(
     labels = scenes(4)[1]
     monkeypatch.setattr(measure, "label_maps", lambda settings: labels)
     words = [f"run={made.config.run}", "val=none", "at=64", "maps=4", "sides=1,2", "repeated=1", "walk=2"]
-    words += ["sampler=ddim", "steps=2", f"dest={tmp_path / 'measured'}"]
+    words += ["sampler=dpmpp_2m", "steps=2", f"dest={tmp_path / 'measured'}"]
     assert measure.main(words) == 0
     found = json.loads((tmp_path / "measured" / "figures.json").read_text())
     assert list(found["at"]["64"]) == ["64", "128", "repeated"]
@@ -126,7 +126,7 @@ def test_a_run_is_drawn_at_each_size_for_the_same_maps_and_seen_after_each_step(
     with np.load(tmp_path / "measured" / "pictures.npz", allow_pickle=False) as kept:
         assert kept["drawn-64"].shape == (4, 64, 64, 3) and kept["drawn-128"].shape == (1, 128, 128, 3)
         assert np.array_equal(kept["asked-128"][0], mosaics(4, 2).labels(labels)[0])
-        assert kept["walk"].shape == (2, 4, 64, 64, 3)  # ddim has a last prediction at timestep 0
+        assert kept["walk"].shape == (2, 3, 64, 64, 3)
         apart = np.abs(kept["walk"][:, -1].astype(int) - kept["drawn-64"][:2])
         assert apart.max() <= 1, "what is seen in the end is what is drawn"
     assert found["walk"]["background_decided"][-1] == pytest.approx(1)
@@ -139,6 +139,7 @@ def test_a_run_is_drawn_at_each_size_for_the_same_maps_and_seen_after_each_step(
         (["run=r", "val=v", "dest=d", "maps=6", "sides=1,2"], "the number of maps is a multiple"),
         (["run=r", "val=v", "dest=d", "sides=2"], "sides begin with 1"),
         (["run=r", "val=v", "dest=d", "sides=1,b"], "whole numbers with commas"),
+        (["run=r", "val=v", "dest=d", "sampler=heun"], "heun predicts twice a step"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line(
@@ -185,7 +186,7 @@ def put(path: Path, text: str) -> None:
 
 
 def measured(values: dict[str, str]) -> None:
-    """Figures, and pictures of noise, as measure.py leaves them."""
+    """Figures and plain pictures, as measure.py leaves them."""
     sides = [*map(int, values["sides"].split(",")), *map(int, values["large"].split(","))]
     cell = {"label_iou": 0.8125, "label_iou_error": 0.01, "label_accuracy": 0.99, "retention": 0.9375}
     cell |= {"retention_error": 0.02, "background_spread": 1.25, "background_apart": 13.0}
@@ -198,11 +199,10 @@ def measured(values: dict[str, str]) -> None:
         "background_decided": np.linspace(0, 1, steps + 1).tolist(),
         "label_iou": [0.5] * (steps + 1),
     }
-    noise = np.random.RandomState(0)
-    pictures = {"walk": noise.randint(0, 256, (2, steps + 1, 64, 64, 3)).astype(np.uint8)}
+    pictures = {"walk": np.full((2, steps + 1, 64, 64, 3), 200, np.uint8)}
     for side in sides[:3]:
-        pictures[f"drawn-{64 * side}"] = noise.randint(0, 256, (2, 64 * side, 64 * side, 3)).astype(np.uint8)
-        pictures[f"asked-{64 * side}"] = noise.randint(0, 25, (2, 32 * side, 32 * side)).astype(np.uint8)
+        pictures[f"drawn-{64 * side}"] = np.full((2, 64 * side, 64 * side, 3), 200, np.uint8)
+        pictures[f"asked-{64 * side}"] = np.full((2, 32 * side, 32 * side), 7, np.uint8)
     Path(values["dest"]).mkdir(parents=True)
     np.savez(Path(values["dest"]) / "pictures.npz", **pictures)
     put(Path(values["dest"]) / "figures.json", json.dumps(found))
