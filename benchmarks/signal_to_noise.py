@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=float, default=60.0, help="time limit (60): runs of later seeds are left out beyond it"
     )
-    parser.add_argument("--short", action="store_true", help="one seed, a third of the samples, no pictures above 128")
+    parser.add_argument("--short", action="store_true", help="one seed, fewer samples, no pictures above 128")
     parser.add_argument("--quick", action="store_true", help="everything once with tiny sizes, in a minute or two")
     parser.add_argument("--list", action="store_true", help="print the commands instead, with the time they may take")
     parser.add_argument(

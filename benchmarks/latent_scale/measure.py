@@ -102,7 +102,7 @@ def run(settings: Settings) -> int:
             found["walk"], pictures["walk"] = walk(drawing, labels[: settings.walk])
     dest = Path(settings.dest)
     dest.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(dest / PICTURES, **pictures)
+    np.savez_compressed(dest / PICTURES, **pictures)  # type: ignore[arg-type]
     (dest / FIGURES).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")  # last: it says that all is there
     return 0
 

@@ -80,12 +80,12 @@ class Study:
             yield Step(f"x{factor}: an autoencoder with that scale", rescaled, folder / "config.json", 5)
             for part, count in images.items():
                 cache = self.places.cache(arm, part)
-                words = (
+                encode = (
                     *("encode", self.source(part, count), f"dest={cache}", "encoders=demo", f"encoders.vae={folder}"),
                     *("text_storage=none", "conditions=[labels]", "decode_in=threads"),
                     f"labels.names={self.places.shapes(part) / 'labels.txt'}",
                 )
-                yield Step(f"x{factor}: encode {part}", words, cache / "manifest.json", 8 + count / 300)
+                yield Step(f"x{factor}: encode {part}", encode, cache / "manifest.json", 8 + count / 300)
 
     def source(self, part: str, count: int) -> str:
         """The key that names the shards of a part."""
@@ -96,7 +96,7 @@ class Study:
     def training(self, arm: Arm, seed: int) -> Step:
         """latentmill train: the recipe of captioned shapes by label maps, shorter."""
         plan, run = self.plan, self.places.run(arm, seed)
-        words = (
+        words: tuple[str, ...] = (
             *("train", "experiment=shapes_semantic", f"data.train={self.places.cache(arm, 'train')}", f"run={run}"),
             *(f"samples={plan.samples}", f"optim.batch={plan.batch}", f"optim.warmup={min(2000, plan.samples // 5)}"),
             f"ema.half_life={max(plan.batch, plan.samples // 20)}",

@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks import signal_to_noise
 from benchmarks.compression import runner as running
 from benchmarks.latent_scale import measure, rescaled
-from benchmarks.latent_scale.judged import decided, figures, mosaics, parts, repeated, rows_of, spread
+from benchmarks.latent_scale.judged import Rows, decided, figures, mosaics, parts, repeated, rows_of, spread
 from benchmarks.latent_scale.page import MOST_BYTES, small
 from benchmarks.latent_scale.plan import ARMS, QUICK, USUAL, Plan, equal_at, log_ratios, mismatch
 from made.task_run import make_task_run
@@ -86,8 +86,8 @@ def test_a_larger_picture_is_judged_as_its_parts_are_alone() -> None:
     assert [row for own in rows for row in own] == [own[0] for own in alone]
     found = figures(rows, alone, one.numbers)
     assert found["label_iou"] > 0.95 and found["retention"] == 1 and found["retention_error"] == 0
-    half = [rows[0], rows[1], *([{**row, "both_0": 0.0} for row in own] for own in rows[2:])]
-    assert 0.9 < figures(half, alone, one.numbers)["retention"] < 1
+    worse: Rows = [[{**row, "both_0": 0.0} for row in own] for own in rows[2:]]
+    assert 0.9 < figures(rows[:2] + worse, alone, one.numbers)["retention"] < 1
 
 
 def test_the_background_of_real_pictures_is_one_and_of_pictures_side_by_side_is_not() -> None:
@@ -204,7 +204,7 @@ def measured(values: dict[str, str]) -> None:
         pictures[f"drawn-{64 * side}"] = np.full((2, 64 * side, 64 * side, 3), 200, np.uint8)
         pictures[f"asked-{64 * side}"] = np.full((2, 32 * side, 32 * side), 7, np.uint8)
     Path(values["dest"]).mkdir(parents=True)
-    np.savez(Path(values["dest"]) / "pictures.npz", **pictures)
+    np.savez(Path(values["dest"]) / "pictures.npz", **pictures)  # type: ignore[arg-type]
     put(Path(values["dest"]) / "figures.json", json.dumps(found))
 
 
@@ -229,8 +229,8 @@ def test_arms_differ_in_scale_and_schedule_alone_and_are_judged_by_the_same_maps
     assert len({tuple(word for word in words if not word.startswith(own)) for words in trained}) == 1
     assert [any("beta_end" in word for word in words) for words in trained[:4]] == [False, False, False, True]
     drawn = [words for words in machine.commands if words[0].endswith("measure")]
-    own = ("run=", "val=", "dest=", "seed=")
-    assert len({tuple(word for word in words if not word.startswith(own)) for words in drawn}) == 1
+    elsewhere = ("run=", "val=", "dest=", "seed=")
+    assert len({tuple(word for word in words if not word.startswith(elsewhere)) for words in drawn}) == 1
     for words in (*trained, *drawn):
         values = dict(word.split("=", 1) for word in words[1:])
         scale = re.findall(r"x[0-9.]+", Path(values["run"]).name)[0]
