@@ -254,12 +254,13 @@ def test_what_it_writes_has_every_run_and_pictures_that_are_small(tmp_path: Path
     assert USUAL.words in pictures[3].read_text()
 
 
-def test_pictures_are_given_as_many_colours_as_fit() -> None:
-    row = np.arange(256, dtype=np.uint8)
-    ramp = Image.fromarray(np.stack(np.broadcast_arrays(row[None], row[:, None], row[None]), axis=-1))
-    assert Image.open(io.BytesIO(small(ramp))).mode == "RGB"
-    noise = np.random.RandomState(0).randint(0, 256, (200, 200, 3)).astype(np.uint8)
-    assert len(small(Image.fromarray(noise))) <= MOST_BYTES
+def test_pictures_have_levels_as_fine_as_fit_and_colours_in_their_place() -> None:
+    plain = np.full((64, 64, 3), (201, 77, 3), np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(small(Image.fromarray(plain))))), plain)
+    noise = np.random.RandomState(0).randint(0, 9, (220, 220, 3)).astype(np.uint8) + np.uint8(200)
+    data = small(Image.fromarray(noise))
+    assert len(data) <= MOST_BYTES
+    assert np.abs(np.asarray(Image.open(io.BytesIO(data))).astype(int) - noise).max() <= 6
 
 
 def test_the_study_goes_on_where_it_stopped_and_refuses_other_sizes(
