@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pipeline.config import AutoencoderConfig, EvalRunConfig, RunConfig, SamplerConfig, TrainConfig
 from pipeline.config.loading.merge import to_dict
 from pipeline.config.tasks.found import require_perceived
-from pipeline.data.format.contract import require_match
+from pipeline.data.format.contract import OF_ANY_SIZE, require_match
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.data.format.manifest import load_manifest
 from pipeline.diffusion.levels import levels_for
@@ -37,13 +37,16 @@ from pipeline.evaluation.evaluate import Evaluator, in_training
 from pipeline.evaluation.features.networks import load_features
 from pipeline.evaluation.kept import full_name, kept_card, weights_digest
 from pipeline.evaluation.reconstruction import runs as autoencoders
-from pipeline.evaluation.reference import load_reference
+from pipeline.evaluation.reference import fitting
 from pipeline.evaluation.reproduced import run_of, verdict
 from pipeline.evaluation.steered.asked import asked_of, keys_of
 from pipeline.evaluation.steered.guides import RecordGuides, guide_of
 from pipeline.evaluation.stored import write
 from pipeline.evaluation.tasks.judge import make_judge
+from pipeline.evaluation.tiling import tiles_of
 from pipeline.evaluation.validation import load_validation
+from pipeline.inference.tiles.choice import Tiles
+from pipeline.inference.tiles.denoise import TiledDenoiser
 from pipeline.inference.trained import Trained, encode_captions, load_trained
 from pipeline.log import log, show
 from pipeline.models.denoiser import Denoiser
@@ -130,28 +133,30 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
     return cards
 
 
-def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Evaluator, Denoiser, str]:
+def prepare(
+    config: EvalRunConfig, measured: bool = True, tiles: Tiles | None = None
+) -> tuple[Trained, Evaluator, Denoiser | TiledDenoiser, str]:
     """Load what the evaluations of one checkpoint share; last comes the hash of its weights. measured: against the
-    reference, where there is one."""
+    reference, where there is one. tiles: those of a card; None = those of config.tile."""
     device, info = pick_device(config.device), load_run(config.run)
+    tiles = tiles_of(config, settings(config), device) if tiles is None else tiles
     run, contract = info.config, contract_from_json(info.contract)
     val = config.data.val or run.data.val
-    if not val:
-        raise ConfigError(f"{config.run} has no data.val: give the dataset that is sampled for with data.val=")
     storage = open_storage(val)
     manifest = load_manifest(storage)
-    require_match(contract, manifest.contract, f"data.val={val}")
+    require_match(contract, manifest.contract, f"data.val={val}", OF_ANY_SIZE)
     asked = asked_of(config, manifest.contract, run.task, f"data.val={val}")
     guides = RecordGuides(config.guide, info, manifest.contract, val)
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     if manifest.digest in dataset_digests(info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
     first_stage, tower = trained.encoders(device, config.encoders, (val,))
+    first_stage = tiles.stage(first_stage)
     empty_LD = None
     if tower is not None and "text" in run.task.members:
         empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
     sha256 = weights_digest(trained.state)
-    reference = (config.reference or run.eval.reference) if measured else ""
+    reference = fitting(config.reference, run.eval.reference, val, manifest.contract) if measured else None
     features = config.features or run.eval.features
     weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
     seed = trained.contract.encoder_seed
@@ -171,15 +176,16 @@ def prepare(config: EvalRunConfig, measured: bool = True) -> tuple[Trained, Eval
         tower=tower,
         diffusion=run.diffusion,
         judge=judge,
-        reference=load_reference(reference) if reference else None,
-        features=load_features(features, device, seed, weights) if reference else None,
+        reference=reference,
+        features=load_features(features, device, seed, weights) if reference is not None else None,
         grid=GRID,
         seed=config.seed,
         thorough=True,
         world=World(device=device),
         steering=steering,
+        tiles=tiles.facts,
     )
-    return trained, evaluator, denoiser, sha256
+    return trained, evaluator, tiles.denoiser(denoiser), sha256
 
 
 def reproduce(config: EvalRunConfig) -> int:
@@ -203,7 +209,8 @@ def reproduce(config: EvalRunConfig) -> int:
     card_config = replace(card_config, guide=guide_of(card.steering, config.guide))
     if not config.perceptual:
         card_config = replace(card_config, perceptual=perceptual_of(card, run))
-    trained, evaluator, denoiser, sha256 = prepare(card_config, measured=card.reference is not None)
+    tiles = tiles_of(card_config, settings(card_config), pick_device(config.device), card.tiles)
+    trained, evaluator, denoiser, sha256 = prepare(card_config, card.reference is not None, tiles)
     if trained.n != card.n:
         raise RunError(f"{run} has no checkpoint at {card.n} samples, of which the card is")
     evaluator.require(card, sha256)

@@ -23,7 +23,8 @@ from pipeline.inference.requests.request import Request, make_requests, sides
 from pipeline.inference.steering.images import of_images
 from pipeline.inference.steering.per_batch import Steering, joined
 from pipeline.inference.steering.rows import Guides
-from pipeline.inference.trained import load_trained
+from pipeline.inference.tiles.choice import Drawn, choose
+from pipeline.inference.trained import load_trained, located_encoders
 from pipeline.log import log, show
 from pipeline.models.tasks.task import Task
 from pipeline.report.grid import MARGIN, PAPER, captioned, captioned_size
@@ -95,15 +96,23 @@ def sample_rows(config: SampleConfig) -> list[Row]:
     requests = guides.shown(asked.rows(config))
     shown = any(request.shown is not None for request in requests)
     require_room(kind, *captioned_size(config.n, [request.size for request in requests], shown=shown))
+    sizes = [request.size for request in requests]
+    encoders = located_encoders(info, config.encoders)
+    wanted = Drawn(run.model, run.task, contract, encoders, sampler, sizes, len(requests) * config.n)
+    tiles = choose(config.tile, wanted, device)
+    if config.tile == "auto":
+        show(f"sample: {tiles.words() or 'whole pictures'}")
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     first_stage, tower = trained.encoders(device, config.encoders)
+    first_stage = tiles.stage(first_stage)
     requests = [asked.encoded(request, first_stage) for request in requests]
     captions = Captions(config, run.task, contract, tower, device)
     steering: tuple[Steering, ...] = (
         *of_images(requests, config.strength, first_stage, contract),
         *guides.steering(first_stage, tower, device),
     )
-    denoiser = trained.denoiser(captions.empty, device, packed=not any(one.gradients for one in steering))
+    packed = not any(one.gradients for one in steering)
+    denoiser = tiles.denoiser(trained.denoiser(captions.empty, device, packed=packed))
     channels, factor = contract.latent_shape[0], contract.downsampling
     shapes = [(channels, height // factor, width // factor) for width, height in (request.size for request in requests)]
     pictures: dict[int, np.ndarray] = {}

@@ -67,6 +67,8 @@ class EvalRunConfig:
     (docs/how_to/train_for_weeks.md)."""
     guide: GuideConfig = field(default_factory=GuideConfig)
     """Guidance without retraining. An image's target is its record's own picture, caption or class."""
+    tile: str = "off"
+    """Denoise and decode in overlapping tiles, as tile of `latentmill sample`; the card says their sides."""
     seed: Seed = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -161,6 +163,9 @@ class SampleConfig:
     size: tuple[str, ...] = ()
     """Sizes in pixels (width x height), one for all rows or one for each, as [64x64,96x64]; [] = the cache's, or that
     of the file that is given."""
+    tile: str = "off"
+    """Denoise and decode pictures larger than this many pixels along a side in overlapping tiles of that side, such as
+    512. auto: whole where memory allows it, else in the largest tiles that fit. off: whole, or refused."""
     seed: Seed = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None

@@ -74,6 +74,8 @@ class Card:
     earlier versions."""
     steering: dict[str, Any] = field(default_factory=dict)
     """What images were given besides their conditioning, by the keys of `latentmill eval`; {} for nothing."""
+    tiles: dict[str, int] = field(default_factory=dict)
+    """Sides in pixels of the tiles in which pictures were denoised and decoded; {} = whole."""
     versions: dict[str, str] = field(default_factory=lambda: versions())  # noqa: PLW0108  (defined below)
     """latentmill, and the packages that the figures depend on."""
     format: int = FORMAT
@@ -112,6 +114,7 @@ class Card:
                 + [f"{name} {value:g}" for name, value in self.guidance_settings.items()]
             ),
             f"{self.weights} weights at {self.n:,} samples",
+            *([", ".join(f"{name} in tiles of {side}" for name, side in self.tiles.items())] if self.tiles else []),
             *([f"task {self.task}"] if self.judge else []),
             *(f"{name} {value}" for name in ("classes", "truth") if (value := self.judge.get(name))),
             *([self._distance()] if "perceptual" in self.judge else []),
@@ -146,7 +149,7 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """Plain data; "line" is the one-line form."""
         facts = asdict(self) | {"line": self.line()}
-        return {k: v for k, v in facts.items() if v or k not in ("weights_sha256", "judge", "steering")}
+        return {k: v for k, v in facts.items() if v or k not in ("weights_sha256", "judge", "steering", "tiles")}
 
 
 def parse_card(data: bytes) -> Card:
@@ -173,6 +176,8 @@ def parse_card(data: bytes) -> Card:
         and (type(card.reference.get("sha256")), type(card.reference.get("images"))) != (str, int),
         "guidance_settings that are none": not card.guidance_settings.keys() <= set(GUIDANCE_SETTINGS)
         or not all(0 <= value <= 1e9 for value in card.guidance_settings.values()),
+        "tiles that are none": not card.tiles.keys() <= {"denoise", "decode"}
+        or not all(0 < side < 10**6 for side in card.tiles.values()),
         "versions without latentmill's": "latentmill" not in card.versions,
     }
     for problem, is_one in problems.items():

@@ -35,6 +35,7 @@ from pipeline.evaluation.tasks.judge import Judge, make_judge
 from pipeline.evaluation.validation import Validation, load_validation
 from pipeline.inference.packed import pack
 from pipeline.inference.pictures import conditionings, draw
+from pipeline.inference.tiles.denoise import TiledDenoiser
 from pipeline.inference.trained import build_denoiser, load_encoders
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.first_stage import FirstStage
@@ -82,7 +83,7 @@ class Evaluator:
     validation: what is sampled for. judge: what measures it, besides features and CLIP. tower: for the CLIP score of a
     task that reads captions, or None. reference, features: for FID, or None. grid: number of images in the picture.
     thorough: compute FID-infinity too, which costs about 170 times as much as FID. steering: what images are given
-    besides their conditioning.
+    besides their conditioning. tiles: sides of the tiles in which `first_stage` and the denoiser work, for the card.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Evaluator:
         thorough: bool = False,
         world: World | None = None,
         steering: Sequence[RecordSteering] = (),
+        tiles: Mapping[str, int] | None = None,
     ) -> None:
         self.validation, self.first_stage = validation, first_stage
         self.diffusion, self.task = diffusion, judge.task.name
@@ -108,6 +110,7 @@ class Evaluator:
         self.judging = Judging(judge, records, seed)
         self.steering = Together(steering, lambda own: Judging(own, records, seed))
         self.reference, self.features, self.perceptual = reference, features, judge.perceptual
+        self.tiles = dict(tiles or {})
         self.grid, self.seed, self.thorough, self.world = grid, seed, thorough, world or World()
         if reference is not None:
             assert features is not None, "a reference needs its feature network"
@@ -115,7 +118,7 @@ class Evaluator:
 
     def __call__(
         self,
-        denoiser: Denoiser,
+        denoiser: Denoiser | TiledDenoiser,
         n: int,
         *,
         images: int,
@@ -175,7 +178,13 @@ class Evaluator:
         if differing := self.differing(card, weights_sha256):
             raise ContractMismatch(f"the card's figures cannot be made again from these: {'; '.join(differing)}")
 
-    def _measure(self, denoiser: Denoiser, images: int, sampler: SamplerConfig, stopped: Callable[[], bool]) -> _Part:
+    def _measure(
+        self,
+        denoiser: Denoiser | TiledDenoiser,
+        images: int,
+        sampler: SamplerConfig,
+        stopped: Callable[[], bool],
+    ) -> _Part:
         """Sample and judge this rank's batches."""
         judging, judge, steering, device = self.judging, self.judging.judge, self.steering, self.world.device
         statistics = None if self.features is None else Statistics.empty(self.features.width)
@@ -185,9 +194,10 @@ class Evaluator:
                 raise Interrupted("the evaluation was stopped; the same command makes it anew")
             given = judging.given(numbers, images)
             steered = steering.given(numbers, given, images)
-            batch = denoiser.task.prepare(
-                judging.batch(numbers, images, device), self.seed, torch.tensor(numbers, device=device), training=False
-            )
+            shape = self.validation.contract.latent_shape  # which may be larger than in training
+            given_B = judging.batch(numbers, images, device)
+            numbers_B = torch.tensor(numbers, device=device)
+            batch = denoiser.task.prepare(given_B, self.seed, numbers_B, sides=shape[1:], training=False)
             conditioning, null = conditionings(denoiser, batch, sampler)
             drawn, not_finite = draw(
                 denoiser,
@@ -197,7 +207,7 @@ class Evaluator:
                 conditioning,
                 numbers,
                 self.seed,
-                self.validation.contract.latent_shape,
+                shape,
                 device,
                 null,
                 steering.hooks(numbers, steered),
@@ -282,6 +292,7 @@ class Evaluator:
             reference={"sha256": reference.sha256} | {name: facts[name] for name in kept_facts} if reference else None,
             rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
             device=self.world.device.type,
+            tiles=self.tiles,
             judge=self.judging.facts(images),
             steering=self.steering.facts,
         )

@@ -64,6 +64,8 @@ def full_name(evaluator: Evaluator, images: int, sampler: SamplerConfig, weights
         facts["perceptual"] = evaluator.perceptual.sha256
     if evaluator.steering.facts:
         facts["steering"] = evaluator.steering.facts
+    if evaluator.tiles:
+        facts["tiles"] = evaluator.tiles
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     name = f"-{features.name}" if features and has_features else ""
     steering = "".join(f"-{key}" for key in readable(evaluator.steering.facts))
@@ -94,6 +96,8 @@ def kept_card(
         except (NotFound, ParseError):  # no card, or a damaged one
             continue
         has = (card.n, card.sampler, card.steps, card.guidance, card.guidance_settings, card.images, card.seed)
-        if (*has, card.weights) == (*asked, weights) and not evaluator.differing(card, weights_sha256):
+        if (*has, card.weights, card.tiles) == (*asked, weights, evaluator.tiles) and not evaluator.differing(
+            card, weights_sha256
+        ):
             return card
     return None

@@ -27,6 +27,7 @@ from pipeline.data.format.objects import read_bounded
 from pipeline.errors import ContractMismatch, DatasetError, DestinationExists, NotFound, ParseError, StorageError
 from pipeline.evaluation.features.networks import Features
 from pipeline.evaluation.metrics.fid import Gaussian, RankDeficient, Statistics, fid
+from pipeline.log import log
 from pipeline.parsing.bounds import Whole
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
@@ -131,6 +132,21 @@ def save_reference(url: str, reference: Reference) -> None:
     metadata = {"latentmill.reference": json.dumps(asdict(reference.facts), sort_keys=True)}
     root, key = split_url(url)
     open_storage(root).put(key, to_safetensors({name: t.contiguous() for name, t in tensors.items()}, metadata))
+
+
+def fitting(given: str, own: str, val: str, contract: Contract) -> Reference | None:
+    """The reference at `given`, or else a run's own, for pictures of the cache at `val` with this contract; None where
+    there is none, and, with a warning, where the run's own is of pictures of another resolution."""
+    if not (given or own):
+        return None
+    reference = load_reference(given or own)
+    if given or reference.facts.resolution == contract.resolution:
+        return reference
+    log.warning(
+        f"eval: no FID: the run's reference is of {reference.facts.resolution} pixels, and data.val={val} of "
+        f"{contract.resolution}; give reference= for those"
+    )
+    return None
 
 
 def load_reference(url: str) -> Reference:

@@ -74,6 +74,15 @@ def named_text(config: EncodersConfig, beside: Sequence[str]) -> EncodersConfig:
     return replace(config, text=[*towers, config.text][0], text_pretrained=[*weights, config.text_pretrained][0])
 
 
+def located(config: EncodersConfig, beside: Sequence[str]) -> EncodersConfig:
+    """The configuration with the place of the autoencoder, where it is a folder or file that is found; of several
+    places the last, whose weights may be others."""
+    if config.vae in OF_NO_PLACE or config.weights:
+        return config
+    places = find(config.vae, os.path.join(config.vae_subfolder, autoencoder.CONFIG), beside)
+    return replace(config, vae=[config.vae, *places][-1])
+
+
 def find(name: str, mark: str, beside: Sequence[str]) -> list[str]:
     """The places of a file, or of a folder that holds the file `mark`: by its path, which may be one from the working
     directory, then by its last part there, and by both beside the datasets."""

@@ -14,6 +14,8 @@ from pipeline.diffusion.conditioning import Conditioning
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.hooks import NO_HOOKS, Hooks
 from pipeline.diffusion.sampling import initial_noise, sample
+from pipeline.errors import ConfigError
+from pipeline.inference.tiles.denoise import TiledDenoiser
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.first_stage import FirstStage
 
@@ -31,7 +33,7 @@ def from_uint8(images_BHWC: np.ndarray) -> Tensor:
 
 
 def conditionings(
-    denoiser: Denoiser,
+    denoiser: Denoiser | TiledDenoiser,
     batch: Mapping[str, Tensor],
     sampler: SamplerConfig,
     negative: Mapping[str, Tensor] | None = None,
@@ -57,7 +59,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def draw(
-    denoiser: Denoiser,
+    denoiser: Denoiser | TiledDenoiser,
     first_stage: FirstStage,
     diffusion: DiffusionConfig,
     sampler: SamplerConfig,
@@ -76,6 +78,8 @@ def draw(
     Image i starts from the noise of (seed, i). Returns (B, H, W, 3) uint8 and the number of images that were not
     finite.
     """
+    if hooks.steer and isinstance(denoiser, TiledDenoiser):
+        raise ConfigError("tile= goes with no guide, whose gradient needs whole pictures: leave one of them out")
     noise = initial_noise(seed, torch.tensor(numbers, dtype=torch.int64), latent_shape, device)
     with frozen(denoiser):
         latents = sample(

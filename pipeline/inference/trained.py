@@ -14,7 +14,7 @@ from pipeline.config.loading.merge import from_dict
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.errors import ContractMismatch, RunError
-from pipeline.inference.named import load_named, named_text
+from pipeline.inference.named import load_named, located, named_text
 from pipeline.inference.packed import pack
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.autoencoder import load_autoencoder
@@ -110,9 +110,7 @@ def load_encoders(
             "the cache does not know its encoders (`latentmill index` was given none), so nothing proves which to "
             "load: index it again with encoders=NAME"
         )
-    config = override or named or from_dict(EncodersConfig, contract.encoders)
-    if pixels:
-        config = replace(config, vae="pixels")
+    config = encoders_of(contract, override, named)
     if override is not None:
         first_stage = load_autoencoder(config, device)
     else:
@@ -142,6 +140,22 @@ def load_encoders(
             f"these are not the encoders that made the cache ({'; '.join(differing)}); give those with encoders="
         )
     return first_stage, tower
+
+
+def encoders_of(
+    contract: Contract, override: EncodersConfig | None, named: EncodersConfig | None = None
+) -> EncodersConfig:
+    """The encoders of a cache, as in `load_encoders`; of a cache of pixels there is no autoencoder."""
+    config = override or named or from_dict(EncodersConfig, contract.encoders)
+    return replace(config, vae="pixels") if contract.stored == "pixels" else config
+
+
+def located_encoders(info: RunInfo, override: EncodersConfig | None, beside: Sequence[str] = ()) -> EncodersConfig:
+    """The encoders that `Trained.encoders` would load for a run, with the place where its autoencoder lies: for what
+    can be known of them without their weights."""
+    config = encoders_of(contract_from_json(info.contract), override, info.config.encoders)
+    beside = (*dataset_urls(info.config.data), info.config.data.val, *beside)
+    return config if override is not None else located(config, beside)
 
 
 def encode_captions(tower: TextTower, captions: list[str], *, trimmed: bool = False) -> Tensor:

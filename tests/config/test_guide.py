@@ -59,6 +59,8 @@ def test_one_guide_or_several_are_chosen_by_their_names() -> None:
             ["guide=image", "guide.target=a.png", "guide.target=b.png", "size=[64x64,64x64,64x64]"],
             "size: 3 for 2 rows",
         ),
+        (["guide=image", "guide.target=a.png", "tile=64"], "tile=64 with guide=image: a guide follows its gradient"),
+        (["guide=clip", "prompt=x", "tile=auto"], "tile=auto with guide=clip"),
         (["guide=clip", "prompt=x", "guide.cutouts=-1"], "guide.cutouts=-1: a number from 0 to 64"),
     ],
 )
@@ -70,6 +72,8 @@ def test_a_guide_that_cannot_be_followed_is_refused_in_one_line(words: list[str]
 def test_eval_takes_no_targets_and_a_card_says_how_its_pictures_were_guided() -> None:
     with pytest.raises(ConfigError, match=r"guide\.target=a\.png: in eval the target is each record's own picture"):
         load("eval", ["run=r", "guide=image", "guide.target=a.png"])
+    with pytest.raises(ConfigError, match="tile=64 with guide=image: a guide follows its gradient"):
+        load("eval", ["run=r", "guide=image", "tile=64"])
     with pytest.raises(ConfigError, match=r"guide\.image with from_card: the card says how images were guided"):
         load("eval", ["from_card=c.json", "guide=image"])
     assert load("eval", ["from_card=c.json", "guide.run=c"]).guide.run == "c"

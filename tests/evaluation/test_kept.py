@@ -68,6 +68,7 @@ def evaluator(**changes: Any) -> Any:
         "tower": SimpleNamespace(weights_sha256="11" * 32, image_sha256="22" * 32),
         "features": features(),
         "perceptual": None,
+        "tiles": {},
         "reference": SimpleNamespace(sha256="44" * 32),
         "steering": SimpleNamespace(facts={}),
         "differing": lambda card, weights: [],
@@ -101,6 +102,8 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "the perceptual distance": (evaluator(perceptual=SimpleNamespace(sha256="a" * 64)), *REST),
     "what images begin from": (evaluator(steering=SimpleNamespace(facts={"strength": 0.5})), *REST),
     "a file that steers": (evaluator(steering=SimpleNamespace(facts={"target": "ab"})), *REST),
+    "tiles": (evaluator(tiles={"denoise": 64}), *REST),
+    "other tiles": (evaluator(tiles={"denoise": 64, "decode": 64}), *REST),
     "the schedule": (evaluator(diffusion=DiffusionConfig(beta_end=0.02)), *REST),
 }
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pipeline.models.encoders.first_stage import KLStage
+
 VQ: dict[str, Any] = {
     "block_out_channels": (8, 16),
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -37,3 +39,20 @@ def vq_folder(folder: Path, *, without: tuple[str, ...] = (), **changes: Any) ->
     kept = {name: value for name, value in config.items() if name not in without}
     (folder / "config.json").write_text(json.dumps(kept))
     return folder
+
+
+def kl_stage(**changes: Any) -> KLStage:
+    """A KLStage of seeded random weights, whose norms scale and shift."""
+    from pipeline.models.encoders.packages import AutoencoderKL
+
+    described = {name: value for name, value in VQ.items() if name != "num_vq_embeddings"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        model: Any = AutoencoderKL(**{**described, "scaling_factor": 0.7, **changes})
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, torch.nn.GroupNorm):
+                    module.weight.uniform_(0.5, 1.5)
+                    module.bias.uniform_(-0.5, 0.5)
+            model.decoder.conv_out.weight.mul_(3)
+    return KLStage(model, torch.float32, torch.device("cpu"))

@@ -28,6 +28,7 @@ from pipeline.config import (
     TrackingConfig,
     TrainConfig,
 )
+from pipeline.config.tasks.base import Cache
 from pipeline.data.format.manifest import load_manifest
 from pipeline.distributed.world import World
 from pipeline.models.denoiser import Denoiser
@@ -90,9 +91,10 @@ def train_config(
     )
 
 
-def make_denoiser(config: TrainConfig, empty_LD: Tensor | None = None) -> Denoiser:
+def make_denoiser(config: TrainConfig, empty_LD: Tensor | None = None, cache: Cache | None = None) -> Denoiser:
     """A denoiser without zero weights, which a freshly initialised one has."""
-    task = make_task(config.task, config.model, Facts(), torch.zeros(32, 128) if empty_LD is None else empty_LD)
+    empty = torch.zeros(32, 128) if empty_LD is None else empty_LD
+    task = make_task(config.task, config.model, cache or Facts(), empty)
     denoiser = Denoiser(config.model, task)
     denoiser.reset_parameters(0)
     generator = torch.Generator().manual_seed(3)
@@ -109,7 +111,7 @@ def make_run(folder: Path, n: int = 128, kept: dict[str, float] | None = None, *
     manifest = load_manifest(open_storage(config.data.train))
     run = open_storage(config.run)
     describe_run(config, run, manifest, {"train": manifest.digest})
-    state = make_denoiser(config).state_dict()
+    state = make_denoiser(config, cache=manifest.contract if config.task.conditions else None).state_dict()
     shapes = {name: tensor.shape for name, tensor in state.items()}
     save_now(
         run,

@@ -26,6 +26,7 @@ def check_guide_of_sample(config: c.SampleConfig) -> None:
     """The guides of latentmill sample."""
     guide = config.guide
     _check(guide)
+    _require_whole(guide, config.tile)
     _require_default(guide, "factor", "here the target's own size says it: leave it out")
     for name, weight in guide.weights.items():
         key = ASKED[name]
@@ -40,10 +41,21 @@ def check_guide_of_eval(config: c.EvalRunConfig) -> None:
     """The guides of latentmill eval."""
     if not config.from_card:
         _check(config.guide)
+        _require_whole(config.guide, config.tile)
         _require_default(config.guide, "target", "in eval the target is each record's own picture: leave it out")
         return
     chosen = [f"guide.{key}" for key, value in vars(config.guide).items() if key not in PLACES and value != _of(key)]
     require(not chosen, f"{', '.join(chosen)} with from_card: the card says how images were guided; leave it out")
+
+
+def _require_whole(guide: GuideConfig, tile: str) -> None:
+    """A gradient goes through all of a picture at once."""
+    chosen = ",".join(guide.weights)
+    require(
+        not chosen or tile == "off",
+        f"tile={tile} with guide={chosen}: a guide follows its gradient through whole pictures: leave tile out, or "
+        "draw smaller pictures",
+    )
 
 
 def _check(guide: GuideConfig) -> None:

@@ -189,6 +189,7 @@ def check_eval(config: c.EvalRunConfig) -> None:
     for steps in config.steps:
         check_start(config.strength, steps)
     check_guide_of_eval(config)
+    check_tile(config.tile)
 
 
 def check_sample(config: c.SampleConfig) -> None:
@@ -210,6 +211,7 @@ def check_sample(config: c.SampleConfig) -> None:
             len(values) in (0, 1, config.rows),
             f"{key}: {len(values)} for {config.rows} rows; give one for all rows, or one for each",
         )
+    check_tile(config.tile)
     require(
         config.mask == () or config.image != (),
         "mask is given without image: give image=FILE, the picture of which the mask hides a part",
@@ -220,6 +222,14 @@ def check_sample(config: c.SampleConfig) -> None:
     )
     check_start(config.strength, config.sampler.steps)
     check_guide_of_sample(config)
+
+
+def check_tile(tile: str) -> None:
+    """In what pictures are cut."""
+    require(
+        re.fullmatch(r"off|auto|[1-9]\d{0,5}", tile) is not None,
+        f"tile={tile}: off, auto, or a side in pixels is wanted, such as 512",
+    )
 
 
 def check_export(config: c.ExportConfig) -> None:

@@ -26,6 +26,8 @@ ENCODER_FACTS = (  # facts that two caches, or a cache and loaded encoders, must
     "stored",
     "text",
 )
+OF_ANY_SIZE = tuple(fact for fact in ENCODER_FACTS if fact != "latent_shape")
+"""Those of a cache whose pictures a model draws, which may be larger than those that it was trained on."""
 
 WHERE_NEEDED: dict[str, Any] = {"pixels": "array"}
 """Fields of a contract that are written only where they have another value than this, so that datasets of before and

@@ -36,7 +36,7 @@ from pipeline.storage.base import Storage
 
 OF_DIFFUSION = (
     *("guidance", "sampler", "steps", "guidance_low", "guidance_high", "rescale"),
-    *("strength", "keep", "encoders", "seed"),
+    *("strength", "keep", "encoders", "seed", "tile"),
 )
 """Keys of `latentmill eval` that say how a diffusion model draws."""
 Evaluate = Callable[[dict[str, Tensor], int, Callable[[], bool]], Mapping[str, Any]]

@@ -88,6 +88,19 @@ def load_network(config: EncodersConfig, device: torch.device | str = "cpu") -> 
     return stage
 
 
+def described_network(config: EncodersConfig) -> Mapping[str, Any] | None:
+    """The configuration of the network that `config` names, without its weights; None for "pixels", which are none. Of
+    names on the hub, and of files without a configuration, it is Stable Diffusion's. Raises WeightsError."""
+    if config.vae == PIXELS:
+        return None
+    path = part_folder(config, "vae") if config.weights else DEMO if config.vae == "demo" else Path(config.vae)
+    folder = path.expanduser() / ("" if config.weights or config.vae == "demo" else config.vae_subfolder)
+    for place in (folder, folder.parent):
+        if (place / CONFIG).is_file() and (place == folder or folder.is_file()):
+            return _read_config(place)
+    return STABLE_DIFFUSION
+
+
 def save_autoencoder(stage: FirstStage, folder: Path) -> None:
     """Write a float32 stage that is a network to a folder that `load_autoencoder` and diffusers read. Equal weights
     give equal bytes."""

@@ -109,6 +109,11 @@ class NetworkStage(FirstStage):
     def mean(self, x_BCHW: Tensor) -> Tensor:
         return self.encode(x_BCHW)[:, : self.latent_channels]
 
+    def network_input(self, z_BCHW: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> what the decoder's first layer is given, in the stage's precision."""
+        # Channels last is faster, as above.
+        return self._unscaled(z_BCHW).to(self.dtype, memory_format=torch.channels_last)
+
     def _unscaled(self, z_BCHW: Tensor) -> Tensor:
         """z of scaled latents, float32."""
         return z_BCHW.to(self.device).float() / self.scale + self.shift
@@ -121,9 +126,7 @@ class KLStage(NetworkStage):
     architecture = "AutoencoderKL"
 
     def decode_with_gradient(self, z_BCHW: Tensor) -> Tensor:
-        z = self._unscaled(z_BCHW)
-        z = z.to(self.dtype, memory_format=torch.channels_last)  # faster, as above
-        return self.model.decode(z).sample.float()
+        return self.model.decode(self.network_input(z_BCHW)).sample.float()
 
 
 class VQStage(NetworkStage):
@@ -151,12 +154,15 @@ class VQStage(NetworkStage):
         """Unscaled latents (B, C, h, w) -> the nearest entry of the codebook at every position, float32."""
         return self.codebook[self.nearest(z_BCHW)].permute(0, 3, 1, 2)
 
-    def decode_with_gradient(self, z_BCHW: Tensor) -> Tensor:
+    def network_input(self, z_BCHW: Tensor) -> Tensor:
         unscaled = self._unscaled(z_BCHW)
         z = self.quantise(unscaled.detach())
         if unscaled.requires_grad:
             z = z + (unscaled - unscaled.detach())  # 0, whose gradient is 1
-        z = z.to(self.dtype, memory_format=torch.channels_last)
+        return z.to(self.dtype, memory_format=torch.channels_last)
+
+    def decode_with_gradient(self, z_BCHW: Tensor) -> Tensor:
+        z = self.network_input(z_BCHW)
         h = self.model.post_quant_conv(z)
         spatial = self.model.config.norm_type == "spatial"
         return self.model.decoder(h, z if spatial else None).float()

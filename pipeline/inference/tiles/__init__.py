@@ -1,0 +1,1 @@
+"""Pictures larger than a model or a machine takes whole: overlapping windows, blended."""
