@@ -322,7 +322,6 @@ def in_training(
     judge = make_judge(validation_manifest.contract, config.task, perceptual)
     beside = (*dataset_urls(config.data), config.data.val)
     first_stage, tower = load_encoders(contract, world.device, config.encoders, beside=beside)
-    seed = contract.encoder_seed  # of random weights, in tests
     evaluator = Evaluator(
         validation=load_validation(storage, validation_manifest, judge.reads, most_images, tower, caption, config.seed),
         first_stage=first_stage,
@@ -331,7 +330,7 @@ def in_training(
         judge=judge,
         reference=load_reference(config.eval.reference) if config.eval.reference else None,
         features=(
-            load_features(config.eval.features, world.device, seed, config.eval.features_weights)
+            load_features(config.eval.features, world.device, contract.encoder_seed, config.eval.features_weights)
             if config.eval.reference
             else None
         ),

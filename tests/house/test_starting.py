@@ -32,6 +32,7 @@ IMPORTED = {
     "data": {"torch", "numpy"},
     "ledger": {"torch", "numpy"},
     "encode": ENCODERS,
+    "columns": ENCODERS,
     "index": ENCODERS,
     "verify": ENCODERS,
     "sample": ENCODERS,
