@@ -177,7 +177,7 @@ class Drawing:
         from pipeline.inference.trained import load_trained
 
         trained = load_trained(settings.run, n)
-        if trained.info.config.task.name != "semantic":
+        if "labels" not in trained.info.config.task.conditions:
             raise ConfigError(f"run={settings.run} is of task={trained.info.config.task.name}: semantic is wanted")
         first_stage, _ = trained.encoders(beside=(settings.val,))
         return cls(settings, trained, trained.denoiser(None, packed=True), first_stage)
