@@ -60,7 +60,7 @@ def shard(path: Path, count: int = 24) -> str:
 
 
 def scored(source: str, dest: Path | str, **changes: Any) -> EncodeConfig:
-    fields: dict[str, Any] = {"stored": "pixels", "caption_key": "txt", "text_storage": "tokens", "encoders": DEMO}
+    fields: dict[str, Any] = {"stored": "pixels", "caption_key": ("txt",), "text_storage": "tokens", "encoders": DEMO}
     return config(source, dest, **fields | {"filters": FiltersConfig(clip_score=LEAST)} | changes)
 
 
@@ -156,8 +156,8 @@ def test_a_dry_run_counts_them(tmp_path: Path) -> None:
     [
         ({"filters": FiltersConfig(clip_score=0.28)}, r"filters\.clip_score=0\.28: 100 x cosine is wanted"),
         ({"filters": FiltersConfig(clip_score=-1.0)}, r"filters\.clip_score=-1: 100 x cosine"),
-        ({"text_storage": "none", "caption_key": "", "stored": "latents"}, "no caption is read, so leave it out"),
-        ({"text_storage": "full", "caption_key": ""}, "filters.clip_score=30.0 with stored=pixels and no caption_key"),
+        ({"text_storage": "none", "caption_key": (), "stored": "latents"}, "no caption is read, so leave it out"),
+        ({"text_storage": "full", "caption_key": ()}, "filters.clip_score=30.0 with stored=pixels and no caption_key"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -284,7 +284,7 @@ def test_outlines_take_no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_command_that_is_printed_is_one_that_encode_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(folder, {"captions.json": coco([said(7, "a")], categories=None)})
-    for names, conditions, text in ((("things.json",), ("boxes",), "none"), (("captions.json",), (), "full")):
+    for names, conditions, text in ((("things.json",), ("boxes",), "none"), (("captions.json",), (), "")):
         dest = str(folder / "it's" / names[0])
         converted(folder, "coco", dest=dest, **given(folder, *names))
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "encode them with" in line]

@@ -48,7 +48,7 @@ def test_rows_of_metadata_are_the_json_of_their_images(tmp_path: Path, kind: str
             cells = [[str(cell).replace('"', '""') for cell in row.values()] for row in rows]
             data = "file_name,text,score\r\n" + "".join(f'"{a}","{b}","{c}"\r\n' for a, b, c in cells)
         (place / f"metadata.{kind}").write_text(data, newline="")
-    changes = {"caption_key": "json:text", "filters": FiltersConfig(keep=("score>=1",)), "max_rejects": 0.9}
+    changes = {"caption_key": ("json:text",), "filters": FiltersConfig(keep=("score>=1",)), "max_rejects": 0.9}
     run(tmp_path / "photos", tmp_path / "c", **changes)
     assert rejected(tmp_path / "c") == {"image_missing": 2, "filter:score>=1": 1}
     storage = open_storage(str(tmp_path / "c"))
@@ -93,7 +93,7 @@ def test_an_image_with_a_json_and_a_row_is_rejected_and_one_without_a_row_has_no
     (folder / "00000.json").write_text('{"text": "mine"}')
     rows = [{"file_name": f"0000{i}.png", "text": f"row {i}"} for i in range(2)]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    run(folder, tmp_path / "c", caption_key="json:text", max_rejects=0.9)
+    run(folder, tmp_path / "c", caption_key=("json:text",), max_rejects=0.9)
     assert rejected(tmp_path / "c") == {"metadata_repeated": 1, "caption_missing": 1}
 
 

@@ -49,7 +49,7 @@ def begun(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[st
     shard(tmp_path / "a" / "0.tar", 0)
     shard(tmp_path / "a" / "1.tar", 10)
     dest = tmp_path / "cache"
-    assert run(tmp_path / "a/*.tar", dest, **changes) == 0
+    assert run(tmp_path / "a/*.tar", dest, colour="as_stored", **changes) == 0  # as format 2 has them
     return dest, changes, as_before(dest)
 
 

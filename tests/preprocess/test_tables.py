@@ -23,7 +23,7 @@ from preprocess import verify
 from preprocess.gathering.unit import SourceUnit
 from preprocess.units.given import Cut, look
 
-JSON = {"caption_key": "json:text"}
+JSON = {"caption_key": ("json:text",)}
 
 
 def proved(dest: Path, source: object) -> None:

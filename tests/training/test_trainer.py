@@ -54,7 +54,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 def test_what_a_sample_draws_does_not_depend_on_the_rank_that_has_it(config: TrainConfig) -> None:
     tensors = {"moments": torch.zeros(4, 8, 4, 4)}
-    batch: Any = SimpleNamespace(numbers=torch.arange(100, 104), tensors=tensors)
+    batch: Any = SimpleNamespace(numbers=torch.arange(100, 104), tensors=tensors, chosen=None)
     task: Any = SimpleNamespace(prepare=lambda tensors, *_, **__: tensors)
     inputs = Inputs(Latents("moments", 1.0, 0.0), task, config.seed)
     engines: list[Any] = [SimpleNamespace(world=World(rank, 2)) for rank in range(2)]

@@ -83,7 +83,7 @@ def test_ctrl_c_is_one_line_and_130(verb: types.ModuleType, capsys: pytest.Captu
     ("arguments", "status", "words"),
     [
         (["trian"], 2, "trian: no such verb; did you mean train?"),
-        (["xyzzy"], 2, "there are synth, encode"),
+        (["xyzzy"], 2, "there are synth, convert, encode"),
         (["synth", "nonsense"], 2, "'nonsense' is not KEY=VALUE"),
         (["synth", "dest=out", "imags=3"], 1, "did you mean images?"),
         (["synth", "dest=out", "images=many"], 1, "images=many: a whole number is wanted"),
