@@ -146,7 +146,8 @@ class Commits:
             self.recorder.saved(save)
 
     def newest_in_words(self) -> str:
-        """Such as "last commit at 12800 samples"."""
+        """Such as "last commit at 12800 samples", and that one is on its way, where it is."""
         self.note_finished()
         n = self.saver.committed
-        return f"last commit at {n} samples" if n >= 0 else "nothing committed yet"
+        words = f"last commit at {n} samples" if n >= 0 else "nothing committed yet"
+        return words if self.newest <= n else f"{words}, one at {self.newest} samples on its way"

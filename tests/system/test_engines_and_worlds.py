@@ -5,6 +5,7 @@ Processes are started four times for the module; every test looks at what they l
 
 import itertools
 import json
+import re
 
 import pytest
 import torch
@@ -312,7 +313,8 @@ def test_a_guard_that_stops_or_has_skipped_enough_ends_all_ranks_before_the_opti
         outcomes = json.loads((folder / "guarded2" / f"outcomes{rank}.json").read_text())
         kind, message, n = outcomes["stop"]
         assert (kind, n) == ("LossSpike", 12 * BATCH)
-        assert "The optimizer has not stepped (last commit at 160 samples)" in message
+        done = r"last commit at 160 samples|nothing committed yet, one at 160 samples on its way"  # in the background
+        assert re.search(rf"The optimizer has not stepped \(({done})\)", message)
         kind, message, n = outcomes["most"]
         assert (kind, n) == ("LossSpike", 14 * BATCH)
         assert "3 times in a row" in message
