@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from made.lease import elsewhere, in_job
+from made.slurm_run import until
 from pipeline import train
 from pipeline.config import TrainConfig
 from pipeline.data.reading.batch import Batch
@@ -93,6 +94,7 @@ def test_who_has_lost_its_lease_stops_and_commits_nothing_more(
 
     def take_it_away(self: Trainer, batch: Batch) -> None:
         if self.n == 3 * BATCH:
+            until(lambda: committed(run) == [2 * BATCH], "the commit")  # which goes on in the background
             number, holder = newest(run)
             assert holder is not None
             assert holder.first == 0
