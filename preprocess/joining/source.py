@@ -30,29 +30,6 @@ class TarOfValues(SourceShard):
         super().__init__(storage, key, limits)
         self._suffixes = tuple(sorted(suffixes, key=len, reverse=True))
 
-    def samples(self) -> Iterator[Sample]:
-        """Yields the samples in order; one whose key stood in the tar before has a problem. Raises ShardCorrupt."""
-        current: Sample | None = None
-        seen: set[str] = set()
-        for name, payload in self._members():
-            key, suffix = self._split(name)
-            if not suffix:
-                self.passed_over += 1
-                continue
-            if current is None or current.key != key:
-                if current is not None:
-                    yield current
-                current = Sample(key, problem="key_repeated" if key in seen else "")
-                if len(key) > KEY_LENGTH:
-                    current.problem = "key_too_long"
-                else:
-                    seen.add(key)
-            elif suffix in current.members:
-                current.problem = "member_repeated"
-            current.members[suffix] = payload
-        if current is not None:
-            yield current
-
     def _split(self, name: str) -> tuple[str, str]:
         """A file's name -> key and suffix; the suffix is "" where it is none of those that are read."""
         folder, _, last = name.rpartition("/")

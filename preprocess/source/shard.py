@@ -133,7 +133,7 @@ class SourceShard:
         for name, payload in self._members():
             if len(self.first) < FIRST:
                 self.first.append(name if len(name) <= FIRST_LENGTH else f"{name[:FIRST_LENGTH]}...")
-            key, suffix = split_name(name)
+            key, suffix = self._split(name)
             if not suffix:
                 self.passed_over += 1
                 continue
@@ -150,6 +150,10 @@ class SourceShard:
             current.members[suffix] = payload
         if current is not None:
             yield current
+
+    def _split(self, name: str) -> tuple[str, str]:
+        """A file's name -> key and suffix, as `split_name`."""
+        return split_name(name)
 
     # The tar ---------------------------------------------------------------------------------------------------------
 
