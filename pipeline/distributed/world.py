@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 from pipeline import errors
@@ -189,3 +190,10 @@ def stop(world: World) -> None:
         gc.collect()
         world.barrier()
         dist.destroy_process_group()
+
+
+def limit_collectives(world: World, seconds: float) -> None:
+    """Let the collectives that this rank begins from now on take this many seconds at most, in every process group."""
+    if world.grouped:
+        for group in list(c10d._world.pg_map):
+            c10d._set_pg_timeout(timedelta(seconds=seconds), group)

@@ -15,6 +15,7 @@ from pipeline.log import log
 from pipeline.parsing.values import parse_json
 from pipeline.runs.checkpoint import read_commit
 from pipeline.runs.directory import committed
+from pipeline.runs.fragments import require_size
 from pipeline.runs.names import (
     CHECKPOINTS,
     COMMIT,
@@ -107,13 +108,7 @@ def kept_checkpoints(run: Storage, checkpoints: Sequence[int], retention: Retent
 def require_sizes(run: Storage, n: int, files: Sequence[dict[str, Any]]) -> None:
     """Raises CheckpointCorrupt unless every file of the checkpoint at n exists in the size that its commit names."""
     for entry in files:
-        key = checkpoint_folder(n) + entry["name"]
-        try:
-            size = run.stat(key).size
-        except NotFound as error:
-            raise CheckpointCorrupt(f"{run.locate(key)} is missing") from error
-        if size != entry["bytes"]:
-            raise CheckpointCorrupt(f"{run.locate(key)} has {size} bytes instead of {entry['bytes']}")
+        require_size(run, checkpoint_folder(n) + entry["name"], entry["bytes"])
 
 
 def _metrics(run: Storage, n: int) -> dict[str, Any] | None:
