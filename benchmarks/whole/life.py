@@ -159,7 +159,7 @@ class Life:
         run, picture, folder = f"run={self.place('whole')}", self.place("samples.png"), self.place("diffusers")
         device, images = f"device={self.sizes.device}", max(2, self.sizes.evaluated // 2)
         evaluated, sampled, exported = self.verbs.run(
-            ("eval", run, f"images={images}", "sampler=[dpmpp_2m]", "steps=[10]", device),
+            ("eval", run, f"images={images}", "steps=[10]", device),
             ("sample", run, "prompt=a red circle", "n=4", f"dest={picture}", device),
             ("export", run, f"dest={folder}", "check=true"),
         )

@@ -156,6 +156,7 @@ def norms_of_a_step(ours: Ours) -> dict[str, float]:
 
 def measure(plan: Plan, folder: Path, world: World, journal: Journal) -> None:
     """Measure and note all of it. folder: for the cache. The world's engines are gone afterwards."""
+    torch.backends.cudnn.benchmark = True  # as train has it
     named: ModelConfig = load("train", [f"model={plan.model}", "data.train=none", "run=none"]).model
     latents = latents_of(named, plan)
     model = fitting(named, latents)

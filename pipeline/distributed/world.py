@@ -56,8 +56,7 @@ class World:
     def counted(self, flags: Sequence[bool]) -> list[int]:
         """The number of ranks on which each flag is set. The same on all ranks.
 
-        The processors meet, so that no rank waits for the work of its GPU; but for ranks whose processors do not reach
-        each other.
+        In a world of few ranks the processors meet, so that no rank waits for the work of its GPU (hosts.py).
         """
         if not self.grouped or self.size == 1:
             return [int(flag) for flag in flags]
