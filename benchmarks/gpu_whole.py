@@ -4,17 +4,17 @@ minutes, from a copy of the tree and nothing else:
     .venv/bin/python -m benchmarks.gpu_whole --fetch         # where there is a network: wheels, into .whl/ (30 MB)
     python3 -m benchmarks.gpu_whole [KEY=VALUE ...] [--write]
 
-The second needs no network: PyTorch, torchvision, transformers and timm are there, and the wheels that lie in .whl/ are
-installed into a temporary folder. Its parts, the most important first:
+The second needs no network: PyTorch, torchvision, transformers and timm are there, and the wheels that lie in .whl/
+are installed into a temporary folder. Its parts, the most important first:
 
 life: the verbs, as a user types them. synth, encode, reference; train with ZeRO 2 in bf16, compiled, streaming from a
-disk, with EMA, commits and evaluations; train with ZeRO 1 and 2 and deterministic=true, one of them killed (SIGKILL) and
-started again, which must end equal to the bit; eval, sample, export.
+disk, with EMA, commits and evaluations; train with ZeRO 1 and 2 and deterministic=true, one of them killed (SIGKILL)
+and started again, which must end equal to the bit; eval, sample, export.
 waits: the trainer over the bare step, and what it costs that a step waits for the device (benchmarks/whole/waits.py).
 encode: encode's stage over its bare encoders.
 
-It ends with status 1 where a part fails or a check does not hold. One GPU is a world of one rank: NCCL runs, but between
-nobody. Tests run all of it on a CPU.
+It ends with status 1 where a part fails or a check does not hold. One GPU is a world of one rank: NCCL runs, but
+between nobody. Tests run all of it on a CPU.
 """
 
 from __future__ import annotations

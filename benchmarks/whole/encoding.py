@@ -43,4 +43,5 @@ def measure(preset: Preset, folder: Path, journal: Journal) -> None:
         table(("images/s", "median", "lowest to highest", "of the limit"), rows),
         "",
     )
-    journal.check(SECTION, f"the stage is at least {STAGE_TARGET:g} of the limit", ratio >= STAGE_TARGET, f"{ratio:.2f}")
+    sentence = f"the stage is at least {STAGE_TARGET:g} of the limit"
+    journal.check(SECTION, sentence, ratio >= STAGE_TARGET, f"{ratio:.2f}")

@@ -79,13 +79,14 @@ class Life:
         shapes = sorted((self.folder / f"shapes-{split}").glob("*.tar"))
         last = f"{{00000..{len(shapes) - 1:05d}}}.tar" if len(shapes) > 1 else "00000.tar"
         source = f"source={self.place(f'shapes-{split}')}/{last}"
-        return ["encode", source, f"dest={self.place(f'cache-{split}')}", "encoders=demo", f"device={self.sizes.device}"]
+        dest, device = f"dest={self.place(f'cache-{split}')}", f"device={self.sizes.device}"
+        return ["encode", source, dest, "encoders=demo", device]
 
     # Training --------------------------------------------------------------------------------------------------------
 
     def _train(self) -> None:
-        """Side by side: a run of ZeRO 2 through its end, and of ZeRO 1 and 2 with deterministic kernels, one of which is
-        killed after its first commit and started again."""
+        """Side by side: a run of ZeRO 2 through its end, and of ZeRO 1 and 2 with deterministic kernels, one of which
+        is killed after its first commit and started again."""
         shapes = f"source={sorted((self.folder / 'shapes-val').glob('*.tar'))[0]}"
         reference = self.verbs.begin(
             "reference", f"dataset={self.place('cache-val')}", shapes, f"dest={self.reference}"

@@ -85,8 +85,8 @@ def _normal(name: str) -> str:
 
 
 def fetch_commands(folder: Path, python: str) -> list[list[str]]:
-    """What fetches the wheels for that version of Python (3.12) on x86-64 Linux into a folder, and builds those that the
-    index has not."""
+    """What fetches the wheels for that version of Python (3.12) on x86-64 Linux into a folder, and builds those that
+    the index has not."""
     pip = [sys.executable, "-m", "pip"]
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     for_target = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp", *platforms]
@@ -98,8 +98,8 @@ def fetch_commands(folder: Path, python: str) -> list[list[str]]:
 
 
 def fetch(python: str) -> list[Path]:
-    """Fetch the wheels. Returns their paths. Raises CalledProcessError where pip does not, and ValueError where they are
-    too large to travel."""
+    """Fetch the wheels. Returns their paths. Raises CalledProcessError where pip does not, and ValueError where they
+    are too large to travel."""
     folder = REPOSITORY / FOLDER
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.whl"):

@@ -12,13 +12,13 @@ from pipeline.log import log
 CONNECT_SECONDS = 120
 """Time in which the processors must reach each other, or do without."""
 MOST_RANKS = 16
-"""Largest world with such a group. gloo sums around a ring, 2 (ranks - 1) messages one after another, and connects every
-rank with every other: from some size on the way of NCCL is shorter, although a GPU is waited for."""
+"""Largest world with such a group. gloo sums around a ring, 2 (ranks - 1) messages one after another, and connects
+every rank with every other: from some size on the way of NCCL is shorter, although a GPU is waited for."""
 
 
 def hosts_of(device: torch.device, size: int, timeout: int) -> dist.ProcessGroup | None:
-    """A gloo group of all ranks beside that of NCCL; None on CPUs, whose group is one already, for a single rank, and for
-    more than MOST_RANKS.
+    """A gloo group of all ranks beside that of NCCL; None on CPUs, whose group is one already, for a single rank, and
+    for more than MOST_RANKS.
 
     timeout: seconds that a collective may take. None on every rank, with a warning, where some processors do not reach
     each other: flags then take the way of the GPUs. Collective.

@@ -129,7 +129,8 @@ def test_waiting_less_changes_no_bit_of_weights_moments_and_averages(tmp_path: P
     now = trained(tmp_path, 3)
     assert all(torch.equal(one, other) for one, other in zip(now, trained(tmp_path, 3, "before"), strict=True))
     never = trained(tmp_path, 3, "never")
-    assert any(not torch.equal(one, other) for one, other in zip(now, never, strict=True)), "it is clipped by what it is told"
+    told = any(not torch.equal(one, other) for one, other in zip(now, never, strict=True))
+    assert told, "without a look at the norm, a step is clipped by what it is told"
 
 
 def test_waits_are_counted_by_the_line_that_waits() -> None:
@@ -256,6 +257,7 @@ def test_what_is_missing_is_named_before_anything_of_ours_is_imported(
     assert gpu_whole.main(["device=cpu"]) == 1
     said = capsys.readouterr().err
     assert "deepspeed, hydra-core are not installed here: run it with --fetch" in said and said.count("\n") == 1
-    heavy = "import sys; import benchmarks.gpu_whole; print([m for m in ('torch', 'yaml', 'pipeline') if m in sys.modules])"
-    ended: Any = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    heavy = "[name for name in ('torch', 'yaml', 'pipeline') if name in sys.modules]"
+    code = f"import sys; import benchmarks.gpu_whole; print({heavy})"
+    ended: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"

@@ -49,9 +49,8 @@ class DiffusionObjective(Objective):
     def prepare(self, batch: Batch) -> PreparedLatents:
         device = self.engine.world.device
         images, conditions = self.inputs.on_device(batch, device)
-        draws = training_randomness(
-            self.inputs.seed, to_device(batch.numbers, device), self.inputs.latents.shape(images), self.config, self.drop
-        )
+        numbers, shape = to_device(batch.numbers, device), self.inputs.latents.shape(images)
+        draws = training_randomness(self.inputs.seed, numbers, shape, self.config, self.drop)
         text = batch.tensors.get("text", batch.tensors.get("tokens"))
         chosen = [] if batch.chosen is None else [to_device(batch.chosen, device)]
         return PreparedLatents(
