@@ -37,7 +37,8 @@ class Journal:
     def check(self, section: str, sentence: str, holds: bool, otherwise: str = "") -> None:
         """Keep whether something holds, and what is the case otherwise."""
         self.right = self.right and holds
-        self.note(section, f"- {sentence}: {'yes' if holds else f'NO{f' ({otherwise})' if otherwise else ''}'}")
+        answer = "yes" if holds else f"NO ({otherwise})" if otherwise else "NO"
+        self.note(section, f"- {sentence}: {answer}")
 
     def attempt(self, label: str, needed: float, work: Callable[[], None]) -> None:
         """Do some work if the time allows. A failure is kept, and what follows is done all the same. needed: seconds

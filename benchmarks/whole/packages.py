@@ -64,7 +64,7 @@ NEEDED = {
     "zipp": "zipp",
 }
 """Module -> package: what the parts of the benchmark import."""
-PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)) + ("manylinux2014_x86_64",)
+PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)), "manylinux2014_x86_64")
 
 
 def missing() -> list[str]:

@@ -166,9 +166,7 @@ def measure(plan: Plan, folder: Path, world: World, journal: Journal) -> None:
         write_cache(latents, open_storage(str(cache)))
     bare = Bare(model, latents, plan, world.device)
     settings = DeepSpeedConfig(engine=plan.engine, stage=plan.stage)
-    ours = Ours(
-        model, latents, plan.batch, world, str(cache), settings, compiled=plan.compiled, row_steps=plan.steps
-    )
+    ours = Ours(model, latents, plan.batch, world, str(cache), settings, compiled=plan.compiled, row_steps=plan.steps)
     try:
         note(plan, world, journal, bare, ours)
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ class Reads(TorchDispatchMode):
 
 
 class TwoParts(nn.Module):
-    PARTS = {"one": ("first.",), "other": ("second.",)}
+    PARTS: ClassVar[dict[str, tuple[str, ...]]] = {"one": ("first.",), "other": ("second.",)}
 
     def __init__(self) -> None:
         super().__init__()
