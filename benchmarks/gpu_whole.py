@@ -1,7 +1,7 @@
 """Training to its end, evaluation, sampling, export and encode on one NVIDIA GPU, in one command of at most eight
 minutes, from a copy of the tree and nothing else:
 
-    .venv/bin/python -m benchmarks.gpu_whole --fetch         # where there is a network: wheels, into .whl/ (30 MB)
+    .venv/bin/python -m benchmarks.gpu_whole --fetch         # where there is a network: wheels, into .whl/ (14 MB)
     python3 -m benchmarks.gpu_whole [KEY=VALUE ...] [--write]
 
 The second needs no network: PyTorch, torchvision, transformers and timm are there, and the wheels that lie in .whl/
