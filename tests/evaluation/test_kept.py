@@ -17,11 +17,13 @@ from made.report import fake_run
 from pipeline import eval as eval_verb
 from pipeline.config import DiffusionConfig, EvalRunConfig, SamplerConfig, TrackingConfig
 from pipeline.errors import ConfigError, LatentmillError, ParseError, WeightsError
-from pipeline.eval import perceptual_of, table
+from pipeline.eval import table
 from pipeline.evaluation import beside
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.kept import full_name, kept_card, short_name, weights_digest
 from pipeline.evaluation.reproduced import differences
+from pipeline.evaluation.runs import cards
+from pipeline.evaluation.runs.cards import perceptual_of
 from pipeline.evaluation.stored import _json
 from pipeline.report import page
 from pipeline.report.run import load
@@ -69,6 +71,7 @@ def evaluator(**changes: Any) -> Any:
         "features": features(),
         "perceptual": None,
         "tiles": {},
+        "precision": {},
         "reference": SimpleNamespace(sha256="44" * 32),
         "steering": SimpleNamespace(facts={}),
         "differing": lambda card, weights: [],
@@ -310,7 +313,7 @@ def test_a_figure_is_made_again_with_the_runs_perceptual_distance_or_the_publish
     monkeypatch: pytest.MonkeyPatch, on_card: Any, own: str, taken: str
 ) -> None:
     config = SimpleNamespace(eval=SimpleNamespace(perceptual=own))
-    monkeypatch.setattr(eval_verb, "load_run", lambda url: SimpleNamespace(config=config))
+    monkeypatch.setattr(cards, "load_run", lambda url: SimpleNamespace(config=config))
     card = replace(CARD, judge={} if on_card is None else {"perceptual": on_card})
     assert perceptual_of(card, "run") == taken
 
