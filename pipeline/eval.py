@@ -60,7 +60,8 @@ def main(config: EvalRunConfig) -> int:
     world = distributed.start(config.device, config.launch.threads, group=False, timeout=COLLECTIVE_SECONDS)
     if world.rank:
         log.setLevel(max(log.level, logging.ERROR))  # what rank 0 says holds for all
-    failure, status = None, 0
+    failure: LatentmillError | None = None
+    status = 0
     try:
         status = evaluate(config, world)
     except LatentmillError as error:

@@ -84,8 +84,8 @@ class EvalRunConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Ranks on this machine that share the images, one GPU each; figures do not depend on their number."""
     pending: bool = False
-    """Ignore the keys above, device and launch excepted, and make the evaluations that training with eval.where=job left to be made, as it would
-    have made them (with at=N, that one alone)."""
+    """Ignore the keys above, device and launch excepted, and make the evaluations that training with eval.where=job
+    left to be made, as it would have made them (with at=N, that one alone)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from pipeline.inference.trained import encode_captions
 from pipeline.models.encoders.text import TextTower
@@ -76,7 +75,8 @@ class Encoded(Texts):
             return self._kept[group]
         first = group * ENCODED_TOGETHER
         captions = list(self._captions[first : first + ENCODED_TOGETHER])
-        states: np.ndarray = encode_captions(self._tower, captions, trimmed=self._trimmed).to(torch.float16).cpu().numpy()
+        encoded = encode_captions(self._tower, captions, trimmed=self._trimmed)  # rounded to float16 already
+        states: np.ndarray = encoded.half().cpu().numpy()
         if self.nbytes + states.nbytes <= self._most:
             self._kept[group] = states
         return states

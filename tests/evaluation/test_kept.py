@@ -108,6 +108,9 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "a file that steers": (evaluator(steering=SimpleNamespace(facts={"target": "ab"})), *REST),
     "tiles": (evaluator(tiles={"denoise": 64}), *REST),
     "other tiles": (evaluator(tiles={"denoise": 64, "decode": 64}), *REST),
+    "bf16": (evaluator(precision={"denoiser": "bf16"}), *REST),
+    "TF32": (evaluator(precision={"tf32": True}), *REST),
+    "a decoder in bf16": (evaluator(precision={"decoder": "bf16"}), *REST),
     "the schedule": (evaluator(diffusion=DiffusionConfig(beta_end=0.02)), *REST),
 }
 
@@ -120,6 +123,7 @@ def test_evaluations_that_differ_in_anything_have_names_of_their_own() -> None:
     assert names["nothing"].startswith("ddim-4-g2-n8-s0-democlip-") and len(names["nothing"]) < 60
     assert names["no reference"].startswith("ddim-4-g2-n8-s0-") and "democlip" not in names["no reference"]
     assert names["the average"].startswith("ddim-4-g2-n8-s0-ema0.1-democlip-")
+    assert names["bf16"].startswith("ddim-4-g2-n8-s0-bf16-democlip-")
 
 
 def test_weights_are_told_apart_by_a_bit_a_name_or_a_shape() -> None:

@@ -1,4 +1,4 @@
-"""The precision in which pictures are drawn: named on the card and in the folder, and nothing else is measured in it."""
+"""The precision in which pictures are drawn is on the card and in the folder's name, and nothing is measured in it."""
 
 from __future__ import annotations
 

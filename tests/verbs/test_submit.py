@@ -262,7 +262,8 @@ def test_a_chain_checks_each_verb_and_what_is_still_to_be_made_may_be_missing(
     assert "memory: not looked at, because the dataset is not there yet" in printed.err
     assert "so it is not a dataset" in refusal(capsys, 1, "train", "data.train=b", f"run={tmp_path}/r", "--dry-run")
     assert "is not a run directory" in refusal(capsys, 1, "eval", f"run={tmp_path}/r", "--dry-run")
-    assert "cluster.processes does" in refusal(capsys, 1, "eval", f"run={tmp_path}/r", "launch.processes=2", "--dry-run")
+    words = ["eval", f"run={tmp_path}/r", "launch.processes=2", "--dry-run"]
+    assert "here cluster.processes does" in refusal(capsys, 1, *words)
     assert "which verb is to be submitted?" in refusal(capsys, 2, *encode, "then")
 
 

@@ -47,10 +47,10 @@ def prepare(
     """Load what the evaluations of a commit share. Collective. measured: against the reference, where there is one.
     tiles: those of a card; None = those of config.tile, which depend on the memory that rank 0 finds free."""
     ranks = world or World(device=pick_device(config.device))
+    chosen: Tiles | None = tiles
     if tiles is None:
-        chosen: Tiles | None = ranks.together(lambda: tiles_of(config, settings(config), ranks.device), rank=0)
-        tiles = ranks.first(chosen)
-    given: Tiles = tiles
+        chosen = ranks.together(lambda: tiles_of(config, settings(config), ranks.device), rank=0)
+    given: Tiles = ranks.first(chosen)
     return ranks.together(lambda: _load(config, measured, given, ranks))
 
 
