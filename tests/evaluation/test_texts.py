@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.config import EvalRunConfig
 from pipeline.data.format.manifest import load_manifest
 from pipeline.evaluation import texts
 from pipeline.evaluation.card import Card
+from pipeline.evaluation.runs import commits
 from pipeline.evaluation.texts import Encoded, Stored
 from pipeline.evaluation.validation import Share, Validation, load_validation
 from pipeline.inference.trained import encode_captions, load_encoders
@@ -93,8 +95,22 @@ def test_encoded_states_do_not_depend_on_the_batch_and_keep_within_their_bytes(
         assert encoded.nbytes == kept * one
 
 
+@pytest.fixture
+def one_loads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that are threads share PyTorch's generator, of which the encoders' weights are drawn here."""
+    lock, load = threading.Lock(), commits._load
+
+    def locked(*arguments: Any) -> commits.Prepared:
+        with lock:
+            return load(*arguments)
+
+    monkeypatch.setattr(commits, "_load", locked)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_make_the_figures_of_one_and_write_once(kind: str, folders: dict[str, Path]) -> None:
+def test_two_ranks_make_the_figures_of_one_and_write_once(
+    kind: str, folders: dict[str, Path], one_loads_at_a_time: None
+) -> None:
     """Both load, draw and judge; rank 0 decides and stores. A second evaluation is taken from what is there."""
     folder = folders[kind]
     config = EvalRunConfig(run=str(folder / "run"), images=13, guidance=(2.0,), sampler=("ddim",), steps=(4,))
