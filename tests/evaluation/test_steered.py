@@ -38,8 +38,8 @@ from pipeline.errors import ConfigError, ContractMismatch, ParseError
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.card import parse_card
 from pipeline.evaluation.evaluate import EvalResult, Evaluator
-from pipeline.evaluation.runs import commits
 from pipeline.evaluation.kept import full_name
+from pipeline.evaluation.runs import commits
 from pipeline.evaluation.steered.asked import asked_of
 from pipeline.evaluation.steered.keep import KeepJudge, RecordKeep
 from pipeline.evaluation.tasks.judge import Given
