@@ -102,7 +102,12 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
     """Measure and print."""
     import torch
 
-    head = [f"# {command}", "", *machine(torch.device("cpu"), 1), *versions(plan.pythons, lambda said: _output(said, {}))]
+    head = [
+        f"# {command}",
+        "",
+        *machine(torch.device("cpu"), 1),
+        *versions(plan.pythons, lambda said: _output(said, {})),
+    ]
     parts = ["\n".join(head)]
     with ExitStack() as stack:
         folder = Path(plan.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="latentmill-benchmark-")))

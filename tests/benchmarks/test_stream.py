@@ -98,17 +98,21 @@ def test_every_peer_is_given_the_same_samples_and_its_ratio_is_printed(
     few = ["presets=small", "places=disk", "rounds=1", "workers=1,2", "samples=64", f"folder={tmp_path}"]
     assert stream.main([*few, *(f"{peer.name}=/python/of/{peer.name}" for peer in PEERS)]) == 0
     said = capsys.readouterr().out
-    own = [order for _, module, order in asked if module == "stream_side" and order["side"] == "webdataset"]
+    own = [given for _, module, given in asked if module == "stream_side" and given["side"] == "webdataset"]
     for peer in PEERS:
-        orders = [order for python, module, order in asked if (python, module) == (f"/python/of/{peer.name}", f"{peer.name}_side")]
+        orders = [
+            given
+            for python, module, given in asked
+            if (python, module) == (f"/python/of/{peer.name}", f"{peer.name}_side")
+        ]
         made, reads = orders[0], orders[1:]
         assert made["tars"] == own[0]["urls"]
-        assert [order["do"] for order in orders] == ["write", *["read"] * len(own)]
-        for order, beside in zip(reads, own, strict=True):
-            assert [order[name] for name in ("workers", "warm", "count")] == [
+        assert [given["do"] for given in orders] == ["write", *["read"] * len(own)]
+        for given, beside in zip(reads, own, strict=True):
+            assert [given[name] for name in ("workers", "warm", "count")] == [
                 beside[name] for name in ("workers", "warm", "count")
             ]
-            assert Path(order["local"]).is_dir() and order["remote"] is None
+            assert Path(given["local"]).is_dir() and given["remote"] is None
         assert f"stream / {peer.name}, each with the workers that suit it best: 3.00 (target >= 1.5: met)" in said
         assert f"{peer.package} 1.2.3" in said
     assert "/python/of" not in said and str(tmp_path) not in said

@@ -22,7 +22,7 @@ from ranks import encode_worker
 
 SEVERAL: dict[str, Any] = {"caption_key": ("txt", "json:long", "json:alternatives"), "captions_most": 5}
 WORDS: dict[str, Any] = {"caption_key": ("json:text",), "unit_size": 2}
-KILLS = 6
+KILLS = 4
 """Kills of one encode."""
 
 
@@ -66,7 +66,12 @@ SOURCES: dict[str, tuple[Callable[[Path], str], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+QUICK = ("folder", "several captions", "parquet", "arrow")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.long) for kind in SOURCES]
+)
 def test_four_workers_and_two_of_four_threads_that_are_killed_at_random_make_the_bytes_of_one(
     tmp_path: Path, kind: str
 ) -> None:
