@@ -90,7 +90,7 @@ def test_four_workers_and_two_of_four_threads_that_are_killed_at_random_make_the
 
 
 @pytest.mark.parametrize(
-    "numbers", [(1, 4, 9, 15), pytest.param(range(1, 16), marks=pytest.mark.long)], ids=["some", "all"]
+    "numbers", [(5, 11, 14), pytest.param(range(1, 16), marks=pytest.mark.long)], ids=["some", "all"]
 )
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_table_whose_encode_is_killed_at_a_write_is_finished_with_the_same_bytes(
