@@ -1,5 +1,5 @@
-"""What a few pictures of a source say: their sizes by their headers, and of some the bytes of a PNG of the crop and of a
-small JPEG of it. Pillow is imported where a picture is opened."""
+"""What a few pictures of a source say: their sizes by their headers, and of some the bytes of a PNG of the crop and of
+a small JPEG of it. Pillow is imported where a picture is opened."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pipeline.planning.cached.facts import contracts_of
 from pipeline.planning.cached.size import CacheSize, cache_bytes
 from pipeline.planning.cached.trial import Trial, trial
 
-Storage = Literal["full", "trimmed", "tokens"]
+TextStorage = Literal["full", "trimmed", "tokens"]
 UNIT_ROWS = 10_000
 """Images of an input shard where no source is looked at: img2dataset's."""
 
@@ -66,7 +66,7 @@ def plan_encode(
     elif images and source and not counted:
         rows = max(1, -(-images // max(source.shards, 1)))
     samples = source.samples if source else ()
-    name = config.source.rpartition("/")[2].split("{")[0][:20] + "00000.tar" if config.source else "00000.tar"
+    name = source.name if source else "00000.tar"
     each = source.source_bytes // max(source.shards, 1) if source else 0
 
     def size_of(contract: Contract, target: int) -> CacheSize:
@@ -76,13 +76,13 @@ def plan_encode(
 
     caches = []
     for target, contract in enumerate(contracts):
-        kinds = get_args(Storage) if contract.text is not None else ()
+        kinds = get_args(TextStorage) if contract.text is not None else ()
         by_text = {kind: size_of(with_text(contract, kind), target) for kind in kinds}
         caches.append(PlannedCache(contract, size_of(contract, target), by_text))
     return PlannedEncode(tuple(caches), source, images or counted, rows)
 
 
-def with_text(contract: Contract, storage: Storage) -> Contract:
+def with_text(contract: Contract, storage: TextStorage) -> Contract:
     """The contract of a cache that keeps its captions in another way."""
     assert contract.text is not None, "no captions"
     changed = replace(contract, text=replace(contract.text, storage=storage))

@@ -44,7 +44,7 @@ class Trial:
     read. read: samples that were looked at; samples: those that encode would accept, as far as headers and captions
     tell. rejected: the others, by reason. counted: samples that were counted, of which tried_bytes of the source are;
     on a local disk by headers alone, so more than were looked at. estimated_tokens: whether tokens were estimated by
-    words.
+    words. name: of a shard.
     """
 
     shards: int
@@ -57,6 +57,7 @@ class Trial:
     samples: tuple[Sampled, ...] = ()
     rejected: Mapping[str, int] = field(default_factory=dict)
     estimated_tokens: bool = True
+    name: str = "00000.tar"
 
     @property
     def source_images(self) -> int:
@@ -104,9 +105,9 @@ def trial(
             f"{config.source}: {other} is a table, and a plan reads tars alone: give images=N, or the finished cache"
         )
     shard_bytes = sizes(places)
-    total, count = sum(shard_bytes), min(shards, len(places))
+    total, count, name = sum(shard_bytes), min(shards, len(places)), places[0][1].rpartition("/")[2]
     if not count:
-        return Trial(len(places), total, tuple(shard_bytes))
+        return Trial(len(places), total, tuple(shard_bytes), name=name)
     chosen = sorted({i * (len(places) - 1) // max(count - 1, 1) for i in range(count)})
     rules = parse_rules(config.filters.keep)
     samples, rejected = list[Sampled](), Counter[str]()
@@ -141,6 +142,7 @@ def trial(
         tuple(samples),
         dict(rejected),
         tokens is None,
+        name,
     )
 
 
