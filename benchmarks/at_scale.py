@@ -201,16 +201,18 @@ def of_commits(found: Found) -> list[list[str]]:
 
 def of_run(found: Found) -> list[list[str]]:
     world, first, phases = found.world, found.outcomes[0], found.phases
+    step, again = world.step_s, phases.write + phases.tidy
     goodputs = sorted(one.goodput for one in found.outcomes)
     shares = [
         [f"- {what}", f"{100 * seconds / first.clock:.2f} %"]
         for what, seconds in sorted(first.seconds.items(), key=lambda item: -item[1])
     ]
     return [
-        ["a step, undisturbed and for the slowest node", f"{world.step_s * 1e3:.1f}, {world.step_s * found.waits * 1e3:.1f} ms"],
+        ["a step, undisturbed and for the slowest node", f"{1e3 * step:.1f}, {1e3 * step * found.waits:.1f} ms"],
         ["a life until its first step", f"{phases.start:,.0f} s"],
-        ["a commit, until it is there, until the next may begin", f"{phases.write:,.1f}, {phases.write + phases.tidy:,.1f} s"],
-        ["commits, lives, failures, preemptions", f"{first.commits:,}, {first.lives}, {first.failures}, {first.preemptions}"],
+        ["a commit until it is there, until the next may begin", f"{phases.write:,.1f}, {again:,.1f} s"],
+        ["commits, lives", f"{first.commits:,}, {first.lives}"],
+        ["failures of nodes, preemptions", f"{first.failures}, {first.preemptions}"],
         ["preemptions whose commit came too late", f"{first.late} of {first.preemptions}"],
         ["samples, epochs", f"{first.samples:,}, {first.samples / world.samples:.2f}"],
         ["goodput", f"{first.goodput:.3f} ({goodputs[0]:.3f} to {goodputs[-1]:.3f} of {SEEDS} traces)"],

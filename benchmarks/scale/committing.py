@@ -26,9 +26,9 @@ RUN = "s3://scale/run"
 @dataclass(frozen=True)
 class Commits:
     """part: what each rank asks for to store its part. commit: what rank 0 asks for, its part included, until
-    commit.json is there. tidy: and then, to remove the oldest checkpoint. resume: what rank 0 asks for to find the newest commit, to
-    verify its own file and to read where values lie, which each rank does. take, beat: of the lease. commit_bytes: of
-    commit.json."""
+    commit.json is there. tidy: and then, to remove the oldest checkpoint. resume: what rank 0 asks for to find the
+    newest commit, to verify its own file and to read where values lie, which each rank does. take, beat: of the lease.
+    commit_bytes: of commit.json."""
 
     part: Asked
     commit: Asked

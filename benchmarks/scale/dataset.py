@@ -139,7 +139,8 @@ class Reads:
 
 
 def reads_of(world: World, path: Path) -> Reads:
-    """Follows whole nodes, evenly spaced, through `batches` batches in the middle of an epoch. path: of the manifest."""
+    """Follows whole nodes, evenly spaced, through `batches` batches in the middle of an epoch. path: of the
+    manifest."""
     bucket = bucket_of(world, path.read_bytes())
     dataset = dataset_of(bucket, load_manifest(bucket))
     order = dataset.order(0, world.batch)

@@ -126,7 +126,7 @@ class Job:
 
 
 def run(world: World, events: Sequence[Event], phases: Phases, waits: float) -> Outcome:
-    """The job from its start for world.days. waits: how many times as long a step takes for the slowest of the nodes."""
+    """The job from its start for world.days. waits: how many times as long a step takes for the slowest node."""
     job, end = Job(world, phases, waits), world.days * DAY
     job.spend("start", phases.start)
     for event in events:

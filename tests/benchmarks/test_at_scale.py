@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_requests_of_commits_are_those_of_the_programs_own_code() -> None:
 
 
 def test_equal_seeds_give_equal_traces_and_others_others() -> None:
-    one, other = trace_of(SMALL), trace_of(World(**{**vars(SMALL), "seed": 1}))
+    one, other = trace_of(SMALL), trace_of(replace(SMALL, seed=1))
     assert one == trace_of(SMALL) != other
     assert [event.at for event in one] == sorted(event.at for event in one)
     assert slowest(SMALL) > 1.0
