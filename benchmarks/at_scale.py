@@ -25,6 +25,7 @@ from benchmarks.scale.trace import slowest, trace_of
 from benchmarks.scale.world import World
 from pipeline.data.format.manifest import LARGEST, manifest_bytes
 from pipeline.distributed.exits import guarded
+from pipeline.runs.lease import BEAT_SECONDS
 
 EPILOG = """\
 keys: those of World (benchmarks/scale/world.py), such as samples=1000000000 shards=100000 ranks=4096 batch=16384
@@ -132,6 +133,7 @@ def told(found: Found) -> str:
         ("The dataset and its reads", ["what", "value"], of_reads(found)),
         ("A rank, when it starts", ["what", "value"], of_start(found)),
         ("Commits, resume and lease", ["what", "requests", "seconds"], of_commits(found)),
+        ("The bucket's prefixes", ["what", "prefix", "requests", "a second", "S3 takes"], of_prefixes(found)),
         (f"{found.world.days:g} days with faults", ["what", "value"], of_run(found)),
         ("Limits", ["what", "value", "limit", "verdict"], limits(found)),
     ]
@@ -151,7 +153,6 @@ def of_reads(found: Found) -> list[list[str]]:
         ["reads of blocks a second", f"{reads.blocks / seconds:,.0f}"],
         ["reads of indexes a second", f"{reads.indexes / seconds:,.1f}"],
         ["bandwidth of a node, of all", f"{node_gbit(found):.2f}, {world.nodes * node_gbit(found):,.0f} Gbit/s"],
-        ["prefix that all of these go to", "the dataset's root, whose tars are NNNNNN.tar"],
         ["memory for blocks of a rank, at most", f"{reads.window / 1e9:.2f} GB"],
     ]
 
@@ -197,6 +198,21 @@ def of_commits(found: Found) -> list[list[str]]:
         ("lease: every 30 s", commits.beat, commits.beat.seconds),
     ]
     return [[what, kinds(asked), f"{seconds:,.1f}"] for what, asked, seconds in rows]
+
+
+def of_prefixes(found: Found) -> list[list[str]]:
+    """Requests of all ranks by the prefix that most of them go to: while training, and at once at other times."""
+    world, start, commits = found.world, found.start.asked, found.commits
+    root, folder, writes = "(the dataset's root)", "checkpoints/N/", world.ranks * commits.part.writes
+    training = world.ranks * world.images_per_s / found.reads.samples * (found.reads.blocks + found.reads.indexes)
+    resume = world.ranks * commits.resume.reads
+    return [
+        ["training: blocks and indexes", root, "", f"{training:,.0f}", f"{world.gets:,.0f} reads"],
+        ["training: lease", "lease/", "", f"{commits.beat.total / BEAT_SECONDS:.2f}", f"{world.puts:,.0f} writes"],
+        ["a start, at once", root, f"{world.ranks * start.reads:,}", "all at once", f"{world.gets:,.0f} reads"],
+        ["a commit, at once", folder, f"{writes:,}", "all at once", f"{world.puts:,.0f} writes"],
+        ["a resume, at once", folder, f"{resume:,}", "all at once", f"{world.gets:,.0f} reads"],
+    ]
 
 
 def of_run(found: Found) -> list[list[str]]:

@@ -63,6 +63,7 @@ def commits_of(world: World) -> Commits:
     with run.counting() as beat:
         lease.require_held()
         lease._put(lease.holder)
+    lease.release("stopped")
     commit_bytes = len(run.objects[checkpoint_folder(numbers[-1]) + COMMIT])
     assert len(found.files) == world.ranks
     return Commits(part, commit, tidy, resume, take, beat, commit_bytes)
