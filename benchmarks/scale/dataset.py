@@ -83,9 +83,9 @@ def bucket_of(world: World, manifest: bytes) -> Bucket:
 
 @dataclass(frozen=True)
 class Start:
-    """What opening the dataset takes of one rank. asked: of the bucket, by every rank. looked: by the first rank besides,
-    whose stream compares a listing of the tars with the manifest. seconds: of its processor. rss: bytes of memory over
-    those of its imports."""
+    """What opening the dataset takes of one rank. asked: of the bucket, by every rank. looked: by the first rank
+    besides, whose stream compares a listing of the tars with the manifest. seconds: of its processor. rss: bytes of
+    memory over those of its imports."""
 
     manifest_bytes: int
     asked: Asked
