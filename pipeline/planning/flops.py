@@ -10,19 +10,7 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.planning.cost import Pool, classifier_cost, unet_cost
-
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200": 989.4,
-    "H100 PCIe": 756.0,
-    "H100": 989.4,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "A10G": 125.0,
-    "V100": 125.0,
-}
-"""Dense 16-bit tensor-core peaks in TFLOP/s, from the maker's data sheets, by a part of the device's name; the first
-match counts."""
+from pipeline.planning.rates.gpus import GPUS
 
 Flops = Callable[[tuple[int, ...], int], int]
 """(latent shape (C, h, w), context length) -> FLOPs of forward and backward pass of one image."""
@@ -57,4 +45,4 @@ def peak_tflops(device: torch.device, configured: float) -> float:
     if configured or device.type != "cuda":
         return configured
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), 0.0)
+    return next((gpu.tflops for gpu in GPUS if gpu.name in name), 0.0)
