@@ -37,6 +37,7 @@ from pipeline.config.model import (
     SamplerConfig,
     SamplerName,
 )
+from pipeline.config.plan import PlanConfig
 from pipeline.config.results import DemoConfig, EvalRunConfig, ExportConfig, ReconstructConfig, SampleConfig
 from pipeline.config.run import (
     CheckpointConfig,
@@ -81,6 +82,7 @@ CONFIGS = {
     "sample": SampleConfig,
     "export": ExportConfig,
     "demo": DemoConfig,
+    "plan": PlanConfig,
     "submit": SubmitConfig,
 }
 """The configuration of each verb that has one."""
@@ -122,6 +124,7 @@ __all__ = [
     "LimitsConfig",
     "ModelConfig",
     "OptimConfig",
+    "PlanConfig",
     "ReconstructConfig",
     "ReferenceConfig",
     "RunConfig",

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.planning.cost import Pool, classifier_cost, unet_cost
-from pipeline.planning.rates.gpus import GPUS
+from pipeline.planning.plan.machines import gpu_of
 
 Flops = Callable[[tuple[int, ...], int], int]
 """(latent shape (C, h, w), context length) -> FLOPs of forward and backward pass of one image."""
@@ -44,5 +44,5 @@ def peak_tflops(device: torch.device, configured: float) -> float:
     """Peak of one device in TFLOP/s: the configured one, else that of a known GPU, else 0."""
     if configured or device.type != "cuda":
         return configured
-    name = torch.cuda.get_device_name(device)
-    return next((gpu.tflops for gpu in GPUS if gpu.name in name), 0.0)
+    gpu = gpu_of(torch.cuda.get_device_name(device))
+    return gpu.peak_tflops if gpu else 0.0

@@ -50,8 +50,7 @@ class Piece:
     to."""
 
     row: str
-    """Row of the tables: embed, conv_in, res, project_in, self, cross, feed, project_out, pixel, down, up, res_down,
-    res_up or out."""
+    """Row of the tables (KEPT and WORKING of memory.py)."""
     layers: tuple[Layer, ...]
     """Its layers in the order in which they run."""
     norms: int = 0

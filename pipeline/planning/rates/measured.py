@@ -44,8 +44,8 @@ class Profile:
 
 H200 = "NVIDIA H200, SD2 at 512 pixels, batch 64, 2026-11-26 (benchmarks/results/unet-profile-nvidia-h200.md)"
 PROFILES = (
-    Profile("H200", "bf16", True, 167.6, {"conv": 116.21, "linear": 80.47, "attention": 70.22}, 10.14, 95.83, H200),
-    Profile("H200", "bf16", False, 144.3, {"conv": 110.83, "linear": 78.62, "attention": 66.42}, 12.03, 171.65, H200),
+    Profile("h200", "bf16", True, 167.6, {"conv": 116.21, "linear": 80.47, "attention": 70.22}, 10.14, 95.83, H200),
+    Profile("h200", "bf16", False, 144.3, {"conv": 110.83, "linear": 78.62, "attention": 66.42}, 12.03, 171.65, H200),
 )
 """Sums of a row are the step's milliseconds as profiled; images_per_s was measured without the profiler."""
 

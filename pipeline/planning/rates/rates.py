@@ -12,9 +12,10 @@ from collections.abc import Collection, Sequence
 
 from pipeline.planning.memory import Precision
 from pipeline.planning.parts import Cost
+from pipeline.planning.plan import machines
 from pipeline.planning.plan.figures import Basis, Rate
 from pipeline.planning.rates.calibration import Calibration, Network, Optimizer, place_of, read
-from pipeline.planning.rates.gpus import EFFICIENCY, gpu_of, known
+from pipeline.planning.rates.gpus import EFFICIENCY, gpu_of, peak_flops
 from pipeline.planning.rates.layers import Layers, Terms, pass_seconds
 from pipeline.planning.rates.measured import (
     CPU_FLOPS,
@@ -136,7 +137,7 @@ class Rates:
         whence: str,
     ) -> Rate:
         flops = sum(cost.training_flops().values()) * micro_batches
-        peak = gpu_of(device).peak(precision)
+        peak = peak_flops(gpu_of(device), precision)
         where = f"{efficiency:.0%} ({whence}) of {device}'s {peak / 1e12:g} TFLOP/s in {precision}"
         return Rate(per_step * peak * efficiency / flops, IMAGES, "arithmetic", where)
 
@@ -217,7 +218,7 @@ class Rates:
         if device == CPU:
             rate = _by_cores(1, flops, world)
             return 1 / rate.per_s, rate.basis, rate.where
-        peak, share = gpu_of(device).peak(precision), EFFICIENCY[False]
+        peak, share = peak_flops(gpu_of(device), precision), EFFICIENCY[False]
         where = f"{share:.0%} (assumed) of {device}'s {peak / 1e12:g} TFLOP/s in {precision}"
         return flops / (peak * share), "arithmetic", where
 
@@ -279,5 +280,5 @@ def _own(
 def _same_device(calibrated: str, asked: str) -> bool:
     if calibrated == asked:
         return True
-    ours = known(calibrated)
-    return ours is not None and ours == known(asked)
+    ours = machines.gpu_of(calibrated)
+    return ours is not None and ours == machines.gpu_of(asked)

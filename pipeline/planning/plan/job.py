@@ -1,0 +1,135 @@
+"""What is planned: a run of a network on a cache, and the machines that it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pipeline.config import AutoencoderConfig, RunConfig, TrainConfig
+from pipeline.config.tasks.base import Cache
+from pipeline.planning.cost import Cost
+from pipeline.planning.first_stage import fit_autoencoder, step_cost
+from pipeline.planning.fit import Fit, cost_of, fit, precision_of, recomputed_of
+from pipeline.planning.memory import Precision
+from pipeline.planning.perceptual import backbone_of
+from pipeline.planning.plan.machines import gpu_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """The machines of a job."""
+
+    nodes: int = 1
+    ranks: int = 1
+    """Ranks on each node; with GPUs each has one."""
+    gpu: str = ""
+    """Kind of GPU; "" = CPUs alone."""
+    memory_gb: float = 0.0
+    """Memory of one GPU in GB (1e9 bytes); 0 = not known."""
+    network_gb_s: float = 0.0
+    """Bandwidth of a node to the others in GB/s; 0 = not known."""
+    storage_gb_s: float = 0.0
+    """Bandwidth at which a node reads datasets in GB/s; 0 = not known."""
+    threads: int = 0
+    """CPU threads of a rank; 0 = not known."""
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.ranks
+
+    @property
+    def device(self) -> str:
+        """What a rank runs on, for people."""
+        return self.gpu or "CPU"
+
+    @property
+    def words(self) -> str:
+        """The machines in words: 8 nodes x 4 a100."""
+        nodes = f"{self.nodes} node{'s' * (self.nodes > 1)}"
+        return f"{nodes} x {self.ranks} {self.device if self.gpu else 'CPU process' + 'es' * (self.ranks > 1)}"
+
+    @property
+    def limit_gb(self) -> float:
+        """Memory of one GPU: the given one, else that of the table; 0 = not known, or no GPU."""
+        gpu = gpu_of(self.gpu) if self.gpu else None
+        return self.memory_gb or (gpu.memory_gb if gpu else 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run of training, and where. cache: facts of the training cache; for autoencoders those that give the pictures'
+    size alone. sides: (height, width) of a picture that an autoencoder is trained on, after crops; (0, 0) of others.
+    records: records of the training cache, 0 = not known. record_bytes: that a rank reads of each, 0 = not known."""
+
+    config: RunConfig
+    cache: Cache
+    machines: Machines
+    sides: tuple[int, int] = (0, 0)
+    records: int = 0
+    record_bytes: float = 0.0
+
+    @property
+    def share(self) -> int:
+        """Samples of a step and rank."""
+        return self.config.optim.batch // self.machines.world
+
+    @property
+    def micro(self) -> int:
+        """Samples of a micro-batch, as configured."""
+        return self.config.optim.micro_batch or self.share
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage, as configured; 0 for engine=torch."""
+        return self.config.deepspeed.stage if self.config.deepspeed.engine == "deepspeed" else 0
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The ZeRO stages among which there is a choice."""
+        if self.config.deepspeed.engine != "deepspeed":
+            return (0,)
+        if isinstance(self.config, AutoencoderConfig):
+            return (0, 1, 2)  # 3 is refused
+        return (0, 1, 2) if isinstance(self.config, TrainConfig) and self.config.compile else (0, 1, 2, 3)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole run: whole batches."""
+        return -(-self.config.samples // self.config.optim.batch) * self.config.optim.batch
+
+    def of(self, stage: int, micro: int) -> Job:
+        """The same with another ZeRO stage and micro-batch."""
+        if (stage, micro) == (self.stage, self.micro):
+            return self
+        config = replace(self.config, optim=replace(self.config.optim, micro_batch=micro))
+        if config.deepspeed.engine == "deepspeed":
+            offload = config.deepspeed.offload and stage > 0
+            config = replace(config, deepspeed=replace(config.deepspeed, stage=stage, offload=offload))
+        return replace(self, config=config)
+
+    def precision(self) -> Precision:
+        """Of forward and backward passes. A configuration that asks for bf16 in stage 0 counts as fp32: training
+        refuses it."""
+        return precision_of(self.config, bool(self.machines.gpu))
+
+    def cost(self, images: int) -> Cost:
+        """What a training step of so many samples computes, losses with networks of their own included."""
+        if isinstance(self.config, AutoencoderConfig):
+            config = self.config
+            perceptual = backbone_of(config.loss.perceptual)
+            return step_cost(config.autoencoder, config.gan, images, *self.sides, perceptual=perceptual)
+        assert isinstance(self.config, TrainConfig), "no other verb trains"
+        return cost_of(self.config, self.cache, images)
+
+    def recomputed(self, images: int, cost: Cost) -> tuple[str, ...]:
+        """Blocks that the backward pass of a micro-batch computes again. Raises ConfigError where nothing fits
+        model.activation_gb."""
+        if not isinstance(self.config, TrainConfig):
+            return ()
+        return recomputed_of(self.config, self.cache, cost, images, self.precision())
+
+    def needed(self) -> Fit:
+        """The memory of a rank. Raises ConfigError where activations cannot fit model.activation_gb."""
+        if isinstance(self.config, AutoencoderConfig):
+            return fit_autoencoder(self.config, *self.sides, self.machines.world, self.precision())
+        assert isinstance(self.config, TrainConfig), "no other verb trains"
+        return fit(self.config, self.cache, self.machines.world, self.precision())
