@@ -82,7 +82,7 @@ class Calibration:
     step_s: Annotated[float, Ge(0)]
     """Seconds of every step, whatever the network."""
     forward: Terms
-    """What a prediction of a UNet takes, with its weights packed where that is done."""
+    """What a prediction of a UNet takes in float32, with its weights packed where that is done."""
     first_stage: Terms
     """What a pass of an autoencoder's encoder or decoder takes."""
     decoded_pixels_s: Annotated[float, Gt(0)]

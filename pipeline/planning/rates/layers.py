@@ -41,7 +41,7 @@ class LayerRate:
     training: Annotated[float, Gt(0)]
     """FLOP/s of forward and backward pass together."""
     forward: Annotated[float, Gt(0)]
-    """FLOP/s of a forward pass without gradients."""
+    """FLOP/s of a forward pass in float32 without gradients, as `sample` and evaluations run it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Layers:
         computes again."""
         layers = sum(self.seconds(layer, which) for part in cost.parts for layer in part.layers)
         again = [part for part in cost.parts if which == "training" and part.block and part.name in recomputed]
-        layers += sum(self.seconds(layer, "forward") for part in again for layer in part.layers[:-1])
+        layers += sum(self.seconds(layer, "training") / 3 for part in again for layer in part.layers[:-1])
         elements = sum(kept_bytes(cost, "fp32").values()) / BYTES["fp32"]
         pieces = sum(len(part.pieces) for part in (*cost.parts, *again))
         return layers, elements, float(pieces)

@@ -185,7 +185,7 @@ class Rates:
         machine's.
         """
         device = self.device(gpu)
-        found = self._found(device, precision, False, processes if device == CPU else 0)
+        found = self._found(device, None, False, processes if device == CPU else 0)
         one = None if found is None else self.calibrations[found]
         cores = cores or (one.threads if one else max(1, own_cores() // processes))
         per_core, decoded_where = (
@@ -205,13 +205,16 @@ class Rates:
         self, parts: Sequence[tuple[Cost, float, bool]], precision: Precision, device: str, world: int
     ) -> tuple[float, Basis, str]:
         """Seconds of passes (cost, how many, whether of an autoencoder), their basis and where it is from."""
-        found = self._found(device, precision, False, world if device == CPU else 0)
+        found = self._found(device, None, False, world if device == CPU else 0)
         if found is not None:
             one, layers = self.calibrations[found], self._layers[found]
-            seconds = sum(
-                times * pass_seconds(layers.amounts(cost, "forward"), one.first_stage if stage else one.forward)
-                for cost, times, stage in parts
-            )
+            seconds = 0.0
+            for cost, times, stage in parts:
+                if precision == one.precision == "bf16" and not stage:  # a forward pass is a third of a step's FLOPs
+                    seconds += times * pass_seconds(layers.amounts(cost, "training"), one.training) / 3
+                else:
+                    terms = one.first_stage if stage else one.forward
+                    seconds += times * pass_seconds(layers.amounts(cost, "forward"), terms)
             share = world / one.processes if device == CPU else 1.0
             return seconds * share, "calibrated", f"carried over by layers on {one.words} ({self.path})"
         flops = sum(times * sum(cost.forward_flops().values()) for cost, times, _ in parts)
@@ -222,12 +225,12 @@ class Rates:
         where = f"{share:.0%} (assumed) of {device}'s {peak / 1e12:g} TFLOP/s in {precision}"
         return flops / (peak * share), "arithmetic", where
 
-    def _found(self, gpu: str, precision: Precision, compile: bool, processes: int) -> int | None:
-        """Place of the calibration that fits best."""
+    def _found(self, gpu: str, precision: Precision | None, compile: bool, processes: int) -> int | None:
+        """Place of the calibration that fits best. precision: None = any, since predictions are measured in float32."""
         fitting = [
             (one.compile == compile, processes in (0, one.processes), place)
             for place, one in enumerate(self.calibrations)
-            if one.precision == precision and _same_device(one.device, gpu) and (compile or not one.compile)
+            if precision in (None, one.precision) and _same_device(one.device, gpu) and (compile or not one.compile)
         ]
         return max(fitting)[-1] if fitting else None
 
