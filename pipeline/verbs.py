@@ -26,6 +26,7 @@ VERBS = {
     "report": ("pipeline.report.page", "one HTML page about one run or several"),
     "demo": ("pipeline.demo", "the whole loop on captioned shapes, on this machine"),
     "plan": ("pipeline.plan", "what a run will take before it is paid: hours, memory, bytes, price"),
+    "calibrate": ("pipeline.calibrate", "how fast this machine trains, encodes and samples, for plan and submit"),
     "submit": ("pipeline.submit", "verbs as jobs of Slurm: latentmill submit train KEY=VALUE ..."),
 }
 """verb: (module with main(config), what it does)."""

@@ -16,6 +16,7 @@ from pipeline.config.autoencoder import (
     FirstStageLossConfig,
     GanConfig,
 )
+from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.cluster import ClusterConfig, SubmitConfig
 from pipeline.config.columns import ColumnsConfig
 from pipeline.config.converting import ConvertConfig
@@ -83,6 +84,7 @@ CONFIGS = {
     "export": ExportConfig,
     "demo": DemoConfig,
     "plan": PlanConfig,
+    "calibrate": CalibrateConfig,
     "submit": SubmitConfig,
 }
 """The configuration of each verb that has one."""
@@ -90,6 +92,7 @@ CONFIGS = {
 __all__ = [
     "CONFIGS",
     "AutoencoderConfig",
+    "CalibrateConfig",
     "CheckpointConfig",
     "ClassTask",
     "ClassifierTask",

@@ -239,6 +239,15 @@ def check_export(config: c.ExportConfig) -> None:
     )
 
 
+def check_calibrate(config: c.CalibrateConfig) -> None:
+    """latentmill calibrate."""
+    require("://" not in config.dest, f"dest={config.dest}: rates are kept in a file of this machine")
+    require(
+        config.experiment != "" or not (config.data or config.side or config.micro_batch),
+        "data, side and micro_batch are of an experiment's network: give experiment=NAME, or leave them out",
+    )
+
+
 def check_demo(config: c.DemoConfig) -> None:
     """latentmill demo."""
     require("://" not in config.dest, f"dest={config.dest}: the demo works in a folder of this machine")
@@ -303,5 +312,6 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     c.DemoConfig: check_demo,
     c.SubmitConfig: check_submit,
     c.PlanConfig: check_plan,
+    c.CalibrateConfig: check_calibrate,
 }
 """The configuration of a verb -> the check of contradictions between its fields."""
