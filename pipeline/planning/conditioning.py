@@ -28,7 +28,7 @@ def _parts(task: TaskConfig, model: ModelConfig, cache: Cache, batch: int) -> It
         tokens = cache.text.length
         yield _table("tokens.embed", cache.text.vocabulary * width, batch * tokens * width)
         yield _table("tokens.place", tokens * width, 0)
-        yield from _transformer("tokens.transformer", width, task, batch, tokens)
+        yield from _encoder("tokens.transformer", width, task, batch, tokens)
     elif isinstance(task, ClassTask) and conditions.classes is not None:
         made = width if task.makes_context else model.vector_width
         yield _table("embed", (conditions.classes.count + 1) * made, batch * made)
@@ -50,15 +50,22 @@ def _layout(task: LayoutTask, width: int, classes: int, batch: int, most: int) -
     hidden, last = (_linear(name, rows, width, width) for name in ("hidden", "last"))
     yield Part("task.perceptron", (Piece(row="perceptron", layers=(first, hidden, last), x=rows * width),))
     if task.encoder == "transformer":
-        yield from _transformer("transformer", width, task, batch, 1 + most)
+        yield from _encoder("transformer", width, task, batch, 1 + most)
     if task.paint:
         yield _table("paint", classes * task.paint, 0)
 
 
-def _transformer(name: str, width: int, task: TextTask | LayoutTask, batch: int, tokens: int) -> Iterator[Part]:
+def _encoder(name: str, width: int, task: TextTask | LayoutTask, batch: int, tokens: int) -> Iterator[Part]:
+    sizes = {"depth": task.depth, "heads": task.heads, "head_width": task.head_width}
+    return transformer_parts(f"task.{name}", width, **sizes, batch=batch, tokens=tokens)
+
+
+def transformer_parts(
+    name: str, width: int, *, depth: int, heads: int, head_width: int, batch: int, tokens: int
+) -> Iterator[Part]:
     """Blocks over (batch, tokens, width), and a last norm (models/tasks/transformer.py)."""
-    rows, inner = batch * tokens, task.heads * task.head_width
-    for i in range(task.depth):
+    rows, inner = batch * tokens, heads * head_width
+    for i in range(depth):
         attention = (
             _linear("qkv", rows, width, 3 * inner, bias=False),
             Layer(name="attend", kind="attention", flops=4 * batch * tokens * tokens * inner),
@@ -74,12 +81,12 @@ def _transformer(name: str, width: int, task: TextTask | LayoutTask, batch: int,
                 x=size,
                 h=rows * inner,
                 rows=rows,
-                heads=rows * task.heads,
+                heads=rows * heads,
             ),
             Piece(row="encode_feed", layers=feed, norms=2 * width, x=size, h=4 * size, rows=rows),
         )
-        yield Part(f"task.{name}.blocks.{i}", pieces)
-    yield Part(f"task.{name}.norm", (Piece(row="mean", layers=(), norms=2 * width, x=rows * width),))
+        yield Part(f"{name}.blocks.{i}", pieces)
+    yield Part(f"{name}.norm", (Piece(row="mean", layers=(), norms=2 * width, x=rows * width),))
 
 
 def _table(name: str, parameters: int, made: int) -> Part:

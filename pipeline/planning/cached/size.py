@@ -1,5 +1,5 @@
-"""The bytes and objects of a whole cache: before it is made, from its contract and what its samples are like, and of one
-that is there, from its manifest."""
+"""The bytes and objects of a whole cache: before it is made, from its contract and what its samples are like, and of
+one that is there, from its manifest."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def cache_bytes(
         for flipped in range(variants)
     ]
     by_member = {
-        member: round(sum(size.members[member] for size in sizes) * images / len(samples)) for member in sizes[0].members
+        member: round(sum(size.members[member] for size in sizes) * images / len(samples))
+        for member in sizes[0].members
     }
     tars, indexes = _tars(rows, sizes, variants)
     units, mean_rows = len(rows), round(sum(rows) / len(rows)) if rows else 0

@@ -6,12 +6,16 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import AutoencoderConfig, RunConfig, TrainConfig
 from pipeline.config.tasks.base import Cache
-from pipeline.planning.cost import Cost
-from pipeline.planning.first_stage import fit_autoencoder, step_cost
+from pipeline.planning.first_stage import Special, fit_autoencoder, step_cost
 from pipeline.planning.fit import Fit, cost_of, fit, precision_of, recomputed_of
 from pipeline.planning.memory import Precision
+from pipeline.planning.parts import Cost, Layer, Part, Piece
 from pipeline.planning.perceptual import backbone_of
 from pipeline.planning.plan.machines import gpu_of
+
+
+FROZEN = "frozen."
+"""Beginning of the names of parts that run in a step and are not trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,9 @@ class Machines:
 class Job:
     """A run of training, and where. cache: facts of the training cache; for autoencoders those that give the pictures'
     size alone. sides: (height, width) of a picture that an autoencoder is trained on, after crops; (0, 0) of others.
-    records: records of the training cache, 0 = not known. record_bytes: that a rank reads of each, 0 = not known."""
+    records: records of the training cache, 0 = not known. record_bytes: that are read of each, 0 = not known. tower: the
+    text tower for one caption, where the cache holds token ids and each step encodes them; None = none runs.
+    """
 
     config: RunConfig
     cache: Cache
@@ -66,6 +72,7 @@ class Job:
     sides: tuple[int, int] = (0, 0)
     records: int = 0
     record_bytes: float = 0.0
+    tower: Cost | None = None
 
     @property
     def share(self) -> int:
@@ -89,7 +96,12 @@ class Job:
             return (0,)
         if isinstance(self.config, AutoencoderConfig):
             return (0, 1, 2)  # 3 is refused
-        return (0, 1, 2) if isinstance(self.config, TrainConfig) and self.config.compile else (0, 1, 2, 3)
+        return (0, 1, 2) if self.compiled else (0, 1, 2, 3)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether blocks are compiled."""
+        return isinstance(self.config, TrainConfig) and self.config.compile
 
     @property
     def samples(self) -> int:
@@ -118,18 +130,35 @@ class Job:
             perceptual = backbone_of(config.loss.perceptual)
             return step_cost(config.autoencoder, config.gan, images, *self.sides, perceptual=perceptual)
         assert isinstance(self.config, TrainConfig), "no other verb trains"
-        return cost_of(self.config, self.cache, images)
+        cost = cost_of(self.config, self.cache, images)
+        return cost if self.tower is None else replace(cost, parts=(*passive(self.tower, images), *cost.parts))
 
     def recomputed(self, images: int, cost: Cost) -> tuple[str, ...]:
         """Blocks that the backward pass of a micro-batch computes again. Raises ConfigError where nothing fits
         model.activation_gb."""
         if not isinstance(self.config, TrainConfig):
             return ()
-        return recomputed_of(self.config, self.cache, cost, images, self.precision())
+        trained = replace(cost, parts=tuple(part for part in cost.parts if not part.name.startswith(FROZEN)))
+        return recomputed_of(self.config, self.cache, trained, images, self.precision())
 
     def needed(self) -> Fit:
         """The memory of a rank. Raises ConfigError where activations cannot fit model.activation_gb."""
         if isinstance(self.config, AutoencoderConfig):
             return fit_autoencoder(self.config, *self.sides, self.machines.world, self.precision())
         assert isinstance(self.config, TrainConfig), "no other verb trains"
-        return fit(self.config, self.cache, self.machines.world, self.precision())
+        needed = fit(self.config, self.cache, self.machines.world, self.precision())
+        weights = 4 * self.tower.parameters if self.tower else 0
+        return replace(needed, state=needed.state + weights, peak=needed.peak + weights)
+
+
+def passive(cost: Cost, times: int) -> tuple[Part, ...]:
+    """The parts of a network that runs forward alone within a training step: no parameters to train, nothing kept.
+    times: the number by which its FLOPs are multiplied."""
+
+    def frozen(piece: Piece) -> Piece:
+        layers: tuple[Layer, ...] = tuple(
+            Special(name=one.name, kind=one.kind, flops=times * one.flops, backward=0) for one in piece.layers
+        )
+        return Piece(row="none", layers=layers)
+
+    return tuple(Part(f"{FROZEN}{part.name}", tuple(map(frozen, part.pieces))) for part in cost.parts)

@@ -1,0 +1,101 @@
+"""A plan as one page for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.planning.plan.choices import ROOM, Choice
+from pipeline.planning.plan.figures import Figure
+from pipeline.planning.plan.sections import Plan, Section
+
+HEADINGS = {
+    "encode": "Cache",
+    "training": "Training",
+    "storage": "What the bucket holds",
+    "evaluations": "Evaluations",
+    "whole": "In all",
+}
+MARKS = {"measured": "measured", "calibrated": "calibrated", "arithmetic": "arithmetic"}
+BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
+SHORTEST = 72
+"""Characters of where a figure comes from that stand beside it; longer ones are notes below the page."""
+
+
+def page(plan: Plan) -> str:
+    """The whole text."""
+    sources: list[str] = []
+    parts = [plan.title, ""]
+    for section in plan.sections:
+        parts += [f"{HEADINGS[section.name]}", *_lines(section, sources)]
+        if section.name == "training" and plan.choices:
+            parts += ["", *_choices(plan)]
+        parts += [*(f"  {note}" for note in section.notes), ""]
+    if sources:
+        parts += [*(f"[{number}] {source}" for number, source in enumerate(sources, 1)), ""]
+    parts.append(
+        "measured: by a committed benchmark, or in the source itself. calibrated: on this machine, by latentmill "
+        "calibrate.\narithmetic: by formulas and stated assumptions."
+    )
+    return "\n".join(parts)
+
+
+def value_words(figure: Figure) -> str:
+    """A figure's value with its unit, for people."""
+    value, unit = figure.value, figure.unit
+    if unit in ("bytes", "bytes/s"):
+        return _scaled(value, BYTES, 1000.0) + unit.removeprefix("bytes")
+    if unit == "FLOP":
+        return _scaled(value, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"), 1000.0)
+    if unit == "share":
+        return f"{value:.3g}" if value < 0.001 and value else f"{value:.1%}"
+    if unit == "hours":
+        return f"{value:,.1f} h" if value >= 10 else f"{value:.3g} h" if value >= 1 else f"{60 * value:.3g} min"
+    text = f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
+    return f"{text} {unit}".rstrip() if unit != "images" else text
+
+
+def _scaled(value: float, units: Sequence[str], step: float) -> str:
+    size = 0
+    while value >= 999.5 and size < len(units) - 1:
+        value, size = value / step, size + 1
+    return f"{value:.0f} {units[size]}" if not size or value >= 100 else f"{value:.3g} {units[size]}"
+
+
+def _lines(section: Section, sources: list[str]) -> list[str]:
+    """A line for each figure; where long texts say where they come from, they are numbered and collected."""
+    rows = []
+    for figure in section.figures:
+        where = figure.where
+        if len(where) > SHORTEST:
+            if where not in sources:
+                sources.append(where)
+            where = f"[{sources.index(where) + 1}]"
+        rows.append((figure.name, value_words(figure), MARKS[figure.basis], where))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [
+        f"  {name.ljust(widths[0])}   {value.rjust(widths[1])}   {basis.ljust(widths[2])}   {where}".rstrip()
+        for name, value, basis, where in rows
+    ]
+
+
+def _choices(plan: Plan) -> list[str]:
+    """A table of peaks: a row for each micro-batch, a column for each stage."""
+    stages = sorted({one.stage for one in plan.choices})
+    by_place = {(one.micro_batch, one.stage): one for one in plan.choices}
+    rows = [["micro-batch", *(f"ZeRO {stage}" for stage in stages)]]
+    for micro in sorted({one.micro_batch for one in plan.choices}):
+        rows.append([str(micro), *(_cell(by_place.get((micro, stage)), plan) for stage in stages)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = ["  " + "   ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    marks = f"peak of a rank in GB; x: more than {ROOM:.0%} of a GPU, *: these figures, >: recommended"
+    return [f"  Memory ({marks})", *table, f"  {plan.why}"]
+
+
+def _cell(one: Choice | None, plan: Plan) -> str:
+    if one is None:
+        return "-"
+    places = (one.stage, one.micro_batch)
+    chosen = plan.chosen is not None and places == (plan.chosen.stage, plan.chosen.micro_batch)
+    best = plan.recommended is not None and places == (plan.recommended.stage, plan.recommended.micro_batch)
+    marks = ("x" if one.fits is False else "") + ("*" if chosen else "") + (">" if best else "")
+    return f"{marks}{one.peak / 1e9:.3g}"
