@@ -16,7 +16,7 @@ from pipeline.config import AutoencoderConfig, FeaturesName, FirstStageConfig, R
 from pipeline.data.format.contract import Contract
 from pipeline.errors import ConfigError
 from pipeline.planning.cost import unet_cost
-from pipeline.planning.first_stage import autoencoder_cost
+from pipeline.planning.first_stage import autoencoder_cost, step_cost
 from pipeline.planning.fit import cost_of
 from pipeline.planning.inference import FP32, StageShape, decode_bytes, denoise_bytes, encode_bytes
 from pipeline.planning.memory import Precision, state_bytes
@@ -107,14 +107,16 @@ def evaluation_in_training(
             needed = _of_classifier(config, contract, world)
     if config.eval.where == "job":
         return needed
-    return replace(needed, training=resident_bytes(config, contract, precision, world))
+    return replace(needed, training=resident_bytes(config, contract, precision, world, sides))
 
 
-def resident_bytes(config: RunConfig, contract: Contract, precision: Precision, world: int) -> int:
-    """Bytes of a rank's training state between steps."""
+def resident_bytes(
+    config: RunConfig, contract: Contract, precision: Precision, world: int, sides: tuple[int, int] = (0, 0)
+) -> int:
+    """Bytes of a rank's training state between steps. sides: (height, width) of an autoencoder's pictures."""
     stage = config.deepspeed.stage if config.deepspeed.engine == "deepspeed" else 0
     if isinstance(config, AutoencoderConfig):
-        parameters = autoencoder_cost(config.autoencoder, 1, *_least(config.autoencoder)).parameters
+        parameters = step_cost(config.autoencoder, config.gan, 1, *sides).parameters
     else:
         assert isinstance(config, TrainConfig), "no other verb trains"
         parameters = cost_of(config, contract, 1).parameters
@@ -243,11 +245,14 @@ def _least(config: FirstStageConfig) -> tuple[int, int]:
     return config.downsampling, config.downsampling
 
 
-def require_evaluation(needed: Evaluating, gigabytes: float) -> None:
-    """Raise ConfigError when an evaluation needs more memory than a GPU with `gigabytes` GB (1e9 bytes) has."""
+def require_evaluation(
+    needed: Evaluating, gigabytes: float, batch: str = "eval.sampler.batch (of an autoencoder eval.batch)"
+) -> None:
+    """Raise ConfigError when an evaluation needs more memory than a GPU with `gigabytes` GB (1e9 bytes) has. batch: the
+    key of its images per batch."""
     if needed.peak > gigabytes * 1e9:
         remedy = "set eval.where=job, whose process holds no training state" if needed.training else "take a larger GPU"
         raise ConfigError(
-            f"{needed.words()}, and cluster.gpu_memory_gb={gigabytes:g}: lower eval.sampler.batch (or eval.batch), or "
+            f"{needed.words()}, and cluster.gpu_memory_gb={gigabytes:g}: lower {batch}, or "
             f"{remedy}"
         )
