@@ -68,7 +68,13 @@ def transformer_parts(
     for i in range(depth):
         attention = (
             _linear("qkv", rows, width, 3 * inner, bias=False),
-            Layer(name="attend", kind="attention", flops=4 * batch * tokens * tokens * inner),
+            Layer(
+                name="attend",
+                kind="attention",
+                flops=4 * batch * tokens * tokens * inner,
+                inputs=tokens,
+                outputs=inner,
+            ),
             _linear("out", rows, inner, width),
         )
         feed = (_linear("up", rows, width, 4 * width), _linear("down", rows, 4 * width, width))
@@ -105,4 +111,6 @@ def _linear(
         flops=2 * rows * weights,
         parameters=weights + bias * out_width,
         input_gradient=input_gradient,
+        inputs=in_width,
+        outputs=out_width,
     )

@@ -27,6 +27,7 @@ from pipeline.report.parsed import (
     require_sheet,
     steered_beside_plain,
 )
+from pipeline.report.planned import PLAN_KEY, Planned, parse_plan
 from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import METRICS_KEY, parse_lines
@@ -84,6 +85,7 @@ class Run:
     facts: dict[str, Any]
     steps: list[Step]
     notes: list[str] = field(default_factory=list)
+    planned: Planned | None = None
 
     def curve(self, metric: str, kind: str = "train") -> list[tuple[float, float]]:
         """(samples seen, value) of the rows of that kind in which the metric is a number."""
@@ -166,6 +168,7 @@ def load(url: str) -> Run:
         config=config.decode("utf-8", "replace"),
         facts=_parsed(_facts, _get(storage, "run.json", notes), "run.json", notes) or {},
         steps=read_steps(storage, notes),
+        planned=_parsed(parse_plan, _get(storage, PLAN_KEY, notes), PLAN_KEY, notes),
         notes=notes,
     )
 

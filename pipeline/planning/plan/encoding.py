@@ -27,28 +27,33 @@ COUNTS = (1, 8, 64)
 @dataclass(frozen=True)
 class Cached:
     """The caches of a plan, of which the first is trained on. planned: of an encode; None where only the contract is
-    known, or the cache is there. manifest: of a cache that is there; None = it is to be made."""
+    known, or the caches are there. manifests: of caches that are there, mixed where there are several; () = none is."""
 
     contract: Contract
     planned: PlannedEncode | None = None
-    manifest: Manifest | None = None
+    manifests: tuple[Manifest, ...] = ()
 
     @property
     def sizes(self) -> tuple[CacheSize, ...]:
         """Of each resolution; () where nothing says how many images there are."""
-        if self.manifest is not None:
-            return (of_manifest(self.manifest),)
+        if self.manifests:
+            return tuple(map(of_manifest, self.manifests))
         return tuple(cache.size for cache in self.planned.caches) if self.planned else ()
 
     @property
     def records(self) -> int:
-        """Records of the cache that is trained on; 0 = not known."""
-        return self.sizes[0].records if self.sizes else 0
+        """Records that are trained on; 0 = not known."""
+        return sum(size.records for size in self.trained)
 
     @property
     def record_bytes(self) -> float:
-        """Bytes that are read of each; 0 = not known."""
-        return self.sizes[0].record_bytes if self.sizes else 0.0
+        """Bytes that are read of each in the mean; 0 = not known."""
+        return sum(size.records_total for size in self.trained) / self.records if self.records else 0.0
+
+    @property
+    def trained(self) -> tuple[CacheSize, ...]:
+        """Sizes of the caches that are trained on: those that are there, or of the first resolution."""
+        return self.sizes if self.manifests else self.sizes[:1]
 
 
 def cached(config: EncodeConfig, run: RunConfig, images: int, trial: int, downsampling: int = 0) -> Cached:
@@ -93,7 +98,7 @@ def encode_section(
     found: Cached, config: EncodeConfig, encoders: Encoders, machines: Machines, speeds: Speeds
 ) -> Section | None:
     """The figures of the cache; None where nothing says how many images there are."""
-    if found.manifest is not None:
+    if found.manifests:
         return _finished(found)
     if found.planned is None:
         return None
@@ -158,18 +163,18 @@ def _of_cache(cache: PlannedCache, several: bool, basis: Basis, where: str) -> l
 
 
 def _finished(found: Cached) -> Section:
-    """The figures of a cache that is there."""
-    assert found.manifest is not None
-    (size,) = found.sizes
-    where = f"manifest {found.manifest.digest[:12]}"
+    """The figures of caches that are there."""
+    sizes = found.sizes
+    digests = [manifest.digest[:12] for manifest in found.manifests]
+    where = "manifest " + ", ".join(digests)
     return Section(
         "encode",
         (
-            Figure("images", size.images, "images", "measured", where),
-            Figure("records", size.records, "", "measured", where),
-            Figure("bytes of a record", size.record_bytes, "bytes", "measured", where),
-            Figure("objects", size.objects, "", "arithmetic", f"{size.tars:,} tars with indexes and reports"),
-            Figure("bytes of the cache", size.total, "bytes", "measured", where),
+            Figure("images", sum(size.images for size in sizes), "images", "measured", where),
+            Figure("records", found.records, "", "measured", where),
+            Figure("bytes of a record", found.record_bytes, "bytes", "measured", where),
+            Figure("objects", sum(size.objects for size in sizes), "", "arithmetic", "tars, indexes and reports"),
+            Figure("bytes of the cache", sum(size.total for size in sizes), "bytes", "measured", where),
         ),
         ("the cache is there: nothing is left to be encoded",),
     )

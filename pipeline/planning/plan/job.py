@@ -157,7 +157,15 @@ def passive(cost: Cost, times: int) -> tuple[Part, ...]:
 
     def frozen(piece: Piece) -> Piece:
         layers: tuple[Layer, ...] = tuple(
-            Special(name=one.name, kind=one.kind, flops=times * one.flops, backward=0) for one in piece.layers
+            Special(
+                name=one.name,
+                kind=one.kind,
+                flops=times * one.flops,
+                backward=0,
+                inputs=one.inputs,
+                outputs=one.outputs,
+            )
+            for one in piece.layers
         )
         return Piece(row="none", layers=layers)
 

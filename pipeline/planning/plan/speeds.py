@@ -27,7 +27,7 @@ class Speeds:
         that nothing is known of."""
         cost = job.cost(job.micro)
         recomputed = job.recomputed(job.micro, cost)
-        return self.rates.training(
+        rate = self.rates.training(
             cost,
             job.micro,
             precision=job.precision(),
@@ -39,6 +39,11 @@ class Speeds:
             recomputed=recomputed,
             efficiency=self.efficiency,
         )
+        if not recomputed or rate.basis == "calibrated":
+            return rate
+        slower = sum(cost.training_flops(recomputed).values()) / sum(cost.training_flops().values())
+        where = f"{rate.where}; {slower - 1:.0%} more FLOPs, since {len(recomputed)} blocks are computed again"
+        return Rate(rate.per_s / slower, rate.unit, "arithmetic", where)
 
     def predicting(
         self,
