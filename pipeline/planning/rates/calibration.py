@@ -35,9 +35,7 @@ class Network:
     flops: Annotated[float, Gt(0)]
     """FLOPs of forward and backward pass of one image."""
     images: Annotated[int, Ge(1)]
-    """Images of a micro-batch."""
-    micro_batches: Annotated[int, Ge(1)] = 1
-    """Micro-batches of a step."""
+    """Images of a step and rank, in one micro-batch."""
     optimizer: Optimizer = "adamw"
     """Optimizer of its steps."""
     step_s: Annotated[float, Gt(0)]
@@ -48,7 +46,7 @@ class Network:
     @property
     def images_per_s(self) -> float:
         """Images that a rank trains on in a second."""
-        return self.images * self.micro_batches / self.step_s
+        return self.images / self.step_s
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
+from pipeline.planning.fit import LEARNED
 from pipeline.planning.memory import Precision
 from pipeline.planning.parts import Cost
 from pipeline.planning.plan import machines
 from pipeline.planning.plan.figures import Basis, Rate
-from pipeline.planning.rates.calibration import Calibration, Network, Optimizer, place_of, read
+from pipeline.planning.rates.calibration import Calibration, Optimizer, place_of, read
 from pipeline.planning.rates.gpus import EFFICIENCY, gpu_of, peak_flops
-from pipeline.planning.rates.layers import Layers, Terms, pass_seconds
+from pipeline.planning.rates.layers import Layers, pass_seconds
 from pipeline.planning.rates.measured import (
     CPU_FLOPS,
     CPU_WHERE,
@@ -91,10 +93,11 @@ class Rates:
         if found is not None:
             one = self.calibrations[found]
             share = one.processes / world if device == CPU else 1.0  # ranks of one machine share its cores
-            if own := _own(one, cost, images, micro_batches, optimizer):
-                where = f"this network itself ({own.name}) on {one.words} ({self.path})"
-                return Rate(own.images_per_s * share, IMAGES, "calibrated", where)
-            seconds = step_seconds(self._layers[found], one, cost, micro_batches, optimizer, recomputed)
+            layers = self._layers[found]
+            if not recomputed and (own := own_seconds(layers, one, cost, images, micro_batches, optimizer)):
+                where = f"this network itself on {one.words} ({self.path})"
+                return Rate(per_step / own * share, IMAGES, "calibrated", where)
+            seconds = step_seconds(layers, one, cost, micro_batches, optimizer, recomputed)
             where = f"carried over by its layers from {len(one.networks)} networks on {one.words} ({self.path})"
             if compile and not one.compile:
                 where += "; those were not compiled"
@@ -244,15 +247,31 @@ def step_seconds(
     recomputed: Collection[str] = (),
 ) -> float:
     """Seconds of a training step of a network, carried over from a calibration. cost: of a micro-batch."""
-    seconds = micro_batches * pass_seconds(layers.amounts(cost, "training", recomputed), one.training)
-    if optimizer == "muon":
-        seconds += one.muon * layers.muon(cost) / one.processes
-    return seconds + one.parameter_s * cost.parameters + one.step_s
+    passes = micro_batches * pass_seconds(layers.amounts(cost, "training", recomputed), one.training)
+    return passes + once_seconds(layers, one, cost, optimizer)
 
 
-def forward_seconds(layers: Layers, terms: Terms, cost: Cost) -> float:
-    """Seconds of a prediction, carried over from a calibration."""
-    return pass_seconds(layers.amounts(cost, "forward"), terms)
+def once_seconds(layers: Layers, one: Calibration, cost: Cost, optimizer: Optimizer) -> float:
+    """Seconds of a training step beside its passes: gradient's norm, optimizer, average, agreements of ranks."""
+    muon = one.muon * layers.muon(cost) / one.processes if optimizer == "muon" else 0.0
+    return muon + one.parameter_s * cost.parameters + one.step_s
+
+
+def own_seconds(
+    layers: Layers, one: Calibration, cost: Cost, images: int, micro_batches: int, optimizer: Optimizer
+) -> float:
+    """Seconds of a step of a network that was measured itself, in one micro-batch; 0 for one that was not. What a task
+    learns beside the network was not measured, and is carried over."""
+    network = replace(cost, parts=tuple(part for part in cost.parts if not part.name.startswith(LEARNED)))
+    flops = sum(network.training_flops().values()) / images
+    for own in reversed(one.networks):
+        same = (own.parameters, own.images, own.optimizer) == (network.parameters, images, optimizer)
+        if same and abs(own.flops / flops - 1) < SAME_FLOPS:
+            once = min(once_seconds(layers, one, network, optimizer), own.step_s / 2)
+            beside = step_seconds(layers, one, cost, micro_batches, optimizer)
+            beside -= step_seconds(layers, one, network, micro_batches, optimizer)
+            return micro_batches * (own.step_s - once) + once + beside
+    return 0.0
 
 
 def own_cores() -> int:
@@ -265,19 +284,6 @@ def _by_cores(images: int, flops: float, world: int) -> Rate:
     cores = own_cores()
     where = f"{CPU_FLOPS / 1e9:g} GFLOP/s a core in fp32 as on {CPU_WHERE}, for this machine's {cores} cores"
     return Rate(images * CPU_FLOPS * cores / world / flops, IMAGES, "arithmetic", where)
-
-
-def _own(
-    one: Calibration, cost: Cost, images: int, micro_batches: int, optimizer: Optimizer
-) -> Network | None:
-    """The network of a calibration that is the one of `cost`, trained in the same way; None where there is none."""
-    flops = sum(cost.training_flops().values()) / images
-    for network in reversed(one.networks):
-        same = (network.parameters, network.images, network.micro_batches, network.optimizer)
-        if same == (cost.parameters, images, micro_batches, optimizer):
-            if abs(network.flops / flops - 1) < SAME_FLOPS:
-                return network
-    return None
 
 
 def _same_device(calibrated: str, asked: str) -> bool:

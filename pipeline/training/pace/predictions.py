@@ -16,9 +16,9 @@ from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.first_stage import KLStage, NetworkStage
 from pipeline.models.first_stage import architecture
 from pipeline.models.unet.model import UNet
-from pipeline.planning.inference import stage_shape
+from pipeline.planning.first_stage import autoencoder_cost
 from pipeline.planning.parts import Cost
-from pipeline.planning.rates.stages import decoder_cost, encoder_cost
+from pipeline.planning.plan.networks import IN_DECODER, first_stage_of
 from pipeline.training.pace.references import Reference
 from pipeline.training.pace.timing import median_s
 
@@ -68,7 +68,7 @@ def of_first_stages(world: World, seconds: float) -> list[Passed]:
     batch = {"cpu": (32, 1), "cuda": (256, 32)}[world.device.type]
     passed: list[Passed] = []
     for stage, images, side in ((demo, batch[0], 64), (middle, batch[1], 128)):
-        shape = stage_shape(dict(stage.model.config))
+        whole = autoencoder_cost(first_stage_of(dict(stage.model.config)), images, side, side)
         x = torch.rand(images, 3, side, side) * 2 - 1
         z = torch.randn(images, stage.latent_channels, side // stage.downsampling, side // stage.downsampling)
 
@@ -78,9 +78,15 @@ def of_first_stages(world: World, seconds: float) -> list[Passed]:
         def decode(stage: NetworkStage = stage, z: torch.Tensor = z) -> None:
             stage.decode(z)
 
-        passed.append(Passed(encoder_cost(shape, images, side, side), median_s(encode, world, seconds / 4)))
-        passed.append(Passed(decoder_cost(shape, images, side, side), median_s(decode, world, seconds / 4)))
+        passed.append(Passed(half(whole, decoder=False), median_s(encode, world, seconds / 4)))
+        passed.append(Passed(half(whole, decoder=True), median_s(decode, world, seconds / 4)))
     return passed
+
+
+def half(whole: Cost, *, decoder: bool) -> Cost:
+    """An autoencoder's encoder, or its decoder."""
+    parts = tuple(part for part in whole.parts if part.name.startswith(IN_DECODER) == decoder)
+    return Cost(parts, whole.inputs)
 
 
 def decoded_pixels_s(world: World, seconds: float) -> float:
