@@ -18,15 +18,15 @@ from pipeline.config import AutoencoderConfig, PlanConfig, RunConfig, TrainConfi
 from pipeline.config.check.groups import check_world
 from pipeline.config.loading.load import load
 from pipeline.config.values.counts import parse_count
-from pipeline.data.format.contract import Contract
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.joined.opening import joined
 from pipeline.errors import ConfigError, DestinationExists, NotFound, ParseError
 from pipeline.log import show
 from pipeline.parsing.values import parse_json
+from pipeline.planning.plan.asked import encoders_of, job_of
 from pipeline.planning.plan.encoding import Cached, cached
 from pipeline.planning.plan.expected import expected_words
-from pipeline.planning.plan.job import Job, Machines
+from pipeline.planning.plan.job import Machines
 from pipeline.planning.plan.machines import names
 from pipeline.planning.plan.networks import Encoders
 from pipeline.planning.plan.page import page
@@ -74,7 +74,7 @@ def planned(config: PlanConfig, words: Words) -> Plan:
         images = parse_count(config.images, "images") if config.images else 0
         encode = replace(encode, source=source)
         found = cached(encode, run, images, config.trial, config.downsampling or downsampling)
-    encoders = Encoders.of(encode.used_encoders, found.contract)
+    encoders = encoders_of(run, found.contract) if manifests else Encoders.of(encode.used_encoders, found.contract)
     job = job_of(run, found, encoders, machines)
     title = f"latentmill {verb}{f' experiment={words.experiment}' if words.experiment else ''} on {machines.words}"
     speeds = Speeds(Rates.load(config.rates or None), config.efficiency)
@@ -113,32 +113,6 @@ def manifests_of(run: RunConfig) -> tuple[Manifest, ...]:
         elif isinstance(run, TrainConfig):
             check_against_contract(run, manifest, None)
     return found
-
-
-def job_of(run: RunConfig, found: Cached, encoders: Encoders, machines: Machines) -> Job:
-    """The job of a run on its cache."""
-    contract = found.contract
-    ids = contract.text is not None and contract.text.storage == "tokens"
-    encodes = isinstance(run, TrainConfig) and ids and "text" in run.task.members
-    return Job(
-        config=run,
-        cache=contract,
-        machines=machines,
-        sides=sides_of(run, contract),
-        records=found.records,
-        record_bytes=found.record_bytes,
-        tower=encoders.tower(1) if encodes else None,
-    )
-
-
-def sides_of(run: RunConfig, contract: Contract) -> tuple[int, int]:
-    """(height, width) of the pictures that an autoencoder is trained on; (0, 0) of other runs."""
-    if not isinstance(run, AutoencoderConfig):
-        return 0, 0
-    if run.crop:
-        return run.crop, run.crop
-    width, height = max(contract.buckets, key=lambda size: size[0] * size[1])
-    return height, width
 
 
 # --------------------------------------------------------------------------------------------------------------------
