@@ -9,12 +9,11 @@ from pipeline.config import ClusterConfig, EncodeConfig, RunConfig
 from pipeline.errors import ConfigError
 from pipeline.planning.evaluation import Evaluating, evaluation_in_training, require_evaluation
 from pipeline.planning.fit import precision_of
-from pipeline.planning.plan.asked import encoders_of, job_of, sides_of
 from pipeline.planning.plan.encoding import Cached
 from pipeline.planning.plan.job import Machines
 from pipeline.planning.plan.machines import gpu_of, names
 from pipeline.planning.plan.speeds import Speeds
-from pipeline.planning.plan.whole import Asked, plan_of
+from pipeline.planning.plan.whole import Asked, encoders_of, job_of, plan_of, sides_of
 from pipeline.planning.rates.rates import Rates
 
 if TYPE_CHECKING:
