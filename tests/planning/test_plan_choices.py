@@ -12,7 +12,7 @@ from pipeline.config.loading.load import load
 from pipeline.errors import ConfigError
 from pipeline.planning.first_stage import fit_autoencoder
 from pipeline.planning.fit import fit
-from pipeline.planning.plan.choices import ROOM, Choice, choice, choices, micro_batches, recommended
+from pipeline.planning.plan.choices import ROOM, Choice, choice, choices, micro_batches, recommended, scales
 from pipeline.planning.plan.communication import sending_seconds, sent_bytes
 from pipeline.planning.plan.job import Job, Machines
 from pipeline.planning.plan.speeds import Speeds
@@ -109,6 +109,20 @@ def test_of_equals_the_lowest_stage_and_the_largest_micro_batch_are_recommended(
     found = [made(2, 8, 1.0), made(1, 4, 1.005), made(1, 8, 1.005), made(0, 1, 1.5), made(1, 16, 0.5, False)]
     assert recommended(found) == found[2]
     assert recommended([made(1, 1, 1.0, False)]) is None
+
+
+def test_more_nodes_take_fewer_hours_and_more_of_them_in_all() -> None:
+    made = job("samples=256000")
+    found = scales(made, choice(made, SPEEDS), SPEEDS)
+    assert [one.nodes for one in found] == [1, 2, 4, 8]
+    assert [one.ranks for one in found] == [4, 8, 16, 32]
+    hours, spent = [one.hours for one in found], [one.device_hours for one in found]
+    assert hours == sorted(hours, reverse=True)
+    assert spent == sorted(spent)
+    assert found[1].hours == pytest.approx(1000 * choice(made, SPEEDS).step_s / 3600)
+    odd = job("optim.batch=24", machines=Machines(nodes=1, ranks=3, gpu="a100"))
+    assert [one.nodes for one in scales(odd, choice(odd, SPEEDS), SPEEDS)] == [1, 2, 4]
+    assert scales(job(machines=Machines(ranks=2)), choice(made, SPEEDS), SPEEDS) == ()
 
 
 def test_blocks_that_are_computed_again_take_time() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.config import AutoencoderConfig, EncodeConfig, EncodersConfig, RunConfig, TrainConfig
 from pipeline.config.loading.merge import from_dict
 from pipeline.data.format.contract import Contract
-from pipeline.planning.plan.choices import Choice, choice, choices, reason, recommended
+from pipeline.planning.plan.choices import Choice, choice, choices, reason, recommended, scales
 from pipeline.planning.plan.encoding import Cached, encode_section, hours_of_encode
 from pipeline.planning.plan.evaluations import evaluations_section, waiting_seconds
 from pipeline.planning.plan.figures import Basis, Figure
@@ -92,6 +92,7 @@ def plan_of(asked: Asked, speeds: Speeds) -> Plan:
         chosen=chosen,
         recommended=best,
         why=reason(best, configured, found, job) if best else _nothing_fits(found, job),
+        scales=scales(job, chosen, speeds),
     )
 
 
