@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import AutoencoderConfig, RunConfig, TrainConfig
 from pipeline.data.format.contract import Contract
 from pipeline.planning.evaluation import evaluation_in_training
 from pipeline.planning.first_stage import autoencoder_cost
+from pipeline.planning.fit import LEARNED
 from pipeline.planning.parts import Cost
 from pipeline.planning.plan.figures import Basis, Figure
-from pipeline.planning.plan.job import Job
+from pipeline.planning.plan.job import FROZEN, Job
 from pipeline.planning.plan.networks import Encoders, features_cost
 from pipeline.planning.plan.sections import Section
 from pipeline.planning.plan.speeds import Speeds
@@ -56,13 +57,16 @@ def passes(config: TrainConfig) -> float:
     return steps * (1.0 if sampler.guidance == 1 else 2.0)
 
 
-def prediction_cost(job: Job, images: int) -> Cost:
-    """A prediction of what is trained, for so many images: of an autoencoder, a whole reconstruction."""
+def prediction_cost(job: Job, images: int) -> tuple[Cost, Cost]:
+    """(a prediction of what is trained, what runs once before them) for so many images. Of an autoencoder, a whole
+    reconstruction; of others, once, what a task learns beside the network, and the text tower."""
     if isinstance(job.config, AutoencoderConfig):
         f = job.config.autoencoder.downsampling
         height, width = (side // f * f for side in job.sides)
-        return autoencoder_cost(job.config.autoencoder, images, height, width)
-    return job.cost(images)
+        return autoencoder_cost(job.config.autoencoder, images, height, width), Cost(())
+    cost = job.cost(images)
+    once = tuple(part for part in cost.parts if part.name.startswith((LEARNED, FROZEN)))
+    return replace(cost, parts=tuple(part for part in cost.parts if part not in once)), Cost(once)
 
 
 def evaluations_section(
@@ -85,8 +89,9 @@ def evaluations_section(
         how = f"{most}{each:g} predictions of each ({sampler.sampler}, {sampler.steps} steps), then decoded"
     else:
         how = "a prediction of each"
-    beside = (features_cost(config.eval.features, batch),) if config.eval.reference else ()
-    network = prediction_cost(job, batch)
+    beside: tuple[Cost, ...] = (features_cost(config.eval.features, batch),) if config.eval.reference else ()
+    network, once = prediction_cost(job, batch)
+    beside += (once,) if once.parts else ()
     rate = speeds.predicting(network, batch, machines, passes=each, decoder=decoder, beside=beside)
     spent = found.images / (rate.per_s * machines.world)
     basis: Basis = "calibrated" if rate.basis == "calibrated" else "arithmetic"

@@ -18,7 +18,6 @@ from pipeline.planning.plan.speeds import Speeds
 AMPLIFICATION = 1.03
 """Bytes that all nodes read in an epoch over those that there are: simulated for 512 nodes
 (benchmarks/results/order-amd-epyc-2-cores.md)."""
-CALIBRATED = "the rate of images/s"
 
 
 def training_section(job: Job, chosen: Choice, speeds: Speeds) -> Section:
