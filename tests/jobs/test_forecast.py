@@ -67,7 +67,7 @@ def test_a_run_that_would_end_out_of_memory_at_its_first_evaluation_is_refused(
     many = [f"data.val={tmp_path}/val", "eval.sampler.batch=200000", "cluster.gpu_type=h100"]
     fits = said(capsys, *words, *many, "cluster.gpu_memory_gb=4000")
     assert "memory: an evaluation takes" in fits
-    refused = refusal(capsys, 1, "submit", *words, *many, "cluster.gpu_memory_gb=2")
+    refused = refusal(capsys, 1, *words, *many, "cluster.gpu_memory_gb=2")
     assert "an evaluation takes" in refused and "lower eval.sampler.batch" in refused
     without = [word for word in many if not word.startswith("data.val")]
     assert "memory: that is" in said(capsys, *words, *without, "cluster.gpu_memory_gb=2")
