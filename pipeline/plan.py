@@ -10,35 +10,38 @@ manifests and a few shards; imports no torch.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pipeline.config import AutoencoderConfig, PlanConfig, RunConfig, TrainConfig
 from pipeline.config.check.groups import check_world
+from pipeline.config.loading.folders import groups
 from pipeline.config.loading.load import load
 from pipeline.config.values.counts import parse_count
-from pipeline.data.format.contract import Contract
 from pipeline.data.format.manifest import Manifest
 from pipeline.data.joined.opening import joined
-from pipeline.errors import ConfigError, DestinationExists, NotFound, ParseError
+from pipeline.errors import ConfigError, ContractMismatch, DatasetError, DestinationExists, NotFound, ParseError
 from pipeline.log import show
 from pipeline.parsing.values import parse_json
 from pipeline.planning.plan.encoding import Cached, cached
 from pipeline.planning.plan.expected import expected_words
-from pipeline.planning.plan.job import Job, Machines
+from pipeline.planning.plan.job import Machines
 from pipeline.planning.plan.machines import names
 from pipeline.planning.plan.networks import Encoders
 from pipeline.planning.plan.page import page
 from pipeline.planning.plan.sections import Plan
 from pipeline.planning.plan.speeds import Speeds
-from pipeline.planning.plan.whole import Asked, plan_of
-from pipeline.planning.plan.words import CACHE, Words, divided
+from pipeline.planning.plan.whole import Asked, encoders_of, job_of, plan_of
 from pipeline.planning.rates.rates import Rates
 from pipeline.runs.datasets import check_against_contract, require_pixels
 from pipeline.runs.directory import dataset_urls
 from pipeline.storage.urls import open_storage, split_url
 
+ENCODE = "encode."
+RUN, CACHE, HELD_OUT = "planned-run", "planned-cache", "planned-cache-val"
+"""Places that stand for those that are not given. Nothing is opened there."""
 PLAN_BYTES = 1 << 24
 
 
@@ -66,7 +69,7 @@ def planned(config: PlanConfig, words: Words) -> Plan:
     places = [f"source={config.source or 'planned-source'}", f"dest={CACHE}"]
     named = {word.partition("=")[0] for word in given}
     encode = load("encode", [*(place for place in places if place.partition("=")[0] not in named), *given])
-    manifests = manifests_of(run) if run.data.train != CACHE else ()
+    manifests = manifests_of(run, bool(config.images or config.source)) if run.data.train != CACHE else ()
     if manifests:
         found = Cached(manifests[0].contract, manifests=manifests)
     else:
@@ -74,11 +77,11 @@ def planned(config: PlanConfig, words: Words) -> Plan:
         images = parse_count(config.images, "images") if config.images else 0
         encode = replace(encode, source=source)
         found = cached(encode, run, images, config.trial, config.downsampling or downsampling)
-    encoders = Encoders.of(encode.used_encoders, found.contract)
+    encoders = encoders_of(run, found.contract) if manifests else Encoders.of(encode.used_encoders, found.contract)
     job = job_of(run, found, encoders, machines)
     title = f"latentmill {verb}{f' experiment={words.experiment}' if words.experiment else ''} on {machines.words}"
     speeds = Speeds(Rates.load(config.rates or None), config.efficiency)
-    return plan_of(Asked(title, job, found, encode, encoders, config.price), speeds)
+    return plan_of(Asked(title, job, found, encode, encoders, config.price or config.cluster.price), speeds)
 
 
 def machines_of(config: PlanConfig, words: Words, run: RunConfig) -> Machines:
@@ -103,10 +106,17 @@ def machines_of(config: PlanConfig, words: Words, run: RunConfig) -> Machines:
     )
 
 
-def manifests_of(run: RunConfig) -> tuple[Manifest, ...]:
-    """The manifests of the caches that are trained on, checked against the network. Raises DatasetError,
-    ContractMismatch, StorageError."""
-    found = tuple(joined(open_storage(url), run.data.columns) for url in dataset_urls(run.data))
+def manifests_of(run: RunConfig, planned: bool) -> tuple[Manifest, ...]:
+    """The manifests of the caches that are trained on, checked against the network. planned: whether they are to be
+    made, where they are not there: then (). Raises DatasetError, ContractMismatch, StorageError."""
+    try:
+        found = tuple(joined(open_storage(url), run.data.columns) for url in dataset_urls(run.data))
+    except ContractMismatch:
+        raise
+    except DatasetError:
+        if planned:
+            return ()
+        raise
     for manifest, url in zip(found, dataset_urls(run.data), strict=True):
         if isinstance(run, AutoencoderConfig):
             require_pixels(run, manifest.contract, f"data.train={url}")
@@ -115,30 +125,68 @@ def manifests_of(run: RunConfig) -> tuple[Manifest, ...]:
     return found
 
 
-def job_of(run: RunConfig, found: Cached, encoders: Encoders, machines: Machines) -> Job:
-    """The job of a run on its cache."""
-    contract = found.contract
-    ids = contract.text is not None and contract.text.storage == "tokens"
-    encodes = isinstance(run, TrainConfig) and ids and "text" in run.task.members
-    return Job(
-        config=run,
-        cache=contract,
-        machines=machines,
-        sides=sides_of(run, contract),
-        records=found.records,
-        record_bytes=found.record_bytes,
-        tower=encoders.tower(1) if encodes else None,
-    )
+# --------------------------------------------------------------------------------------------------------------------
+# Words
 
 
-def sides_of(run: RunConfig, contract: Contract) -> tuple[int, int]:
-    """(height, width) of the pictures that an autoencoder is trained on; (0, 0) of other runs."""
-    if not isinstance(run, AutoencoderConfig):
-        return 0, 0
-    if run.crop:
-        return run.crop, run.crop
-    width, height = max(contract.buckets, key=lambda size: size[0] * size[1])
-    return height, width
+@dataclass(frozen=True)
+class Words:
+    """own: keys of PlanConfig. run: of the verb that trains. encode: of encode, without the prefix. machines: whether a
+    cluster is described."""
+
+    own: tuple[str, ...]
+    run: tuple[str, ...]
+    encode: tuple[str, ...]
+    machines: bool
+
+    def verb(self, named: str) -> str:
+        """The verb that trains. named: the one that is asked for, "" = what knows the words."""
+        if named:
+            return named
+        keys = {key_of(word).split(".")[0] for word in self.run}
+        only = {field.name for field in dataclasses.fields(AutoencoderConfig)} - {
+            field.name for field in dataclasses.fields(TrainConfig)
+        }
+        experiment = self.experiment
+        of_autoencoders = experiment in groups("autoencoder")["experiment"] if experiment else False
+        return "autoencoder" if of_autoencoders or keys & only else "train"
+
+    @property
+    def experiment(self) -> str:
+        """The experiment that is chosen; "" for none."""
+        return next((word.partition("=")[2] for word in self.run if key_of(word) == "experiment"), "")
+
+    @property
+    def filled(self) -> list[str]:
+        """The words of the verb that trains, with places that stand for those that are not given."""
+        given = {key_of(word) for word in self.run}
+        places = {"run": RUN, "data.train": CACHE, "data.val": HELD_OUT}
+        return [*(f"{key}={place}" for key, place in places.items() if key not in given), *self.run]
+
+
+def divided(words: Sequence[str]) -> Words:
+    """The words of a command line by whose they are. `encoders=` is of both, where encode has no own."""
+    fields = {field.name for field in dataclasses.fields(PlanConfig)}
+    own, run, encode, machines = list[str](), list[str](), list[str](), False
+    for word in words:
+        key = key_of(word)
+        if key == "nodes" or key.split(".")[0] == "cluster":
+            machines = True
+            own.append(f"cluster.{word}" if key == "nodes" else word)
+        elif key in fields:
+            own.append(word)
+        elif key.startswith(ENCODE):
+            encode.append(word.replace(ENCODE, "", 1))
+        else:
+            run.append(word)
+    if not any(key_of(word) == "encoders" for word in encode):
+        encode = [word for word in run if key_of(word) == "encoders"] + encode
+    return Words(tuple(own), tuple(run), tuple(encode), machines)
+
+
+def key_of(word: str) -> str:
+    """The key of KEY=VALUE."""
+    return word.lstrip("+~").partition("=")[0]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.errors import ConfigError
 from pipeline.planning.plan.communication import sending_seconds, sent_bytes
@@ -44,6 +45,35 @@ class Choice:
     @property
     def words(self) -> str:
         return f"ZeRO {self.stage}, micro-batches of {self.micro_batch}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The same run on another number of nodes. hours: of its steps alone. sent: share of a step in which ranks send."""
+
+    nodes: int
+    ranks: int
+    images_per_s: float
+    hours: float
+    device_hours: float
+    sent: float
+
+
+def scales(job: Job, chosen: Choice, speeds: Speeds) -> tuple[Scale, ...]:
+    """The run with the same batch on a quarter to four times as many nodes, where the batch divides; () without GPUs.
+    The ZeRO stage stays, and so does the micro-batch, unless a rank's share is smaller."""
+    machines, batch = job.machines, job.config.optim.batch
+    counts = sorted({max(1, machines.nodes // 4), max(1, machines.nodes // 2), *(machines.nodes * k for k in (1, 2, 4))})
+    found = []
+    for nodes in counts if machines.gpu else ():
+        other = replace(job, machines=replace(machines, nodes=nodes))
+        world = other.machines.world
+        micro = math.gcd(chosen.micro_batch, batch // world) if batch % world == 0 else 0
+        if micro:
+            one = choice(other.of(chosen.stage, micro), speeds)
+            hours = job.samples / batch * one.step_s / 3600
+            found.append(Scale(nodes, world, batch / one.step_s, hours, hours * world, one.send_s / one.step_s))
+    return tuple(found)
 
 
 def micro_batches(job: Job) -> list[int]:

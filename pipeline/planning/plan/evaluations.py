@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config import AutoencoderConfig, RunConfig, TrainConfig
 from pipeline.data.format.contract import Contract
+from pipeline.planning.evaluation import evaluation_in_training
 from pipeline.planning.first_stage import autoencoder_cost
 from pipeline.planning.parts import Cost
 from pipeline.planning.plan.figures import Basis, Figure
@@ -106,11 +107,22 @@ def evaluations_section(
         where = f"{found.losses} times {found.loss_images} records of data.val"
         figures.append(Figure("hours of validation losses", losses / 3600, "hours", basis, where))
     beside_training = config.eval.where == "job"
+    notes = [] if config.eval.every or beside_training else ["eval.every=N would show how training goes on"]
+    needed = evaluation_in_training(
+        config, contract, encoders, precision=job.precision(), world=machines.world, sides=job.sides
+    )
+    if needed is not None:
+        what = f"while a batch is {needed.largest}; the training state {'is elsewhere' if beside_training else 'stays'}"
+        figures.append(Figure("memory of a rank in them", needed.peak, "bytes", "arithmetic", what))
+        if machines.limit_gb and needed.peak > machines.limit_gb * 1e9:
+            notes.append(
+                f"an evaluation DOES NOT FIT {machines.limit_gb:g} GB: lower eval.sampler.batch (of an autoencoder "
+                "eval.batch), or set eval.where=job"
+            )
     waits = losses + (0.0 if beside_training else spent)
     share = waits / (training_s + waits) if training_s + waits else 0.0
     where = "in a process beside training, which does not wait" if beside_training else "training waits for them"
     figures.append(Figure("share of the run", share, "share", basis, where))
-    notes = [] if config.eval.every or beside_training else ["eval.every=N would show how training goes on"]
     return Section("evaluations", tuple(figures), tuple(notes))
 
 

@@ -28,7 +28,7 @@ def page(plan: Plan) -> str:
     for section in plan.sections:
         parts += [f"{HEADINGS[section.name]}", *_lines(section, sources)]
         if section.name == "training" and plan.choices:
-            parts += ["", *_choices(plan)]
+            parts += ["", *_choices(plan), *_scales(plan)]
         parts += [*(f"  {note}" for note in section.notes), ""]
     if sources:
         parts += [*(f"[{number}] {source}" for number, source in enumerate(sources, 1)), ""]
@@ -85,10 +85,24 @@ def _choices(plan: Plan) -> list[str]:
     rows = [["micro-batch", *(f"ZeRO {stage}" for stage in stages)]]
     for micro in sorted({one.micro_batch for one in plan.choices}):
         rows.append([str(micro), *(_cell(by_place.get((micro, stage)), plan) for stage in stages)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = ["  " + "   ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     marks = f"peak of a rank in GB; x: more than {ROOM:.0%} of a GPU, *: these figures, >: recommended"
-    return [f"  Memory ({marks})", *table, f"  {plan.why}"]
+    return [f"  Memory ({marks})", *_aligned(rows), f"  {plan.why}"]
+
+
+def _scales(plan: Plan) -> list[str]:
+    """A table of the same run on other numbers of nodes; [] where there are none."""
+    if len(plan.scales) < 2:
+        return []
+    rows = [["nodes", "GPUs", "images/s", "hours of steps", "device-hours", "sending"]]
+    for one in plan.scales:
+        figures = (f"{one.images_per_s:,.4g}", f"{one.hours:,.3g}", f"{one.device_hours:,.4g}", f"{one.sent:.0%}")
+        rows.append([str(one.nodes), str(one.ranks), *figures])
+    return ["", "  The same batch on other numbers of nodes", *_aligned(rows)]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  " + "   ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def _cell(one: Choice | None, plan: Plan) -> str:

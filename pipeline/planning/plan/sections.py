@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.planning.plan.choices import Choice
+from pipeline.planning.plan.choices import Choice, Scale
 from pipeline.planning.plan.figures import Figure
 
 FORMAT = 1
@@ -42,6 +42,8 @@ class Plan:
     """The fastest that fits; None where none fits, or nothing says how much memory there is."""
     why: str = ""
     """Why that one, in one sentence."""
+    scales: tuple[Scale, ...] = ()
+    """The same run on other numbers of nodes."""
 
     def section(self, name: str) -> Section | None:
         """The section of this name; None where the plan has none."""
@@ -75,6 +77,7 @@ class Plan:
             "chosen": asdict(self.chosen) if self.chosen else None,
             "recommended": asdict(self.recommended) if self.recommended else None,
             "why": self.why,
+            "scales": [asdict(scale) for scale in self.scales],
         }
 
     def json(self) -> bytes:
