@@ -31,8 +31,8 @@ def eval_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str
 def memory_notes(config: EvalRunConfig, info: RunInfo[RunConfig], cluster: ClusterConfig) -> list[str]:
     """What the evaluation of a run takes of a GPU, in words. Raises ConfigError where the GPU has less."""
     from pipeline.data.format.contract_json import contract_from_json
-    from pipeline.jobs.forecast import encoders_of
     from pipeline.planning.evaluation import require_evaluation, sampling_bytes
+    from pipeline.planning.plan.whole import encoders_of
 
     run = info.config
     if config.pending or config.from_card or not isinstance(run, TrainConfig) or not run.task.draws:

@@ -37,6 +37,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "sample": {"run": "r"},
     "export": {"run": "r", "dest": "d"},
     "demo": {},
+    "calibrate": {},
     "submit": {},
 }
 UNBOUNDED = {

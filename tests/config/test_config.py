@@ -40,6 +40,7 @@ REQUIRED = {
     "sample": ["run=r"],
     "export": ["run=r", "dest=d"],
     "demo": [],
+    "calibrate": [],
     "submit": [],
 }
 

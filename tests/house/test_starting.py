@@ -25,6 +25,7 @@ IMPORTED = {
     "report": set(),
     "demo": set(),
     "fetch": set(),
+    "calibrate": set(),
     "train": {"numpy"},
     "autoencoder": {"numpy"},
     "synth": {"numpy", "PIL"},
