@@ -11,9 +11,7 @@ from pipeline.config.values.bounds import Between
 from pipeline.errors import ParseError
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
-from pipeline.planning.plan.figures import Basis, Figure
-from pipeline.planning.plan.page import value_words
-from pipeline.planning.plan.sections import FORMAT
+from pipeline.planning.plan.figures import FORMAT, Basis, value_words
 
 PLAN_KEY = "plan.json"
 PLAN_BYTES = 1 << 22
@@ -106,11 +104,9 @@ def compared(run: Happened) -> list[tuple[str, str, str, str, str]]:
 
 
 def _row(figure: PlannedFigure, value: float | None) -> tuple[str, str, str, str, str]:
-    there = bool(value)
     ratio = f"{value / figure.value:.2f}" if value and figure.value else ""
-    words = value_words(Figure(figure.name, value or 0.0, figure.unit, figure.basis, "")) if there else ""
-    planned = value_words(Figure(figure.name, figure.value, figure.unit, figure.basis, ""))
-    return figure.name, planned, figure.basis, words, ratio
+    words = value_words(value, figure.unit) if value else ""
+    return figure.name, value_words(figure.value, figure.unit), figure.basis, words, ratio
 
 
 def _happened(run: Happened) -> dict[str, float | None]:

@@ -38,6 +38,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "export": {"run": "r", "dest": "d"},
     "demo": {},
     "calibrate": {},
+    "plan": {},
     "submit": {},
 }
 UNBOUNDED = {

@@ -41,6 +41,7 @@ REQUIRED = {
     "export": ["run=r", "dest=d"],
     "demo": [],
     "calibrate": [],
+    "plan": [],
     "submit": [],
 }
 

@@ -26,6 +26,7 @@ IMPORTED = {
     "demo": set(),
     "fetch": set(),
     "calibrate": set(),
+    "plan": {"numpy", "PIL"},
     "train": {"numpy"},
     "autoencoder": {"numpy"},
     "synth": {"numpy", "PIL"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.planning.plan.choices import ROOM, Choice
-from pipeline.planning.plan.figures import Figure
+from pipeline.planning.plan.figures import value_words
 from pipeline.planning.plan.sections import Plan, Section
 
 HEADINGS = {
@@ -16,7 +16,6 @@ HEADINGS = {
     "whole": "In all",
 }
 MARKS = {"measured": "measured", "calibrated": "calibrated", "arithmetic": "arithmetic"}
-BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 SHORTEST = 72
 """Characters of where a figure comes from that stand beside it; longer ones are notes below the page."""
 
@@ -39,28 +38,6 @@ def page(plan: Plan) -> str:
     return "\n".join(parts)
 
 
-def value_words(figure: Figure) -> str:
-    """A figure's value with its unit, for people."""
-    value, unit = figure.value, figure.unit
-    if unit in ("bytes", "bytes/s"):
-        return _scaled(value, BYTES, 1000.0) + unit.removeprefix("bytes")
-    if unit == "FLOP":
-        return _scaled(value, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"), 1000.0)
-    if unit == "share":
-        return f"{value:.3g}" if value < 0.001 and value else f"{value:.1%}"
-    if unit == "hours":
-        return f"{value:,.1f} h" if value >= 10 else f"{value:.3g} h" if value >= 1 else f"{60 * value:.3g} min"
-    text = f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
-    return f"{text} {unit}".rstrip() if unit != "images" else text
-
-
-def _scaled(value: float, units: Sequence[str], step: float) -> str:
-    size = 0
-    while value >= 999.5 and size < len(units) - 1:
-        value, size = value / step, size + 1
-    return f"{value:.0f} {units[size]}" if not size or value >= 100 else f"{value:.3g} {units[size]}"
-
-
 def _lines(section: Section, sources: list[str]) -> list[str]:
     """A line for each figure; where long texts say where they come from, they are numbered and collected."""
     rows = []
@@ -70,7 +47,7 @@ def _lines(section: Section, sources: list[str]) -> list[str]:
             if where not in sources:
                 sources.append(where)
             where = f"[{sources.index(where) + 1}]"
-        rows.append((figure.name, value_words(figure), MARKS[figure.basis], where))
+        rows.append((figure.name, value_words(figure.value, figure.unit), MARKS[figure.basis], where))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [
         f"  {name.ljust(widths[0])}   {value.rjust(widths[1])}   {basis.ljust(widths[2])}   {where}".rstrip()

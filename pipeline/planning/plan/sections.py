@@ -7,10 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.planning.plan.choices import Choice, Scale
-from pipeline.planning.plan.figures import Figure
-
-FORMAT = 1
-"""Version of the JSON."""
+from pipeline.planning.plan.figures import FORMAT, Figure
 
 
 @dataclass(frozen=True)
