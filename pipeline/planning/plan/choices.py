@@ -71,7 +71,7 @@ def scales(job: Job, chosen: Choice, speeds: Speeds) -> tuple[Scale, ...]:
         micro = math.gcd(chosen.micro_batch, batch // world) if batch % world == 0 else 0
         if micro:
             one = choice(other.of(chosen.stage, micro), speeds)
-            hours = job.samples / batch * one.step_s / 3600
+            hours = job.samples / batch * one.step_s / 3600 * job.lighter(job.cost(1))
             found.append(Scale(nodes, world, batch / one.step_s, hours, hours * world, one.send_s / one.step_s))
     return tuple(found)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import AutoencoderConfig, RunConfig, TrainConfig
 from pipeline.config.tasks.base import Cache
-from pipeline.planning.first_stage import Special, fit_autoencoder, step_cost
+from pipeline.planning.first_stage import Special, fit_autoencoder, step_cost, step_flops
 from pipeline.planning.fit import Fit, cost_of, fit, precision_of, recomputed_of
 from pipeline.planning.memory import Precision
 from pipeline.planning.parts import Cost, Layer, Part, Piece
@@ -132,6 +132,35 @@ class Job:
         assert isinstance(self.config, TrainConfig), "no other verb trains"
         cost = cost_of(self.config, self.cache, images)
         return cost if self.tower is None else replace(cost, parts=(*passive(self.tower, images), *cost.parts))
+
+    def image_flops(self, cost: Cost) -> float:
+        """FLOPs of forward and backward pass of an image in the mean over the run, without recomputation. cost: of a
+        step of one image. An autoencoder's steps are of three kinds: before its discriminator begins, while that is
+        trained alone, and with both."""
+        config = self.config
+        if not isinstance(config, AutoencoderConfig) or not config.gan.weight:
+            return float(sum(cost.training_flops().values()))
+        begins = min(config.gan.after, self.samples)
+        alone = min(config.gan.warmup, begins)
+        phases = ((begins - alone, False, False), (alone, False, True), (self.samples - begins, True, True))
+        backbone = backbone_of(config.loss.perceptual)
+        total = 0
+        for samples, generator, discriminator in phases:
+            flops = step_flops(
+                config.autoencoder,
+                config.gan,
+                *self.sides,
+                perceptual=backbone,
+                generator=generator,
+                discriminator=discriminator,
+            )
+            total += samples * flops
+        return total / self.samples
+
+    def lighter(self, cost: Cost) -> float:
+        """FLOPs of a step in the mean over the run, over those of its heaviest steps, which `cost` is of: for one
+        image."""
+        return self.image_flops(cost) / sum(cost.training_flops().values())
 
     def recomputed(self, images: int, cost: Cost) -> tuple[str, ...]:
         """Blocks that the backward pass of a micro-batch computes again. Raises ConfigError where nothing fits

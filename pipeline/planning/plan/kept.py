@@ -12,7 +12,7 @@ from pipeline.planning.plan.sections import Section
 
 MUON_MOMENTS = 4
 """Bytes of Muon's one moment."""
-ADAM_ONLY = ("conv_in", "conv_out", "embed", "task.embed", "task.tokens.embed", "task.tokens.place", "task.paint")
+ADAM_ONLY = ("conv_in", "conv_out", "embed", "task.embed", "task.tokens.embed", "task.tokens.place", "task.paint", "task.embed_level")
 """Parts of a network that Muon leaves to AdamW (training/engines/optimizer.py), but for those of autoencoders."""
 ADAM_ONLY_PIXELS = (
     *("model.encoder.conv_in", "model.encoder.conv_out", "model.decoder.conv_in", "model.decoder.conv_out"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.config import AutoencoderConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.planning.fit import LEARNED
 from pipeline.planning.parts import Cost
-from pipeline.planning.perceptual import backbone_of
-from pipeline.planning.first_stage import step_flops
 from pipeline.planning.plan.choices import Choice
 from pipeline.planning.plan.communication import link_words
 from pipeline.planning.plan.figures import Basis, Figure, Rate
@@ -45,33 +43,7 @@ def images_per_second(job: Job, chosen: Choice) -> float:
 
 def seconds(job: Job, chosen: Choice) -> float:
     """Seconds of all steps of the run."""
-    return job.samples / images_per_second(job, chosen)
-
-
-def image_flops(job: Job, cost: Cost) -> float:
-    """FLOPs of forward and backward pass of an image in the mean over the run, without recomputation. cost: of a step
-    of one image. An autoencoder's steps are of three kinds: before its discriminator begins, while that is trained
-    alone, and with both."""
-    config = job.config
-    if not isinstance(config, AutoencoderConfig) or not config.gan.weight:
-        return float(sum(cost.training_flops().values()))
-    begins = min(config.gan.after, job.samples)
-    alone = min(config.gan.warmup, begins)
-    phases = ((begins - alone, False, False), (alone, False, True), (job.samples - begins, True, True))
-    backbone = backbone_of(config.loss.perceptual)
-    total = sum(
-        samples
-        * step_flops(
-            config.autoencoder,
-            config.gan,
-            *job.sides,
-            perceptual=backbone,
-            generator=generator,
-            discriminator=discriminator,
-        )
-        for samples, generator, discriminator in phases
-    )
-    return total / job.samples
+    return job.samples / images_per_second(job, chosen) * job.lighter(job.cost(1))
 
 
 def _network(job: Job, cost: Cost) -> list[Figure]:
@@ -87,7 +59,7 @@ def _network(job: Job, cost: Cost) -> list[Figure]:
         figures.append(
             Figure("FLOPs of an image in the text tower", frozen, "FLOP", "arithmetic", "the cache holds token ids alone")
         )
-    flops = image_flops(job, cost)
+    flops = job.image_flops(cost)
     figures.append(Figure("FLOPs of an image", flops, "FLOP", "arithmetic", f"forward and backward pass, {where}"))
     return figures
 
@@ -103,7 +75,7 @@ def _speed(job: Job, cost: Cost, chosen: Choice, rate: Rate) -> list[Figure]:
         Figure("seconds of a step", chosen.step_s, "s", basis, f"{job.config.optim.batch:,} images"),
     ]
     if peak:
-        used = image_flops(job, cost) * per_s / job.machines.world / peak
+        used = job.image_flops(cost) * per_s / job.machines.world / peak
         where = f"of {peak / 1e12:g} TFLOP/s, without recomputation"
         figures.append(Figure("MFU", used, "share", basis, where))
     return figures
@@ -150,7 +122,8 @@ def _whole(job: Job, chosen: Choice, rate: Rate) -> list[Figure]:
         figures.append(
             Figure("epochs", job.samples / job.records, "", "arithmetic", f"of {job.records:,} records")
         )
-    figures.append(Figure("hours of steps", spent / 3600, "hours", basis, "samples / images/s"))
+    less = ", less until the discriminator is trained" if job.lighter(job.cost(1)) < 1 else ""
+    figures.append(Figure("hours of steps", spent / 3600, "hours", basis, f"samples / images/s{less}"))
     return figures
 
 
