@@ -1,4 +1,4 @@
-"""What was planned for a run, beside what happened: plan.json, which `latentmill plan json=` wrote, and the run's rows."""
+"""What was planned for a run beside what happened: plan.json, of `latentmill plan json=`, and the run's rows."""
 
 from __future__ import annotations
 

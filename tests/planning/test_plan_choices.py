@@ -1,4 +1,4 @@
-"""A plan's choice of ZeRO stage and micro-batch: memory as submit's, traffic as it was counted, the fastest that fits."""
+"""A plan's choice of ZeRO stage and micro-batch: submit's memory, the traffic that was counted, the fastest that fits."""
 
 from __future__ import annotations
 

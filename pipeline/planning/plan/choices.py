@@ -23,7 +23,8 @@ EQUAL = 1.01
 class Choice:
     """A ZeRO stage and a micro-batch. precision: of its passes. peak: most bytes of a rank at once in a step. state:
     bytes of weights, gradients, optimizer and averages. recomputed: blocks that the backward pass computes again. sent:
-    bytes that a rank sends in a step. compute_s, send_s: seconds of a step in which a rank computes and sends. fits: whether the peak fits a GPU with room to spare; None = its memory is not known.
+    bytes that a rank sends in a step. compute_s, send_s: seconds of a step in which a rank computes and sends. fits:
+    whether the peak fits a GPU with room to spare; None = its memory is not known.
     """
 
     stage: int
@@ -63,7 +64,8 @@ def scales(job: Job, chosen: Choice, speeds: Speeds) -> tuple[Scale, ...]:
     """The run with the same batch on a quarter to four times as many nodes, where the batch divides; () without GPUs.
     The ZeRO stage stays, and so does the micro-batch, unless a rank's share is smaller."""
     machines, batch = job.machines, job.config.optim.batch
-    counts = sorted({max(1, machines.nodes // 4), max(1, machines.nodes // 2), *(machines.nodes * k for k in (1, 2, 4))})
+    fewer = {max(1, machines.nodes // 4), max(1, machines.nodes // 2)}
+    counts = sorted({*fewer, machines.nodes, 2 * machines.nodes, 4 * machines.nodes})
     found = []
     for nodes in counts if machines.gpu else ():
         other = replace(job, machines=replace(machines, nodes=nodes))

@@ -103,7 +103,7 @@ def evaluations_section(
         Figure("images of evaluations", found.images, "images", "arithmetic", f"eval.images={config.eval.images:,}"),
         Figure("images/s of a rank in them", rate.per_s, "images/s", rate.basis, f"{how}; {rate.where}"),
         Figure("seconds of the first", found.evaluations[0] / (rate.per_s * machines.world), "s", basis, how),
-        Figure("hours of evaluations", spent / 3600, "hours", basis, "images / images/s; start-up and figures excluded"),
+        Figure("hours of evaluations", spent / 3600, "hours", basis, "images / images/s, without start-up and figures"),
     ]
     losses = 0.0
     if found.losses:

@@ -62,8 +62,8 @@ class Machines:
 class Job:
     """A run of training, and where. cache: facts of the training cache; for autoencoders those that give the pictures'
     size alone. sides: (height, width) of a picture that an autoencoder is trained on, after crops; (0, 0) of others.
-    records: records of the training cache, 0 = not known. record_bytes: that are read of each, 0 = not known. tower: the
-    text tower for one caption, where the cache holds token ids and each step encodes them; None = none runs.
+    records: of the training cache; 0 = not known. record_bytes: that are read of each; 0 = not known. tower: the text
+    tower for one caption, where the cache holds token ids and each step encodes them; None = none runs.
     """
 
     config: RunConfig

@@ -12,7 +12,10 @@ from pipeline.planning.plan.sections import Section
 
 MUON_MOMENTS = 4
 """Bytes of Muon's one moment."""
-ADAM_ONLY = ("conv_in", "conv_out", "embed", "task.embed", "task.tokens.embed", "task.tokens.place", "task.paint", "task.embed_level")
+ADAM_ONLY = (
+    *("conv_in", "conv_out", "embed", "task.embed", "task.tokens.embed", "task.tokens.place"),
+    *("task.paint", "task.embed_level"),
+)
 """Parts of a network that Muon leaves to AdamW (training/engines/optimizer.py), but for those of autoencoders."""
 ADAM_ONLY_PIXELS = (
     *("model.encoder.conv_in", "model.encoder.conv_out", "model.decoder.conv_in", "model.decoder.conv_out"),
@@ -105,10 +108,10 @@ def storage_section(job: Job, cost: Cost, cache_total: int = 0) -> Section:
     ]
     if snapshots:
         figures.append(
-            Figure("bytes of snapshots", of_snapshots, "bytes", "arithmetic", f"{snapshots} of ema.widths, never removed")
+            Figure("bytes of snapshots", of_snapshots, "bytes", "arithmetic", f"{snapshots}, never removed")
         )
     most = (kept + 1) * one + of_snapshots
-    figures.append(Figure("bytes of the run at most", most, "bytes", "arithmetic", "with the one that is being written"))
+    figures.append(Figure("bytes of the run at most", most, "bytes", "arithmetic", "with the one being written"))
     if cache_total:
         figures.append(
             Figure("bytes of cache and run", cache_total + most, "bytes", "arithmetic", "what the bucket will hold")

@@ -57,7 +57,7 @@ def _network(job: Job, cost: Cost) -> list[Figure]:
         figures.append(Figure("of them the discriminator's", judge, "", "arithmetic", "planning/first_stage.py"))
     if frozen := sum(sum(layer.flops for layer in part.layers) for part in cost.parts if part.name.startswith(FROZEN)):
         figures.append(
-            Figure("FLOPs of an image in the text tower", frozen, "FLOP", "arithmetic", "the cache holds token ids alone")
+            Figure("FLOPs of an image in the text tower", frozen, "FLOP", "arithmetic", "the cache holds ids alone")
         )
     flops = job.image_flops(cost)
     figures.append(Figure("FLOPs of an image", flops, "FLOP", "arithmetic", f"forward and backward pass, {where}"))
