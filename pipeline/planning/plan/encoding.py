@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from pipeline.config import EncodeConfig, RunConfig
 from pipeline.data.format.contract import Contract
@@ -90,7 +91,7 @@ def _resized(cache: PlannedCache, planned: PlannedEncode, target: int, contract:
             source_bytes=source.source_bytes // max(source.shards, 1) if source else 0,
         )
 
-    kinds: tuple[TextStorage, ...] = tuple(cache.by_text)  # type: ignore[arg-type]
+    kinds = [kind for kind in get_args(TextStorage) if kind in cache.by_text]
     return PlannedCache(contract, size_of(contract), {kind: size_of(with_text(contract, kind)) for kind in kinds})
 
 

@@ -78,7 +78,8 @@ def evaluations_section(
     found = looks(config)
     if not found.evaluations:
         return None
-    batch, each, decoder = 32, 1.0, None
+    batch, each = 32, 1.0
+    decoder: Cost | None = None
     if isinstance(config, AutoencoderConfig):
         batch, how = config.eval.batch, "a reconstruction of each"
     elif isinstance(config, TrainConfig) and config.task.draws:
