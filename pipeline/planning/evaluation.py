@@ -146,7 +146,9 @@ def sampling_bytes(
     cross = [FP32 * 2 * piece.c for part in cost.parts for piece in part.pieces if piece.row == "cross"]
     kept = sum(cross) - max(cross, default=0)
     guided = rows > batch
-    phases = {"denoised": denoise_bytes(model, rows, height, width, tokens) + kept + LATENTS * latents + guided * context}
+    phases = {
+        "denoised": denoise_bytes(model, rows, height, width, tokens) + kept + LATENTS * latents + guided * context
+    }
     networks = FP32 * whole.parameters
     if encoders is not None and encoders.stage is not None:
         shape = shape_of(encoders.stage)
@@ -252,7 +254,4 @@ def require_evaluation(
     key of its images per batch."""
     if needed.peak > gigabytes * 1e9:
         remedy = "set eval.where=job, whose process holds no training state" if needed.training else "take a larger GPU"
-        raise ConfigError(
-            f"{needed.words()}, and cluster.gpu_memory_gb={gigabytes:g}: lower {batch}, or "
-            f"{remedy}"
-        )
+        raise ConfigError(f"{needed.words()}, and cluster.gpu_memory_gb={gigabytes:g}: lower {batch}, or {remedy}")

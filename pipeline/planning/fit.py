@@ -11,7 +11,6 @@ from pipeline.planning.conditioning import learned_parts
 from pipeline.planning.cost import Cost, classifier_cost, unet_cost
 from pipeline.planning.memory import Precision, peak_bytes, recomputed_blocks, state_bytes
 
-
 LEARNED = "task."
 """Beginning of the names of parts that a task learns beside the network."""
 
@@ -64,9 +63,7 @@ def fit(config: TrainConfig, cache: Cache, world: int, precision: Precision) -> 
     )
 
 
-def recomputed_of(
-    config: TrainConfig, cache: Cache, cost: Cost, micro: int, precision: Precision
-) -> tuple[str, ...]:
+def recomputed_of(config: TrainConfig, cache: Cache, cost: Cost, micro: int, precision: Precision) -> tuple[str, ...]:
     """Names of the blocks that the backward pass computes again. cost: of a micro-batch. Raises ConfigError when the
     activations cannot fit model.activation_gb."""
     if config.model.checkpointing:

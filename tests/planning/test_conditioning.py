@@ -87,9 +87,10 @@ def batch_of(task: TaskConfig) -> dict[str, Tensor]:
     return {name: array for name, array in arrays.items() if name in (*task.members, "lowres.level")}
 
 
-def stepped(config: TrainConfig, denoiser: Denoiser) -> None:
-    x = torch.randn(B, *CACHE.latent_shape, generator=torch.Generator().manual_seed(1))
-    denoiser(x, torch.full((B,), 3), batch_of(config.task)).square().mean().backward()
+def stepped(config: TrainConfig, denoiser: Denoiser, device: str = "cpu") -> None:
+    x = torch.randn(B, *CACHE.latent_shape, generator=torch.Generator().manual_seed(1)).to(device)
+    batch = {name: array.to(device) for name, array in batch_of(config.task).items()}
+    denoiser(x, torch.full((B,), 3, device=device), batch).square().mean().backward()
 
 
 @pytest.mark.parametrize("task", TASKS, ids=named)
@@ -102,25 +103,27 @@ def test_the_parameters_of_a_task_are_those_of_its_module(task: TaskConfig) -> N
 
 
 @pytest.mark.parametrize("task", [TASKS[2], TASKS[3], TASKS[6]], ids=named)
-def test_the_flops_of_a_step_are_those_of_unet_and_task(task: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "SCORES", 1 << 40)  # attention as two products, which torch's counter sees
+def test_the_flops_of_a_step_are_those_of_unet_and_task(task: TaskConfig) -> None:
+    """On the meta device, where the counter sees attention's two products."""
     config = config_of(task)
-    denoiser = denoiser_of(config)
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        stepped(config, denoiser)
+    denoiser = denoiser_of(config).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        stepped(config, denoiser, "meta")
     counted = sum(counter.get_flop_counts()["Global"].values())
     assert sum(cost_of(config, CACHE, B).training_flops().values()) == pytest.approx(counted, rel=0.01)
 
 
-@pytest.mark.parametrize("task", [TASKS[2], TASKS[6]], ids=named)
-def test_the_peak_of_a_step_includes_what_a_task_keeps(task: TaskConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("task", "share"), [(TASKS[2], 0.95), (TASKS[6], 0.99)], ids=["text", "layout"])
+def test_the_peak_of_a_step_includes_what_a_task_keeps(
+    task: TaskConfig, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fused, "SCORES", 0)  # as on a GPU, attention keeps no scores
     config = config_of(task)
     denoiser, cost = denoiser_of(config), cost_of(config, CACHE, B)
     with Live() as live:
         stepped(config, denoiser)
     assert modelled(cost) == pytest.approx(live.peak, rel=0.07)
-    assert modelled(without(cost)) < 0.97 * modelled(cost)
+    assert modelled(without(cost)) < share * modelled(cost), "the test is about what the task adds"
 
 
 def modelled(cost: Cost) -> int:

@@ -1,4 +1,4 @@
-"""A plan's choice of ZeRO stage and micro-batch: submit's memory, the traffic that was counted, the fastest that fits."""
+"""Choices of ZeRO stage and micro-batch: the memory of submit, the traffic that was counted, the fastest that fits."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def test_bf16_that_is_asked_for_has_no_stage_0() -> None:
     assert {one.stage for one in choices(job("precision=bf16"), SPEEDS)} == {1, 2, 3}
 
 
-@pytest.mark.parametrize(
-    ("stage", "units"), [(0, 2.0), (1, 3.0), (2, 3.0)], ids=["stage0", "stage1", "stage2"]
-)
+@pytest.mark.parametrize(("stage", "units"), [(0, 2.0), (1, 3.0), (2, 3.0)], ids=["stage0", "stage1", "stage2"])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_rank_sends_the_bytes_that_were_counted(stage: int, units: float, ranks: int) -> None:
     """benchmarks/results/trainer-tiny-amd-epyc-2-cores.md, in 4 P (N - 1) / N bytes."""
@@ -91,7 +89,7 @@ def test_the_recommended_choice_is_the_fastest_that_fits() -> None:
     found = choices(job(), SPEEDS)
     best = recommended(found)
     assert best is not None
-    fitting = [one for one in found if one.peak <= ROOM * 80e9]
+    fitting = [one for one in found if one.peak <= ROOM * 80e9 and one.stage < 3]
     assert best in fitting
     assert best.step_s <= 1.01 * min(one.step_s for one in fitting)
     small = Machines(nodes=2, ranks=4, gpu="a100", memory_gb=4.0)
@@ -109,6 +107,8 @@ def test_of_equals_the_lowest_stage_and_the_largest_micro_batch_are_recommended(
     found = [made(2, 8, 1.0), made(1, 4, 1.005), made(1, 8, 1.005), made(0, 1, 1.5), made(1, 16, 0.5, False)]
     assert recommended(found) == found[2]
     assert recommended([made(1, 1, 1.0, False)]) is None
+    assert recommended([made(3, 1, 0.1), made(2, 1, 9.0)]) == made(2, 1, 9.0)
+    assert recommended([made(3, 1, 0.1), made(2, 1, 9.0, False)]) == made(3, 1, 0.1)
 
 
 def test_more_nodes_take_fewer_hours_and_more_of_them_in_all() -> None:

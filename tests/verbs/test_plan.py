@@ -55,7 +55,15 @@ def test_what_a_lab_asks_is_on_one_page(capsys: pytest.CaptureFixture[str]) -> N
     page = capsys.readouterr().out
     for words in ("8 nodes x 4 a100", "bytes of moments", "text_storage=tokens", "hours with 32 GPUs", "parameters"):
         assert words in page
-    for words in ("ZeRO 0", "ZeRO 3", "images/s", "MFU", "sends in a step", "node from storage", "other numbers of nodes"):
+    for words in (
+        "ZeRO 0",
+        "ZeRO 3",
+        "images/s",
+        "MFU",
+        "sends in a step",
+        "node from storage",
+        "other numbers of nodes",
+    ):
         assert words in page
     for words in ("bytes of a checkpoint", "checkpoints kept", "images of evaluations", "share of the run", "price"):
         assert words in page
@@ -173,9 +181,7 @@ def test_a_finished_cache_is_read_by_its_manifest(tmp_path: Path) -> None:
     assert section is not None and manifest.digest[:12] in section.figures[0].where
 
 
-def test_a_cache_that_does_not_fit_the_model_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cache_that_does_not_fit_the_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_cache(str(tmp_path / "cache"), [16])
     assert "context_width" in refused(capsys, f"data.train={tmp_path / 'cache'}", "optim.batch=8")
 
@@ -225,9 +231,7 @@ def test_what_is_no_count_is_refused(text: str) -> None:
 # The file
 
 
-def test_a_plan_is_written_once_more_and_over_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_is_written_once_more_and_over_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
     words = ("experiment=demo", "images=1000", f"json={file}")
     for _ in range(2):
@@ -252,7 +256,9 @@ def test_a_runs_report_shows_the_plan_beside_what_happened(tmp_path: Path) -> No
     page = (run / "report.html").read_text()
     assert "Planned, and what happened" in page
     happened = page.partition("Planned, and what happened")[2].partition("</table>")[0]
-    assert "64,000" in happened and "40,000" in happened and "0.62" in happened, "samples planned, seen, and their ratio"
+    assert "64,000" in happened and "40,000" in happened and "0.62" in happened, (
+        "samples planned, seen, and their ratio"
+    )
 
 
 @pytest.mark.parametrize(

@@ -121,9 +121,10 @@ def choice(job: Job, speeds: Speeds) -> Choice:
 
 
 def recommended(found: Sequence[Choice]) -> Choice | None:
-    """The fastest of those that fit; of those within 1 % of it the lowest stage, then the largest micro-batch. None
-    where none fits, or it is not known."""
-    fitting = [one for one in found if one.fits]
+    """The fastest of those that fit; of those within 1 % of it the lowest stage, then the largest micro-batch. Stage 3,
+    whose gathers around every layer nobody has timed here, only where no other fits. None where none fits, or it is not
+    known."""
+    fitting = [one for one in found if one.fits and one.stage < 3] or [one for one in found if one.fits]
     if not fitting:
         return None
     bound = EQUAL * min(one.step_s for one in fitting)
@@ -134,9 +135,11 @@ def recommended(found: Sequence[Choice]) -> Choice | None:
 def reason(best: Choice, chosen: Choice, found: Sequence[Choice], job: Job) -> str:
     """Why a choice is the recommended one, in one sentence."""
     fitting = [one for one in found if one.fits]
-    limit = f"{ROOM:.0%} of the {job.machines.limit_gb:g} GB of a {job.machines.device}"
+    limit = f"{ROOM:.0%} of the {job.machines.limit_gb:g} GB of one {job.machines.device}"
     why = f"{best.words}: the fastest of the {len(fitting)} of {len(found)} that fit {limit}"
     ties = "; of equals, the lowest stage and the largest micro-batch"
+    if any(one.stage == 3 for one in fitting) and best.stage < 3:
+        ties += "; ZeRO 3 only where no other fits"
     if best == chosen:
         return f"{why}, and the one that is configured{ties}"
     if chosen.fits is False:

@@ -21,6 +21,7 @@ from pipeline.planning.plan.networks import Encoders
 from pipeline.planning.plan.sections import Section
 from pipeline.planning.plan.speeds import Speeds
 
+ONE = {"GPUs": "GPU", "processes": "process"}
 COUNTS = (1, 8, 64)
 """Numbers of GPUs, or processes, that are shown beside the job's own."""
 
@@ -112,14 +113,16 @@ def encode_section(
         figures.append(Figure("bytes of the source", source.source_bytes, "bytes", "measured", config.source))
     for cache in planned.caches:
         figures += _of_cache(cache, len(planned.caches) > 1, basis, where)
-    notes = [] if tried or found.contract.text is None else [f"captions and images are assumed: {where}"]
+    notes = list[str]()
     width, height = _pixels(found)
     contracts = tuple(cache.contract for cache in planned.caches)
     rate = speeds.encoding(config, contracts, encoders, machines, width * height)
     what = "GPUs" if machines.gpu else "processes"
     figures.append(Figure(f"images/s of one of the {what}", rate.per_s, "images/s", rate.basis, rate.where))
     counts = sorted({machines.world, *(COUNTS if machines.gpu else (1,))})
-    figures += encode_figures(planned.images, rate, counts, planned.source_bytes, what)
+    for figure in encode_figures(planned.images, rate, counts, planned.source_bytes, what):
+        one = figure.name.endswith(f" 1 {what}")
+        figures.append(replace(figure, name=f"{figure.name.removesuffix(what)}{ONE[what]}") if one else figure)
     hours = planned.images / rate.per_s / machines.world / 3600
     if source is not None and source.shard_bytes:
         size = planned.caches[0].size
@@ -128,15 +131,17 @@ def encode_section(
         figures.append(Figure("requests", requests.total, "", "arithmetic", f"{kinds}, DELETE {requests.delete:,}"))
     if tried and source is not None and source.rejected:
         reasons = ", ".join(f"{count} {reason}" for reason, count in source.rejected.items())
-        notes.append(f"of {source.read} samples that were tried, encode would reject {sum(source.rejected.values())}: "
-                     f"{reasons}")
+        notes.append(
+            f"of {source.read} samples that were tried, encode would reject {sum(source.rejected.values())}: {reasons}"
+        )
     return Section("encode", tuple(figures), tuple(notes))
 
 
 def hours_of_encode(section: Section | None, machines: Machines) -> float | None:
     """Hours of encoding on the job's own machines; None where they are not known."""
     what = "GPUs" if machines.gpu else "processes"
-    figure = section.figure(f"hours with {machines.world} {what}") if section else None
+    noun = ONE[what] if machines.world == 1 else what
+    figure = section.figure(f"hours with {machines.world} {noun}") if section else None
     return figure.value if figure else None
 
 

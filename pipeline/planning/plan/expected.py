@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.config import AutoencoderConfig, EncodeConfig, RunConfig, TrainConfig
+from pipeline.config import AutoencoderConfig, RunConfig, TrainConfig
 from pipeline.data.format.contract import Contract
 from pipeline.data.format.members import arrays_of
 from pipeline.errors import ConfigError

@@ -13,7 +13,6 @@ from pipeline.planning.parts import Cost, Layer, Part, Piece
 from pipeline.planning.perceptual import backbone_of
 from pipeline.planning.plan.machines import gpu_of
 
-
 FROZEN = "frozen."
 """Beginning of the names of parts that run in a step and are not trained."""
 

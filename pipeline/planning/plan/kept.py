@@ -96,7 +96,7 @@ def storage_section(job: Job, cost: Cost, cache_total: int = 0) -> Section:
             one,
             "bytes",
             "arithmetic",
-            f"weights, moments of {config.optim.name} and {averages} averages in float32",
+            f"weights, moments of {config.optim.name} and {averages} average{'s' * (averages > 1)} in float32",
         ),
         Figure("checkpoints written", number, "", "arithmetic", f"checkpoint.every={config.checkpoint.every:,}"),
         Figure("bytes written for them", number * one, "bytes", "arithmetic", "all of them, over the whole run"),
@@ -107,9 +107,7 @@ def storage_section(job: Job, cost: Cost, cache_total: int = 0) -> Section:
         Figure("bytes kept of them", kept * one, "bytes", "arithmetic", "at the end"),
     ]
     if snapshots:
-        figures.append(
-            Figure("bytes of snapshots", of_snapshots, "bytes", "arithmetic", f"{snapshots}, never removed")
-        )
+        figures.append(Figure("bytes of snapshots", of_snapshots, "bytes", "arithmetic", f"{snapshots}, never removed"))
     most = (kept + 1) * one + of_snapshots
     figures.append(Figure("bytes of the run at most", most, "bytes", "arithmetic", "with the one being written"))
     if cache_total:

@@ -118,7 +118,5 @@ def first_stage_of(config: Mapping[str, Any]) -> FirstStageConfig:
 def features_cost(name: FeaturesName, images: int) -> Cost:
     """A network of features on so many pictures."""
     gflop, millions = FEATURES[name]
-    layer = Layer(
-        name=name, kind="conv", flops=round(gflop * 1e9 * images), parameters=round(millions * 1e6)
-    )
+    layer = Layer(name=name, kind="conv", flops=round(gflop * 1e9 * images), parameters=round(millions * 1e6))
     return Cost((Part(f"features.{name}", (Piece(row="none", layers=(layer,)),)),))

@@ -74,6 +74,10 @@ def _speed(job: Job, cost: Cost, chosen: Choice, rate: Rate) -> list[Figure]:
         Figure("images/s", per_s, "images/s", basis, f"{job.machines.world} ranks of that, with what they send"),
         Figure("seconds of a step", chosen.step_s, "s", basis, f"{job.config.optim.batch:,} images"),
     ]
+    if chosen.send_s > 0.01 * chosen.step_s:
+        best = job.config.optim.batch / max(chosen.compute_s, chosen.send_s)
+        where = "if sending and computing overlapped wholly, which no plan can promise"
+        figures.append(Figure("images/s at best", best, "images/s", basis, where))
     if peak:
         used = job.image_flops(cost) * per_s / job.machines.world / peak
         where = f"of {peak / 1e12:g} TFLOP/s, without recomputation"
@@ -119,9 +123,7 @@ def _whole(job: Job, chosen: Choice, rate: Rate) -> list[Figure]:
         Figure("steps", job.samples / config.optim.batch, "", "arithmetic", f"of {config.optim.batch:,} samples"),
     ]
     if job.records:
-        figures.append(
-            Figure("epochs", job.samples / job.records, "", "arithmetic", f"of {job.records:,} records")
-        )
+        figures.append(Figure("epochs", job.samples / job.records, "", "arithmetic", f"of {job.records:,} records"))
     less = ", less until the discriminator is trained" if job.lighter(job.cost(1)) < 1 else ""
     figures.append(Figure("hours of steps", spent / 3600, "hours", basis, f"samples / images/s{less}"))
     return figures

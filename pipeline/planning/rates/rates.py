@@ -191,9 +191,7 @@ class Rates:
         found = self._found(device, None, False, processes if device == CPU else 0)
         one = None if found is None else self.calibrations[found]
         cores = cores or (one.threads if one else max(1, own_cores() // processes))
-        per_core, decoded_where = (
-            (one.decoded_pixels_s, one.words) if one else (DECODED_PIXELS, DECODED_WHERE)
-        )
+        per_core, decoded_where = (one.decoded_pixels_s, one.words) if one else (DECODED_PIXELS, DECODED_WHERE)
         parts = [*([(encoder, 1.0, True)] if encoder else []), *([(text, 1.0, False)] if text else [])]
         decode = images * source_pixels / (per_core * cores)
         if not parts:
