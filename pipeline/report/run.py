@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pipeline.errors import NotFound, ParseError, RunError, StorageError
 from pipeline.parsing.redaction import redact
 from pipeline.parsing.values import parse_json, parse_yaml
+from pipeline.planning.happened import PLAN_KEY, Planned, parse_plan
 from pipeline.report.parsed import (
     FILE_BYTES,
     PICTURE_BYTES,
@@ -27,7 +28,6 @@ from pipeline.report.parsed import (
     require_sheet,
     steered_beside_plain,
 )
-from pipeline.report.planned import PLAN_KEY, Planned, parse_plan
 from pipeline.storage.base import ObjectInfo, Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import METRICS_KEY, parse_lines

@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline.config.tasks.figures import Figure
 from pipeline.config.tasks.found import present
+from pipeline.planning.happened import compared
 from pipeline.report.charts import short
 from pipeline.report.elements import text
 from pipeline.report.parsed import is_number, said
-from pipeline.report.planned import compared
 from pipeline.report.run import Evaluation, Run, spread
 
 NAMES = ("run", "tracking.group", "launch.processes", "launch.threads", "device")

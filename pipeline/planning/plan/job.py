@@ -114,7 +114,7 @@ class Job:
         config = replace(self.config, optim=replace(self.config.optim, micro_batch=micro))
         if config.deepspeed.engine == "deepspeed":
             offload = config.deepspeed.offload and stage > 0
-            config = replace(config, deepspeed=replace(config.deepspeed, stage=stage, offload=offload))
+            config = replace(config, deepspeed=replace(config.deepspeed, stage=stage, offload=offload)  # type: ignore[arg-type])
         return replace(self, config=config)
 
     def precision(self) -> Precision:
