@@ -114,7 +114,8 @@ class Job:
         config = replace(self.config, optim=replace(self.config.optim, micro_batch=micro))
         if config.deepspeed.engine == "deepspeed":
             offload = config.deepspeed.offload and stage > 0
-            config = replace(config, deepspeed=replace(config.deepspeed, stage=stage, offload=offload)  # type: ignore[arg-type])
+            settings = replace(config.deepspeed, stage=stage, offload=offload)  # type: ignore[arg-type]
+            config = replace(config, deepspeed=settings)
         return replace(self, config=config)
 
     def precision(self) -> Precision:
