@@ -16,6 +16,7 @@ from pipeline.planning.memory import Precision
 from pipeline.planning.parts import Cost
 from pipeline.planning.plan import machines
 from pipeline.planning.plan.figures import Basis, Rate
+from pipeline.planning.plan.job import FROZEN
 from pipeline.planning.rates.calibration import Calibration, Optimizer, place_of, read
 from pipeline.planning.rates.gpus import EFFICIENCY, gpu_of, peak_flops
 from pipeline.planning.rates.layers import Layers, pass_seconds
@@ -262,7 +263,7 @@ def own_seconds(
 ) -> float:
     """Seconds of a step of a network that was measured itself, in one micro-batch; 0 for one that was not. What a task
     learns beside the network was not measured, and is carried over."""
-    network = replace(cost, parts=tuple(part for part in cost.parts if not part.name.startswith(LEARNED)))
+    network = replace(cost, parts=tuple(part for part in cost.parts if not part.name.startswith((LEARNED, FROZEN))))
     flops = sum(network.training_flops().values()) / images
     for own in reversed(one.networks):
         same = (own.parameters, own.images, own.optimizer) == (network.parameters, images, optimizer)
