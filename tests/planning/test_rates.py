@@ -80,9 +80,10 @@ def test_muon_is_counted_for_the_matrices_that_it_steps() -> None:
 
     layers = Layers(calibration().layers)
     rate = layers.rate("linear", 64, 64, "forward")
-    assert layers.muon(cost("attend.qkv", True)) == pytest.approx(3 * newton_schulz(64, 64) / rate)
-    assert layers.muon(cost("out", True)) == pytest.approx(newton_schulz(64, 192) / rate)
-    assert layers.muon(cost("conv_in", False)) == 0
+    assert layers.muon(cost("attend.qkv", True), "fp32") == pytest.approx(3 * newton_schulz(64, 64, "fp32") / rate)
+    assert layers.muon(cost("out", True), "bf16") == pytest.approx(newton_schulz(64, 192, "bf16") / rate)
+    assert layers.muon(cost("conv_in", False), "fp32") == 0
+    assert newton_schulz(64, 192, "fp32") < newton_schulz(64, 192, "bf16")
 
 
 def test_blocks_that_are_computed_again_take_their_time() -> None:

@@ -100,7 +100,7 @@ def test_steps_that_follow_the_model_are_fitted_by_it() -> None:
     for reference in references.REFERENCES["cpu"]:
         cost = reference.cost()
         measured.append((reference, step_seconds(table, one, cost, optimizer=reference.optimizer), cost))
-    found = fit_steps(table, measured, 1)
+    found = fit_steps(table, measured, 1, "fp32")
     again = replace(
         one, training=calibrating._terms(found[:3]), parameter_s=found[3], muon=found[4], step_s=found[5]
     )

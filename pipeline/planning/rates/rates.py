@@ -254,7 +254,7 @@ def step_seconds(
 
 def once_seconds(layers: Layers, one: Calibration, cost: Cost, optimizer: Optimizer) -> float:
     """Seconds of a training step beside its passes: gradient's norm, optimizer, average, agreements of ranks."""
-    muon = one.muon * layers.muon(cost) / one.processes if optimizer == "muon" else 0.0
+    muon = one.muon * layers.muon(cost, one.precision) / one.processes if optimizer == "muon" else 0.0
     return muon + one.parameter_s * cost.parameters + one.step_s
 
 

@@ -18,6 +18,7 @@ from pipeline.distributed.place import cores
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError
 from pipeline.planning.cost import unet_cost
+from pipeline.planning.memory import Precision
 from pipeline.planning.parts import Cost
 from pipeline.planning.rates.calibration import Calibration, Network
 from pipeline.planning.rates.fitting import fitted
@@ -52,7 +53,8 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
     references = REFERENCES[device]
     each = SHARES["networks"] * config.seconds / len(references)
     measured = [(one, *networks.of_reference(one, base, world, each)) for one in references]
-    step = fit_steps(layers, measured, world.size)
+    precision: Precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+    step = fit_steps(layers, measured, world.size, precision)
     each = SHARES["predictions"] * config.seconds / (len(references) + 3)
     unets = [one for one in references if one.optimizer == "adamw"]
     passes = [predictions.of_unet(one, world, each) for one in unets]
@@ -66,7 +68,7 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
         versions={"python": sys.version.split()[0]} | {name: version(name) for name in ("torch", "deepspeed")},
         processes=world.size,
         threads=torch.get_num_threads(),
-        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        precision=precision,
         compile=config.compile,
         layers=tuple(rates),
         training=_terms(step[:3]),
@@ -94,11 +96,13 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
     return replace(calibration, networks=tuple(records))
 
 
-def fit_steps(layers: Layers, measured: Sequence[tuple[Reference, float, Cost]], world: int) -> list[float]:
+def fit_steps(
+    layers: Layers, measured: Sequence[tuple[Reference, float, Cost]], world: int, precision: Precision
+) -> list[float]:
     """What steps take: layers, elements and pieces as in Terms, then for a parameter, for Muon and for every step."""
     rows, seconds = [], []
     for one, step_s, cost in measured:
-        muon = layers.muon(cost) / world if one.optimizer == "muon" else 0.0
+        muon = layers.muon(cost, precision) / world if one.optimizer == "muon" else 0.0
         rows.append((*layers.amounts(cost, "training"), float(cost.parameters), muon, 1.0))
         seconds.append(step_s)
     return fitted(rows, seconds, STEP_PRIOR, STEP_TRUST)
