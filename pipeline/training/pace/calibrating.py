@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.config import AutoencoderConfig, CalibrateConfig, RunConfig, TrainConfig
+from pipeline.config.loading.folders import groups
 from pipeline.config.loading.load import load
 from pipeline.distributed.place import cores
 from pipeline.distributed.world import World
@@ -126,24 +127,17 @@ def experiment(config: CalibrateConfig, world: World) -> RunConfig | None:
     """The configuration of the experiment that is to be measured too; None for none. Raises ConfigError."""
     if not config.experiment:
         return None
-    words = [f"experiment={config.experiment}", "data.train=none", "run=none"]
-    failures = []
-    for verb in ("train", "autoencoder"):
-        try:
-            own: RunConfig = load(verb, words)
-        except ConfigError as error:
-            failures.append(error)
-            continue
-        micro = config.micro_batch or own.optim.micro_batch or max(1, own.optim.batch // world.size)
-        optim = replace(own.optim, batch=micro * world.size, micro_batch=0)
-        device = world.device.type
-        own = replace(own, optim=optim, device=device, precision=config.precision)  # type: ignore[arg-type]
-        if isinstance(own, TrainConfig):
-            if not own.task.draws:
-                raise ConfigError(f"experiment={config.experiment}: a classifier is told from its layers: leave it out")
-            own = replace(own, compile=config.compile)
-        return own
-    raise failures[0]
+    verb = "autoencoder" if config.experiment in groups("autoencoder")["experiment"] else "train"
+    own: RunConfig = load(verb, [f"experiment={config.experiment}", "data.train=none", "run=none"])
+    micro = config.micro_batch or own.optim.micro_batch or max(1, own.optim.batch // world.size)
+    optim = replace(own.optim, batch=micro * world.size, micro_batch=0)
+    device = world.device.type
+    own = replace(own, optim=optim, device=device, precision=config.precision)  # type: ignore[arg-type]
+    if isinstance(own, TrainConfig):
+        if not own.task.draws:
+            raise ConfigError(f"experiment={config.experiment}: a classifier is told from its layers: leave it out")
+        own = replace(own, compile=config.compile)
+    return own
 
 
 def of_own(
