@@ -46,7 +46,7 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
     """Measure this machine, as one of the ranks that do so at the same time. Collective. Raises ConfigError for an
     experiment that there is not."""
     device = world.device.type
-    own = experiment(config, world)
+    own = world.together(lambda: experiment(config, world))
     base = replace(networks.base_config(device, config.precision), compile=config.compile)
     dtype = pick_precision(base, world.device)
     rates = layer_rates(world, dtype, SHARES["layers"] * config.seconds)
