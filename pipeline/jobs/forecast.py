@@ -26,7 +26,9 @@ def plan_line(config: RunConfig, manifests: Sequence[Manifest], cluster: Cluster
 
     manifests: of data.train, then of data.mix. Never raises for what is only not known."""
     if cluster.gpus and gpu_of(cluster.gpu_type) is None:
-        named = f"cluster.gpu_type={cluster.gpu_type} is none of {names()}" if cluster.gpu_type else "no cluster.gpu_type"
+        named = (
+            f"cluster.gpu_type={cluster.gpu_type} is none of {names()}" if cluster.gpu_type else "no cluster.gpu_type"
+        )
         return f"plan: hours not known ({named})"
     contract = manifests[0].contract
     try:

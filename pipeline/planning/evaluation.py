@@ -1,4 +1,4 @@
-"""The memory of an evaluation inside training, or of `latentmill eval`: what lies there, and the most that a batch takes.
+"""The memory of an evaluation inside training, or of `latentmill eval`: what lies there, and what a batch takes.
 
 An evaluation gathers the averaged weights in float32, and loads the autoencoder, the text tower with its image tower
 and the network of features beside them; inside training the training state stays as well. A batch of images is
@@ -88,8 +88,8 @@ def evaluation_in_training(
     world: int,
     sides: tuple[int, int] = (0, 0),
 ) -> Evaluating | None:
-    """What a rank needs for the evaluations of a run, inside training (eval.where=train) or in a process beside it; None
-    of a run that has none.
+    """What a rank needs for the evaluations of a run, inside training (eval.where=train) or in a process beside it;
+    None of a run that has none.
 
     contract: of the training cache. encoders: that decode its latents; None where nothing is decoded. precision, world:
     of training. sides: (height, width) of an autoencoder's pictures.
@@ -146,7 +146,9 @@ def sampling_bytes(
     cross = [FP32 * 2 * piece.c for part in cost.parts for piece in part.pieces if piece.row == "cross"]
     kept = sum(cross) - max(cross, default=0)
     guided = rows > batch
-    phases = {"denoised": denoise_bytes(model, rows, height, width, tokens) + kept + LATENTS * latents + guided * context}
+    phases = {
+        "denoised": denoise_bytes(model, rows, height, width, tokens) + kept + LATENTS * latents + guided * context
+    }
     networks = FP32 * whole.parameters
     if encoders is not None and encoders.stage is not None:
         shape = shape_of(encoders.stage)
@@ -252,7 +254,4 @@ def require_evaluation(
     key of its images per batch."""
     if needed.peak > gigabytes * 1e9:
         remedy = "set eval.where=job, whose process holds no training state" if needed.training else "take a larger GPU"
-        raise ConfigError(
-            f"{needed.words()}, and cluster.gpu_memory_gb={gigabytes:g}: lower {batch}, or "
-            f"{remedy}"
-        )
+        raise ConfigError(f"{needed.words()}, and cluster.gpu_memory_gb={gigabytes:g}: lower {batch}, or {remedy}")

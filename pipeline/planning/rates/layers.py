@@ -97,7 +97,9 @@ class Layers:
                 if part.block and layer.inputs and layer.parameters:
                     fused = FUSED.get(layer.name.rpartition(".")[2], 1)
                     rows, columns = sorted((layer.inputs, layer.outputs // fused))
-                    total += fused * newton_schulz(rows, columns, precision) / self.rate("linear", rows, rows, "forward")
+                    total += (
+                        fused * newton_schulz(rows, columns, precision) / self.rate("linear", rows, rows, "forward")
+                    )
         return total
 
 

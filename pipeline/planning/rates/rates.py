@@ -162,8 +162,8 @@ class Rates:
     ) -> Rate:
         """Images that one rank of `world` samples in a second.
 
-        denoiser: of a prediction for so many images. passes: predictions of an image, two for each guided step. decoder:
-        of decoding as many images. beside: of other networks that look at as many, such as features.
+        denoiser: of a prediction for so many images. passes: predictions of an image, two for each guided step.
+        decoder: of decoding as many images. beside: of other networks that look at as many, such as features.
         """
         parts = [(denoiser, passes, False), *([(decoder, 1.0, True)] if decoder else [])]
         parts += [(cost, 1.0, False) for cost in beside]
@@ -192,9 +192,7 @@ class Rates:
         found = self._found(device, None, False, processes if device == CPU else 0)
         one = None if found is None else self.calibrations[found]
         cores = cores or (one.threads if one else max(1, own_cores() // processes))
-        per_core, decoded_where = (
-            (one.decoded_pixels_s, one.words) if one else (DECODED_PIXELS, DECODED_WHERE)
-        )
+        per_core, decoded_where = (one.decoded_pixels_s, one.words) if one else (DECODED_PIXELS, DECODED_WHERE)
         parts = [*([(encoder, 1.0, True)] if encoder else []), *([(text, 1.0, False)] if text else [])]
         decode = images * source_pixels / (per_core * cores)
         if not parts:

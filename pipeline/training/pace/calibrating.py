@@ -140,9 +140,7 @@ def experiment(config: CalibrateConfig, world: World) -> RunConfig | None:
     return own
 
 
-def of_own(
-    own: RunConfig, config: CalibrateConfig, calibration: Calibration, layers: Layers, world: World
-) -> Network:
+def of_own(own: RunConfig, config: CalibrateConfig, calibration: Calibration, layers: Layers, world: World) -> Network:
     """The record of the experiment's network. Collective."""
     images, seconds = own.optim.batch // world.size, SHARES["own"] * config.seconds
     if isinstance(own, AutoencoderConfig):
