@@ -14,6 +14,7 @@ from pipeline.config import CalibrateConfig
 from pipeline.distributed.exits import leave
 from pipeline.distributed.place import adopt_step, in_world, require_place
 from pipeline.distributed.ranks import run_ranks
+from pipeline.errors import LatentmillError
 from pipeline.log import show
 from pipeline.planning.rates.calibration import add, place_of
 
@@ -36,11 +37,15 @@ def as_rank(config: CalibrateConfig) -> int:
     from pipeline.training.pace.calibrating import calibrate
 
     world = distributed.start(config.device, config.launch.threads)
-    began = time.monotonic()
-    calibration = calibrate(config, world)
+    began, place = time.monotonic(), place_of(config.dest)
+    try:
+        calibration = calibrate(config, world)
+        world.together(lambda: add(place, calibration), rank=0)
+    except LatentmillError as error:
+        if world.rank == 0 or not distributed.is_shared(error):
+            raise
+        return error.exit_code  # rank 0 reports it for all ranks
     if world.rank == 0:
-        place = place_of(config.dest)
-        add(place, calibration)
         show(described(calibration, time.monotonic() - began))
         show(f"rates: {place}")
     distributed.stop(world)

@@ -1,4 +1,4 @@
-"""The memory of an evaluation inside training, or of `latentmill eval`: what lies there, and the most that a batch takes.
+"""The memory of an evaluation inside training, or of `latentmill eval`: what lies there, and what a batch takes.
 
 An evaluation gathers the averaged weights in float32, and loads the autoencoder, the text tower with its image tower
 and the network of features beside them; inside training the training state stays as well. A batch of images is
@@ -88,8 +88,8 @@ def evaluation_in_training(
     world: int,
     sides: tuple[int, int] = (0, 0),
 ) -> Evaluating | None:
-    """What a rank needs for the evaluations of a run, inside training (eval.where=train) or in a process beside it; None
-    of a run that has none.
+    """What a rank needs for the evaluations of a run, inside training (eval.where=train) or in a process beside it;
+    None of a run that has none.
 
     contract: of the training cache. encoders: that decode its latents; None where nothing is decoded. precision, world:
     of training. sides: (height, width) of an autoencoder's pictures.

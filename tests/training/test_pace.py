@@ -100,10 +100,8 @@ def test_steps_that_follow_the_model_are_fitted_by_it() -> None:
     for reference in references.REFERENCES["cpu"]:
         cost = reference.cost()
         measured.append((reference, step_seconds(table, one, cost, optimizer=reference.optimizer), cost))
-    found = fit_steps(table, measured, 1)
-    again = replace(
-        one, training=calibrating._terms(found[:3]), parameter_s=found[3], muon=found[4], step_s=found[5]
-    )
+    found = fit_steps(table, measured, 1, "fp32")
+    again = replace(one, training=calibrating._terms(found[:3]), parameter_s=found[3], muon=found[4], step_s=found[5])
     for reference, step_s, cost in measured:
         assert step_seconds(table, again, cost, optimizer=reference.optimizer) == pytest.approx(step_s, rel=0.05)
 
@@ -131,9 +129,7 @@ def test_the_verb_writes_the_file_and_says_what_it_found(
     from made.rates import calibration
 
     made = calibration(
-        networks=(
-            calibrating.networks.network("narrow", Reference(SMALL, 8, 4, 2).cost(), 2, "adamw", 0.1, 0.11),
-        )
+        networks=(calibrating.networks.network("narrow", Reference(SMALL, 8, 4, 2).cost(), 2, "adamw", 0.1, 0.11),)
     )
     monkeypatch.setattr(calibrating, "calibrate", lambda config, world: made)
     monkeypatch.setattr("pipeline.distributed.world.start", lambda *a: World())
@@ -147,7 +143,11 @@ def test_the_verb_writes_the_file_and_says_what_it_found(
 
 @pytest.mark.parametrize(
     ("word", "reason"),
-    [("dest=s3://b/rates.json", "a file of this machine"), ("side=32", "give experiment=NAME"), ("seconds=0", "above 0")],
+    [
+        ("dest=s3://b/rates.json", "a file of this machine"),
+        ("side=32", "give experiment=NAME"),
+        ("seconds=0", "above 0"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused(word: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["calibrate", word]) == 1

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pipeline.config.values.bounds import Ge, Gt
-from pipeline.planning.memory import BYTES, kept_bytes
+from pipeline.planning.memory import BYTES, Precision, kept_bytes
 from pipeline.planning.parts import KINDS, Cost, Kind, Layer
 
 Pass = Literal["training", "forward"]
@@ -88,16 +88,18 @@ class Layers:
         pieces = sum(len(part.pieces) for part in (*cost.parts, *again))
         return layers, elements, float(pieces)
 
-    def muon(self, cost: Cost) -> float:
+    def muon(self, cost: Cost, precision: Precision) -> float:
         """Seconds of the products that Muon makes of a network's matrices in one process, at the rates of linear
-        layers."""
+        layers. precision: of the products."""
         total = 0.0
         for part in cost.parts:
             for layer in part.layers:
                 if part.block and layer.inputs and layer.parameters:
                     fused = FUSED.get(layer.name.rpartition(".")[2], 1)
                     rows, columns = sorted((layer.inputs, layer.outputs // fused))
-                    total += fused * newton_schulz(rows, columns) / self.rate("linear", rows, rows, "forward")
+                    total += (
+                        fused * newton_schulz(rows, columns, precision) / self.rate("linear", rows, rows, "forward")
+                    )
         return total
 
 
@@ -106,11 +108,12 @@ def size_of(layer: Layer) -> float:
     return float(layer.inputs) if layer.kind == "attention" else math.sqrt(layer.inputs * layer.outputs)
 
 
-def newton_schulz(rows: int, columns: int) -> float:
-    """Operations that Muon takes for a matrix of so many rows, and at least as many columns."""
-    squares = 4 * rows**2 * columns + 34 * rows**3
-    whole = ITERATIONS * (4 * rows**2 * columns + 2 * rows**3)
-    return float(min(squares, whole))
+def newton_schulz(rows: int, columns: int, precision: Precision) -> float:
+    """Operations that Muon takes for a matrix of so many rows, and at least as many columns: in float32 of wide ones on
+    their small squares, as a CPU does (training/engines/muon.py)."""
+    if precision == "fp32" and columns > 2 * rows:
+        return 4.0 * rows**2 * columns + 34.0 * rows**3
+    return float(ITERATIONS * (4 * rows**2 * columns + 2 * rows**3))
 
 
 def between(points: Sequence[tuple[float, float]], at: float) -> float:

@@ -16,6 +16,7 @@ from pipeline.planning.memory import Precision
 from pipeline.planning.parts import Cost
 from pipeline.planning.plan import machines
 from pipeline.planning.plan.figures import Basis, Rate
+from pipeline.planning.plan.job import FROZEN
 from pipeline.planning.rates.calibration import Calibration, Optimizer, place_of, read
 from pipeline.planning.rates.gpus import EFFICIENCY, gpu_of, peak_flops
 from pipeline.planning.rates.layers import Layers, pass_seconds
@@ -161,8 +162,8 @@ class Rates:
     ) -> Rate:
         """Images that one rank of `world` samples in a second.
 
-        denoiser: of a prediction for so many images. passes: predictions of an image, two for each guided step. decoder:
-        of decoding as many images. beside: of other networks that look at as many, such as features.
+        denoiser: of a prediction for so many images. passes: predictions of an image, two for each guided step.
+        decoder: of decoding as many images. beside: of other networks that look at as many, such as features.
         """
         parts = [(denoiser, passes, False), *([(decoder, 1.0, True)] if decoder else [])]
         parts += [(cost, 1.0, False) for cost in beside]
@@ -251,7 +252,7 @@ def step_seconds(
 
 def once_seconds(layers: Layers, one: Calibration, cost: Cost, optimizer: Optimizer) -> float:
     """Seconds of a training step beside its passes: gradient's norm, optimizer, average, agreements of ranks."""
-    muon = one.muon * layers.muon(cost) / one.processes if optimizer == "muon" else 0.0
+    muon = one.muon * layers.muon(cost, one.precision) / one.processes if optimizer == "muon" else 0.0
     return muon + one.parameter_s * cost.parameters + one.step_s
 
 
@@ -260,7 +261,7 @@ def own_seconds(
 ) -> float:
     """Seconds of a step of a network that was measured itself, in one micro-batch; 0 for one that was not. What a task
     learns beside the network was not measured, and is carried over."""
-    network = replace(cost, parts=tuple(part for part in cost.parts if not part.name.startswith(LEARNED)))
+    network = replace(cost, parts=tuple(part for part in cost.parts if not part.name.startswith((LEARNED, FROZEN))))
     flops = sum(network.training_flops().values()) / images
     for own in reversed(one.networks):
         same = (own.parameters, own.images, own.optimizer) == (network.parameters, images, optimizer)

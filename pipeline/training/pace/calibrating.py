@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.config import AutoencoderConfig, CalibrateConfig, RunConfig, TrainConfig
+from pipeline.config.loading.folders import groups
 from pipeline.config.loading.load import load
 from pipeline.distributed.place import cores
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError
 from pipeline.planning.cost import unet_cost
+from pipeline.planning.memory import Precision
 from pipeline.planning.parts import Cost
 from pipeline.planning.rates.calibration import Calibration, Network
 from pipeline.planning.rates.fitting import fitted
@@ -44,7 +46,7 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
     """Measure this machine, as one of the ranks that do so at the same time. Collective. Raises ConfigError for an
     experiment that there is not."""
     device = world.device.type
-    own = experiment(config, world)
+    own = world.together(lambda: experiment(config, world))
     base = replace(networks.base_config(device, config.precision), compile=config.compile)
     dtype = pick_precision(base, world.device)
     rates = layer_rates(world, dtype, SHARES["layers"] * config.seconds)
@@ -52,7 +54,8 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
     references = REFERENCES[device]
     each = SHARES["networks"] * config.seconds / len(references)
     measured = [(one, *networks.of_reference(one, base, world, each)) for one in references]
-    step = fit_steps(layers, measured, world.size)
+    precision: Precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+    step = fit_steps(layers, measured, world.size, precision)
     each = SHARES["predictions"] * config.seconds / (len(references) + 3)
     unets = [one for one in references if one.optimizer == "adamw"]
     passes = [predictions.of_unet(one, world, each) for one in unets]
@@ -66,7 +69,7 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
         versions={"python": sys.version.split()[0]} | {name: version(name) for name in ("torch", "deepspeed")},
         processes=world.size,
         threads=torch.get_num_threads(),
-        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        precision=precision,
         compile=config.compile,
         layers=tuple(rates),
         training=_terms(step[:3]),
@@ -94,11 +97,13 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
     return replace(calibration, networks=tuple(records))
 
 
-def fit_steps(layers: Layers, measured: Sequence[tuple[Reference, float, Cost]], world: int) -> list[float]:
+def fit_steps(
+    layers: Layers, measured: Sequence[tuple[Reference, float, Cost]], world: int, precision: Precision
+) -> list[float]:
     """What steps take: layers, elements and pieces as in Terms, then for a parameter, for Muon and for every step."""
     rows, seconds = [], []
     for one, step_s, cost in measured:
-        muon = layers.muon(cost) / world if one.optimizer == "muon" else 0.0
+        muon = layers.muon(cost, precision) / world if one.optimizer == "muon" else 0.0
         rows.append((*layers.amounts(cost, "training"), float(cost.parameters), muon, 1.0))
         seconds.append(step_s)
     return fitted(rows, seconds, STEP_PRIOR, STEP_TRUST)
@@ -122,29 +127,20 @@ def experiment(config: CalibrateConfig, world: World) -> RunConfig | None:
     """The configuration of the experiment that is to be measured too; None for none. Raises ConfigError."""
     if not config.experiment:
         return None
-    words = [f"experiment={config.experiment}", "data.train=none", "run=none"]
-    failures = []
-    for verb in ("train", "autoencoder"):
-        try:
-            own: RunConfig = load(verb, words)
-        except ConfigError as error:
-            failures.append(error)
-            continue
-        micro = config.micro_batch or own.optim.micro_batch or max(1, own.optim.batch // world.size)
-        optim = replace(own.optim, batch=micro * world.size, micro_batch=0)
-        device = world.device.type
-        own = replace(own, optim=optim, device=device, precision=config.precision)  # type: ignore[arg-type]
-        if isinstance(own, TrainConfig):
-            if not own.task.draws:
-                raise ConfigError(f"experiment={config.experiment}: a classifier is told from its layers: leave it out")
-            own = replace(own, compile=config.compile)
-        return own
-    raise failures[0]
+    verb = "autoencoder" if config.experiment in groups("autoencoder")["experiment"] else "train"
+    own: RunConfig = load(verb, [f"experiment={config.experiment}", "data.train=none", "run=none"])
+    micro = config.micro_batch or own.optim.micro_batch or max(1, own.optim.batch // world.size)
+    optim = replace(own.optim, batch=micro * world.size, micro_batch=0)
+    device = world.device.type
+    own = replace(own, optim=optim, device=device, precision=config.precision)  # type: ignore[arg-type]
+    if isinstance(own, TrainConfig):
+        if not own.task.draws:
+            raise ConfigError(f"experiment={config.experiment}: a classifier is told from its layers: leave it out")
+        own = replace(own, compile=config.compile)
+    return own
 
 
-def of_own(
-    own: RunConfig, config: CalibrateConfig, calibration: Calibration, layers: Layers, world: World
-) -> Network:
+def of_own(own: RunConfig, config: CalibrateConfig, calibration: Calibration, layers: Layers, world: World) -> Network:
     """The record of the experiment's network. Collective."""
     images, seconds = own.optim.batch // world.size, SHARES["own"] * config.seconds
     if isinstance(own, AutoencoderConfig):

@@ -42,9 +42,9 @@ STEPS = 5
 
 
 @contextmanager
-def stepping(module: nn.Module, config: RunConfig, world: World, losses: Callable[[Engine], torch.Tensor]) -> Iterator[
-    Callable[[], None]
-]:
+def stepping(
+    module: nn.Module, config: RunConfig, world: World, losses: Callable[[Engine], torch.Tensor]
+) -> Iterator[Callable[[], None]]:
     """What takes one training step of the module. losses: the mean loss of a micro-batch of this rank's."""
     engine = make_engine(module, config, world)
     ema = Ema(config.ema, [fragment.view for fragment in engine.averaged()])
@@ -120,7 +120,7 @@ def of_autoencoder(
     numbers = torch.arange(images) + images * world.rank
     n = config.gan.after + config.gan.ramp + config.optim.batch  # everything that is ever trained is trained
     pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8)
-    batch = Batch(n, numbers, {PIXELS: pixels}, numbers, numbers, lambda: [])
+    batch = Batch(n, numbers, {PIXELS: pixels}, numbers, numbers, list)
     objectives: list[FirstStageObjective] = []
 
     def losses(engine: Engine) -> torch.Tensor:

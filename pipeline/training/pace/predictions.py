@@ -61,9 +61,7 @@ def of_first_stages(world: World, seconds: float) -> list[Passed]:
     """Encoding and decoding by the demo's autoencoder and by one in Stable Diffusion's proportions, in float32.
     Collective."""
     demo = load_autoencoder(EncodersConfig(), world.device)
-    network = architecture.build(MIDDLE)
-    architecture.reset_parameters(network, 0)
-    middle = KLStage(network, torch.float32, world.device)
+    middle = random_stage(MIDDLE, world.device)
     assert isinstance(demo, NetworkStage)
     batch = {"cpu": (32, 1), "cuda": (256, 32)}[world.device.type]
     passed: list[Passed] = []
@@ -81,6 +79,16 @@ def of_first_stages(world: World, seconds: float) -> list[Passed]:
         passed.append(Passed(half(whole, decoder=False), median_s(encode, world, seconds / 4)))
         passed.append(Passed(half(whole, decoder=True), median_s(decode, world, seconds / 4)))
     return passed
+
+
+def random_stage(config: FirstStageConfig, device: torch.device) -> KLStage:
+    """An autoencoder of an architecture with random weights, as a stage that only predicts."""
+    from pipeline.models.encoders import packages
+
+    described = architecture.diffusers_config(config)
+    network = getattr(packages, described.pop("_class_name"))(**described)
+    architecture.reset_parameters(network, 0)
+    return KLStage(network, torch.float32, device)
 
 
 def half(whole: Cost, *, decoder: bool) -> Cost:

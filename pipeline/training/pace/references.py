@@ -33,9 +33,7 @@ class Reference:
 _small = partial(ModelConfig, multipliers=(1, 2), blocks=1, heads=4, norm_groups=8)
 NARROW = _small(name="32 channels", channels=32, multipliers=(1, 2, 2), attention=(1, 2, 4), context_width=64)
 SPARSE = _small(name="96 channels", channels=96, attention=(2,), context_width=96)
-DEEP = _small(
-    name="48 channels, deep", channels=48, multipliers=(1, 2, 4), blocks=2, attention=(2, 4), context_width=0
-)
+DEEP = _small(name="48 channels, deep", channels=48, multipliers=(1, 2, 4), blocks=2, attention=(2, 4), context_width=0)
 LARGE = _small(name="56 channels, large latents", channels=56, attention=(), context_width=0)
 WIDE = _small(name="160 channels", channels=160, attention=(1, 2), context_width=128)
 EVEN = _small(name="80 channels", channels=80, multipliers=(1, 1), attention=(1, 2), context_width=64)
@@ -62,9 +60,7 @@ REFERENCES = {
         ),
         Reference(_small(name="320 channels", channels=320, attention=(2,), context_width=0), 64, 0, 8),
         Reference(_small(name="64 channels", channels=64, attention=(1, 2), context_width=128), 16, 32, 256),
-        Reference(
-            _small(name="256 channels", channels=256, attention=(1, 2), context_width=512), 32, 77, 16, "muon"
-        ),
+        Reference(_small(name="256 channels", channels=256, attention=(1, 2), context_width=512), 32, 77, 16, "muon"),
     ),
 }
 """By kind of device: a tenth of a second to half a second a step and rank on CPUs of 2020 and later."""
