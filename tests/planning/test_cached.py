@@ -1,5 +1,5 @@
-"""The bytes of a cache, before it is made, against those of a real one: for every condition, way of keeping captions and
-kind of stored image. Encoders have the shipped architecture with random weights."""
+"""The bytes of a cache, before it is made, against those of a real one: for every condition, way of keeping captions
+and kind of stored image. Encoders have the shipped architecture with random weights."""
 
 from __future__ import annotations
 

@@ -33,10 +33,10 @@ class Files:
 
 
 class Ranges:
-    """Reads a tar forward by ranges of `chunk` bytes at the least. read: bytes that were fetched."""
+    """Reads a tar forward by ranges of `chunk` bytes at the least, 0 = CHUNK. read: bytes that were fetched."""
 
-    def __init__(self, storage: Storage, key: str, size: int, chunk: int = CHUNK) -> None:
-        self.storage, self.key, self.size, self.chunk = storage, key, size, chunk
+    def __init__(self, storage: Storage, key: str, size: int, chunk: int = 0) -> None:
+        self.storage, self.key, self.size, self.chunk = storage, key, size, chunk or CHUNK
         self.read = 0
         self._start, self._held = 0, b""
 
