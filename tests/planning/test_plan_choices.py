@@ -111,6 +111,28 @@ def test_of_equals_the_lowest_stage_and_the_largest_micro_batch_are_recommended(
     assert recommended([made(3, 1, 0.1), made(2, 1, 9.0, False)]) == made(3, 1, 0.1)
 
 
+def test_the_configured_choice_stays_where_none_is_faster() -> None:
+    found = choices(job(), SPEEDS)
+    best = recommended(found)
+    assert best is not None
+    equal = next(
+        one for one in found if one != best and one.fits and one.stage < 3 and one.step_s <= 1.01 * best.step_s
+    )
+    assert recommended(found, equal) == equal
+    slower = next(one for one in found if one.step_s > 1.1 * best.step_s)
+    assert recommended(found, slower) == best
+
+
+def test_a_perceptual_distance_computes_in_float32_whatever_the_precision_is() -> None:
+    words = ("autoencoder=kl_small", "optim.batch=64")
+    plain, judged = (
+        SPEEDS.training(Job(config=run(*words, *more, verb="autoencoder"), cache=CACHE, machines=A100, sides=(64, 64)))
+        for more in ((), ("loss.perceptual=st-vgg",))
+    )
+    assert "float32" in judged.where and "float32" not in plain.where
+    assert judged.per_s < plain.per_s
+
+
 def test_more_nodes_take_fewer_hours_and_more_of_them_in_all() -> None:
     made = job("samples=256000")
     found = scales(made, choice(made, SPEEDS), SPEEDS)

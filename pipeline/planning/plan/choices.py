@@ -120,28 +120,28 @@ def choice(job: Job, speeds: Speeds) -> Choice:
     )
 
 
-def recommended(found: Sequence[Choice]) -> Choice | None:
-    """The fastest of those that fit; of those within 1 % of it the lowest stage, then the largest micro-batch. Stage 3,
-    whose gathers around every layer nobody has timed here, only where no other fits. None where none fits, or it is not
-    known."""
+def recommended(found: Sequence[Choice], configured: Choice | None = None) -> Choice | None:
+    """The fastest of those that fit; of those within 1 % of it the configured one, else the lowest stage, then the
+    largest micro-batch. Stage 3, whose gathers around every layer nobody has timed here, only where no other fits. None
+    where none fits, or it is not known."""
     fitting = [one for one in found if one.fits and one.stage < 3] or [one for one in found if one.fits]
     if not fitting:
         return None
     bound = EQUAL * min(one.step_s for one in fitting)
     fitting = [one for one in fitting if one.step_s <= bound]
+    if configured in fitting:
+        return configured
     return min(fitting, key=lambda one: (one.stage, -one.micro_batch))
 
 
 def reason(best: Choice, chosen: Choice, found: Sequence[Choice], job: Job) -> str:
-    """Why a choice is the recommended one, in one sentence."""
+    """Why a choice is the recommended one, in one sentence. chosen: the configured one."""
     fitting = [one for one in found if one.fits]
     limit = f"{ROOM:.0%} of the {job.machines.limit_gb:g} GB of one {job.machines.device}"
     why = f"{best.words}: the fastest of the {len(fitting)} of {len(found)} that fit {limit}"
-    ties = "; of equals, the lowest stage and the largest micro-batch"
-    if any(one.stage == 3 for one in fitting) and best.stage < 3:
-        ties += "; ZeRO 3 only where no other fits"
     if best == chosen:
-        return f"{why}, and the one that is configured{ties}"
+        return f"{why}, and the one that is configured"
+    ties = " (of equals, the lowest stage and the largest micro-batch; ZeRO 3 only where no other fits)"
     if chosen.fits is False:
         return f"{why}; the configured one ({chosen.words}) needs {chosen.peak / 1e9:.3g} GB and does not fit{ties}"
     return f"{why}; the configured one ({chosen.words}) takes {chosen.step_s / best.step_s:.2f} times as long{ties}"

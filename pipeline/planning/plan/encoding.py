@@ -11,7 +11,7 @@ from pipeline.data.format.contract import Contract
 from pipeline.data.format.manifest import Manifest
 from pipeline.planning.cached.facts import contracts_of
 from pipeline.planning.cached.plan import PlannedCache, PlannedEncode, TextStorage, plan_encode, with_text
-from pipeline.planning.cached.records import SIDES
+from pipeline.planning.cached.records import SIDES, TOKENS
 from pipeline.planning.cached.size import CacheSize, cache_bytes, of_manifest
 from pipeline.planning.cached.work import encode_figures, encode_requests
 from pipeline.planning.plan.expected import fitted
@@ -151,13 +151,25 @@ def _of_cache(cache: PlannedCache, several: bool, basis: Basis, where: str) -> l
     end = f" of {contract.resolution}" if several else ""
     shape = "x".join(map(str, contract.latent_shape))
     figures = [
-        Figure(f"records{end}", size.records, "", "arithmetic", f"{contract.stored} of latents {shape}"),
+        Figure(
+            f"records{end}",
+            size.records,
+            "",
+            "arithmetic",
+            f"pixels {shape}" if contract.stored == "pixels" else f"{contract.stored} of latents {shape}",
+        ),
         Figure(f"bytes of a record{end}", size.record_bytes, "bytes", basis, where),
     ]
     members = sorted(size.bytes_by_member.items(), key=lambda item: -item[1])
     figures += [Figure(f"bytes of {name}{end}", count, "bytes", basis, "in the tars") for name, count in members]
     figures += [
-        Figure(f"objects{end}", size.objects, "", "arithmetic", f"{size.tars:,} tars with indexes and reports"),
+        Figure(
+            f"objects{end}",
+            size.objects,
+            "",
+            "arithmetic",
+            f"{size.tars:,} tar{'s' * (size.tars > 1)} with indexes and reports",
+        ),
         Figure(f"bytes of the cache{end}", size.total, "bytes", basis, "all objects"),
     ]
     own = contract.text.storage if contract.text is not None else ""
@@ -198,7 +210,8 @@ def _whence(found: Cached) -> str:
     """What says how many images there are, and what they are like."""
     source = found.planned.source if found.planned else None
     if source is None or not source.read:
-        return f"images of {SIDES[0]}x{SIDES[1]} pixels with captions of 17 tokens, assumed"
+        captions = f" with captions of {TOKENS} tokens" if found.contract.text is not None else ""
+        return f"images of {SIDES[0]}x{SIDES[1]} pixels{captions}, assumed"
     return f"{source.read} samples of {source.tried} of {source.shards:,} shards"
 
 

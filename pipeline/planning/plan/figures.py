@@ -57,8 +57,10 @@ def value_words(value: float, unit: str) -> str:
         number = f"{value:.0f}" if not size or value >= 100 else f"{value:.3g}"
         return f"{number} {SIZES[of][size]}{per}"
     if unit == "share":
-        return f"{value:.1%}" if value >= 0.001 or not value else f"{value:.2g}"
+        return f"{value:.1%}" if value >= 0.01 or not value else f"{value:.2g}" if value < 1e-4 else f"{value:.2%}"
     if unit == "hours":
-        return f"{value:,.1f} h" if value >= 10 else f"{value:.3g} h" if value >= 1 else f"{60 * value:.3g} min"
+        if value < 1:
+            return f"{60 * value:.3g} min" if value >= 1 / 60 else f"{3600 * value:.3g} s"
+        return f"{value:,.1f} h" if value >= 10 else f"{value:.3g} h"
     text = f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
     return text if unit in ("", "images") else f"{text} {unit}"

@@ -13,6 +13,9 @@ from pipeline.planning.plan.job import Job, Machines
 from pipeline.planning.plan.networks import Encoders
 from pipeline.planning.rates.rates import CPU, Rates
 
+JUDGED = "perceptual."
+"""Beginning of the names of parts of a step that compute in float32."""
+
 
 @dataclass(frozen=True)
 class Speeds:
@@ -39,11 +42,30 @@ class Speeds:
             recomputed=recomputed,
             efficiency=self.efficiency,
         )
-        if not recomputed or rate.basis == "calibrated":
+        if rate.basis == "calibrated":
+            return rate
+        if job.precision() == "bf16" and (judges := tuple(part for part in cost.parts if part.name.startswith(JUDGED))):
+            rate = self._with_float32(rate, Cost(judges), cost, job)
+        if not recomputed:
             return rate
         slower = sum(cost.training_flops(recomputed).values()) / sum(cost.training_flops().values())
         where = f"{rate.where}; {slower - 1:.0%} more FLOPs, since {len(recomputed)} blocks are computed again"
         return Rate(rate.per_s / slower, rate.unit, "arithmetic", where)
+
+    def _with_float32(self, rate: Rate, judges: Cost, cost: Cost, job: Job) -> Rate:
+        """A rate in bf16 of a step of which some parts compute in float32 whatever the precision is. judges: those."""
+        alone = self.rates.training(
+            judges,
+            job.micro,
+            precision="fp32",
+            gpu=job.machines.gpu or CPU,
+            world=job.machines.ranks,
+            efficiency=self.efficiency,
+        )
+        share = sum(judges.training_flops().values()) / sum(cost.training_flops().values())
+        seconds = (1 - share) / rate.per_s + 1 / alone.per_s
+        where = f"{rate.where}; the perceptual distance ({share:.0%} of the FLOPs) in float32: {alone.where}"
+        return Rate(1 / seconds, rate.unit, rate.basis, where)
 
     def predicting(
         self,

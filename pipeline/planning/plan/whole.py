@@ -72,7 +72,7 @@ def plan_of(asked: Asked, speeds: Speeds) -> Plan:
     job = asked.job
     found = choices(job, speeds)
     configured = choice(job, speeds)
-    best = recommended(found)
+    best = recommended(found, configured)
     chosen = best if configured.fits is False and best is not None else configured
     trained_s = seconds(job, chosen)
     encode = encode_section(asked.cached, asked.encode, asked.encoders, job.machines, speeds)
@@ -128,8 +128,9 @@ def _plural(noun: str, count: int) -> str:
 def _nothing_fits(found: tuple[Choice, ...], job: Job) -> str:
     """Why none is recommended."""
     if not job.machines.limit_gb:
-        what = "cluster.gpu_memory_gb, or gpu=NAME of a known one" if job.machines.gpu else "a GPU's memory"
-        return f"none is recommended, because {what} would say what fits"
+        if not job.machines.gpu:
+            return "compare the peaks with the machine's memory: without a GPU, none is recommended"
+        return "none is recommended, because cluster.gpu_memory_gb would say what fits"
     least = min(found, key=lambda one: one.peak)
     return (
         f"none fits {job.machines.limit_gb:g} GB: {least.words} needs least, {least.peak / 1e9:.3g} GB; set "
