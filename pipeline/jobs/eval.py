@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from pipeline.config import ClusterConfig, EvalRunConfig, ReconstructConfig
+from pipeline.config import ClusterConfig, EvalRunConfig, ReconstructConfig, RunConfig, SamplerConfig, TrainConfig
 from pipeline.config.loading.load import load
 from pipeline.distributed.children import own_command
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ParseError
 from pipeline.jobs.options import Job, further, gres, requeueing, resources, step
 from pipeline.scheduler.script import Script, log_path
 from pipeline.storage.urls import open_storage
+
+if TYPE_CHECKING:
+    from pipeline.runs.directory import RunInfo
 
 
 def eval_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str] = ()) -> Job:
@@ -24,9 +28,31 @@ def eval_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str
         raise ConfigError("launch.processes starts ranks on one machine: here cluster.processes does")
     if cluster.gpus > 1:
         raise ConfigError(f"cluster.gpus={cluster.gpus}: a rank of eval uses one GPU; cluster.processes says ranks")
-    if config.run not in coming:
-        load_any_run(config.run)
-    return _on_one_node("eval", replace(cluster, nodes=1), words)
+    notes = [] if config.run in coming else memory_notes(config, load_any_run(config.run), cluster)
+    return replace(_on_one_node("eval", replace(cluster, nodes=1), words), notes=notes)
+
+
+def memory_notes(config: EvalRunConfig, info: RunInfo[RunConfig], cluster: ClusterConfig) -> list[str]:
+    """What the evaluation of a run takes of a GPU, in words. Raises ConfigError where the GPU has less."""
+    from pipeline.data.format.contract_json import contract_from_json
+    from pipeline.planning.evaluation import require_evaluation, sampling_bytes
+    from pipeline.planning.plan.whole import encoders_of
+
+    run = info.config
+    if config.pending or config.from_card or not isinstance(run, TrainConfig) or not run.task.draws:
+        return []
+    guidance = max(config.guidance, key=lambda scale: scale != 1)
+    sampler = SamplerConfig(batch=config.batch, guidance=guidance)
+    features = (config.features or run.eval.features) if config.reference or run.eval.reference else None
+    try:
+        contract = contract_from_json(info.contract)
+        encoders = encoders_of(run, contract)
+        needed = sampling_bytes(run, contract, encoders, sampler, features, config.perceptual or run.eval.perceptual)
+    except (ConfigError, ParseError) as error:
+        return [f"memory of the evaluation: not looked at ({error})"]
+    if cluster.gpus and cluster.gpu_memory_gb:
+        require_evaluation(needed, cluster.gpu_memory_gb, "batch")
+    return [f"memory: {needed.words()}"]
 
 
 def reconstruct_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str] = ()) -> Job:
