@@ -117,7 +117,14 @@ def phases_of(world: World, start: Start, commits: Commits, reads: Reads) -> Pha
     computing = start.load_s + start.order_s + start.check_s
     first_window = 8e-9 * reads.window * world.ranks_per_node / world.node_gbit
     state = 8e-9 * world.state_bytes / world.bucket_gbit
-    begin = by_all(world, start.asked) + computing + by_all(world, commits.resume) + 2 * state + first_window
+    begin = (
+        by_all(world, start.asked)
+        + start.looked.seconds
+        + computing
+        + by_all(world, commits.resume)
+        + 2 * state
+        + first_window
+    )
     copy = 1e-9 * world.state_bytes / world.ranks / COPY_GB_S
     write = by_all(world, commits.part) + 2 * state + commits.commit.seconds  # written, and read back
     return Phases(world.group_s + begin, copy, write, commits.tidy.seconds)
@@ -172,12 +179,13 @@ def of_start(found: Found) -> list[list[str]]:
     start, world = found.start, found.world
     return [
         ["manifest", f"{start.manifest_bytes / 1e6:.1f} MB, read by every rank"],
-        ["seconds to read and check it", f"{start.load_s:.2f}"],
-        ["seconds for blocks, order and the first samples", f"{start.order_s:.2f}"],
-        ["seconds to compare a listing with it", f"{start.check_s:.2f}"],
+        ["seconds of its processor to read and check it", f"{start.load_s:.2f}"],
+        ["for blocks, order and the first samples", f"{start.order_s:.2f}"],
+        ["to compare a listing with it (the first rank)", f"{start.check_s:.2f}"],
         ["then, for each sample", f"{start.locate_us:.2f} us"],
         ["memory of a rank, of a node", f"{start.rss / 1e6:,.0f} MB, {start.rss * world.ranks_per_node / 1e9:.1f} GB"],
         ["requests of a rank", kinds(start.asked)],
+        ["of the first rank besides", f"{kinds(start.looked)}, {start.looked.seconds:,.0f} s"],
         ["of all ranks", f"{world.ranks * start.asked.total:,}, {by_all(world, start.asked):,.0f} s"],
     ]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import NotFound, StorageError
+from pipeline.runs.retention import TOGETHER
 from pipeline.storage.base import ObjectInfo, Storage, temporary_path
 
 PAGE = 1000
@@ -47,10 +48,10 @@ class Asked:
 
     @property
     def seconds(self) -> float:
-        """Of the threads that wait for each other, which send one request after the other, and of the busiest of a
-        pool."""
-        pooled = {name: count for name, count in self.by_thread.items() if POOLED.search(name)}
-        return self.latency_s * (self.by_thread.total() - sum(pooled.values()) + max(pooled.values(), default=0))
+        """Of threads that wait for each other, which send one request after the other, and of pools, which share theirs
+        among TOGETHER threads."""
+        pooled = sum(count for name, count in self.by_thread.items() if POOLED.search(name))
+        return self.latency_s * (self.by_thread.total() - pooled + pooled / TOGETHER)
 
 
 class Bucket(Storage):

@@ -101,4 +101,3 @@ def take_lease(run: Bucket) -> leases.Lease:
         return leases.Lease.take(run)
     finally:
         leases.PAUSE_SECONDS = pause
-

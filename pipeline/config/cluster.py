@@ -25,7 +25,8 @@ class ClusterConfig:
     concurrent: Annotated[int, Ge(0)] = 0
     """Largest number of tasks that run at a time; 0 = all."""
     processes: Annotated[int, Ge(1)] = 1
-    """Processes of each encode task, on one node; ranks on each node of a training job."""
+    """Processes of each encode task, on one node; ranks on each node of a training job; ranks of an evaluation, on one
+    node."""
     gpus: Annotated[int, Ge(0)] = 1
     """GPUs per process; 0 = none."""
     gpu_type: str = ""

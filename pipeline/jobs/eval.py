@@ -1,4 +1,4 @@
-"""The jobs of latentmill eval and of latentmill reconstruct."""
+"""The jobs of latentmill eval, whose ranks share the images, and of latentmill reconstruct, which is one process."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 
 def eval_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str] = ()) -> Job:
-    """A job of one process on one node that evaluates a run. coming: runs that earlier jobs will make. Raises
-    ConfigError, OverrideError, RunError."""
+    """A job on one node that evaluates a run, with as many ranks as the cluster has processes. coming: runs that
+    earlier jobs will make. Raises ConfigError, OverrideError, RunError."""
     from pipeline.runs.directory import load_any_run
 
     config: EvalRunConfig = load("eval", words)
+    if config.launch.processes > 1:
+        raise ConfigError("launch.processes starts ranks on one machine: here cluster.processes does")
+    if cluster.gpus > 1:
+        raise ConfigError(f"cluster.gpus={cluster.gpus}: a rank of eval uses one GPU; cluster.processes says ranks")
     notes = [] if config.run in coming else memory_notes(config, load_any_run(config.run), cluster)
-    return replace(_one_process("eval", cluster, words), notes=notes)
+    return replace(_on_one_node("eval", replace(cluster, nodes=1), words), notes=notes)
 
 
 def memory_notes(config: EvalRunConfig, info: RunInfo[RunConfig], cluster: ClusterConfig) -> list[str]:
@@ -59,27 +63,29 @@ def reconstruct_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Seque
     config: ReconstructConfig = load("reconstruct", words)
     if config.dataset not in coming:
         load_manifest(open_storage(config.dataset))
-    return _one_process("reconstruct", cluster, words)
+    return _on_one_node("reconstruct", replace(cluster, nodes=1, processes=1), words)
 
 
-def _one_process(verb: str, cluster: ClusterConfig, words: Sequence[str]) -> Job:
-    """A job of one process on one node."""
-    has_device = any(word.lstrip("+").startswith("device=") for word in words)
-    one_process = replace(cluster, nodes=1, processes=1)
+def _on_one_node(verb: str, cluster: ClusterConfig, words: Sequence[str]) -> Job:
+    """A job of cluster.processes tasks on one node."""
+    keys, ranks = [word.lstrip("+").partition("=")[0] for word in words], cluster.processes
+    added = [] if "device" in keys else ["device=cuda" if cluster.gpus else "device=cpu"]
+    if ranks > 1 and "launch.threads" not in keys:  # cores bound to a task cannot be divided again: all of them
+        added.append(f"launch.threads={cluster.cpus}")
     script = Script(
         about=[f"latentmill {verb} as a Slurm job, written by `latentmill submit`."],
         options={
             "--job-name": f"latentmill-{verb}",
-            **resources(one_process, 1),
-            "--gres": gres(one_process),
+            **resources(cluster, ranks),
+            "--gres": gres(cluster),
             "--output": log_path(cluster.logs, "%x-%j.log"),
             **requeueing(cluster, ""),
             **further(cluster),
         },
         setup=cluster.setup,
-        step=step(one_process, 1),
+        step=[*step(cluster, ranks), *(["--kill-on-bad-exit=1"] if ranks > 1 else [])],
         program=own_command("pipeline.cli", verb, python=cluster.python),
-        arguments=[*words, *([] if has_device else ["device=cuda" if cluster.gpus else "device=cpu"])],
+        arguments=[*words, *added],
         requeue=False,  # it would begin anew, and if it exceeds its time limit, for ever
     )
     return Job([script])

@@ -37,9 +37,9 @@ VISION = {  # of an image tower: side of its pictures, width, tokens
 INCEPTION_SIDE, INCEPTION_NUMBERS = 299, 147 * 147 * (64 + 64 + 32)
 """Side of the pictures that Inception sees, and the numbers of a picture around its largest layer: a convolution's
 input, its output, and the norm's."""
-TOWER_TENSORS = 10
-"""Tensors of the tokens' size at the peak of a transformer's block: tokens, their norm, values of four widths before
-and after the activation."""
+TOWER_TENSORS = 11
+"""Tensors of the tokens' size at the peak of a transformer's block: its input, tokens after attention, their norm, and
+values of four widths before and after the activation."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ def sampling_bytes(
     if encoders is not None and encoders.stage is not None:
         shape = shape_of(encoders.stage)
         networks += FP32 * autoencoder_cost(encoders.stage, 1, *_least(encoders.stage)).parameters
-        phases["decoded"] = decode_bytes(shape, batch, height, width) + 2 * latents
+        # decode_bytes adds the pictures, which a decoder makes after its peak, when larger tensors are gone.
+        pictures = 2 * FP32 * 3 * batch * height * width * contract.downsampling**2
+        phases["decoded"] = decode_bytes(shape, batch, height, width) - pictures + 2 * latents
     side_pixels = contract.downsampling * height, contract.downsampling * width
     if encoders is not None and encoders.tower_config:
         networks += tower_bytes(encoders.tower_config)
@@ -206,12 +208,12 @@ def features_bytes(name: FeaturesName, batch: int, height: int, width: int) -> i
     """Most bytes of activations while a network of features looks at a batch of pictures of height x width."""
     if name in VISION:
         return _transformer(batch, *VISION[name])
-    pictures = FP32 * 3 * batch * (height * width + 2 * INCEPTION_SIDE**2)
-    return max(pictures, FP32 * batch * (INCEPTION_NUMBERS + 3 * INCEPTION_SIDE**2) + pictures // 3)
+    pictures = (FP32 + 1) * 3 * height * width  # as they come, and in float32 until the network has ended
+    return batch * (pictures + FP32 * (3 * INCEPTION_SIDE**2 + INCEPTION_NUMBERS))
 
 
 def _transformer(batch: int, side: int, width: int, tokens: int) -> int:
-    return FP32 * batch * (TOWER_TENSORS * tokens * width + 2 * 3 * side**2)
+    return batch * (FP32 * (TOWER_TENSORS * tokens * width + 2 * 3 * side**2) + 3 * side**2)
 
 
 def _of_autoencoder(config: AutoencoderConfig, height: int, width: int) -> Evaluating:

@@ -40,11 +40,12 @@ def test_a_bucket_counts_requests_and_seconds_of_those_that_wait_for_each_other(
     assert asked.by_prefix == {"a/": 4}
 
 
-def test_a_rank_asks_for_the_manifest_and_lists_the_dataset(manifest: Path) -> None:
+def test_every_rank_asks_for_the_manifest_and_the_first_lists_the_dataset(manifest: Path) -> None:
     start = start_of(SMALL, manifest)
     assert start.manifest_bytes == manifest.stat().st_size
     assert start.asked.by_kind["get"] == 1 and start.asked.by_kind["head"] == 1
-    assert start.asked.by_kind["list"] == 1  # 121 objects are one page
+    assert start.asked.by_kind["list"] == 0  # of more records every rank lists the dataset, before tables are made
+    assert dict(start.looked.by_kind) == {"list": 1}  # 121 objects are one page
 
 
 def test_followed_ranks_read_every_block_of_their_lanes(manifest: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from pipeline.planning.rates.calibration import VARIABLE, add
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Of a run on a small cache, on a machine that nobody calibrated."""
+    """Of a run on a small cache, on a machine without Slurm that nobody calibrated."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(VARIABLE, raising=False)
     small_cache.make_cache(str(tmp_path / "cache"), [16])

@@ -111,13 +111,14 @@ def test_bytes_of_a_planned_cache_are_those_of_the_real_one(case: str, shapes: P
         assert size.records == manifest.samples == IMAGES * (1 + made.flip)
         assert size.tars == len(manifest.shards) and size.objects == len(stored)
         assert size.tar_bytes == pytest.approx(of_kind(stored, ".tar"), rel=2e-3)
-        assert size.bytes_beside["indexes"] == pytest.approx(of_kind(stored, ".index.json"), rel=5e-3)
+        few = 2e-2 if case == "buckets" else 5e-3  # three records in each of these tars
+        assert size.bytes_beside["indexes"] == pytest.approx(of_kind(stored, ".index.json"), rel=few)
         assert size.bytes_beside["uncond"] == len(stored.get("uncond.npy", b""))
-        assert size.bytes_beside["plan"] == pytest.approx(len(stored["contract.json"]), rel=0.1)
-        assert size.bytes_beside["manifest"] == pytest.approx(2 * len(stored["manifest.json"]), rel=0.1)
+        assert size.bytes_beside["plan"] == pytest.approx(len(stored["contract.json"]), rel=0.01)
+        assert size.bytes_beside["manifest"] == pytest.approx(2 * len(stored["manifest.json"]), rel=0.02)
         reports = sum(len(stored[f"units/{unit:06d}.json"]) for unit in range(len(manifest.units)))
-        assert size.bytes_beside["reports"] == pytest.approx(reports, rel=0.15)
-        assert size.bytes_beside["card"] == pytest.approx(len(stored["card.html"]), rel=0.25)
+        assert size.bytes_beside["reports"] == pytest.approx(reports, rel=0.05)
+        assert size.bytes_beside["card"] == pytest.approx(len(stored["card.html"]), rel=0.1)
         said = of_manifest(manifest)
         assert said.tar_bytes == of_kind(stored, ".tar") and said.objects == len(stored)
         assert said.bytes_beside["indexes"] == pytest.approx(of_kind(stored, ".index.json"), rel=1e-2)
@@ -157,7 +158,7 @@ def test_a_trial_of_one_shard_stands_for_the_others(shapes: Path, tmp_path: Path
     assert whole.source is not None and part.source is not None
     assert (whole.source.tried, part.source.tried) == (2, 1)
     assert part.images == pytest.approx(IMAGES, abs=2) and whole.images == IMAGES
-    assert sum(whole.source.unit_rows) == IMAGES and whole.source.unit_rows == (12, 12)
+    assert sum(whole.source.unit_rows) == IMAGES and whole.source.unit_rows == pytest.approx((12, 12), abs=1)
     assert part.caches[0].size.tar_bytes == pytest.approx(whole.caches[0].size.tar_bytes, rel=0.1)
     scaled = plan_encode(made, images=10_000, shards=1)
     assert scaled.images == sum(scaled.unit_rows) == 10_000  # type: ignore[arg-type]

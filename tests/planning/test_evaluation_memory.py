@@ -35,7 +35,7 @@ from pipeline.planning.memory import state_bytes
 from pipeline.planning.plan.networks import Encoders
 from pipeline.storage.urls import open_storage
 
-WIDE = ModelConfig(channels=192, multipliers=(1,), blocks=1, attention=(1,), heads=4, context_width=128)
+WIDE = ModelConfig(channels=384, multipliers=(1,), blocks=1, attention=(1,), heads=4, context_width=128)
 NARROW = ModelConfig(channels=32, multipliers=(1, 2), blocks=1, attention=(2,), heads=2, context_width=128)
 
 
@@ -73,7 +73,7 @@ def test_the_peak_of_an_evaluation_is_that_of_the_tensors_alive(
         judge=make_judge(manifest.contract, TextTask()),
     )
     denoiser = make_denoiser(config)
-    sampler = SamplerConfig(sampler="ddim", steps=2, guidance=guidance, batch=12)
+    sampler = SamplerConfig(sampler="ddim", steps=4, guidance=guidance, batch=12)
     evaluator(denoiser, 0, images=2, sampler=replace(sampler, batch=2))  # folds weights
     with Live() as live:
         evaluator(denoiser, 0, images=12, sampler=sampler)

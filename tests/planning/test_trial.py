@@ -32,15 +32,20 @@ def test_a_bucket_is_read_by_ranges_until_enough_samples_are_seen(
     size = (tmp_path / "0.tar").stat().st_size
     asked: list[int] = []
 
-    def get_range(self: LocalStorage, key: str, offset: int, length: int) -> bytes:
-        asked.append(length)
-        return (tmp_path / key).read_bytes()[offset : offset + length]
+    class Far(LocalStorage):
+        """A folder that is read as a bucket is."""
 
-    monkeypatch.setattr(LocalStorage, "get_range", get_range)
-    monkeypatch.setattr(LocalStorage, "local_path", lambda self, key: None)  # as of a bucket
+        def local_path(self, key: str) -> None:  # type: ignore[override]
+            return None
+
+        def get_range(self, key: str, offset: int, length: int) -> bytes:
+            asked.append(length)
+            return (tmp_path / key).read_bytes()[offset : offset + length]
+
     monkeypatch.setattr("pipeline.planning.cached.members.CHUNK", 1 << 16)
-    made = EncodeConfig(source=str(tmp_path / "0.tar"), dest="d", encoders=ENCODERS)
+    monkeypatch.setattr("pipeline.planning.cached.trial.expand", lambda source: [(Far(str(tmp_path)), "0.tar")])
     monkeypatch.setattr("pipeline.planning.cached.trial.sizes", lambda places: [size])
+    made = EncodeConfig(source=str(tmp_path / "0.tar"), dest="d", encoders=ENCODERS)
     found = trial(made, contracts_of(made), 1, most=8)
     assert found.read == found.counted == 8 and found.images == pytest.approx(40, abs=1)
     assert sum(asked) < size / 2

@@ -21,8 +21,9 @@ THUMBNAILS, THUMBNAIL_SIDE = 4, 96
 """Small pictures of a report, and their longer side in pixels (preprocess/encoding/census.py)."""
 JPEG_HEAD, JPEG_SHARE = 630, 0.35
 """Bytes of a small JPEG: its tables, and for each pixel, where no picture was looked at."""
-CARD_BYTES, CARD_PICTURES = 26_000, 48
-"""Bytes of the page without its pictures, and their number at most (preprocess/encoding/card.py)."""
+CARD_BYTES, CARD_TEXT_BYTES, CARD_CLASS_BYTES, CARD_PICTURES = 18_000, 6_500, 13_500, 48
+"""Bytes of the page without its pictures, of what captions and classes add to it, and the number of pictures at most
+(preprocess/encoding/card.py)."""
 STEPS = {"aspect": 0.25, "side": 0.5, "tokens": 4}
 """Widths of the bins of a report's histograms (preprocess/encoding/census.py)."""
 
@@ -199,7 +200,9 @@ def card_bytes(contract: Contract, samples: Sequence[Sampled], units: int, targe
     """Bytes of card.html, by a typical page and its pictures."""
     pictures = _spread(samples, min(units * THUMBNAILS, CARD_PICTURES))
     shown = sum(base64_length(thumbnail_bytes(contract, one, target)) + 160 for one in pictures)
-    return CARD_BYTES + shown
+    charts = CARD_TEXT_BYTES * (contract.text is not None)
+    charts += CARD_CLASS_BYTES * (contract.conditions.classes is not None)
+    return CARD_BYTES + charts + shown
 
 
 def hashes_bytes(rows: int, filters: dict[str, Any]) -> int:

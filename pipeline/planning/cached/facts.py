@@ -20,7 +20,7 @@ from pipeline.planning.cached.encoders import StageFacts, stage_facts, tower_fac
 from pipeline.storage.urls import open_storage, split_url, without_folders
 
 UNPROVED = "0" * 64
-VERSIONS = {name: "0.00.0" for name in ("diffusers", "numpy", "open_clip_torch", "pillow", "torch", "littlecms")}
+VERSIONS = dict.fromkeys(("diffusers", "numpy", "open_clip_torch", "pillow", "torch"), "0.00.0")
 NO_ARRAYS = (Member(name="moments", shape=(), dtype="float16"),)
 
 
@@ -70,9 +70,16 @@ def _contract(
         batch=config.batch,
         device="cpu" if config.device == "cpu" else "cuda",
         threads=0,
-        versions=VERSIONS,
+        versions=VERSIONS | _libraries(config),
     )
     return replace(contract, members=arrays_of(contract))
+
+
+def _libraries(config: EncodeConfig) -> dict[str, str]:
+    """What is named besides the packages, where it is used (preprocess/encoding/contract.py)."""
+    found = {"png": "zlib-ng 0.0.0, level 4"} if config.pixels == "png" else {}
+    found |= {"littlecms": "0.00"} if config.colour != "as_stored" else {}
+    return found | ({"perceptual_hash": "phash 1"} if config.filters.near_duplicates else {})
 
 
 def text_facts(config: EncodeConfig) -> TextFacts | None:

@@ -123,7 +123,7 @@ def _array_bytes(
     member: Member, contract: Contract, sample: Sampled, size: tuple[int, int], target: int, flipped: bool
 ) -> int:
     """Bytes of the .npy file of an array of the contract in the record of a sample whose crop is `size`."""
-    found = None
+    found: tuple[int, ...] | None = None
     if member.name == "text" and contract.text is not None and contract.trimmed:
         found = (rows_of_text(contract.text, sample.tokens), *member.shape[1:])
     elif member.name == "pixels" and len(member.shape) == 1:
