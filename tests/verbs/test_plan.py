@@ -145,6 +145,15 @@ def test_evaluations_beside_training_are_not_waited_for() -> None:
     assert (inside.value("whole", "hours") or 0) > (beside.value("whole", "hours") or 0)
 
 
+def test_on_a_gpu_evaluations_predict_in_bf16_unless_fp32_is_asked_for() -> None:
+    words = ("experiment=sd1_256", "gpu=h100", "images=1M")
+    rates = [
+        plan(*words, f"eval.precision={precision}").value("evaluations", "images/s of a rank in them") or 0
+        for precision in ("auto", "fp32")
+    ]
+    assert rates[0] > 5 * rates[1]
+
+
 def test_a_cache_without_data_val_is_not_evaluated() -> None:
     assert plan("experiment=demo", "images=1000", "data.val=").section("evaluations") is None
 
