@@ -82,7 +82,7 @@ class Speeds:
         """Images that a rank predicts in a second. network: of a prediction for so many images, of which each image
         takes `passes`, in this precision. decoder, beside: of what comes after for as many, in float32."""
         where: dict[str, Any] = {"gpu": machines.gpu or CPU, "world": machines.ranks}
-        after = {"decoder": decoder, "beside": beside}
+        after: dict[str, Any] = {"decoder": decoder, "beside": beside}
         if precision == "fp32":
             return self.rates.sampling(network, images, passes, precision=precision, **after, **where)
         rate = self.rates.sampling(network, images, passes, precision=precision, **where)
