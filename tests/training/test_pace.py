@@ -11,7 +11,7 @@ import torch
 
 from pipeline import calibrate as verb
 from pipeline import cli
-from pipeline.config import CalibrateConfig, DeepSpeedConfig, ModelConfig
+from pipeline.config import CalibrateConfig, DeepSpeedConfig, ModelConfig, TrainConfig
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError
 from pipeline.planning.rates.calibration import Calibration, read
@@ -59,7 +59,8 @@ def test_a_calibration_holds_what_a_plan_reads(few: None) -> None:
 def test_an_experiments_network_is_measured_as_itself(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CalibrateConfig(seconds=0.2, precision="fp32", experiment="demo", side=8, tokens=4, micro_batch=2)
     asked = calibrating.experiment(config, World())
-    assert asked is not None and asked.optim.batch == 2
+    assert isinstance(asked, TrainConfig)
+    assert asked.optim.batch == 2
     model = replace(SMALL, context_width=8)
     monkeypatch.setattr(
         calibrating,

@@ -16,7 +16,7 @@ from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 from pipeline.planning.rates.layers import LayerRate, Terms
 
-VERSION = 1
+VERSION: Literal[1] = 1
 VARIABLE = "LATENTMILL_RATES"
 """Environment variable that names the file of rates, where it is not DEFAULT."""
 DEFAULT = "~/.config/latentmill/rates.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,6 +48,7 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
     experiment that there is not."""
     device = world.device.type
     own = world.together(lambda: experiment(config, world))
+    logging.getLogger("DeepSpeed").disabled = True  # it warns of its optimizer at every network
     base = replace(networks.base_config(device, config.precision), compile=config.compile)
     dtype = pick_precision(base, world.device)
     rates = layer_rates(world, dtype, SHARES["layers"] * config.seconds)
