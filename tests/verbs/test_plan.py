@@ -306,6 +306,17 @@ def test_a_plan_is_written_once_more_and_over_nothing_else(tmp_path: Path, capsy
     assert file.read_text() == '{"mine": 1}'
 
 
+def test_values_of_the_environment_are_neither_shown_nor_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(str(tmp_path / "hidden-place"), 10, 1, "train", shard_size=10)
+    monkeypatch.setenv("SHAPES", str(tmp_path / "hidden-place"))
+    file = tmp_path / "plan.json"
+    assert cli.main(["plan", "experiment=demo", "source=${oc.env:SHAPES}/*.tar", f"json={file}"]) == 0
+    for text in (capsys.readouterr().out, file.read_text()):
+        assert "hidden-place" not in text and "${oc.env:SHAPES}/*.tar" in text
+
+
 def test_a_runs_report_shows_the_plan_beside_what_happened(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "a")
     report.write([str(run)], str(run / "report.html"))
