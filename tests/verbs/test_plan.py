@@ -329,6 +329,10 @@ def test_a_runs_report_shows_the_plan_beside_what_happened(tmp_path: Path) -> No
     assert "64,000" in happened and "40,000" in happened and "0.62" in happened, (
         "samples planned, seen, and their ratio"
     )
+    assert "peak of a rank" not in happened, "a process on a CPU holds more than tensors"
+    (run / "plan.json").write_bytes(plan("experiment=demo", "images=1000", "gpu=a100").json())
+    report.write([str(run)], str(run / "report.html"))
+    assert "peak of a rank" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
