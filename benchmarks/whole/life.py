@@ -125,6 +125,7 @@ class Life:
             *(f"data.train={self.place('cache-train')}", f"optim.batch={sizes.batch}", f"samples={sizes.samples}"),
             *(f"deepspeed=zero{stage}", f"precision={sizes.precision}", f"device={sizes.device}"),
             *("optim.lr=1e-3", f"optim.warmup={sizes.samples // 4}", f"checkpoint.every={sizes.every}"),
+            *(["launch.threads=1"] if sizes.device == "cpu" else []),  # several runs share the cores of a test
         ]
 
     def _begin(self, name: str, stage: int) -> Begun:

@@ -26,7 +26,7 @@ from pipeline.errors import DataError
 from pipeline.storage.urls import open_storage
 
 TINY = ["device=cpu", "compile=off", "precision=fp32", "life_model=tiny", "life_images=64", "life_batch=8"]
-TINY += ["life_steps=48", "life_evaluated=8", "model=tiny", "engine=torch", "batch=4", "rounds=1", "steps=2"]
+TINY += ["life_steps=24", "life_evaluated=8", "model=tiny", "engine=torch", "batch=4", "rounds=1", "steps=2"]
 TINY += ["samples=64", "encode_preset=demo", "encode_images=64"]
 PLAN = waits.Plan(model="tiny", batch=4, rounds=1, steps=2, samples=64, compiled=False, engine="torch")
 
