@@ -94,11 +94,11 @@ class Life:
         undisturbed = self._begin("undisturbed", stage=1)
         second_stage = self._begin("zero2", stage=2)
         killed = self._begin("killed", stage=1)
-        self.verbs.finish(reference)
-        whole = self._begin_whole()
         struck = self.verbs.strike(killed, lambda: bool(commits(self.place("killed"))))
         at = commits(self.place("killed"))
         resumed = self._begin("killed", stage=1)
+        self.verbs.finish(reference)
+        whole = self._begin_whole()
         self.verbs.finish(undisturbed, second_stage, resumed, whole)
         self._row(reference, "statistics of the held-out images")
         self._row(whole, self._told_of_whole())
@@ -166,7 +166,7 @@ class Life:
             ("export", run, f"dest={folder}", "check=true"),
         )
         for begun in (evaluated, sampled, exported):
-            self._row(begun, begun.said.strip().splitlines()[-1].replace(str(self.folder), "..")[:160])
+            self._row(begun, begun.said.strip().splitlines()[-1].replace(str(self.folder), "..")[:90])
         self.journal.check(SECTION, "there is a picture", Path(picture).stat().st_size > 0)
         files = ("model_index.json", "unet/config.json")
         there = [(Path(folder) / name).is_file() for name in files]
