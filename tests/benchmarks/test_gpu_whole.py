@@ -192,6 +192,11 @@ def test_a_verb_is_killed_when_something_holds_and_all_of_them_at_the_end(asleep
     assert other.ended() == -signal.SIGKILL
 
 
+def test_a_verb_that_ends_by_itself_is_not_struck(asleep: None, tmp_path: Path) -> None:
+    with Verbs(tmp_path) as started:
+        assert not started.strike(started.begin("fails"), lambda: False)
+
+
 def test_a_verb_that_fails_is_named_with_what_it_said(asleep: None, tmp_path: Path) -> None:
     with Verbs(tmp_path) as started, pytest.raises(DataError, match="latentmill fails b=2 ended with status 3: fails"):
         started.run(("fails", "b=2"))
