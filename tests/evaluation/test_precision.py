@@ -186,7 +186,8 @@ def test_a_card_of_a_precision_that_is_none_is_refused() -> None:
     card: Card = evaluator_of(task, cache, in_memory(cache))(denoiser_of(task, cache), 0, images=2, sampler=FEW).card
     stored = json.loads(json.dumps(card.to_json()))
     assert "precision" not in stored and parse_card(json.dumps(stored).encode()).precision == {}
-    for precision in ({"denoiser": "fp8"}, {"tf32": "yes"}, {"tf32": 1}, {"encoder": "bf16"}, []):
+    wrong: list[Any] = [{"denoiser": "fp8"}, {"tf32": "yes"}, {"tf32": 1}, {"encoder": "bf16"}, []]
+    for precision in wrong:
         with pytest.raises(ParseError, match="precision"):
             parse_card(json.dumps(stored | {"precision": precision}).encode())
 
