@@ -21,17 +21,14 @@ WORDS = [
     ("train", [*TRAIN, "seed=9", "optim.warmup=${seed}", "data.mix=[a,b]", "data.mix=c"]),
     ("train", ["run=it's ${odd}, {a,b}\\", "data.train=${oc.env:HOME}/c", "task=class"]),
     ("autoencoder", [*TRAIN, "experiment=kl_f8", "gan.after=100", "loss.l1=0.5"]),
-    (
-        "encode",
-        ["source=s", "dest=d", "encoders=demo", "conditions=[class,boxes]", "classes.names=n", "resolution=[64]"],
-    ),
+    ("encode", ["source=s", "dest=d", "encoders=demo", "conditions=[class,boxes]", "classes.names=n"]),
     ("sample", ["run=r", "guide=[clip,image]", "prompt=a, b", "prompt=c", "guide.target=t.png", "sampler.steps=3"]),
     ("submit", ["cluster=a100", "cluster.time=30"]),
 ]
 
 
 def composed(verb: str, words: list[str], whole: bool) -> Any:
-    """What the loader makes of a command line, or (whole) Hydra of all of it; the line that refuses it, if one does."""
+    """What the loader makes of a command line, or (whole) Hydra of all of it, or the line that refuses it."""
     try:
         translated = translate(verb, words)
         overrides = [parse(word) for word in translated]

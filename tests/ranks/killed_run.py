@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
         return next_batch(self, stream)
 
     Trainer._next_batch = struck  # type: ignore[method-assign]
-    return guarded("train", partial(train.main, replace(config, watchdog_s=WATCHDOG_SECONDS)))
+    limited = replace(config, step_limit_s=WATCHDOG_SECONDS)  # the first step may take longer on a busy machine
+    return guarded("train", partial(train.main, limited))
 
 
 if __name__ == "__main__":
