@@ -32,7 +32,7 @@ from pipeline.parsing.values import parse_json
 from pipeline.runs.directory import RunInfo as RunInfo
 from pipeline.runs.directory import committed
 from pipeline.runs.directory import load_run as load_run
-from pipeline.runs.fragments import CHUNK, DIMENSIONS, Section, are_sections, require_size
+from pipeline.runs.fragments import CHUNK, DIMENSIONS, Section, Span, are_sections, read_headers, require_size
 from pipeline.runs.fragments import Reader as Reader
 from pipeline.runs.names import COMMIT, checkpoint_folder, is_rank_file
 from pipeline.runs.stored import LARGEST, Count, Digest, read_bounded
