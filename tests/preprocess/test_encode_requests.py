@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,7 +148,24 @@ def test_units_of_the_dead_are_taken_over_once_their_claims_are_seen_to_be_dead(
 # At the start and at the end
 
 
-def of_stored(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Counting:
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards in s, and what `encode` makes of them in c."""
+    folder = tmp_path_factory.mktemp("requests")
+    write_shards(str(folder / "s"), 12, 0, "train", shard_size=2)
+    main(config(str(folder / "s/*.tar"), folder / "c"))
+    return folder
+
+
+@pytest.fixture
+def cache(source: Path, tmp_path: Path) -> Path:
+    """A copy of that without its manifest."""
+    shutil.copytree(source / "c", tmp_path / "c")
+    (tmp_path / "c" / MANIFEST).unlink()
+    return tmp_path / "c"
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Counting:
     """What `encode` asks of its destination is counted."""
     storage, opened = Counting(folder), encode.open_storage
     monkeypatch.setattr(encode, "open_storage", lambda url: storage if url == str(folder) else opened(url))
@@ -155,56 +173,27 @@ def of_stored(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Counting:
 
 
 def test_a_worker_that_comes_when_others_have_done_all_asks_for_none_of_their_units(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_shards(str(tmp_path / "s"), 24, 0, "train", shard_size=2)
-    call = config(str(tmp_path / "s/*.tar"), tmp_path / "c")
-    main(call)
-    expected = files(tmp_path / "c")
-    (tmp_path / "c" / MANIFEST).unlink()
-    storage = of_stored(monkeypatch, tmp_path / "c")
+    storage = counted(monkeypatch, cache)
     monkeypatch.setattr(encode, "settle", lambda *_: set())  # it looked before the others began
-    main(call)
-    assert files(tmp_path / "c") == expected
+    main(config(str(source / "s/*.tar"), cache))
+    assert files(cache) == files(source / "c")
     assert [key for key in storage.keys if key.startswith(REPORTS)] == [report_key(0)]
 
 
 def test_who_ends_while_others_are_at_work_asks_for_one_of_the_missing_units(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_shards(str(tmp_path / "s"), 24, 0, "train", shard_size=2)
-    call = config(str(tmp_path / "s/*.tar"), tmp_path / "c", claim_seconds=1.0)
-    with Claims(LocalStorage(tmp_path / "c"), 1.0) as living:
-        for number in range(1, 12):
+    with Claims(LocalStorage(cache), 4.0) as living:
+        for number in range(1, 6):
+            (cache / report_key(number)).unlink()
             living.take(number)
-        storage = of_stored(monkeypatch, tmp_path / "c")
-        main(call)
-    assert not (tmp_path / "c" / MANIFEST).exists()
-    reports = [key for key in storage.keys if key.startswith(REPORTS)]
-    assert len(reports) <= 6  # of unit 0 before and after its claim and at its upload, a miss, a missing one
-    main(call)
-    assert (tmp_path / "c" / MANIFEST).exists()
-
-
-def test_thumbnails_are_not_fetched_at_the_start(tmp_path: Path) -> None:
-    write_shards(str(tmp_path / "s"), 16, 0, "train", shard_size=8)
-    main(config(str(tmp_path / "s/*.tar"), tmp_path / "c"))
-    storage, names = Reading(tmp_path / "c"), ["00000.tar", "00001.tar"]
-    for number in range(2):  # as large as four photographs make them
-        facts = parse_json(storage.get(report_key(number)))
-        for thumbnail in facts["thumbnails"]:
-            thumbnail["jpeg"] = "A" * 6000
-        storage.put(report_key(number), canonical_json(facts))
-    sizes = {number: storage.stat(report_key(number)).size for number in range(2)}
-    assert min(sizes.values()) > 24_000
-    whole = read_reports(storage, range(2), names)
-    storage.bytes_read = 0
-    heads = read_heads(storage, sizes, names)
-    assert storage.bytes_read == 2 * HEAD_BYTES
-    for number, head in heads.items():
-        left = {"thumbnails", "truncated", "unit"}
-        assert head.facts == {key: value for key, value in whole[number].facts.items() if key not in left}
-        assert (head.known, head.left_out) == (whole[number].known, False)
+        storage = counted(monkeypatch, cache)
+        main(config(str(source / "s/*.tar"), cache, claim_seconds=4.0))
+    assert not (cache / MANIFEST).exists()
+    asked = [key for key in storage.keys if key.startswith(REPORTS)]
+    assert asked == [report_key(1)] * 2  # the first that is not its own, and whether a manifest can be written
 
 
 class Reading(LocalStorage):
@@ -222,11 +211,28 @@ class Reading(LocalStorage):
         self.bytes_read += len(view)
 
 
-def test_a_report_that_is_not_as_it_was_written_is_read_whole(tmp_path: Path) -> None:
-    """Small ones; those of other programs, whose keys have another order; those that are smaller by now."""
-    write_shards(str(tmp_path / "s"), 8, 0, "train", shard_size=8)
-    main(config(str(tmp_path / "s/*.tar"), tmp_path / "c"))
-    storage, names = Reading(tmp_path / "c"), ["00000.tar"]
+def test_thumbnails_are_not_fetched_at_the_start(cache: Path) -> None:
+    storage, names = Reading(cache), ["00000.tar", "00001.tar"]
+    for number in range(2):  # as large as four photographs make them
+        facts = parse_json(storage.get(report_key(number)))
+        for thumbnail in facts["thumbnails"]:
+            thumbnail["jpeg"] = "A" * 6000
+        storage.put(report_key(number), canonical_json(facts))
+    sizes = {number: storage.stat(report_key(number)).size for number in range(2)}
+    assert min(sizes.values()) > HEAD_BYTES + 4000
+    whole = read_reports(storage, range(2), names)
+    storage.bytes_read = 0
+    heads = read_heads(storage, sizes, names)
+    assert storage.bytes_read == 2 * HEAD_BYTES
+    for number, head in heads.items():
+        left = {"thumbnails", "truncated", "unit"}
+        assert head.facts == {key: value for key, value in whole[number].facts.items() if key not in left}
+        assert (head.known, head.left_out) == (whole[number].known, False)
+
+
+def test_a_report_that_is_not_as_it_was_written_is_read_whole(cache: Path) -> None:
+    """Small ones; those of other programs, whose keys have another order; those whose thumbnails come late."""
+    storage, names = Reading(cache), ["00000.tar"]
     facts = parse_json(storage.get(report_key(0)))
     facts["thumbnails"] = [{"caption": "x", "jpeg": "A" * 20_000}]
     late = {key: facts[key] for key in (*sorted(facts.keys() - {"source"}), "source")}

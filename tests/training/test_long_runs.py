@@ -179,7 +179,7 @@ def test_garbage_is_collected_every_so_many_steps_and_at_no_other(monkeypatch: p
     monkeypatch.setattr(gc, "collect", lambda: collected.append(step))
     garbage = Garbage(3)
     try:
-        for step in range(1, 9):
+        for step in range(1, 9):  # noqa: B007
             garbage.step()
             assert not gc.isenabled()
         assert collected == [1, 4, 7]
