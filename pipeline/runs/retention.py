@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -30,6 +31,8 @@ from pipeline.storage.base import Storage
 
 METRICS_BYTES = 1 << 24
 """Largest metrics.json of an evaluation that is read."""
+TOGETHER = 32
+"""Files of a checkpoint that are looked at, or removed, at a time: one by one, those of thousands take minutes."""
 ABANDONED_SECONDS = 3600.0
 """A half-written file that nobody has written to for this long was left by a process that was killed."""
 
@@ -64,7 +67,9 @@ def retain(run: Storage, retention: Retention) -> None:
         return
     try:
         newest = read_commit(run, checkpoints[0])
-        require_sizes(run, newest.n, newest.files)
+        with ThreadPoolExecutor(TOGETHER, "latentmill-retain") as pool:
+            for _ in pool.map(lambda entry: require_sizes(run, newest.n, [entry]), newest.files):
+                pass
     except (CheckpointCorrupt, NotFound) as error:
         log.warning(f"no checkpoint is removed, for the newest is damaged ({error})")
         return
@@ -79,8 +84,12 @@ def retain(run: Storage, retention: Retention) -> None:
         belongs_to_newest = key in newest_files or weights_file in newest_files or key.endswith(COMMIT)
         if (n == newest.n and not belongs_to_newest) or (n not in kept and n < newest.n):
             keys_to_remove.append(key)
-    for key in sorted(keys_to_remove, key=lambda key: not key.endswith("/" + COMMIT)):
-        run.delete(key)
+    for key in keys_to_remove:
+        if key.endswith("/" + COMMIT):
+            run.delete(key)
+    with ThreadPoolExecutor(TOGETHER, "latentmill-retain") as pool:
+        for _ in pool.map(run.delete, (key for key in keys_to_remove if not key.endswith("/" + COMMIT))):
+            pass
     run.sweep(ABANDONED_SECONDS)
 
 

@@ -14,6 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType, TracebackType
@@ -33,6 +34,8 @@ POLL_SECONDS = (0.01, 1.0)
 """Pause between two checks for the other ranks' files: the first, and the longest."""
 MEET_SECONDS = 1.0
 """Interval at which ranks that wait for a commit tell each other whether one has failed."""
+TOGETHER = 32
+"""Hashes of ranks that rank 0 asks for at a time: one by one, those of thousands take longer than a grace period."""
 Fragments = Mapping[str, Sequence[Fragment]]
 """This rank's share of the state, by kind."""
 
@@ -279,4 +282,5 @@ class Saver:
             if self._abandoned.wait(pause):
                 return None
             pause = min(1.5 * pause, longest_pause)
-        return [json.loads(storage.get(key)) for key in keys]
+        with ThreadPoolExecutor(TOGETHER, "latentmill-commit") as pool:
+            return [json.loads(data) for data in pool.map(storage.get, keys)]

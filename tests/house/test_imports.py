@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "storage": {"errors"},
     "data": {"conditions", "storage", "philox", "errors"},
     "diffusion": {"config", "philox", "errors"},
-    "planning": {"config", "errors"},
+    "planning": {"conditions", "data", "storage", "config", "errors"},
     "tracking": {"storage", "config", "errors"},
     "distributed": {"config", "verbs", "errors"},
     "scheduler": {"config", "errors"},
