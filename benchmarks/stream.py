@@ -1,4 +1,4 @@
-"""How fast the stream is, against webdataset, mosaicml-streaming and bare reads.
+"""How fast the stream is, against webdataset, mosaicml-streaming, LitData, Hugging Face's datasets and bare reads.
 
 .venv/bin/python -m benchmarks.stream [KEY=VALUE ...] [--write]
 """
@@ -22,7 +22,9 @@ from typing import Any
 from benchmarks.encoding.presets import changed
 from benchmarks.machine import device_slug, figure, keep, machine, median, table, verdict
 from benchmarks.streaming.latents import LATENTS, Latents, write_cache
-from benchmarks.streaming.stream_side import BATCH, MEMORY, WORLD
+from benchmarks.streaming.peers import PEERS, peer_sides, versions
+from benchmarks.streaming.stream_side import MEMORY, WORLD
+from benchmarks.streaming.timing import BATCH
 from pipeline.data.format.manifest import MANIFEST, UNCOND, Manifest, commit_manifest, load_manifest
 from pipeline.distributed.exits import guarded
 from pipeline.storage.base import Storage
@@ -30,15 +32,16 @@ from pipeline.storage.urls import open_storage
 
 EPILOG = """\
 keys: presets=sd512,small places=disk,s3 rounds=3 workers=1,2 seconds=4 folder=FOLDER (for the caches; else a temporary
-one) mosaic=PYTHON (of an environment with mosaicml-streaming; without it that side is left out)
+one) mosaic=PYTHON litdata=PYTHON datasets=PYTHON (each of an environment that has that loader, as
+benchmarks/streaming/*_side.py say; without it that side is left out)
 
-Rounds take turns: limit, stream, webdataset, mosaicml-streaming, each in a process of its own and with each number of
+Rounds take turns: limit, stream, webdataset and the others, each in a process of its own and with each number of
 workers (threads of the stream and of the limit, processes of the others). Every side is given the same samples, in
 files of 64 MB; only the stream and the limit hash what they read. From a bucket each gives three quarters of the
 samples and the clock runs from the start: what is read ahead of the first batch costs as much, and no sample comes
-twice, which mosaicml-streaming's copies on disk would serve.
+twice, which the copies on disk of mosaicml-streaming and LitData would serve.
 """
-TARGETS = {"webdataset": 3.0, "mosaic": 1.5, "limit": 0.85}
+TARGETS = {"webdataset": 3.0, **{peer.name: 1.5 for peer in PEERS}, "limit": 0.85}
 FIRST_BYTES = 256_000_000  # of a trial that tells how many samples fill the time
 S3_SAMPLES = {"sd512": 16_384, "small": 98_304}  # of the cache in the bucket
 
@@ -55,6 +58,13 @@ class Plan:
     samples: int = 0
     folder: str = ""
     mosaic: str = ""
+    litdata: str = ""
+    datasets: str = ""
+
+    @property
+    def pythons(self) -> dict[str, str]:
+        """The Python of each peer by its name; "" for none."""
+        return {peer.name: str(getattr(self, peer.name)) for peer in PEERS}
 
 
 @dataclass
@@ -75,14 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.stream",
-        description="How fast the stream is, against webdataset, mosaicml-streaming and the bytes alone.",
+        description="How fast the stream is, against webdataset, three other loaders and the bytes alone.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EPILOG,
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--write", action="store_true", help="also write the tables to benchmarks/results/")
     options = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
-    shown_overrides = [override for override in options.overrides if not override.startswith(("folder=", "mosaic="))]
+    places = ("folder=", *(f"{peer.name}=" for peer in PEERS))
+    shown_overrides = [override for override in options.overrides if not override.startswith(places)]
     command = " ".join(["python -m benchmarks.stream", *shown_overrides])
     return guarded("benchmarks.stream", lambda: run(changed(Plan(), options.overrides), command, write=options.write))
 
@@ -91,7 +102,13 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
     """Measure and print."""
     import torch
 
-    parts = ["\n".join([f"# {command}", "", *machine(torch.device("cpu"), 1)])]
+    head = [
+        f"# {command}",
+        "",
+        *machine(torch.device("cpu"), 1),
+        *versions(plan.pythons, lambda said: _output(said, {})),
+    ]
+    parts = ["\n".join(head)]
     with ExitStack() as stack:
         folder = Path(plan.folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="latentmill-benchmark-")))
         for place in plan.places.split(","):
@@ -144,18 +161,11 @@ def prepared(
         _say(f"making {preset.samples:,} samples of {preset.name}")
         manifest = write_cache(preset, local)
     tars = [str(local.local_path(shard.name)) for shard in manifest.shards]
-    mds = folder / f"{name}-mds"
-    if plan.mosaic and not mds.exists():
-        _say(f"the same in mosaicml-streaming's format: {preset.name}")
-        _output([plan.mosaic, *MOSAIC, json.dumps({"do": "write", "tars": tars, "dest": str(mds)})], {})
-    url, urls, remote = str(folder / name), tars, None
+    url, urls = str(folder / name), tars
     if place == "s3":
-        url, remote = f"{root}/{preset.name}", f"{root}/{preset.name}-mds"
+        url = f"{root}/{preset.name}"
         _say(f"uploading {preset.name}")
         urls = _upload(manifest, local, open_storage(url))
-        if plan.mosaic:
-            for file in sorted(mds.iterdir()):
-                open_storage(remote).put(file.name, file.read_bytes())
 
     def warm(count: int) -> int:
         """Samples before the clock starts. From a bucket none, since reading ahead of the first batch costs as much."""
@@ -165,20 +175,13 @@ def prepared(
         order = {"side": side, "workers": workers, "warm": warm(count), "count": count, **options}
         return [sys.executable, "-m", "benchmarks.streaming.stream_side", json.dumps(order)]
 
-    def mosaic(workers: int, count: int) -> list[str]:
-        at = str(mds) if place == "disk" else tempfile.mkdtemp(dir=folder)
-        order = {"do": "read", "local": at, "remote": remote, "workers": workers, "warm": warm(count), "count": count}
-        return [plan.mosaic, *MOSAIC, json.dumps(order)]
-
     sides = {
         "limit": lambda workers, count: own("limit", workers, count, url=url),
         "stream": lambda workers, count: own("stream", workers, count, url=url),
         "webdataset": lambda workers, count: own("webdataset", workers, count, urls=urls),
     }
-    return sides | ({"mosaic": mosaic} if plan.mosaic else {})
-
-
-MOSAIC = (str(Path(__file__).resolve().parent / "mosaic_side.py"),)
+    bucket = root if place == "s3" else None
+    return sides | peer_sides(preset, plan.pythons, folder, tars, bucket, warm, lambda said: _output(said, {}), _say)
 
 
 def _upload(manifest: Manifest, source: Storage, dest: Storage) -> list[str]:
@@ -286,14 +289,10 @@ def report(preset: Latents, place: str, results: Results, starts: Results) -> st
     return "\n".join(lines)
 
 
-TRIES = 3
-"""Tries of mosaicml-streaming from a bucket: sometimes a worker reads a file that another is still fetching, and
-ends."""
-
-
 def _measured(side: str, command: Callable[[], list[str]], environment: dict[str, str]) -> dict[str, float]:
     """Run a side and return its measurements."""
-    for tries_left in reversed(range(TRIES if side == "mosaic" and environment else 1)):
+    tries = max((peer.tries for peer in PEERS if peer.name == side), default=1)
+    for tries_left in reversed(range(tries if environment else 1)):
         try:
             result: dict[str, float] = json.loads(_output(command(), environment))
             return result

@@ -2,7 +2,7 @@
 versions:
 
     python -m venv mosaic && mosaic/bin/pip install mosaicml-streaming psutil
-    mosaic/bin/python benchmarks/streaming/mosaic_side.py JSON
+    mosaic/bin/python -m benchmarks.streaming.mosaic_side JSON
 
 Imports nothing of latentmill. {"do": "write", "tars": [...], "dest": folder} puts the samples of tars into its own
 format; {"do": "read", "local": folder, "remote": folder or URL or null, ...} times its documented loader.
@@ -11,18 +11,13 @@ format; {"do": "read", "local": folder, "remote": folder or URL or null, ...} ti
 from __future__ import annotations
 
 import atexit
-import io
 import json
-import resource
 import shutil
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 
 if torch.version.cuda is None:  # a torchvision built for CUDA needs two operators
@@ -35,7 +30,8 @@ if torch.version.cuda is None:  # a torchvision built for CUDA needs two operato
 from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader
 
-BATCH = 64
+from benchmarks.streaming.tars import samples_of
+from benchmarks.streaming.timing import BATCH, timed
 
 
 def write(tars: list[str], dest: str, shard_bytes: int = 1 << 26) -> dict[str, float]:
@@ -43,7 +39,7 @@ def write(tars: list[str], dest: str, shard_bytes: int = 1 << 26) -> dict[str, f
     writer: Any = None
     number = 0
     for tar in tars:
-        for sample in _samples(tar):
+        for sample in samples_of(tar):
             if writer is None:
                 columns = {name: _encoding(value) for name, value in sample.items()}
                 writer = MDSWriter(out=dest, columns=columns, size_limit=shard_bytes)
@@ -51,21 +47,6 @@ def write(tars: list[str], dest: str, shard_bytes: int = 1 << 26) -> dict[str, f
             number += 1
     writer.finish()
     return {"samples": number}
-
-
-def _samples(tar: str) -> Iterator[dict[str, Any]]:
-    """Dicts of arrays and of the json, one for each key."""
-    previous_key = None
-    sample: dict[str, Any] = {}
-    with tarfile.open(tar) as file:
-        for member in file:
-            key, _, name = member.name.partition(".")
-            if previous_key not in (None, key):
-                yield sample
-                sample = {}
-            previous_key, data = key, file.extractfile(member).read()  # type: ignore[union-attr]
-            sample[name.removesuffix(".npy")] = np.load(io.BytesIO(data)) if name.endswith(".npy") else json.loads(data)
-    yield sample
 
 
 def _encoding(value: Any) -> str:
@@ -84,7 +65,7 @@ class Tensors(StreamingDataset):  # type: ignore[misc]
 def read(
     local: str, remote: str | None, workers: int, warm: int, count: int, cache_limit: str | None = None
 ) -> dict[str, float]:
-    """Seconds for `count` samples after the first `warm`; without any, the time to the first batch included."""
+    """What `timed` gives."""
     if remote is not None:
         atexit.register(shutil.rmtree, local, ignore_errors=True)  # its downloads
     began = time.perf_counter()
@@ -98,26 +79,7 @@ def read(
             for batch in loader:
                 yield len(next(iter(batch.values())))
 
-    loaded = batches()
-    sample_count = next(loaded)
-    first = time.perf_counter() - began
-    while sample_count < warm:
-        sample_count += next(loaded)
-    cpu = 0.0
-    if warm:
-        sample_count, cpu, began = 0, _cpu(), time.perf_counter()
-    while sample_count < count:
-        sample_count += next(loaded)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"samples": sample_count, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
-
-
-def _cpu() -> float:
-    this_process = psutil.Process()
-    times = [process.cpu_times() for process in (this_process, *this_process.children(recursive=True))]
-    ended = times[0].children_user + times[0].children_system
-    return float(sum(process_times.user + process_times.system for process_times in times) + ended)
+    return timed(batches(), warm, count, began)
 
 
 DO: dict[str, Callable[..., dict[str, float]]] = {"write": write, "read": read}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -17,7 +16,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-BATCH = 64  # samples of a rank
+from benchmarks.streaming.timing import BATCH, timed
+
 WORLD = 8  # ranks that share a dataset
 MEMORY = 1.5  # windows that the rank may hold
 
@@ -27,46 +27,6 @@ def main() -> int:
     order = json.loads(sys.argv[1])
     print(json.dumps(SIDES[order.pop("side")](**order)))
     return 0
-
-
-def timed(batches: Iterator[int], warm: int, count: int, began: float) -> dict[str, float]:
-    """Time `count` samples after the first `warm`, or from `began` on, with the first batch, when warm is 0. batches:
-    numbers of samples of successive batches."""
-    sample_count = next(batches)
-    first = time.perf_counter() - began
-    while sample_count < warm:
-        sample_count += next(batches)
-    resident, cpu = _resident(), 0.0
-    if warm:
-        sample_count, cpu, began = 0, _cpu(), time.perf_counter()
-    while sample_count < count:
-        sample_count += next(batches)
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result = {"samples": sample_count, "seconds": seconds, "cpu_s": _cpu() - cpu, "first_s": first, "peak_bytes": peak}
-    return result | {"grown_bytes": _resident() - resident}
-
-
-def _resident() -> int:
-    """Bytes of this process that are in memory."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
-def _cpu() -> float:
-    """CPU seconds of this process and its descendants."""
-    import psutil
-
-    this_process = psutil.Process()
-    total = this_process.cpu_times().children_user + this_process.cpu_times().children_system
-    for process in (this_process, *this_process.children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 def stream(url: str, workers: int, warm: int, count: int, start: float = 0.0) -> dict[str, float]:

@@ -154,7 +154,7 @@ class Saver:
             save = self._save
             waits = save is not None and not save.ended.wait(MEET_SECONDS)
             error = save.error if save is not None else None
-            waiting_ranks, failed_ranks = self.world.sum([waits, error is not None])
+            waiting_ranks, failed_ranks = self.world.counted([waits, error is not None])
             if failed_ranks:
                 self._abandoned.set()
                 self.world.raise_together(error)

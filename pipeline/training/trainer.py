@@ -107,7 +107,7 @@ class Trainer:
         except LatentmillError as error:
             failure = error
         flags = [self.stop.number is not None, failure is not None, self.commits.failed]
-        stops, failures, lost_commits = self.world.sum([float(flag) for flag in flags])
+        stops, failures, lost_commits = self.world.counted(flags)
         if failures:
             self.world.raise_together(failure)
         if lost_commits:

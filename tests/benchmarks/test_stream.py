@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import machine, order, stream
 from benchmarks.order import World, part_of_epoch
+from benchmarks.streaming import timing
 from benchmarks.streaming.latents import LATENTS, samples, write_cache
+from benchmarks.streaming.peers import PEERS
+from benchmarks.streaming.tars import samples_of
 from pipeline.data.reading.shards import first_records
 from pipeline.storage.urls import open_storage
 
@@ -70,6 +76,68 @@ def test_the_benchmarks_cache_holds_the_samples_that_it_says(name: str, tmp_path
         for member, array in other.members.items():
             assert (one.members[member] == array).all()
             assert np.isfinite(array.astype(np.float64)).all()
+
+
+def test_every_peer_is_given_the_same_samples_and_its_ratio_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, dict[str, Any]]] = []
+
+    def answered(command: list[str], environment: dict[str, str]) -> str:
+        if command[1] == "-c":
+            return "1.2.3"
+        python, _, module, order = command
+        asked.append((python, module.rpartition(".")[2], json.loads(order)))
+        if asked[-1][2].get("do") == "write":
+            Path(asked[-1][2]["dest"]).mkdir()
+        rate = {"stream": 3000.0}.get(asked[-1][2].get("side", ""), 1000.0)
+        taken = {"samples": rate, "seconds": 1.0, "cpu_s": 0.5, "first_s": 0.1, "peak_bytes": 1.0, "fetched": 1.0}
+        return json.dumps(taken)
+
+    monkeypatch.setattr(stream, "_output", answered)
+    few = ["presets=small", "places=disk", "rounds=1", "workers=1,2", "samples=64", f"folder={tmp_path}"]
+    assert stream.main([*few, *(f"{peer.name}=/python/of/{peer.name}" for peer in PEERS)]) == 0
+    said = capsys.readouterr().out
+    own = [given for _, module, given in asked if module == "stream_side" and given["side"] == "webdataset"]
+    for peer in PEERS:
+        orders = [
+            given
+            for python, module, given in asked
+            if (python, module) == (f"/python/of/{peer.name}", f"{peer.name}_side")
+        ]
+        made, reads = orders[0], orders[1:]
+        assert made["tars"] == own[0]["urls"]
+        assert [given["do"] for given in orders] == ["write", *["read"] * len(own)]
+        for given, beside in zip(reads, own, strict=True):
+            assert [given[name] for name in ("workers", "warm", "count")] == [
+                beside[name] for name in ("workers", "warm", "count")
+            ]
+            assert Path(given["local"]).is_dir() and given["remote"] is None
+        assert f"stream / {peer.name}, each with the workers that suit it best: 3.00 (target >= 1.5: met)" in said
+        assert f"{peer.package} 1.2.3" in said
+    assert "/python/of" not in said and str(tmp_path) not in said
+    asked.clear()
+    assert stream.main(few) == 0
+    assert {module for _, module, _ in asked} == {"stream_side"}
+
+
+def test_the_sides_of_peers_import_nothing_of_latentmill_and_read_what_tars_hold(tmp_path: Path) -> None:
+    folder = Path(timing.__file__).parent
+    for name in ("timing", "tars", *(f"{peer.name}_side" for peer in PEERS)):
+        tree = ast.parse((folder / f"{name}.py").read_text())
+        froms = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        names = {one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
+        ours = {one for one in froms | names if one.partition(".")[0] in ("pipeline", "preprocess", "benchmarks")}
+        assert ours <= {"benchmarks.streaming.timing", "benchmarks.streaming.tars"}, name
+    from dataclasses import replace
+
+    preset = replace(LATENTS["small"], samples=3)
+    write_cache(preset, open_storage(str(tmp_path)))
+    expected = list(samples(preset, 0, 0, 3))
+    for one, other in zip(samples_of(str(tmp_path / "000000.tar")), expected, strict=True):
+        assert one.pop("json")["caption"] == other.meta["caption"]
+        assert set(one) == set(other.members)
+        assert all((one[name] == other.members[name]).all() for name in one)
 
 
 @pytest.mark.long

@@ -52,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
         "philox",
         "errors",
     },
-    "report": {"conditions", "tracking", "data", "runs", "storage", "config", "errors"},
+    "report": {"conditions", "tracking", "data", "planning", "runs", "storage", "config", "errors"},
     "jobs": {"runs", "planning", "scheduler", "distributed", "data", "storage", "config", "verbs", "errors"},
     "interchange": {
         "conditions",

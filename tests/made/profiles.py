@@ -64,21 +64,32 @@ def srgb_profile() -> bytes:
     return rgb_profile(SRGB, table(linear(np.linspace(0, 1, 1024))))
 
 
-def grey_profile(gamma: float = 1.0) -> bytes:
-    return profile(b"mntr", b"GRAY", b"XYZ ", {b"wtpt": xyz(D50), b"kTRC": curve(gamma)})
+def grey_profile(gamma: float | bytes = 1.0) -> bytes:
+    shape = gamma if isinstance(gamma, bytes) else curve(gamma)
+    return profile(b"mntr", b"GRAY", b"XYZ ", {b"wtpt": xyz(D50), b"kTRC": shape})
 
 
-def cmyk_profile() -> bytes:
-    """A profile of a press whose single inks have the colours of CORNERS; several inks together are black."""
+def lifted(black: float, gamma: float) -> bytes:
+    """The curve of a device whose black has the share `black` of the light of its white."""
+    return table(black + (1 - black) * np.linspace(0, 1, 4096) ** gamma)
+
+
+def cmyk_profile(black: int | None = None) -> bytes:
+    """A profile of a press whose single inks have the colours of CORNERS; several inks together are black: L = 0, or
+    `black` (0 to 255), which the profile then also says in its way back, from all that is dark to all inks."""
     straight = np.arange(256, dtype=np.uint8).tobytes()
     nodes = b""
     for number in range(16):
         inks = tuple(255 * (number >> shift & 1) for shift in (3, 2, 1, 0))
-        light, a, b = CORNERS.get(inks, (0, 0, 0))
+        light, a, b = CORNERS.get(inks, (black or 0, 0, 0))
         nodes += bytes((light, a + 128, b + 128))
     head = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
     lut = head + straight * 4 + nodes + straight * 3
-    return profile(b"prtr", b"CMYK", b"Lab ", {b"wtpt": xyz(D50), b"A2B0": lut, b"A2B1": lut})
+    tags = {b"wtpt": xyz(D50), b"A2B0": lut, b"A2B1": lut}
+    if black is not None:
+        head = b"mft1\0\0\0\0" + bytes((3, 4, 2, 0)) + fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
+        tags[b"B2A0"] = head + straight * 3 + b"\xff" * 16 + bytes(16) + straight * 4
+    return profile(b"prtr", b"CMYK", b"Lab ", tags)
 
 
 def linear(values: np.ndarray) -> np.ndarray:
@@ -99,9 +110,16 @@ def meant(colours: np.ndarray, matrix: np.ndarray = ADOBE, gamma: float = 2.2) -
     return encoded((colours / 255.0) ** gamma @ (np.linalg.inv(SRGB) @ matrix).T)
 
 
-def meant_inks(light: int, a: int, b: int) -> np.ndarray:
-    """The sRGB of L (0 to 255), a and b (CIE 1976)."""
+def light_of(light: int, a: int, b: int) -> np.ndarray:
+    """X, Y and Z (D50) of L (0 to 255), a and b (CIE 1976)."""
     y = (light / 2.55 + 16) / 116
     parts = np.array([y + a / 500, y, y - b / 200])
-    found = np.where(parts > 6 / 29, parts**3, 3 * (6 / 29) ** 2 * (parts - 4 / 29)) * D50
+    return np.asarray(np.where(parts > 6 / 29, parts**3, 3 * (6 / 29) ** 2 * (parts - 4 / 29)) * D50)
+
+
+def meant_inks(light: int, a: int, b: int, black: int = 0) -> np.ndarray:
+    """The sRGB of L (0 to 255), a and b (CIE 1976). black: L of the darkest of the press, which becomes black: black
+    point compensation scales X, Y and Z about white (Adobe, Black Point Compensation, 2006; ISO 18619)."""
+    white, dark = np.array(D50), light_of(black, 0, 0)
+    found = white * (light_of(light, a, b) - dark) / (white - dark)
     return encoded(np.linalg.inv(SRGB) @ found)

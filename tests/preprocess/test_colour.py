@@ -21,6 +21,7 @@ from made.profiles import (
     cmyk_profile,
     encoded,
     grey_profile,
+    lifted,
     meant,
     meant_inks,
     profile,
@@ -95,10 +96,33 @@ def test_inks_become_the_colours_of_their_press() -> None:
         data = file_of(Image.new("CMYK", (16, 16), inks), "JPEG", quality=100, icc_profile=cmyk_profile())
         pixels, outcome = decoded(data)
         assert outcome == "applied"
-        if inks[3] == 0:  # black is moved by black point compensation
-            assert np.abs(pixels[8, 8] - meant_inks(*colour)).max() <= 6, inks
+        assert np.abs(pixels[8, 8] - meant_inks(*colour)).max() <= 6, inks
         assert pixels[8, 8].min() >= 245 if not any(inks) else pixels[8, 8].min() < 200
     assert np.abs(decoded(data, "as_stored")[0][8, 8]).max() <= 2  # Pillow's own: black ink is black
+
+
+@pytest.mark.parametrize("black", [0.01, 0.05])
+def test_the_darkest_of_a_device_becomes_black_and_what_is_above_it_follows(black: float) -> None:
+    """Black point compensation: the light that a device gives for 0 is no part of its colours, so that a curve with it
+    gives what the same curve gives without."""
+    own = rgb_profile(ADOBE, lifted(black, 2.0))
+    pixels, outcome = decoded(file_of(Image.fromarray(colours()), "PNG", icc_profile=own))
+    assert outcome == "applied" and pixels[0, 0].max() <= 1 and pixels[0, 1].min() >= 254
+    off = np.abs(pixels - meant(colours().reshape(-1, 3), ADOBE, 2.0).reshape(pixels.shape))
+    assert off.max() <= 6 and off.mean() <= 0.3
+    greys = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixels, outcome = decoded(file_of(Image.fromarray(greys), "PNG", icc_profile=grey_profile(lifted(black, 1.0))))
+    assert outcome == "applied" and np.abs(pixels - encoded(greys / 255.0)[..., None]).max() <= 2
+
+
+def test_all_inks_of_a_press_become_black_and_single_inks_follow() -> None:
+    black = 25  # L of all inks together
+    for inks, colour in {**CORNERS, (255,) * 4: (black, 0, 0)}.items():
+        data = file_of(Image.new("CMYK", (16, 16), inks), "JPEG", quality=100, icc_profile=cmyk_profile(black))
+        pixels, outcome = decoded(data)
+        assert outcome == "applied"
+        assert np.abs(pixels[8, 8] - meant_inks(*colour, black)).max() <= 6, inks
+    assert pixels[8, 8].max() <= 1 and meant_inks(black, 0, 0).min() >= 20
 
 
 def test_transparency_lies_over_white_after_colours_are_converted() -> None:

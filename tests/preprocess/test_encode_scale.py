@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import threading
-import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -61,33 +58,17 @@ def test_one_worker_four_and_four_that_are_killed_at_random_make_the_same_bytes(
     source, output = str(tmp_path / "s/{00000..00010}.tar"), tmp_path / "output"
     main(config(source, tmp_path / "one"))
 
-    def start(folder: str, rank: int) -> BaseProcess:
-        work = config(source, tmp_path / folder, workers=1, claim_seconds=0.5)
-        return encode_worker.start(encode_worker.run_worker, output, work, rank, 4)
-
-    four = [start("four", rank) for rank in range(4)]
+    work = config(source, tmp_path / "four", workers=1, claim_seconds=0.5)
+    four = [encode_worker.start(encode_worker.run_worker, output, work, rank, 4) for rank in range(4)]
     assert [encode_worker.wait(worker) for worker in four] == [0] * 4, output.read_text()
     assert files(tmp_path / "four") == files(tmp_path / "one")
 
     chance, killed, rounds = random.Random(0), 0, 0
     while killed < 8:  # a fast machine has made the dataset before many are killed
         rounds += 1
-        folder = f"killed{rounds}"
-        workers = {rank: start(folder, rank) for rank in range(4)}
-        while workers:
-            time.sleep(chance.uniform(0.02, 0.12))
-            if killed < 12:
-                workers[chance.choice(list(workers))].kill()
-            for rank, worker in list(workers.items()):
-                if worker.exitcode is None:
-                    continue
-                del workers[rank]
-                status = encode_worker.wait(worker)
-                assert status in (0, -signal.SIGKILL), output.read_text()
-                killed += status != 0
-                if status or not (tmp_path / folder / MANIFEST).exists():
-                    workers[rank] = start(folder, rank)
-        assert files(tmp_path / folder) == files(tmp_path / "one")
+        work = config(source, tmp_path / f"killed{rounds}", workers=1, claim_seconds=0.5)
+        killed += encode_worker.outlive_kills(work, 4, output, chance, 12 - killed)
+        assert files(tmp_path / f"killed{rounds}") == files(tmp_path / "one")
         assert rounds < 20, "nobody was killed while working"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import torch
 from made.encode import ENCODERS
 from pipeline import cli
 from pipeline.config import EncodeConfig
+from pipeline.data.format.manifest import MANIFEST
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.text import load_text
 from pipeline.storage.local import LocalStorage
@@ -29,6 +31,8 @@ from preprocess.encoding.output import UnitFacts, UnitOutput
 
 CHANGES = ("put", "put_file", "put_if_absent", "delete")
 """Methods that change a store."""
+PRELOADED = [__name__, "pyarrow.ipc", "pyarrow.parquet"]
+"""Modules that workers have when they begin."""
 
 torch.set_num_threads(1)  # before the encoders are loaded: OpenMP's threads do not survive a fork
 FIRST_STAGE, TEXT_TOWER = load_autoencoder(ENCODERS), load_text(ENCODERS)
@@ -36,7 +40,7 @@ FIRST_STAGE, TEXT_TOWER = load_autoencoder(ENCODERS), load_text(ENCODERS)
 
 def start(work: Callable[..., int], output: Path, *arguments: Any) -> BaseProcess:
     """Start `work(*arguments)` in a fork whose exit status it returns; what it prints is appended to `output`."""
-    multiprocessing.set_forkserver_preload([__name__])  # heeded by the first call of a session, which starts the server
+    multiprocessing.set_forkserver_preload(PRELOADED)  # heeded by the first call of a session, which starts the server
     worker = multiprocessing.get_context("forkserver").Process(target=_run, args=(work, output, arguments))
     worker.start()
     return worker
@@ -84,6 +88,27 @@ def die_at_change(config: EncodeConfig, n: int, after: bool) -> int:
     for name in CHANGES:
         setattr(LocalStorage, name, dying(getattr(LocalStorage, name)))
     return encode.main(config)
+
+
+def outlive_kills(config: EncodeConfig, world: int, output: Path, chance: random.Random, most: int) -> int:
+    """Encode with `world` workers, of whom SIGKILL takes one after another after random times, `most` in all; whoever
+    died is replaced until the dataset is whole. Returns how many were killed before they had ended."""
+    workers = {rank: start(run_worker, output, config, rank, world) for rank in range(world)}
+    killed = 0
+    while workers:
+        time.sleep(chance.uniform(0.02, 0.12))
+        if killed < most:
+            workers[chance.choice(list(workers))].kill()
+        for rank, worker in list(workers.items()):
+            if worker.exitcode is None:
+                continue
+            del workers[rank]
+            status = wait(worker)
+            assert status in (0, -signal.SIGKILL), output.read_text()
+            killed += status != 0
+            if status or not (Path(config.dest) / MANIFEST).exists():
+                workers[rank] = start(run_worker, output, config, rank, world)
+    return killed
 
 
 def stop_after_units(arguments: list[str], count: int) -> int:
