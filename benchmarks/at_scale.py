@@ -25,6 +25,7 @@ from benchmarks.scale.trace import slowest, trace_of
 from benchmarks.scale.world import World
 from pipeline.data.format.manifest import LARGEST, manifest_bytes
 from pipeline.distributed.exits import guarded
+from pipeline.runs.checkpoint import COMMIT_BYTES
 from pipeline.runs.lease import BEAT_SECONDS
 
 EPILOG = """\
@@ -260,6 +261,7 @@ def limits(found: Found) -> list[list[str]]:
         ("seconds of a commit at a preemption", phases.write, world.grace_s, "a longer grace"),
         ("seconds between commits, at the least", phases.write + phases.tidy, world.every_s, "commit less often"),
         ("MB of the manifest", found.start.manifest_bytes / 1e6, LARGEST / 1e6, "larger tars"),
+        ("MB of commit.json", found.commits.commit_bytes / 1e6, COMMIT_BYTES / 1e6, "fewer ranks"),
     ]
     return [
         [what, f"{value:,.1f}", f"{bound:,.0f}", "kept" if value <= bound else f"MISSED: {remedy}"]

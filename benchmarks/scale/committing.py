@@ -11,7 +11,7 @@ from benchmarks.scale.bucket import Asked, Bucket
 from benchmarks.scale.world import World
 from pipeline.distributed import world as distributed
 from pipeline.runs import lease as leases
-from pipeline.runs.checkpoint import Reader, newest_good
+from pipeline.runs.checkpoint import newest_good, shared_headers
 from pipeline.runs.directory import committed
 from pipeline.runs.fragments import Fragment
 from pipeline.runs.names import COMMIT, checkpoint_folder
@@ -27,8 +27,8 @@ RUN = "s3://scale/run"
 class Commits:
     """part: what each rank asks for to store its part. commit: what rank 0 asks for, its part included, until
     commit.json is there. tidy: and then, to remove the oldest checkpoint. resume: what rank 0 asks for to find the
-    newest commit, to verify its own file and to read where values lie, which each rank does. take, beat: of the lease.
-    commit_bytes: of commit.json."""
+    newest commit, to verify a file and to read where its values lie, which each rank does for as many. take, beat: of
+    the lease. commit_bytes: of commit.json."""
 
     part: Asked
     commit: Asked
@@ -54,10 +54,11 @@ def commits_of(world: World) -> Commits:
     with run.counting() as tidy:
         retain(run, Retention(world.keep))
     assert committed(run) == numbers[:0:-1], "the oldest commit alone is removed"
+    first = distributed.World(0, world.ranks)
     with run.counting() as resume:
-        found = newest_good(run, distributed.World(0, world.ranks))
+        found = newest_good(run, first)
         assert found is not None and found.n == numbers[-1]
-        Reader(run, found)
+        shared_headers(run, found, first)
     with run.counting() as take:
         lease = take_lease(run)
     with run.counting() as beat:

@@ -32,7 +32,7 @@ from pipeline.parsing.values import parse_json
 from pipeline.runs.directory import RunInfo as RunInfo
 from pipeline.runs.directory import committed
 from pipeline.runs.directory import load_run as load_run
-from pipeline.runs.fragments import CHUNK, DIMENSIONS, Section, are_sections, require_size
+from pipeline.runs.fragments import CHUNK, DIMENSIONS, Section, Span, are_sections, read_headers, require_size
 from pipeline.runs.fragments import Reader as Reader
 from pipeline.runs.names import COMMIT, checkpoint_folder, is_rank_file
 from pipeline.runs.stored import LARGEST, Count, Digest, read_bounded
@@ -264,3 +264,11 @@ def weights_of(commit: Commit, read: Reader, which: str, prefixes: tuple[str, ..
         raise RunError(f"weights={which} is none of {', '.join(WEIGHTS)}")
     wanted = {name: shape for name, shape in commit.shapes.items() if name.startswith(prefixes)}
     return {name: read(kind, name, 0, math.prod(shape)).view(shape) for name, shape in wanted.items()}
+
+
+def shared_headers(run: Storage, commit: Commit, world: World) -> dict[str, list[Span]]:
+    """The fragments in each file of a verified commit, by key, for Reader. Each rank reads the headers of its share of
+    the files: thousands of ranks that each ask for thousands keep a bucket busy for hours. Collective: raises
+    CheckpointCorrupt on every rank."""
+    own = world.together(lambda: read_headers(run, commit.n, commit.files[world.rank :: world.size]))
+    return {key: spans for part in world.gather(own) for key, spans in part.items()}

@@ -187,11 +187,18 @@ class Reader:
     The values of one kind are contiguous in a file and are fetched together. Only the kind read last is cached.
     """
 
-    def __init__(self, run: Storage, commit: Commit, *, proves: bool = False) -> None:
+    def __init__(
+        self,
+        run: Storage,
+        commit: Commit,
+        *,
+        proves: bool = False,
+        headers: Mapping[str, Sequence[Span]] | None = None,
+    ) -> None:
         """proves: False where every file of the commit has been verified. True where none has: then what is fetched is
         compared with the commit's hashes of sections, which it must have, before any of it is used, and what is not
-        asked for is not fetched. Raises CheckpointCorrupt for a file whose header is none of ours, or names values
-        twice."""
+        asked for is not fetched. headers: the fragments in each file, by key, where they were read before
+        (`read_headers`). Raises CheckpointCorrupt for a file whose header is none of ours, or names values twice."""
         self._run = run
         self._spans: dict[tuple[str, str], list[tuple[Span, str]]] = {}  # and its file, by kind and parameter
         self._extents: dict[tuple[str, str], tuple[int, int]] = {}  # first byte and the one after the last, by kind
@@ -201,10 +208,7 @@ class Reader:
             key, size = checkpoint_folder(commit.n) + entry["name"], entry["bytes"]
             if proves:
                 self._expect(key, size, entry["sections"])
-            try:
-                spans = self._read_header(key, size)
-            except ParseError as error:
-                raise CheckpointCorrupt(f"{run.locate(key)}: {error}; restore it, or choose another run=") from error
+            spans = headers[key] if headers is not None else self._parsed(key, size)
             for span in spans:
                 self._spans.setdefault((span.kind, span.name), []).append((span, key))
                 low, high = self._extents.get((span.kind, key), (span.begin, span.end))
@@ -254,11 +258,17 @@ class Reader:
             self._digests[section["kind"], key] = section["sha256"]
             begin = end
 
-    def _read_header(self, key: str, size: int) -> list[Span]:
-        """The fragments in a file. Raises ParseError, CheckpointCorrupt."""
+    def _parsed(self, key: str, size: int) -> list[Span]:
+        """The fragments in a file. Raises CheckpointCorrupt."""
         if (HEADER, key) not in self._digests:
-            length = header_length(self._run.get_range(key, 0, min(size, 8)).ljust(8, b"\xff"), size)
-            return parse_header(self._run.get_range(key, 8, length), size)
+            return read_header(self._run, key, size)
+        try:
+            return self._proved_header(key, size)
+        except ParseError as error:
+            raise unreadable(self._run, key, error) from error
+
+    def _proved_header(self, key: str, size: int) -> list[Span]:
+        """The same, where the commit has a hash of the header. Raises ParseError, CheckpointCorrupt."""
         data = bytes(self._fetch(HEADER, key))
         length = header_length(data[:8].ljust(8, b"\xff"), size)
         if 8 + length != len(data):
@@ -289,6 +299,26 @@ class Reader:
             what = "header" if kind == HEADER else f"values ({kind})"
             raise CheckpointCorrupt(f"{self._run.locate(key)}: the SHA-256 of its {what} does not match its commit")
         return data
+
+
+def read_headers(run: Storage, n: int, files: Sequence[Mapping[str, Any]]) -> dict[str, list[Span]]:
+    """The fragments in some files of the commit at n, by key. Raises CheckpointCorrupt."""
+    keys = {checkpoint_folder(n) + entry["name"]: entry["bytes"] for entry in files}
+    return {key: read_header(run, key, size) for key, size in keys.items()}
+
+
+def read_header(run: Storage, key: str, size: int) -> list[Span]:
+    """The fragments in a file of `size` bytes. Raises CheckpointCorrupt."""
+    try:
+        length = header_length(run.get_range(key, 0, min(size, 8)).ljust(8, b"\xff"), size)
+        return parse_header(run.get_range(key, 8, length), size)
+    except ParseError as error:
+        raise unreadable(run, key, error) from error
+
+
+def unreadable(run: Storage, key: str, error: ParseError) -> CheckpointCorrupt:
+    """The error for a file whose header is none of ours."""
+    return CheckpointCorrupt(f"{run.locate(key)}: {error}; restore it, or choose another run=")
 
 
 def require_size(run: Storage, key: str, size: int) -> None:

@@ -68,7 +68,8 @@ class Commits:
         if commit is None:
             return
         self._require_same_run(commit)
-        self.state.load(checkpoint.Reader(self.run, commit), commit)
+        headers = checkpoint.shared_headers(self.run, commit, self.world)
+        self.state.load(checkpoint.Reader(self.run, commit, headers=headers), commit)
         self.newest = self.saver.committed = commit.n
 
     def _require_same_run(self, commit: Commit) -> None:

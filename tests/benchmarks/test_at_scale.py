@@ -62,7 +62,7 @@ def test_requests_of_commits_are_those_of_the_programs_own_code() -> None:
     assert commits.part.by_kind["put"] == 2  # the file, and its hash
     assert commits.commit.by_kind["get"] >= SMALL.ranks  # rank 0 reads the hashes of all
     assert commits.tidy.by_kind["delete"] == 2 * SMALL.ranks + 1
-    assert commits.resume.by_kind["get"] >= 2 * SMALL.ranks  # the header of every file
+    assert commits.resume.by_kind["get"] == 4  # the commit, its rank's file, and the two parts of its header
     assert commits.beat.by_kind["put"] == 1
 
 
