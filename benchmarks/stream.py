@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,6 +133,11 @@ def run(plan: Plan, command: str, *, write: bool) -> int:
     return 0
 
 
+def has_memcached() -> bool:
+    """Whether the S3 server can be given memcached, as it is deployed."""
+    return shutil.which("memcached") is not None
+
+
 def served(place: str, folder: Path, stack: ExitStack) -> tuple[dict[str, str], str]:
     """Environment and root of the URLs of a place: a folder, or a bucket of a real S3 server over loopback."""
     if place == "disk":
@@ -141,7 +147,7 @@ def served(place: str, folder: Path, stack: ExitStack) -> tuple[dict[str, str], 
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     swift = importlib.import_module("servers.swift")
     (folder / "swift").mkdir(parents=True)
-    server = stack.enter_context(swift.Swift(folder / "swift"))
+    server = stack.enter_context(swift.Swift(folder / "swift", memcached=has_memcached()))
     os.environ.update(server.environment)
     from pipeline.storage.s3 import s3_client
 
@@ -257,9 +263,10 @@ def report(preset: Latents, place: str, results: Results, starts: Results) -> st
                 figure(peak),
             ]
         )
+    beside = f" ({'with' if has_memcached() else 'without'} memcached)" if place == "s3" else ""
     head = ["side, workers", "samples/s", "lowest to highest", "MB/s", "CPU us a sample", "peak MB"]
     lines = [
-        f"## {preset.name} ({preset.sample_bytes:,} bytes of arrays a sample) from {place}",
+        f"## {preset.name} ({preset.sample_bytes:,} bytes of arrays a sample) from {place}{beside}",
         "",
         table(head, rows),
         "",

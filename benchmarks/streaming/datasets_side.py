@@ -5,7 +5,8 @@
 
 Imports nothing of latentmill. {"do": "write", "tars": [...], "dest": folder} makes a Parquet file of each tar;
 {"do": "read", "local": folder, "remote": URL or null, ...} times `load_dataset(..., streaming=True)` in a DataLoader.
-Arrays are columns of bytes, since its own columns of arrays are nested lists, which Parquet reads several times slower.
+Arrays are columns of bytes: its own columns of arrays are nested lists in Parquet, with levels to decode for each
+value.
 """
 
 from __future__ import annotations

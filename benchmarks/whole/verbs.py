@@ -88,13 +88,12 @@ class Verbs:
         return begun
 
     def strike(self, begun: Begun, when: Callable[[], bool]) -> bool:
-        """Kill a verb as soon as something holds. Whether it was killed, and had not ended before."""
+        """Kill a verb as soon as something holds. Whether it was killed, and had not ended by itself before."""
         while begun.ended() is None:
             if when():
                 begun.kill()
                 return begun.ended() == -signal.SIGKILL
             time.sleep(POLL_SECONDS)
-        require(begun, begun.ended() or 0)
         return False
 
     def kill(self) -> None:

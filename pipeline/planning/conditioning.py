@@ -26,33 +26,31 @@ def _parts(task: TaskConfig, model: ModelConfig, cache: Cache, batch: int) -> It
     conditions, width = cache.conditions, model.context_width
     if isinstance(task, TextTask) and task.encoder == "transformer" and cache.text is not None:
         tokens = cache.text.length
-        yield _table("tokens.embed", cache.text.vocabulary * width, batch * tokens * width)
-        yield _table("tokens.place", tokens * width, 0)
+        yield _table("tokens.embed", cache.text.vocabulary * width)
+        yield _table("tokens.place", tokens * width)
         yield from _encoder("tokens.transformer", width, task, batch, tokens)
     elif isinstance(task, ClassTask) and conditions.classes is not None:
         made = width if task.makes_context else model.vector_width
-        yield _table("embed", (conditions.classes.count + 1) * made, batch * made)
+        yield _table("embed", (conditions.classes.count + 1) * made)
     elif isinstance(task, LayoutTask) and conditions.boxes is not None:
         yield from _layout(task, width, conditions.boxes.count, batch, conditions.boxes.most)
     elif isinstance(task, SemanticTask) and conditions.labels is not None:
-        _, height, side = cache.latent_shape
-        cells = batch * height * side * conditions.labels.grid**2
-        yield _table("embed", (conditions.labels.count + 1) * task.width, cells * task.width)
+        yield _table("embed", (conditions.labels.count + 1) * task.width)
     elif isinstance(task, SuperresTask) and task.noise:
-        yield _table("embed_level", (task.noise + 1) * model.vector_width, batch * model.vector_width)
+        yield _table("embed_level", (task.noise + 1) * model.vector_width)
 
 
 def _layout(task: LayoutTask, width: int, classes: int, batch: int, most: int) -> Iterator[Part]:
     """A token of each of `most` boxes, and one that is always there."""
     rows = batch * most
-    yield _table("embed", (classes + 1) * width, batch * (1 + most) * width)
+    yield _table("embed", (classes + 1) * width)
     first = _linear("first", rows, 4 + 8 * BANDS, width, input_gradient=False)
     hidden, last = (_linear(name, rows, width, width) for name in ("hidden", "last"))
     yield Part("task.perceptron", (Piece(row="perceptron", layers=(first, hidden, last), x=rows * width),))
     if task.encoder == "transformer":
         yield from _encoder("transformer", width, task, batch, 1 + most)
     if task.paint:
-        yield _table("paint", classes * task.paint, 0)
+        yield _table("paint", classes * task.paint)
 
 
 def _encoder(name: str, width: int, task: TextTask | LayoutTask, batch: int, tokens: int) -> Iterator[Part]:
@@ -95,10 +93,10 @@ def transformer_parts(
     yield Part(f"{name}.norm", (Piece(row="mean", layers=(), norms=2 * width, x=rows * width),))
 
 
-def _table(name: str, parameters: int, made: int) -> Part:
-    """An embedding. made: elements of what it gives."""
+def _table(name: str, parameters: int) -> Part:
+    """An embedding, which keeps indices alone."""
     layer = Layer(name=name, kind="linear", flops=0, parameters=parameters)
-    return Part(f"task.{name}", (Piece(row="table", layers=(layer,), h=made),))
+    return Part(f"task.{name}", (Piece(row="none", layers=(layer,)),))
 
 
 def _linear(

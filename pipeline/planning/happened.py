@@ -39,11 +39,13 @@ class PlannedSection:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedChoice:
-    """The ZeRO stage and micro-batch that the figures are of."""
+    """The ZeRO stage and micro-batch that the figures are of. fits: null of a plan without GPUs, whose processes hold
+    more than tensors."""
 
     stage: Annotated[int, Between(0, 3)]
     micro_batch: Annotated[int, Between(1, 2**40)]
     peak: Annotated[int, Between(0, 2**60)]
+    fits: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def compared(run: Happened) -> list[tuple[str, str, str, str, str]]:
         for figure in section.figures if section else ():
             if figure.name in happened:
                 rows.append(_row(figure, happened[figure.name]))
-    if run.planned.chosen is not None:
+    if run.planned.chosen is not None and run.planned.chosen.fits is not None:
         peak = PlannedFigure(
             name="peak of a rank", value=float(run.planned.chosen.peak), unit="bytes", basis="arithmetic"
         )

@@ -87,9 +87,7 @@ KEPT: dict[str, Tensors] = {
     "judge_end": Tensors(x=1),
     # A stage of a perceptual distance, in float32; planning/perceptual.py says of which tensors.
     "perceived": Tensors(rows=1),
-    # A task's: an embedding, which keeps indices alone.
-    "table": Tensors(),
-    # Two activations between three linear layers: the input and output of each.
+    # A task's: two activations between three linear layers, the input and output of each.
     "perceptron": Tensors(x=4),
     # The norm's input and output; q, k, v and attention's output; a norm's mean and deviation, attention's log-sum.
     "encode_self": Tensors(x=2, h=4, rows=2, heads=1),
@@ -126,7 +124,6 @@ WORKING: dict[str, Tensors] = {
     "judge": Tensors(x=1, h=2),
     "judge_end": Tensors(x=1, h=1),
     "perceived": Tensors(heads=3),
-    "table": Tensors(h=1),
     "perceptron": Tensors(x=2),
     "encode_self": Tensors(x=3, h=4),
     "encode_feed": Tensors(x=3, h=2),

@@ -26,7 +26,7 @@ from pipeline.errors import DataError
 from pipeline.storage.urls import open_storage
 
 TINY = ["device=cpu", "compile=off", "precision=fp32", "life_model=tiny", "life_images=64", "life_batch=8"]
-TINY += ["life_steps=48", "life_evaluated=8", "model=tiny", "engine=torch", "batch=4", "rounds=1", "steps=2"]
+TINY += ["life_steps=24", "life_evaluated=8", "model=tiny", "engine=torch", "batch=4", "rounds=1", "steps=2"]
 TINY += ["samples=64", "encode_preset=demo", "encode_images=64"]
 PLAN = waits.Plan(model="tiny", batch=4, rounds=1, steps=2, samples=64, compiled=False, engine="torch")
 
@@ -190,6 +190,11 @@ def test_a_verb_is_killed_when_something_holds_and_all_of_them_at_the_end(asleep
         assert struck.ended() == -signal.SIGKILL and struck.seconds > 0
         assert other.ended() is None
     assert other.ended() == -signal.SIGKILL
+
+
+def test_a_verb_that_ends_by_itself_is_not_struck(asleep: None, tmp_path: Path) -> None:
+    with Verbs(tmp_path) as started:
+        assert not started.strike(started.begin("fails"), lambda: False)
 
 
 def test_a_verb_that_fails_is_named_with_what_it_said(asleep: None, tmp_path: Path) -> None:

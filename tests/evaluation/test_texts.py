@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from dataclasses import replace
@@ -10,19 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
-from made.run import IMAGES, make_cache, make_run
+from made.run import IMAGES, make_cache, make_denoiser, make_run, train_config
 from made.thread_world import on_ranks
 from pipeline import eval as eval_verb
 from pipeline.config import EvalRunConfig
 from pipeline.data.format.manifest import load_manifest
 from pipeline.evaluation import texts
 from pipeline.evaluation.card import Card
-from pipeline.evaluation.runs import commits
+from pipeline.evaluation.runs import commits, snapshots
+from pipeline.evaluation.runs.cards import reproduce
+from pipeline.evaluation.runs.snapshots import evaluate_pending
 from pipeline.evaluation.texts import Encoded, Stored
 from pipeline.evaluation.validation import Share, Validation, load_validation
 from pipeline.inference.trained import encode_captions, load_encoders
 from pipeline.models.encoders.text import TextTower
+from pipeline.runs.names import SNAPSHOT
 from pipeline.storage.urls import open_storage
 
 KINDS = ("full", "tokens")
@@ -104,7 +109,14 @@ def one_loads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         with lock:
             return load(*arguments)
 
+    as_training = snapshots._as_training
+
+    def locked_too(*arguments: Any) -> Any:
+        with lock:
+            return as_training(*arguments)
+
     monkeypatch.setattr(commits, "_load", locked)
+    monkeypatch.setattr(snapshots, "_as_training", locked_too)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,3 +139,30 @@ def test_two_ranks_make_the_figures_of_one_and_write_once(
     written = place.stat().st_mtime_ns
     kept = on_ranks(2, lambda world: eval_verb.evaluate_run(config, world))
     assert kept[0] == kept[1] == [cards[0]] and place.stat().st_mtime_ns == written
+
+
+def test_two_ranks_make_a_cards_figures_again_and_say_so_once(
+    folders: dict[str, Path], one_loads_at_a_time: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(folders["full"] / "run")
+    config = EvalRunConfig(run=run, images=7, guidance=(2.0,), sampler=("ddim",), steps=(4,), batch=3, device="cpu")
+    eval_verb.evaluate_run(config)
+    (place,) = Path(run).glob("evals/*-n7-*/card.json")
+    again = EvalRunConfig(from_card=str(place), run=run, device="cpu")
+    assert on_ranks(2, lambda world: reproduce(again, world)) == [0, 0]
+    assert capsys.readouterr().out.count("reproduced: the figures are those of the card") == 1
+
+
+def test_two_ranks_evaluate_a_snapshot_as_one_does(folders: dict[str, Path], one_loads_at_a_time: None) -> None:
+    run = folders["full"] / "run"
+    weights = make_denoiser(train_config(folders["full"])).state_dict()
+    pending, found = EvalRunConfig(run=str(run), pending=True, device="cpu"), list[dict[str, Any]]()
+    for size in (1, 2):
+        folder = run / f"evals/{64:012d}"
+        folder.mkdir(parents=True)
+        save_file(weights, folder / SNAPSHOT)
+        assert on_ranks(size, lambda world: evaluate_pending(pending, world)) == [0] * size
+        found.append({**json.loads((folder / "metrics.json").read_text()), "seconds": 0})
+        assert not (folder / SNAPSHOT).exists()
+        shutil.rmtree(folder)
+    assert found[0] == found[1] and found[0]["images"] == 12

@@ -33,7 +33,9 @@ def job(*words: str, machines: Machines = A100) -> Job:
 
 
 def test_every_choice_has_the_memory_that_submit_would_say() -> None:
-    for one in choices(job(), SPEEDS)[::5]:
+    found = choices(job(), SPEEDS)
+    assert {(one.stage, one.micro_batch) for one in found} == {(s, 2**i) for s in range(4) for i in range(6)}
+    for one in found[::5]:
         configured = job(f"deepspeed=zero{one.stage}", f"optim.micro_batch={one.micro_batch}")
         needed = fit(configured.config, CACHE, 8, configured.precision())  # type: ignore[arg-type]
         assert (one.peak, one.state) == (needed.peak, needed.state)

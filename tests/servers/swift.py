@@ -93,10 +93,14 @@ sys.exit(importlib.import_module("swift." + {"object": "obj"}.get(kind, kind) + 
 
 
 class Swift:
-    """`with Swift(folder) as server:` runs it. `server.environment` holds the variables with which boto3 reaches it."""
+    """`with Swift(folder) as server:` runs it. `server.environment` holds the variables with which boto3 reaches it.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    memcached: whether the proxy keeps what it knows of accounts and containers in memcached, which is then started with
+    it, as every Swift that is deployed does; without one it asks their servers again for each request.
+    """
+
+    def __init__(self, folder: Path, *, memcached: bool = False) -> None:
+        self.folder, self.memcached = folder, memcached
         self.ports = dict(zip((*BACKENDS, "proxy", "unused"), _free_ports(len(BACKENDS) + 2)))
         self.processes: list[subprocess.Popen[bytes]] = []
         self.environment = {
@@ -115,6 +119,10 @@ class Swift:
             self._write_conf(kind, BACKEND.format(kind=kind))
         self._write_conf("proxy", self._proxy())
         try:
+            if self.memcached:
+                port = str(self.ports["unused"])
+                command = ["memcached", "-l", "127.0.0.1", "-p", port, "-U", "0", "-u", getpass.getuser()]
+                self.processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
             for kind in (*BACKENDS, "proxy"):
                 self._start(kind)
             self._wait()

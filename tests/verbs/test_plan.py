@@ -145,6 +145,15 @@ def test_evaluations_beside_training_are_not_waited_for() -> None:
     assert (inside.value("whole", "hours") or 0) > (beside.value("whole", "hours") or 0)
 
 
+def test_on_a_gpu_evaluations_predict_in_bf16_unless_fp32_is_asked_for() -> None:
+    words = ("experiment=sd1_256", "gpu=h100", "images=1M")
+    rates = [
+        plan(*words, f"eval.precision={precision}").value("evaluations", "images/s of a rank in them") or 0
+        for precision in ("auto", "fp32")
+    ]
+    assert rates[0] > 5 * rates[1]
+
+
 def test_a_cache_without_data_val_is_not_evaluated() -> None:
     assert plan("experiment=demo", "images=1000", "data.val=").section("evaluations") is None
 
@@ -297,6 +306,17 @@ def test_a_plan_is_written_once_more_and_over_nothing_else(tmp_path: Path, capsy
     assert file.read_text() == '{"mine": 1}'
 
 
+def test_values_of_the_environment_are_neither_shown_nor_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(str(tmp_path / "hidden-place"), 10, 1, "train", shard_size=10)
+    monkeypatch.setenv("SHAPES", str(tmp_path / "hidden-place"))
+    file = tmp_path / "plan.json"
+    assert cli.main(["plan", "experiment=demo", "source=${oc.env:SHAPES}/*.tar", f"json={file}"]) == 0
+    for text in (capsys.readouterr().out, file.read_text()):
+        assert "hidden-place" not in text and "${oc.env:SHAPES}/*.tar" in text
+
+
 def test_a_runs_report_shows_the_plan_beside_what_happened(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "a")
     report.write([str(run)], str(run / "report.html"))
@@ -309,6 +329,10 @@ def test_a_runs_report_shows_the_plan_beside_what_happened(tmp_path: Path) -> No
     assert "64,000" in happened and "40,000" in happened and "0.62" in happened, (
         "samples planned, seen, and their ratio"
     )
+    assert "peak of a rank" not in happened, "a process on a CPU holds more than tensors"
+    (run / "plan.json").write_bytes(plan("experiment=demo", "images=1000", "gpu=a100").json())
+    report.write([str(run)], str(run / "report.html"))
+    assert "peak of a rank" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _composed(verb: str, overrides: Sequence[Override]) -> DictConfig:
     """What Hydra composes. The choices of groups are composed once in a process, and the values of keys are then set in
-    a copy, as Hydra itself sets them: it takes 60 ms for the former, whatever is chosen."""
+    a copy, as Hydra itself sets them: composing takes 15 times as long."""
     from hydra.errors import ConfigCompositionException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

@@ -9,6 +9,7 @@ from pipeline.data.format.contract import Contract
 from pipeline.planning.evaluation import evaluation_in_training
 from pipeline.planning.first_stage import autoencoder_cost
 from pipeline.planning.fit import LEARNED
+from pipeline.planning.memory import Precision
 from pipeline.planning.parts import Cost
 from pipeline.planning.plan.figures import Basis, Figure
 from pipeline.planning.plan.job import FROZEN, Job
@@ -57,6 +58,13 @@ def passes(config: TrainConfig) -> float:
     return steps * (1.0 if sampler.guidance == 1 else 2.0)
 
 
+def precision_of(job: Job) -> Precision:
+    """Precision in which evaluations predict: of images that are sampled on a GPU, bf16 unless fp32 is asked for."""
+    config = job.config
+    sampled = isinstance(config, TrainConfig) and config.task.draws and config.eval.precision != "fp32"
+    return "bf16" if sampled and job.machines.gpu else "fp32"
+
+
 def prediction_cost(job: Job, images: int) -> tuple[Cost, Cost]:
     """(a prediction of what is trained, what runs once before them) for so many images. Of an autoencoder, a whole
     reconstruction; of others, once, what a task learns beside the network, and the text tower."""
@@ -93,7 +101,9 @@ def evaluations_section(
     beside: tuple[Cost, ...] = (features_cost(config.eval.features, batch),) if config.eval.reference else ()
     network, once = prediction_cost(job, batch)
     beside += (once,) if once.parts else ()
-    rate = speeds.predicting(network, batch, machines, passes=each, decoder=decoder, beside=beside)
+    rate = speeds.predicting(
+        network, batch, machines, passes=each, decoder=decoder, beside=beside, precision=precision_of(job)
+    )
     spent = found.images / (rate.per_s * machines.world)
     basis: Basis = "calibrated" if rate.basis == "calibrated" else "arithmetic"
     times = f"{len(found.evaluations)} evaluations: before, after and every {config.eval.every:,} samples"

@@ -95,7 +95,7 @@ class Encoders:
             "text", width, depth=layers, heads=heads, head_width=head, batch=captions, tokens=self.tokens
         )
         table = Layer(name="embed", kind="linear", flops=0, parameters=(words + self.tokens) * width)
-        return Cost((Part("text.embed", (Piece(row="table", layers=(table,)),)), *blocks))
+        return Cost((Part("text.embed", (Piece(row="none", layers=(table,)),)), *blocks))
 
 
 def first_stage_of(config: Mapping[str, Any]) -> FirstStageConfig:

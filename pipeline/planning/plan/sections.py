@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.parsing.redaction import redact_values
 from pipeline.planning.plan.choices import Choice, Scale
 from pipeline.planning.plan.figures import FORMAT, Figure
 
@@ -78,5 +79,6 @@ class Plan:
         }
 
     def json(self) -> bytes:
-        """The plan as the bytes of plan.json."""
-        return json.dumps(self.plain(), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        """The plan as the bytes of plan.json: without secrets, and without values of the environment."""
+        plain = redact_values(self.plain())
+        return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"

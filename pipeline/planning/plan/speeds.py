@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import EncodeConfig
 from pipeline.data.format.contract import Contract
@@ -79,17 +80,17 @@ class Speeds:
         precision: Precision = "fp32",
     ) -> Rate:
         """Images that a rank predicts in a second. network: of a prediction for so many images, of which each image
-        takes `passes`. decoder, beside: of what comes after for as many."""
-        return self.rates.sampling(
-            network,
-            images,
-            passes,
-            decoder=decoder,
-            beside=beside,
-            precision=precision,
-            gpu=machines.gpu or CPU,
-            world=machines.ranks,
-        )
+        takes `passes`, in this precision. decoder, beside: of what comes after for as many, in float32."""
+        where: dict[str, Any] = {"gpu": machines.gpu or CPU, "world": machines.ranks}
+        after: dict[str, Any] = {"decoder": decoder, "beside": beside}
+        if precision == "fp32":
+            return self.rates.sampling(network, images, passes, precision=precision, **after, **where)
+        rate = self.rates.sampling(network, images, passes, precision=precision, **where)
+        if decoder is None and not beside:
+            return rate
+        rest = self.rates.sampling(Cost(()), images, 1.0, precision="fp32", **after, **where)
+        texts = f"{rate.where}; what comes after: {rest.where}"
+        return Rate(1 / (1 / rate.per_s + 1 / rest.per_s), rate.unit, rate.basis, texts)
 
     def encoding(
         self,
