@@ -29,7 +29,7 @@ from pipeline.distributed.place import cores
 from pipeline.errors import DataError
 
 EPILOG = """\
-keys: processes=2 seconds=40 (of calibrate's measurements) images=1000 samples=3200 (of the demo) steps=24 (of each of
+keys: processes=2 seconds=40 (of calibrate's measurements) images=1000 samples=3200 (of the demo) steps=48 (of each of
 the two models) folder= (to keep everything in; "" = one that is removed)
 
 First `latentmill calibrate`, whose small networks are none of those that follow. Then `latentmill demo` with fewer
@@ -56,7 +56,7 @@ class Plan:
     seconds: float = 40.0
     images: int = 1000
     samples: int = 3200
-    steps: int = 24
+    steps: int = 48
     folder: str = ""
 
 
