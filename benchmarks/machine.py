@@ -7,7 +7,7 @@ import os
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -39,9 +39,17 @@ def machine(device: torch.device, threads: int) -> list[str]:
     if tuned:
         lines.append(f"- environment: {' '.join(tuned)}")
     lines.append(f"- load of the machine before the first round: {os.getloadavg()[0]:.1f}")
-    lines.append("- " + ", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    lines.append("- " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
     lines.append(f"- date: {datetime.date.today().isoformat()}")
     return lines
+
+
+def _version(package: str) -> str:
+    """A package's version; "absent" where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def device_slug(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from typing import NoReturn
 from pipeline.distributed.exits import _fail, guarded, leave
 from pipeline.distributed.signals import stopping_at_once
 from pipeline.log import show
-from pipeline.verbs import ENVIRONMENT, HANDED_OVER, STOPS, TAKES_A_VERB, TAKES_PATHS, VERBS
+from pipeline.verbs import ENVIRONMENT, HANDED_OVER, STOPS, TAKES_PATHS, TAKES_WORDS, VERBS
 
 SWEEP = "pipeline.jobs.sweep"
 """Module of `-m`, as a name like those of the verbs: the command line imports a module only when it runs it."""
@@ -75,7 +75,7 @@ def run(verb: str, arguments: list[str]) -> int:
 
         show(verb_help(verb))
         return 0
-    if verb in TAKES_A_VERB:
+    if verb in TAKES_WORDS:
         return importlib.import_module(VERBS[verb][0]).main(arguments) or 0
     if "-m" in arguments or "--multirun" in arguments:
         return importlib.import_module(SWEEP).sweep(

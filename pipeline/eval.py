@@ -7,117 +7,145 @@ With from_card the figures of a card are made again, and compared.
 One evaluation for each sampler, number of steps and guidance scale; several draw the curve of FID against CLIP score
 into the run's report. Results lie in RUN/evals/, in a folder whose name holds all that they depend on
 (evaluation/kept.py): figures that are there are not made again, and others stand beside them.
+
+Any number of ranks share the images (launch.processes, torchrun, srun). Rank 0 decides what is to be done, stores and
+prints it.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import traceback
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any
 
-from pipeline.config import AutoencoderConfig, EvalRunConfig, RunConfig, SamplerConfig, TrainConfig
-from pipeline.config.loading.merge import to_dict
-from pipeline.config.tasks.found import require_perceived
-from pipeline.data.format.contract import OF_ANY_SIZE, require_match
-from pipeline.data.format.contract_json import contract_from_json
-from pipeline.data.joined.opening import joined
+from pipeline.config import AutoencoderConfig, EvalRunConfig, TrainConfig
 from pipeline.diffusion.levels import levels_for
-from pipeline.distributed.allocator import keep_memory
-from pipeline.distributed.signals import SCHEDULER, StopRequest
+from pipeline.distributed import world as distributed
+from pipeline.distributed.exits import leave
+from pipeline.distributed.place import adopt_step, in_world, require_place
+from pipeline.distributed.ranks import run_ranks
 from pipeline.distributed.world import World, pick_device
-from pipeline.errors import ConfigError, NotFound, ParseError, RunError, WeightsError
-from pipeline.evaluation import beside, classifier
-from pipeline.evaluation.card import Card, parse_card
-from pipeline.evaluation.evaluate import Evaluator, in_training
-from pipeline.evaluation.features.networks import load_features
-from pipeline.evaluation.kept import full_name, kept_card, weights_digest
+from pipeline.errors import ConfigError, LatentmillError
+from pipeline.evaluation import classifier
+from pipeline.evaluation.card import Card
+from pipeline.evaluation.kept import full_name, kept_card
 from pipeline.evaluation.reconstruction import runs as autoencoders
-from pipeline.evaluation.reference import fitting
-from pipeline.evaluation.reproduced import run_of, verdict
-from pipeline.evaluation.steered.asked import asked_of, keys_of
-from pipeline.evaluation.steered.guides import RecordGuides, guide_of
+from pipeline.evaluation.runs.cards import reproduce
+from pipeline.evaluation.runs.commits import prepare, settings
+from pipeline.evaluation.runs.snapshots import evaluate_pending
 from pipeline.evaluation.stored import write
-from pipeline.evaluation.tasks.judge import make_judge
-from pipeline.evaluation.tiling import tiles_of
-from pipeline.evaluation.validation import load_validation
-from pipeline.inference.tiles.choice import Tiles
-from pipeline.inference.tiles.denoise import TiledDenoiser
-from pipeline.inference.trained import Trained, encode_captions, load_trained
 from pipeline.log import log, show
-from pipeline.models.denoiser import Denoiser
-from pipeline.models.perceptual.loaded import FILES, load_perceptual
-from pipeline.parsing.text import one_line
 from pipeline.report import page
 from pipeline.report.publish import require_page
-from pipeline.runs.datasets import empty_caption
-from pipeline.runs.directory import RunInfo, dataset_digests, load_any_run, load_run
-from pipeline.storage.urls import open_storage, split_url
+from pipeline.runs.directory import load_any_run
 from pipeline.tracking import terminal
-from pipeline.tracking.tracker import Tracker
 
-if TYPE_CHECKING:
-    import torch
-
-GRID = 16  # images in the stored picture
+COLLECTIVE_SECONDS = 4 * 3600
+"""Longest time that ranks wait for each other: rank 0 computes figures of all images alone, and of several runs of
+figures FID-infinity takes the longest. Launchers end ranks whose peers have died sooner."""
 
 
 def main(config: EvalRunConfig) -> int:
-    """Run the verb."""
+    """Run the verb: start the ranks that are asked for, or be one of those that a launcher has started."""
+    require_place(config.launch.processes)
+    adopt_step()
+    if not in_world() and config.launch.processes > 1:
+        return run_ranks("eval", config, config.launch.processes, config.launch.threads)
+    if not in_world() and not config.launch.threads:
+        return evaluate(config, World(device=pick_device(config.device)))
+    world = distributed.start(config.device, config.launch.threads, group=False, timeout=COLLECTIVE_SECONDS)
+    if world.rank:
+        log.setLevel(max(log.level, logging.ERROR))  # what rank 0 says holds for all
+    failure: LatentmillError | None = None
+    status = 0
+    try:
+        status = evaluate(config, world)
+    except LatentmillError as error:
+        if not distributed.is_shared(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        failure, status = error, error.exit_code
+    distributed.stop(world)
+    if failure is not None and world.rank == 0:
+        raise failure
+    return status
+
+
+def evaluate(config: EvalRunConfig, world: World) -> int:
+    """What is asked, as one rank. Returns the exit status. Collective."""
     if config.pending:
-        return evaluate_pending(config)
+        return evaluate_pending(config, world)
     if config.from_card:
-        return reproduce(config)
-    trained = load_any_run(config.run).config
-    if config.guide.weights and not (isinstance(trained, TrainConfig) and trained.task.draws):
-        raise ConfigError(f"guide={','.join(config.guide.weights)}: {config.run} draws no pictures: leave guide out")
+        return reproduce(config, world)
+    trained = world.together(lambda: look(config))
     if isinstance(trained, AutoencoderConfig):
-        measured = autoencoders.evaluate_run(config)
-        show(autoencoders.table(measured), end="")
-        show(measured.line())
-        return 0
+        measured = autoencoders.evaluate_run(config, world)
+        return _told(world, autoencoders.table(measured), [measured.line()])
     if isinstance(trained, TrainConfig) and not trained.task.draws:
-        classified = classifier.evaluate_run(config)
-        show(classifier.table(classified), end="")
-        show(classified.line())
-        return 0
+        classified = classifier.evaluate_run(config, world)
+        return _told(world, classifier.table(classified), [classified.line()])
     dest = f"{config.run.rstrip('/')}/{page.DEFAULT_DEST}"
     if len(settings(config)) > 1:
-        require_page(dest, page.MARK)  # before hours of work
-    cards = evaluate_run(config)
-    show(table(cards), end="")
-    for card in cards:
-        show(card.line())
+        world.together(lambda: require_page(dest, page.MARK), rank=0)  # before hours of work
+    cards = evaluate_run(config, world)
+    _told(world, table(cards), [card.line() for card in cards])
     if len(cards) > 1:
-        page.write([config.run], dest)
-        show(f"report: {dest}")
+
+        def draw() -> None:
+            page.write([config.run], dest)
+            show(f"report: {dest}")
+
+        world.together(draw, rank=0)
     return 0
 
 
-def evaluate_run(config: EvalRunConfig) -> list[Card]:
+def look(config: EvalRunConfig) -> AutoencoderConfig | TrainConfig:
+    """The run's configuration. Raises RunError, and ConfigError for what a run that draws no pictures cannot do."""
+    trained = load_any_run(config.run).config
+    if config.guide.weights and not (isinstance(trained, TrainConfig) and trained.task.draws):
+        raise ConfigError(f"guide={','.join(config.guide.weights)}: {config.run} draws no pictures: leave guide out")
+    assert isinstance(trained, AutoencoderConfig | TrainConfig), "a run of another kind"
+    return trained
+
+
+def _told(world: World, figures: str, lines: Sequence[str]) -> int:
+    """Rank 0 prints figures and their cards' lines. Returns the exit status."""
+    if world.rank == 0:
+        show(figures, end="")
+        for line in lines:
+            show(line)
+    return 0
+
+
+def evaluate_run(config: EvalRunConfig, world: World | None = None) -> list[Card]:
     """Evaluate every sampler, number of steps and guidance scale, store the results in the run directory and return a
-    card for each.
+    card for each. Collective.
 
     Raises RunError, ContractMismatch for a dataset, reference or encoders that do not fit the run, and ConfigError for
     steps that a sampler cannot take, all before the first image.
     """
     if config.images < 2 or not config.guidance:
         raise ConfigError("images must be 2 or more, and guidance at least one scale")
-    trained, evaluator, denoiser, sha256 = prepare(config)
+    ranks = world or World(device=pick_device(config.device))
+    trained, evaluator, denoiser, sha256 = prepare(config, world=ranks)
     samplers = settings(config)
-    for sampler in samplers:
-        levels_for(evaluator.diffusion, sampler.sampler, sampler.steps)
-    cards = []
+
+    def check() -> None:
+        for sampler in samplers:
+            levels_for(evaluator.diffusion, sampler.sampler, sampler.steps)
+
+    ranks.together(check)
+    storage, cards = trained.info.storage, list[Card]()
     for i, sampler in enumerate(samplers):
         made_of = (config.images, sampler, trained.weights, sha256)
-        card = kept_card(trained.info.storage, trained.n, evaluator, *made_of)
+        card = ranks.first(ranks.together(partial(kept_card, storage, trained.n, evaluator, *made_of), rank=0))
         if card is None:
             name = full_name(evaluator, *made_of)
-            if len(samplers) > 1:
+            if len(samplers) > 1 and ranks.rank == 0:
                 show(f"eval: {i + 1} of {len(samplers)}: {name}")
             result = evaluator(
                 denoiser,
@@ -127,199 +155,10 @@ def evaluate_run(config: EvalRunConfig) -> list[Card]:
                 weights=trained.weights,
                 weights_sha256=sha256,
             )
-            write(trained.info.storage, result, name)
+            ranks.together(partial(write, storage, result, name), rank=0)
             card = result.card
         cards.append(card)
     return cards
-
-
-def prepare(
-    config: EvalRunConfig, measured: bool = True, tiles: Tiles | None = None
-) -> tuple[Trained, Evaluator, Denoiser | TiledDenoiser, str]:
-    """Load what the evaluations of one checkpoint share; last comes the hash of its weights. measured: against the
-    reference, where there is one. tiles: those of a card; None = those of config.tile."""
-    device, info = pick_device(config.device), load_run(config.run)
-    tiles = tiles_of(config, settings(config), device) if tiles is None else tiles
-    run, contract = info.config, contract_from_json(info.contract)
-    val = config.data.val or run.data.val
-    storage = open_storage(val)
-    manifest = joined(storage, config.data.columns or run.data.columns, lenient=True)
-    require_match(contract, manifest.contract, f"data.val={val}", OF_ANY_SIZE)
-    asked = asked_of(config, manifest.contract, run.task, f"data.val={val}")
-    guides = RecordGuides(config.guide, info, manifest.contract, val)
-    trained = load_trained(config.run, config.at, config.weights, config.ema)
-    if manifest.own.digest in dataset_digests(info.facts):
-        log.warning(f"eval: data.val={val} is what {config.run} was trained on: its records are not new to the model")
-    first_stage, tower = trained.encoders(device, config.encoders, (val,))
-    first_stage = tiles.stage(first_stage)
-    empty_LD = None
-    if tower is not None and "text" in run.task.members:
-        empty_LD = encode_captions(tower, [""], trimmed=trained.contract.trimmed)[0].to(device)
-    sha256 = weights_digest(trained.state)
-    reference = fitting(config.reference, run.eval.reference, val, manifest.contract) if measured else None
-    features = config.features or run.eval.features
-    weights = config.features_weights or (run.eval.features_weights if features == run.eval.features else "")
-    seed = trained.contract.encoder_seed
-    perceptual = config.perceptual or run.eval.perceptual
-    require_perceived(run.task, perceptual, "perceptual")
-    judge = make_judge(manifest.contract, run.task, load_perceptual(perceptual, device))
-    reads = dict.fromkeys((*judge.reads, *asked.reads, *guides.reads))
-    images, caption = max(config.images, GRID), config.caption or run.eval.caption
-    validation = load_validation(storage, manifest, tuple(reads), images, tower, caption, config.seed)
-    steering = (
-        *asked.steering(validation, first_stage),
-        *guides.steering(first_stage, tower, config.seed, device),
-    )
-    denoiser = trained.denoiser(empty_LD, device, packed=not any(one.gradients for one in steering))
-    evaluator = Evaluator(
-        validation=validation,
-        first_stage=first_stage,
-        tower=tower,
-        diffusion=run.diffusion,
-        judge=judge,
-        reference=reference,
-        features=load_features(features, device, seed, weights) if reference is not None else None,
-        grid=GRID,
-        seed=config.seed,
-        thorough=True,
-        world=World(device=device),
-        steering=steering,
-        tiles=tiles.facts,
-    )
-    return trained, evaluator, tiles.denoiser(denoiser), sha256
-
-
-def reproduce(config: EvalRunConfig) -> int:
-    """Reproduce a card's figures and print how far they differ from it. Returns exit status 1 beyond TOLERANCE.
-
-    Checkpoint, sampler, seeds and numbers are the card's. Raises ContractMismatch when a file here has another hash
-    than on the card, ConfigError for a card that cannot be read.
-    """
-    card = read_card(config.from_card)
-    if isinstance(card, autoencoders.Card):
-        return autoencoders.reproduce(config, card)
-    kind, _, average = card.weights.partition("=")
-    weights = cast(Literal["ema", "raw"], kind)
-    run = run_of(config.from_card, config.run)
-    card_config = replace(
-        config, run=run, at=card.n, weights=weights, ema=float(average or 0), images=card.images, seed=card.seed
-    )
-    card_config = replace(card_config, caption=card.caption, **keys_of(card.steering))
-    if card.features is not None and not config.features:
-        card_config = replace(card_config, features=card.features["name"])  # type: ignore[arg-type]
-    card_config = replace(card_config, guide=guide_of(card.steering, config.guide))
-    if not config.perceptual:
-        card_config = replace(card_config, perceptual=perceptual_of(card, run))
-    tiles = tiles_of(card_config, settings(card_config), pick_device(config.device), card.tiles)
-    trained, evaluator, denoiser, sha256 = prepare(card_config, card.reference is not None, tiles)
-    if trained.n != card.n:
-        raise RunError(f"{run} has no checkpoint at {card.n} samples, of which the card is")
-    evaluator.require(card, sha256)
-    sampler = SamplerConfig(
-        sampler=card.sampler,  # type: ignore[arg-type]
-        steps=card.steps,
-        guidance=card.guidance,
-        batch=card.batch or config.batch,
-        **card.guidance_settings,  # type: ignore[arg-type]
-    )
-    reproduced = evaluator(denoiser, trained.n, images=card.images, sampler=sampler, weights=card.weights).card
-    return verdict(card, reproduced)
-
-
-def perceptual_of(card: Card, run: str) -> str:
-    """The weights of a card's perceptual distance: the run's own where it has some, else those of that name; none where
-    the card has no such figure."""
-    named, own = str(card.judge.get("perceptual", "none")), load_run(run).config.eval.perceptual
-    if named == "none" or own != "none":
-        return "none" if named == "none" else own
-    return named if named in FILES else "none"
-
-
-def read_card(url: str) -> Card | autoencoders.Card:
-    """Read a card.json. Raises ConfigError."""
-    root, key = split_url(url)
-    try:
-        data = open_storage(root).get(key)
-        return autoencoders.parse_card(data) if autoencoders.is_autoencoders(data) else parse_card(data)
-    except (NotFound, ParseError) as error:
-        raise ConfigError(f"from_card={url}: no card of this version is there ({error})") from None
-
-
-def evaluate_pending(config: EvalRunConfig) -> int:
-    """Evaluate the snapshots that training has written (evaluation/beside.py) as training itself would. Returns the
-    exit status.
-
-    A snapshot that is damaged is passed over with a line, and the status is 1 then. Raises RunError, and Interrupted
-    after a signal to stop, when the remaining snapshots stay pending."""
-    info = load_any_run(config.run)
-    run = info.storage
-    stop, evaluate, damaged = StopRequest(), None, set[int]()
-    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder, stop.listening(SCHEDULER):
-        while unevaluated := [n for n in beside.pending(run) if config.at in (0, n) and n not in damaged]:
-            n = unevaluated[0]
-            if evaluate is None:
-                evaluate = _as_training(info, pick_device(config.device))
-            try:
-                weights = beside.read_snapshot(run, n)
-                device = pick_device(config.device)
-                on_device = {name: tensor.to(device) for name, tensor in weights.items()}
-                metrics = evaluate(on_device, n, lambda: stop.number is not None)
-            except NotFound:  # another job has evaluated it
-                continue
-            except (WeightsError, RunError) as error:
-                log.error(f"eval: the snapshot at {n:,} samples is passed over: {one_line(str(error))}")
-                damaged.add(n)
-                continue
-            beside.finish(run, n, partial(_track, info, n, Path(folder)))
-            show(f"eval: {n:,} samples: {_figures(metrics)}")
-    return 1 if damaged else 0
-
-
-def _as_training(info: RunInfo[RunConfig], device: torch.device) -> autoencoders.Evaluate:
-    """The function by which a run's training evaluates weights, in this process."""
-    if device.type == "cpu":
-        keep_memory()
-    world = World(device=device)
-    if isinstance(info.config, AutoencoderConfig):
-        return autoencoders.in_training(info.config, info.storage, world)
-    assert isinstance(info.config, TrainConfig)
-    if not info.config.task.draws:
-        return classifier.in_training(info.config, info.storage, world)
-    train = info.config.data.train
-    cache = open_storage(train)
-    manifest = joined(cache, info.config.data.columns)
-    require_match(contract_from_json(info.contract), manifest.contract, f"data.train={train}")
-    return in_training(info.config, info.storage, world, manifest, empty_caption(cache, manifest))
-
-
-def _track(info: RunInfo[RunConfig], n: int, folder: Path) -> None:
-    """Send figures to the run's tracker after the end of training."""
-    with Tracker(info.storage, info.config.tracking, settings=to_dict(info.config), folder=folder) as tracker:
-        if n not in tracker.evaluations:
-            beside.bring(info.storage, n, tracker)
-
-
-def _figures(metrics: Mapping[str, Any]) -> str:
-    """The figures of an evaluation in one line."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
-
-
-def settings(config: EvalRunConfig) -> list[SamplerConfig]:
-    """Every combination of sampler, number of steps and guidance scale."""
-    return [
-        SamplerConfig(
-            sampler=sampler,
-            steps=steps,
-            guidance=guidance,
-            guidance_low=config.guidance_low,
-            guidance_high=config.guidance_high,
-            rescale=config.rescale,
-            batch=config.batch,
-        )
-        for sampler in config.sampler
-        for steps in config.steps
-        for guidance in config.guidance
-    ]
 
 
 def table(cards: Sequence[Card]) -> str:
@@ -347,4 +186,4 @@ def _shown(figure: Any) -> str:
 if __name__ == "__main__":
     from pipeline import cli
 
-    raise SystemExit(cli.main(["eval", *sys.argv[1:]]))
+    leave(cli.main(["eval", *sys.argv[1:]]))

@@ -18,6 +18,7 @@ from pipeline.distributed.world import pick_device
 from pipeline.errors import ConfigError, DestinationExists
 from pipeline.inference.picture_file import MOST_PIXELS, encoded, format_of, is_ours, require_room
 from pipeline.inference.pictures import conditionings, draw
+from pipeline.inference.precision import precision_of, products
 from pipeline.inference.requests.captions import Captions
 from pipeline.inference.requests.request import Request, make_requests, sides
 from pipeline.inference.steering.images import of_images
@@ -112,12 +113,13 @@ def sample_rows(config: SampleConfig) -> list[Row]:
         *guides.steering(first_stage, tower, device),
     )
     packed = not any(one.gradients for one in steering)
-    denoiser = tiles.denoiser(trained.denoiser(captions.empty, device, packed=packed))
+    precision = precision_of(config.precision, config.tf32, device)
+    denoiser = tiles.denoiser(trained.denoiser(captions.empty, device, packed=packed, dtype=precision.dtype))
     channels, factor = contract.latent_shape[0], contract.downsampling
     shapes = [(channels, height // factor, width // factor) for width, height in (request.size for request in requests)]
     pictures: dict[int, np.ndarray] = {}
     total = len(requests) * config.n
-    with Progress(total, "sample", "images") as progress:
+    with Progress(total, "sample", "images") as progress, products(precision.tf32):
         for shape in dict.fromkeys(shapes):
             numbers_of_shape = [number for number in range(total) if shapes[number // config.n] == shape]
             for start in range(0, len(numbers_of_shape), sampler.batch):

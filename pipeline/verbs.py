@@ -25,6 +25,8 @@ VERBS = {
     "ledger": ("pipeline.ledger", "prove that a run trained on every sample once"),
     "report": ("pipeline.report.page", "one HTML page about one run or several"),
     "demo": ("pipeline.demo", "the whole loop on captioned shapes, on this machine"),
+    "plan": ("pipeline.plan", "what a run will take before it is paid: hours, memory, bytes, price"),
+    "calibrate": ("pipeline.calibrate", "how fast this machine trains, encodes and samples, for plan and submit"),
     "submit": ("pipeline.submit", "verbs as jobs of Slurm: latentmill submit train KEY=VALUE ..."),
 }
 """verb: (module with main(config), what it does)."""
@@ -38,8 +40,8 @@ TAKES_PATHS = {
 """Verbs that only read runs and take paths instead of a configuration: main(arguments)."""
 
 
-TAKES_A_VERB = ("submit",)
-"""Verbs whose first argument is another verb: main(arguments)."""
+TAKES_WORDS = ("submit", "plan")
+"""Verbs that take keys of other verbs beside their own: main(arguments)."""
 
 
 ENVIRONMENT = {"encode": {"OMP_WAIT_POLICY": "passive"}}

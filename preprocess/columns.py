@@ -28,7 +28,7 @@ from pipeline.models.encoders.text import TextTower
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.progress import Progress
-from preprocess.encoding.claims import Claims, Work
+from preprocess.encoding.claims import Claims, Finished, Work
 from preprocess.encoding.encoder import text_states
 from preprocess.encoding.finalize import tidy
 from preprocess.joining.finish import finalize, reports_of, summary
@@ -147,18 +147,11 @@ def make_units(
     contract and text tower."""
     cache, dest, manifest, contract, tower = maker
     place = worker_place()
-    mine: set[int] = set()
-    work = Work(
-        list(remaining),
-        place.rank,
-        place.world,
-        claims,
-        lambda number: number in mine or dest.exists(remaining[number].report_name),
-    )
+    finished = Finished([dest], {number: unit.report_name for number, unit in remaining.items()}, f"{UNITS}/")
+    work = Work(list(remaining), place.rank, place.world, claims, finished.is_done, finished.listed)
     wanted, numbered = wanted_by(contract), manifest.adopted
     with Progress(len(remaining), "columns", "units", enabled=place.rank == 0) as progress:
         while (number := work.next()) is not None:
-            mine.add(number)
             UnitColumns(dest, contract, wanted, tower, numbered=numbered).make(cache, manifest, remaining[number])
             claims.release(number)
             progress.update(1)
@@ -174,7 +167,9 @@ def finish(
 ) -> None:
     """Writes columns.json if every unit is done."""
     listed = {info.key for info in dest.list(f"{UNITS}/")}
-    missing = [unit for unit in units if unit.report_name not in listed and not dest.exists(unit.report_name)]
+    missing = [unit for unit in units if unit.report_name not in listed]
+    while missing and dest.exists(missing[0].report_name):  # the listing may be out of date
+        missing.pop(0)
     if missing:
         log.info(f"columns: rank {rank} is done, {len(missing)} of {len(units)} units are not")
         return

@@ -32,13 +32,13 @@ from pipeline.models.encoders.text import load_text
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from preprocess.encoding.card import write_card
-from preprocess.encoding.claims import Claims, Work
+from preprocess.encoding.claims import Claims, Finished, Work
 from preprocess.encoding.contract import build_contract
 from preprocess.encoding.encoder import Encoder, encoder_of
 from preprocess.encoding.estimate import estimate
 from preprocess.encoding.finalize import finalize, leave_out, missing_units, summary, survey, tidy
 from preprocess.encoding.output import Destination
-from preprocess.encoding.plan import Plan, Unit, read_plan
+from preprocess.encoding.plan import REPORTS, Plan, Unit, read_plan
 from preprocess.encoding.stage import Stage
 from preprocess.filters.clip import ClipFilter, clip_filter_of
 from preprocess.source.decoders import Decoders
@@ -214,19 +214,15 @@ def encode_units(
     """Encodes the units numbered in `remaining`, except those that other workers encode. Returns a line about the time
     that each stage took."""
     place = worker_place()
-    own_units: set[int] = set()
-
-    def is_done(number: int) -> bool:
-        return number in own_units or all(
-            destination.storage.exists(units[number].report_name) for destination in destinations
-        )
-
-    work = Work(remaining, place.rank, place.world, claims, is_done)
+    finished = Finished(
+        [destination.storage for destination in destinations],
+        {number: unit.report_name for number, unit in units.items()},
+        REPORTS,
+    )
+    work = Work(remaining, place.rank, place.world, claims, finished.is_done, finished.listed)
 
     def next_unit() -> Unit | None:
         number = work.next()
-        if number is not None:
-            own_units.add(number)
         return None if number is None else units[number]
 
     stage = Stage(

@@ -44,6 +44,8 @@ EXAMPLES = {
     "ledger": "runs/a",
     "report": "runs/a runs/b dest=report.html",
     "demo": "",
+    "plan": "experiment=sd1_256 images=100M cluster=a100 nodes=8 price=2.0",
+    "calibrate": "experiment=sd1_256 launch.processes=8",
     "submit": "train cluster=a100 nodes=8 data.train=cache run=runs/a --dry-run",
 }
 """Arguments of one example for each verb."""

@@ -44,7 +44,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
 
 _numbers = itertools.count()
 _peaks: list[float] = []
-SEVERAL_PROCESSES = ("system/", "verbs/test_demo.py", "evaluation/test_beside.py", "planning/test_memory.py")
+SEVERAL_PROCESSES = (
+    *("system/", "verbs/test_demo.py", "verbs/test_train_init.py", "evaluation/test_beside.py"),
+    "planning/test_memory.py",
+)
 """Files whose tests start ranks, jobs or verbs of their own, for minutes in all."""
 GOAL_GB, MOST_GB = 3.0, 4.0
 """What pytest's workers are to take together, what they start aside, and the most that their peaks, which need not come
@@ -123,6 +126,15 @@ def _threads() -> Iterator[None]:
     yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def _short_plans(request: pytest.FixtureRequest) -> None:
+    """Streams plan as far ahead as tests need; those of tests/data as the product does."""
+    if "pipeline.data.reading.stream" in sys.modules and request.path.parent != TESTS / "data":
+        from made.plans import plan_shortly
+
+        plan_shortly()
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +251,7 @@ def s3(
     for name, value in swift_server.items():
         _aws.setenv(name, value)
     module._clients[os.getpid()] = swift_client
+    _aws.setattr("pipeline.runs.lease.PAUSE_SECONDS", 0.05)  # nobody else takes the runs of a test
     bucket = f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower()).strip('-')[:40]}-{next(_numbers)}"
     swift_client.create_bucket(Bucket=bucket)
     return f"s3://{bucket}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compression.plan import Level, Plan
-from benchmarks.compression.steps import Places, denoiser_cost, images_per_s, step_seconds
+from benchmarks.compression.steps import Places, denoiser_cost, images_per_s, rows_of
 from pipeline.report import run as report_run
 from pipeline.report.run import spread
 
@@ -98,9 +98,9 @@ def read_level(plan: Plan, places: Places, level: Level) -> Found:
 
 def trained(places: Places, folder: Path) -> Trained:
     """What a run has trained on, and how fast it does alone. Raises RunError."""
-    seconds, batch = step_seconds(folder)
+    samples = max(int(row["n"]) for row in rows_of(folder) if row["kind"] == "train")  # a stop's last steps have no row
     memory = [value for _, value in report_run.load(str(folder)).curve("memory_gb")]
-    return Trained(batch * len(seconds), images_per_s(places.probe(folder)), max(memory, default=0.0))
+    return Trained(samples, images_per_s(places.probe(folder)), max(memory, default=0.0))
 
 
 def missing(plan: Plan, found: list[Found]) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from benchmarks.compression.plan import TEXT_LENGTH, Level, Plan
 from benchmarks.compression.runner import Step
@@ -219,7 +219,7 @@ class Study:
             *(f"model.multipliers={listed(config.multipliers)}", f"model.attention={listed(config.attention)}"),
             *(f"model.in_channels={level.latent_channels}", f"model.out_channels={level.latent_channels}"),
             *self._common(samples, every, self.plan.batch),
-            f"checkpoint.keep={self.plan.parts}",
+            f"checkpoint.keep={2 * self.plan.parts}",  # a stop adds commits, which push out none
             *self.encoders(level),  # which evaluations load
         )
 
@@ -309,14 +309,21 @@ def images_per_s(run: Path) -> float:
     return batch / steady[len(steady) // 2]
 
 
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """Rows of a run's metrics in order of time. Raises RunError where there is none of training."""
+    path = run / METRICS_KEY
+    rows = parse_lines(path.read_bytes())[0] if path.is_file() else []
+    if not any(row["kind"] == "train" for row in rows):
+        raise RunError(f"{run} has no steps of training in {METRICS_KEY}: delete the folder, and run the study again")
+    return rows
+
+
 def step_seconds(run: Path) -> tuple[list[float], int]:
     """Seconds of each step of a run in order of its samples, and its batch. Of steps that were taken twice, after a
     resume, the later. Raises RunError for a run without steps."""
-    path = run / METRICS_KEY
-    rows = parse_lines(path.read_bytes())[0] if path.is_file() else []
     steps: dict[int, float] = {}
     last, batch = 0, 0
-    for row in rows:
+    for row in rows_of(run):
         if row["kind"] == "start":
             last = int(row["n"])
         if row["kind"] == "train" and (seconds := row.get("steps_s")):

@@ -36,6 +36,7 @@ from pipeline.training.engines.choose import make_engine
 from pipeline.training.engines.optimizer import make_optimizer
 from pipeline.training.inputs import Inputs, open_data
 from pipeline.training.objectives.diffusion import DiffusionObjective
+from pipeline.training.trainer import Trainer
 
 LEARNING_RATE = 1e-4
 
@@ -84,8 +85,17 @@ class Ours:
     """`latentmill train`: stream, objective, engine, EMA, ledger, metrics, watchdog; commits when `save` is called."""
 
     def __init__(
-        self, model: ModelConfig, latents: Latents, batch: int, world: World, cache: str, settings: DeepSpeedConfig
+        self,
+        model: ModelConfig,
+        latents: Latents,
+        batch: int,
+        world: World,
+        cache: str,
+        settings: DeepSpeedConfig,
+        compiled: bool = False,
+        row_steps: int = 0,
     ) -> None:
+        """compiled: whether blocks of the UNet are. row_steps: steps between rows of metrics; 0 = as usual."""
         self.ema_s: list[float] = []
         folder = tempfile.TemporaryDirectory(prefix="latentmill-benchmark-")
         where = world.first(folder.name)
@@ -96,15 +106,17 @@ class Ours:
             optim=OptimConfig(lr=LEARNING_RATE, batch=batch),
             deepspeed=settings,
             checkpoint=CheckpointConfig(every=FOREVER, keep=1),
-            tracking=TrackingConfig(wandb="off"),
+            tracking=TrackingConfig(wandb="off", every=row_steps * batch),
             samples=FOREVER,
-            device="cpu",
+            device="cuda" if world.device.type == "cuda" else "cpu",
         )
         data = open_data(config, open_storage(config.run), world)
         contract = data.manifest.contract
         denoiser = Denoiser(model, data.task)
         denoiser.reset_parameters(0)
         self.parameters = sum(p.numel() for p in denoiser.parameters())
+        if compiled:
+            denoiser.unet.compile_blocks()
         engine = make_engine(denoiser, config, world)
         inputs, flops = Inputs(stored.Latents.of(contract), data.task, config.seed), image_flops(model)
         drop = config.task.drop
@@ -118,6 +130,11 @@ class Ours:
         began = time.perf_counter()
         self._update(n, batch)
         self.ema_s.append(time.perf_counter() - began)
+
+    @property
+    def trainer(self) -> Trainer:
+        """The loop itself, for what a benchmark changes in it."""
+        return self._run.trainer
 
     def step(self) -> None:
         self._run.step()

@@ -16,6 +16,7 @@ from pipeline.config.autoencoder import (
     FirstStageLossConfig,
     GanConfig,
 )
+from pipeline.config.calibrate import CalibrateConfig
 from pipeline.config.cluster import ClusterConfig, SubmitConfig
 from pipeline.config.columns import ColumnsConfig
 from pipeline.config.converting import ConvertConfig
@@ -37,6 +38,7 @@ from pipeline.config.model import (
     SamplerConfig,
     SamplerName,
 )
+from pipeline.config.plan import PlanConfig
 from pipeline.config.results import DemoConfig, EvalRunConfig, ExportConfig, ReconstructConfig, SampleConfig
 from pipeline.config.run import (
     CheckpointConfig,
@@ -81,6 +83,8 @@ CONFIGS = {
     "sample": SampleConfig,
     "export": ExportConfig,
     "demo": DemoConfig,
+    "plan": PlanConfig,
+    "calibrate": CalibrateConfig,
     "submit": SubmitConfig,
 }
 """The configuration of each verb that has one."""
@@ -88,6 +92,7 @@ CONFIGS = {
 __all__ = [
     "CONFIGS",
     "AutoencoderConfig",
+    "CalibrateConfig",
     "CheckpointConfig",
     "ClassTask",
     "ClassifierTask",
@@ -122,6 +127,7 @@ __all__ = [
     "LimitsConfig",
     "ModelConfig",
     "OptimConfig",
+    "PlanConfig",
     "ReconstructConfig",
     "ReferenceConfig",
     "RunConfig",

@@ -25,7 +25,8 @@ class ClusterConfig:
     concurrent: Annotated[int, Ge(0)] = 0
     """Largest number of tasks that run at a time; 0 = all."""
     processes: Annotated[int, Ge(1)] = 1
-    """Processes of each encode task, on one node; ranks on each node of a training job."""
+    """Processes of each encode task, on one node; ranks on each node of a training job; ranks of an evaluation, on one
+    node."""
     gpus: Annotated[int, Ge(0)] = 1
     """GPUs per process; 0 = none."""
     gpu_type: str = ""
@@ -33,6 +34,14 @@ class ClusterConfig:
     gpu_memory_gb: Annotated[float, Ge(0, "0 (not known) or more is wanted")] = 0.0
     """Memory of one GPU in GB. A training job whose step needs more is refused before it is submitted; 0 = not
     known."""
+    network_gb_s: Annotated[float, Ge(0, "0 (not known) or more is wanted")] = 0.0
+    """Bandwidth of one node to the others in GB/s, for `latentmill plan`; 0 = not known."""
+    storage_gb_s: Annotated[float, Ge(0, "0 (not known) or more is wanted")] = 0.0
+    """Bandwidth in GB/s at which one node reads from the storage that holds datasets, for `latentmill plan`; 0 = not
+    known."""
+    price: Annotated[float, Ge(0, "a price of 0 (not shown) or more is wanted")] = 0.0
+    """Price of one GPU for an hour (without GPUs: of one process), in any currency, for the line that `latentmill
+    submit` prints about a training job; 0 = no price is shown."""
     cpus: Annotated[int, Ge(1)] = 8
     """CPU cores per process."""
     mem: str = ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pipeline.config.model import EncodersConfig, FeaturesName, SamplerConfig, SamplerName
-from pipeline.config.run import DataConfig
+from pipeline.config.run import DataConfig, LaunchConfig
 from pipeline.config.steering import GuideConfig
 from pipeline.config.values.bounds import Between, Ge, Seed
 
@@ -47,7 +47,7 @@ class EvalRunConfig:
     rescale: Annotated[float, Between(0, 1)] = 0.0
     """Rescaling of guided predictions, as eval.sampler.rescale of train."""
     batch: Annotated[int, Ge(1)] = 64
-    """Images per batch; the images do not depend on it."""
+    """Images per batch and rank; the images do not depend on it."""
     strength: Annotated[float, Between(0, 1, "(]")] | None = None
     """Begin from each record's own picture, as sample's strength, and measure how near the images stay to it; null =
     from noise."""
@@ -71,13 +71,21 @@ class EvalRunConfig:
     """Guidance without retraining. An image's target is its record's own picture, caption or class."""
     tile: str = "off"
     """Denoise and decode in overlapping tiles, as tile of `latentmill sample`; the card says their sides."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the denoiser, as precision of `latentmill sample`. The card says it, and evaluations in different
+    precisions lie side by side; with from_card auto is the card's."""
+    tf32: bool = False
+    """Let denoiser and decoder round float32 products to TF32, as tf32 of `latentmill sample`. Feature networks, CLIP
+    and judges never do."""
     seed: Seed = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on; auto = cuda where there is a GPU, else cpu."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Ranks on this machine that share the images, one GPU each; figures do not depend on their number."""
     pending: bool = False
-    """Ignore the keys above and make the evaluations that training with eval.where=job left to be made, as it would
-    have made them (with at=N, that one alone)."""
+    """Ignore the keys above, device and launch excepted, and make the evaluations that training with eval.where=job
+    left to be made, as it would have made them (with at=N, that one alone)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +176,12 @@ class SampleConfig:
     tile: str = "off"
     """Denoise and decode pictures larger than this many pixels along a side in overlapping tiles of that side, such as
     512. auto: whole where memory allows it, else in the largest tiles that fit. off: whole, or refused."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision in which the denoiser predicts; samplers compute in fp32, and the decoder in encoders.vae_dtype. auto:
+    bf16 on GPUs that have it, else fp32."""
+    tf32: bool = False
+    """Let denoiser and decoder round products of fp32 numbers to TF32 on GPUs (10 bits of mantissa), which is several
+    times as fast."""
     seed: Seed = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None

@@ -212,6 +212,9 @@ class TrackingConfig:
     peak_tflops: ZeroIsOff = 0.0
     """Peak TFLOP/s of one device, for model FLOPs utilization; 0 = the 16-bit peak of the GPU where it is known, else
     the utilization is not logged."""
+    profile: str = ""
+    """Optimizer steps that PyTorch's profiler records on rank 0, the first and the last, counted from the run's
+    beginning (100..104); their trace goes into profiles/ of the run. "" = none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,3 +259,10 @@ class RunConfig:
     watchdog_s: Annotated[float, Ge(0, "a number of seconds is wanted (0 = no watchdog)")] = 900.0
     """A rank that finishes no step for this many seconds (not counting evaluations and commits) prints where it is and
     is ended, so that the job can be started again; 0 = never."""
+    step_limit_s: ZeroIsOff = 0.0
+    """The same, in place of watchdog_s, from the second step of a process on: the first, in which networks are compiled
+    and ranks connect, takes longest. A collective may then take a minute more, where it is no evaluation's or commit's;
+    0 = watchdog_s for every step."""
+    gc_steps: Annotated[int, Ge(0)] = 0
+    """Optimizer steps between collections of Python's garbage, which all ranks then make at the same step, and none in
+    between; 0 = whenever Python makes them, on each rank at another time, for which the others wait."""

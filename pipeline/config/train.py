@@ -22,6 +22,11 @@ class EvalConfig(EvaluationConfig):
     """Samples between measurements of the validation loss; 0 = with every commit."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How the evaluated images are sampled."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision in which the denoiser predicts in evaluations, whatever that of training is; feature networks, CLIP and
+    judges compute in fp32. auto: bf16 on GPUs that have it, else fp32."""
+    tf32: bool = False
+    """Let denoiser and decoder round products of fp32 numbers to TF32 in evaluations on GPUs."""
     grid: Annotated[int, Ge(0)] = 16
     """Number of captions whose samples each evaluation keeps as a picture, always the same captions."""
     caption: str = "1"

@@ -10,17 +10,19 @@ from __future__ import annotations
 import gc
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from torch import Tensor
 
 from pipeline import errors
 from pipeline.distributed.allocator import keep_memory
+from pipeline.distributed.hosts import hosts_of
 from pipeline.distributed.meeting import meeting_of
 from pipeline.distributed.place import Place, launcher_place, threads_per_rank
 from pipeline.distributed.rendezvous import meet
@@ -36,22 +38,38 @@ class World:
     """One process's place among the ranks, and the small collectives by which ranks decide together.
 
     rank: 0 to size - 1. device: what this rank computes on. grouped: whether a torch.distributed process group exists;
-    without one the world has one process, and every collective is the identity.
+    without one the world has one process, and every collective is the identity. hosts: the group in which the ranks'
+    processors meet where `device` is a GPU; None where the group of all collectives does.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     grouped: bool = False
+    hosts: dist.ProcessGroup | None = None
 
     def barrier(self) -> None:
-        """Wait until every rank has called this."""
+        """Wait until every rank has called this, and its device has done what came before."""
         if self.grouped:
-            self.sum([0.0])  # an all-reduce on the rank's own device; dist.barrier guesses one under NCCL
+            # an all-reduce on the rank's own device; dist.barrier guesses one under NCCL
+            self.added(torch.zeros(1, device=self.device)).item()
+
+    def counted(self, flags: Sequence[bool]) -> list[int]:
+        """The number of ranks on which each flag is set. The same on all ranks.
+
+        In a world of few ranks the processors meet, so that no rank waits for the work of its GPU (hosts.py).
+        """
+        if not self.grouped or self.size == 1:
+            return [int(flag) for flag in flags]
+        device = self.device if self.hosts is None else torch.device("cpu")
+        total = torch.tensor([int(flag) for flag in flags], dtype=torch.int64, device=device)
+        dist.all_reduce(total, group=self.hosts)
+        return [int(count) for count in total.tolist()]
 
     def sum(self, values: list[float]) -> list[float]:
-        """Elementwise sum over ranks, in float64. The same on all ranks."""
-        if not self.grouped:
+        """Elementwise sum over ranks, in float64. The same on all ranks. Waits for the work of the device, unless the
+        world has one rank."""
+        if not self.grouped or self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
@@ -65,7 +83,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether any rank's flag is set. The same on all ranks."""
-        return self.sum([float(flag)])[0] > 0
+        return self.counted([flag])[0] > 0
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable value, in the order of ranks. The same list on all ranks."""
@@ -176,7 +194,7 @@ def start(device: str = "auto", threads: int = 0, group: bool = True, timeout: i
                 f"rank {rank} on {socket.gethostname()} does not reach the others, which were there a moment ago: "
                 f"{' '.join(str(error).split())[:300]}. GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME chooses the network"
             ) from error
-    return World(rank, size, rank_device, grouped)
+    return World(rank, size, rank_device, grouped, hosts_of(rank_device, size, timeout))
 
 
 def stop(world: World) -> None:
@@ -189,3 +207,10 @@ def stop(world: World) -> None:
         gc.collect()
         world.barrier()
         dist.destroy_process_group()
+
+
+def limit_collectives(world: World, seconds: float) -> None:
+    """Let the collectives that this rank begins from now on take this many seconds at most, in every process group."""
+    if world.grouped:
+        for group in list(c10d._world.pg_map):
+            c10d._set_pg_timeout(timedelta(seconds=seconds), group)

@@ -34,13 +34,14 @@ from pipeline.evaluation.figures import standard_error
 from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.metrics.error_bars import wilson
 from pipeline.evaluation.stored import write
-from pipeline.inference.classifier import build_classifier, load_classifier
+from pipeline.inference.classifier import TrainedClassifier, build_classifier, load_classifier
 from pipeline.inference.pictures import frozen
+from pipeline.inference.precision import products
 from pipeline.log import log
 from pipeline.models.classifier import Classifier
 from pipeline.models.encoders.latents import Latents
 from pipeline.runs.datasets import require_arrays, require_conditions, stored_members
-from pipeline.runs.directory import dataset_digests, load_classifier_run
+from pipeline.runs.directory import RunInfo, dataset_digests, load_classifier_run
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking import terminal
@@ -53,6 +54,7 @@ BATCH = 64
 NONE_OF_IT = (
     *("features", "features_weights", "perceptual", "guidance", "sampler", "steps", "guidance_low"),
     *("guidance_high", "rescale", "strength", "keep", "reference", "encoders", "seed", "caption"),
+    *("precision", "tf32"),
 )
 """Keys of `latentmill eval` that say how pictures are drawn and judged."""
 
@@ -160,7 +162,8 @@ class Classifying:
         """
         began = time.monotonic()
         images = min(images, len(self.arrays))
-        own = self.world.together(lambda: self._measure(classifier, images, stopped))
+        with products(tf32=False):
+            own = self.world.together(lambda: self._measure(classifier, images, stopped))
         answers = {number: answer for part in self.world.gather(own) for number, answer in part.items()}
         metrics: dict[str, Any] = {"n": n, "images": images, "weights": weights}
         metrics |= figures([answers[number] for number in range(images)], self.classes[:images])
@@ -268,9 +271,24 @@ def in_training(config: TrainConfig, run: Storage, world: World) -> Evaluate:
     return evaluate
 
 
-def evaluate_run(config: EvalRunConfig) -> Card:
-    """Evaluate a checkpoint of a classifier's run, store the figures in the run directory and return their card. Raises
-    RunError, ConfigError, ContractMismatch, all before the first record."""
+def evaluate_run(config: EvalRunConfig, world: World | None = None) -> Card:
+    """Evaluate a checkpoint of a classifier's run, store the figures in the run directory and return their card.
+    Collective. Raises RunError, ConfigError, ContractMismatch, all before the first record."""
+    ranks = world or World(device=pick_device(config.device))
+    info, classifying, trained = ranks.together(lambda: _prepare(config, ranks))
+    sha256 = weights_digest(trained.network.state_dict())
+    result = classifying(
+        trained.network, trained.n, images=config.images, weights=trained.weights, weights_sha256=sha256
+    )
+    suffix = "" if trained.weights == "ema" else f"-{trained.weights.replace('=', '')}"
+    digest = hashlib.sha256(json.dumps([sha256, classifying.manifest.digest]).encode()).hexdigest()[:12]
+    name = f"classify-n{result.card.images}{suffix}-{digest}"
+    ranks.together(lambda: write(info.storage, result, name), rank=0)
+    return result.card
+
+
+def _prepare(config: EvalRunConfig, world: World) -> tuple[RunInfo[TrainConfig], Classifying, TrainedClassifier]:
+    """Load what an evaluation of a checkpoint needs, as one rank, which meets no other here."""
     info = load_classifier_run(config.run)
     default = EvalRunConfig()
     for key in NONE_OF_IT:
@@ -281,7 +299,7 @@ def evaluate_run(config: EvalRunConfig) -> Card:
         raise ConfigError(f"{config.run} has no data.val: give the cache whose records are classified, data.val=")
     where, storage = f"data.val={val}", open_storage(val)
     manifest = joined(storage, config.data.columns or run.data.columns, lenient=True)
-    trained = load_classifier(config.run, config.at, config.weights, pick_device(config.device), config.ema)
+    trained = load_classifier(config.run, config.at, config.weights, world.device, config.ema)
     facts = tuple(fact for fact in ENCODER_FACTS if not fact.startswith("text"))
     require_match(trained.contract, manifest.contract, where, facts)
     require_arrays(run, manifest.contract, where)
@@ -289,13 +307,4 @@ def evaluate_run(config: EvalRunConfig) -> Card:
     if manifest.own.digest in dataset_digests(info.facts):
         log.warning(f"eval: {where} is what {config.run} was trained on: its records are not new to the classifier")
     members = stored_members(run.task, manifest.contract)
-    world = World(device=pick_device(config.device))
-    classifying = Classifying(storage, manifest, members, config.images, run.diffusion, world)
-    sha256 = weights_digest(trained.network.state_dict())
-    result = classifying(
-        trained.network, trained.n, images=config.images, weights=trained.weights, weights_sha256=sha256
-    )
-    suffix = "" if trained.weights == "ema" else f"-{trained.weights.replace('=', '')}"
-    digest = hashlib.sha256(json.dumps([sha256, manifest.digest]).encode()).hexdigest()[:12]
-    write(info.storage, result, f"classify-n{result.card.images}{suffix}-{digest}")
-    return result.card
+    return info, Classifying(storage, manifest, members, config.images, run.diffusion, world), trained

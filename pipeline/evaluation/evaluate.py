@@ -8,7 +8,7 @@ float64's rounding.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,37 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import DiffusionConfig, SamplerConfig, TrainConfig
+from pipeline.config import DiffusionConfig, SamplerConfig
 from pipeline.config.tasks.figures import CLIP_SCORE
-from pipeline.data.format.manifest import Manifest
-from pipeline.data.joined.opening import joined
 from pipeline.distributed.world import World
 from pipeline.errors import ContractMismatch, Interrupted
 from pipeline.evaluation.card import Card
-from pipeline.evaluation.features.networks import Features, load_features
+from pipeline.evaluation.features.networks import Features
 from pipeline.evaluation.figures import figures_of, standard_error
 from pipeline.evaluation.judging import Judging, Rows
 from pipeline.evaluation.measure import clip_identity, clip_scores
 from pipeline.evaluation.metrics.fid import Statistics
 from pipeline.evaluation.records import Records
-from pipeline.evaluation.reference import Reference, load_reference
+from pipeline.evaluation.reference import Reference
 from pipeline.evaluation.steering import RecordSteering, Together
-from pipeline.evaluation.stored import write
-from pipeline.evaluation.tasks.judge import Judge, make_judge
-from pipeline.evaluation.validation import Validation, load_validation
-from pipeline.inference.packed import pack
+from pipeline.evaluation.tasks.judge import Judge
+from pipeline.evaluation.validation import Share, Validation
 from pipeline.inference.pictures import conditionings, draw
+from pipeline.inference.precision import FP32, Precision, products
 from pipeline.inference.tiles.denoise import TiledDenoiser
-from pipeline.inference.trained import build_denoiser, load_encoders
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
-from pipeline.models.perceptual.loaded import load_perceptual
-from pipeline.models.tasks.choose import make_task
 from pipeline.report.parsed import said
-from pipeline.runs.directory import dataset_urls
-from pipeline.storage.base import Storage
-from pipeline.storage.urls import open_storage
 
 
 @dataclass(frozen=True)
@@ -85,6 +76,8 @@ class Evaluator:
     task that reads captions, or None. reference, features: for FID, or None. grid: number of images in the picture.
     thorough: compute FID-infinity too, which costs about 170 times as much as FID. steering: what images are given
     besides their conditioning. tiles: sides of the tiles in which `first_stage` and the denoiser work, for the card.
+    precision: in which the denoisers that it is called with predict, for the card, and whether images may be drawn with
+    TF32; all else is measured without.
     """
 
     def __init__(
@@ -103,6 +96,7 @@ class Evaluator:
         world: World | None = None,
         steering: Sequence[RecordSteering] = (),
         tiles: Mapping[str, int] | None = None,
+        precision: Precision = FP32,
     ) -> None:
         self.validation, self.first_stage = validation, first_stage
         self.diffusion, self.task = diffusion, judge.task.name
@@ -111,7 +105,7 @@ class Evaluator:
         self.judging = Judging(judge, records, seed)
         self.steering = Together(steering, lambda own: Judging(own, records, seed))
         self.reference, self.features, self.perceptual = reference, features, judge.perceptual
-        self.tiles = dict(tiles or {})
+        self.tiles, self.precision, self._tf32 = dict(tiles or {}), precision.facts(first_stage), precision.tf32
         self.grid, self.seed, self.thorough, self.world = grid, seed, thorough, world or World()
         if reference is not None:
             assert features is not None, "a reference needs its feature network"
@@ -134,7 +128,8 @@ class Evaluator:
         returns True on any rank, all ranks raise Interrupted, and nothing is stored.
         """
         began = time.monotonic()
-        part = self.world.together(lambda: self._measure(denoiser, images, sampler, stopped))
+        with products(tf32=False):
+            part = self.world.together(lambda: self._measure(denoiser, images, sampler, stopped))
         parts: list[_Part] = self.world.gather(part)
         pictures = {i: image for rank_part in parts for i, image in rank_part.pictures.items()}
         metrics = self.world.first(self._merge(parts, images) if self.world.rank == 0 else None)
@@ -168,6 +163,7 @@ class Evaluator:
             "CLIP": (card.clip.get("image_sha256", ""), self.tower.image_sha256 if self.tower else ""),
             "weights": (card.weights_sha256, weights_sha256 if card.weights_sha256 else ""),
             "steering": (said(card.steering), said(self.steering.facts)),
+            "decoder": (_decoder(card.precision), _decoder(self.precision) if card.precision else _decoder({})),
         }
         return [
             f"{name}: {_short(name, on_card)} on the card, {_short(name, loaded)} here"
@@ -191,7 +187,7 @@ class Evaluator:
         judging, judge, steering, device = self.judging, self.judging.judge, self.steering, self.world.device
         statistics = None if self.features is None else Statistics.empty(self.features.width)
         part = _Part(statistics, [], {}, Rows(), steering.rows(), {}, 0)
-        for numbers in self._batches(images, sampler.batch):
+        for numbers in Share(sampler.batch, self.world.rank, self.world.size).batches(images):
             if stopped():
                 raise Interrupted("the evaluation was stopped; the same command makes it anew")
             given = judging.given(numbers, images)
@@ -200,20 +196,22 @@ class Evaluator:
             given_B = judging.batch(numbers, images, device)
             numbers_B = torch.tensor(numbers, device=device)
             batch = denoiser.task.prepare(given_B, self.seed, numbers_B, sides=shape[1:], training=False)
-            conditioning, null = conditionings(denoiser, batch, sampler)
-            drawn, not_finite = draw(
-                denoiser,
-                self.first_stage,
-                self.diffusion,
-                sampler,
-                conditioning,
-                numbers,
-                self.seed,
-                shape,
-                device,
-                null,
-                steering.hooks(numbers, steered),
-            )
+            hooks = steering.hooks(numbers, steered)
+            with products(self._tf32):
+                conditioning, null = conditionings(denoiser, batch, sampler)
+                drawn, not_finite = draw(
+                    denoiser,
+                    self.first_stage,
+                    self.diffusion,
+                    sampler,
+                    conditioning,
+                    numbers,
+                    self.seed,
+                    shape,
+                    device,
+                    null,
+                    hooks,
+                )
             part.not_finite += not_finite
             drawn = steering.finish(part.steering, numbers, drawn, steered, images)
             judging.add(part.rows, numbers, drawn, given, images)
@@ -230,11 +228,6 @@ class Evaluator:
                 scores = clip_scores(self.tower, pictures, given.captions)
                 part.similarities |= dict(zip(numbers, scores.tolist(), strict=True))
         return part
-
-    def _batches(self, images: int, size: int) -> Iterator[list[int]]:
-        """This rank's batches of image numbers: every size-th batch, so that batches are the same in any world."""
-        for first in range(0, images, size)[self.world.rank :: self.world.size]:
-            yield list(range(first, min(first + size, images)))
 
     def _merge(self, parts: Sequence[_Part], images: int) -> dict[str, Any]:
         """Figures of all ranks' images, each with its floors. Called on rank 0 only."""
@@ -295,56 +288,17 @@ class Evaluator:
             rank_deficient=bool(features and reference and min(images, reference.facts.images) <= features.width),
             device=self.world.device.type,
             tiles=self.tiles,
+            precision=self.precision,
             judge=self.judging.facts(images),
             steering=self.steering.facts,
         )
 
 
+def _decoder(precision: Mapping[str, Any]) -> str:
+    """The decoder's dtype. precision: as on a card."""
+    return str(precision.get("decoder", "fp32"))
+
+
 def _short(name: str, value: str) -> str:
     """A hash's first digits, or how images were steered; "none" for none."""
     return (value if name == "steering" else value[:12]) or "none"
-
-
-def in_training(
-    config: TrainConfig, run: Storage, world: World, manifest: Manifest, empty_LD: Tensor | None
-) -> Callable[[dict[str, Tensor], int, Callable[[], bool]], Mapping[str, Any]]:
-    """A function that evaluates weights at n samples while a run trains, stores the result under the run's evals/ and
-    returns its metrics. It loads everything at once, so that missing files are reported before training begins.
-
-    manifest: of the training cache. empty_LD: its encoded empty caption. Both functions are collective.
-    """
-    storage = open_storage(config.data.val)
-    validation_manifest = joined(storage, config.data.columns, lenient=True)
-    contract = manifest.contract
-    task = make_task(config.task, config.model, contract, empty_LD).to(world.device)
-    most_images, caption = max(config.eval.images, config.eval.final_images, config.eval.grid), config.eval.caption
-    perceptual = load_perceptual(config.eval.perceptual, world.device, "eval.perceptual")
-    judge = make_judge(validation_manifest.contract, config.task, perceptual)
-    beside = (*dataset_urls(config.data), config.data.val)
-    first_stage, tower = load_encoders(contract, world.device, config.encoders, beside=beside)
-    evaluator = Evaluator(
-        validation=load_validation(storage, validation_manifest, judge.reads, most_images, tower, caption, config.seed),
-        first_stage=first_stage,
-        tower=tower,
-        diffusion=config.diffusion,
-        judge=judge,
-        reference=load_reference(config.eval.reference) if config.eval.reference else None,
-        features=(
-            load_features(config.eval.features, world.device, contract.encoder_seed, config.eval.features_weights)
-            if config.eval.reference
-            else None
-        ),
-        grid=config.eval.grid,
-        seed=config.seed,
-        world=world,
-    )
-
-    def evaluate(weights: dict[str, Tensor], n: int, stopped: Callable[[], bool]) -> Mapping[str, Any]:
-        denoiser = build_denoiser(config.model, task, weights, world.device)
-        pack(denoiser.unet)
-        images = config.eval.final_images if n >= config.samples and config.eval.final_images else config.eval.images
-        result = evaluator(denoiser, n, images=images, sampler=config.eval.sampler, stopped=stopped)
-        world.together(lambda: write(run, result), rank=0)
-        return result.metrics
-
-    return evaluate

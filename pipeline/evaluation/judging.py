@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.evaluation.records import Records
 from pipeline.evaluation.tasks.judge import Given, Judge, Row, bounds
+from pipeline.evaluation.validation import TEXT
 from pipeline.models.tasks.task import pick_variant
 
 
@@ -44,7 +45,8 @@ class Judging:
     def __init__(self, judge: Judge, records: Records, seed: int) -> None:
         self.judge, self._records, self._seed = judge, records, seed
         self._validation = records.validation
-        self._arrays = {name: self._validation.arrays[name] for name in judge.given}
+        self._arrays = {name: self._validation.arrays[name] for name in judge.given if name != TEXT}
+        self._texts = self._validation.texts if TEXT in judge.given else None
         conditions = self._validation.contract.conditions
         self._variants = {
             "cond.lowres": conditions.lowres.variants if conditions.lowres else 1,
@@ -56,10 +58,12 @@ class Judging:
     def batch(self, numbers: Sequence[int], images: int, device: torch.device) -> dict[str, Tensor]:
         """The arrays that condition images `numbers` of an evaluation of `images`, for the task to prepare."""
         members = self.judge.members(self._arrays, numbers, images)
+        if self._texts is not None:
+            members[TEXT] = self._texts.states(self._records.of(numbers))
         return {name: torch.from_numpy(array).to(device) for name, array in members.items()}
 
     def given(self, numbers: Sequence[int], images: int) -> Given:
-        """The same, as the judge reads it."""
+        """The same but for captions' states, as the judge reads it."""
         return self._given(numbers, self.judge.members(self._arrays, numbers, images))
 
     def add(self, rows: Rows, numbers: Sequence[int], drawn: np.ndarray, given: Given, images: int) -> None:

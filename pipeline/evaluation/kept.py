@@ -3,9 +3,9 @@
     evals/000000032000-unipc-8-g2-n512-s0-inception-3f2a91c07d11/
 
 A name begins with what a person looks for: samples seen, sampler, steps, guidance, images, seed, weights, what images
-began from or kept, features. It ends in a digest of all that the figures depend on, the weights, the captions' dataset
-and the reference among it, so two evaluations that differ in anything lie side by side. Names of earlier versions have
-neither features nor digest.
+began from or kept, a precision other than fp32, features. It ends in a digest of all that the figures depend on, the
+weights, the captions' dataset and the reference among it, so two evaluations that differ in anything lie side by side.
+Names of earlier versions have neither features nor digest.
 """
 
 from __future__ import annotations
@@ -69,10 +69,13 @@ def full_name(evaluator: Evaluator, images: int, sampler: SamplerConfig, weights
         facts["steering"] = evaluator.steering.facts
     if evaluator.tiles:
         facts["tiles"] = evaluator.tiles
+    if evaluator.precision:
+        facts["precision"] = evaluator.precision
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     name = f"-{features.name}" if features and has_features else ""
     steering = "".join(f"-{key}" for key in readable(evaluator.steering.facts))
-    return f"{short_name(images, evaluator.seed, sampler, weights)}{steering}{name}-{digest}"
+    precision = "".join(f"-{key}" for key in rounded(evaluator.precision))
+    return f"{short_name(images, evaluator.seed, sampler, weights)}{steering}{precision}{name}-{digest}"
 
 
 def readable(steering: Mapping[str, Any]) -> list[str]:
@@ -80,6 +83,12 @@ def readable(steering: Mapping[str, Any]) -> list[str]:
     steering: as on the card."""
     numbers = {key: value for key, value in steering.items() if isinstance(value, bool | int | float)}
     return [key if value is True else f"{key}{value:g}" for key, value in sorted(numbers.items())]
+
+
+def rounded(precision: Mapping[str, Any]) -> list[str]:
+    """What was not float32, as parts of a name: bf16 (the denoiser), bf16decoder, tf32. precision: as on the card."""
+    words = {"denoiser": "bf16", "decoder": "bf16decoder", "tf32": "tf32"}
+    return [word for name, word in words.items() if name in precision]
 
 
 def kept_card(
@@ -99,8 +108,7 @@ def kept_card(
         except (NotFound, ParseError):  # no card, or a damaged one
             continue
         has = (card.n, card.sampler, card.steps, card.guidance, card.guidance_settings, card.images, card.seed)
-        if (*has, card.weights, card.tiles) == (*asked, weights, evaluator.tiles) and not evaluator.differing(
-            card, weights_sha256
-        ):
+        drawn = (card.weights, card.tiles, card.precision) == (weights, evaluator.tiles, evaluator.precision)
+        if has == asked and drawn and not evaluator.differing(card, weights_sha256):
             return card
     return None

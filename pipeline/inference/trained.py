@@ -42,15 +42,21 @@ class Trained:
     state: dict[str, Tensor]
 
     def denoiser(
-        self, empty_LD: Tensor | None, device: torch.device | str = "cpu", *, packed: bool = False
+        self,
+        empty_LD: Tensor | None,
+        device: torch.device | str = "cpu",
+        *,
+        packed: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> Denoiser:
         """The denoiser with these weights, in evaluation mode. empty_LD: the encoded empty caption, for guidance.
 
         packed: the denoiser only predicts, on a CPU with its weights in oneDNN's order. `state` is empty afterwards.
+        dtype: of its weights and activations.
         """
         config = self.info.config
         task = make_task(config.task, config.model, self.contract, empty_LD)
-        denoiser = build_denoiser(config.model, task, self.state, device)
+        denoiser = build_denoiser(config.model, task, self.state, device, dtype)
         if packed:
             self.state.clear()
             pack(denoiser.unet)
@@ -76,16 +82,21 @@ def load_trained(url: str, at: int = 0, which: str = "ema", ema: float = 0.0) ->
 
 
 def build_denoiser(
-    config: ModelConfig, task: Task, state: Mapping[str, Tensor], device: torch.device | str = "cpu"
+    config: ModelConfig,
+    task: Task,
+    state: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Denoiser:
-    """A denoiser in evaluation mode that holds the tensors of `state`, not copies, where they are on `device`."""
+    """A denoiser in evaluation mode that holds the float32 tensors of `state`, not copies, where they are on `device`
+    and `dtype` is float32."""
     with torch.device("meta"):
         denoiser = Denoiser(config, task)
     try:
         denoiser.load_state_dict(dict(state), assign=True)
     except RuntimeError as error:
         raise RunError(f"the checkpoint's weights are not those of the run's configuration: {error}") from None
-    return denoiser.to(device).eval().requires_grad_(False)
+    return denoiser.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def load_encoders(

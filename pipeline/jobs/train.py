@@ -109,6 +109,7 @@ def reach(config: RunConfig, cluster: ClusterConfig, world: int, coming: Sequenc
     """Check the run, its datasets against the network, and a training step against the GPU's memory. Returns lines that
     report the results. Raises RunError, DatasetError, StorageError, ConfigError."""
     from pipeline.data.joined.opening import joined, require_all_bound
+    from pipeline.jobs.forecast import evaluation_lines, plan_line
     from pipeline.planning.fit import require_fit
     from pipeline.runs.directory import committed, dataset_urls, is_finished, last_sample, require_resumable
     from pipeline.runs.distinct import require_distinct
@@ -140,14 +141,15 @@ def reach(config: RunConfig, cluster: ClusterConfig, world: int, coming: Sequenc
     manifest = manifests[config.data.train]
     needed, less = fitting(config, manifest, manifests.get(config.data.val), world, bool(cluster.gpus))
     lines.append(f"memory: {needed.words()}")
-    if not cluster.gpus:
-        return lines
-    if not cluster.gpu_memory_gb:
-        return [*lines, "memory: not held against the GPU's, which cluster.gpu_memory_gb would say"]
-    require_fit(needed, cluster.gpu_memory_gb, less)
-    gpu_share = needed.peak / (cluster.gpu_memory_gb * 1e9)
-    close = ", which is close" if gpu_share > ROOM else ""
-    return [*lines, f"memory: that is {gpu_share:.0%} of the GPU's {cluster.gpu_memory_gb:g} GB{close}"]
+    if cluster.gpus and not cluster.gpu_memory_gb:
+        lines.append("memory: not held against the GPU's, which cluster.gpu_memory_gb would say")
+    elif cluster.gpus:
+        require_fit(needed, cluster.gpu_memory_gb, less)
+        gpu_share = needed.peak / (cluster.gpu_memory_gb * 1e9)
+        close = ", which is close" if gpu_share > ROOM else ""
+        lines.append(f"memory: that is {gpu_share:.0%} of the GPU's {cluster.gpu_memory_gb:g} GB{close}")
+    lines += evaluation_lines(config, manifest.contract, cluster)
+    return [*lines, plan_line(config, [manifests[url] for url in training], cluster)]
 
 
 def fitting(

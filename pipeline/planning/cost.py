@@ -245,7 +245,8 @@ class Walk:
         )
 
     def _attention(self, name: str, queries: int, keys: int, width: int) -> Layer:
-        return Layer(name=name, kind="attention", flops=4 * self.batch * queries * keys * width)
+        flops = 4 * self.batch * queries * keys * width
+        return Layer(name=name, kind="attention", flops=flops, inputs=keys, outputs=width)
 
     @staticmethod
     def _conv(name: str, rows: int, taps: int, in_width: int, out_width: int, *, input_gradient: bool = True) -> Layer:
@@ -256,6 +257,8 @@ class Walk:
             flops=2 * rows * weights,
             parameters=weights + out_width,
             input_gradient=input_gradient,
+            inputs=taps * in_width,
+            outputs=out_width,
         )
 
     @staticmethod
@@ -269,4 +272,6 @@ class Walk:
             flops=2 * rows * weights,
             parameters=weights + bias * out_width,
             input_gradient=input_gradient,
+            inputs=in_width,
+            outputs=out_width,
         )

@@ -175,7 +175,14 @@ class _Walk:
         """Nearest neighbours and a 3x3 convolution, which run as a 2x2 convolution to four times the channels."""
         folded = 4 * width * 4 * width
         weights = 9 * width**2 + width
-        conv = Layer(name="conv", kind="conv", flops=2 * self._positions(level, margin=1) * folded, parameters=weights)
+        conv = Layer(
+            name="conv",
+            kind="conv",
+            flops=2 * self._positions(level, margin=1) * folded,
+            parameters=weights,
+            inputs=4 * width,
+            outputs=4 * width,
+        )
         kept = self._positions(level) * width + folded
         return Piece(row="folded_up", layers=(conv,), x=kept, h=4 * self._positions(level) * width)
 
@@ -194,7 +201,8 @@ class _Walk:
         """Attention of a picture's positions to each other, in one head."""
         names = ("to_q", "to_k", "to_v", "to_out.0")
         q, k, v, out = (_layer(one, "linear", rows, width, width) for one in names)
-        products = Layer(name="products", kind="attention", flops=4 * rows * (rows // self.batch) * width)
+        keys = rows // self.batch
+        products = Layer(name="products", kind="attention", flops=4 * rows * keys * width, inputs=keys, outputs=width)
         size = rows * width
         layers = (q, k, v, products, out)
         return Part(name, (Piece(row="pixel", layers=layers, norms=2 * width, x=size, h=size, rows=rows, heads=rows),))
@@ -230,7 +238,14 @@ def _discriminator(gan: GanConfig, batch: int, height: int, width: int, *, train
         conv = conv_layer("conv", rows, 16, in_width, out_width, input_gradient=i > 0)
         normed = 0 < i <= gan.layers
         if not trained:
-            conv = Special(name="conv", kind="conv", flops=conv.flops, backward=conv.flops)
+            conv = Special(
+                name="conv",
+                kind="conv",
+                flops=conv.flops,
+                backward=conv.flops,
+                inputs=conv.inputs,
+                outputs=conv.outputs,
+            )
         row = "judge" if normed else "judge_end"
         norms = 2 * out_width if normed and trained else 0
         piece = Piece(row=row, layers=(conv,), norms=norms, x=before * in_width, h=rows * out_width)
@@ -252,4 +267,12 @@ def _layer(name: str, kind: Kind, rows: int, inputs: int, width: int, input_grad
     """A layer whose every output is a sum of `inputs` products, and a bias."""
     weights = inputs * width
     flops = 2 * rows * weights
-    return Layer(name=name, kind=kind, flops=flops, input_gradient=input_gradient, parameters=weights + width)
+    return Layer(
+        name=name,
+        kind=kind,
+        flops=flops,
+        input_gradient=input_gradient,
+        parameters=weights + width,
+        inputs=inputs,
+        outputs=width,
+    )

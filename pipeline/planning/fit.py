@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from pipeline.config import ClassifierTask, RunConfig, TrainConfig
 from pipeline.config.tasks.base import Cache
 from pipeline.errors import ConfigError
+from pipeline.planning.conditioning import learned_parts
 from pipeline.planning.cost import Cost, classifier_cost, unet_cost
 from pipeline.planning.memory import Precision, peak_bytes, recomputed_blocks, state_bytes
+
+LEARNED = "task."
+"""Beginning of the names of parts that a task learns beside the network."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +40,14 @@ class Fit:
 
 
 def fit(config: TrainConfig, cache: Cache, world: int, precision: Precision) -> Fit:
-    """What each of `world` ranks needs for a training step on a cache. What a task learns beside the UNet is not in it.
+    """What each of `world` ranks needs for a training step on a cache, with what a task learns beside the UNet.
 
     Raises ConfigError when the activations cannot fit model.activation_gb.
     """
-    _, height, width = cache.latent_shape
     share = config.optim.batch // world
     micro = config.optim.micro_batch or share
     cost = cost_of(config, cache, micro)
-    recomputed: tuple[str, ...] = ()
-    if config.model.checkpointing:
-        recomputed = tuple(part.name for part in cost.parts if part.block)
-    elif config.model.activation_gb:
-        budget = round(config.model.activation_gb * 1e9)
-        what = f"{micro} latents of {height}x{width}"
-        recomputed = recomputed_blocks(cost, budget, precision, what, config.model.name)
+    recomputed = recomputed_of(config, cache, cost, micro, precision)
     stage = config.deepspeed.stage if config.deepspeed.engine == "deepspeed" else 0
     state = state_bytes(cost.parameters, precision, stage, world)
     peak = peak_bytes(
@@ -66,14 +63,30 @@ def fit(config: TrainConfig, cache: Cache, world: int, precision: Precision) -> 
     )
 
 
+def recomputed_of(config: TrainConfig, cache: Cache, cost: Cost, micro: int, precision: Precision) -> tuple[str, ...]:
+    """Names of the blocks that the backward pass computes again. cost: of a micro-batch. Raises ConfigError when the
+    activations cannot fit model.activation_gb."""
+    if config.model.checkpointing:
+        return tuple(part.name for part in cost.parts if part.block)
+    if not config.model.activation_gb:
+        return ()
+    _, height, width = cache.latent_shape
+    budget = round(config.model.activation_gb * 1e9)
+    network = replace(cost, parts=tuple(part for part in cost.parts if not part.name.startswith(LEARNED)))
+    return recomputed_blocks(network, budget, precision, f"{micro} latents of {height}x{width}", config.model.name)
+
+
 def cost_of(config: TrainConfig, cache: Cache, batch: int) -> Cost:
-    """What a run trains, on `batch` latents of a cache, without what a task learns beside the UNet."""
+    """What a run trains, on `batch` latents of a cache: the network, and what a task learns beside it."""
     _, height, width = cache.latent_shape
     task = config.task
     if isinstance(task, ClassifierTask):
         return classifier_cost(config.model, task.classes(cache), task.pool, batch, height, width)
     model = replace(config.model, in_channels=config.model.in_channels + task.channels(cache))
-    return unet_cost(model, batch, height, width, task.tokens(cache))
+    learned = learned_parts(task, config.model, cache, batch)
+    passes = bool(learned) and task.makes_context
+    network = unet_cost(model, batch, height, width, task.tokens(cache), context_gradient=passes)
+    return replace(network, parts=(*learned, *network.parts))
 
 
 def precision_of(config: RunConfig, gpus: bool) -> Precision:

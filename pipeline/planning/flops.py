@@ -10,19 +10,7 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.planning.cost import Pool, classifier_cost, unet_cost
-
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200": 989.4,
-    "H100 PCIe": 756.0,
-    "H100": 989.4,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "A10G": 125.0,
-    "V100": 125.0,
-}
-"""Dense 16-bit tensor-core peaks in TFLOP/s, from the maker's data sheets, by a part of the device's name; the first
-match counts."""
+from pipeline.planning.plan.machines import gpu_of
 
 Flops = Callable[[tuple[int, ...], int], int]
 """(latent shape (C, h, w), context length) -> FLOPs of forward and backward pass of one image."""
@@ -56,5 +44,5 @@ def peak_tflops(device: torch.device, configured: float) -> float:
     """Peak of one device in TFLOP/s: the configured one, else that of a known GPU, else 0."""
     if configured or device.type != "cuda":
         return configured
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), 0.0)
+    gpu = gpu_of(torch.cuda.get_device_name(device))
+    return gpu.peak_tflops if gpu else 0.0

@@ -87,6 +87,12 @@ KEPT: dict[str, Tensors] = {
     "judge_end": Tensors(x=1),
     # A stage of a perceptual distance, in float32; planning/perceptual.py says of which tensors.
     "perceived": Tensors(rows=1),
+    # A task's: two activations between three linear layers, the input and output of each.
+    "perceptron": Tensors(x=4),
+    # The norm's input and output; q, k, v and attention's output; a norm's mean and deviation, attention's log-sum.
+    "encode_self": Tensors(x=2, h=4, rows=2, heads=1),
+    # The norm's input and output; the activation's input and output, four widths each.
+    "encode_feed": Tensors(x=2, h=2, rows=2),
     # Nothing runs, or nothing is kept.
     "none": Tensors(),
 }
@@ -118,6 +124,9 @@ WORKING: dict[str, Tensors] = {
     "judge": Tensors(x=1, h=2),
     "judge_end": Tensors(x=1, h=1),
     "perceived": Tensors(heads=3),
+    "perceptron": Tensors(x=2),
+    "encode_self": Tensors(x=3, h=4),
+    "encode_feed": Tensors(x=3, h=2),
     "none": Tensors(),
 }
 """Gradients and temporary tensors alive at once during a piece's backward pass, minus the kept tensors that it has

@@ -25,6 +25,17 @@ class Layer:
     """Whether the backward pass computes the gradient of its input."""
     parameters: int = 0
     """Weights and biases."""
+    inputs: int = 0
+    """Numbers that each number of the output is a sum over: channels times positions of the kernel; of attention, the
+    keys of a query. 0 = not said."""
+    outputs: int = 0
+    """Channels of the output; of attention, the channels of all heads. 0 = not said."""
+
+    @property
+    def rows(self) -> int:
+        """Positions of the output in the batch; 0 where its sizes are not said."""
+        products = self.inputs * self.outputs * (2 if self.kind == "attention" else 1)
+        return self.flops // (2 * products) if products else 0
 
     @property
     def backward_flops(self) -> int:
@@ -39,8 +50,7 @@ class Piece:
     to."""
 
     row: str
-    """Row of the tables: embed, conv_in, res, project_in, self, cross, feed, project_out, pixel, down, up, res_down,
-    res_up or out."""
+    """Row of the tables (KEPT and WORKING of memory.py)."""
     layers: tuple[Layer, ...]
     """Its layers in the order in which they run."""
     norms: int = 0

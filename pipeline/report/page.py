@@ -106,6 +106,7 @@ def _single_run(run: Run, targets: Mapping[str, float]) -> str:
             _section("Speed", _speed(run)),
             _section("Alerts", tables.alerts(run)),
             _section("Steps", tables.steps(run)),
+            _section("Planned, and what happened", tables.planned(run)),
             _section("Data and run", tables.facts_and_config(run)),
         )
     )

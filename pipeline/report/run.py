@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pipeline.errors import NotFound, ParseError, RunError, StorageError
 from pipeline.parsing.redaction import redact
 from pipeline.parsing.values import parse_json, parse_yaml
+from pipeline.planning.happened import PLAN_KEY, Planned, parse_plan
 from pipeline.report.parsed import (
     FILE_BYTES,
     PICTURE_BYTES,
@@ -84,6 +85,7 @@ class Run:
     facts: dict[str, Any]
     steps: list[Step]
     notes: list[str] = field(default_factory=list)
+    planned: Planned | None = None
 
     def curve(self, metric: str, kind: str = "train") -> list[tuple[float, float]]:
         """(samples seen, value) of the rows of that kind in which the metric is a number."""
@@ -166,6 +168,7 @@ def load(url: str) -> Run:
         config=config.decode("utf-8", "replace"),
         facts=_parsed(_facts, _get(storage, "run.json", notes), "run.json", notes) or {},
         steps=read_steps(storage, notes),
+        planned=_parsed(parse_plan, _get(storage, PLAN_KEY, notes), PLAN_KEY, notes),
         notes=notes,
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config.tasks.figures import Figure
 from pipeline.config.tasks.found import present
+from pipeline.planning.happened import compared
 from pipeline.report.charts import short
 from pipeline.report.elements import text
 from pipeline.report.parsed import is_number, said
@@ -167,6 +168,13 @@ def steps(run: Run) -> str:
         return ""
     total = duration(sum(step.seconds for step in run.steps))
     return _table(["step", "time", "command"], [*rows, ["all steps", total, " "]], prose=["command"], sortable=False)
+
+
+def planned(run: Run) -> str:
+    """What was planned for the run beside what happened; "" without a plan."""
+    rows = compared(run)
+    headings = ["figure", "planned", "basis", "happened", "happened / planned"]
+    return _table(headings, rows, prose=["figure", "basis"], sortable=False) if rows else ""
 
 
 def facts_and_config(run: Run) -> str:

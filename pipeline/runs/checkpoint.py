@@ -2,7 +2,7 @@
 
     checkpoints/000000012800/rank00000-3f9a0c21.safetensors   fp32 fragments: "kind/parameter@offset", where a kind is
                                                               weights, ema, or one of the optimizer's moments
-    checkpoints/000000012800/rank00000-3f9a0c21.json          size and SHA-256 of that file
+    checkpoints/000000012800/rank00000-3f9a0c21.json          size and SHA-256 of that file, and of each kind in it
     checkpoints/000000012800/commit.json                      last: n, world, shapes, digests, every file's hash
 
 A checkpoint exists when its commit.json does. Rank 0 writes commit.json after every rank's files are stored (saver.py),
@@ -17,12 +17,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from pipeline.config.values.bounds import Between, Ge
@@ -34,16 +32,17 @@ from pipeline.parsing.values import parse_json
 from pipeline.runs.directory import RunInfo as RunInfo
 from pipeline.runs.directory import committed
 from pipeline.runs.directory import load_run as load_run
-from pipeline.runs.fragments import DIMENSIONS, Span, header_length, parse_header
+from pipeline.runs.fragments import CHUNK, DIMENSIONS, Section, are_sections, require_size
+from pipeline.runs.fragments import Reader as Reader
 from pipeline.runs.names import COMMIT, checkpoint_folder, is_rank_file
 from pipeline.runs.stored import LARGEST, Count, Digest, read_bounded
 from pipeline.storage.base import Storage
 
 FORMAT = 1
-CHUNK = 32 * 1024 * 1024  # bytes hashed or read at once
 COMMIT_BYTES = 1 << 26
-"""Largest commit.json: a parameter takes some dozen bytes, and a rank's file some hundred."""
+"""Largest commit.json: a parameter takes some dozen bytes, and a rank's file about a thousand."""
 WEIGHTS = {"ema": "ema", "raw": "weights"}  # value of the key `weights` -> kind of fragment
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ class _File:
     name: str
     bytes: Annotated[int, Between(0, 1 << 53)]
     sha256: Digest
+    sections: list[Section] = field(default_factory=list)
+    """Its header and its kinds, in order; [] in commits of earlier versions, whose files are proved as a whole."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Commit:
     objective: dict[str, Any] = field(default_factory=dict)
     """State of the objective, such as which codes were used lately; {} where it has none."""
     files: list[dict[str, Any]]
-    """name, bytes and sha256 of every fragment file."""
+    """name, bytes, sha256 and sections of every fragment file."""
     format: int = FORMAT
     """Version of this layout."""
 
@@ -130,6 +131,8 @@ def parse_commit(data: bytes, n: int) -> Commit:
     files = [build(_File, entry, unknown="pass") for entry in commit.files]
     if strange := next((file.name for file in files if not is_rank_file(file.name)), None):
         raise ParseError(f"it names {strange[:100]!r}, which is no file of a checkpoint")
+    if forged := next((file for file in files if file.sections and not are_sections(file.sections, file.bytes)), None):
+        raise ParseError(f"it gives {forged.name}, a file of {forged.bytes} bytes, sections that cannot be its own")
     if commit.n != n:
         raise ParseError(f"it is of {commit.n} samples, and lies at {n}")
     build(_Guard, commit.guard, unknown="pass")
@@ -152,12 +155,10 @@ def verify(run: Storage, commit: Commit, files: Sequence[dict[str, Any]] | None 
 def verify_file(run: Storage, n: int, entry: dict[str, Any]) -> None:
     """Compare a file of the checkpoint at n with its entry in the commit: name, bytes, sha256. Raises
     CheckpointCorrupt."""
-    key = checkpoint_folder(n) + entry["name"]
+    key, size = checkpoint_folder(n) + entry["name"], entry["bytes"]
+    require_size(run, key, size)
+    digest = hashlib.sha256()
     try:
-        size = run.stat(key).size
-        if size != entry["bytes"]:
-            raise CheckpointCorrupt(f"{run.locate(key)} has {size} bytes instead of {entry['bytes']}")
-        digest = hashlib.sha256()
         for offset in range(0, size, CHUNK):
             digest.update(run.get_range(key, offset, min(CHUNK, size - offset)))
     except NotFound as error:
@@ -187,106 +188,79 @@ def newest_good(run: Storage, world: World | None = None) -> Commit | None:
             return commit
         reasons.append(first_reason)
         if world.rank == 0:
-            log.warning(f"the checkpoint at {n} samples is damaged ({first_reason})")
+            _warn(n, first_reason)
     if reasons:
-        raise CheckpointCorrupt(
-            f"no checkpoint of {run.url} is whole ({reasons[0]}); restore its files, or choose another run="
-        )
+        raise _none_is_whole(run, reasons[0])
     return None
 
 
-class Reader:
-    """Reads flat values of a verified checkpoint's parameters, by (kind, parameter, range), whichever files hold them.
+def _warn(n: int, reason: str) -> None:
+    log.warning(f"the checkpoint at {n} samples is damaged ({reason})")
 
-    The values of one kind are contiguous in a file and are fetched together. Only the kind read last is cached.
+
+def _none_is_whole(run: Storage, reason: str) -> CheckpointCorrupt:
+    return CheckpointCorrupt(
+        f"no checkpoint of {run.url} is whole ({reason}); restore its files, or choose another run="
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading a part of a checkpoint
+
+
+def proving_reader(run: Storage, commit: Commit) -> Reader:
+    """A reader of a commit whose files nobody has verified: it fetches no kind that is not asked for, and proves what
+    it fetches. Commits of earlier versions have hashes of whole files alone, which are all compared here. Raises
+    CheckpointCorrupt."""
+    sectioned = all(entry.get("sections") for entry in commit.files)
+    if not sectioned:
+        verify(run, commit)
+    return Reader(run, commit, proves=sectioned)
+
+
+def read_good(run: Storage, n: int, use: Callable[[Commit, Reader], T]) -> T:
+    """What `use` makes of the checkpoint at n samples, 0 = the newest of which all that `use` reads is whole; a warning
+    is logged for each that is passed over. `use` may be called again with an older one.
+
+    Raises RunError when there is no such checkpoint, CheckpointCorrupt when what is read of it, or of every one, is
+    damaged.
     """
-
-    def __init__(self, run: Storage, commit: Commit) -> None:
-        """Raises CheckpointCorrupt for a file whose header is none of ours, or names values twice."""
-        self._run = run
-        self._spans: dict[tuple[str, str], list[tuple[Span, str]]] = {}  # and its file, by kind and parameter
-        self._extents: dict[tuple[str, str], tuple[int, int]] = {}  # first and last byte, by kind and file
-        self._cached_kind, self._cached_bytes = "", dict[str, bytearray]()  # by file
-        for entry in commit.files:
-            key, size = checkpoint_folder(commit.n) + entry["name"], entry["bytes"]
-            try:
-                length = header_length(run.get_range(key, 0, min(size, 8)).ljust(8, b"\xff"), size)
-                spans = parse_header(run.get_range(key, 8, length), size)
-            except ParseError as error:
-                raise CheckpointCorrupt(f"{run.locate(key)}: {error}; restore it, or choose another run=") from error
-            for span in spans:
-                self._spans.setdefault((span.kind, span.name), []).append((span, key))
-                low, high = self._extents.get((span.kind, key), (span.begin, span.end))
-                self._extents[span.kind, key] = min(low, span.begin), max(high, span.end)
-        for (kind, name), found in self._spans.items():
-            found.sort(key=lambda pair: pair[0].start)
-            if any(after.start < before.stop for (before, _), (after, _) in pairwise(found)):
-                raise CheckpointCorrupt(
-                    f"{run.locate(checkpoint_folder(commit.n))}: values of {name} ({kind}) lie twice"
-                )
-
-    def kinds(self) -> set[str]:
-        """The kinds of values that the checkpoint holds."""
-        return {kind for kind, _ in self._spans}
-
-    def __call__(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a parameter's flattened values, fp32 (stop - start,). Raises CheckpointCorrupt."""
-        values = torch.empty(stop - start)
-        missing = stop - start
-        for span, key in self._spans.get((kind, name), []):
-            low, high = max(span.start, start), min(span.stop, stop)
-            if low < high:
-                offset = span.begin + 4 * (low - span.start) - self._extents[kind, key][0]
-                values[low - start : high - start] = torch.frombuffer(
-                    self._bytes(kind, key), dtype=torch.float32, count=high - low, offset=offset
-                )
-                missing -= high - low
-        if missing:
-            raise CheckpointCorrupt(
-                f"{self._run.url}: {missing} of {stop - start} values of {name} ({kind}) are missing"
-            )
-        return values
-
-    def _bytes(self, kind: str, key: str) -> bytearray:
-        """All bytes of a file that are of one kind."""
-        if kind != self._cached_kind:
-            self._cached_kind, self._cached_bytes = kind, {}
-        if key not in self._cached_bytes:
-            low, high = self._extents[kind, key]
-            self._cached_bytes[key] = bytearray(self._run.get_range(key, low, high - low))
-        return self._cached_bytes[key]
-
-
-def choose(run: Storage, n: int = 0) -> Commit:
-    """The verified commit of the checkpoint at n samples, 0 = the newest good one. Raises RunError when there is no
-    such checkpoint, CheckpointCorrupt."""
-    if n == 0:
-        newest = newest_good(run)
-        if newest is None:
-            raise RunError(f"{run.url} has no checkpoint yet")
-        return newest
     checkpoints = committed(run)
-    if n not in checkpoints:
+    if n and n not in checkpoints:
         available = ", ".join(map(str, checkpoints)) or "none"
         raise RunError(f"{run.url} has no checkpoint at {n} samples; there are {available}")
-    commit = read_commit(run, n)
-    verify(run, commit)
-    return commit
+    if not checkpoints:
+        raise RunError(f"{run.url} has no checkpoint yet")
+    if n:
+        commit = read_commit(run, n)
+        return use(commit, proving_reader(run, commit))
+    reasons = []
+    for candidate in checkpoints:
+        try:
+            commit = read_commit(run, candidate)
+            return use(commit, proving_reader(run, commit))
+        except (CheckpointCorrupt, NotFound) as error:
+            reasons.append(str(error))
+            _warn(candidate, reasons[-1])
+    raise _none_is_whole(run, reasons[0])
 
 
 def load_weights(
     run: Storage, n: int = 0, which: str = "ema", prefixes: tuple[str, ...] = ("",)
 ) -> tuple[int, dict[str, Tensor]]:
-    """(n, full fp32 weights by parameter name) of the checkpoint at n samples, 0 = the newest good one.
+    """(n, full fp32 weights by parameter name) of the checkpoint at n samples, 0 = the newest that has them whole.
 
     which: raw, ema, or the kind of another average that the run keeps. prefixes: of the names that are wanted, where an
-    average is not of all parameters. Every file is verified first. Raises RunError
-    when there is no such checkpoint, or it holds no such weights, CheckpointCorrupt.
+    average is not of all parameters. These weights alone are read, and they are proved. Raises RunError when there is
+    no such checkpoint, or it holds no such weights, CheckpointCorrupt.
     """
-    commit = choose(run, n)
-    read, kind = Reader(run, commit), WEIGHTS.get(which, which)
+    return read_good(run, n, lambda commit, read: (commit.n, weights_of(commit, read, which, prefixes)))
+
+
+def weights_of(commit: Commit, read: Reader, which: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Full fp32 weights by parameter name. which, prefixes: as in load_weights. Raises RunError, CheckpointCorrupt."""
+    kind = WEIGHTS.get(which, which)
     if kind not in read.kinds():
         raise RunError(f"weights={which} is none of {', '.join(WEIGHTS)}")
     wanted = {name: shape for name, shape in commit.shapes.items() if name.startswith(prefixes)}
-    weights = {name: read(kind, name, 0, math.prod(shape)).view(shape) for name, shape in wanted.items()}
-    return commit.n, weights
+    return {name: read(kind, name, 0, math.prod(shape)).view(shape) for name, shape in wanted.items()}

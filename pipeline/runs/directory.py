@@ -59,6 +59,8 @@ MAY_CHANGE = (
     "launch",
     "deepspeed",
     "watchdog_s",
+    "step_limit_s",
+    "gc_steps",
 )
 """Keys of the configuration, or groups of keys, that may change at a resume. All others must be the same."""
 

@@ -13,6 +13,7 @@ CHECKPOINTS = "checkpoints/"
 EVALUATIONS = "evals/"
 LEASES = "lease/"
 LEDGERS = "ledger/"
+PROFILES = "profiles/"
 AVERAGES = "averages"
 """Folder of the snapshots of power-function averages, which has checkpoints/ of its own."""
 CONFIG = "config.yaml"
@@ -47,6 +48,11 @@ def evaluation_folder(n: int, name: str = "") -> str:
 def lease_key(number: int) -> str:
     """Key of the lease with this number."""
     return f"{LEASES}{number:06d}.json"
+
+
+def profile_key(first: int, last: int) -> str:
+    """Key of the trace of steps `first` to `last`."""
+    return f"{PROFILES}{first:09d}-{last:09d}.json.gz"
 
 
 def ledger_key(rank: int) -> str:

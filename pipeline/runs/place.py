@@ -9,12 +9,22 @@ from typing import Any
 
 from pipeline.errors import DestinationExists, NotFound, ParseError
 from pipeline.parsing.values import parse_json, parse_yaml
-from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, FACTS, LEASES, LEDGERS, ROWS
+from pipeline.runs.names import (
+    AVERAGES,
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATIONS,
+    FACTS,
+    LEASES,
+    LEDGERS,
+    PROFILES,
+    ROWS,
+)
 from pipeline.runs.stored import FACTS_BYTES, read_bounded
 from pipeline.storage.base import Storage
 
 FILES = (CONFIG, FACTS, ROWS, "wandb.id", "wandb.place")
-FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEASES, LEDGERS, AVERAGES))
+FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEASES, LEDGERS, PROFILES, AVERAGES))
 OTHERS = {
     "manifest.json": "a dataset",
     "contract.json": "a dataset that is being encoded",

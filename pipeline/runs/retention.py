@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from pipeline.log import log
 from pipeline.parsing.values import parse_json
 from pipeline.runs.checkpoint import read_commit
 from pipeline.runs.directory import committed
+from pipeline.runs.fragments import require_size
 from pipeline.runs.names import (
     CHECKPOINTS,
     COMMIT,
@@ -29,6 +31,8 @@ from pipeline.storage.base import Storage
 
 METRICS_BYTES = 1 << 24
 """Largest metrics.json of an evaluation that is read."""
+TOGETHER = 32
+"""Files of a checkpoint that are looked at, or removed, at a time: one by one, those of thousands take minutes."""
 ABANDONED_SECONDS = 3600.0
 """A half-written file that nobody has written to for this long was left by a process that was killed."""
 
@@ -63,7 +67,9 @@ def retain(run: Storage, retention: Retention) -> None:
         return
     try:
         newest = read_commit(run, checkpoints[0])
-        require_sizes(run, newest.n, newest.files)
+        with ThreadPoolExecutor(TOGETHER, "latentmill-retain") as pool:
+            for _ in pool.map(lambda entry: require_sizes(run, newest.n, [entry]), newest.files):
+                pass
     except (CheckpointCorrupt, NotFound) as error:
         log.warning(f"no checkpoint is removed, for the newest is damaged ({error})")
         return
@@ -78,8 +84,12 @@ def retain(run: Storage, retention: Retention) -> None:
         belongs_to_newest = key in newest_files or weights_file in newest_files or key.endswith(COMMIT)
         if (n == newest.n and not belongs_to_newest) or (n not in kept and n < newest.n):
             keys_to_remove.append(key)
-    for key in sorted(keys_to_remove, key=lambda key: not key.endswith("/" + COMMIT)):
-        run.delete(key)
+    for key in keys_to_remove:
+        if key.endswith("/" + COMMIT):
+            run.delete(key)
+    with ThreadPoolExecutor(TOGETHER, "latentmill-retain") as pool:
+        for _ in pool.map(run.delete, (key for key in keys_to_remove if not key.endswith("/" + COMMIT))):
+            pass
     run.sweep(ABANDONED_SECONDS)
 
 
@@ -107,13 +117,7 @@ def kept_checkpoints(run: Storage, checkpoints: Sequence[int], retention: Retent
 def require_sizes(run: Storage, n: int, files: Sequence[dict[str, Any]]) -> None:
     """Raises CheckpointCorrupt unless every file of the checkpoint at n exists in the size that its commit names."""
     for entry in files:
-        key = checkpoint_folder(n) + entry["name"]
-        try:
-            size = run.stat(key).size
-        except NotFound as error:
-            raise CheckpointCorrupt(f"{run.locate(key)} is missing") from error
-        if size != entry["bytes"]:
-            raise CheckpointCorrupt(f"{run.locate(key)} has {size} bytes instead of {entry['bytes']}")
+        require_size(run, checkpoint_folder(n) + entry["name"], entry["bytes"])
 
 
 def _metrics(run: Storage, n: int) -> dict[str, Any] | None:

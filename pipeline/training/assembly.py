@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.config import RunConfig
+from pipeline.config.values.steps import profiled_steps
 from pipeline.data.reading.stream import Stream
 from pipeline.distributed.world import World
-from pipeline.runs.directory import COLUMNS
+from pipeline.runs.directory import COLUMNS, last_sample
 from pipeline.storage.base import Storage
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.commits import Commits
@@ -19,6 +20,9 @@ from pipeline.training.objectives.base import Objective
 from pipeline.training.recorder import Recorder
 from pipeline.training.state import TrainingState
 from pipeline.training.trainer import Trainer
+from pipeline.training.watch.garbage import Garbage
+from pipeline.training.watch.limit import CollectiveLimit, longest_collective, shorter_collective
+from pipeline.training.watch.profile import StepProfile
 from pipeline.training.watch.progress import ProgressWatch
 
 
@@ -47,7 +51,16 @@ def make_trainer(
     """
     state = TrainingState(config, engine, objective)
     stall_s = config.tracking.stall_s if world.rank == 0 else 0.0
-    watch = ProgressWatch(config.watchdog_s, stall_s, partial(tracker.alert, "stall"))
+    watch = ProgressWatch(
+        config.watchdog_s,
+        stall_s,
+        partial(tracker.alert, "stall"),
+        step_limit_s=config.step_limit_s,
+        collectives=CollectiveLimit(
+            world, longest_collective(config.watchdog_s), shorter_collective(config.step_limit_s)
+        ),
+        garbage=Garbage(config.gc_steps),
+    )
     columns = manifests.get(COLUMNS, "")
     recorder = Recorder(config, world=world, run=run, folder=folder, tracker=tracker, columns=columns)
     commits = Commits(
@@ -83,4 +96,11 @@ def make_trainer(
         commits=commits,
         evaluations=evaluations,
         watch=watch,
+        profile=StepProfile(
+            profiled_steps(config.tracking.profile),
+            end=last_sample(config) // config.optim.batch,
+            run=run,
+            world=world,
+            watch=watch,
+        ),
     )

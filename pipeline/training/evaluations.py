@@ -62,7 +62,7 @@ def evaluation(
     """The function that has weights evaluated at n for the captions of data.val: here and now, or beside training."""
 
     def load() -> Evaluate:
-        from pipeline.evaluation.evaluate import in_training
+        from pipeline.evaluation.runs.while_training import in_training
 
         return in_training(config, run, world, manifest, empty)
 

@@ -46,9 +46,11 @@ class Inputs:
 
     def on_device(self, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         """The images' array (b, ...) of a batch, and what the task reads beside it."""
+        from pipeline.data.reading.device import to_device
+
         tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
         images = tensors.pop(self.latents.member)
-        return images, self.conditions(tensors, self.seed, batch.numbers.to(device), images)
+        return images, self.conditions(tensors, self.seed, to_device(batch.numbers, device), images)
 
     def conditions(self, tensors: dict[str, Tensor], seed: int, numbers: Tensor, images: Tensor) -> dict[str, Tensor]:
         """What the task reads: text states in place of ids, and what is drawn for each sample number (b,)."""

@@ -94,10 +94,9 @@ def as_rank(config: C, kind: Kind[C, D]) -> int:
     import torch
 
     from pipeline.distributed import world as distributed
+    from pipeline.training.watch.limit import longest_collective
 
-    # A rank that waits for a stuck one should be ended by its watchdog, after which the job is requeued, and not by a
-    # collective's error.
-    timeout = max(distributed.COLLECTIVE_SECONDS, int(config.watchdog_s) + 60)
+    timeout = longest_collective(config.watchdog_s)
     grouped = config.deepspeed.engine == "deepspeed"
     world = distributed.start(config.device, config.launch.threads, group=grouped, timeout=timeout)
     failure: LatentmillError | None = None

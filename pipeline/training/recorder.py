@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.config import RunConfig
+from pipeline.data.reading.device import to_device
 from pipeline.distributed.world import World
 from pipeline.planning.flops import peak_tflops
 from pipeline.runs.directory import last_sample
@@ -62,7 +63,7 @@ class Recorder:
         of the global batch. norms: of the gradient of each part. seconds: the step's time, its wait for data
         included."""
         batch = prepared.batch
-        digest = noise_digest(batch.numbers.to(self.world.device), prepared.digest)
+        digest = noise_digest(to_device(batch.numbers, self.world.device), prepared.digest)
         self.ledger.add(batch.numbers, batch.shards, batch.rows, digest)
         self.meter.add(
             loss_B,

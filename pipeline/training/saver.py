@@ -1,9 +1,10 @@
 """Writes commits in the background while training continues.
 
 Training waits only for `Saver.begin`, which copies this rank's state at n. A thread then writes the copy to a staging
-file, hashing it meanwhile, publishes the file, reads it back, and stores its hash in the run directory. Rank 0's thread
-waits there for the hashes of all ranks, writes commit.json, and removes the checkpoints that are not kept. So the ranks
-meet through the storage and not through collectives, and every committed file was read back by the rank that wrote it.
+file, hashing it meanwhile, as a whole and by kind, publishes the file, reads it back, and stores its hashes in the run
+directory. Rank 0's thread waits there for the hashes of all ranks, writes commit.json, and removes the checkpoints that
+are not kept. So the ranks meet through the storage and not through collectives, and every committed file was read back
+by the rank that wrote it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -32,6 +34,8 @@ POLL_SECONDS = (0.01, 1.0)
 """Pause between two checks for the other ranks' files: the first, and the longest."""
 MEET_SECONDS = 1.0
 """Interval at which ranks that wait for a commit tell each other whether one has failed."""
+TOGETHER = 32
+"""Hashes of ranks that rank 0 asks for at a time: one by one, those of thousands take longer than a grace period."""
 Fragments = Mapping[str, Sequence[Fragment]]
 """This rank's share of the state, by kind."""
 
@@ -150,7 +154,7 @@ class Saver:
             save = self._save
             waits = save is not None and not save.ended.wait(MEET_SECONDS)
             error = save.error if save is not None else None
-            waiting_ranks, failed_ranks = self.world.sum([waits, error is not None])
+            waiting_ranks, failed_ranks = self.world.counted([waits, error is not None])
             if failed_ranks:
                 self._abandoned.set()
                 self.world.raise_together(error)
@@ -222,15 +226,15 @@ class Saver:
         name = f"rank{self.world.rank:05d}-{self.life}"
         path = storage.staging_path()
         try:
-            size, digest = write_safetensors(path, tensors)
+            written = write_safetensors(path, tensors)
             storage.put_file(f"{base}{name}.safetensors", path)
         finally:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-        facts = {"name": f"{name}.safetensors", "bytes": size, "sha256": digest}
+        facts = {"name": f"{name}.safetensors", **asdict(written)}
         verify_file(storage, n, facts)
         storage.put(f"{base}{name}.json", json.dumps(facts).encode())
-        return size
+        return written.bytes
 
     def _commit(self, save: Save) -> None:
         """On rank 0: commit when all ranks' files are there, then remove old checkpoints. Returns without a commit when
@@ -270,7 +274,7 @@ class Saver:
         storage.put(checkpoint_folder(save.n) + COMMIT, seal(commit))
 
     def _await_parts(self, storage: Storage, base: str) -> list[dict[str, Any]] | None:
-        """The name, size and hash of every rank's file, in the order of ranks; None when the saver is left before all
+        """The name, size and hashes of every rank's file, in the order of ranks; None when the saver is left before all
         are there."""
         keys = [f"{base}rank{rank:05d}-{self.life}.json" for rank in range(self.world.size)]
         pause, longest_pause = POLL_SECONDS
@@ -278,4 +282,5 @@ class Saver:
             if self._abandoned.wait(pause):
                 return None
             pause = min(1.5 * pause, longest_pause)
-        return [json.loads(storage.get(key)) for key in keys]
+        with ThreadPoolExecutor(TOGETHER, "latentmill-commit") as pool:
+            return [json.loads(data) for data in pool.map(storage.get, keys)]

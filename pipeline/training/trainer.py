@@ -34,6 +34,7 @@ from pipeline.training.recorder import Recorder
 from pipeline.training.schedule import learning_rate
 from pipeline.training.state import TrainingState
 from pipeline.training.watch.named import largest_losses, not_finite, not_finite_samples, spike
+from pipeline.training.watch.profile import StepProfile
 from pipeline.training.watch.progress import ProgressWatch
 
 
@@ -52,10 +53,12 @@ class Trainer:
         commits: Commits,
         evaluations: Evaluations,
         watch: ProgressWatch,
+        profile: StepProfile,
     ) -> None:
         self.config, self.world, self.state, self.engine = config, world, state, state.engine
         self.stream_from, self.objective, self.recorder = stream_from, objective, recorder
-        self.commits, self.evaluations, self.watch = commits, evaluations, watch
+        self.commits, self.evaluations = commits, evaluations
+        self.watch, self.profile = watch, profile
         self.batch, self.end = config.optim.batch, last_sample(config)
         self.stop = StopRequest()
 
@@ -86,7 +89,8 @@ class Trainer:
             progress = stack.enter_context(Progress(self.end, "train", start=self.n, enabled=rank0))
             while self.n < self.end:
                 self.watch.beat(self.n)
-                self._step(self._next_batch(stream))
+                with self.profile.around(self.n // self.batch + 1):
+                    self._step(self._next_batch(stream))
                 progress.update(self.batch, **self.recorder.meter.notes)
                 self.commits.save_if_due()
                 self.evaluations.validate_if_due()
@@ -103,7 +107,7 @@ class Trainer:
         except LatentmillError as error:
             failure = error
         flags = [self.stop.number is not None, failure is not None, self.commits.failed]
-        stops, failures, lost_commits = self.world.sum([float(flag) for flag in flags])
+        stops, failures, lost_commits = self.world.counted(flags)
         if failures:
             self.world.raise_together(failure)
         if lost_commits:

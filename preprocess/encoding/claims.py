@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
@@ -21,7 +21,8 @@ from pipeline.storage.base import Storage
 CLAIMS = "claims"
 APPENDING = "append-"  # begins the names of claims by which workers show that they append shards
 RENEWALS = 4  # of a claim in the time after which it counts as dead
-POLL = 0.25  # seconds between two looks at other workers' claims, at least
+POLL, LONGEST_POLL = 0.25, 4.0  # seconds between two looks at other workers' claims
+PAGE = 1000  # objects that a store lists in one request
 MINE, DOUBTFUL = "mine", "doubtful"
 
 
@@ -52,13 +53,24 @@ class Claims:
         """Whether another worker's claim is dead: True when it has expired or is gone, False when it has been renewed
         since the first look at it, None while neither is known."""
         try:
-            etag = self._storage.stat(claim_key(number)).etag
+            return self.judge_by(number, self._storage.stat(claim_key(number)).etag)
         except NotFound:
+            return True
+
+    def judge_by(self, number: int | str, etag: str | None) -> bool | None:
+        """The same by the etag that the claim was listed with; None where it was not."""
+        if etag is None:
             return True
         first_etag, since = self._first_seen.setdefault(number, (etag, time.monotonic()))
         if etag != first_etag:
             return False
         return True if time.monotonic() - since >= self._seconds else None
+
+    def listed(self) -> dict[int, str]:
+        """The etags of all claims on units, by number. A listing may be out of date."""
+        found = ((info.key.removeprefix(f"{CLAIMS}/"), info) for info in self._storage.list(f"{CLAIMS}/"))
+        numbered = ((int(name), info) for name, info in found if name.isascii() and name.isdigit())
+        return {number: info.etag for number, info in numbered if info.key == claim_key(number)}
 
     def take_over(self, number: int | str) -> None:
         """Claims a unit whose claim is dead or gone."""
@@ -165,18 +177,50 @@ def claim_key(number: int | str) -> str:
     return f"{CLAIMS}/{number}" if isinstance(number, str) else f"{CLAIMS}/{number:06d}"
 
 
+class Finished:
+    """Which units are done: those whose report lies at every destination. report_names: keys of the reports by number,
+    all of which begin with `prefix`."""
+
+    def __init__(self, storages: Sequence[Storage], report_names: Mapping[int, str], prefix: str) -> None:
+        self._storages, self._names, self._prefix = storages, report_names, prefix
+
+    def is_done(self, number: int) -> bool:
+        """Whether a unit is done now."""
+        return all(storage.exists(self._names[number]) for storage in self._storages)
+
+    def listed(self) -> tuple[set[int], int]:
+        """Numbers of the units that are done, and the number of objects that were listed for it. A listing may be out
+        of date."""
+        done, objects = set(self._names), 0
+        for storage in self._storages:
+            keys = {info.key for info in storage.list(self._prefix)}
+            objects += len(keys)
+            done = {number for number in done if self._names[number] in keys}
+        return done, objects
+
+
 class Work:
     """Hands out the unfinished units one by one to a worker that shares them with any number of other workers.
 
-    is_done: whether a unit is finished now; called right before the unit is handed out. The worker's own share (units
-    whose number is rank modulo world) comes first, then the shares of the others.
+    is_done: whether a unit is finished now; called right before the unit is handed out. list_done: as Finished.listed.
+    The worker's own share (units whose number is rank modulo world) comes first, then the shares of the others. Units
+    that others have done or claimed are found one by one only as long as that takes no more requests than to list all
+    reports and claims; then they are listed.
     """
 
     def __init__(
-        self, numbers: list[int], rank: int, world: int, claims: Claims, is_done: Callable[[int], bool]
+        self,
+        numbers: list[int],
+        rank: int,
+        world: int,
+        claims: Claims,
+        is_done: Callable[[int], bool],
+        list_done: Callable[[], tuple[set[int], int]],
     ) -> None:
         self._unfinished = sorted(numbers, key=lambda number: ((number - rank) % world, number))
-        self._claims, self._is_done = claims, is_done
+        self._doubtful: list[int] = []  # claimed by workers that may live or not
+        self._claims, self._is_done, self._list_done = claims, is_done, list_done
+        self._misses, self._pages = 0, 1  # units found taken since the last listing, and requests that a listing takes
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -186,19 +230,34 @@ class Work:
     def next(self) -> int | None:
         """Claims the next unit. Returns None when every remaining unit is done or claimed by a living worker. May wait
         until it is known whether a claim is alive."""
-        doubtful: list[int] = []
-        while self._unfinished and not self._stopped.is_set():
-            number = self._unfinished.pop(0)
-            verdict = None if self._is_done(number) else self._claim(number)
-            if verdict == MINE:
-                self._unfinished += doubtful
-                return number
-            if verdict == DOUBTFUL:
-                doubtful.append(number)
-            if not self._unfinished and doubtful:
-                self._unfinished, doubtful = doubtful, []
-                self._stopped.wait(POLL)
+        pause = POLL
+        while (self._unfinished or self._doubtful) and not self._stopped.is_set():
+            if not self._unfinished:
+                self._stopped.wait(pause)
+                pause = min(2 * pause, LONGEST_POLL)
+                self._look()
+            elif self._misses >= self._pages:
+                self._look()
+            else:
+                number = self._unfinished.pop(0)
+                verdict = None if self._is_done(number) else self._claim(number)
+                if verdict == MINE:
+                    return number
+                self._misses += 1
+                if verdict == DOUBTFUL:
+                    self._doubtful.append(number)
         return None
+
+    def _look(self) -> None:
+        """Drops the units that are done or that a living worker has claimed, by one listing of reports and one of
+        claims. What a listing that is out of date calls free, `_claim` looks at again."""
+        done, objects = self._list_done()
+        claimed = self._claims.listed()
+        left = [number for number in (*self._unfinished, *self._doubtful) if number not in done]
+        dead = {number: self._claims.judge_by(number, claimed.get(number)) for number in left}
+        self._unfinished = [number for number in left if dead[number]]
+        self._doubtful = [number for number in left if dead[number] is None]
+        self._misses, self._pages = 0, -(-objects // PAGE) + -(-len(claimed) // PAGE) or 1
 
     def _claim(self, number: int) -> str | None:
         """Returns MINE, DOUBTFUL, or None when the unit is done or a living worker has claimed it."""

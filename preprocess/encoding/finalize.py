@@ -13,7 +13,7 @@ from pipeline.errors import DataError, DestinationExists, NotFound, SourceError
 from pipeline.storage.base import ObjectInfo, Storage
 from preprocess.encoding.claims import APPENDING, CLAIMS
 from preprocess.encoding.output import Destination
-from preprocess.encoding.plan import Plan, Unit, report_key
+from preprocess.encoding.plan import REPORTS, Plan, Unit, report_key
 from preprocess.encoding.rejects import REJECTS
 from preprocess.encoding.writer import Moments
 from preprocess.filters.excluded import Excluded, find_excluded, forget_it
@@ -80,13 +80,13 @@ def _is_there(storage: Storage, listed: dict[str, int], key: str, size: int | No
 
 
 def missing_units(storage: Storage, plan: Plan) -> list[int]:
-    """Numbers of the units without a report."""
-    listed_keys = {info.key for info in storage.list("units/")}
-    return [
-        number
-        for number in range(len(plan.names))
-        if report_key(number) not in listed_keys and not storage.exists(report_key(number))
-    ]
+    """Numbers of the units without a report. The listing may be out of date, so units without one in it are looked at
+    one by one, up to the first that really has none."""
+    listed_keys = {info.key for info in storage.list(REPORTS)}
+    missing = [number for number in range(len(plan.names)) if report_key(number) not in listed_keys]
+    while missing and storage.exists(report_key(missing[0])):
+        missing.pop(0)
+    return missing
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ from preprocess.source.shard import SourceShard
 
 PLAN = "contract.json"
 PARTS = "plans"
+REPORTS = "units/"
+"""Begins the keys of all reports, and of what else is kept of units."""
 PART_KEY = re.compile(rf"{PARTS}/(\d{{6}})\.json")
 
 
@@ -66,12 +68,12 @@ class Unit:
 
 def report_key(number: int) -> str:
     """Key of the report of a unit."""
-    return f"units/{number:06d}.json"
+    return f"{REPORTS}{number:06d}.json"
 
 
 def hashes_key(number: int) -> str:
     """Key of the hashes of a unit."""
-    return f"units/{number:06d}.hashes.npy"
+    return f"{REPORTS}{number:06d}.hashes.npy"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pipeline.config import LimitsConfig
 from pipeline.errors import ConfigError, RecordRejected, ShardCorrupt
 from pipeline.storage.base import Storage
 from preprocess.source.columns import MOST_BYTES, read_columns
-from preprocess.source.shard import CHUNK, FOREIGN_FOLDER, FOREIGN_PREFIX, KEY_LENGTH, Sample, SourceShard
+from preprocess.source.shard import CHUNK, KEY_LENGTH, Sample, SourceShard
 
 ENDS = (".tar", ".jsonl")
 """Ends of the names of what is read."""
@@ -32,15 +32,7 @@ class TarOfValues(SourceShard):
 
     def _split(self, name: str) -> tuple[str, str]:
         """A file's name -> key and suffix; the suffix is "" where it is none of those that are read."""
-        folder, _, last = name.rpartition("/")
-        if last.startswith(FOREIGN_PREFIX) or FOREIGN_FOLDER in folder.split("/"):
-            return name, ""
-        lower = name.lower()
-        for suffix in self._suffixes:
-            stem = name[: -len(suffix) - 1]
-            if lower.endswith("." + suffix) and stem.rpartition("/")[2]:
-                return stem, suffix
-        return name, ""
+        return split_name(name, self._suffixes)
 
 
 class LinesOfValues:

@@ -10,15 +10,15 @@ Decoders raise whatever they raise for damaged bytes, so every exception of thei
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from pipeline.config import LimitsConfig
+from pipeline.data.format.crops import Crop as Crop
+from pipeline.data.format.crops import place_crop as place_crop
 from pipeline.errors import RecordRejected
 from preprocess.colour.profiles import Outcome, profile_of
 from preprocess.source import jpeg, png
@@ -41,39 +41,6 @@ MOST_CROPS = 16  # areas of the crop that a resized image may have, whatever lim
 
 Image.MAX_IMAGE_PIXELS = None  # open_image has its own limit, which a user can set
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong is counted, not printed
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The origin of a crop's pixels: width and height of the upright original, the (width, height) that it was resized
-    to, and the box (left, top, width, height) of the crop in the resized image. All in pixels."""
-
-    width: int
-    height: int
-    resized: tuple[int, int]
-    box: tuple[int, int, int, int]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the crop."""
-        return self.box[2:]
-
-
-def place_crop(width: int, height: int, size: tuple[int, int], policy: str, seed: int, key: str) -> Crop:
-    """Places a crop of `size` (width, height) in an image that is resized until it just covers the crop.
-
-    policy: centre or random. A random place depends only on seed and key (the sample's), and is uniform up to the
-    rounding of a 64-bit integer.
-    """
-    scale = max(size[0] / width, size[1] / height)
-    resized = (max(size[0], round(width * scale)), max(size[1], round(height * scale)))
-    room = (resized[0] - size[0], resized[1] - size[1])
-    if policy == "centre":
-        left, top = room[0] // 2, room[1] // 2
-    else:
-        digest = hashlib.sha256(f"crop {seed} {key}".encode("utf-8", "surrogatepass")).digest()
-        left, top = (int.from_bytes(digest[8 * i : 8 * i + 8], "little") * (room[i] + 1) >> 64 for i in range(2))
-    return Crop(width, height, resized, (left, top, *size))
 
 
 def refuse_resized(crop: Crop, limits: LimitsConfig) -> None:

@@ -6,7 +6,6 @@ cache's contract.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,7 +13,8 @@ from pipeline.conditions.facts import Conditions
 from pipeline.config import EncodeConfig, FiltersConfig, LimitsConfig
 from pipeline.config.loading.merge import from_dict
 from pipeline.data.format.contract import Contract
-from pipeline.errors import ConfigError
+from pipeline.data.format.crops import bucket_sizes as bucket_sizes
+from pipeline.data.format.crops import nearest
 from pipeline.models.encoders.tokenizer import picture_size
 from preprocess.source.facts import conditions_of
 
@@ -35,8 +35,7 @@ class Target:
     def nearest(self, width: int, height: int) -> int:
         """Index of the size whose aspect ratio is nearest to that of an image on a logarithmic scale; the first of
         equals."""
-        aspect = math.log(width / height)
-        return min(range(len(self.sizes)), key=lambda i: abs(aspect - math.log(self.sizes[i][0] / self.sizes[i][1])))
+        return nearest(self.sizes, width, height)
 
 
 @dataclass(frozen=True)
@@ -116,21 +115,3 @@ def recipe_of_contract(contract: Contract) -> Recipe:
         filters=from_dict(FiltersConfig, contract.filters),
         limits=from_dict(LimitsConfig, contract.limits),
     )
-
-
-def bucket_sizes(resolution: int, step: int, most_aspect: float) -> tuple[tuple[int, int], ...]:
-    """(width, height) of aspect-ratio buckets, from narrow to wide (Podell et al. 2023, section 2.3).
-
-    Sides are multiples of `step`; areas are at most resolution^2 and as near to it as the step allows; longer sides are
-    at most `most_aspect` times the shorter ones. With step 0 there is only the square.
-    """
-    if step == 0:
-        return ((resolution, resolution),)
-    sizes = set()
-    for short in range(step, resolution + 1, step):
-        long = resolution**2 // short // step * step
-        if long >= short and long <= most_aspect * short:
-            sizes |= {(short, long), (long, short)}
-    if not sizes:
-        raise ConfigError(f"buckets={step}: no multiple of it fits resolution={resolution}")
-    return tuple(sorted(sizes, key=lambda size: (size[0] / size[1], size)))

@@ -23,17 +23,17 @@ from typing import Self
 
 from pipeline.config import LimitsConfig
 from pipeline.errors import Interrupted, RecordRejected, ShardCorrupt
+from pipeline.parsing.samples import FOREIGN_FOLDER as FOREIGN_FOLDER
+from pipeline.parsing.samples import IMAGES as IMAGES
+from pipeline.parsing.samples import SUFFIXES as SUFFIXES
+from pipeline.parsing.samples import split_name as split_name
 from pipeline.parsing.tar import BLOCK, parse_header, pax_fields, pax_size
 from pipeline.storage.base import Storage
 from preprocess.source.advice import AGAIN, advice, no_file, no_tar
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
-SUFFIXES = ("labels.png", "lr.png", "mask.png", *IMAGES, "cls", "txt", "json")
-"""Ends of the names of a sample's files. The first match counts; files with none of them are passed over."""
 CHUNK = 8 * 1024 * 1024  # bytes per read
 AHEAD = 3  # chunks that are fetched ahead from a bucket
 EXTENSION_BYTES = 64 * 1024  # largest pax header or long name
-FOREIGN_FOLDER, FOREIGN_PREFIX = "__MACOSX", "._"  # of what a Mac puts beside the files of a user
 FIRST, FIRST_LENGTH = 6, 100  # names of files that are kept for messages, and their longest
 KEY_LENGTH = 4096  # longest key of a sample, in characters
 PROBLEMS = {
@@ -269,17 +269,3 @@ class SourceShard:
     def _corrupt(self, at: int, what: str, first: str = AGAIN) -> ShardCorrupt:
         """The error for a shard that cannot be read. first: what helps, "" when `what` says it."""
         return ShardCorrupt(f"{self.where}, byte {at}: {what}. {advice(first, self.name)}")
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Splits a member's name into key and suffix: "x/a.b.JPG" -> ("x/a.b", "jpg"). The suffix is "" when the file
-    belongs to no sample, as do those that a Mac puts beside each file ("._a.jpg")."""
-    folder, _, last = name.rpartition("/")
-    if last.startswith(FOREIGN_PREFIX) or FOREIGN_FOLDER in folder.split("/"):
-        return name, ""
-    lower = name.lower()
-    for suffix in SUFFIXES:
-        stem = name[: -len(suffix) - 1]
-        if lower.endswith("." + suffix) and stem.rpartition("/")[2]:
-            return stem, suffix
-    return name, ""

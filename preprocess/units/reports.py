@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pipeline.config.values.bounds import Ge
 from pipeline.data.format.contract import canonical_json
-from pipeline.errors import DestinationExists, NotFound, ParseError
+from pipeline.errors import DestinationExists, NotFound, ParseError, StorageError
 from pipeline.parsing.typed import build
 from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage
@@ -24,6 +25,11 @@ from preprocess.units.naming import option
 REPORT_FORMAT = 1
 REPORT_BYTES = 64 * 1024 * 1024
 READERS = 32  # small objects that are read at a time
+HEAD_BYTES = 8 * 1024
+"""Bytes of a report that are read where its thumbnails are not wanted. Before them lie some two thousand, and more with
+many classes or buckets."""
+THUMBNAILS = b',"thumbnails":['
+"""Begins them. No text in JSON can hold it: quotes in texts are escaped."""
 UNIT_FILE = re.compile(r"(?:units/(?P<report>\d{6,})\..+|(?P<tar>\d{6,})(?:-\d+x\d+)?\.(?:tar|index\.json))", re.DOTALL)
 """Keys of the files of a unit."""
 HASH = re.compile("[0-9a-f]{64}")
@@ -65,35 +71,41 @@ class _Census:
     classes: dict[str, Count] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Report:
-    """What a report holds."""
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """What a report says before its thumbnails: its keys are sorted."""
 
     format: int
-    unit: Count
     contract: str
     source: _Source
     read: Count
     accepted: Count
     rejected: dict[str, Count]
     passed_over: Count
-    truncated: Count
     retried: Count
     shards: tuple[_Shard, ...]
     hashes_sha256: str
     statistics: _Moments
     census: _Census
     member_bytes: dict[str, Count]
-    thumbnails: tuple[dict[str, Any], ...]
     cut_boxes: Count = 0
     profiles: dict[str, Count] = field(default_factory=dict)
     cut_captions: Count = 0
     left_out: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Report(_Head):
+    """What a report holds."""
+
+    thumbnails: tuple[dict[str, Any], ...]
+    truncated: Count
+    unit: Count
+
+
 @dataclass(frozen=True)
 class Report:
-    """The report of a unit. sha256: of its bytes."""
+    """The report of a unit, or what it says before its thumbnails. sha256: of its bytes; "" where not all were read."""
 
     facts: dict[str, Any]
     sha256: str
@@ -115,17 +127,42 @@ def read_reports(storage: Storage, numbers: Iterable[int], names: Sequence[str])
 
     Raises DestinationExists for one that is damaged or of another version.
     """
+    return _read_all(numbers, lambda number: read_report(storage, number, names[number]))
 
-    def read(number: int) -> Report | None:
+
+def read_heads(storage: Storage, sizes: Mapping[int, int], names: Sequence[str]) -> dict[int, Report]:
+    """Like read_reports, but of large reports only what lies before their thumbnails, which are most of their bytes.
+    sizes: of the reports in bytes, by number."""
+    return _read_all(sizes, lambda number: _read_head(storage, number, names[number], sizes[number]))
+
+
+def _read_all(numbers: Iterable[int], read: Callable[[int], Report]) -> dict[int, Report]:
+    """What `read` gives for each number, but for those for which it raises NotFound."""
+
+    def found(number: int) -> Report | None:
         try:
-            return read_report(storage, number, names[number])
+            return read(number)
         except NotFound:
             return None
 
     numbers = list(numbers)
     with ThreadPoolExecutor(READERS) as pool:
-        found = zip(numbers, pool.map(read, numbers), strict=True)
-        return {number: report for number, report in found if report is not None}
+        reports = zip(numbers, pool.map(found, numbers), strict=True)
+        return {number: report for number, report in reports if report is not None}
+
+
+def _read_head(storage: Storage, number: int, name: str, size: int) -> Report:
+    """Reads a report up to its thumbnails, or all of it where it is small, or where they are not found so. Raises what
+    read_report raises."""
+    if size > HEAD_BYTES:
+        with suppress(StorageError, ParseError):  # replaced by a smaller one meanwhile, or damaged: read_report says so
+            before, found, _ = storage.get_range(report_key(number), 0, HEAD_BYTES).partition(THUMBNAILS)
+            facts = parse_json(before + b"}", HEAD_BYTES)
+            if found and isinstance(facts, dict) and list(facts) == sorted(facts):
+                _check_head(build(_Head, facts, unknown="pass"), number, name)
+                return Report(facts, "")
+    report = read_report(storage, number, name)
+    return Report({key: value for key, value in report.facts.items() if key != "thumbnails"}, report.sha256)
 
 
 def read_report(storage: Storage, number: int, name: str) -> Report:
@@ -134,7 +171,9 @@ def read_report(storage: Storage, number: int, name: str) -> Report:
     try:
         facts = parse_json(data, REPORT_BYTES)
         report = build(_Report, facts, unknown="pass")
-        _check(report, number, name)
+        if report.unit != number:
+            raise ParseError(f"unit={report.unit}: {number} is wanted")
+        _check_head(report, number, name)
         return Report(facts, hashlib.sha256(data).hexdigest())
     except ParseError as error:
         raise DestinationExists(
@@ -143,10 +182,10 @@ def read_report(storage: Storage, number: int, name: str) -> Report:
         ) from None
 
 
-def _check(report: _Report, number: int, name: str) -> None:
+def _check_head(report: _Head, number: int, name: str) -> None:
     """Raises ParseError unless the parts of a report agree."""
-    if report.format != REPORT_FORMAT or report.unit != number:
-        raise ParseError(f"format={report.format}, unit={report.unit}: {REPORT_FORMAT} and {number} are wanted")
+    if report.format != REPORT_FORMAT:
+        raise ParseError(f"format={report.format}: {REPORT_FORMAT} is wanted")
     if report.source.name != name:
         raise ParseError(f"source.name={report.source.name[:60]}: {name} is wanted")
     if report.accepted + sum(report.rejected.values()) != report.read:

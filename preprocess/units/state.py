@@ -18,7 +18,7 @@ from preprocess.source.recipe import recipe_of_contract
 from preprocess.source.sample import read_captions
 from preprocess.units.inputs import Hashes, Input
 from preprocess.units.matching import Known, Matcher, Matching, lies_at
-from preprocess.units.reports import Report, read_reports
+from preprocess.units.reports import Report, read_heads
 
 RECORDS_COMPARED, SAMPLES_COMPARED = 8, 64
 """Records of a unit, and samples of a shard, by which another version of a shard is told from another shard."""
@@ -142,9 +142,9 @@ def look(storage: Storage) -> State | None:
     if plan is None:
         return None
     listed = storage.list("")
-    keys = {info.key for info in listed}
+    sizes = {info.key: info.size for info in listed}
     manifest = None
-    if MANIFEST in keys or storage.exists(MANIFEST):
+    if MANIFEST in sizes or storage.exists(MANIFEST):
         try:
             manifest = load_manifest(storage)
         except DatasetError as error:
@@ -154,5 +154,5 @@ def look(storage: Storage) -> State | None:
                 f"{storage.url}: {MANIFEST} holds other input shards than the plan there: choose another dest"
             )
     names = plan.names
-    reported = [number for number in range(len(names)) if report_key(number) in keys]
-    return State(storage, plan, manifest, listed, read_reports(storage, reported, names))
+    reported = {number: sizes[key] for number in range(len(names)) if (key := report_key(number)) in sizes}
+    return State(storage, plan, manifest, listed, read_heads(storage, reported, names))

@@ -37,6 +37,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "sample": {"run": "r"},
     "export": {"run": "r", "dest": "d"},
     "demo": {},
+    "calibrate": {},
+    "plan": {},
     "submit": {},
 }
 UNBOUNDED = {

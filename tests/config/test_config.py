@@ -40,6 +40,8 @@ REQUIRED = {
     "sample": ["run=r"],
     "export": ["run=r", "dest=d"],
     "demo": [],
+    "calibrate": [],
+    "plan": [],
     "submit": [],
 }
 

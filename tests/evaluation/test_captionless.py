@@ -18,7 +18,7 @@ from pipeline.config import ClassTask, EvalRunConfig, SamplerConfig, TrainConfig
 from pipeline.config.conditions import ClassesConfig
 from pipeline.data.format.manifest import load_manifest
 from pipeline.distributed.world import World
-from pipeline.evaluation.evaluate import in_training
+from pipeline.evaluation.runs.while_training import in_training
 from pipeline.inference import trained
 from pipeline.storage.urls import open_storage
 

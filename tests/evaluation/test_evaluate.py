@@ -21,7 +21,7 @@ from pipeline.config import EncodersConfig, EvalRunConfig, ReferenceConfig, Samp
 from pipeline.data.format.manifest import load_manifest
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError, ContractMismatch, DatasetError, Interrupted, LatentmillError, RunError
-from pipeline.evaluation.evaluate import Evaluator, in_training
+from pipeline.evaluation.evaluate import Evaluator
 from pipeline.evaluation.features.networks import FEATURES, Features, Source, inception, load_features
 from pipeline.evaluation.judging import Judging
 from pipeline.evaluation.kept import weights_digest
@@ -29,6 +29,7 @@ from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics.fid import Statistics, fid
 from pipeline.evaluation.records import Records
 from pipeline.evaluation.reference import load_reference, save_reference
+from pipeline.evaluation.runs.while_training import in_training
 from pipeline.evaluation.stored import GRID_COLUMNS, write
 from pipeline.evaluation.tasks.judge import make_judge
 from pipeline.evaluation.validation import load_validation

@@ -16,6 +16,7 @@ from pipeline.data.format.manifest import load_manifest
 from pipeline.errors import ConfigError, ParseError
 from pipeline.evaluation.card import parse_card
 from pipeline.evaluation.evaluate import Evaluator
+from pipeline.evaluation.runs import commits
 from pipeline.inference.tiles import choice
 from pipeline.inference.tiles.denoise import TiledDenoiser
 from pipeline.inference.tiles.stage import TiledStage
@@ -86,7 +87,7 @@ def test_auto_chooses_by_memory_and_off_refuses(folder: Path, monkeypatch: pytes
     assert "eval: whole pictures" in capsys.readouterr().out
     monkeypatch.setattr(choice, "free_bytes", lambda device: 0)
     assert eval_verb.prepare(large(folder, tile="auto"))[1].tiles["denoise"] == 64
-    monkeypatch.setattr(eval_verb, "load_trained", lambda *a: 1 / 0)
+    monkeypatch.setattr(commits, "load_trained", lambda *a: 1 / 0)
     with pytest.raises(ConfigError, match=r"^3 images of 96 x 96 pixels at once .* give tile=auto$"):
         eval_verb.prepare(large(folder))
 

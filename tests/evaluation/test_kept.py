@@ -17,11 +17,13 @@ from made.report import fake_run
 from pipeline import eval as eval_verb
 from pipeline.config import DiffusionConfig, EvalRunConfig, SamplerConfig, TrackingConfig
 from pipeline.errors import ConfigError, LatentmillError, ParseError, WeightsError
-from pipeline.eval import perceptual_of, table
+from pipeline.eval import table
 from pipeline.evaluation import beside
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.kept import full_name, kept_card, short_name, weights_digest
 from pipeline.evaluation.reproduced import differences
+from pipeline.evaluation.runs import cards
+from pipeline.evaluation.runs.cards import perceptual_of
 from pipeline.evaluation.stored import _json
 from pipeline.report import page
 from pipeline.report.run import load
@@ -69,6 +71,7 @@ def evaluator(**changes: Any) -> Any:
         "features": features(),
         "perceptual": None,
         "tiles": {},
+        "precision": {},
         "reference": SimpleNamespace(sha256="44" * 32),
         "steering": SimpleNamespace(facts={}),
         "differing": lambda card, weights: [],
@@ -105,6 +108,9 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "a file that steers": (evaluator(steering=SimpleNamespace(facts={"target": "ab"})), *REST),
     "tiles": (evaluator(tiles={"denoise": 64}), *REST),
     "other tiles": (evaluator(tiles={"denoise": 64, "decode": 64}), *REST),
+    "bf16": (evaluator(precision={"denoiser": "bf16"}), *REST),
+    "TF32": (evaluator(precision={"tf32": True}), *REST),
+    "a decoder in bf16": (evaluator(precision={"decoder": "bf16"}), *REST),
     "the schedule": (evaluator(diffusion=DiffusionConfig(beta_end=0.02)), *REST),
 }
 
@@ -117,6 +123,7 @@ def test_evaluations_that_differ_in_anything_have_names_of_their_own() -> None:
     assert names["nothing"].startswith("ddim-4-g2-n8-s0-democlip-") and len(names["nothing"]) < 60
     assert names["no reference"].startswith("ddim-4-g2-n8-s0-") and "democlip" not in names["no reference"]
     assert names["the average"].startswith("ddim-4-g2-n8-s0-ema0.1-democlip-")
+    assert names["bf16"].startswith("ddim-4-g2-n8-s0-bf16-democlip-")
 
 
 def test_weights_are_told_apart_by_a_bit_a_name_or_a_shape() -> None:
@@ -310,7 +317,7 @@ def test_a_figure_is_made_again_with_the_runs_perceptual_distance_or_the_publish
     monkeypatch: pytest.MonkeyPatch, on_card: Any, own: str, taken: str
 ) -> None:
     config = SimpleNamespace(eval=SimpleNamespace(perceptual=own))
-    monkeypatch.setattr(eval_verb, "load_run", lambda url: SimpleNamespace(config=config))
+    monkeypatch.setattr(cards, "load_run", lambda url: SimpleNamespace(config=config))
     card = replace(CARD, judge={} if on_card is None else {"perceptual": on_card})
     assert perceptual_of(card, "run") == taken
 

@@ -39,6 +39,7 @@ from pipeline.evaluation import evaluate
 from pipeline.evaluation.card import parse_card
 from pipeline.evaluation.evaluate import EvalResult, Evaluator
 from pipeline.evaluation.kept import full_name
+from pipeline.evaluation.runs import commits
 from pipeline.evaluation.steered.asked import asked_of
 from pipeline.evaluation.steered.keep import KeepJudge, RecordKeep
 from pipeline.evaluation.tasks.judge import Given
@@ -334,7 +335,7 @@ def test_masks_that_are_missing_are_said_before_weights_are_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_cache(tmp_path, 4)
-    monkeypatch.setattr(eval_verb, "load_trained", lambda *_: 1 / 0)
+    monkeypatch.setattr(commits, "load_trained", lambda *_: 1 / 0)
     config = load("eval", [f"run={folder / 'run'}", f"data.val={tmp_path / 'cache'}", "keep=true"])
     with pytest.raises(ConfigError, match="holds no masks"):
         eval_verb.main(config)

@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "storage": {"errors"},
     "data": {"conditions", "storage", "philox", "errors"},
     "diffusion": {"config", "philox", "errors"},
-    "planning": {"config", "errors"},
+    "planning": {"conditions", "data", "storage", "config", "errors"},
     "tracking": {"storage", "config", "errors"},
     "distributed": {"config", "verbs", "errors"},
     "scheduler": {"config", "errors"},
@@ -52,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
         "philox",
         "errors",
     },
-    "report": {"conditions", "tracking", "data", "runs", "storage", "config", "errors"},
+    "report": {"conditions", "tracking", "data", "planning", "runs", "storage", "config", "errors"},
     "jobs": {"runs", "planning", "scheduler", "distributed", "data", "storage", "config", "verbs", "errors"},
     "interchange": {
         "conditions",

@@ -25,6 +25,8 @@ IMPORTED = {
     "report": set(),
     "demo": set(),
     "fetch": set(),
+    "calibrate": set(),
+    "plan": {"numpy", "PIL"},
     "train": {"numpy"},
     "autoencoder": {"numpy"},
     "synth": {"numpy", "PIL"},

@@ -26,6 +26,7 @@ class Identity:
     """A first stage that keeps pixels as they are."""
 
     device = torch.device("cpu")
+    dtype = torch.float32
     weights_sha256 = "a" * 64
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

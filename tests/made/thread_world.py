@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,9 @@ class ThreadWorld(World):
 
     def sum(self, values: list[float]) -> list[float]:
         return [float(sum(column)) for column in zip(*self.meeting.exchange(self.rank, values), strict=True)]
+
+    def counted(self, flags: Sequence[bool]) -> list[int]:
+        return [sum(map(int, column)) for column in zip(*self.meeting.exchange(self.rank, list(flags)), strict=True)]
 
     def added(self, values: Tensor) -> Tensor:
         return values.copy_(sum(self.meeting.exchange(self.rank, values.clone())))

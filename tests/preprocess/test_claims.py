@@ -15,6 +15,11 @@ from preprocess.encoding.claims import Claims, Work, claim_key
 SECONDS = 0.4
 
 
+def nothing() -> tuple[set[int], int]:
+    """A listing of no reports."""
+    return set(), 0
+
+
 def drain(work: Work) -> list[int]:
     found = []
     while (number := work.next()) is not None:
@@ -48,7 +53,7 @@ def test_a_claim_that_is_renewed_lives_and_one_that_is_not_dies(tmp_path: Path) 
 
 def test_a_worker_takes_its_share_first_then_the_others_and_never_what_is_done(tmp_path: Path) -> None:
     with Claims(LocalStorage(tmp_path), SECONDS) as claims:
-        work = Work([0, 1, 2, 3, 4, 5, 6], rank=1, world=3, claims=claims, is_done=lambda number: number == 4)
+        work = Work([0, 1, 2, 3, 4, 5, 6], 1, 3, claims, lambda number: number == 4, lambda: ({4}, 1))
         assert drain(work) == [1, 2, 5, 0, 3, 6]
 
 
@@ -59,7 +64,7 @@ def test_the_units_of_the_dead_are_taken_over_and_those_of_the_living_are_left_w
         assert living.take(0)
         with Claims(storage, SECONDS) as claims:
             started = time.monotonic()
-            assert drain(Work([0, 1, 2], 0, 1, claims, lambda number: False)) == [2, 1]
+            assert drain(Work([0, 1, 2], 0, 1, claims, lambda number: False, nothing)) == [2, 1]
             # Long enough for the dead claim to expire; the living one showed itself well before.
             assert SECONDS <= time.monotonic() - started < 60
 
@@ -72,7 +77,7 @@ def test_a_unit_that_is_finished_between_two_looks_is_not_done_again(tmp_path: P
         return len(looks) > 1  # not at the first look, but once it is claimed
 
     with Claims(LocalStorage(tmp_path), SECONDS) as claims:
-        assert drain(Work([7], 0, 1, claims, is_done)) == []
+        assert drain(Work([7], 0, 1, claims, is_done, nothing)) == []
         assert LocalStorage(tmp_path).list("claims/") == []
 
 
@@ -81,7 +86,7 @@ def test_many_workers_at_once_share_units_without_loss_or_repetition(tmp_path: P
 
     def worker(rank: int) -> None:
         with Claims(LocalStorage(tmp_path), 60) as claims:
-            work = Work(list(range(40)), rank, 4, claims, lambda number: number in done)
+            work = Work(list(range(40)), rank, 4, claims, lambda number: number in done, lambda: (set(done), 1))
             while (number := work.next()) is not None:
                 done.append(number)
                 claims.release(number)
@@ -98,7 +103,7 @@ def test_stop_ends_a_wait_for_a_doubtful_claim(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     storage.put(claim_key(0), b"of somebody")
     with Claims(storage, 60) as claims:
-        work = Work([0], 0, 1, claims, lambda number: False)
+        work = Work([0], 0, 1, claims, lambda number: False, nothing)
         threading.Timer(0.2, work.stop).start()
         started = time.monotonic()
         assert work.next() is None

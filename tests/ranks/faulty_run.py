@@ -36,6 +36,7 @@ from pipeline.data.reading.stream import Batch, Stream
 from pipeline.distributed import world as distributed
 from pipeline.distributed.exits import guarded, leave
 from pipeline.distributed.world import World
+from pipeline.runs import lease
 from pipeline.runs.checkpoint import read_commit, verify
 from pipeline.runs.directory import committed
 from pipeline.runs.ledger import read_ledger, totals
@@ -253,6 +254,7 @@ def main(argv: list[str]) -> int:
         del scenarios[0]
     else:
         patience.PATIENCE_SECONDS, patience.PAUSES = 3.0, (0.1, 0.4)
+        lease.PAUSE_SECONDS = 0.05
     world = distributed.start("cpu", threads=1)
     for scenario in scenarios:
         if scenario.startswith("verb="):

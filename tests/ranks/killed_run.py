@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 
+from made.plans import plan_shortly
 from pipeline import train
 from pipeline.data.reading.batch import Batch
 from pipeline.data.reading.stream import Stream
@@ -26,6 +27,7 @@ SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 
 def main(argv: list[str]) -> int:
     folder, what, n = argv
+    plan_shortly()
     config = config_of(f"{folder}/run", f"{folder}/cache", world=2)
     if what == "finish":
         world = distributed.start("cpu", threads=1)
@@ -41,7 +43,8 @@ def main(argv: list[str]) -> int:
         return next_batch(self, stream)
 
     Trainer._next_batch = struck  # type: ignore[method-assign]
-    return guarded("train", partial(train.main, replace(config, watchdog_s=WATCHDOG_SECONDS)))
+    limited = replace(config, step_limit_s=WATCHDOG_SECONDS)  # the first step may take longer on a busy machine
+    return guarded("train", partial(train.main, limited))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from made.plans import plan_shortly
 from pipeline import cli
 from pipeline.data.reading.batch import Batch
 from pipeline.data.reading.stream import Stream
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
         os.execv(sys.executable, [sys.executable, *argv])
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
     n, disturbance = json.loads(os.environ["PAUSES"]).get(restart, [-1, ""])
+    plan_shortly()
     next_batch = Trainer._next_batch
 
     def paused(self: Trainer, stream: Stream) -> Batch:

@@ -324,9 +324,9 @@ def test_a_run_without_commits_has_no_checkpoint(run):
 def test_files_are_what_the_safetensors_library_reads(tmp_path):
     """Names in any order, empty tensors, and values larger than the piece that is written at once."""
     tensors = {"b/z@0": torch.randn(5), "a/y@3": torch.randn(0), "c/long@0": torch.randn(5_000_001)}
-    size, digest = write_safetensors(tmp_path / "x.safetensors", tensors)
+    written = write_safetensors(tmp_path / "x.safetensors", tensors)
     data = (tmp_path / "x.safetensors").read_bytes()
-    assert (len(data), hashlib.sha256(data).hexdigest()) == (size, digest)
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (written.bytes, written.sha256)
     read = load_file(tmp_path / "x.safetensors")
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())

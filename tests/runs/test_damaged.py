@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from made import cache as small_cache
-from made.commits import SHAPES, save
+from made.commits import save
 from made.lease import elsewhere
 from pipeline.config import DataConfig, TrainConfig
 from pipeline.config.loading.merge import to_dict, to_yaml
 from pipeline.data.format.contract import plain
 from pipeline.errors import CheckpointCorrupt, LatentmillError, RunError
-from pipeline.runs.checkpoint import Reader, choose, newest_good, read_commit
+from pipeline.runs.checkpoint import load_weights, newest_good, read_commit
 from pipeline.runs.directory import load_run, require_resumable
 from pipeline.runs.holder import holder_bytes
 from pipeline.runs.lease import newest
@@ -259,11 +259,18 @@ def test_what_a_later_version_adds_to_a_commit_is_passed_over(run: Storage) -> N
     assert read_commit(run, N) == before
 
 
-def with_file(run: Storage, data: bytes) -> None:
-    """Replace the checkpoint's file, and what its commit says of it."""
+def with_file(run: Storage, data: bytes, *, sectioned: bool) -> None:
+    """Replace the checkpoint's file, and what its commit says of it. sectioned: whether that names its header, and
+    everything after it as one average; commits of earlier versions have the hash of the file alone."""
     (entry,) = read_commit(run, N).files
     run.put(FILE + entry["name"], data)
-    reseal(run, files=[{**entry, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}])
+    end = min(8 + int.from_bytes(data[:8], "little"), len(data))
+    sections = [
+        {"kind": kind, "bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+        for kind, part in (("", data[:end]), ("ema", data[end:]))
+    ]
+    facts = {"name": entry["name"], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    reseal(run, files=[{**facts, "sections": sections} if sectioned else facts])
 
 
 def header_of(run: Storage) -> tuple[dict[str, Any], bytes]:
@@ -275,8 +282,10 @@ def header_of(run: Storage) -> tuple[dict[str, Any], bytes]:
 
 
 PADDED = b" " * 1000
+HOW = pytest.mark.parametrize("sectioned", [False, True], ids=["a hash of the file", "hashes of its kinds"])
 
 
+@HOW
 @pytest.mark.parametrize(
     "data",
     [
@@ -289,11 +298,14 @@ PADDED = b" " * 1000
     ],
     ids=["2**62", "longer than the file", "garbage", "blanks", "nested", "a list"],
 )
-def test_a_checkpoint_file_whose_header_is_damaged_is_refused_though_its_hash_is_right(run: Storage, data: Any) -> None:
-    with_file(run, data)
-    refused(lambda: Reader(run, choose(run)), "rank00000")
+def test_a_checkpoint_file_whose_header_is_damaged_is_refused_though_its_hash_is_right(
+    run: Storage, data: Any, sectioned: bool
+) -> None:
+    with_file(run, data, sectioned=sectioned)
+    refused(lambda: load_weights(run, N), "rank00000")
 
 
+@HOW
 @pytest.mark.parametrize(
     "change",
     [
@@ -310,23 +322,26 @@ def test_a_checkpoint_file_whose_header_is_damaged_is_refused_though_its_hash_is
     ],
     ids=str,
 )
-def test_a_fragment_that_does_not_lie_in_its_file_is_refused(run: Storage, change: dict[str, Any]) -> None:
+def test_a_fragment_that_does_not_lie_in_its_file_is_refused(
+    run: Storage, change: dict[str, Any], sectioned: bool
+) -> None:
     header, data = header_of(run)
     header["ema/bias@0"] |= change
     text = json.dumps(header).encode()
-    with_file(run, struct.pack("<Q", len(text)) + text + data)
-    refused(lambda: Reader(run, choose(run)), "rank00000")
+    with_file(run, struct.pack("<Q", len(text)) + text + data, sectioned=sectioned)
+    refused(lambda: load_weights(run, N), "rank00000")
 
 
+@HOW
 @pytest.mark.parametrize(
     "label", ["ema/conv@4", "ema/conv@99999999999999999", "ema/conv@-1", "ema/conv", "conv@0", "/@0"]
 )
-def test_values_that_lie_twice_or_nowhere_are_refused(run: Storage, label: str) -> None:
+def test_values_that_lie_twice_or_nowhere_are_refused(run: Storage, label: str, sectioned: bool) -> None:
     header, data = header_of(run)
     header[label] = header.pop("ema/bias@0")
     text = json.dumps(header).encode()
-    with_file(run, struct.pack("<Q", len(text)) + text + data)
-    refused(lambda: Reader(run, choose(run))("ema", "bias", 0, SHAPES["bias"][0]), run.url)
+    with_file(run, struct.pack("<Q", len(text)) + text + data, sectioned=sectioned)
+    refused(lambda: load_weights(run, N), run.url)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -443,7 +458,7 @@ def test_what_is_no_file_or_a_huge_one_is_refused_before_it_is_read(run: Storage
         os.truncate(path, 1 << 40)
     for action in (
         lambda: load_run(run.url),
-        lambda: choose(run),
+        lambda: load_weights(run),
         lambda: newest(run),
         lambda: read_rows(run, 1 << 20),
     ):

@@ -167,13 +167,19 @@ def checks(
             newest_good(run)
 
     def files(data: bytes) -> None:
-        facts = {**entry, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        run = Memory(
-            {**objects, folder + entry["name"]: data, folder + "commit.json": sealed({**commit, "files": [facts]})}
-        )
-        with bounded():
-            _, weights = load_weights(run)
-            assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == SHAPES
+        facts = {"name": entry["name"], "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        lie = int.from_bytes(data[:8], "little")
+        split = min(8 + lie, len(data))
+        sections = [
+            {"kind": kind, "bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+            for kind, part in (("", data[:split]), ("ema", data[split:]))
+        ]
+        for named in (facts, {**facts, "sections": sections}):
+            key = folder + "commit.json"
+            run = Memory({**objects, folder + entry["name"]: data, key: sealed({**commit, "files": [named]})})
+            with bounded():
+                _, weights = load_weights(run)
+                assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == SHAPES
 
     def lease(data: bytes) -> None:
         run = run_with("lease/000001.json", data)

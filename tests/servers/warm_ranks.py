@@ -1,7 +1,8 @@
 """Ranks in forks of one process that has imported PyTorch and DeepSpeed, which takes a rank of its own seconds.
 
 The launcher is the product's (pipeline/distributed/ranks.py), but that a rank begins with a fork and not with a new
-interpreter. Those of tests/distributed/test_ranks.py, tests/system/test_killed.py and the jobs of Slurm begin with one.
+interpreter. Those of tests/distributed/test_ranks.py, those that are killed in tests/system/test_killed.py, and the
+jobs of Slurm begin with one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, NoReturn
 from unittest import mock
 
+from made.plans import plan_shortly
 from pipeline.distributed import ranks
 from pipeline.distributed.rank import die_with_parent
 from pipeline.distributed.signals import SCHEDULER
@@ -148,6 +150,7 @@ def main() -> None:
     os.dup2(2, 1)  # packages speak when they are imported
     for name in IMPORTED:
         importlib.import_module(name)
+    plan_shortly()
     gc.collect()
     gc.freeze()  # collecting garbage in a rank passes over what was imported
     for line in sys.stdin:

@@ -43,7 +43,7 @@ WITHOUT = [(0, 3), (3, 8)]
 
 @pytest.fixture
 def streams_that_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("POLL", 0.005), ("HORIZON_BATCHES", 8), ("PLAN_BATCHES", 8)):
+    for name, value in (("POLL", 0.005), ("HORIZON_BATCHES", 8), ("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8)):
         monkeypatch.setattr(stream_module, name, value)
 
 

@@ -15,11 +15,12 @@ from pipeline.runs.directory import committed
 from pipeline.storage.urls import open_storage
 from ranks.faulty_run import BATCH, END, EVERY, make_cache, state
 from ranks.killed_run import WATCHDOG_SECONDS
+from servers.warm_ranks import WarmRanks
 
 
 @pytest.mark.timeout(600)
 def test_a_frozen_rank_and_a_killed_one_end_their_peers_and_the_run_ends_as_an_undisturbed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], warm_ranks: WarmRanks
 ) -> None:
     monkeypatch.setattr(ranks, "GRACE_SECONDS", 3.0)  # a frozen rank does not take it
     make_cache(tmp_path / "cache")
@@ -38,6 +39,7 @@ def test_a_frozen_rank_and_a_killed_one_end_their_peers_and_the_run_ends_as_an_u
     assert "rank 1 was killed by SIGKILL; out of memory?" in capfd.readouterr().err
     assert committed(run) == [2 * EVERY, EVERY]
 
-    assert run_local("ranks.killed_run", [str(tmp_path), "finish", "0"], 2, 1) == 0
+    finished = warm_ranks.run("ranks.killed_run", [str(tmp_path), "finish", "0"], 2)
+    assert finished.returncode == 0, finished.stderr[-4000:]
     assert state(run.url)[0] == END
     assert state(run.url) == state(str(tmp_path / "undisturbed"))

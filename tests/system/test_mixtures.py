@@ -46,7 +46,7 @@ WEIGHTS = (2.0, 1.0)
 
 @pytest.fixture(autouse=True)
 def streams_that_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("POLL", 0.005), ("HORIZON_BATCHES", 8), ("PLAN_BATCHES", 8)):
+    for name, value in (("POLL", 0.005), ("HORIZON_BATCHES", 8), ("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8)):
         monkeypatch.setattr(stream_module, name, value)
 
 

@@ -3,13 +3,14 @@ undisturbed run reaches, and nobody else trains the run meanwhile (docs/explaine
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import parse_rows
 from ranks.faulty_run import BATCH, make_cache, state
 from servers.slurm import Slurm
+from servers.warm_ranks import WarmRanks
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +36,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cache: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
-    """Call it for the end of the same run on two ranks, without Slurm; it is trained beside the first test."""
+def undisturbed(cache: str, tmp_path_factory: pytest.TempPathFactory, warm_ranks: WarmRanks) -> Callable[[], Any]:
+    """Call it for the end of the same run on two ranks, without Slurm."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    words = [*TRAIN, f"data.train={cache}", f"run={run}", "device=cpu", "launch.processes=2", "launch.threads=1"]
+    words = [*TRAIN, f"data.train={cache}", f"run={run}", "device=cpu", "launch.threads=1"]
     words[words.index("tracking.wandb=offline")] = "tracking.wandb=off"
-    with subprocess.Popen([sys.executable, "-m", "pipeline.cli", "train", *words]) as process:
 
-        def end() -> Any:
-            assert process.wait() == 0
-            return state(str(run))
+    @functools.cache
+    def end() -> Any:
+        ended = warm_ranks.run("pipeline.cli", ["train", *words], 2)
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        return state(str(run))
 
-        yield end
-        process.kill()
+    return end
 
 
 @pytest.fixture

@@ -31,6 +31,6 @@ def test_the_sum_of_squares_of_many_equal_values_does_not_saturate():
     tensors = [torch.full((many,), 0.1), torch.full((5, 7), -2.0), torch.tensor([3.0])]
     expected = many * float(torch.tensor(0.1)) ** 2 + 35 * 4 + 9
     # PyTorch's own is 2e-2 off with AVX2, and less the wider the processor's vectors are.
-    assert _square_sum(tensors) == pytest.approx(expected, rel=1e-4)
+    assert float(_square_sum(tensors)) == pytest.approx(expected, rel=1e-4)
     assert _square_sum([]) == 0.0
     assert not math.isfinite(_square_sum([torch.tensor([1.0, math.nan])]))

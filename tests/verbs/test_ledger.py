@@ -32,7 +32,7 @@ from ranks.consumed_run import BATCH, END, SIZES, WORLDS, Seen, begin, live
 
 @pytest.fixture(autouse=True)
 def streams_that_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("POLL", 0.005), ("HORIZON_BATCHES", 8), ("PLAN_BATCHES", 8)):
+    for name, value in (("POLL", 0.005), ("HORIZON_BATCHES", 8), ("PLAN_BATCHES", 8), ("PLAN_SAMPLES", 8)):
         monkeypatch.setattr(stream_module, name, value)
 
 

@@ -15,7 +15,7 @@ from made.first_stages import vq_folder
 from pipeline import cli
 from pipeline.config.loading.load import load
 from pipeline.data.format.manifest import load_manifest
-from pipeline.evaluation.evaluate import in_training
+from pipeline.evaluation.runs.while_training import in_training
 from pipeline.storage.urls import open_storage
 
 MODEL = [

@@ -251,15 +251,19 @@ def test_a_chain_checks_each_verb_and_what_is_still_to_be_made_may_be_missing(
     for script, time, nodes, gres in (
         (array, "02:00:00", 1, "gpu:a100:4"),
         (train, "3-00", 2, "gpu:a100:4"),
-        (evaluation, "3-00", 1, "gpu:a100:1"),
+        (evaluation, "3-00", 1, "gpu:a100:4"),
     ):
         assert f"#SBATCH --time={time}\n" in script
         assert f"#SBATCH --nodes={nodes}\n" in script
         assert f"#SBATCH --gres={gres}\n" in script
     assert "requeue" not in evaluation.split("#SBATCH --requeue")[1]
+    assert "#SBATCH --ntasks=4\n" in evaluation and "launch.threads=16" in evaluation
+    assert "--kill-on-bad-exit=1" in evaluation
     assert "memory: not looked at, because the dataset is not there yet" in printed.err
     assert "so it is not a dataset" in refusal(capsys, 1, "train", "data.train=b", f"run={tmp_path}/r", "--dry-run")
     assert "is not a run directory" in refusal(capsys, 1, "eval", f"run={tmp_path}/r", "--dry-run")
+    words = ["eval", f"run={tmp_path}/r", "launch.processes=2", "--dry-run"]
+    assert "here cluster.processes does" in refusal(capsys, 1, *words)
     assert "which verb is to be submitted?" in refusal(capsys, 2, *encode, "then")
 
 

@@ -28,6 +28,7 @@ from pipeline.config import (
     TrainConfig,
 )
 from pipeline.config.check.verbs import check
+from pipeline.config.loading.stored import pack
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.errors import ConfigError, RunError, WeightsError
@@ -41,6 +42,7 @@ from pipeline.runs.directory import load_run
 from pipeline.storage.urls import open_storage
 from pipeline.training import start
 from pipeline.training.start import begin
+from servers.warm_ranks import WarmRanks
 
 STILL = OptimConfig(lr=1e-12, weight_decay=0.0, batch=8, warmup=0)  # a step that leaves weights where they are
 ALIKE = ("run", "diffusers", "model.safetensors", "model.ckpt")
@@ -135,14 +137,12 @@ def test_a_run_in_a_bucket_is_taken(config: TrainConfig, folder: Path, s3: str) 
     assert "no run is there" in refusal(replace(config, init=f"{s3}/else"), folder)
 
 
-def test_every_rank_begins_with_the_same_weights_in_bfloat16(config: TrainConfig, folder: Path) -> None:
-    config = replace(
-        config,
-        deepspeed=DeepSpeedConfig(stage=2),
-        precision="bf16",
-        launch=LaunchConfig(processes=2, threads=1),
-    )
-    assert train.main(config) == 0
+def test_every_rank_begins_with_the_same_weights_in_bfloat16(
+    config: TrainConfig, folder: Path, warm_ranks: WarmRanks
+) -> None:
+    config = replace(config, deepspeed=DeepSpeedConfig(stage=2), precision="bf16")
+    ended = warm_ranks.run("ranks.trained", [pack(config)], 2)
+    assert ended.returncode == 0, ended.stderr[-4000:]
     assert close(
         load_weights(open_storage(config.run), which="raw")[1], load_weights(open_storage(str(folder / "run")))[1]
     )

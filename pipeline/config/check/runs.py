@@ -19,6 +19,7 @@ from pipeline.config.check.groups import (
 from pipeline.config.values.bounds import require
 from pipeline.config.values.captions import require_choice
 from pipeline.config.values.places import place
+from pipeline.config.values.steps import profiled_steps
 
 
 def check_run(config: c.RunConfig) -> None:
@@ -48,6 +49,13 @@ def check_run(config: c.RunConfig) -> None:
     require(
         not engine.offload or (engine.stage >= 1 and engine.engine == "deepspeed"),
         "deepspeed.offload=true needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3)",
+    )
+    profiled_steps(config.tracking.profile)
+    limit, longest = config.step_limit_s, config.watchdog_s
+    require(
+        limit <= longest or longest == 0,
+        f"step_limit_s={limit:g} with watchdog_s={longest:g}: it is the time of steps after the first, so give no more "
+        "than that of the first, watchdog_s",
     )
 
 

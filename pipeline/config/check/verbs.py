@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import config as c
 from pipeline.config.check.adoption import check_index
+from pipeline.config.check.cluster import check_plan, check_submit
 from pipeline.config.check.columns import check_columns_verb
 from pipeline.config.check.converting import check_convert
 from pipeline.config.check.first_stage import check_reconstruct
@@ -27,7 +28,6 @@ from pipeline.config.values.bounds import check_bounds, require, some_text
 from pipeline.config.values.captions import require_choice, require_places
 from pipeline.config.values.distances import require_distance
 from pipeline.config.values.rules import parse_rules
-from pipeline.config.values.times import limit_seconds
 
 
 def check(config: Any) -> None:
@@ -239,35 +239,18 @@ def check_export(config: c.ExportConfig) -> None:
     )
 
 
+def check_calibrate(config: c.CalibrateConfig) -> None:
+    """latentmill calibrate."""
+    require("://" not in config.dest, f"dest={config.dest}: rates are kept in a file of this machine")
+    require(
+        config.experiment != "" or not (config.data or config.side or config.micro_batch),
+        "data, side and micro_batch are of an experiment's network: give experiment=NAME, or leave them out",
+    )
+
+
 def check_demo(config: c.DemoConfig) -> None:
     """latentmill demo."""
     require("://" not in config.dest, f"dest={config.dest}: the demo works in a folder of this machine")
-
-
-def check_submit(config: c.SubmitConfig) -> None:
-    """latentmill submit."""
-    cluster = config.cluster
-    if cluster.time:
-        seconds = limit_seconds(cluster.time)
-        require(
-            seconds is not None,
-            f"cluster.time={cluster.time}: a limit such as 90 (minutes), 04:00:00 or 2-12:00:00 is wanted",
-        )
-        require(
-            cluster.signal < (seconds or 0),
-            f"cluster.signal={cluster.signal}: that many seconds before the end of cluster.time={cluster.time}",
-        )
-    require(
-        re.fullmatch(r"(\d+[KMGTkmgt]?)?", cluster.mem) is not None,
-        f"cluster.mem={cluster.mem}: a number with K, M, G or T is wanted, such as 64G",
-    )
-    require("://" not in cluster.logs, f"cluster.logs={cluster.logs}: Slurm writes logs to a folder, not to a URL")
-    require("\\" not in cluster.logs, f"cluster.logs={cluster.logs}: Slurm takes no backslash in a log's path")
-    for option in cluster.options:
-        require(
-            re.fullmatch(r"--[a-z][a-z-]+(=.*)?", option) is not None,
-            f"cluster.options={option}: a long option of sbatch is wanted, such as --qos=high",
-        )
 
 
 GIVEN: dict[type, dict[str, str]] = {
@@ -328,5 +311,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     c.ExportConfig: check_export,
     c.DemoConfig: check_demo,
     c.SubmitConfig: check_submit,
+    c.PlanConfig: check_plan,
+    c.CalibrateConfig: check_calibrate,
 }
 """The configuration of a verb -> the check of contradictions between its fields."""

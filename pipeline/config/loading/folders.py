@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from pipeline.errors import ConfigError, ParseError
@@ -52,16 +53,25 @@ def check_own_files() -> None:
 def groups(verb: str) -> dict[str, list[str]]:
     """The choices of each group that a verb composes, such as {"model": ["sd1", "sd2", "small", "tiny"], ...}. What
     chooses of a group that the verb lacks, such as an experiment of another verb, is none."""
+    packaged, own = _packaged(verb), own_conf_dir()
+    return {name: sorted({*known, *_choices(own, name, packaged)}) for name, known in packaged.items()}
+
+
+@cache
+def _packaged(verb: str) -> dict[str, list[str]]:
+    """The packaged choices of each group of a verb. The files stay as they are while a process runs. Not to be
+    changed."""
     import yaml
 
     primary = yaml.safe_load((conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8")) or {}
     names = [next(iter(entry)).split()[-1] for entry in primary.get("defaults", []) if isinstance(entry, dict)]
-    folders = [folder for folder in (own_conf_dir(), conf_dir()) if folder]
-    return {name: sorted({path.stem for path in _files(folders, name) if _chosen(path) <= {*names}}) for name in names}
+    return {name: _choices(conf_dir(), name, names) for name in names}
 
 
-def _files(folders: Iterable[Path], group: str) -> list[Path]:
-    return [path for folder in folders for path in (folder / group).glob("*.yaml")]
+def _choices(folder: Path | None, group: str, others: Iterable[str]) -> list[str]:
+    """The files of a group in a folder that choose of no other group than these."""
+    files: Iterable[Path] = (folder / group).glob("*.yaml") if folder else ()
+    return [path.stem for path in files if _chosen(path) <= {*others}]
 
 
 def _chosen(path: Path) -> set[str]:

@@ -18,7 +18,8 @@ from pipeline.config.values.keys import key_of
 
 WIDTH = 110
 USAGE = {
-    "submit": "latentmill submit VERB [--dry-run] [cluster=NAME] [nodes=N] KEY=VALUE ... [then VERB KEY=VALUE ...]"
+    "submit": "latentmill submit VERB [--dry-run] [cluster=NAME] [nodes=N] KEY=VALUE ... [then VERB KEY=VALUE ...]",
+    "plan": "latentmill plan [experiment=NAME] [images=N] [cluster=NAME] [nodes=N] KEY=VALUE ... [encode.KEY=...]",
 }
 """Verbs whose arguments are not just KEY=VALUE."""
 

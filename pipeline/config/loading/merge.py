@@ -14,9 +14,10 @@ import re
 import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pipeline.config.loading.references import Lacking, Resolved, lacking, references_of, typed
+from pipeline.config.values.hints import hints_of
 from pipeline.config.values.keys import key_of
 from pipeline.errors import ConfigError
 from pipeline.parsing.redaction import redact_values
@@ -32,7 +33,7 @@ def from_dict(cls: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path.rstrip('.') or 'the configuration'}={_show(tree)}: not a group of keys")
     base, cls = cls, kind_of(cls, tree, path)
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     fields = {key_of(field.name): field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in tree:
         if key not in fields:
@@ -240,7 +241,7 @@ _BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict, _BRIEF.maxstring = 2, 8, 4, 40
 def flat_types(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, type without bounds) of every field, including the groups themselves, and the keys of every kind
     that a group may be."""
-    hints = {name: kind for one in kinds_of(cls).values() for name, kind in get_type_hints(one).items()}
+    hints = {name: kind for one in kinds_of(cls).values() for name, kind in hints_of(one).items()}
     for field, kind in hints.items():
         name = key_of(field)
         yield f"{path}{name}", kind

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import CONFIGS
 from pipeline.config.loading.folders import groups, own_conf_dir
@@ -14,6 +15,10 @@ from pipeline.config.loading.merge import flat_types, unknown_key
 from pipeline.config.loading.references import LITERAL, OPENING, Lacking, holds_reference, resolve
 from pipeline.config.loading.sweeps import swept_texts
 from pipeline.errors import ConfigError, OverrideError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
 
 NAMES = (
     *("data.mix", "data.columns", "columns", "mix", "size", "leave_out", "forget", "caption_key"),
@@ -35,14 +40,13 @@ SHOWN = 200
 OVERRIDE = re.compile(r"(?P<mark>~|\+\+|\+)?(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
 
 
-def _check_grammar(word: str) -> None:
-    """Raise OverrideError for a word that Hydra cannot parse, or one that is a sweep."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def parse(word: str) -> Override:
+    """A word of Hydra's grammar, parsed. Raises OverrideError for one that cannot be parsed, or is a sweep."""
     from hydra.errors import OverrideParseException
 
     shown = word.removeprefix("++")[:SHOWN]
     try:
-        (override,) = OverridesParser.create().parse_overrides([word])
+        (override,) = _parser().parse_overrides([word])
         is_sweep = override.is_sweep_override()
     except OverrideParseException as error:
         reason = " ".join(str(error).split(" See https")[0].split("\n")[0].split())[: 2 * SHOWN]
@@ -51,22 +55,29 @@ def _check_grammar(word: str) -> None:
         raise OverrideError(f"{shown}: cannot be parsed ({type(error).__name__})") from error
     if is_sweep:
         raise OverrideError(f"{shown}: several values are a sweep, which wants -m; a list is written [a,b]")
+    return override
+
+
+@cache
+def _parser() -> OverridesParser:
+    """Hydra's parser, which keeps nothing of what it has parsed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 def swept_keys(words: Sequence[str]) -> set[str]:
     """The keys and groups of which a sweep takes several values. Raises OverrideError for a word that Hydra cannot
     parse, and for more than JOBS jobs."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     jobs, swept = 1, set()
     for word in words:
         try:
-            (override,) = OverridesParser.create().parse_overrides([word])
+            (override,) = _parser().parse_overrides([word])
             if not override.is_sweep_override():
                 continue
             swept.add(override.key_or_group)
             jobs *= sum(1 for _ in islice(override.sweep_iterator(), JOBS + 1))
-        except Exception as error:  # as in _check_grammar
+        except Exception as error:  # as in parse
             reason = " ".join(str(error).split(" See https")[0].split("\n")[0].split())[: 2 * SHOWN]
             raise OverrideError(f"{word.removeprefix('++')[:SHOWN]}: cannot be parsed: {reason}") from error
         if jobs > JOBS:
@@ -182,12 +193,10 @@ def quote(text: str) -> str:
 def typed_words(word: str, kinds: Mapping[str, Any]) -> list[str]:
     """A word of Hydra's grammar as a user would type it for one run: texts without quotes, and a list of texts as one
     word for each. kinds: type of each key."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     key, _, value = word.partition("=")
     if not value.startswith(("'", "[")) or (value.startswith("[") and kinds.get(key) != tuple[str, ...]):
         return [word]
-    (override,) = OverridesParser.create().parse_overrides([word])
+    (override,) = _parser().parse_overrides([word])
     texts: Any = override.value()
     if isinstance(texts, str):
         return [f"{key}={_unescaped(texts)}"]

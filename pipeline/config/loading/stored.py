@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args
 
 from pipeline.config.loading.merge import from_dict, kind_of, plain_of, to_dict
 from pipeline.config.loading.references import (
@@ -26,6 +26,7 @@ from pipeline.config.loading.references import (
     sounds_secret,
     value_at,
 )
+from pipeline.config.values.hints import hints_of
 from pipeline.errors import ConfigError
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ def _resolve_tree(
     if not isinstance(tree, Mapping):
         return tree
     cls = kind_of(cls, tree, path)
-    groups, hints = dict(_groups(cls)), get_type_hints(cls)
+    groups, hints = dict(_groups(cls)), hints_of(cls)
     resolved = {}
     for name, value in tree.items():
         key = f"{path}{name}"
@@ -133,7 +134,7 @@ def _first_lacking(value: Any) -> Lacking | None:
 
 def _groups(cls: Any) -> Iterator[tuple[str, Any]]:
     """(name, dataclass) of every field that is a group of keys."""
-    for name, kind in get_type_hints(cls).items():
+    for name, kind in hints_of(cls).items():
         if inner := next((kind for kind in (kind, *get_args(kind)) if dataclasses.is_dataclass(kind)), None):
             yield name, inner
 

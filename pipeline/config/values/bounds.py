@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pipeline.config.values.hints import hints_of
 from pipeline.errors import ConfigError, Unset
 
 
@@ -128,7 +129,7 @@ def check_bounds(config: Any, path: str = "") -> None:
 
     path: prefix of the keys in messages. Raises ConfigError for the first value outside; NaN and infinity always are.
     """
-    hints = get_type_hints(type(config), include_extras=True)
+    hints = hints_of(type(config), bounds=True)
     values = {}
     for field in dataclasses.fields(config):
         with suppress(Unset):  # who reads it is told

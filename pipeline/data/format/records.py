@@ -229,16 +229,21 @@ def find_records(tar: bytes | memoryview) -> Iterable[tuple[str, int, int]]:
 # Arrays
 
 
+def npy_head(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What stands before the data of a .npy file, version 1.0, C order. dtype: one of DTYPES."""
+    sides = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+    header_text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({sides}), }}"
+    padding = -(len(NPY_MAGIC) + 2 + len(header_text) + 1) % 64  # data begin at a multiple of 64 bytes
+    header = header_text.encode() + b" " * padding + b"\n"
+    return NPY_MAGIC + len(header).to_bytes(2, "little") + header
+
+
 def npy_bytes(array: np.ndarray) -> bytes:
     """A .npy file, version 1.0, C order, little-endian; dtype one of DTYPES."""
     array = np.asarray(array, order="C")
     if array.dtype.str not in DTYPES:
         raise AssertionError(f"records hold {', '.join(DTYPES)}, not {array.dtype.str}")
-    shape = ", ".join(map(str, array.shape)) + ("," if array.ndim == 1 else "")
-    header_text = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': ({shape}), }}"
-    padding = -(len(NPY_MAGIC) + 2 + len(header_text) + 1) % 64  # data begin at a multiple of 64 bytes
-    header = header_text.encode() + b" " * padding + b"\n"
-    return NPY_MAGIC + len(header).to_bytes(2, "little") + header + array.tobytes()
+    return npy_head(array.dtype.str, array.shape) + array.tobytes()
 
 
 def parse_npy(view: memoryview) -> np.ndarray:

@@ -11,6 +11,14 @@ from pipeline.data.reading.batch import Batch
 from pipeline.data.reading.memory import Pool
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small tensor of the CPU on `device`. A copy to a GPU is made from page-locked memory, and so is only queued:
+    from other memory PyTorch waits for all work that the GPU has before it."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass
 class PendingBatch:
     """A batch whose tensors are being copied. copied: the event of the copy's end; None if there is no copy."""

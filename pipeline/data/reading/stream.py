@@ -60,7 +60,8 @@ class Stream:
     which tensors are copied ahead of their use.
     Errors in any thread are raised by `next`. Use it as a context manager, or call close().
 
-    Raises DatasetError for missing shards, members or records, and ConfigError for sizes that do not fit.
+    Raises DatasetError for missing shards (of a bucket on rank 0 alone), members or records, and ConfigError for sizes
+    that do not fit.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class Stream:
             missing = sorted(set(held(members, contract.text)) - {member.name for member in contract.members})
             if missing:
                 raise DatasetError(f"{part.storage.url} holds no {', '.join(missing)}: encode it with those conditions")
-            require_shards(part.storage, part.manifest)
+            if rank == 0 or part.storage.local_path("x") is not None:  # a bucket shows all ranks the same
+                require_shards(part.storage, part.manifest)
         self._share, self._offset, self._batch = batch // world, rank * (batch // world), batch
         needed = order.window_bytes(dataset.bytes, self._offset, self._share)
         if needed > memory_bytes:

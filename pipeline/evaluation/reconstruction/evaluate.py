@@ -30,6 +30,7 @@ from pipeline.evaluation.reconstruction.pairs import Pair, of_one_size
 from pipeline.evaluation.reconstruction.pictures import Batch, Pictures
 from pipeline.evaluation.reference import Reference
 from pipeline.inference.pictures import from_uint8, to_uint8
+from pipeline.inference.precision import products
 from pipeline.log import log
 from pipeline.models.encoders.first_stage import FirstStage, NetworkStage, VQStage
 from pipeline.models.encoders.latents import Latents
@@ -115,7 +116,8 @@ class Reconstructing:
         self.pictures.require_sizes(stage.downsampling)
         images = min(images, len(self.pictures))
         self._warn_of_overlap(images)
-        part = self.world.together(lambda: self._measure(stage, images, stopped))
+        with products(tf32=False):
+            part = self.world.together(lambda: self._measure(stage, images, stopped))
         whole = Counted.merge(self.world.gather(part), self.most_pairs)
         figures = self.world.together(lambda: whole.figures() | self._rfid(whole) | costs(stage), rank=0)
         metrics: dict[str, Any] = {"n": n, "images": images, "weights": weights, **self.world.first(figures)}

@@ -36,7 +36,7 @@ from pipeline.storage.base import Storage
 
 OF_DIFFUSION = (
     *("guidance", "sampler", "steps", "guidance_low", "guidance_high", "rescale"),
-    *("strength", "keep", "encoders", "seed", "tile", "caption"),
+    *("strength", "keep", "encoders", "seed", "tile", "caption", "precision", "tf32"),
 )
 """Keys of `latentmill eval` that say how a diffusion model draws."""
 Evaluate = Callable[[dict[str, Tensor], int, Callable[[], bool]], Mapping[str, Any]]
@@ -114,26 +114,40 @@ class _Prepared:
     weights: str
 
 
-def evaluate_run(config: EvalRunConfig) -> Card:
+def evaluate_run(config: EvalRunConfig, world: World | None = None) -> Card:
     """Evaluate a checkpoint of an autoencoder's run, store the result in the run directory and return its card, or that
-    of the same evaluation where it is there. Raises RunError, ConfigError, ContractMismatch, all before the first
-    picture."""
-    prepared = _prepare(config)
+    of the same evaluation where it is there. Collective. Raises RunError, ConfigError, ContractMismatch, all before the
+    first picture."""
+    ranks = world or World(device=pick_device(config.device))
+    prepared = ranks.together(lambda: _prepare(config, ranks))
     run, stage, reconstructing = prepared.run, prepared.stage, prepared.reconstructing
     images = min(config.images, len(reconstructing.pictures))
     folder = evaluation_folder(prepared.n, full_name(reconstructing, stage, images, prepared.weights))
-    card = kept_card(run, f"{folder}/", reconstructing, stage, images)
+    kept = ranks.together(lambda: kept_card(run, f"{folder}/", reconstructing, stage, images), rank=0)
+    card: Card | None = ranks.first(kept)
     if card is not None and (card.n, card.weights) == (prepared.n, prepared.weights):
         return card
     result = reconstructing(stage, prepared.n, images=images, weights=prepared.weights)
-    write_drawn(run, f"{folder}/", result.pairs)
-    write_files(run, f"{folder}/", result)
+
+    def write() -> None:
+        write_drawn(run, f"{folder}/", result.pairs)
+        write_files(run, f"{folder}/", result)
+
+    ranks.together(write, rank=0)
     return result.card
 
 
-def reproduce(config: EvalRunConfig, card: Card) -> int:
-    """Make a card's figures again and print how far they differ. Returns the exit status. Raises ContractMismatch when
-    a file here has another hash than on the card."""
+def reproduce(config: EvalRunConfig, card: Card, world: World | None = None) -> int:
+    """Make a card's figures again and print how far they differ. Returns the exit status. Collective. Raises
+    ContractMismatch when a file here has another hash than on the card."""
+    ranks = world or World(device=pick_device(config.device))
+    prepared = ranks.together(lambda: _prepare_again(config, card, ranks))
+    again = prepared.reconstructing(prepared.stage, card.n, images=card.images, weights=card.weights)
+    return int(ranks.first(ranks.together(lambda: verdict(card, again.card, OF_THE_MACHINE), rank=0)))
+
+
+def _prepare_again(config: EvalRunConfig, card: Card, world: World) -> _Prepared:
+    """Load what the evaluation of a card needs. Raises ConfigError, RunError, ContractMismatch."""
     kind, _, average = card.weights.partition("=")
     if kind not in ("ema", "raw"):
         raise ConfigError(
@@ -154,24 +168,25 @@ def reproduce(config: EvalRunConfig, card: Card) -> int:
             features=config.features or (card.features or {}).get("name", ""),  # type: ignore[arg-type]
             perceptual=perceptual if named != "none" and (perceptual != named or named in FILES) else "none",
         ),
+        world,
         measured=card.reference is not None,
     )
     if prepared.n != card.n:
         raise RunError(f"{run} has no checkpoint at {card.n} samples, of which the card is")
     require(card, prepared.reconstructing, prepared.stage)
-    again = prepared.reconstructing(prepared.stage, card.n, images=card.images, weights=card.weights)
-    return verdict(card, again.card, OF_THE_MACHINE)
+    return prepared
 
 
-def _prepare(config: EvalRunConfig, measured: bool = True) -> _Prepared:
-    """Load what an evaluation of a checkpoint needs. measured: against the reference, where there is one."""
+def _prepare(config: EvalRunConfig, world: World, measured: bool = True) -> _Prepared:
+    """Load what an evaluation of a checkpoint needs, as one rank, which meets no other here. measured: against the
+    reference, where there is one."""
     info = load_autoencoder_run(config.run)
     refuse_of_diffusion(config)
     run = info.config
     val = config.data.val or run.data.val
     if not val:
         raise ConfigError(f"{config.run} has no data.val: give the cache whose pictures are reconstructed, data.val=")
-    device = pick_device(config.device)
+    device = world.device
     pictures = Pictures.at(val, "data.val")
     if pictures.manifest.digest in dataset_digests(info.facts):
         log.warning(f"eval: data.val={val} is what {config.run} was trained on: its pictures are not new to the model")
@@ -187,7 +202,7 @@ def _prepare(config: EvalRunConfig, measured: bool = True) -> _Prepared:
         perceptual=config.perceptual or run.eval.perceptual,
         batch=config.batch,
         most_pairs=run.eval.pairs,
-        world=World(device=device),
+        world=world,
     )
     n, state = load_average(info.storage, config.at, config.weights, config.ema, AVERAGED)
     stage = stage_of(run.autoencoder, state, device)

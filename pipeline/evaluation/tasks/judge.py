@@ -36,9 +36,10 @@ Row = Mapping[str, float | None]
 class Given:
     """What a batch of B images was given, and the pictures of the records that it was taken from.
 
-    captions: "" for none. members: the arrays that the judge is given, (B, ...), in the cache's dtypes and with the
-    variant that the image number chooses. truth: the records' own pictures (B, H, W, 3) uint8; None where the cache
-    does not hold them. reconstruction: the same after the autoencoder; None where nothing needs it.
+    captions: "" for none. members: the arrays that the judge is given, captions' states excepted, (B, ...), in the
+    cache's dtypes and with the variant that the image number chooses. truth: the records' own pictures (B, H, W, 3)
+    uint8; None where the cache does not hold them. reconstruction: the same after the autoencoder; None where nothing
+    needs it.
     """
 
     captions: Sequence[str]

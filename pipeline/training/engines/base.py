@@ -80,15 +80,23 @@ class Engine(ABC):
 
     def grad_norms(self) -> dict[str, float]:
         """L2 norm of each part of the global batch's gradient, the same on all ranks. Each measures its share; one
-        all-reduce."""
+        all-reduce, and one wait for the device."""
+        return {
+            part: math.sqrt(total) if math.isfinite(total) else math.nan
+            for part, total in zip(self.parts, self.square_sums().tolist(), strict=True)
+        }
+
+    def square_sums(self) -> Tensor:
+        """The squares of these norms, (parts,) float64, on the world's device. Nothing waits for it. Collective."""
         if len(self.parts) == 1:
             shares = [_square_sum(self._placement.owned_gradients())]
         else:
             shares = [_square_sum(self._gradients(part, self._placement.owned_slots)) for part in self.parts]
-        return {
-            part: math.sqrt(total) if math.isfinite(total) else math.nan
-            for part, total in zip(self.parts, self.world.sum(shares), strict=True)
-        }
+        return self._added(shares)
+
+    def _added(self, shares: Sequence[Tensor]) -> Tensor:
+        """The sums over ranks of scalars, (shares,) float64, on the world's device."""
+        return self.world.added(torch.stack([share.to(self.world.device) for share in shares]))
 
     def main(self, norms: Mapping[str, float]) -> float:
         """The norm of the part that is guarded, the first."""
@@ -101,7 +109,7 @@ class Engine(ABC):
     def weight_norm(self) -> float:
         """L2 norm of the fp32 master weights. Collective."""
         views = [fragment.view for fragment in self.weights()]
-        return math.sqrt(self.world.sum([_square_sum(views)])[0])
+        return math.sqrt(self._added([_square_sum(views)]).item())
 
     def step(self, lr: float, norms: Mapping[str, float]) -> None:
         """Clip the gradient of each part by its norm, and step with this learning rate. Collective."""
@@ -199,8 +207,8 @@ class Engine(ABC):
         """Release everything. Must be called before the process group ends; the engine cannot be used afterwards."""
 
 
-def _square_sum(tensors: Sequence[Tensor]) -> float:
-    """Sum of the squares of all elements.
+def _square_sum(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of the squares of all elements, a float64 scalar where the tensors are; on the CPU where there are none.
 
     On a CPU PyTorch adds float32 squares one after another, which is 2% off for 2^24 equal ones. There chunks are
     summed in float32, and their sums in float64. On a GPU PyTorch sums as a tree.
@@ -208,7 +216,9 @@ def _square_sum(tensors: Sequence[Tensor]) -> float:
     chunks = [
         chunk for tensor in tensors for chunk in (tensor.reshape(-1).split(CHUNK) if tensor.is_cpu else (tensor,))
     ]
-    return torch.stack(torch._foreach_norm(chunks)).double().square().sum().item() if chunks else 0.0
+    if not chunks:
+        return torch.zeros((), dtype=torch.float64)
+    return torch.stack(torch._foreach_norm(chunks)).double().square().sum()
 
 
 def do_nothing(*arguments: Any, **options: Any) -> None:

@@ -93,7 +93,8 @@ def deepspeed_settings(
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": bf16},
+        # Engine has seen that the gradient is finite: DeepSpeed would pass over it once more and wait for the answer.
+        "bf16": {"enabled": bf16, "check_grad_overflow": False},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "steps_per_print": None,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.config import DiffusionConfig
 from pipeline.data.reading.batch import Batch
+from pipeline.data.reading.device import to_device
 from pipeline.diffusion.objective import Objective as Diffusion
 from pipeline.diffusion.objective import Randomness, training_randomness
 from pipeline.diffusion.timesteps import noise_bucket
@@ -48,11 +49,10 @@ class DiffusionObjective(Objective):
     def prepare(self, batch: Batch) -> PreparedLatents:
         device = self.engine.world.device
         images, conditions = self.inputs.on_device(batch, device)
-        draws = training_randomness(
-            self.inputs.seed, batch.numbers.to(device), self.inputs.latents.shape(images), self.config, self.drop
-        )
+        numbers, shape = to_device(batch.numbers, device), self.inputs.latents.shape(images)
+        draws = training_randomness(self.inputs.seed, numbers, shape, self.config, self.drop)
         text = batch.tensors.get("text", batch.tensors.get("tokens"))
-        chosen = [] if batch.chosen is None else [batch.chosen.to(device)]
+        chosen = [] if batch.chosen is None else [to_device(batch.chosen, device)]
         return PreparedLatents(
             batch,
             self.inputs.latents.draw(images, draws.posterior),

@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline import philox
 from pipeline.config import AutoencoderConfig
 from pipeline.data.reading.batch import Batch
+from pipeline.data.reading.device import to_device
 from pipeline.models.first_stage.discriminator import fooled, hinge
 from pipeline.models.first_stage.trainable import Outputs, TrainableAutoencoder
 from pipeline.models.perceptual.network import Perceptual
@@ -71,17 +72,17 @@ class FirstStageObjective(Objective):
             height, width = pixels.shape[2:]
             places = corners(config.seed, numbers, (height, width), config.crop)
             pixels = cut(pixels, places, config.crop)
-            digest.append(places.to(device))
+            digest.append(to_device(places, device))
         images = pixels.float().div(127.5).sub(1)
         if config.flip:
-            flipped = flips(config.seed, numbers).to(device)
+            flipped = to_device(flips(config.seed, numbers), device)
             images = torch.where(flipped[:, None, None, None], images.flip(3), images)
             digest.append(flipped)
         noise = None
         if config.autoencoder.regularizer == "kl":
             factor, (height, width) = config.autoencoder.downsampling, images.shape[2:]
             shape = (config.autoencoder.latent_channels, height // factor, width // factor)
-            noise = philox.normal(config.seed, philox.Stream.POSTERIOR, numbers.to(device), shape)
+            noise = philox.normal(config.seed, philox.Stream.POSTERIOR, to_device(numbers, device), shape)
             digest.append(noise)
         more = {name: tensor.to(device) for name, tensor in batch.tensors.items() if name != PIXELS}
         return PreparedPictures(batch, images, digest, noise=noise, more=more)

@@ -23,11 +23,12 @@ WRITING_SECONDS = 1.0
 class Watchdog:
     """`with Watchdog(seconds) as dog:` watches from the first beat on. Main thread only.
 
-    seconds: longest time without progress; 0 = no watchdog. file: where the stacks go (a real file, not a buffer).
+    seconds: longest time without progress; 0 = no watchdog. later: the same from `hurry` on; 0 = `seconds`. file: where
+    the stacks go (a real file, not a buffer).
     """
 
-    def __init__(self, seconds: float, file: TextIO | None = None) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, file: TextIO | None = None, *, later: float = 0.0) -> None:
+        self.seconds, self.later = seconds, later
         self._file = file or sys.__stderr__
         self.n = 0
 
@@ -37,6 +38,10 @@ class Watchdog:
         if self.seconds > 0 and self._file is not None:
             faulthandler.dump_traceback_later(self.seconds, file=self._file)
             signal.setitimer(signal.ITIMER_REAL, self.seconds + WRITING_SECONDS)
+
+    def hurry(self) -> None:
+        """From the next beat on, allow the time that is meant for later."""
+        self.seconds = self.later or self.seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -55,7 +60,7 @@ class Watchdog:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def __enter__(self) -> Watchdog:
-        if self.seconds > 0:
+        if max(self.seconds, self.later) > 0:
             self._previous_handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)
         return self
 
@@ -63,5 +68,5 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if self.seconds > 0:
+        if max(self.seconds, self.later) > 0:
             signal.signal(signal.SIGALRM, self._previous_handler)

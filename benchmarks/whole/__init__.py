@@ -1,0 +1,1 @@
+"""What benchmarks.gpu_whole does on a GPU, part by part."""

@@ -1,0 +1,1 @@
+"""What a run will cost, before it is paid: figures with their basis, of encoding, training and evaluations."""
