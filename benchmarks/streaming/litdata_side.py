@@ -27,7 +27,6 @@ from litdata.streaming import downloader
 from benchmarks.streaming.tars import samples_of
 from benchmarks.streaming.timing import BATCH, timed
 
-
 downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # the store over loopback has no TLS, and it would refuse that
 
 
