@@ -13,6 +13,7 @@ from typing import Self
 
 from pipeline.config import LimitsConfig
 from pipeline.errors import ConfigError, RecordRejected, ShardCorrupt
+from pipeline.parsing.samples import split_name
 from pipeline.storage.base import Storage
 from preprocess.source.columns import MOST_BYTES, read_columns
 from preprocess.source.shard import CHUNK, KEY_LENGTH, Sample, SourceShard
