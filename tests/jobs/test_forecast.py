@@ -10,7 +10,9 @@ import pytest
 from made import cache as small_cache
 from made.rates import calibration
 from made.refusal import refusal
+from made.run import make_cache, make_run
 from pipeline import cli
+from pipeline.errors import StorageError
 from pipeline.planning.rates.calibration import VARIABLE, add
 
 
@@ -73,3 +75,31 @@ def test_a_run_that_would_end_out_of_memory_at_its_first_evaluation_is_refused(
     assert "an evaluation takes" in refused and "lower eval.sampler.batch" in refused
     without = [word for word in many if not word.startswith("data.val")]
     assert "memory: that is" in said(capsys, *words, *without, "cluster.gpu_memory_gb=2")
+
+
+def test_an_evaluation_that_a_gpu_cannot_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batch is a key of `latentmill eval` itself; in bf16, as a GPU draws, it needs less; tiles are not looked
+    at."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    make_cache(tmp_path)
+    make_run(tmp_path)
+    words = ["eval", f"run={tmp_path}/run", "--dry-run"]
+    capsys.readouterr()
+    refused = refusal(capsys, 1, *words, "batch=200000", "cluster.gpu_memory_gb=2")
+    assert "an evaluation takes" in refused and "lower batch, or" in refused
+    assert "memory: an evaluation takes" in said(capsys, *words, "cluster.gpu_memory_gb=2")
+    tiled = said(capsys, *words, "batch=200000", "tile=auto", "cluster.gpu_memory_gb=2")
+    assert "memory of the evaluation: not looked at (tile=auto)" in tiled
+
+
+def test_what_is_only_not_known_does_not_end_submit(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*of: object) -> None:
+        raise StorageError("a store that does not answer")
+
+    monkeypatch.setattr("pipeline.jobs.forecast.encoders_of", unreadable)
+    told = said(capsys, *words, f"data.val={tmp_path}/val", "cluster.gpu_type=h100")
+    assert "plan: hours not known (a store that" in told and "not looked at (a store that" in told

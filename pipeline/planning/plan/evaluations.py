@@ -125,7 +125,13 @@ def evaluations_section(
     beside_training = config.eval.where == "job"
     notes = [] if config.eval.every or beside_training else ["eval.every=N would show how training goes on"]
     needed = evaluation_in_training(
-        config, contract, encoders, precision=job.precision(), world=machines.world, sides=job.sides
+        config,
+        contract,
+        encoders,
+        precision=job.precision(),
+        world=machines.world,
+        sides=job.sides,
+        drawn=precision_of(job),
     )
     if needed is not None:
         what = f"while a batch is {needed.largest}; the training state {'is elsewhere' if beside_training else 'stays'}"
