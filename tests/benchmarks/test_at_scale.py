@@ -125,7 +125,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused() -> None:
 @pytest.mark.parametrize("key", ["ranks", "ranks_per_node", "sampled", "shards"])
 def test_a_world_of_none_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{key}=0: 1 or more"):
-        World(**{key: 0})
+        World(**{key: 0})  # type: ignore[arg-type]
 
 
 @pytest.mark.long

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -86,7 +86,7 @@ def test_the_peak_of_an_evaluation_is_that_of_the_tensors_alive(
     evaluator(denoiser, 0, images=2, sampler=replace(sampler, batch=2))  # folds weights
     with Live() as live:
         evaluator(denoiser, 0, images=12, sampler=sampler)
-    precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+    precision: Literal["bf16", "fp32"] = "bf16" if dtype == torch.bfloat16 else "fp32"
     needed = sampling_bytes(config, manifest.contract, encoders(manifest), sampler, None, precision=precision)
     small = dtype == torch.bfloat16 and guidance == 1  # half as much as in float32, and less than the decoder takes
     assert needed.largest == ("decoded" if small else phase)
