@@ -151,10 +151,12 @@ def reads_of(world: World, path: Path) -> Reads:
     assert isinstance(order, Order), "one cache without buckets"
     share, nodes = world.batch // world.ranks, world.sampled // world.ranks_per_node
     first = order.epoch_samples // 2 // world.batch * world.batch
-    # Blocks that are open when the first batch begins were read before: those of the window that it lies in, and of the
-    # one before, as a block may lie in both.
+    # Blocks that are open when the first batch begins were read before: those of the window that it lies in, and of
+    # the one before, as a block may lie in both. So were indexes of tars that are read from: blocks of a group of tars
+    # are mixed.
     window = order.records / order.lanes / order.windows / order.share
-    before = min(first // world.batch, 2 * math.ceil(window))
+    mixed = order.group * order.records / world.shards / order.share
+    before = min(first // world.batch, math.ceil(2 * window + mixed))
     followed = min(round(max(1, round(world.batches / window)) * window), (order.epoch_samples - first) // world.batch)
     batches = first + world.batch * np.arange(-before, followed)
     blocks = node_blocks = indexes = total = 0

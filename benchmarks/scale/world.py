@@ -74,8 +74,8 @@ class World:
     """Bandwidth of the bucket to all nodes."""
     sampled: int = 64
     """Ranks whose reads are followed, in whole nodes."""
-    batches: int = 1024
-    """Batches for which they are."""
+    batches: int = 5000
+    """Batches for which they are, about."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "shards", "ranks", "ranks_per_node", "batch", "sampled", "batches"):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from made import cache as small_cache
 from made.rates import calibration
 from made.refusal import refusal
-from made.run import make_cache, make_run
 from pipeline import cli
-from pipeline.errors import StorageError
+from pipeline.config import ClusterConfig, EncodersConfig, EvalRunConfig
+from pipeline.config.loading.load import load
+from pipeline.data.format.contract_json import contract_to_json
+from pipeline.errors import ConfigError, StorageError
+from pipeline.jobs.eval import memory_notes
 from pipeline.planning.rates.calibration import VARIABLE, add
 
 
@@ -77,21 +83,24 @@ def test_a_run_that_would_end_out_of_memory_at_its_first_evaluation_is_refused(
     assert "memory: that is" in said(capsys, *words, *without, "cluster.gpu_memory_gb=2")
 
 
-def test_an_evaluation_that_a_gpu_cannot_hold_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its batch is a key of `latentmill eval` itself; in bf16, as a GPU draws, it needs less; tiles are not looked
-    at."""
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    make_cache(tmp_path)
-    make_run(tmp_path)
-    words = ["eval", f"run={tmp_path}/run", "--dry-run"]
-    capsys.readouterr()
-    refused = refusal(capsys, 1, *words, "batch=200000", "cluster.gpu_memory_gb=2")
-    assert "an evaluation takes" in refused and "lower batch, or" in refused
-    assert "memory: an evaluation takes" in said(capsys, *words, "cluster.gpu_memory_gb=2")
-    tiled = said(capsys, *words, "batch=200000", "tile=auto", "cluster.gpu_memory_gb=2")
-    assert "memory of the evaluation: not looked at (tile=auto)" in tiled
+def test_an_evaluation_that_a_gpu_cannot_hold_is_refused() -> None:
+    """Its batch is a key of `latentmill eval` itself; on a GPU it draws in bf16; tiles are not looked at."""
+    run = load("train", ["run=r", "data.train=c", "model=tiny", "encoders=demo"])
+    described = contract_to_json(small_cache.contract(), 3)
+    info: Any = SimpleNamespace(config=run, contract=described)
+    gpu = ClusterConfig(gpus=1, gpu_memory_gb=2)
+    config = EvalRunConfig(run="r", batch=200_000)
+    with pytest.raises(ConfigError, match=r"an evaluation takes .* lower batch, or take a larger GPU"):
+        memory_notes(config, info, gpu)
+    fits = replace(config, batch=4)
+    bf16, fp32 = (memory_notes(replace(fits, precision=name), info, gpu) for name in ("auto", "fp32"))  # type: ignore[arg-type]
+    assert bf16[0].startswith("memory: an evaluation takes") and bf16 != fp32
+    assert memory_notes(fits, info, replace(gpu, gpus=0)) == fp32
+    large = replace(fits, encoders=EncodersConfig(name="sd1", vae="stabilityai/sd-vae-ft-mse"))
+    assert memory_notes(large, info, gpu) != bf16
+    assert memory_notes(replace(config, tile="auto"), info, gpu) == [
+        "memory of the evaluation: not looked at (tile=auto)"
+    ]
 
 
 def test_what_is_only_not_known_does_not_end_submit(
