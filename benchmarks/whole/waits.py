@@ -33,6 +33,7 @@ from pipeline.config.loading.load import load
 from pipeline.distributed.world import World
 from pipeline.storage.urls import open_storage
 from pipeline.training import recorder
+from pipeline.training.engines import base
 from pipeline.training.objectives import diffusion
 from pipeline.training.trainer import Trainer
 
@@ -115,7 +116,7 @@ def before(trainer: Trainer) -> Iterator[None]:
 
     asking = AskingDevices(world.rank, world.size, world.device, world.grouped, world.hosts)
     with ExitStack() as stack:
-        for module in (recorder, diffusion):
+        for module in (recorder, diffusion, base):
             stack.enter_context(mock.patch.object(module, "to_device", Tensor.to))
         stack.enter_context(mock.patch("pipeline.data.reading.device.to_device", Tensor.to))
         stack.enter_context(mock.patch.object(trainer, "world", asking))
