@@ -79,8 +79,14 @@ def test_only_a_job_on_another_cluster_has_its_memory_for_itself() -> None:
     assert "the training state stays" in said()
     assert "is on the same machine, and not counted" in said("eval.where=job")
     assert "is elsewhere (eval.cluster=a100)" in said("eval.where=job", "eval.cluster=a100")
-    full = job("eval.sampler.batch=100000", machines=replace(H100S, memory_gb=1.0))
-    assert "set eval.where=job with eval.cluster=NAME" in " ".join(section(full).notes)
+
+
+def test_an_evaluation_has_the_room_that_a_step_has() -> None:
+    peak = value(job(), "memory of a rank in them") / 1e9
+    for limit, fits in ((peak / 0.89, True), (peak / 0.91, False)):
+        notes = " ".join(section(job(machines=replace(H100S, memory_gb=limit))).notes)
+        assert ("DOES NOT FIT 90%" not in notes) == fits
+    assert "set eval.where=job with eval.cluster=NAME" in notes
 
 
 def test_validation_losses_are_timed_in_the_precision_of_training() -> None:

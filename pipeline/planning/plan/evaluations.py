@@ -12,6 +12,7 @@ from pipeline.planning.first_stage import autoencoder_cost
 from pipeline.planning.fit import LEARNED
 from pipeline.planning.memory import Precision
 from pipeline.planning.parts import Cost
+from pipeline.planning.plan.choices import ROOM
 from pipeline.planning.plan.figures import Basis, Figure
 from pipeline.planning.plan.job import FROZEN, Job, Machines
 from pipeline.planning.plan.kept import events
@@ -160,9 +161,9 @@ def evaluations_section(
             state = f"the training state is {on}, and not counted"
         what = f"while a batch is {needed.largest}; {state}"
         figures.append(Figure("memory of a rank in them", needed.peak, "bytes", "arithmetic", what))
-        if machines.limit_gb and needed.peak > machines.limit_gb * 1e9:
+        if machines.limit_gb and needed.peak > ROOM * machines.limit_gb * 1e9:
             notes.append(
-                f"an evaluation DOES NOT FIT {machines.limit_gb:g} GB: lower eval.sampler.batch (of an autoencoder "
+                f"an evaluation DOES NOT FIT {ROOM:.0%} of the {machines.limit_gb:g} GB: lower eval.sampler.batch (of an autoencoder "
                 "eval.batch), or set eval.where=job with eval.cluster=NAME"
             )
     waits = losses + (0.0 if beside_training else spent)
