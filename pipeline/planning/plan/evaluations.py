@@ -163,8 +163,8 @@ def evaluations_section(
         figures.append(Figure("memory of a rank in them", needed.peak, "bytes", "arithmetic", what))
         if machines.limit_gb and needed.peak > ROOM * machines.limit_gb * 1e9:
             notes.append(
-                f"an evaluation DOES NOT FIT {ROOM:.0%} of the {machines.limit_gb:g} GB: lower eval.sampler.batch (of an autoencoder "
-                "eval.batch), or set eval.where=job with eval.cluster=NAME"
+                f"an evaluation DOES NOT FIT {ROOM:.0%} of the {machines.limit_gb:g} GB: lower eval.sampler.batch "
+                "(of an autoencoder eval.batch), or set eval.where=job with eval.cluster=NAME"
             )
     waits = losses + (0.0 if beside_training else spent)
     share = waits / (training_s + waits) if training_s + waits else 0.0
