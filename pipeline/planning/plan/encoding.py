@@ -13,7 +13,7 @@ from pipeline.planning.cached.facts import contracts_of
 from pipeline.planning.cached.plan import PlannedCache, PlannedEncode, TextStorage, plan_encode, with_text
 from pipeline.planning.cached.records import SIDES, TOKENS
 from pipeline.planning.cached.size import CacheSize, cache_bytes, of_manifest
-from pipeline.planning.cached.work import Requests, encode_figures, encode_requests
+from pipeline.planning.cached.work import CHUNK, Requests, encode_figures, encode_requests
 from pipeline.planning.plan.expected import fitted
 from pipeline.planning.plan.figures import Basis, Figure
 from pipeline.planning.plan.job import Machines
@@ -141,13 +141,14 @@ def encode_section(
 def _requests(
     planned: PlannedEncode, shard_bytes: Sequence[int], processes: int, hours: float, claim_seconds: float
 ) -> Requests:
-    """Requests for all resolutions: the source is read once, and a shard claimed once."""
+    """Requests for all resolutions: the source is read once, and a shard claimed once; each has reports of its own."""
     first, *others = (cache.size for cache in planned.caches)
     total = encode_requests(first, shard_bytes, processes, hours, claim_seconds)
     for size in others:
         more = encode_requests(size, shard_bytes, processes)
         total = replace(
             total,
+            get=total.get + more.get - sum(-(-one // CHUNK) for one in shard_bytes),
             put=total.put + more.put - len(shard_bytes),
             head=total.head + more.head - len(shard_bytes),
             list=total.list + more.list,
