@@ -215,9 +215,14 @@ def test_sample_and_eval_draw_with_tf32_where_their_key_names_it(
 ) -> None:
     """CPUs have no TF32: the settings that a GPU would be under are looked at."""
     noted = list[Any]()
+    plain = sample.draw
+
+    def drawn(*given: Any) -> Any:
+        noted.append(allowed())
+        return plain(*given)
+
     for module in (evaluate, sample):
-        plain = module.draw
-        monkeypatch.setattr(module, "draw", lambda *given, plain=plain: noted.append(allowed()) or plain(*given))
+        monkeypatch.setattr(module, "draw", drawn)
     for module in (commits, sample):
         monkeypatch.setattr(module, "precision_of", lambda name, tf32, device: Precision(tf32=tf32))
     config = SampleConfig(run=str(folder / "run"), n=1, dest=str(tmp_path / "o.png"), sampler=SAMPLER, prompt=("a",))
