@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -95,25 +97,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fetch", action="store_true", help="fetch the wheels of what such a machine lacks, and end")
     parser.add_argument("--python", default="3.12", help="version of Python for which they are fetched (3.12)")
     options = parser.parse_intermixed_args(list(sys.argv[1:] if arguments is None else arguments))
-    if options.fetch:
-        wheels = packages.fetch(options.python)
-        size = sum(wheel.stat().st_size for wheel in wheels) / 2**20
-        print(f"{len(wheels)} wheels, {size:.1f} MiB, in {packages.FOLDER}/", file=sys.stderr)
-        return 0
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="latentmill-whole-") as name:
-        installed = packages.install(Path(name) / "site")
+        try:
+            if options.fetch:
+                wheels = packages.fetch(options.python)
+                size = sum(wheel.stat().st_size for wheel in wheels) / 2**20
+                print(f"{len(wheels)} wheels, {size:.1f} MiB, in {packages.FOLDER}/", file=sys.stderr)
+                return 0
+            installed = packages.install(Path(name) / "site")
+        except packages.Unavailable as error:
+            print(f"benchmarks.gpu_whole: {error}", file=sys.stderr)
+            return 1
         return _checked(options.overrides, Path(name), began, installed, write=options.write)
 
 
 def _checked(overrides: Sequence[str], folder: Path, began: float, installed: int, *, write: bool) -> int:
     """What follows once the packages are there, which the modules of ours import."""
     if missing := packages.missing():
-        print(
-            f"benchmarks.gpu_whole: {', '.join(missing)} are not installed here: run it with --fetch where there is a "
-            f"network, and bring {packages.FOLDER}/ along",
-            file=sys.stderr,
-        )
+        print(f"benchmarks.gpu_whole: {packages.advice(missing)}", file=sys.stderr)
         return 1
     from benchmarks.encoding.presets import changed
     from pipeline.distributed.exits import guarded
@@ -129,9 +131,10 @@ def _checked(overrides: Sequence[str], folder: Path, began: float, installed: in
 
 def run(settings: Settings, command: str, folder: Path, *, began: float, installed: int = 0, write: bool) -> int:
     """Do all parts, print and store. began: when the time began to run. installed: number of wheels. Raises ConfigError
-    without the device, and for a part that there is not."""
+    without the device, and for a part or preset that there is not."""
     import torch
 
+    from benchmarks.encoding.presets import PRESETS
     from benchmarks.machine import device_slug, keep
     from benchmarks.whole.journal import Journal, say
     from benchmarks.whole.verbs import Verbs
@@ -140,6 +143,8 @@ def run(settings: Settings, command: str, folder: Path, *, began: float, install
     parts = settings.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         raise ConfigError(f"parts={settings.parts}: no part {unknown[0]}; there are {', '.join(PARTS)}")
+    if settings.encode_preset not in PRESETS:
+        raise ConfigError(f"encode_preset={settings.encode_preset}: there are {', '.join(PRESETS)}")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("PyTorch sees no CUDA device here: run it on a machine with an NVIDIA GPU")
     device = torch.device(settings.device)
@@ -157,15 +162,21 @@ def run(settings: Settings, command: str, folder: Path, *, began: float, install
             """End the process when time is over, since a slow compiler cannot be interrupted."""
             journal.left_out.append(f"{journal.doing}, and what comes after it: the time was over")
             journal.right = False
-            verbs.kill()
-            os._exit(tell())
+            status = 1
+            try:
+                verbs.kill()
+                status = tell()
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                os._exit(status)
 
         deadline = threading.Timer(max(1.0, journal.seconds_left), cut_off)
         deadline.daemon = True
         deadline.start()
         try:
             for part in parts:
-                {"life": life, "waits": waits, "encode": encode}[part](settings, folder, verbs, journal)
+                work = {"life": life, "waits": waits, "encode": encode}[part]
+                journal.attempt(f"part {part}", 0.0, partial(work, settings, folder, verbs, journal))
         finally:
             deadline.cancel()
         return tell()
@@ -173,8 +184,7 @@ def run(settings: Settings, command: str, folder: Path, *, began: float, install
 
 def life(settings: Settings, folder: Path, verbs: Verbs, journal: Journal) -> None:
     """Part life."""
-    from benchmarks.machine import table
-    from benchmarks.whole.life import SECTION, Life, Sizes
+    from benchmarks.whole.life import Life, Sizes
 
     sizes = Sizes(
         images=settings.life_images,
@@ -188,8 +198,6 @@ def life(settings: Settings, folder: Path, verbs: Verbs, journal: Journal) -> No
     )
     lived = Life(sizes, folder, verbs, journal)
     journal.attempt("a run from its cache to its export", 60.0, lived.live)
-    if lived.rows:
-        journal.note(SECTION, "", lived.table(table))
 
 
 def waits(settings: Settings, folder: Path, verbs: Verbs, journal: Journal) -> None:
@@ -224,10 +232,7 @@ def encode(settings: Settings, folder: Path, verbs: Verbs, journal: Journal) -> 
     """Part encode."""
     from benchmarks.encoding.presets import PRESETS
     from benchmarks.whole.encoding import measure
-    from pipeline.errors import ConfigError
 
-    if settings.encode_preset not in PRESETS:
-        raise ConfigError(f"encode_preset={settings.encode_preset}: there are {', '.join(PRESETS)}")
     base, images = PRESETS[settings.encode_preset], settings.encode_images
     preset = replace(
         base,
@@ -246,14 +251,17 @@ def report(settings: Settings, command: str, journal: Journal, installed: int) -
     """The page, as Markdown."""
     import torch
 
-    from benchmarks.machine import machine
+    from benchmarks.machine import machine, table
 
     lines = [f"# The whole of it on one {'GPU' if settings.device == 'cuda' else 'CPU'}", "", f"- command: `{command}`"]
     lines += machine(torch.device(settings.device), torch.get_num_threads())
     if installed:
         lines.append(f"- {installed} wheels were brought along and installed; all else was there")
-    for heading, words in journal.sections.items():
+    for heading, words in list(journal.sections.items()):
         lines += ["", f"## {heading}", "", *words]
+        if heading in journal.tables:
+            head, rows = journal.tables[heading]
+            lines += [*([""] if words else []), table(head, list(rows))]
     lines += ["", *(f"- left out: {reason}" for reason in journal.left_out)]
     lines.append(f"- all of it took {time.perf_counter() - journal.began:.0f} s")
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ manifests and a few shards; imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +21,16 @@ from pipeline.config.check.groups import check_world
 from pipeline.config.loading.folders import groups
 from pipeline.config.loading.load import load
 from pipeline.config.values.counts import parse_count
-from pipeline.data.format.manifest import Manifest
+from pipeline.data.format.manifest import MANIFEST, Manifest
 from pipeline.data.joined.opening import joined
-from pipeline.errors import ConfigError, ContractMismatch, DatasetError, DestinationExists, NotFound, ParseError
+from pipeline.errors import ConfigError, DestinationExists, NotFound, ParseError
 from pipeline.log import show
 from pipeline.parsing.values import parse_json
+from pipeline.planning.happened import PLAN_BYTES
 from pipeline.planning.plan.encoding import Cached, cached
 from pipeline.planning.plan.expected import expected_words
 from pipeline.planning.plan.job import Machines
-from pipeline.planning.plan.machines import names
+from pipeline.planning.plan.machines import gpu_of, names
 from pipeline.planning.plan.networks import Encoders
 from pipeline.planning.plan.page import page
 from pipeline.planning.plan.sections import Plan
@@ -42,7 +44,6 @@ from pipeline.storage.urls import open_storage, split_url
 ENCODE = "encode."
 RUN, CACHE, HELD_OUT = "planned-run", "planned-cache", "planned-cache-val"
 """Places that stand for those that are not given. Nothing is opened there."""
-PLAN_BYTES = 1 << 24
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,6 +65,10 @@ def planned(config: PlanConfig, words: Words) -> Plan:
     verb = words.verb(config.verb)
     run: RunConfig = load(verb, words.filled)
     machines = machines_of(config, words, run)
+    if run.deepspeed.engine == "torch" and machines.world > 1:
+        raise ConfigError(
+            f"deepspeed.engine=torch trains in one process, and {machines.world} are asked for: deepspeed=zero2"
+        )
     check_world(run.optim, machines.world)
     given, downsampling = expected_words(words.experiment, run, words.encode)
     places = [f"source={config.source or 'planned-source'}", f"dest={CACHE}"]
@@ -71,7 +76,8 @@ def planned(config: PlanConfig, words: Words) -> Plan:
     encode = load("encode", [*(place for place in places if place.partition("=")[0] not in named), *given])
     manifests = manifests_of(run, bool(config.images or config.source)) if run.data.train != CACHE else ()
     if manifests:
-        found = Cached(manifests[0].contract, manifests=manifests)
+        largest = max(manifests, key=lambda manifest: math.prod(manifest.contract.latent_shape))
+        found = Cached(largest.contract, manifests=manifests)
     else:
         source = encode.source if config.source or "source" in named else ""
         images = parse_count(config.images, "images") if config.images else 0
@@ -89,17 +95,22 @@ def machines_of(config: PlanConfig, words: Words, run: RunConfig) -> Machines:
     cluster = config.cluster
     with_gpus = bool(config.gpu) or run.device == "cuda" or (words.machines and cluster.gpus > 0)
     if run.device == "cpu":
+        if config.gpu:
+            raise ConfigError(f"gpu={config.gpu} and device=cpu contradict each other: leave one out")
         with_gpus = False
+    if config.efficiency and not with_gpus:
+        raise ConfigError(f"efficiency={config.efficiency:g} is a share of a GPU's peak: name the GPU with gpu=NAME")
     gpu = (config.gpu or cluster.gpu_type) if with_gpus else ""
     if with_gpus and not gpu:
         raise ConfigError(f"gpu=NAME is missing: which GPU is it to be? {names()}; without one, device=cpu")
     if words.machines and run.launch.processes > 1:
         raise ConfigError("launch.processes starts ranks on one machine: here cluster.nodes and cluster.processes do")
+    same = not (config.gpu and cluster.gpu_type) or gpu_of(config.gpu) == gpu_of(cluster.gpu_type)
     return Machines(
         nodes=cluster.nodes if words.machines else 1,
         ranks=cluster.processes if words.machines else run.launch.processes,
         gpu=gpu,
-        memory_gb=cluster.gpu_memory_gb,
+        memory_gb=cluster.gpu_memory_gb if same or words.gives("cluster.gpu_memory_gb") else 0.0,
         network_gb_s=cluster.network_gb_s,
         storage_gb_s=cluster.storage_gb_s,
         threads=cluster.cpus if words.machines else run.launch.threads,
@@ -108,15 +119,11 @@ def machines_of(config: PlanConfig, words: Words, run: RunConfig) -> Machines:
 
 def manifests_of(run: RunConfig, planned: bool) -> tuple[Manifest, ...]:
     """The manifests of the caches that are trained on, checked against the network. planned: whether they are to be
-    made, where they are not there: then (). Raises DatasetError, ContractMismatch, StorageError."""
-    try:
-        found = tuple(joined(open_storage(url), run.data.columns) for url in dataset_urls(run.data))
-    except ContractMismatch:
-        raise
-    except DatasetError:
-        if planned:
-            return ()
-        raise
+    made, where none is there: then (). Raises DatasetError, ContractMismatch, StorageError."""
+    storages = [open_storage(url) for url in dataset_urls(run.data)]
+    if planned and not any(storage.exists(MANIFEST) for storage in storages):
+        return ()
+    found = tuple(joined(storage, run.data.columns) for storage in storages)
     for manifest, url in zip(found, dataset_urls(run.data), strict=True):
         if isinstance(run, AutoencoderConfig):
             require_pixels(run, manifest.contract, f"data.train={url}")
@@ -148,8 +155,14 @@ class Words:
             field.name for field in dataclasses.fields(TrainConfig)
         }
         experiment = self.experiment
-        of_autoencoders = experiment in groups("autoencoder")["experiment"] if experiment else False
+        # An experiment of a user that chooses of no group of either verb is listed by both.
+        of_autoencoders = bool(experiment) and experiment in groups("autoencoder")["experiment"]
+        of_autoencoders = of_autoencoders and experiment not in groups("train")["experiment"]
         return "autoencoder" if of_autoencoders or keys & only else "train"
+
+    def gives(self, key: str) -> bool:
+        """Whether a word of the command line gives a key of PlanConfig."""
+        return any(key_of(word) == key for word in self.own)
 
     @property
     def experiment(self) -> str:

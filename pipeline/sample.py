@@ -81,6 +81,11 @@ def sample_rows(config: SampleConfig) -> list[Row]:
     Image k of row r starts from the noise of (seed, r n + k) for any division into batches. Other batches change a
     pixel by one level of 255 at most, by rounding.
     """
+    with products(tf32=False):  # what is given is encoded as that of a cache
+        return _rows(config)
+
+
+def _rows(config: SampleConfig) -> list[Row]:
     if config.n < 1:
         raise ConfigError(f"n={config.n}: at least one image in a row")
     kind = format_of(config.dest)

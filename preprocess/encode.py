@@ -38,7 +38,7 @@ from preprocess.encoding.encoder import Encoder, encoder_of
 from preprocess.encoding.estimate import estimate
 from preprocess.encoding.finalize import finalize, leave_out, missing_units, summary, survey, tidy
 from preprocess.encoding.output import Destination
-from preprocess.encoding.plan import REPORTS, Plan, Unit, read_plan
+from preprocess.encoding.plan import REPORTS, Plan, Unit, read_plan, report_key
 from preprocess.encoding.stage import Stage
 from preprocess.filters.clip import ClipFilter, clip_filter_of
 from preprocess.source.decoders import Decoders
@@ -247,7 +247,7 @@ def finish(agreed: Agreement, config: EncodeConfig, rank: int) -> bool:
     storage, plan = agreed.storage, agreed.plan
     missing_count = len(missing_units(storage, plan))
     if missing_count:
-        log.info(f"encode: rank {rank} is done, {missing_count} of {len(plan.names)} shards are not")
+        log.info(f"encode: rank {rank} is done, up to {missing_count} of {len(plan.names)} shards are not")
         return False
     agreed.require()
     manifest, reports, excluded, is_first = finalize(storage, plan, config)
@@ -266,7 +266,7 @@ def finish_only(config: EncodeConfig) -> int:
             raise SourceError(f"{storage.url} was not begun: run `latentmill encode` without finalize=true first")
         destination = Destination(storage, plan.contract, contract_digest(plan.contract))
         leave_out(destination, plan, resolve("leave_out", config.leave_out, plan.names))
-        missing = missing_units(storage, plan)
+        missing = [number for number in missing_units(storage, plan) if not storage.exists(report_key(number))]
         if missing:
             names = [plan.names[number] for number in missing]
             raise SourceError(

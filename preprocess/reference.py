@@ -31,6 +31,7 @@ from pipeline.evaluation.measure import clip_identity, clip_scores, merge_accura
 from pipeline.evaluation.metrics.fid import Statistics
 from pipeline.evaluation.reference import FLOOR_SIZES, Reference, ReferenceFacts, require_free_or_own, save_reference
 from pipeline.inference.pictures import to_uint8
+from pipeline.inference.precision import products
 from pipeline.inference.trained import load_encoders
 from pipeline.log import show
 from pipeline.models.encoders.first_stage import FirstStage
@@ -74,14 +75,15 @@ def main(config: ReferenceConfig) -> int:
         "clip_sha256": clip_identity(encoders[1]) if encoders[1] else "",
     }
     require_free_or_own(dest, made_of, images)
-    reference = make_reference(
-        real_images(storage, manifest, config.source, images),
-        images,
-        manifest,
-        features,
-        *encoders,
-        progress=Progress(images, "reference", "images"),
-    )
+    with products(tf32=False):  # as evaluations measure
+        reference = make_reference(
+            real_images(storage, manifest, config.source, images),
+            images,
+            manifest,
+            features,
+            *encoders,
+            progress=Progress(images, "reference", "images"),
+        )
     save_reference(dest, reference)
     show(summary(dest, reference))
     return 0

@@ -131,10 +131,10 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _short_plans(request: pytest.FixtureRequest) -> None:
     """Streams plan as far ahead as tests need; those of tests/data as the product does."""
-    if "pipeline.data.reading.stream" in sys.modules and request.path.parent != TESTS / "data":
-        from made.plans import plan_shortly
+    if "pipeline.data.reading.stream" in sys.modules:
+        from made.plans import plan_as_the_product, plan_shortly
 
-        plan_shortly()
+        plan_as_the_product() if request.path.parent == TESTS / "data" else plan_shortly()
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from pipeline.log import show
 from pipeline.verbs import VERBS
 
 STEPS = "steps.json"
+UNFINISHED = "unfinished.json"  # seconds that a step had taken when it was stopped
 STOPPED = (75, 130, 143)
 """Exit statuses of a step that was interrupted rather than failed."""
 
@@ -86,10 +87,14 @@ class Runner:
             self._number += 1
             return True
         del self.done[self._number :]  # what comes later was made of an earlier outcome of this step
-        began = time.monotonic()
-        if status := self.run(step.words):
+        began, earlier = time.monotonic(), self.dest / UNFINISHED
+        before = json.loads(earlier.read_text(encoding="utf-8")) if earlier.is_file() else {}
+        status = self.run(step.words)
+        seconds = round(time.monotonic() - began + before.get(step.command, 0.0), 2)
+        if status:
+            earlier.write_text(json.dumps({step.command: seconds}), encoding="utf-8")
             raise StepFailed(step.command, status)
-        seconds = round(time.monotonic() - began, 2)
+        earlier.unlink(missing_ok=True)
         self.done.append({"heading": step.heading, "command": step.command, "seconds": seconds})
         self._number += 1
         path = self.dest / STEPS

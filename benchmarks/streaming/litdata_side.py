@@ -54,7 +54,7 @@ def read(local: str, remote: str | None, workers: int, warm: int, count: int) ->
     def batches() -> Iterator[int]:
         while True:
             for batch in loader:
-                yield len(batch["moments"])
+                yield len(next(iter(batch.values())))
 
     return timed(batches(), warm, count, began)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.whole.journal import Journal
 from benchmarks.whole.verbs import Begun, Verbs
+from pipeline.errors import DataError
 
 SECTION = "A run from its cache to its export"
 HEAD = ("verb", "seconds, start included", "what it says")
@@ -48,7 +48,7 @@ class Life:
 
     def __init__(self, sizes: Sizes, folder: Path, verbs: Verbs, journal: Journal) -> None:
         self.sizes, self.folder, self.verbs, self.journal = sizes, folder, verbs, journal
-        self.rows: list[tuple[str, str, str]] = []
+        self.whole: Begun | None = None
         self.reference = str(folder / "reference.safetensors")
 
     def live(self) -> None:
@@ -56,6 +56,7 @@ class Life:
         train on."""
         self._make_data()
         self._begin_training()
+        self.journal.attempt("statistics for a run of ZeRO 2", 0.0, self._begin_whole)
         self.journal.attempt("a run of ZeRO 2 through its end", 0.0, self._finish_whole)
         self.journal.attempt("runs that are to be equal", 0.0, self._compare)
         self.journal.attempt("what is made of the run", 0.0, self._use)
@@ -100,15 +101,13 @@ class Life:
         self.struck = self.verbs.strike(self.killed, lambda: bool(commits(self.place("killed"))))
         self.struck_at = next(iter(commits(self.place("killed"))), 0)
         self.resumed = self._begin("killed", stage=1)
-        self.verbs.finish(self.statistics)
-        self._row(self.statistics, "statistics of the held-out images")
-        self.whole = self._begin_whole()
 
     def _finish_whole(self) -> None:
-        self.verbs.finish(self.whole)
-        self._row(self.whole, self._told_of_whole())
+        whole = self._begun_whole()
+        self.verbs.finish(whole)
+        self._row(whole, self._told_of_whole())
         if self.sizes.device == "cuda":
-            version = nccl(self.whole.said)
+            version = nccl(whole.said)
             told = f"gradients went through NCCL ({version or 'no version was said'})"
             self.journal.check(SECTION, told, bool(version))
 
@@ -144,12 +143,21 @@ class Life:
         words = ["deterministic=true", f"tracking.every={self.sizes.batch}", f"ema.half_life={self.sizes.every}"]
         return self.verbs.begin("train", *self._common(name, stage), *words)
 
-    def _begin_whole(self) -> Begun:
+    def _begin_whole(self) -> None:
+        """The run whose evaluations need statistics, once they are there."""
+        self.verbs.finish(self.statistics)
+        self._row(self.statistics, "statistics of the held-out images")
         words = [f"data.val={self.place('cache-val')}", f"eval.reference={self.reference}", "eval.every=0"]
         words += [f"eval.images={self.sizes.evaluated}", f"eval.final_images={self.sizes.evaluated}"]
         words += ["eval.loss_images=64", f"eval.loss_every={self.sizes.every}"]
         words += [f"compile={str(self.sizes.compiled).lower()}"]
-        return self.verbs.begin("train", *self._common("whole", stage=2), *words)
+        self.whole = self.verbs.begin("train", *self._common("whole", stage=2), *words)
+
+    def _begun_whole(self) -> Begun:
+        """That run. Raises DataError where it has not begun."""
+        if self.whole is None:
+            raise DataError("that run did not begin, for want of statistics")
+        return self.whole
 
     def _told_of_whole(self) -> str:
         """What the run's rows say: speed, memory, commits, figures."""
@@ -169,6 +177,7 @@ class Life:
 
     def _use(self) -> None:
         """Evaluation, sampling and export of the run, side by side."""
+        self._begun_whole()
         run, picture, folder = f"run={self.place('whole')}", self.place("samples.png"), self.place("diffusers")
         device, images = f"device={self.sizes.device}", max(2, self.sizes.evaluated // 2)
         evaluated, sampled, exported = self.verbs.run(
@@ -184,10 +193,7 @@ class Life:
         self.journal.check(SECTION, "there is a folder for diffusers, which predicts the same", all(there))
 
     def _row(self, begun: Begun, words: str) -> None:
-        self.rows.append((begun.words[0], f"{begun.seconds:.1f}", words))
-
-    def table(self, table: Callable[[Sequence[str], Sequence[Sequence[str]]], str]) -> str:
-        return table(HEAD, self.rows)
+        self.journal.row(SECTION, HEAD, (begun.words[0], f"{begun.seconds:.1f}", words))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = ".whl"
@@ -67,9 +68,26 @@ NEEDED = {
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)), "manylinux2014_x86_64")
 
 
+class Unavailable(Exception):
+    """Packages could not be fetched or installed. One line."""
+
+
 def missing() -> list[str]:
     """The packages that are needed and not there."""
     return sorted(package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None)
+
+
+def advice(lacking: Sequence[str]) -> str:
+    """What is missing, and how it is had, in one line."""
+    others = [package for package in lacking if package not in CARRIED]
+    carried = [package for package in lacking if package in CARRIED]
+    words = [f"{', '.join(lacking)}: not installed here"]
+    if carried:
+        which = f" for {', '.join(carried)}" if others else ""
+        words.append(f"run it with --fetch{which} where there is a network, and bring {FOLDER}/ along")
+    if others:
+        words.append(f"install {' '.join(others)} yourself, in the versions of constraints.txt; --fetch brings none")
+    return "; ".join(words)
 
 
 def pinned(packages: Sequence[str]) -> list[str]:
@@ -98,30 +116,38 @@ def fetch_commands(folder: Path, python: str) -> list[list[str]]:
 
 
 def fetch(python: str) -> list[Path]:
-    """Fetch the wheels. Returns their paths. Raises CalledProcessError where pip does not, and ValueError where they
-    are too large to travel."""
+    """Fetch the wheels. Returns their paths. Raises Unavailable where pip does not, and where they are too large
+    to travel."""
     folder = REPOSITORY / FOLDER
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.whl"):
         old.unlink()
     for command in fetch_commands(folder, python):
-        subprocess.run(command, check=True, env=os.environ | {"DS_BUILD_OPS": "0"})
+        _pip(command, "fetch the wheels", env=os.environ | {"DS_BUILD_OPS": "0"})
     wheels = sorted(folder.glob("*.whl"))
     if (size := sum(wheel.stat().st_size for wheel in wheels)) > MOST_BYTES:
-        raise ValueError(f"{len(wheels)} wheels have {size / 2**20:.1f} MiB, more than {MOST_BYTES >> 20}")
+        raise Unavailable(f"{len(wheels)} wheels have {size / 2**20:.1f} MiB, more than {MOST_BYTES >> 20}")
     return wheels
 
 
 def install(target: Path) -> int:
     """Install the wheels that lie beside the tree into a folder, for this process and those that it starts. Returns
-    their number, 0 where there are none, or where nothing is missing. Raises CalledProcessError."""
+    their number, 0 where there are none, or where nothing is missing. Raises Unavailable."""
     wheels = sorted((REPOSITORY / FOLDER).glob("*.whl"))
     if not wheels or not missing():
         return 0
     options = ["-q", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(target)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, *map(str, wheels)], check=True)
+    _pip([sys.executable, "-m", "pip", "install", *options, *map(str, wheels)], f"install the wheels of {FOLDER}/")
     sys.path.insert(1, str(target))
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(target), before]))
     importlib.invalidate_caches()
     return len(wheels)
+
+
+def _pip(command: Sequence[str], what: str, **options: Any) -> None:
+    """Run pip. Raises Unavailable."""
+    try:
+        subprocess.run(command, check=True, **options)
+    except subprocess.CalledProcessError as error:
+        raise Unavailable(f"pip could not {what} (status {error.returncode}); what it says stands above") from None

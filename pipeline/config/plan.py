@@ -28,8 +28,8 @@ class PlanConfig:
     gpu: str = ""
     """Kind of GPU, such as a100, h100 or h200; "" = cluster.gpu_type, and without a cluster this machine's CPUs."""
     efficiency: Annotated[float, Between(0, 1)] = 0.0
-    """Share of a device's peak rate that training reaches, for devices that nobody has measured; 0 = the one that is
-    stated for the device."""
+    """Share of a GPU's peak rate that training reaches, in place of all that is known of it; 0 = what was calibrated
+    or measured, else the share that is assumed."""
     rates: str = ""
     """File that `latentmill calibrate` wrote; "" = that of LATENTMILL_RATES, else ~/.config/latentmill/rates.json where
     it is there."""

@@ -75,8 +75,8 @@ class EvalRunConfig:
     """Precision of the denoiser, as precision of `latentmill sample`. The card says it, and evaluations in different
     precisions lie side by side; with from_card auto is the card's."""
     tf32: bool = False
-    """Let denoiser and decoder round float32 products to TF32, as tf32 of `latentmill sample`. Feature networks, CLIP
-    and judges never do."""
+    """Let denoiser, decoder and the networks of guides round float32 products to TF32, as tf32 of `latentmill sample`.
+    What measures the images never does."""
     seed: Seed = 0
     """Seed of the initial noise."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -180,8 +180,8 @@ class SampleConfig:
     """Precision in which the denoiser predicts; samplers compute in fp32, and the decoder in encoders.vae_dtype. auto:
     bf16 on GPUs that have it, else fp32."""
     tf32: bool = False
-    """Let denoiser and decoder round products of fp32 numbers to TF32 on GPUs (10 bits of mantissa), which is several
-    times as fast."""
+    """Let denoiser, decoder and the networks of guides round products of fp32 numbers to TF32 on GPUs (10 bits of
+    mantissa), which is faster."""
     seed: Seed = 0
     """Seed of the initial noise."""
     encoders: EncodersConfig | None = None

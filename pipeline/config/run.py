@@ -264,5 +264,6 @@ class RunConfig:
     and ranks connect, takes longest. A collective may then take a minute more, where it is no evaluation's or commit's;
     0 = watchdog_s for every step."""
     gc_steps: Annotated[int, Ge(0)] = 0
-    """Optimizer steps between collections of Python's garbage, which all ranks then make at the same step, and none in
-    between; 0 = whenever Python makes them, on each rank at another time, for which the others wait."""
+    """Optimizer steps between collections of Python's garbage, which all ranks then make at the same steps: the first
+    after each commit or evaluation, every so many from there, and none in between; 0 = whenever Python makes them, on
+    each rank at another time, for which the others wait."""

@@ -184,7 +184,7 @@ def start(device: str = "auto", threads: int = 0, group: bool = True, timeout: i
     if grouped and not dist.is_initialized():
         os.environ["LOCAL_RANK"] = str(place.local_rank)  # DeepSpeed reads it
         backend = "nccl" if rank_device.type == "cuda" else "gloo"
-        store = dist.HashStore() if size == 1 else meet(meeting_of(), rank, size, timeout)
+        store = dist.HashStore() if size == 1 else meet(meeting_of(), rank, size, min(timeout, COLLECTIVE_SECONDS))
         try:
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)

@@ -22,7 +22,7 @@ FORMAT = 1
 GUIDANCE_SETTINGS = ("guidance_low", "guidance_high", "rescale")
 PACKAGES = ("torch", "torchvision", "diffusers", "open_clip_torch", "timm", "numpy", "scipy", "pillow")
 """Packages whose arithmetic the figures depend on."""
-LEFT_OUT = ("weights_sha256", "judge", "steering", "tiles", "precision")
+LEFT_OUT = ("weights_sha256", "judge", "steering", "tiles")
 """Fields that a card.json has only where they say something."""
 NAME = 100
 """Characters of a name that a judge says."""
@@ -80,9 +80,10 @@ class Card:
     """What images were given besides their conditioning, by the keys of `latentmill eval`; {} for nothing."""
     tiles: dict[str, int] = field(default_factory=dict)
     """Sides in pixels of the tiles in which pictures were denoised and decoded; {} = whole."""
-    precision: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, Any] | None = None
     """What was not float32: denoiser and decoder (bf16), and tf32 (true, where these two may round products to TF32);
-    {} = all float32, but for convolutions on GPUs on cards of earlier versions, which are of TF32."""
+    {} = all float32. None on cards of earlier versions: float32, but for a decoder, of which these cards say nothing,
+    and for convolutions on GPUs, which were of TF32."""
     versions: dict[str, str] = field(default_factory=lambda: versions())  # noqa: PLW0108  (defined below)
     """latentmill, and the packages that the figures depend on."""
     format: int = FORMAT
@@ -92,6 +93,11 @@ class Card:
     def caption(self) -> str:
         """Which caption of a record was sampled for, as eval.caption has it."""
         return str(self.captions.get("caption", FIRST))
+
+    @property
+    def rounded(self) -> dict[str, Any]:
+        """What was not float32, as `precision`; {} on cards of earlier versions."""
+        return self.precision or {}
 
     def line(self) -> str:
         """The figures and how they were made, in one line for a paper."""
@@ -127,7 +133,7 @@ class Card:
             ),
             f"{self.weights} weights at {self.n:,} samples",
             *([", ".join(f"{name} in tiles of {side}" for name, side in self.tiles.items())] if self.tiles else []),
-            *(["TF32" if name == "tf32" else f"{name} in {value}" for name, value in self.precision.items()]),
+            *(["TF32" if name == "tf32" else f"{name} in {value}" for name, value in self.rounded.items()]),
             *([f"task {self.task}"] if self.judge else []),
             *([f"caption {self.caption}"] if self.caption != FIRST else []),
             *(f"{name} {value}" for name in ("classes", "truth") if (value := self.judge.get(name))),
@@ -193,8 +199,8 @@ def parse_card(data: bytes) -> Card:
         or not all(0 <= value <= 1e9 for value in card.guidance_settings.values()),
         "tiles that are none": not card.tiles.keys() <= {"denoise", "decode"}
         or not all(0 < side < 10**6 for side in card.tiles.values()),
-        "a precision that is none": not card.precision.keys() <= {"denoiser", "decoder", "tf32"}
-        or not all(value is True if name == "tf32" else value == "bf16" for name, value in card.precision.items()),
+        "a precision that is none": not card.rounded.keys() <= {"denoiser", "decoder", "tf32"}
+        or not all(value is True if name == "tf32" else value == "bf16" for name, value in card.rounded.items()),
         "versions without latentmill's": "latentmill" not in card.versions,
     }
     for problem, is_one in problems.items():

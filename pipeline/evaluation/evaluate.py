@@ -132,7 +132,7 @@ class Evaluator:
             part = self.world.together(lambda: self._measure(denoiser, images, sampler, stopped))
         parts: list[_Part] = self.world.gather(part)
         pictures = {i: image for rank_part in parts for i, image in rank_part.pictures.items()}
-        metrics = self.world.first(self._merge(parts, images) if self.world.rank == 0 else None)
+        metrics = self.world.first(self.world.together(lambda: self._merge(parts, images), rank=0))
         metrics = {"n": n, "images": images, "guidance": sampler.guidance, "weights": weights} | metrics
         metrics["seconds"] = round(time.monotonic() - began, 2)
         shown = [pictures[i][2] for i in sorted(pictures)]
@@ -163,7 +163,7 @@ class Evaluator:
             "CLIP": (card.clip.get("image_sha256", ""), self.tower.image_sha256 if self.tower else ""),
             "weights": (card.weights_sha256, weights_sha256 if card.weights_sha256 else ""),
             "steering": (said(card.steering), said(self.steering.facts)),
-            "decoder": (_decoder(card.precision), _decoder(self.precision) if card.precision else _decoder({})),
+            "decoder": (_decoder(card.rounded), _decoder({} if card.precision is None else self.precision)),
         }
         return [
             f"{name}: {_short(name, on_card)} on the card, {_short(name, loaded)} here"

@@ -108,7 +108,7 @@ def kept_card(
         except (NotFound, ParseError):  # no card, or a damaged one
             continue
         has = (card.n, card.sampler, card.steps, card.guidance, card.guidance_settings, card.images, card.seed)
-        drawn = (card.weights, card.tiles, card.precision) == (weights, evaluator.tiles, evaluator.precision)
+        drawn = (card.weights, card.tiles, card.rounded) == (weights, evaluator.tiles, evaluator.precision)
         if has == asked and drawn and not evaluator.differing(card, weights_sha256):
             return card
     return None

@@ -59,9 +59,11 @@ class Encoded(Texts):
     ) -> None:
         self._tower, self._captions, self._trimmed, self._most = tower, captions, trimmed, most_kept
         self._kept: dict[int, np.ndarray] = {}
+        self._last: dict[int, np.ndarray] = {}  # of the batch before, which often shares a group with the next
 
     def states(self, index_B: np.ndarray) -> np.ndarray:
         groups = {group: self._group(group) for group in np.unique(index_B // ENCODED_TOGETHER).tolist()}
+        self._last = groups
         rows = [groups[i // ENCODED_TOGETHER][i % ENCODED_TOGETHER] for i in index_B.tolist()]
         return np.stack(rows)
 
@@ -71,8 +73,9 @@ class Encoded(Texts):
 
     def _group(self, group: int) -> np.ndarray:
         """The states of one group of captions, (ENCODED_TOGETHER or less, L, D) float16."""
-        if group in self._kept:
-            return self._kept[group]
+        for known in (self._kept, self._last):
+            if group in known:
+                return known[group]
         first = group * ENCODED_TOGETHER
         captions = list(self._captions[first : first + ENCODED_TOGETHER])
         encoded = encode_captions(self._tower, captions, trimmed=self._trimmed)  # rounded to float16 already

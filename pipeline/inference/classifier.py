@@ -61,8 +61,8 @@ class TrainedClassifier:
 def load_classifier(
     url: str, at: int = 0, which: str = "ema", device: torch.device | str = "cpu", ema: float = 0.0
 ) -> TrainedClassifier:
-    """The classifier of the run at `url` and its checkpoint at `at` samples (0: the newest intact one). which, ema: as
-    in load_average. Raises RunError also for a run that is none of a classifier's."""
+    """The classifier of the run at `url` and its checkpoint at `at` samples (0: the newest that has these weights
+    whole). which, ema: as in load_average. Raises RunError also for a run that is none of a classifier's."""
     info = load_classifier_run(url)
     n, state = load_average(info.storage, at, which, ema)
     contract = contract_from_json(info.contract)

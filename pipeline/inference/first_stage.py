@@ -43,8 +43,8 @@ class TrainedAutoencoder:
 def load_trained_autoencoder(
     url: str, at: int = 0, which: str = "ema", ema: float = 0.0, device: torch.device | str = "cpu"
 ) -> TrainedAutoencoder:
-    """The autoencoder's run at `url` and its checkpoint at `at` samples (0: the newest intact one). which, ema: as in
-    load_average. Raises RunError, also for a diffusion model's run, CheckpointCorrupt."""
+    """The autoencoder's run at `url` and its checkpoint at `at` samples (0: the newest that has these weights
+    whole). which, ema: as in load_average. Raises RunError, also for a diffusion model's run, CheckpointCorrupt."""
     info = load_autoencoder_run(url)
     n, state = load_average(info.storage, at, which, ema, AVERAGED)
     model = build_autoencoder(info.config.autoencoder, state, device)

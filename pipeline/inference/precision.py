@@ -3,7 +3,7 @@ rounded to TF32.
 
 TF32 is what NVIDIA's tensor cores make of float32 (Ampere and later): factors with 10 bits of mantissa, sums in
 float32. PyTorch rounds convolutions so unless it is told otherwise. Here nothing is, unless a verb's tf32=true names
-it: feature networks, towers and judges always get float32.
+it: what measures images always gets float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BF16 = "bf16"
 @dataclass(frozen=True)
 class Precision:
     """dtype: of the denoiser's weights and activations, torch.float32 or torch.bfloat16; samplers compute in float32.
-    tf32: whether float32 products of denoiser and decoder may be rounded to TF32."""
+    tf32: whether float32 products of denoiser, decoder and guides may be rounded to TF32."""
 
     dtype: torch.dtype = torch.float32
     tf32: bool = False
@@ -44,7 +44,7 @@ def precision_of(name: str, tf32: bool, device: torch.device) -> Precision:
     """The precision of auto, fp32 or bf16 on a device; auto is bf16 on GPUs that have it, else fp32. CPUs have no
     TF32."""
     on_gpu = device.type == "cuda"
-    bf16 = name == BF16 or (name == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    bf16 = name == BF16 or (name == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False))
     return Precision(torch.bfloat16 if bf16 else torch.float32, tf32 and on_gpu)
 
 

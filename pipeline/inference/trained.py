@@ -74,8 +74,8 @@ class Trained:
 
 
 def load_trained(url: str, at: int = 0, which: str = "ema", ema: float = 0.0) -> Trained:
-    """The run at `url` and its checkpoint at `at` samples (0: the newest intact one). which, ema: as in load_average.
-    Raises RunError."""
+    """The run at `url` and its checkpoint at `at` samples (0: the newest that has these weights whole). which,
+    ema: as in load_average. Raises RunError."""
     info = load_run(url)
     n, state = load_average(info.storage, at, which, ema)
     return Trained(info, contract_from_json(info.contract), n, label(which, ema), state)

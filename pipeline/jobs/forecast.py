@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError, ParseError, StorageError
 from pipeline.planning.evaluation import Evaluating, drawn_in, evaluation_in_training, require_evaluation
 from pipeline.planning.fit import precision_of
 from pipeline.planning.plan.encoding import Cached
+from pipeline.planning.plan.figures import value_words
 from pipeline.planning.plan.job import Machines
 from pipeline.planning.plan.machines import gpu_of, names
 from pipeline.planning.plan.speeds import Speeds
@@ -44,7 +45,7 @@ def plan_line(config: RunConfig, manifests: Sequence[Manifest], cluster: Cluster
     rate = training.figure("images/s") if training else None
     if hours is None or rate is None:
         return "plan: hours not known"
-    return f"plan: {plan.line()}; {rate.value:,.4g} images/s, {hours.basis} (latentmill plan says on what)"
+    return f"plan: {plan.line()}; {value_words(rate.value, rate.unit)}, {hours.basis} (latentmill plan says on what)"
 
 
 def machines_of(cluster: ClusterConfig) -> Machines:

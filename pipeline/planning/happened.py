@@ -14,7 +14,8 @@ from pipeline.parsing.values import parse_json
 from pipeline.planning.plan.figures import FORMAT, Basis, value_words
 
 PLAN_KEY = "plan.json"
-PLAN_BYTES = 1 << 22
+PLAN_BYTES = 1 << 24
+"""Of plan.json, at most: with a choice for every ZeRO stage and micro-batch."""
 MOST = 200
 """Figures of a section."""
 
@@ -68,8 +69,6 @@ class Happened(Protocol):
     @property
     def samples(self) -> int: ...
     @property
-    def starts(self) -> list[dict[str, Any]]: ...
-    @property
     def planned(self) -> Planned | None: ...
     @property
     def training_evaluations(self) -> Sequence[Any]: ...
@@ -114,8 +113,7 @@ def _row(figure: PlannedFigure, value: float | None) -> tuple[str, str, str, str
 def _happened(run: Happened) -> dict[str, float | None]:
     """What a run's rows tell of the figures of a plan, by their names there."""
     steps = sum(sum(row.get("steps_s") or ()) for row in run.rows if row.get("kind") == "train")
-    worlds = [row["world"] for row in run.starts if row.get("world")]
-    committed = _largest([row for row in run.rows if row.get("kind") == "checkpoint"], "bytes")
+    committed, spent = _of_lives(run.rows)
     looked = sum(e.metrics.get("seconds") or 0.0 for e in run.training_evaluations)
     hours = run.seconds / 3600
     return {
@@ -125,10 +123,26 @@ def _happened(run: Happened) -> dict[str, float | None]:
         "MFU": _median(run.rows, "mfu"),
         "hours of steps": steps / 3600,
         "hours of evaluations": looked / 3600,
-        "bytes of a checkpoint": committed * (worlds[-1] if worlds else 1),
+        "bytes of a checkpoint": committed,
         "hours": hours,
-        "device-hours": hours * (worlds[-1] if worlds else 1),
+        "device-hours": spent / 3600,
     }
+
+
+def _of_lives(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """(bytes of the largest checkpoint on all ranks, seconds of all ranks), where each start may be on another number
+    of ranks. Time between a process's last row and the next one's start counts for none."""
+    largest = spent = 0.0
+    world, before = 1, None
+    for row in rows:
+        if row.get("kind") == "start":
+            world = row.get("world") or 1
+        elif before is not None:
+            spent += world * (row["time"] - before)
+        if row.get("kind") == "checkpoint":
+            largest = max(largest, world * float(row.get("bytes") or 0))
+        before = row["time"]
+    return largest, spent
 
 
 def _median(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from pipeline.errors import RunError
 from pipeline.log import log
-from pipeline.runs.checkpoint import Commit, Reader, load_weights, proving_reader, read_commit, read_good, weights_of
+from pipeline.runs.checkpoint import (
+    Commit,
+    Reader,
+    load_weights,
+    proving_reader,
+    read_commit,
+    read_good,
+    require_values,
+    weights_of,
+)
 from pipeline.runs.directory import AVERAGES, committed
 from pipeline.runs.profiles import Profile, coefficients, gamma_of, kind_of
 from pipeline.storage.base import Storage
@@ -70,7 +79,7 @@ class _Fit:
     def __init__(
         self, run: Storage, newest: Commit, widths: Sequence[float], target: float, prefixes: tuple[str, ...]
     ) -> None:
-        self.snapshots, self.widths = run.child(AVERAGES), widths
+        self.newest, self.snapshots, self.widths = newest, run.child(AVERAGES), widths
         self.shapes = {name: shape for name, shape in newest.shapes.items() if name.startswith(prefixes)}
         self.sums = {name: torch.zeros(math.prod(shape), dtype=torch.float64) for name, shape in self.shapes.items()}
         self.earlier = [n for n in committed(self.snapshots) if n < newest.n]
@@ -85,8 +94,9 @@ class _Fit:
             )
 
     def add(self, n: int, read: Reader) -> None:
-        """Add the averages at n samples. Raises CheckpointCorrupt."""
+        """Add the averages at n samples. Raises RunError where they are of other parameters, CheckpointCorrupt."""
         for width in self.widths:
+            require_values(self.newest, read, kind_of(width), self.shapes)
             for name, total in self.sums.items():
                 total += self.factors[n, width] * read(kind_of(width), name, 0, len(total)).double()
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -263,7 +263,18 @@ def weights_of(commit: Commit, read: Reader, which: str, prefixes: tuple[str, ..
     if kind not in read.kinds():
         raise RunError(f"weights={which} is none of {', '.join(WEIGHTS)}")
     wanted = {name: shape for name, shape in commit.shapes.items() if name.startswith(prefixes)}
+    require_values(commit, read, kind, wanted)
     return {name: read(kind, name, 0, math.prod(shape)).view(shape) for name, shape in wanted.items()}
+
+
+def require_values(commit: Commit, read: Reader, kind: str, wanted: Mapping[str, Sequence[int]]) -> None:
+    """Raise RunError where a commit holds no values of this kind of a parameter, as an average of others has none: no
+    older commit would have them. wanted: shapes by name."""
+    if lacking := next((name for name, shape in wanted.items() if math.prod(shape) and not read.has(kind, name)), ""):
+        raise RunError(
+            f"the commit at {commit.n} samples holds no values of {lacking} ({kind}): this average is of other "
+            "parameters; weights=raw is of all"
+        )
 
 
 def shared_headers(run: Storage, commit: Commit, world: World) -> dict[str, list[Span]]:

@@ -229,6 +229,10 @@ class Reader:
         """The kinds of values that the checkpoint holds."""
         return {kind for kind, _ in self._spans}
 
+    def has(self, kind: str, name: str) -> bool:
+        """Whether the checkpoint holds values of a parameter of this kind."""
+        return (kind, name) in self._spans
+
     def __call__(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a parameter's flattened values, fp32 (stop - start,). Raises CheckpointCorrupt."""
         values = torch.empty(stop - start)

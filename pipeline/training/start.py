@@ -140,7 +140,7 @@ def _read_weights(
 
 
 def _read_run(config: TrainConfig, model: ModelConfig, contract: Contract) -> tuple[str, Pretrained, dict[str, Any]]:
-    """The same for a latentmill run: the weights of its newest good checkpoint."""
+    """The same for a latentmill run: those of the newest checkpoint that has them whole."""
     info = load_run(config.init)
     init_contract = contract_from_json(info.contract)
     pretrained.require_same_architecture(f"init={config.init}", info.config.model, model)

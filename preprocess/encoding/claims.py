@@ -23,6 +23,7 @@ APPENDING = "append-"  # begins the names of claims by which workers show that t
 RENEWALS = 4  # of a claim in the time after which it counts as dead
 POLL, LONGEST_POLL = 0.25, 4.0  # seconds between two looks at other workers' claims
 PAGE = 1000  # objects that a store lists in one request
+REQUESTS = 3  # by which a unit that may be claimed is looked at: its report, and a claim that is tried and judged
 MINE, DOUBTFUL = "mine", "doubtful"
 
 
@@ -235,7 +236,10 @@ class Work:
             if not self._unfinished:
                 self._stopped.wait(pause)
                 pause = min(2 * pause, LONGEST_POLL)
-                self._look()
+                if REQUESTS * len(self._doubtful) < self._pages:
+                    self._unfinished, self._doubtful, self._misses = self._doubtful, [], 0
+                else:
+                    self._look()
             elif self._misses >= self._pages:
                 self._look()
             else:

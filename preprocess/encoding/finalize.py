@@ -80,8 +80,8 @@ def _is_there(storage: Storage, listed: dict[str, int], key: str, size: int | No
 
 
 def missing_units(storage: Storage, plan: Plan) -> list[int]:
-    """Numbers of the units without a report. The listing may be out of date, so units without one in it are looked at
-    one by one, up to the first that really has none."""
+    """Numbers of the units without a report, and perhaps of some with one: the listing may be out of date, and units
+    without one in it are looked at one by one only up to the first that really has none."""
     listed_keys = {info.key for info in storage.list(REPORTS)}
     missing = [number for number in range(len(plan.names)) if report_key(number) not in listed_keys]
     while missing and storage.exists(report_key(missing[0])):

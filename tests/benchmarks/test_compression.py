@@ -267,8 +267,8 @@ def test_the_rate_is_that_of_steady_steps(tmp_path: Path) -> None:
     trained({"run": str(run), "optim.batch": "8", "samples": "200"})
     assert images_per_s(run) == pytest.approx(RATE[2])
     seconds, batch = step_seconds(run)
-    assert (len(seconds), batch) == (25, 8)
-    assert sum(seconds) == pytest.approx((25 + 9) * 8 / RATE[2])
+    assert (len(seconds), batch) == (24, 8)  # of the last step before a stop nothing says how long it took
+    assert sum(seconds) == pytest.approx((24 + 9) * 8 / RATE[2])
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="no steps of training"):
         images_per_s(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from benchmarks import gpu_whole, machine
 from benchmarks.streaming.latents import write_cache
 from benchmarks.training.trainer_peers import Ours, fitting
-from benchmarks.whole import life, packages, verbs, waits
+from benchmarks.whole import life, verbs, waits
 from benchmarks.whole.journal import Journal
 from benchmarks.whole.verbs import Verbs
 from made.model import MODEL
@@ -96,6 +97,43 @@ def test_without_a_gpu_or_with_an_unknown_part_it_says_so_in_one_line(
     assert gpu_whole.main(["device=cpu", "parts=all"]) == 1
     said = capsys.readouterr().err
     assert "no part all; there are life, waits, encode" in said and said.count("\n") == 1
+    assert gpu_whole.main(["device=cpu", "encode_preset=none"]) == 1  # before the other parts
+    said = capsys.readouterr().err
+    assert "encode_preset=none: there are " in said and said.count("\n") == 1
+
+
+def test_a_part_that_fails_is_left_out_of_a_page_that_is_printed_all_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(settings: Any, folder: Path, verbs: Any, journal: Journal) -> None:
+        journal.row("What was found", ("verb", "seconds"), ("train", "1.5"))
+        raise OSError("no more files")
+
+    monkeypatch.setattr(gpu_whole, "life", fails)
+    assert gpu_whole.main([*TINY, "parts=life"]) == 1
+    said = capsys.readouterr().out
+    assert "- left out: part life: failed (OSError: no more files)" in said
+    assert "| train " in said
+
+
+def test_when_the_time_is_over_the_page_holds_what_was_found_and_no_file_stays(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from benchmarks import gpu_whole
+
+def slow(settings, folder, verbs, journal):
+    journal.row("What was found", ("verb", "seconds"), ("train", "1.5"))
+    time.sleep(60)
+
+gpu_whole.life = slow
+sys.exit(gpu_whole.main(["device=cpu", "parts=life", "minutes=0.01"]))
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 1
+    assert "| train " in ended.stdout
+    assert "- left out: part life, and what comes after it: the time was over" in ended.stdout
+    assert not list(tmp_path.glob("latentmill-whole-*"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,6 +169,16 @@ def test_waiting_less_changes_no_bit_of_weights_moments_and_averages(tmp_path: P
     never = trained(tmp_path, 3, "never")
     told = any(not torch.equal(one, other) for one, other in zip(now, never, strict=True))
     assert told, "without a look at the norm, a step is clipped by what it is told"
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_as_it_was_deepspeed_looked_at_gradients_in_bf16_itself(bf16: bool) -> None:
+    optimizer = SimpleNamespace(check_grad_overflow=False)
+    deepspeed = SimpleNamespace(bfloat16_enabled=lambda: bf16, optimizer=optimizer)
+    trainer: Any = SimpleNamespace(engine=SimpleNamespace(_engine=deepspeed, grad_norms=dict), world=World())
+    with waits.before(trainer):
+        assert optimizer.check_grad_overflow == bf16
+    assert not optimizer.check_grad_overflow
 
 
 def test_waits_are_counted_by_the_line_that_waits() -> None:
@@ -202,6 +250,32 @@ def test_a_verb_that_fails_is_named_with_what_it_said(asleep: None, tmp_path: Pa
         started.run(("fails", "b=2"))
 
 
+def test_without_statistics_runs_are_compared_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys; sys.exit(3 if sys.argv[1] == 'reference' else 0)"
+    monkeypatch.setattr(verbs, "own_command", lambda module, *words: [sys.executable, "-c", code, *words])
+    compared: list[int] = []
+    monkeypatch.setattr(life.Life, "_compare", lambda self: compared.append(1))
+    for split in ("train", "val"):
+        (tmp_path / f"shapes-{split}").mkdir()
+        (tmp_path / f"shapes-{split}" / "00000.tar").touch()
+    sizes = life.Sizes(8, 4, 8, 4, "cpu", "fp32", "tiny", compiled=False)
+    journal = Journal(60.0)
+    with Verbs(tmp_path) as started:
+        life.Life(sizes, tmp_path, started, journal).live()
+    assert compared == [1]
+    assert [reason.partition(":")[0] for reason in journal.left_out] == [
+        "statistics for a run of ZeRO 2",
+        "a run of ZeRO 2 through its end",
+        "what is made of the run",
+    ]
+
+
+def test_what_needs_no_time_is_done_when_the_time_is_just_over() -> None:
+    journal, done = Journal(-1.0), []
+    journal.attempt("late", 0.0, lambda: done.append(1))
+    assert done == [1] and not journal.left_out
+
+
 def test_a_part_that_fails_is_left_out_and_the_next_one_follows() -> None:
     journal, done = Journal(60.0), []
 
@@ -214,55 +288,3 @@ def test_a_part_that_fails_is_left_out_and_the_next_one_follows() -> None:
     assert done == [2] and not journal.right
     assert journal.left_out[0] == "first: failed (RuntimeError: no kernel image)"
     assert journal.left_out[1].startswith("third: ")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What it installs
-
-
-def test_what_is_carried_is_pinned_and_what_is_needed_is_there() -> None:
-    pins = packages.pinned(packages.CARRIED)
-    assert len(set(pins)) == len(packages.CARRIED)
-    assert any(pin.startswith("deepspeed==") for pin in pins)
-    assert packages.missing() == []
-    assert set(packages.CARRIED) <= set(packages.NEEDED.values()) | {"typing-extensions", "typing-inspection"}
-
-
-def test_wheels_are_fetched_for_the_other_machine_and_built_where_there_are_none() -> None:
-    download, build = packages.fetch_commands(Path(".whl"), "3.12")
-    assert download[download.index("--python-version") + 1] == "3.12" and "--only-binary=:all:" in download
-    assert any(word.startswith("pydantic_core==") for word in download)
-    assert not any(word.startswith(("deepspeed", "torch==")) for word in download)
-    assert [word.partition("==")[0] for word in build[-2:]] == ["antlr4-python3-runtime", "deepspeed"]
-
-
-def test_wheels_that_lie_there_are_installed_without_a_network_where_something_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[list[str]] = []
-    (tmp_path / ".whl").mkdir()
-    (tmp_path / ".whl" / "hjson-3.1.0-py3-none-any.whl").touch()
-    monkeypatch.setattr(packages, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(packages, "subprocess", SimpleNamespace(run=lambda command, check: ran.append(command)))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("PYTHONPATH", "/before")
-    assert packages.install(tmp_path / "site") == 0 and not ran, "all is there"
-    monkeypatch.setattr(packages, "missing", lambda: ["hjson"])
-    assert packages.install(tmp_path / "site") == 1
-    assert "--no-index" in ran[0] and ran[0][-1].endswith("hjson-3.1.0-py3-none-any.whl")
-    assert sys.path[1] == str(tmp_path / "site")
-    assert packages.os.environ["PYTHONPATH"] == f"{tmp_path / 'site'}:/before"
-
-
-def test_what_is_missing_is_named_before_anything_of_ours_is_imported(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(packages, "install", lambda target: 0)
-    monkeypatch.setattr(packages, "missing", lambda: ["deepspeed", "hydra-core"])
-    assert gpu_whole.main(["device=cpu"]) == 1
-    said = capsys.readouterr().err
-    assert "deepspeed, hydra-core are not installed here: run it with --fetch" in said and said.count("\n") == 1
-    heavy = "[name for name in ('torch', 'yaml', 'pipeline') if name in sys.modules]"
-    code = f"import sys; import benchmarks.gpu_whole; print({heavy})"
-    ended: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "[]"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.distributed import hosts
+from pipeline.distributed import hosts, ranks
 from pipeline.distributed.world import World
 
 CPU = torch.device("cpu")
@@ -63,13 +66,47 @@ def test_there_is_such_a_group_for_a_few_gpus_alone(monkeypatch: pytest.MonkeyPa
     assert asked == "asked with 900"
 
 
-def test_processors_that_reach_each_other_meet_and_sum(group: None) -> None:
-    met = hosts.connected(30)
-    assert isinstance(met, dist.ProcessGroup)
-    assert hosts.agreed(met, CPU) is met
-    total = torch.tensor([3])
-    dist.all_reduce(total, group=met)
-    assert total.tolist() == [3]
+RANKED = """
+import json, os, sys
+import torch
+import torch.distributed as dist
+from pipeline.distributed import hosts, world as distributed
+from pipeline.distributed.world import World, limit_collectives
+
+def refused(**_):
+    raise RuntimeError("connect refused")
+
+CPU, rank = torch.device("cpu"), int(os.environ["RANK"])
+started = distributed.start("cpu", 1, timeout=60)
+met = hosts.connected(30)
+agreed = hosts.agreed(met, CPU) is met
+world = World(rank, 2, CPU, True, met)
+counts = [world.counted([rank == 1, True])]
+limit_collectives(world, 5)
+counts.append(world.counted([True, rank == 1]))
+limit = met._get_backend(CPU).options._timeout.total_seconds()
+if rank == 1:
+    dist.new_group = refused
+alone = hosts.connected(1)
+lost = [isinstance(alone, str), hosts.agreed(alone, CPU) is None, started.counted([True])]
+found = {"agreed": agreed, "counts": counts, "limit": limit, "lost": lost}
+open(f"{sys.argv[1]}/{rank}.json", "w").write(json.dumps(found))
+distributed.stop(started)
+"""
+
+
+@pytest.mark.long
+def test_processors_of_two_ranks_meet_and_those_of_which_one_fails_do_without_on_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes: the flags are summed, the group takes the time that is set, and a rank that waits for one that
+    has failed learns of it."""
+    (tmp_path / "ranked.py").write_text(RANKED)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+    assert ranks.run_local("ranked", [str(tmp_path)], processes=2, threads=1) == 0
+    expected = {"agreed": True, "counts": [[1, 2], [2, 1]], "limit": 5.0, "lost": [True, True, [2]]}
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [expected] * 2
+    assert "2 ranks' processors do not reach the others through gloo" in capfd.readouterr().err
 
 
 def test_processors_that_do_not_reach_each_other_leave_flags_to_the_gpus_with_a_warning(

@@ -33,6 +33,7 @@ from pipeline.errors import ConfigError, ParseError
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.judging import Judging
+from pipeline.evaluation.runs import commits
 from pipeline.evaluation.runs.cards import config_of
 from pipeline.evaluation.runs.while_training import in_training
 from pipeline.inference import precision as precision_module
@@ -77,7 +78,9 @@ def test_auto_is_bf16_on_gpus_that_have_it_and_a_cpu_has_no_tf32(monkeypatch: py
     assert precision_of("auto", True, CPU) == precision_of("fp32", False, CPU) == Precision()
     assert precision_of("bf16", False, CPU) == BF16
     for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has: has or including_emulation
+        )
         assert precision_of("auto", False, GPU) == Precision(dtype)
         assert precision_of("fp32", True, GPU) == Precision(torch.float32, tf32=True)
 
@@ -179,13 +182,18 @@ def test_a_decoder_of_other_precision_is_on_the_card_and_does_not_make_its_figur
     assert evaluator.differing(card) == []
     differing = evaluator.differing(replace(card, precision={"decoder": "bf16"}))
     assert differing == ["decoder: bf16 on the card, fp32 here"]
+    evaluator.precision = {"decoder": "bf16"}
+    assert evaluator.differing(card) == ["decoder: fp32 on the card, bf16 here"]
+    assert evaluator.differing(replace(card, precision=None)) == []  # of an earlier version, which does not say
 
 
 def test_a_card_of_a_precision_that_is_none_is_refused() -> None:
     task, cache = UnconditionalTask(), of_pixels()
     card: Card = evaluator_of(task, cache, in_memory(cache))(denoiser_of(task, cache), 0, images=2, sampler=FEW).card
     stored = json.loads(json.dumps(card.to_json()))
-    assert "precision" not in stored and parse_card(json.dumps(stored).encode()).precision == {}
+    assert stored["precision"] == {} and parse_card(json.dumps(stored).encode()).precision == {}
+    earlier = {name: value for name, value in stored.items() if name != "precision"}
+    assert parse_card(json.dumps(earlier).encode()).precision is None
     wrong: list[Any] = [{"denoiser": "fp8"}, {"tf32": "yes"}, {"tf32": 1}, {"encoder": "bf16"}, []]
     for precision in wrong:
         with pytest.raises(ParseError, match="precision"):
@@ -199,6 +207,30 @@ def test_sample_draws_in_the_precision_that_is_named(folder: Path, tmp_path: Pat
         for name in ("auto", "bf16")
     )
     assert 0 < np.abs(whole - halves).mean() < 4
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_sample_and_eval_draw_with_tf32_where_their_key_names_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tf32: bool
+) -> None:
+    """CPUs have no TF32: the settings that a GPU would be under are looked at."""
+    noted = list[Any]()
+    plain = sample.draw
+
+    def drawn(*given: Any) -> Any:
+        noted.append(allowed())
+        return plain(*given)
+
+    for module in (evaluate, sample):
+        monkeypatch.setattr(module, "draw", drawn)
+    for module in (commits, sample):
+        monkeypatch.setattr(module, "precision_of", lambda name, tf32, device: Precision(tf32=tf32))
+    config = SampleConfig(run=str(folder / "run"), n=1, dest=str(tmp_path / "o.png"), sampler=SAMPLER, prompt=("a",))
+    sample.sample_rows(replace(config, tf32=tf32))
+    card = eval_verb.evaluate_run(request_of(folder, tf32=tf32, images=3))[0]
+    with products(tf32):
+        assert len(noted) >= 2 and all(one == allowed() for one in noted)
+    assert card.precision == ({"tf32": True} if tf32 else {})
 
 
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"tf32": True}])

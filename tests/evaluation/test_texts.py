@@ -80,10 +80,12 @@ def test_a_rank_has_the_states_of_images_that_begin_with_the_first_record_again(
     folders: dict[str, Path], tower: TextTower
 ) -> None:
     count, share = 2 * IMAGES + 3, Share(BATCH, 1, 3)
-    validation = loaded(folders["full"], tower, share, count)
-    assert validation.texts is not None
+    validation, whole = loaded(folders["full"], tower, share, count), loaded(folders["full"], tower)
+    assert validation.texts is not None and whole.texts is not None
+    every = whole.texts.states(np.arange(IMAGES))
     for batch in share.batches(count):
-        assert validation.texts.states(np.array(batch) % IMAGES).shape[0] == len(batch)
+        index = np.array(batch) % IMAGES
+        np.testing.assert_array_equal(validation.texts.states(index), every[index])
 
 
 def test_encoded_states_do_not_depend_on_the_batch_and_keep_within_their_bytes(
@@ -166,3 +168,18 @@ def test_two_ranks_evaluate_a_snapshot_as_one_does(folders: dict[str, Path], one
         assert not (folder / SNAPSHOT).exists()
         shutil.rmtree(folder)
     assert found[0] == found[1] and found[0]["images"] == 12
+
+
+def test_two_ranks_pass_over_a_damaged_snapshot_and_say_so_once(
+    folders: dict[str, Path], one_loads_at_a_time: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folders["full"] / "run" / f"evals/{96:012d}"
+    folder.mkdir(parents=True)
+    (folder / SNAPSHOT).write_bytes(b"damaged")
+    pending = EvalRunConfig(run=str(folders["full"] / "run"), pending=True, device="cpu")
+    try:
+        assert on_ranks(2, lambda world: evaluate_pending(pending, world)) == [1, 1]
+        assert sum("is passed over" in record.getMessage() for record in caplog.records) == 1
+        assert (folder / SNAPSHOT).exists()
+    finally:
+        shutil.rmtree(folder)

@@ -54,7 +54,7 @@ def test_a_calibration_of_this_machine_is_what_the_line_is_based_on(
 ) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "rates.json"))
     add(tmp_path / "rates.json", calibration())
-    assert "calibrated" in said(capsys, *words, "cluster.gpus=0", "cluster.processes=2")
+    assert "calibrated" in said(capsys, *words, "cluster.gpus=0", "cluster.processes=1")
 
 
 @pytest.mark.parametrize(

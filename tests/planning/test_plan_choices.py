@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
+import torch
 
 from made.cache import contract
 from made.rates import calibration
@@ -13,11 +15,14 @@ from pipeline.config.loading.load import load
 from pipeline.errors import ConfigError
 from pipeline.planning.first_stage import fit_autoencoder
 from pipeline.planning.fit import fit
+from pipeline.planning.plan import page
 from pipeline.planning.plan.choices import ROOM, Choice, choice, choices, micro_batches, recommended, scales
 from pipeline.planning.plan.communication import sending_seconds, sent_bytes
 from pipeline.planning.plan.job import Job, Machines
+from pipeline.planning.plan.sections import Plan, Section
 from pipeline.planning.plan.speeds import Speeds
 from pipeline.planning.rates.rates import Rates
+from pipeline.training.engines.base import pick_precision
 
 SPEEDS = Speeds(Rates())
 CACHE = contract(latent_shape=(4, 32, 32))
@@ -161,6 +166,41 @@ def test_more_nodes_take_fewer_hours_and_more_of_them_in_all() -> None:
     odd = job("optim.batch=24", machines=Machines(nodes=1, ranks=3, gpu="a100"))
     assert [one.nodes for one in scales(odd, choice(odd, SPEEDS), SPEEDS)] == [1, 2, 4]
     assert scales(job(machines=Machines(ranks=2)), choice(made, SPEEDS), SPEEDS) == ()
+
+
+def test_a_number_of_nodes_on_which_a_step_does_not_fit_is_said_to_be_one() -> None:
+    made = job("deepspeed=zero1", "optim.micro_batch=4", machines=replace(A100, nodes=4))
+    peaks = {one: choice(replace(made, machines=replace(A100, nodes=one)), SPEEDS).peak for one in (1, 16)}
+    limit = (peaks[1] + peaks[16]) / 2 / 1e9 / ROOM  # of ZeRO 1 a rank holds more on fewer nodes
+    tight = replace(made, machines=replace(made.machines, memory_gb=limit))
+    found = scales(tight, choice(tight, SPEEDS), SPEEDS)
+    assert (found[0].nodes, found[0].fits) == (1, False) and found[-1].fits is True
+    plan = Plan("", (Section("training", ()),), scales=found, choices=choices(tight, SPEEDS))
+    assert "x: a step takes more than 90% of a GPU" in "\n".join(page._scales(plan))
+
+
+@pytest.mark.parametrize(
+    ("words", "gpu", "expected"),
+    [
+        (("deepspeed=off",), "a100", "bf16"),
+        (("deepspeed=off", "precision=fp32"), "a100", "fp32"),
+        (("deepspeed=off",), "", "fp32"),
+        (("deepspeed=off", "precision=bf16"), "", "bf16"),
+        (("deepspeed=zero2",), "a100", "bf16"),
+        (("deepspeed=zero0",), "a100", "fp32"),
+    ],
+    ids=["torch", "fp32", "cpu", "asked", "zero2", "zero0"],
+)
+def test_a_step_is_timed_in_the_precision_in_which_it_is_trained(
+    words: tuple[str, ...], gpu: str, expected: str
+) -> None:
+    made = job(*words, machines=Machines(gpu=gpu))
+    assert made.passes() == expected
+    if gpu:
+        where, dtype = SPEEDS.training(made).where, torch.bfloat16 if expected == "bf16" else torch.float32
+        assert f"TFLOP/s in {expected}" in where
+        with patch("torch.cuda.is_bf16_supported", return_value=True):
+            assert pick_precision(made.config, torch.device("cuda")) == dtype
 
 
 def test_blocks_that_are_computed_again_take_time() -> None:

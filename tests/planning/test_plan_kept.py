@@ -14,7 +14,14 @@ from pipeline.config.loading.load import load
 from pipeline.planning.fit import cost_of
 from pipeline.planning.plan.evaluations import looks, passes
 from pipeline.planning.plan.job import Job, Machines
-from pipeline.planning.plan.kept import commit_bytes, commits, kept_commits, storage_section
+from pipeline.planning.plan.kept import (
+    commit_bytes,
+    commits,
+    events,
+    kept_commits,
+    snapshots_of,
+    storage_section,
+)
 from pipeline.runs.retention import Retention, kept_checkpoints
 from pipeline.storage.urls import open_storage
 from pipeline.training.schedule import due
@@ -49,11 +56,32 @@ def n_of_commits(config: RunConfig) -> list[int]:
         ("samples=999", "optim.batch=10", "checkpoint.every=7"),
         ("samples=1000", "optim.batch=1000", "checkpoint.every=5000"),
         ("samples=1000", "optim.batch=32", "checkpoint.every=200", "data.val=v", "eval.every=90", "eval.where=job"),
+        ("samples=1000", "optim.batch=32", "checkpoint.every=1000", "data.val=v", "eval.every=3"),
     ],
-    ids=["odd", "evaluated", "often", "once", "beside"],
+    ids=["odd", "evaluated", "often", "once", "beside", "every step"],
 )
 def test_commits_are_those_that_the_loop_makes(words: tuple[str, ...]) -> None:
     assert commits(run(*words)) == n_of_commits(run(*words))
+
+
+def test_of_a_long_run_with_an_event_every_sample_there_is_one_for_each_step() -> None:
+    words = ("samples=485376000", "optim.batch=2048", "data.val=v")
+    config = run(*words, "checkpoint.every=1", "eval.every=1", "eval.loss_every=1")
+    assert len(commits(config)) == 237_000
+    assert (len(looks(config).evaluations), looks(config).losses) == (237_001, 237_000)
+    assert events(485_376_000, 0, 2048) == 1
+
+
+@pytest.mark.parametrize("every", [1, 50, 150, 250, 1000, 5000])
+def test_snapshots_come_with_commits_alone(every: int) -> None:
+    made = commits(run("samples=1000", "optim.batch=100", "checkpoint.every=300"))
+    assert made == [300, 600, 900, 1000]
+    newest, kept = 0, 0
+    for n in made:  # as training/commits.py takes them
+        kept += n // every != newest // every
+        newest = n
+    assert snapshots_of(made, every) == kept == {1: 4, 50: 4, 150: 3, 250: 4, 1000: 1, 5000: 0}[every]
+    assert snapshots_of(made, 0) == 0
 
 
 @pytest.mark.parametrize(
@@ -116,11 +144,15 @@ def test_the_bucket_holds_what_is_kept_and_what_is_being_written() -> None:
         ("samples=1000", "optim.batch=32", "eval.every=1000"),
         ("samples=960", "optim.batch=32", "eval.every=320", "eval.final_images=999"),
         ("samples=1000", "optim.batch=32", "eval.every=5000"),
+        ("samples=1000", "optim.batch=32", "eval.every=20", "eval.loss_every=1000"),
+        ("samples=1000", "optim.batch=64", "eval.every=333", "eval.loss_every=3"),
     ],
-    ids=["ends", "between", "at the end", "at multiples", "never due"],
+    ids=["ends", "between", "at the end", "at multiples", "never due", "with the end", "every step"],
 )
 def test_evaluations_are_those_that_training_makes(words: tuple[str, ...]) -> None:
-    config = run("data.val=v", "eval.images=7", "eval.loss_every=128", *words)
+    config = run(
+        "data.val=v", "eval.images=7", *(() if "eval.loss_every" in words[-1] else ("eval.loss_every=128",)), *words
+    )
     batch = config.optim.batch
     end = -(-config.samples // batch) * batch
     steps = [0, *range(batch, end + 1, batch)]
@@ -128,7 +160,7 @@ def test_evaluations_are_those_that_training_makes(words: tuple[str, ...]) -> No
     found = looks(config)
     final = config.eval.final_images or 7
     assert list(found.evaluations) == [final if n == end else 7 for n in made]
-    assert found.losses == sum(due(n, 128, batch) or n == end for n in steps[1:])
+    assert found.losses == sum(due(n, config.eval.loss_every, batch) or n == end for n in steps[1:])
 
 
 def test_without_held_out_records_nothing_is_evaluated() -> None:

@@ -69,6 +69,23 @@ def test_the_units_of_the_dead_are_taken_over_and_those_of_the_living_are_left_w
             assert SECONDS <= time.monotonic() - started < 60
 
 
+def test_a_few_units_that_others_may_have_are_looked_at_one_by_one_where_that_takes_fewer_requests(
+    tmp_path: Path,
+) -> None:
+    """To list 4,000 reports takes four requests."""
+    listings: list[int] = []
+
+    def list_done() -> tuple[set[int], int]:
+        listings.append(1)
+        return set(), 4000
+
+    storage = LocalStorage(tmp_path)
+    storage.put(claim_key(7), b"of a worker that was killed")
+    with Claims(storage, 1.0) as claims:
+        assert drain(Work([7], 0, 1, claims, lambda number: False, list_done)) == [7]
+    assert len(listings) == 1
+
+
 def test_a_unit_that_is_finished_between_two_looks_is_not_done_again(tmp_path: Path) -> None:
     looks: list[int] = []
 

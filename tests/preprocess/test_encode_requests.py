@@ -14,6 +14,7 @@ import pytest
 from made.encode import config, files
 from pipeline.data.format.contract import canonical_json
 from pipeline.data.format.manifest import MANIFEST
+from pipeline.errors import SourceError
 from pipeline.parsing.values import parse_json
 from pipeline.storage.base import ObjectInfo
 from pipeline.storage.local import LocalStorage
@@ -194,6 +195,25 @@ def test_who_ends_while_others_are_at_work_asks_for_one_of_the_missing_units(
     assert not (cache / MANIFEST).exists()
     asked = [key for key in storage.keys if key.startswith(REPORTS)]
     assert asked == [report_key(1)] * 2  # the first that is not its own, and whether a manifest can be written
+
+
+class Late(LocalStorage):
+    """Its listings know of no report."""
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        return [info for info in super().list(prefix) if not info.key.startswith(REPORTS)]
+
+
+def test_a_listing_that_is_out_of_date_names_no_shard_that_is_done(
+    source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever follows the advice would leave it out."""
+    for number in (1, 4):
+        (cache / report_key(number)).unlink()
+    opened = encode.destinations_of
+    monkeypatch.setattr(encode, "destinations_of", lambda config: (opened(config)[0], [Late(cache)]))
+    with pytest.raises(SourceError, match=r"^2 of the 6 input shards .*leave_out=\[00001\.tar,00004\.tar\]"):
+        main(config(str(source / "s/*.tar"), cache, finalize=True))
 
 
 class Reading(LocalStorage):

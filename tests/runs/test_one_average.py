@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from made.commits import KINDS, SHAPES, save, save_now, values
+from made.commits import KINDS, SHAPES, STAMP, save, save_now, state_of, values
 from pipeline.distributed.world import World
-from pipeline.errors import CheckpointCorrupt
+from pipeline.errors import CheckpointCorrupt, RunError
 from pipeline.runs.averages import load_average
 from pipeline.runs.checkpoint import load_weights, newest_good, read_commit, seal
 from pipeline.runs.directory import checkpoint_folder
@@ -161,6 +161,23 @@ def test_a_damaged_average_is_passed_over_aloud_and_damaged_moments_hinder_a_res
     flip(file_of(run, 100), begin_of(run, 100, "ema") + 3)
     with pytest.raises(CheckpointCorrupt, match=r"no checkpoint of .* is whole"):
         load_weights(run)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.07])
+def test_an_average_of_other_parameters_is_no_damage_and_said_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ema: float
+) -> None:
+    """An autoencoder's average is of its model alone; older commits have no more of it."""
+    run = LocalStorage(tmp_path)
+    for n in (100, 200):
+        state = state_of(n)
+        state["ema"] = [fragment for fragment in state["ema"] if fragment.name == "conv"]
+        state |= {kind_of(width): state["ema"] for width in WIDTHS}
+        save_now(run, World(), state, n=n, steps=1, stamp=STAMP)
+    assert list(load_average(run, ema=ema, prefixes=("conv",))[1]) == ["conv"]
+    with pytest.raises(RunError, match=r"the commit at 200 samples holds no values of bias .*; weights=raw is of all"):
+        load_average(run, ema=ema)
+    assert "damaged" not in capsys.readouterr().err
 
 
 def section(kind: str, size: int) -> Section:

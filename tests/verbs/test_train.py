@@ -209,7 +209,7 @@ def evaluations(monkeypatch):
         return evaluate
 
     dies_at: set[int] = set()
-    monkeypatch.setattr("pipeline.evaluation.evaluate.in_training", in_training)
+    monkeypatch.setattr("pipeline.evaluation.runs.while_training.in_training", in_training)
     return seen, dies_at
 
 

@@ -50,7 +50,11 @@ def check_run(config: c.RunConfig) -> None:
         not engine.offload or (engine.stage >= 1 and engine.engine == "deepspeed"),
         "deepspeed.offload=true needs ZeRO stage >= 1 (deepspeed=zero1, zero2 or zero3)",
     )
-    profiled_steps(config.tracking.profile)
+    profiled, steps = profiled_steps(config.tracking.profile), -(-config.samples // config.optim.batch)
+    require(
+        profiled is None or profiled[0] <= steps,
+        f"tracking.profile={config.tracking.profile}: the run ends with step {steps}, so name earlier ones",
+    )
     limit, longest = config.step_limit_s, config.watchdog_s
     require(
         limit <= longest or longest == 0,

@@ -16,5 +16,5 @@ def parse_count(text: str, key: str) -> int:
     match = re.fullmatch(r"(?P<number>\d{1,18}(?:\.\d{1,9})?)(?P<size>[kKMBG]?)", text.strip().replace("_", ""))
     number = Decimal(match["number"]) * SIZES[match["size"]] if match else Decimal(0)
     if not 1 <= number <= LARGEST or number != int(number):
-        raise ConfigError(f"{key}={text[:40]}: a whole number of 1 or more is wanted, such as 250000, 100M or 1.5B")
+        raise ConfigError(f"{key}={text[:40]}: a whole number of 1 to 10^15 is wanted, such as 250000, 100M or 1.5B")
     return int(number)

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, WeightsError
 from pipeline.evaluation.features.inception import SIDE, WIDTH, Inception
 from pipeline.evaluation.features.resize import RESIZES
 from pipeline.inference.pictures import from_uint8
+from pipeline.inference.precision import products
 from pipeline.models.encoders.fetched import hub_error, quiet_hub_clients
 from pipeline.models.encoders.text import load_text
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
@@ -48,7 +49,7 @@ class Features:
     classes: Tensor | None = None
 
     def __call__(self, images: np.ndarray) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), products(tf32=False):
             return self.network(images).float().cpu()
 
 

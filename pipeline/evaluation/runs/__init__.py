@@ -1,1 +1,1 @@
-"""Evaluations of a diffusion model's run, by where the weights come from: training, a commit, a snapshot or a card."""
+"""Evaluations of a run, by where the weights come from: training, a commit, a snapshot or a card."""

@@ -67,12 +67,12 @@ def config_of(config: EvalRunConfig, card: Card) -> EvalRunConfig:
         images=card.images,
         seed=card.seed,
         batch=card.batch or config.batch,
-        tf32=config.tf32 or bool(card.precision.get("tf32")),
+        tf32=config.tf32 or bool(card.rounded.get("tf32")),
         caption=card.caption,
         **keys_of(card.steering),
     )
     if config.precision == "auto":
-        config = replace(config, precision="bf16" if "denoiser" in card.precision else "fp32")
+        config = replace(config, precision="bf16" if "denoiser" in card.rounded else "fp32")
     if card.features is not None and not config.features:
         config = replace(config, features=card.features["name"])  # type: ignore[arg-type]
     config = replace(config, guide=guide_of(card.steering, config.guide))

@@ -51,7 +51,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Scale:
-    """The same run on another number of nodes. hours: of its steps alone. sent: share of a step in which ranks send."""
+    """The same run on another number of nodes. hours: of its steps alone. sent: share of a step in which ranks send.
+    fits: whether a step fits a GPU with room to spare; None = its memory is not known."""
 
     nodes: int
     ranks: int
@@ -59,6 +60,7 @@ class Scale:
     hours: float
     device_hours: float
     sent: float
+    fits: bool | None = None
 
 
 def scales(job: Job, chosen: Choice, speeds: Speeds) -> tuple[Scale, ...]:
@@ -75,7 +77,8 @@ def scales(job: Job, chosen: Choice, speeds: Speeds) -> tuple[Scale, ...]:
         if micro:
             one = choice(other.of(chosen.stage, micro), speeds)
             hours = job.samples / batch * one.step_s / 3600 * job.lighter(job.cost(1))
-            found.append(Scale(nodes, world, batch / one.step_s, hours, hours * world, one.send_s / one.step_s))
+            sent = one.send_s / one.step_s
+            found.append(Scale(nodes, world, batch / one.step_s, hours, hours * world, sent, one.fits))
     return tuple(found)
 
 
@@ -104,7 +107,7 @@ def choices(job: Job, speeds: Speeds) -> tuple[Choice, ...]:
 def choice(job: Job, speeds: Speeds) -> Choice:
     """The one that is configured. Raises ConfigError where activations cannot fit model.activation_gb."""
     needed, limit, world = job.needed(), job.machines.limit_gb, job.machines.world
-    precision = job.precision()
+    precision = job.passes()
     sent = sent_bytes(needed.parameters, precision, job.stage, world, job.share // job.micro)
     rate = speeds.training(job)
     # Within a machine a calibration of as many ranks has the traffic of its own steps, in ZeRO 2, in its rate.

@@ -13,7 +13,7 @@ from pipeline.planning.cached.facts import contracts_of
 from pipeline.planning.cached.plan import PlannedCache, PlannedEncode, TextStorage, plan_encode, with_text
 from pipeline.planning.cached.records import SIDES, TOKENS
 from pipeline.planning.cached.size import CacheSize, cache_bytes, of_manifest
-from pipeline.planning.cached.work import encode_figures, encode_requests
+from pipeline.planning.cached.work import CHUNK, Requests, encode_figures, encode_requests
 from pipeline.planning.plan.expected import fitted
 from pipeline.planning.plan.figures import Basis, Figure
 from pipeline.planning.plan.job import Machines
@@ -23,7 +23,7 @@ from pipeline.planning.plan.speeds import Speeds
 
 ONE = {"GPUs": "GPU", "processes": "process"}
 COUNTS = (1, 8, 64)
-"""Numbers of GPUs, or processes, that are shown beside the job's own."""
+"""Numbers of GPUs that are shown beside the job's own."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Cached:
     contract: Contract
     planned: PlannedEncode | None = None
     manifests: tuple[Manifest, ...] = ()
+    given: bool = False
+    """Whether images= says how many images there are."""
 
     @property
     def sizes(self) -> tuple[CacheSize, ...]:
@@ -72,7 +74,7 @@ def cached(config: EncodeConfig, run: RunConfig, images: int, trial: int, downsa
             for number, cache in enumerate(planned.caches)
         ),
     )
-    return Cached(fitted(planned.caches[0].contract, run, 0), planned)
+    return Cached(fitted(planned.caches[0].contract, run, 0), planned, given=images > 0)
 
 
 def _resized(cache: PlannedCache, planned: PlannedEncode, target: int, contract: Contract | None) -> PlannedCache:
@@ -108,25 +110,24 @@ def encode_section(
     tried = source is not None and source.read > 0
     basis: Basis = "measured" if tried else "arithmetic"
     where = _whence(found)
-    figures = [Figure("images", planned.images, "images", basis, where)]
+    counted = Figure("images", planned.images, "images", basis, where)
+    figures = [replace(counted, basis="arithmetic", where="as given by images=") if found.given else counted]
     if source is not None:
         figures.append(Figure("bytes of the source", source.source_bytes, "bytes", "measured", config.source))
     for cache in planned.caches:
         figures += _of_cache(cache, len(planned.caches) > 1, basis, where)
     notes = list[str]()
-    width, height = _pixels(found)
     contracts = tuple(cache.contract for cache in planned.caches)
-    rate = speeds.encoding(config, contracts, encoders, machines, width * height)
+    rate = speeds.encoding(config, contracts, encoders, machines, _pixels(found))
     what = "GPUs" if machines.gpu else "processes"
     figures.append(Figure(f"images/s of one of the {what}", rate.per_s, "images/s", rate.basis, rate.where))
-    counts = sorted({machines.world, *(COUNTS if machines.gpu else (1,))})
+    counts = sorted({machines.world, *(COUNTS if machines.gpu else ())})  # processes share the cores of a machine
     for figure in encode_figures(planned.images, rate, counts, planned.source_bytes, what):
         one = figure.name.endswith(f" 1 {what}")
         figures.append(replace(figure, name=f"{figure.name.removesuffix(what)}{ONE[what]}") if one else figure)
     hours = planned.images / rate.per_s / machines.world / 3600
     if source is not None and source.shard_bytes:
-        size = planned.caches[0].size
-        requests = encode_requests(size, source.shard_bytes, machines.world, hours, config.claim_seconds)
+        requests = _requests(planned, source.shard_bytes, machines.world, hours, config.claim_seconds)
         kinds = f"GET {requests.get:,}, PUT {requests.put:,}, HEAD {requests.head:,}, LIST {requests.list:,}"
         figures.append(Figure("requests", requests.total, "", "arithmetic", f"{kinds}, DELETE {requests.delete:,}"))
     if tried and source is not None and source.rejected:
@@ -137,12 +138,29 @@ def encode_section(
     return Section("encode", tuple(figures), tuple(notes))
 
 
-def hours_of_encode(section: Section | None, machines: Machines) -> float | None:
+def _requests(
+    planned: PlannedEncode, shard_bytes: Sequence[int], processes: int, hours: float, claim_seconds: float
+) -> Requests:
+    """Requests for all resolutions: the source is read once, and a shard claimed once; each has reports of its own."""
+    first, *others = (cache.size for cache in planned.caches)
+    total = encode_requests(first, shard_bytes, processes, hours, claim_seconds)
+    for size in others:
+        more = encode_requests(size, shard_bytes, processes)
+        total = replace(
+            total,
+            get=total.get + more.get - sum(-(-one // CHUNK) for one in shard_bytes),
+            put=total.put + more.put - len(shard_bytes),
+            head=total.head + more.head - len(shard_bytes),
+            list=total.list + more.list,
+        )
+    return total
+
+
+def hours_of_encode(section: Section | None, machines: Machines) -> Figure | None:
     """Hours of encoding on the job's own machines; None where they are not known."""
     what = "GPUs" if machines.gpu else "processes"
     noun = ONE[what] if machines.world == 1 else what
-    figure = section.figure(f"hours with {machines.world} {noun}") if section else None
-    return figure.value if figure else None
+    return section.figure(f"hours with {machines.world} {noun}") if section else None
 
 
 def _of_cache(cache: PlannedCache, several: bool, basis: Basis, where: str) -> list[Figure]:
@@ -183,6 +201,10 @@ def _of_cache(cache: PlannedCache, several: bool, basis: Basis, where: str) -> l
 def _finished(found: Cached) -> Section:
     """The figures of caches that are there."""
     sizes = found.sizes
+    notes = ["the cache is there: nothing is left to be encoded"]
+    if len({manifest.contract.latent_shape for manifest in found.manifests}) > 1:
+        shape = "x".join(map(str, found.contract.latent_shape))
+        notes.append(f"memory and speed are those of the largest latents of data.train and data.mix, {shape}")
     digests = [manifest.digest[:12] for manifest in found.manifests]
     where = "manifest " + ", ".join(digests)
     return Section(
@@ -194,16 +216,16 @@ def _finished(found: Cached) -> Section:
             Figure("objects", sum(size.objects for size in sizes), "", "arithmetic", "tars, indexes and reports"),
             Figure("bytes of the cache", sum(size.total for size in sizes), "bytes", "measured", where),
         ),
-        ("the cache is there: nothing is left to be encoded",),
+        tuple(notes),
     )
 
 
-def _pixels(found: Cached) -> tuple[float, float]:
-    """Sides of a picture of the source in the mean."""
+def _pixels(found: Cached) -> float:
+    """Pixels of a picture of the source in the mean."""
     samples = found.planned.source.samples if found.planned and found.planned.source else ()
     if not samples:
-        return SIDES
-    return _mean([one.width for one in samples]), _mean([one.height for one in samples])
+        return SIDES[0] * SIDES[1]
+    return sum(one.width * one.height for one in samples) / len(samples)
 
 
 def _whence(found: Cached) -> str:
@@ -213,7 +235,3 @@ def _whence(found: Cached) -> str:
         captions = f" with captions of {TOKENS} tokens" if found.contract.text is not None else ""
         return f"images of {SIDES[0]}x{SIDES[1]} pixels{captions}, assumed"
     return f"{source.read} samples of {source.tried} of {source.shards:,} shards"
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values)

@@ -119,9 +119,17 @@ class Job:
         return replace(self, config=config)
 
     def precision(self) -> Precision:
-        """Of forward and backward passes. A configuration that asks for bf16 in stage 0 counts as fp32: training
-        refuses it."""
+        """In which the memory of forward and backward passes is counted. A configuration that asks for bf16 in stage 0
+        counts as fp32: training refuses it."""
         return precision_of(self.config, bool(self.machines.gpu))
+
+    def passes(self) -> Precision:
+        """In which forward and backward passes compute, by which they are timed. engine=torch computes in bf16 by
+        autocast over weights in float32, whose memory counts as that of fp32 (`precision`)."""
+        if self.config.deepspeed.engine != "torch":
+            return self.precision()
+        asked = self.config.precision
+        return "bf16" if asked == "bf16" or (asked == "auto" and self.machines.gpu) else "fp32"
 
     def cost(self, images: int) -> Cost:
         """What a training step of so many samples computes, losses with networks of their own included."""

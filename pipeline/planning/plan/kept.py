@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from pipeline.config import AutoencoderConfig, RunConfig
 from pipeline.planning.first_stage import autoencoder_cost
 from pipeline.planning.memory import AVERAGE, MASTER, MOMENTS
@@ -14,9 +16,10 @@ MUON_MOMENTS = 4
 """Bytes of Muon's one moment."""
 ADAM_ONLY = (
     *("conv_in", "conv_out", "embed", "task.embed", "task.tokens.embed", "task.tokens.place"),
-    *("task.paint", "task.embed_level"),
+    *("task.paint", "task.embed_level", "task.perceptron.first", "task.perceptron.last", "pool.pool.out"),
 )
-"""Parts of a network that Muon leaves to AdamW (training/engines/optimizer.py), but for those of autoencoders."""
+"""Parts of a network, and layers of parts, that Muon leaves to AdamW (training/engines/optimizer.py), but for those of
+autoencoders."""
 ADAM_ONLY_PIXELS = (
     *("model.encoder.conv_in", "model.encoder.conv_out", "model.decoder.conv_in", "model.decoder.conv_out"),
     *("model.quant_conv", "model.post_quant_conv", "model.quantize", "discriminator"),
@@ -37,10 +40,21 @@ def commit_bytes(config: RunConfig, cost: Cost, averaged: int) -> int:
             for part in cost.parts
             if not (part.name in excluded or part.name.startswith("discriminator"))
             for layer in part.layers
+            if f"{part.name}.{layer.name}" not in excluded
         )
         moments -= (MOMENTS - MUON_MOMENTS) * hidden
     averages = 1 + len(config.ema.half_lives) + len(config.ema.widths)
     return MASTER * cost.parameters + moments + AVERAGE * averages * averaged
+
+
+def events(end: int, every: int, batch: int) -> int:
+    """Steps after which something happens that comes every `every` samples (0 = never) and at the end: one for each
+    step in which a multiple lies, however many. end: samples of the run, in whole batches."""
+    if not every:
+        return 1
+    period = max(every, batch)
+    last = end // period
+    return last if last and -(-last * period // batch) * batch == end else last + 1
 
 
 def commits(config: RunConfig) -> list[int]:
@@ -51,8 +65,15 @@ def commits(config: RunConfig) -> list[int]:
     periods = [config.checkpoint.every]
     if config.data.val and config.eval.every and config.eval.where == "train":
         periods.append(config.eval.every)
-    due = {-(-n // batch) * batch for period in periods for n in range(period, end + 1, period)}
+    steps = [max(period, batch) for period in periods]  # a step commits once, whatever lies in it
+    due = {-(-n // batch) * batch for period in steps for n in range(period, end + 1, period)}
     return sorted({n for n in due if n <= end} | {end})
+
+
+def snapshots_of(made: list[int], every: int) -> int:
+    """Snapshots of averages that a run keeps with its commits: with the first at or after a multiple of `every`, one
+    for however many multiples lie before it (training/commits.py). every: 0 = never."""
+    return sum(n // every > before // every for before, n in pairwise([0, *made])) if every else 0
 
 
 def kept_commits(config: RunConfig, made: list[int]) -> int:
@@ -81,11 +102,14 @@ def storage_section(job: Job, cost: Cost, cache_total: int = 0) -> Section:
     config, world = job.config, job.machines.world
     averaged = averaged_parameters(job, cost)
     one = commit_bytes(config, cost, averaged)
-    many = job.samples // config.checkpoint.every
+    many = events(job.samples, config.checkpoint.every, config.optim.batch)
+    if config.data.val and config.eval.every and config.eval.where == "train":
+        many += events(job.samples, config.eval.every, config.optim.batch)  # at most: some are the same
     made = commits(config) if many <= MOST_COMMITS else []
     kept = kept_commits(config, made) if made else config.checkpoint.keep
     number = len(made) or many
-    snapshots = job.samples // config.ema.snapshots if config.ema.widths and config.ema.snapshots else 0
+    every = config.ema.snapshots if config.ema.widths else 0
+    snapshots = snapshots_of(made, every) if made else min(job.samples // every, many) if every else 0
     of_snapshots = snapshots * AVERAGE * len(config.ema.widths) * averaged
     averages = 1 + len(config.ema.half_lives) + len(config.ema.widths)
     rules = f"checkpoint.keep={config.checkpoint.keep}, keep_every={config.checkpoint.keep_every:,}"

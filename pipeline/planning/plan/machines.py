@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 
 NETWORK_GB_S = 25.0
 """Bandwidth between nodes where cluster.network_gb_s says none: one port of 200 Gb/s."""
@@ -17,7 +18,7 @@ class Gpu:
 
     name: str
     peak_tflops: float
-    memory_gb: float
+    memory_gb: float = field(compare=False)  # one kind is sold with several
     link_gb_s: float
 
 
@@ -28,16 +29,19 @@ GPUS = (
     Gpu("h100", 989.4, 80, 450),
     Gpu("a100", 312.0, 80, 300),
     Gpu("l40s", 362.0, 48, 32),
-    Gpu("a10g", 125.0, 24, 32),
+    Gpu("a10g", 70.0, 24, 32),
     Gpu("v100", 125.0, 32, 150),
 )
 """In the order in which names are compared: the first whose name is part of a device's counts."""
 
 
 def gpu_of(name: str) -> Gpu | None:
-    """The GPU whose name is part of this one, in whatever case; None for one that the table does not have."""
+    """The GPU whose name is part of this one, in whatever case, with the memory that it says (A100 40GB); None for one
+    that the table does not have."""
     plain = name.lower().replace("_", " ").replace("-", " ")
-    return next((gpu for gpu in GPUS if gpu.name in plain), None)
+    found = next((gpu for gpu in GPUS if re.search(rf"(?<![a-z0-9]){gpu.name}(?!\d)", plain)), None)
+    sizes = re.findall(r"(?<![a-z0-9])(\d{1,4}) ?gb\b", plain)
+    return replace(found, memory_gb=float(sizes[-1])) if found and sizes else found
 
 
 def names() -> str:

@@ -15,7 +15,6 @@ HEADINGS = {
     "evaluations": "Evaluations",
     "whole": "In all",
 }
-MARKS = {"measured": "measured", "calibrated": "calibrated", "arithmetic": "arithmetic"}
 SHORTEST = 72
 """Characters of where a figure comes from that stand beside it; longer ones are notes below the page."""
 
@@ -47,7 +46,7 @@ def _lines(section: Section, sources: list[str]) -> list[str]:
             if where not in sources:
                 sources.append(where)
             where = f"[{sources.index(where) + 1}]"
-        rows.append((figure.name, value_words(figure.value, figure.unit), MARKS[figure.basis], where))
+        rows.append((figure.name, value_words(figure.value, figure.unit), figure.basis, where))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [
         f"  {name.ljust(widths[0])}   {value.rjust(widths[1])}   {basis.ljust(widths[2])}   {where}".rstrip()
@@ -72,9 +71,13 @@ def _scales(plan: Plan) -> list[str]:
         return []
     rows = [["nodes", "GPUs", "images/s", "hours of steps", "device-hours", "sending"]]
     for one in plan.scales:
-        figures = (f"{one.images_per_s:,.4g}", f"{one.hours:,.3g}", f"{one.device_hours:,.4g}", f"{one.sent:.0%}")
-        rows.append([str(one.nodes), str(one.ranks), *figures])
-    return ["", "  The same batch on other numbers of nodes", *_aligned(rows)]
+        numbers = (value_words(value, "") for value in (one.images_per_s, one.hours, one.device_hours))
+        mark = "x" if one.fits is False else ""
+        rows.append([f"{mark}{one.nodes}", str(one.ranks), *numbers, f"{one.sent:.0%}"])
+    what = "The same batch on other numbers of nodes"
+    if any(one.fits is False for one in plan.scales):
+        what += f" (x: a step takes more than {ROOM:.0%} of a GPU)"
+    return ["", f"  {what}", *_aligned(rows)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

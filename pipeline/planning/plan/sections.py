@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.parsing.redaction import redact_values
 from pipeline.planning.plan.choices import Choice, Scale
-from pipeline.planning.plan.figures import FORMAT, Figure
+from pipeline.planning.plan.figures import FORMAT, Figure, value_words
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Plan:
             return ""
         price = self.value("whole", "price")
         paid = f", {price:,.0f} at the given price" if price is not None else ""
-        return f"{hours:,.3g} hours, {gpu_hours:,.3g} device-hours{paid}"
+        return f"{value_words(hours, '')} hours, {value_words(gpu_hours, '')} device-hours{paid}"
 
     def plain(self) -> dict[str, Any]:
         """The plan as JSON holds it."""

@@ -34,7 +34,7 @@ class Speeds:
         rate = self.rates.training(
             cost,
             job.micro,
-            precision=job.precision(),
+            precision=job.passes(),
             compile=job.compiled,
             gpu=job.machines.gpu or CPU,
             world=job.machines.ranks,
@@ -46,7 +46,7 @@ class Speeds:
         )
         if rate.basis == "calibrated":
             return rate
-        if job.precision() == "bf16" and (judges := tuple(part for part in cost.parts if part.name.startswith(JUDGED))):
+        if job.passes() == "bf16" and (judges := tuple(part for part in cost.parts if part.name.startswith(JUDGED))):
             rate = self._with_float32(rate, Cost(judges), cost, job)
         if not recomputed:
             return rate
@@ -101,8 +101,9 @@ class Speeds:
         machines: Machines,
         source_pixels: float,
     ) -> Rate:
-        """Images of the source that a process encodes in a second, for all resolutions. source_pixels: of a picture."""
-        stages = [encoders.encoder(contract, config.batch) for contract in contracts]
+        """Images of the source that a process encodes in a second, for all resolutions, and flipped as well where
+        encode.flip says so. source_pixels: of a picture."""
+        stages = [encoders.encoder(contract, config.batch * (2 if config.flip else 1)) for contract in contracts]
         parts = tuple(part for stage in stages if stage is not None for part in stage.parts)
         text = encoders.tower(config.batch * config.captions) if config.text_kind in ("full", "trimmed") else None
         return self.rates.encoding(

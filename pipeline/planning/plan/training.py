@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.config import TrainConfig
 from pipeline.planning.fit import LEARNED
 from pipeline.planning.parts import Cost
@@ -16,6 +18,8 @@ from pipeline.planning.plan.speeds import Speeds
 AMPLIFICATION = 1.03
 """Bytes that all nodes read in an epoch over those that there are: simulated for 512 nodes
 (benchmarks/results/order-amd-epyc-2-cores.md)."""
+COUNTS = 0.01
+"""Share of a step from which on what is sent counts."""
 
 
 def training_section(job: Job, chosen: Choice, speeds: Speeds) -> Section:
@@ -68,26 +72,33 @@ def _speed(job: Job, cost: Cost, chosen: Choice, rate: Rate) -> list[Figure]:
     per_s = images_per_second(job, chosen)
     gpu = gpu_of(job.machines.gpu) if job.machines.gpu else None
     peak = job.config.tracking.peak_tflops * 1e12 or (gpu.peak_tflops * 1e12 if gpu else 0.0)
-    basis = rate.basis if chosen.send_s < 0.01 * chosen.step_s else _weaker(rate.basis)
+    basis = _basis(chosen, rate)
     figures = [
         Figure("images/s of a rank that sends nothing", rate.per_s, "images/s", rate.basis, rate.where),
         Figure("images/s", per_s, "images/s", basis, f"{job.machines.world} ranks of that, with what they send"),
         Figure("seconds of a step", chosen.step_s, "s", basis, f"{job.config.optim.batch:,} images"),
     ]
-    if chosen.send_s > 0.01 * chosen.step_s:
+    if chosen.send_s >= COUNTS * chosen.step_s:
         best = job.config.optim.batch / max(chosen.compute_s, chosen.send_s)
         where = "if sending and computing overlapped wholly, which no plan can promise"
-        figures.append(Figure("images/s at best", best, "images/s", basis, where))
+        figures.append(Figure("images/s at best", best, "images/s", "arithmetic", where))
     if peak:
-        used = job.image_flops(cost) * per_s / job.machines.world / peak
-        where = f"of {peak / 1e12:g} TFLOP/s, without recomputation"
+        used = trained_flops(cost) * per_s / job.machines.world / peak
+        where = f"of {peak / 1e12:g} TFLOP/s, of what is trained, without recomputation"
         figures.append(Figure("MFU", used, "share", basis, where))
     return figures
 
 
-def _weaker(basis: Basis) -> Basis:
-    """The basis of a product with an assumed bandwidth."""
-    return "arithmetic" if basis == "measured" else basis
+def trained_flops(cost: Cost) -> int:
+    """FLOPs of a step, without those of networks that run in it and are not trained. cost: of the steps that images/s
+    is of, an autoencoder's heaviest."""
+    trained = replace(cost, parts=tuple(part for part in cost.parts if not part.name.startswith(FROZEN)))
+    return sum(trained.training_flops().values())
+
+
+def _basis(chosen: Choice, rate: Rate) -> Basis:
+    """The basis of a step's time: where what is sent counts, an assumed bandwidth."""
+    return rate.basis if chosen.send_s < COUNTS * chosen.step_s else "arithmetic"
 
 
 def _sent(job: Job, chosen: Choice) -> list[Figure]:
@@ -116,7 +127,7 @@ def _read(job: Job, chosen: Choice) -> list[Figure]:
 
 def _whole(job: Job, chosen: Choice, rate: Rate) -> list[Figure]:
     spent = seconds(job, chosen)
-    basis = _weaker(rate.basis)
+    basis: Basis = "calibrated" if _basis(chosen, rate) == "calibrated" else "arithmetic"
     config = job.config
     figures = [
         Figure("samples", job.samples, "", "arithmetic", f"samples={config.samples:,}, in whole batches"),

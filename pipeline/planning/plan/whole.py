@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.config import AutoencoderConfig, EncodeConfig, EncodersConfig, RunConfig, TrainConfig
 from pipeline.config.loading.merge import from_dict
 from pipeline.data.format.contract import Contract
 from pipeline.planning.plan.choices import Choice, choice, choices, reason, recommended, scales
 from pipeline.planning.plan.encoding import Cached, encode_section, hours_of_encode
-from pipeline.planning.plan.evaluations import evaluations_section, waiting_seconds
+from pipeline.planning.plan.evaluations import evaluations_section, waited
 from pipeline.planning.plan.figures import Basis, Figure
 from pipeline.planning.plan.job import Job, Machines
 from pipeline.planning.plan.kept import storage_section
@@ -81,9 +82,10 @@ def plan_of(asked: Asked, speeds: Speeds) -> Plan:
     cost = job.cost(1)
     total = sum(size.total for size in asked.cached.sizes)
     storage = storage_section(job, cost, total)
-    waits = waiting_seconds(evaluations, job.config.eval.where)
-    basis = next(figure.basis for figure in training.figures if figure.name == "hours of steps")
-    whole = _whole(asked, trained_s + waits, hours_of_encode(encode, job.machines), basis)
+    waits = waited(evaluations, job.config.eval.where)
+    basis = of_sum([part.basis for part in (training.figure("hours of steps"), *waits) if part is not None])
+    run_s = trained_s + sum(3600 * figure.value for figure in waits)
+    whole = _whole(asked, run_s, basis, hours_of_encode(encode, job.machines))
     sections = (encode, training, storage, evaluations, whole)
     return Plan(
         title=asked.title,
@@ -96,8 +98,13 @@ def plan_of(asked: Asked, speeds: Speeds) -> Plan:
     )
 
 
-def _whole(asked: Asked, run_s: float, encode_hours: float | None, basis: Basis) -> Section:
-    """Hours, device-hours and price. run_s: of training with what it waits for. encode_hours: on the same machines;
+def of_sum(bases: Sequence[Basis]) -> Basis:
+    """The basis of a sum: calibrated where all of it is."""
+    return "calibrated" if {*bases} == {"calibrated"} else "arithmetic"
+
+
+def _whole(asked: Asked, run_s: float, basis: Basis, encode: Figure | None) -> Section:
+    """Hours, device-hours and price. run_s: of training with what it waits for. encode: hours on the same machines;
     None = nothing is encoded, or it is not known."""
     machines = asked.job.machines
     world, what = machines.world, "GPU" if machines.gpu else "process"
@@ -106,17 +113,17 @@ def _whole(asked: Asked, run_s: float, encode_hours: float | None, basis: Basis)
         Figure("hours", hours, "hours", basis, "training with its evaluations; commits are written beside it"),
         Figure("device-hours", hours * world, "hours", basis, f"hours x {world} {what}{_plural(what, world)}"),
     ]
-    if encode_hours is not None:
-        figures.append(Figure("hours of encoding", encode_hours, "hours", basis, "on the same machines, before"))
-        figures.append(
-            Figure("device-hours of both", (hours + encode_hours) * world, "hours", basis, "encoding and training")
-        )
+    both = of_sum([basis, encode.basis]) if encode else basis
+    if encode is not None:
+        spent = (hours + encode.value) * world
+        figures.append(replace(encode, name="hours of encoding", where="on the same machines, before"))
+        figures.append(Figure("device-hours of both", spent, "hours", both, "encoding and training"))
     if asked.price:
         where = f"price={asked.price:g} for an hour of a {what}"
         figures.append(Figure("price", hours * world * asked.price, "", basis, where))
-        if encode_hours is not None:
-            paid = (hours + encode_hours) * world * asked.price
-            figures.append(Figure("price of both", paid, "", basis, where))
+        if encode is not None:
+            paid = (hours + encode.value) * world * asked.price
+            figures.append(Figure("price of both", paid, "", both, where))
     notes = ("what jobs wait for in a queue, restarts and failures are not counted",)
     return Section("whole", tuple(figures), notes)
 

@@ -18,7 +18,7 @@ FP32_TFLOPS = {
     "h100": 66.9,
     "a100": 19.5,
     "l40s": 91.6,
-    "a10g": 31.2,
+    "a10g": 35.0,
     "v100": 15.7,
 }
 """Peaks of float32 products without TF32 in TFLOP/s, from the makers' data sheets, by names of the table of GPUs."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.config import DeepSpeedConfig, OptimConfig, RunConfig
 from pipeline.config.check.groups import check_world
+from pipeline.data.reading.device import to_device
 from pipeline.distributed.world import World
 from pipeline.errors import ConfigError
 from pipeline.runs.fragments import Fragment
@@ -96,7 +97,7 @@ class Engine(ABC):
 
     def _added(self, shares: Sequence[Tensor]) -> Tensor:
         """The sums over ranks of scalars, (shares,) float64, on the world's device."""
-        return self.world.added(torch.stack([share.to(self.world.device) for share in shares]))
+        return self.world.added(torch.stack([to_device(share, self.world.device) for share in shares]))
 
     def main(self, norms: Mapping[str, float]) -> float:
         """The norm of the part that is guarded, the first."""

@@ -62,7 +62,7 @@ def _is_run(where: str) -> bool:
 
 
 def _of_run(config: AutoencoderConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Facts and weights of the newest good checkpoint of an autoencoder's run."""
+    """Facts and weights of an autoencoder's run: of its newest checkpoint that has them whole."""
     info = load_autoencoder_run(config.init)
     n, state = load_weights(info.storage, 0, config.init_weights, AVERAGED)
     model = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}

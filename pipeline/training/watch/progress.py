@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 from pipeline.training.watch.alerts import Stalls
 from pipeline.training.watch.garbage import Garbage
@@ -17,6 +17,7 @@ class ProgressWatch:
     watchdog_s: seconds without progress after which this rank is ended. step_limit_s: the same once the first step is
     taken; 0 = as before. stall_s: seconds without a step after which `say` is called with n and a sentence. 0 = never.
     collectives, garbage: what is done about them between the first step and the last, evaluations and commits aside.
+    aside: a context around what pauses the watch.
     """
 
     def __init__(
@@ -32,16 +33,18 @@ class ProgressWatch:
         self.watchdog = Watchdog(watchdog_s, later=step_limit_s)
         self.stalls = Stalls(stall_s, say)
         self.collectives, self.garbage = collectives, garbage
+        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext
         self._began = False
 
     def beat(self, n: int) -> None:
         """A step begins; those before have ended, and n samples are seen. Collective."""
         if self._began:
+            self.watchdog.stop()  # a rank may wait here for others, whose step or commit takes longer
+            self.collectives.shorten()
             self.watchdog.hurry()
         self.watchdog.beat(n)
         self.stalls.beat(n)
         if self._began:
-            self.collectives.shorten()
             self.garbage.step()
         self._began = True
 
@@ -51,7 +54,7 @@ class ProgressWatch:
         their own."""
         self.stalls.pause()
         self._let_go()
-        with self.watchdog.paused():
+        with self.watchdog.paused(), self.aside():
             yield
 
     def stop(self) -> None:
