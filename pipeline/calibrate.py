@@ -14,9 +14,9 @@ from pipeline.config import CalibrateConfig
 from pipeline.distributed.exits import leave
 from pipeline.distributed.place import adopt_step, in_world, require_place
 from pipeline.distributed.ranks import run_ranks
-from pipeline.errors import LatentmillError
+from pipeline.errors import ConfigError, LatentmillError
 from pipeline.log import show
-from pipeline.planning.rates.calibration import add, place_of
+from pipeline.planning.rates.calibration import add, place_of, require_writable
 
 if TYPE_CHECKING:
     from pipeline.planning.rates.calibration import Calibration
@@ -33,13 +33,22 @@ def main(config: CalibrateConfig) -> int:
 
 def as_rank(config: CalibrateConfig) -> int:
     """Measure as the rank that the environment gives this process; rank 0 writes the file."""
+    import torch
+
     from pipeline.distributed import world as distributed
     from pipeline.training.pace.calibrating import calibrate
 
     world = distributed.start(config.device, config.launch.threads)
     began, place = time.monotonic(), place_of(config.dest)
     try:
-        calibration = calibrate(config, world)
+        world.together(lambda: require_writable(place), rank=0)
+        try:
+            calibration = calibrate(config, world)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"rank {world.rank} has too little memory for a layer or a network that is measured "
+                f"({str(error).partition('.')[0]}): lower micro_batch, or leave experiment= out"
+            ) from None
         world.together(lambda: add(place, calibration), rank=0)
     except LatentmillError as error:
         if world.rank == 0 or not distributed.is_shared(error):

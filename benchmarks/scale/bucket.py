@@ -1,5 +1,5 @@
-"""A bucket in memory that counts requests, by kind and prefix, and the seconds that they would take one after the
-other in each thread. The code of commits, leases and datasets runs on it as on S3."""
+"""A bucket in memory that counts requests by kind, and the seconds that they would take one after the other in
+each thread. The code of commits, leases and datasets runs on it as on S3."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ READS = ("get", "head", "list")
 
 @dataclass
 class Asked:
-    """Requests of some work, each of which takes latency_s. by_kind: get, head, list, put, delete. by_prefix: by the
-    first folder of their keys. by_thread: by its name. bytes: that were read or written."""
+    """Requests of some work, each of which takes latency_s. by_kind: get, head, list, put, delete. by_thread: by
+    its name. bytes: that were read or written."""
 
     latency_s: float
     by_kind: Counter[str] = field(default_factory=Counter)
-    by_prefix: Counter[str] = field(default_factory=Counter)
     by_thread: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
 
@@ -73,30 +72,29 @@ class Bucket(Storage):
         finally:
             self._asked = None
 
-    def _count(self, kind: str, key: str, size: int = 0, times: int = 1) -> None:
+    def _count(self, kind: str, size: int = 0, times: int = 1) -> None:
         asked = self._asked
         if asked is None:
             return
         with self._lock:
             asked.by_kind[kind] += times
-            asked.by_prefix[key.partition("/")[0] + "/" if "/" in key else "(root)"] += times
             asked.by_thread[threading.current_thread().name] += times
             asked.bytes += size
 
     def get(self, key: str) -> bytes:
         data = self._content(key)
-        self._count("get", key, len(data))
+        self._count("get", len(data))
         return data
 
     def read_into(self, key: str, offset: int, view: memoryview) -> None:
         data = self._content(key)
-        self._count("get", key, len(view))
+        self._count("get", len(view))
         if offset + len(view) > len(data):
             raise StorageError(f"{self.locate(key)} ends before byte {offset + len(view)}")
         view[:] = data[offset : offset + len(view)]
 
     def put(self, key: str, data: bytes) -> None:
-        self._count("put", key, len(data))
+        self._count("put", len(data))
         self.objects[key] = bytes(data)
 
     def put_file(self, key: str, path: Path) -> None:
@@ -107,7 +105,7 @@ class Bucket(Storage):
         return temporary_path(Path(tempfile.gettempdir(), "at-scale"))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        self._count("put", key, len(data))
+        self._count("put", len(data))
         with self._lock:
             if key in self.objects:
                 return False
@@ -115,18 +113,18 @@ class Bucket(Storage):
         return True
 
     def stat(self, key: str) -> ObjectInfo:
-        self._count("head", key)
+        self._count("head")
         size = self.sizes.get(key)
         return ObjectInfo(key, len(self._content(key)) if size is None else size, "e")
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         known = {**self.sizes, **{key: len(data) for key, data in self.objects.items()}}
         found = [ObjectInfo(key, known[key], "e") for key in sorted(known) if key.startswith(prefix)]
-        self._count("list", prefix, times=max(1, -(-len(found) // PAGE)))
+        self._count("list", times=max(1, -(-len(found) // PAGE)))
         return found
 
     def delete(self, key: str) -> None:
-        self._count("delete", key)
+        self._count("delete")
         self.objects.pop(key, None)
         self.sizes.pop(key, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,15 +127,15 @@ def start_of(world: World, path: Path) -> Start:
 @dataclass(frozen=True)
 class Reads:
     """What the followed ranks read, scaled to all of them. samples: of all ranks in that time. blocks: that ranks
-    read, each once until its last use. node_blocks: the same, where ranks of a node share. indexes: of tars that ranks
-    read from. bytes: of the blocks. window: bytes that a rank must hold at most. lanes: of the order."""
+    read, each once until its last use; those that are open already when it begins are not counted. node_blocks: the
+    same, where ranks of a node share. indexes: of tars that ranks begin to read from. bytes: of the blocks. window:
+    bytes that a rank must hold at most. lanes: of the order."""
 
     samples: int
     blocks: float
     node_blocks: float
     indexes: float
     bytes: float
-    node_bytes: float
     block_bytes: float
     window: int
     lanes: int
@@ -142,39 +143,46 @@ class Reads:
 
 
 def reads_of(world: World, path: Path) -> Reads:
-    """Follows whole nodes, evenly spaced, through `batches` batches in the middle of an epoch. path: of the
-    manifest."""
+    """Follows whole nodes, evenly spaced, through whole windows of the order in the middle of an epoch: some `batches`
+    batches, as lanes open the blocks of a window nearly at once. path: of the manifest."""
     bucket = bucket_of(world, path.read_bytes())
     dataset = dataset_of(bucket, load_manifest(bucket))
     order = dataset.order(0, world.batch)
     assert isinstance(order, Order), "one cache without buckets"
     share, nodes = world.batch // world.ranks, world.sampled // world.ranks_per_node
     first = order.epoch_samples // 2 // world.batch * world.batch
-    starts = first + world.batch * np.arange(world.batches)
-    blocks = node_blocks = indexes = 0
-    total = node_total = 0
+    # Blocks that are open when the first batch begins were read before: those of the window that it lies in, and of
+    # the one before, as a block may lie in both. So were indexes of tars that are read from: blocks of a group of tars
+    # are mixed.
+    window = order.records / order.lanes / order.windows / order.share
+    mixed = order.group * order.records / world.shards / order.share
+    before = min(first // world.batch, math.ceil(2 * window + mixed))
+    followed = min(round(max(1, round(world.batches / window)) * window), (order.epoch_samples - first) // world.batch)
+    batches = first + world.batch * np.arange(-before, followed)
+    blocks = node_blocks = indexes = total = 0
     for node in (np.arange(nodes) * world.nodes // nodes).tolist():
         of_node: set[int] = set()
+        opened: set[int] = set()
         for rank in range(node * world.ranks_per_node, (node + 1) * world.ranks_per_node):
-            numbers = (starts[:, None] + rank * share + np.arange(share)).reshape(-1)
-            found = np.unique(order.locate(numbers).block)
-            of_node.update(found.tolist())
+            block = order.locate((batches[:, None] + rank * share + np.arange(share)).reshape(-1)).block
+            already, now = np.unique(block[: before * share]), np.unique(block[before * share :])
+            found = np.setdiff1d(now, already)
+            opened.update(already.tolist())
+            of_node.update(now.tolist())
             blocks += len(found)
             total += int(dataset.bytes[found].sum())
-            indexes += len(np.unique(dataset.shards[found]))
-        node_blocks += len(of_node)
-        node_total += int(dataset.bytes[np.array(sorted(of_node))].sum())
+            indexes += len(np.setdiff1d(dataset.shards[now], dataset.shards[already]))
+        node_blocks += len(of_node - opened)
     scale = world.ranks / (nodes * world.ranks_per_node)
-    window = max(order.window_bytes(dataset.bytes, rank * share, share) for rank in (0, world.ranks // 2))
+    held = max(order.window_bytes(dataset.bytes, rank * share, share) for rank in (0, world.ranks // 2))
     return Reads(
-        world.batches * world.batch,
+        followed * world.batch,
         blocks * scale,
         node_blocks * scale,
         indexes * scale,
         total * scale,
-        node_total * scale,
         float(dataset.bytes.mean()),
-        window,
+        held,
         order.lanes,
         len(dataset),
     )

@@ -38,8 +38,6 @@ class World:
     """Of a rank while nothing disturbs it: an assumption."""
     memory_gb: float = 4.0
     """data.memory_gb of each rank."""
-    workers: int = 4
-    """data.workers of each rank."""
     days: float = 14.0
     every_s: float = 1800.0
     """Seconds between commits, from which checkpoint.every follows."""
@@ -76,10 +74,13 @@ class World:
     """Bandwidth of the bucket to all nodes."""
     sampled: int = 64
     """Ranks whose reads are followed, in whole nodes."""
-    batches: int = 1024
-    """Batches for which they are."""
+    batches: int = 5000
+    """Batches for which they are, about."""
 
     def __post_init__(self) -> None:
+        for name in ("samples", "shards", "ranks", "ranks_per_node", "batch", "sampled", "batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: 1 or more is wanted")
         if self.batch % self.ranks or self.ranks % self.ranks_per_node or self.sampled % self.ranks_per_node:
             raise ConfigError(
                 f"ranks={self.ranks} must divide batch={self.batch}, and ranks_per_node={self.ranks_per_node} the "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import ClusterConfig, EvalRunConfig, ReconstructConfig, RunConfig, SamplerConfig, TrainConfig
 from pipeline.config.loading.load import load
 from pipeline.distributed.children import own_command
-from pipeline.errors import ConfigError, ParseError
+from pipeline.errors import ConfigError, ParseError, StorageError
 from pipeline.jobs.options import Job, further, gres, requeueing, resources, step
 from pipeline.scheduler.script import Script, log_path
 from pipeline.storage.urls import open_storage
@@ -35,23 +35,27 @@ def eval_jobs(cluster: ClusterConfig, words: Sequence[str], coming: Sequence[str
 def memory_notes(config: EvalRunConfig, info: RunInfo[RunConfig], cluster: ClusterConfig) -> list[str]:
     """What the evaluation of a run takes of a GPU, in words. Raises ConfigError where the GPU has less."""
     from pipeline.data.format.contract_json import contract_from_json
-    from pipeline.planning.evaluation import require_evaluation, sampling_bytes
+    from pipeline.planning.evaluation import drawn_in, require_evaluation, sampling_bytes
     from pipeline.planning.plan.whole import encoders_of
 
     run = info.config
     if config.pending or config.from_card or not isinstance(run, TrainConfig) or not run.task.draws:
         return []
+    if config.tile != "off":
+        return [f"memory of the evaluation: not looked at (tile={config.tile})"]
+    run = replace(run, encoders=config.encoders or run.encoders)
     guidance = max(config.guidance, key=lambda scale: scale != 1)
     sampler = SamplerConfig(batch=config.batch, guidance=guidance)
     features = (config.features or run.eval.features) if config.reference or run.eval.reference else None
     try:
         contract = contract_from_json(info.contract)
         encoders = encoders_of(run, contract)
-        needed = sampling_bytes(run, contract, encoders, sampler, features, config.perceptual or run.eval.perceptual)
-    except (ConfigError, ParseError) as error:
+        perceptual, drawn = config.perceptual or run.eval.perceptual, drawn_in(config.precision, bool(cluster.gpus))
+        needed = sampling_bytes(run, contract, encoders, sampler, features, perceptual, precision=drawn)
+    except (ConfigError, ParseError, StorageError) as error:
         return [f"memory of the evaluation: not looked at ({error})"]
     if cluster.gpus and cluster.gpu_memory_gb:
-        require_evaluation(needed, cluster.gpu_memory_gb, "batch")
+        require_evaluation(replace(needed, batch="batch"), cluster.gpu_memory_gb)
     return [f"memory: {needed.words()}"]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.config import ClusterConfig, EncodeConfig, RunConfig
-from pipeline.errors import ConfigError
-from pipeline.planning.evaluation import Evaluating, evaluation_in_training, require_evaluation
+from pipeline.config import ClusterConfig, EncodeConfig, RunConfig, TrainConfig
+from pipeline.errors import ConfigError, ParseError, StorageError
+from pipeline.planning.evaluation import Evaluating, drawn_in, evaluation_in_training, require_evaluation
 from pipeline.planning.fit import precision_of
 from pipeline.planning.plan.encoding import Cached
 from pipeline.planning.plan.figures import value_words
@@ -38,7 +38,7 @@ def plan_line(config: RunConfig, manifests: Sequence[Manifest], cluster: Cluster
         job = job_of(config, found, encoders, machines_of(cluster))
         asked = Asked("", job, found, EncodeConfig(source="", dest=""), encoders, cluster.price)
         plan = plan_of(asked, Speeds(Rates.load()))
-    except ConfigError as error:
+    except (ConfigError, ParseError, StorageError) as error:
         return f"plan: hours not known ({error})"
     whole, training = plan.section("whole"), plan.section("training")
     hours = whole.figure("hours") if whole else None
@@ -67,7 +67,7 @@ def evaluation_lines(config: RunConfig, contract: Contract, cluster: ClusterConf
         return []
     try:
         needed = needed_of(config, contract, cluster)
-    except ConfigError as error:
+    except (ConfigError, ParseError, StorageError) as error:
         return [f"memory of evaluations: not looked at ({error})"]
     if needed is None:
         return []
@@ -78,7 +78,8 @@ def evaluation_lines(config: RunConfig, contract: Contract, cluster: ClusterConf
 
 
 def needed_of(config: RunConfig, contract: Contract, cluster: ClusterConfig) -> Evaluating | None:
-    """The memory of a rank in an evaluation of a run; None of a run without any. Raises ConfigError."""
+    """The memory of a rank in an evaluation of a run; None of a run without any. Raises ConfigError,
+    ParseError, StorageError."""
     return evaluation_in_training(
         config,
         contract,
@@ -86,4 +87,5 @@ def needed_of(config: RunConfig, contract: Contract, cluster: ClusterConfig) -> 
         precision=precision_of(config, bool(cluster.gpus)),
         world=cluster.nodes * cluster.processes,
         sides=sides_of(config, contract),
+        drawn=drawn_in(config.eval.precision if isinstance(config, TrainConfig) else "fp32", bool(cluster.gpus)),
     )

@@ -1,8 +1,9 @@
 """The memory of an evaluation inside training, or of `latentmill eval`: what lies there, and what a batch takes.
 
-An evaluation gathers the averaged weights in float32, and loads the autoencoder, the text tower with its image tower
-and the network of features beside them; inside training the training state stays as well. A batch of images is
-denoised, then decoded, then looked at, one after the other, so that the largest of these counts. Imports no torch.
+An evaluation gathers the averaged weights in float32, beside which a network that predicts in bf16 is a copy, and
+loads the autoencoder, the text tower with its image tower and the network of features; inside training the training
+state stays as well. A batch of images is denoised, then decoded, then looked at, one after the other, so that the
+largest of these counts. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pipeline.planning.cost import unet_cost
 from pipeline.planning.first_stage import autoencoder_cost, step_cost
 from pipeline.planning.fit import cost_of
 from pipeline.planning.inference import FP32, StageShape, decode_bytes, denoise_bytes, encode_bytes
-from pipeline.planning.memory import Precision, state_bytes
+from pipeline.planning.memory import BYTES, Precision, state_bytes
 from pipeline.planning.perceptual import backbone_of, weights_bytes
 from pipeline.planning.plan.networks import FEATURES, Encoders
 
@@ -48,12 +49,14 @@ class Evaluating:
 
     training: of the training state that stays. networks: weights of everything that is loaded. held: what of a batch
     stays while it is worked on. phases: most bytes of activations while a batch is denoised, decoded and looked at.
+    batch: the key of its images per batch.
     """
 
     training: int
     networks: int
     held: int
     phases: Mapping[str, int]
+    batch: str = "eval.sampler.batch"
 
     @property
     def largest(self) -> str:
@@ -79,6 +82,12 @@ class Evaluating:
         )
 
 
+def drawn_in(asked: str, gpus: bool) -> Precision:
+    """Precision in which images are drawn. asked: eval.precision of a run, or precision of `latentmill eval`; auto is
+    bf16 on GPUs (those that have it)."""
+    return "bf16" if asked == "bf16" or (asked == "auto" and gpus) else "fp32"
+
+
 def evaluation_in_training(
     config: RunConfig,
     contract: Contract,
@@ -87,22 +96,34 @@ def evaluation_in_training(
     precision: Precision,
     world: int,
     sides: tuple[int, int] = (0, 0),
+    drawn: Precision = "fp32",
 ) -> Evaluating | None:
     """What a rank needs for the evaluations of a run, inside training (eval.where=train) or in a process beside it;
     None of a run that has none.
 
     contract: of the training cache. encoders: that decode its latents; None where nothing is decoded. precision, world:
-    of training. sides: (height, width) of an autoencoder's pictures.
+    of training. sides: (height, width) of the pictures that an autoencoder is trained on; it is evaluated on whole
+    ones. drawn: precision in which images are drawn.
     """
     if not config.data.val:
         return None
     if isinstance(config, AutoencoderConfig):
-        needed = _of_autoencoder(config, *sides)
+        width, height = max(contract.buckets, key=lambda size: size[0] * size[1])
+        needed = _of_autoencoder(config, height, width)
     else:
         assert isinstance(config, TrainConfig), "no other verb trains"
         if config.task.draws:
             features = config.eval.features if config.eval.reference else None
-            needed = sampling_bytes(config, contract, encoders, config.eval.sampler, features, config.eval.perceptual)
+            needed = sampling_bytes(
+                config,
+                contract,
+                encoders,
+                config.eval.sampler,
+                features,
+                config.eval.perceptual,
+                precision=drawn,
+                gathered=config.eval.where == "train",
+            )
         else:
             needed = _of_classifier(config, contract, world)
     if config.eval.where == "job":
@@ -113,17 +134,23 @@ def evaluation_in_training(
 def resident_bytes(
     config: RunConfig, contract: Contract, precision: Precision, world: int, sides: tuple[int, int] = (0, 0)
 ) -> int:
-    """Bytes of a rank's training state between steps. sides: (height, width) of an autoencoder's pictures."""
+    """Bytes of a rank's training state between steps, with the frozen weights of an autoencoder's perceptual distance.
+    sides: (height, width) of an autoencoder's pictures."""
     stage = config.deepspeed.stage if config.deepspeed.engine == "deepspeed" else 0
+    frozen = 0
     if isinstance(config, AutoencoderConfig):
         parameters = step_cost(config.autoencoder, config.gan, 1, *sides).parameters
+        averaged = autoencoder_cost(config.autoencoder, 1, *_least(config.autoencoder)).parameters
+        if backbone := backbone_of(config.loss.perceptual):
+            frozen = weights_bytes(backbone)
     else:
         assert isinstance(config, TrainConfig), "no other verb trains"
-        parameters = cost_of(config, contract, 1).parameters
+        parameters = averaged = cost_of(config, contract, 1).parameters
     state = state_bytes(parameters, precision, stage, world)
-    averages = (len(config.ema.half_lives) + len(config.ema.widths)) * state.average
+    average = state_bytes(averaged, precision, stage, world).average
+    averages = (1 + len(config.ema.half_lives) + len(config.ema.widths)) * average
     offloaded = state.masters + state.optimizer if config.deepspeed.offload else 0
-    return state.resident + averages - offloaded
+    return state.resident - state.average + averages + frozen - offloaded
 
 
 def sampling_bytes(
@@ -133,9 +160,18 @@ def sampling_bytes(
     sampler: SamplerConfig,
     features: FeaturesName | None,
     perceptual: str = "none",
+    *,
+    precision: Precision = "fp32",
+    gathered: bool = False,
 ) -> Evaluating:
-    """What sampling and judging a batch of images takes, without any training state. features: None = no FID."""
+    """What sampling and judging a batch of images takes, without any training state.
+
+    features: None = no FID. precision: of the denoiser's weights and activations; samplers, decoder and what judges
+    compute in float32. gathered: whether the average stays on the device in float32, beside a copy in bf16, as inside
+    training.
+    """
     batch, (channels, height, width) = sampler.batch, contract.latent_shape
+    element = BYTES[precision]
     rows = batch * (1 if sampler.guidance == 1 else 2)
     tokens, whole = config.task.tokens(contract), cost_of(config, contract, 1)
     model = replace(config.model, in_channels=config.model.in_channels + config.task.channels(contract))
@@ -143,13 +179,14 @@ def sampling_bytes(
     latents = FP32 * batch * channels * height * width
     cost = unet_cost(model, rows, height, width, tokens)
     # Keys and values of the context are kept for all steps; denoise_bytes counts those of one block.
-    cross = [FP32 * 2 * piece.c for part in cost.parts for piece in part.pieces if piece.row == "cross"]
+    cross = [element * 2 * piece.c for part in cost.parts for piece in part.pieces if piece.row == "cross"]
     kept = sum(cross) - max(cross, default=0)
     guided = rows > batch
-    phases = {
-        "denoised": denoise_bytes(model, rows, height, width, tokens) + kept + LATENTS * latents + guided * context
-    }
-    networks = FP32 * whole.parameters
+    denoised = denoise_bytes(model, rows, height, width, tokens, element) + kept + LATENTS * latents
+    phases = {"denoised": denoised + guided * context}
+    networks = element * whole.parameters
+    if gathered and element != FP32:
+        networks += FP32 * whole.parameters
     if encoders is not None and encoders.stage is not None:
         shape = shape_of(encoders.stage)
         networks += FP32 * autoencoder_cost(encoders.stage, 1, *_least(encoders.stage)).parameters
@@ -233,7 +270,7 @@ def _of_autoencoder(config: AutoencoderConfig, height: int, width: int) -> Evalu
         phases["looked at for FID"] = features_bytes(config.eval.features, batch, height, width)
     if backbone := backbone_of(config.eval.perceptual):
         networks += weights_bytes(backbone)
-    return Evaluating(0, networks, pictures, phases)
+    return Evaluating(0, networks, pictures, phases, batch="eval.batch")
 
 
 def _of_classifier(config: TrainConfig, contract: Contract, world: int) -> Evaluating:
@@ -241,7 +278,8 @@ def _of_classifier(config: TrainConfig, contract: Contract, world: int) -> Evalu
     batch = config.optim.micro_batch or max(1, config.optim.batch // world)
     cost = cost_of(config, contract, batch)
     largest = max(sum(piece.x + 4 * piece.h for piece in part.pieces) for part in cost.parts)
-    return Evaluating(0, FP32 * cost.parameters, 0, {"classified": FP32 * (largest + cost.inputs)})
+    phases = {"classified": FP32 * (largest + cost.inputs)}
+    return Evaluating(0, FP32 * cost.parameters, 0, phases, batch="optim.micro_batch")
 
 
 def _least(config: FirstStageConfig) -> tuple[int, int]:
@@ -249,11 +287,10 @@ def _least(config: FirstStageConfig) -> tuple[int, int]:
     return config.downsampling, config.downsampling
 
 
-def require_evaluation(
-    needed: Evaluating, gigabytes: float, batch: str = "eval.sampler.batch (of an autoencoder eval.batch)"
-) -> None:
-    """Raise ConfigError when an evaluation needs more memory than a GPU with `gigabytes` GB (1e9 bytes) has. batch: the
-    key of its images per batch."""
+def require_evaluation(needed: Evaluating, gigabytes: float) -> None:
+    """Raise ConfigError when an evaluation needs more memory than a GPU with `gigabytes` GB (1e9 bytes) has."""
     if needed.peak > gigabytes * 1e9:
         remedy = "set eval.where=job, whose process holds no training state" if needed.training else "take a larger GPU"
-        raise ConfigError(f"{needed.words()}, and cluster.gpu_memory_gb={gigabytes:g}: lower {batch}, or {remedy}")
+        raise ConfigError(
+            f"{needed.words()}, and cluster.gpu_memory_gb={gigabytes:g}: lower {needed.batch}, or {remedy}"
+        )

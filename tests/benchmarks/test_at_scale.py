@@ -37,7 +37,6 @@ def test_a_bucket_counts_requests_and_seconds_of_those_that_wait_for_each_other(
         assert [info.key for info in bucket.list("a/")] == ["a/1", "a/2"]
     assert dict(asked.by_kind) == {"put": 1, "get": 1, "head": 1, "list": 1}
     assert (asked.reads, asked.writes, asked.bytes, asked.seconds) == (3, 1, 8, 2.0)
-    assert asked.by_prefix == {"a/": 4}
 
 
 def test_every_rank_asks_for_the_manifest_and_the_first_lists_the_dataset(manifest: Path) -> None:
@@ -48,13 +47,25 @@ def test_every_rank_asks_for_the_manifest_and_the_first_lists_the_dataset(manife
     assert dict(start.looked.by_kind) == {"list": 1}  # 121 objects are one page
 
 
-def test_followed_ranks_read_every_block_of_their_lanes(manifest: Path) -> None:
+def test_followed_ranks_read_blocks_of_their_lanes(manifest: Path) -> None:
+    """Of a dataset of two windows a lane the second is followed, and some of its blocks are open already."""
     reads = reads_of(SMALL, manifest)
     wanted = reads.samples * SMALL.cache.record_bytes
-    assert reads.samples == 32 * 64
+    assert reads.samples == 1562 * 64
     assert reads.blocks >= reads.node_blocks > 0
-    assert reads.node_blocks * reads.block_bytes >= wanted  # whole blocks are read
+    assert 0.7 * wanted < reads.node_blocks * reads.block_bytes < wanted
     assert reads.window > 0 and reads.lanes >= 1
+
+
+def test_blocks_that_were_open_before_are_not_among_the_reads(tmp_path: Path) -> None:
+    """Every rank is followed, and each reads whole lanes: as many bytes as there are samples, within a fiftieth."""
+    world = replace(SMALL, samples=2_000_000, shards=400, ranks=64, batch=256, sampled=64, batches=2000)
+    (tmp_path / "manifest.json").write_bytes(manifest_bytes(manifest_of(world)))
+    reads = reads_of(world, tmp_path / "manifest.json")
+    assert reads.samples == pytest.approx(2000 * 256, rel=0.1)  # whole windows
+    wanted = reads.samples * world.cache.record_bytes
+    assert reads.blocks * reads.block_bytes == pytest.approx(wanted, rel=0.02)
+    assert reads.node_blocks * reads.block_bytes == pytest.approx(wanted, rel=0.02)
 
 
 def test_requests_of_commits_are_those_of_the_programs_own_code() -> None:
@@ -109,6 +120,12 @@ def test_a_slow_node_slows_all_down_while_it_is_slow() -> None:
 def test_ranks_that_do_not_divide_the_batch_are_refused() -> None:
     with pytest.raises(ConfigError, match="must divide batch"):
         World(ranks=100, batch=64)
+
+
+@pytest.mark.parametrize("key", ["ranks", "ranks_per_node", "sampled", "shards"])
+def test_a_world_of_none_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key}=0: 1 or more"):
+        World(**{key: 0})  # type: ignore[arg-type]
 
 
 @pytest.mark.long

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,11 @@ from made import cache as small_cache
 from made.rates import calibration
 from made.refusal import refusal
 from pipeline import cli
+from pipeline.config import ClusterConfig, EncodersConfig, EvalRunConfig
+from pipeline.config.loading.load import load
+from pipeline.data.format.contract_json import contract_to_json
+from pipeline.errors import ConfigError, StorageError
+from pipeline.jobs.eval import memory_notes
 from pipeline.planning.rates.calibration import VARIABLE, add
 
 
@@ -73,3 +81,34 @@ def test_a_run_that_would_end_out_of_memory_at_its_first_evaluation_is_refused(
     assert "an evaluation takes" in refused and "lower eval.sampler.batch" in refused
     without = [word for word in many if not word.startswith("data.val")]
     assert "memory: that is" in said(capsys, *words, *without, "cluster.gpu_memory_gb=2")
+
+
+def test_an_evaluation_that_a_gpu_cannot_hold_is_refused() -> None:
+    """Its batch is a key of `latentmill eval` itself; on a GPU it draws in bf16; tiles are not looked at."""
+    run = load("train", ["run=r", "data.train=c", "model=tiny", "encoders=demo"])
+    described = contract_to_json(small_cache.contract(), 3)
+    info: Any = SimpleNamespace(config=run, contract=described)
+    gpu = ClusterConfig(gpus=1, gpu_memory_gb=2)
+    config = EvalRunConfig(run="r", batch=200_000)
+    with pytest.raises(ConfigError, match=r"an evaluation takes .* lower batch, or take a larger GPU"):
+        memory_notes(config, info, gpu)
+    fits = replace(config, batch=4)
+    bf16, fp32 = (memory_notes(replace(fits, precision=name), info, gpu) for name in ("auto", "fp32"))  # type: ignore[arg-type]
+    assert bf16[0].startswith("memory: an evaluation takes") and bf16 != fp32
+    assert memory_notes(fits, info, replace(gpu, gpus=0)) == fp32
+    large = replace(fits, encoders=EncodersConfig(name="sd1", vae="stabilityai/sd-vae-ft-mse"))
+    assert memory_notes(large, info, gpu) != bf16
+    assert memory_notes(replace(config, tile="auto"), info, gpu) == [
+        "memory of the evaluation: not looked at (tile=auto)"
+    ]
+
+
+def test_what_is_only_not_known_does_not_end_submit(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*of: object) -> None:
+        raise StorageError("a store that does not answer")
+
+    monkeypatch.setattr("pipeline.jobs.forecast.encoders_of", unreadable)
+    told = said(capsys, *words, f"data.val={tmp_path}/val", "cluster.gpu_type=h100")
+    assert "plan: hours not known (a store that" in told and "not looked at (a store that" in told

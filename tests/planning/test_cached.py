@@ -13,7 +13,7 @@ import pytest
 from made.captioned import write_captioned
 from made.encode import ENCODERS, config, files, write_sized
 from made.first_stages import VQ
-from pipeline.config import EncodeConfig, EncodersConfig
+from pipeline.config import EncodeConfig, EncodersConfig, FiltersConfig
 from pipeline.config.conditions import BoxesConfig, ClassesConfig, LabelsConfig, LowresConfig, MaskConfig
 from pipeline.data.format.contract import plain
 from pipeline.data.format.manifest import load_manifest
@@ -52,6 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pixels as PNGs, with captions": {"stored": "pixels", "pixels": "png", "flip": True, "caption_key": ("txt",)},
     "buckets": {"buckets": 16, "text_storage": "tokens"},
     "two resolutions": {"resolution": (32, 64)},
+    "hashes of duplicates": {"filters": FiltersConfig(duplicates="image", near_duplicates=1), "text_storage": "tokens"},
 }
 
 
@@ -118,6 +119,7 @@ def test_bytes_of_a_planned_cache_are_those_of_the_real_one(case: str, shapes: P
         assert size.bytes_beside["manifest"] == pytest.approx(2 * len(stored["manifest.json"]), rel=0.02)
         reports = sum(len(stored[f"units/{unit:06d}.json"]) for unit in range(len(manifest.units)))
         assert size.bytes_beside["reports"] == pytest.approx(reports, rel=0.05)
+        assert size.bytes_beside["hashes"] == of_kind(stored, ".hashes.npy")
         assert size.bytes_beside["card"] == pytest.approx(len(stored["card.html"]), rel=0.1)
         said = of_manifest(manifest)
         assert said.tar_bytes == of_kind(stored, ".tar") and said.objects == len(stored)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from made.cache import contract
+from made.rates import calibration
 from pipeline.config import RunConfig
 from pipeline.config.loading.load import load
 from pipeline.errors import ConfigError
@@ -80,6 +81,19 @@ def test_stage_2_sends_gradients_for_every_micro_batch_and_stage_1_once() -> Non
     one, four = (sent_bytes(10**6, "bf16", 2, 8, micro_batches) for micro_batches in (1, 4))
     assert four - one == 3 * 8 * 10**6 * 7 // 8
     assert sent_bytes(10**6, "bf16", 1, 8, 4) == sent_bytes(10**6, "bf16", 1, 8, 1) == one
+
+
+def test_what_a_calibration_has_of_sending_is_not_counted_again() -> None:
+    """Of two ranks on a machine; with more machines, or more micro-batches, there is more to send."""
+    speeds, cpus = Speeds(Rates([calibration()])), Machines(nodes=1, ranks=2)
+    words = ("precision=fp32", "optim.batch=32")
+    assert choice(job(*words, machines=cpus), speeds).sent > 0
+    assert choice(job(*words, machines=cpus), speeds).send_s == 0
+    assert choice(job(*words, machines=cpus), SPEEDS).send_s > 0
+    assert choice(job(*words, machines=replace(cpus, nodes=2)), speeds).send_s > 0
+    assert choice(job(*words, machines=replace(cpus, ranks=4)), speeds).send_s > 0
+    parts = choice(job(*words, "optim.micro_batch=4", machines=cpus), speeds)
+    assert 0 < parts.send_s < sending_seconds(parts.sent, cpus)
 
 
 def test_the_slower_of_the_links_bounds_what_is_sent() -> None:

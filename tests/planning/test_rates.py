@@ -176,22 +176,22 @@ def test_a_network_that_was_measured_itself_has_its_own_rate() -> None:
     flops = sum(cost.training_flops().values()) / 16
     own = Network(name="tiny", parameters=cost.parameters, flops=flops, images=16, step_s=0.5, fitted_s=0.4)
     rates = Rates([calibration(networks=(own,))], "rates.json")
-    rate = rates.training(cost, 16, precision="fp32", world=2)
+    rate = rates.training(cost, 16, precision="fp32", gpu="cpu", world=2)
     assert (rate.per_s, rate.basis) == (32.0, "calibrated")
     assert "this network itself" in rate.where and "rates.json" in rate.where
-    twice = rates.training(cost, 16, precision="fp32", world=2, micro_batches=2)
+    twice = rates.training(cost, 16, precision="fp32", gpu="cpu", world=2, micro_batches=2)
     assert 32.0 < twice.per_s < 64.0  # the optimizer steps once for two micro-batches
-    other = rates.training(cost, 16, precision="fp32", world=2, optimizer="muon")
+    other = rates.training(cost, 16, precision="fp32", gpu="cpu", world=2, optimizer="muon")
     assert "carried over" in other.where
 
 
 def test_other_networks_are_carried_over_by_their_layers() -> None:
     one = calibration()
     cost, layers = tiny(), Layers(one.layers)
-    rate = Rates([one]).training(cost, 16, precision="fp32", world=2)
+    rate = Rates([one]).training(cost, 16, precision="fp32", gpu="cpu", world=2)
     assert rate.per_s == pytest.approx(16 / step_seconds(layers, one, cost))
     assert (rate.basis, rate.unit) == ("calibrated", "images/s")
-    assert Rates([one]).training(cost, 16, precision="fp32", world=4).per_s == pytest.approx(rate.per_s / 2)
+    assert Rates([one]).training(cost, 16, precision="fp32", gpu="cpu", world=4).per_s == pytest.approx(rate.per_s / 2)
 
 
 def test_the_calibration_that_fits_best_is_taken() -> None:
@@ -199,15 +199,50 @@ def test_the_calibration_that_fits_best_is_taken() -> None:
         layers = tuple(replace(one, training=factor * one.training) for one in calibration().layers)
         return calibration(layers=layers, **changes)
 
-    rates = Rates([speed(2.0, processes=1, threads=2), speed(1.0), speed(3.0, precision="bf16")])
-    assert rates.calibration("cpu", "fp32", processes=1) is rates.calibrations[0]
-    assert rates.calibration("cpu", "fp32", processes=2) is rates.calibrations[1]
-    assert rates.calibration("cpu", "bf16", processes=2) is rates.calibrations[2]
-    assert rates.calibration("h100", "bf16") is None
-    gpu = replace(rates.calibrations[2], device="NVIDIA H100 80GB HBM3", compile=True)
-    assert Rates([gpu]).calibration("h100", "bf16", compile=True) is gpu
-    assert Rates([gpu]).calibration("h100", "bf16", compile=False) is None
-    assert Rates([gpu]).calibration("a100", "bf16", compile=True) is None
+    def taken(rates: Rates, gpu: str, world: int, **of: Any) -> Calibration | None:
+        """The calibration whose speed a rate of training has."""
+        cost = tiny()
+        found = rates.training(cost, 16, gpu=gpu, world=world, **of)
+        alone = (Rates([one]).training(cost, 16, gpu=gpu, world=world, **of) for one in rates.calibrations)
+        same = [one for one, rate in zip(rates.calibrations, alone, strict=True) if rate.per_s == found.per_s]
+        return same[0] if found.basis == "calibrated" else None
+
+    slow, alone, bf16 = speed(2.0), speed(1.0, processes=1, threads=2), speed(3.0, precision="bf16")
+    rates = Rates([alone, slow, bf16])
+    assert taken(rates, "cpu", 1, precision="fp32") is alone
+    assert taken(rates, "cpu", 2, precision="fp32") is slow
+    assert taken(rates, "cpu", 2, precision="bf16") is bf16
+    assert taken(rates, "h100", 1, precision="bf16") is None
+    gpu = replace(bf16, device="NVIDIA H100 80GB HBM3", compile=True)
+    assert taken(Rates([gpu]), "h100", 2, precision="bf16", compile=True) is gpu
+    assert taken(Rates([gpu]), "h100", 2, precision="bf16") is None
+    assert taken(Rates([gpu]), "a100", 2, precision="bf16", compile=True) is None
+    eight, one = (replace(gpu, processes=count, step_s=count) for count in (8, 1))  # the newest is of one
+    assert taken(Rates([eight, one]), "h100", 8, precision="bf16", compile=True) is eight
+
+
+def test_a_calibrated_rate_says_of_how_many_ranks_it_has_the_traffic() -> None:
+    rates = Rates([calibration()])
+    assert rates.training(tiny(), 16, precision="fp32", gpu="cpu", world=2).reduced == 2
+    assert rates.training(tiny(), 16, precision="bf16", gpu="h100", world=2).reduced == 1
+
+
+def test_muons_products_are_shared_by_all_ranks_of_the_run() -> None:
+    """The calibration's ranks are two, on one machine; the run has as many on each of four."""
+    one = calibration()
+    layers, cost, rates = Layers(one.layers), tiny(), Rates([one])
+    near, far = (
+        16 / rates.training(cost, 16, precision="fp32", gpu="cpu", world=2, ranks=ranks, optimizer="muon").per_s
+        for ranks in (2, 8)
+    )
+    assert near - far == pytest.approx(one.muon * layers.muon(cost, "fp32") * (1 / 2 - 1 / 8))
+    flops = sum(cost.training_flops().values()) / 16
+    own = Network(
+        name="t", parameters=cost.parameters, flops=flops, images=16, optimizer="muon", step_s=1.0, fitted_s=1.0
+    )
+    known = Rates([replace(one, networks=(own,))])
+    far = 16 / known.training(cost, 16, precision="fp32", gpu="cpu", world=2, ranks=8, optimizer="muon").per_s
+    assert 1.0 - far == pytest.approx(one.muon * layers.muon(cost, "fp32") * (1 / 2 - 1 / 8))
 
 
 def test_an_h200_trains_sd2_as_it_was_measured() -> None:
@@ -216,6 +251,8 @@ def test_an_h200_trains_sd2_as_it_was_measured() -> None:
         rate = Rates().training(cost, 64, precision="bf16", gpu="h200", compile=compile)
         assert (rate.per_s, rate.basis) == (images_s, "measured")
         assert "unet-profile-nvidia-h200.md" in rate.where
+    muon = Rates().training(cost, 64, precision="bf16", gpu="h200", optimizer="muon")
+    assert muon.basis == "arithmetic" and "muon takes longer" in muon.where
     other = Rates().training(unet_cost(model("sd1"), 64, 64, 64, 77), 64, precision="bf16", gpu="h200", compile=True)
     assert other.per_s == pytest.approx(167.6, rel=0.03)  # nearly the same network
     assert other.basis == "arithmetic"
@@ -248,20 +285,45 @@ def test_a_cpu_that_nobody_calibrated_is_told_from_another() -> None:
 
 def test_sampling_takes_its_predictions_and_then_decodes() -> None:
     rates = Rates([calibration()])
-    once = rates.sampling(tiny(64), 64, 1.0, world=2)
-    many = rates.sampling(tiny(64), 64, 20.0, world=2)
+    once = rates.sampling(tiny(64), 64, 1.0, gpu="cpu", world=2)
+    many = rates.sampling(tiny(64), 64, 20.0, gpu="cpu", world=2)
     assert once.per_s == pytest.approx(20 * many.per_s)
     decoder = step_cost(AutoencoderConfig(run="r", data=DataConfig()).autoencoder, GanConfig(), 64, 64, 64)
-    decoded = rates.sampling(tiny(64), 64, 20.0, decoder=decoder, world=2)
+    decoded = rates.sampling(tiny(64), 64, 20.0, decoder=decoder, gpu="cpu", world=2)
     assert decoded.per_s < many.per_s
     assert {once.basis, decoded.basis} == {"calibrated"}
 
 
 def test_encoding_shares_a_cpu_with_decoding_and_runs_beside_it_on_a_gpu() -> None:
     rates, encoder = Rates([calibration()]), tiny(16)
-    alone = rates.encoding(encoder, 16, processes=2)
-    both = rates.encoding(encoder, 16, source_pixels=512 * 384, processes=2)
+    alone = rates.encoding(encoder, 16, gpu="cpu", processes=2)
+    both = rates.encoding(encoder, 16, source_pixels=512 * 384, gpu="cpu", processes=2)
     assert 1 / both.per_s == pytest.approx(1 / alone.per_s + 512 * 384 / 40e6)
     gpu = Rates().encoding(encoder, 16, gpu="h100", source_pixels=512 * 384, cores=8)
     assert gpu.per_s == pytest.approx(8 * 50e6 / (512 * 384))  # decoding is the bottleneck
-    assert rates.encoding(None, 16, source_pixels=512 * 384, processes=2).per_s == pytest.approx(40e6 / (512 * 384))
+    assert rates.encoding(None, 16, source_pixels=512 * 384, gpu="cpu", processes=2).per_s == pytest.approx(
+        40e6 / (512 * 384)
+    )
+
+
+def test_predictions_take_the_calibration_of_their_precision_and_compiled_ones_too() -> None:
+    def speed(factor: float, **changes: Any) -> Calibration:
+        layers = tuple(replace(one, forward=factor * one.forward) for one in calibration().layers)
+        return calibration(layers=layers, **changes)
+
+    def seconds(*known: Calibration) -> float:
+        return 64 / Rates(known).sampling(tiny(64), 64, 1.0, gpu="cpu", world=2).per_s
+
+    fp32, bf16, compiled = speed(1.0), speed(3.0, precision="bf16"), speed(2.0, compile=True)
+    assert seconds(fp32, bf16) == seconds(fp32) != seconds(bf16)
+    assert seconds(fp32, compiled) == seconds(fp32)
+    assert seconds(compiled) < seconds(fp32)
+    assert "compiled" in Rates([compiled]).sampling(tiny(64), 64, 1.0, gpu="cpu", world=2).where
+
+
+def test_processes_that_are_not_as_many_as_were_calibrated_share_their_threads() -> None:
+    rates = Rates([calibration(processes=2, threads=4)])
+    pixels = {"source_pixels": 512 * 384, "gpu": "cpu"}
+    of_two, of_four = (rates.encoding(None, 16, processes=count, **pixels) for count in (2, 4))  # type: ignore[arg-type]
+    assert of_two.per_s == pytest.approx(4 * 40e6 / (512 * 384))
+    assert of_four.per_s == pytest.approx(of_two.per_s / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,23 @@ def test_a_damaged_or_hostile_tar_is_refused(kind: str, tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(damaged(kind, (tmp_path / "0.tar").read_bytes()))
     with pytest.raises(ShardCorrupt):
         tried(tmp_path / "0.tar")
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"), [(b"21 comment=a caption ", "header is damaged"), (b"21 size=0x10 bytes!!\n", "holds a size")]
+)
+def test_a_damaged_extended_header_is_reported_with_file_and_byte(tmp_path: Path, field: bytes, reason: str) -> None:
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("0.txt", "1.txt"):
+            member = tarfile.TarInfo(name)
+            member.pax_headers = {"comment": "a caption"} if name == "1.txt" else {}
+            tar.addfile(member)
+    data = path.read_bytes()
+    at = data.index(b"21 comment=a caption\n")
+    path.write_bytes(data[:at] + field + data[at + 21 :])
+    with pytest.raises(ShardCorrupt, match=rf"0\.tar, byte \d+: .*{reason}"):
+        list(files_of(Ranges(LocalStorage(str(tmp_path)), "0.tar", len(data)), LimitsConfig()))
 
 
 def test_a_member_beyond_the_limits_is_refused_before_it_is_read(tmp_path: Path) -> None:

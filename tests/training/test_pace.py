@@ -13,7 +13,7 @@ from pipeline import calibrate as verb
 from pipeline import cli
 from pipeline.config import CalibrateConfig, DeepSpeedConfig, ModelConfig, TrainConfig
 from pipeline.distributed.world import World
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LatentmillError
 from pipeline.planning.rates.calibration import Calibration, read
 from pipeline.planning.rates.layers import Layers
 from pipeline.planning.rates.rates import Rates
@@ -140,6 +140,54 @@ def test_the_verb_writes_the_file_and_says_what_it_found(
     assert read(dest) == (made,)
     printed = capsys.readouterr().out
     assert "100.0 ms a step" in printed and "fitted +10%" in printed and str(dest) in printed
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world of this process, which is not left."""
+    monkeypatch.setattr("pipeline.distributed.world.start", lambda *a: World())
+    monkeypatch.setattr("pipeline.distributed.world.stop", lambda world: None)
+
+
+def test_what_is_not_there_is_said_before_anything_is_measured(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+    monkeypatch.setattr(calibrating, "layer_rates", lambda *a: measured.append(a))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        verb.main(CalibrateConfig(dest=str(tmp_path / "file" / "rates.json")))
+    (tmp_path / "rates.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no file of rates"):
+        verb.main(CalibrateConfig(dest=str(tmp_path / "rates.json")))
+    with pytest.raises(LatentmillError, match="nothing"):
+        verb.main(CalibrateConfig(dest=str(tmp_path / "r"), experiment="demo", data=str(tmp_path / "nothing")))
+    assert not measured and not (tmp_path / "r").exists()
+
+
+def test_too_little_memory_is_said_in_one_line_with_what_helps(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*a: Any) -> Calibration:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(calibrating, "calibrate", full)
+    with pytest.raises(ConfigError, match=r"^rank 0 has too little .*CUDA out of memory\): lower micro_batch"):
+        verb.main(CalibrateConfig(dest=str(tmp_path / "rates.json")))
+
+
+def test_one_layer_at_a_time_is_in_memory_and_the_widest_are_left_out_of_a_small_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = World(device=torch.device("cuda"))
+    jobs = list(layers._jobs(layers.SIZES["cuda"]))  # nothing is made yet
+    assert len(jobs) == len({(job.kind, job.size, job.rows) for job in jobs})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 10**9, 16 * 10**9))
+    kept = layers._fitting(jobs, small)
+    assert 0 < len(kept) < len(jobs)
+    assert all(32 * job.numbers <= 8e9 < 32 * other.numbers for job in kept for other in jobs if other not in kept)
+    assert {job.kind for job in kept} == {"conv", "linear", "attention"}
+    assert layers._fitting(jobs, World()) == jobs
 
 
 @pytest.mark.parametrize(

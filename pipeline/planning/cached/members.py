@@ -7,6 +7,7 @@ checked against the limits before anything is read.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pipeline.config import LimitsConfig
@@ -93,10 +94,8 @@ def headers_of(ranges: Ranges, limits: LimitsConfig) -> Iterator[tuple[str, int,
         block = ranges.take(at, BLOCK)
         if not any(block):
             return
-        try:
+        with _located(ranges, at):
             header = parse_header(block)
-        except ShardCorrupt as error:
-            raise _corrupt(ranges, at, str(error)) from None
         count += 1
         if count > limits.members:
             raise _corrupt(ranges, at, f"it has more than limits.members={limits.members} members")
@@ -105,13 +104,15 @@ def headers_of(ranges: Ranges, limits: LimitsConfig) -> Iterator[tuple[str, int,
                 raise _corrupt(ranges, at, f"an extended header takes {header.size} bytes")
             data = ranges.take(at + BLOCK, header.size)
             if header.kind == b"x":
-                fields = pax_fields(data)
+                with _located(ranges, at):
+                    fields = pax_fields(data)
                 path, given = fields.get(b"path", path), fields.get(b"size", given)
             elif header.kind == b"L":
                 path = data.rstrip(b"\0")
             at += BLOCK + header.size + -header.size % BLOCK
             continue
-        length = pax_size(given) if given else header.size
+        with _located(ranges, at):
+            length = pax_size(given) if given else header.size
         name = (path or header.name).decode("utf-8", "backslashreplace").removeprefix("./")
         path, given = b"", b""
         start, at = at + BLOCK, at + BLOCK + length + -length % BLOCK
@@ -122,6 +123,15 @@ def headers_of(ranges: Ranges, limits: LimitsConfig) -> Iterator[tuple[str, int,
         if length > limits.member_bytes:
             raise _corrupt(ranges, start, f"{name[:100]} has {length} bytes, limits.member_bytes={limits.member_bytes}")
         yield name, start, length, at
+
+
+@contextmanager
+def _located(ranges: Ranges, at: int) -> Iterator[None]:
+    """Inside, a header at a byte is read: file and byte are named where it is corrupt."""
+    try:
+        yield
+    except ShardCorrupt as error:
+        raise _corrupt(ranges, at, str(error)) from None
 
 
 def _corrupt(ranges: Ranges, at: int, what: str) -> ShardCorrupt:

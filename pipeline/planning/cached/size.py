@@ -125,6 +125,7 @@ def of_manifest(manifest: Manifest) -> CacheSize:
     mean_rows = round(sum(rows) / units) if units else 0
     name = manifest.units[0].source if units else ""
     read = sum(unit.source_bytes for unit in manifest.units) // max(units, 1)
+    hashes = sum(beside.hashes_bytes(count, contract.filters) for count in rows)
     sizes_beside = {
         "ends": ends,
         "indexes": indexes,
@@ -133,9 +134,9 @@ def of_manifest(manifest: Manifest) -> CacheSize:
         "plan": beside.plan_bytes(contract, units, name),
         "uncond": beside.uncond_bytes(contract),
         "card": beside.card_bytes(contract, (ASSUMED,), units),
-        "hashes": sum(beside.hashes_bytes(count, contract.filters) for count in rows),
+        "hashes": hashes,
     }
-    objects = 2 * tars + units + FIXED_OBJECTS + (contract.text is not None)
+    objects = 2 * tars + units + FIXED_OBJECTS + (contract.text is not None) + (units if hashes else 0)
     return CacheSize(sum(rows), records, {"records": stored - ends}, sizes_beside, tars, objects)
 
 

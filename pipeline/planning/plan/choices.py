@@ -23,8 +23,9 @@ EQUAL = 1.01
 class Choice:
     """A ZeRO stage and a micro-batch. precision: of its passes. peak: most bytes of a rank at once in a step. state:
     bytes of weights, gradients, optimizer and averages. recomputed: blocks that the backward pass computes again. sent:
-    bytes that a rank sends in a step. compute_s, send_s: seconds of a step in which a rank computes and sends. fits:
-    whether the peak fits a GPU with room to spare; None = its memory is not known.
+    bytes that a rank sends in a step. compute_s, send_s: seconds of a step in which a rank computes and sends; what a
+    calibrated rate has of sending is in compute_s. fits: whether the peak fits a GPU with room to spare; None = its
+    memory is not known.
     """
 
     stage: int
@@ -109,6 +110,9 @@ def choice(job: Job, speeds: Speeds) -> Choice:
     precision = job.passes()
     sent = sent_bytes(needed.parameters, precision, job.stage, world, job.share // job.micro)
     rate = speeds.training(job)
+    # Within a machine a calibration of as many ranks has the traffic of its own steps, in ZeRO 2, in its rate.
+    within = world > 1 and job.machines.nodes == 1 and rate.reduced == world
+    counted = sent_bytes(needed.parameters, precision, 2, world) if within else 0
     return Choice(
         stage=job.stage,
         micro_batch=job.micro,
@@ -118,7 +122,7 @@ def choice(job: Job, speeds: Speeds) -> Choice:
         recomputed=needed.recomputed,
         sent=sent,
         compute_s=job.share / rate.per_s,
-        send_s=sending_seconds(sent, job.machines),
+        send_s=sending_seconds(max(0, sent - counted), job.machines),
         fits=needed.peak <= ROOM * limit * 1e9 if limit else None,
     )
 

@@ -152,7 +152,13 @@ def evaluations_section(
     beside_training = config.eval.where == "job"
     notes = [] if config.eval.every or beside_training else ["eval.every=N would show how training goes on"]
     needed = evaluation_in_training(
-        config, contract, encoders, precision=job.precision(), world=job.machines.world, sides=job.sides
+        config,
+        contract,
+        encoders,
+        precision=job.precision(),
+        world=job.machines.world,
+        sides=job.sides,
+        drawn=precision_of(job),
     )
     if needed is not None:
         state = "the training state stays"
@@ -163,8 +169,8 @@ def evaluations_section(
         figures.append(Figure("memory of a rank in them", needed.peak, "bytes", "arithmetic", what))
         if machines.limit_gb and needed.peak > ROOM * machines.limit_gb * 1e9:
             notes.append(
-                f"an evaluation DOES NOT FIT {ROOM:.0%} of the {machines.limit_gb:g} GB: lower eval.sampler.batch "
-                "(of an autoencoder eval.batch), or set eval.where=job with eval.cluster=NAME"
+                f"an evaluation DOES NOT FIT {ROOM:.0%} of the {machines.limit_gb:g} GB: lower {needed.batch}, or set "
+                "eval.where=job with eval.cluster=NAME"
             )
     waits = losses + (0.0 if beside_training else spent)
     share = waits / (training_s + waits) if training_s + waits else 0.0

@@ -40,6 +40,9 @@ class Rate:
     basis: Basis
     where: str
     """Machine and file of the measurement, or the formula with its assumptions."""
+    reduced: int = 1
+    """Of training: ranks of one machine whose traffic with each other is in it, in ZeRO 2 and one micro-batch; 1 =
+    none."""
 
 
 FORMAT = 1

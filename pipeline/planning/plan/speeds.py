@@ -38,6 +38,7 @@ class Speeds:
             compile=job.compiled,
             gpu=job.machines.gpu or CPU,
             world=job.machines.ranks,
+            ranks=job.machines.world,
             micro_batches=job.share // job.micro,
             optimizer=job.config.optim.name,
             recomputed=recomputed,

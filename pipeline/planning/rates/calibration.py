@@ -133,6 +133,19 @@ def read(path: Path) -> tuple[Calibration, ...]:
     return found
 
 
+def require_writable(path: Path) -> None:
+    """Raise ConfigError where `add` could not write, before anything is measured."""
+    if path.exists():
+        read(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise ConfigError(f"dest={path}: cannot be written ({error}); give another file") from None
+
+
 def add(path: Path, calibration: Calibration) -> None:
     """Write a calibration into a file of rates, in place of an earlier one of the same circumstances. The file is
     whole at all times. Raises ConfigError."""

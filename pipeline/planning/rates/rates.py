@@ -51,18 +51,6 @@ class Rates:
         named = bool(path) or place_of() != place_of("", {})
         return cls(read(place), str(place)) if named or place.exists() else cls()
 
-    def device(self, gpu: str = "") -> str:
-        """The device that is meant: `gpu`, else the one that was calibrated last, else cpu."""
-        return gpu or (self.calibrations[-1].device if self.calibrations else CPU)
-
-    def calibration(
-        self, gpu: str, precision: Precision, compile: bool = False, processes: int = 0
-    ) -> Calibration | None:
-        """The calibration that fits best: of this device and precision, compiled or not as asked where there is one,
-        of as many processes, then the newest. None where there is none. processes: 0 = any number."""
-        found = self._found(gpu, precision, compile, processes)
-        return None if found is None else self.calibrations[found]
-
     # ----------------------------------------------------------------------------------------------------------------
     # Training
 
@@ -73,37 +61,39 @@ class Rates:
         *,
         precision: Precision,
         compile: bool = False,
-        gpu: str = "",
+        gpu: str,
         world: int = 1,
+        ranks: int = 0,
         micro_batches: int = 1,
         optimizer: Optimizer = "adamw",
         recomputed: Collection[str] = (),
         efficiency: float = 0.0,
     ) -> Rate:
-        """Images that one rank of `world` trains on in a second, between evaluations and commits.
+        """Images that one rank of the `world` on a machine trains on in a second, between evaluations and commits.
 
-        cost: of a micro-batch of so many images. gpu: a name in the table of GPUs, cpu, or "" for the device that was
-        calibrated last. efficiency: share of the GPU's peak, in place of any measurement; 0 = not given. Communication
-        between machines is not in it. Raises ConfigError for a GPU that nothing is known of.
+        cost: of a micro-batch of so many images. gpu: a name in the table of GPUs, or cpu. ranks: of the whole run,
+        which share Muon's products; 0 = world. efficiency: share of the GPU's peak, in place of any measurement; 0 =
+        not given. What ranks send each other within a machine is in a calibrated rate, for as many ranks as its
+        `reduced` says; what they send between machines is in none. Raises ConfigError for a GPU that nothing is known
+        of.
         """
-        device = self.device(gpu)
-        per_step = images * micro_batches
+        ranks, per_step = ranks or world, images * micro_batches
         if efficiency:
-            return self._by_peak(per_step, cost, micro_batches, device, precision, efficiency, "as given")
-        found = self._found(device, precision, compile, world if device == CPU else 0)
+            return self._by_peak(per_step, cost, micro_batches, gpu, precision, efficiency, "as given")
+        found = self._trained(gpu, precision, compile, world)
         if found is not None:
             one = self.calibrations[found]
-            share = one.processes / world if device == CPU else 1.0  # ranks of one machine share its cores
+            share = one.processes / world if gpu == CPU else 1.0  # ranks of one machine share its cores
             layers = self._layers[found]
-            if not recomputed and (own := own_seconds(layers, one, cost, images, micro_batches, optimizer)):
+            if not recomputed and (own := own_seconds(layers, one, cost, images, micro_batches, optimizer, ranks)):
                 where = f"this network itself on {one.words} ({self.path})"
-                return Rate(per_step / own * share, IMAGES, "calibrated", where)
-            seconds = step_seconds(layers, one, cost, micro_batches, optimizer, recomputed)
+                return Rate(per_step / own * share, IMAGES, "calibrated", where, one.processes)
+            seconds = step_seconds(layers, one, cost, micro_batches, optimizer, recomputed, ranks)
             where = f"carried over by its layers from {len(one.networks)} networks on {one.words} ({self.path})"
             if compile and not one.compile:
                 where += "; those were not compiled"
-            return Rate(per_step / seconds * share, IMAGES, "calibrated", where)
-        return self._without(cost, per_step, micro_batches, device, precision, compile, world)
+            return Rate(per_step / seconds * share, IMAGES, "calibrated", where, one.processes)
+        return self._without(cost, per_step, micro_batches, gpu, precision, compile, world, optimizer)
 
     def _without(
         self,
@@ -114,6 +104,7 @@ class Rates:
         precision: Precision,
         compile: bool,
         world: int,
+        optimizer: Optimizer,
     ) -> Rate:
         """The rate of training where nobody has calibrated."""
         flops = sum(cost.training_flops().values()) * micro_batches
@@ -122,10 +113,12 @@ class Rates:
         gpu = gpu_of(device)
         for profile in PROFILES:
             if (profile.gpu, profile.precision, profile.compile) == (gpu.name, precision, compile):
-                if is_profiled(cost):
+                if is_profiled(cost) and optimizer == "adamw":
                     return Rate(profile.images_per_s, IMAGES, "measured", profile.where)
                 seconds = carried_over(profile, cost, micro_batches)
                 where = f"carried over by kind of FLOPs from {profile.where}; smaller layers are slower than that"
+                if optimizer != "adamw":
+                    where += f"; measured with AdamW, and {optimizer} takes longer"
                 return Rate(per_step / seconds, IMAGES, "arithmetic", where)
         share = EFFICIENCY[compile]
         return self._by_peak(per_step, cost, micro_batches, device, precision, share, "assumed")
@@ -157,17 +150,17 @@ class Rates:
         decoder: Cost | None = None,
         beside: Sequence[Cost] = (),
         precision: Precision = "fp32",
-        gpu: str = "",
+        gpu: str,
         world: int = 1,
     ) -> Rate:
-        """Images that one rank of `world` samples in a second.
+        """Images that one rank of the `world` on a machine samples in a second.
 
         denoiser: of a prediction for so many images. passes: predictions of an image, two for each guided step.
         decoder: of decoding as many images. beside: of other networks that look at as many, such as features.
         """
         parts = [(denoiser, passes, False), *([(decoder, 1.0, True)] if decoder else [])]
         parts += [(cost, 1.0, False) for cost in beside]
-        seconds, basis, where = self._forward(parts, precision, self.device(gpu), world)
+        seconds, basis, where = self._forward(parts, precision, gpu, world)
         return Rate(images / seconds, IMAGES, basis, where)
 
     def encoding(
@@ -178,36 +171,37 @@ class Rates:
         text: Cost | None = None,
         source_pixels: float = 0.0,
         precision: Precision = "fp32",
-        gpu: str = "",
+        gpu: str,
         processes: int = 1,
         cores: int = 0,
     ) -> Rate:
-        """Images that one process of `processes` encodes in a second.
+        """Images that one process of the `processes` on a machine encodes in a second.
 
         encoder, text: of encoding so many images and their captions; None = no such network. source_pixels: pixels of
-        an input picture; 0 = decoding is not counted. cores: of each process; 0 = as calibrated, or a share of this
-        machine's.
+        an input picture; 0 = decoding is not counted. cores: of each process; 0 = as calibrated, where on a CPU the
+        processes share those of all that were calibrated, or else a share of this machine's.
         """
-        device = self.device(gpu)
-        found = self._found(device, None, False, processes if device == CPU else 0)
+        found = self._predicted(gpu, precision, processes)
         one = None if found is None else self.calibrations[found]
-        cores = cores or (one.threads if one else max(1, own_cores() // processes))
+        if not cores and one is not None:
+            cores = one.threads if gpu != CPU else max(1, one.threads * one.processes // processes)
+        cores = cores or max(1, own_cores() // processes)
         per_core, decoded_where = (one.decoded_pixels_s, one.words) if one else (DECODED_PIXELS, DECODED_WHERE)
         parts = [*([(encoder, 1.0, True)] if encoder else []), *([(text, 1.0, False)] if text else [])]
         decode = images * source_pixels / (per_core * cores)
         if not parts:
             basis: Basis = "calibrated" if one else "measured"
             return Rate(images / max(decode, 1e-12), IMAGES, basis, f"decoding alone: {decoded_where}")
-        seconds, basis, where = self._forward(parts, precision, device, processes)
+        seconds, basis, where = self._forward(parts, precision, gpu, processes)
         # On a CPU the same cores decode and encode; beside a GPU workers decode meanwhile.
-        seconds = seconds + decode if device == CPU else max(seconds, decode)
+        seconds = seconds + decode if gpu == CPU else max(seconds, decode)
         return Rate(images / seconds, IMAGES, basis, f"{where}; decoding: {decoded_where}, {cores} cores a process")
 
     def _forward(
         self, parts: Sequence[tuple[Cost, float, bool]], precision: Precision, device: str, world: int
     ) -> tuple[float, Basis, str]:
         """Seconds of passes (cost, how many, whether of an autoencoder), their basis and where it is from."""
-        found = self._found(device, None, False, world if device == CPU else 0)
+        found = self._predicted(device, precision, world)
         if found is not None:
             one, layers = self.calibrations[found], self._layers[found]
             seconds = 0.0
@@ -227,12 +221,23 @@ class Rates:
         where = f"{share:.0%} (assumed) of {device}'s {peak / 1e12:g} TFLOP/s in {precision}"
         return flops / (peak * share), "arithmetic", where
 
-    def _found(self, gpu: str, precision: Precision | None, compile: bool, processes: int) -> int | None:
-        """Place of the calibration that fits best. precision: None = any, since predictions are measured in float32."""
+    def _trained(self, gpu: str, precision: Precision, compile: bool, processes: int) -> int | None:
+        """Place of the calibration that says most of training: of this device and precision, compiled or not as asked
+        where there is one, of as many processes, then the newest. None where there is none."""
         fitting = [
-            (one.compile == compile, processes in (0, one.processes), place)
+            (one.compile == compile, one.processes == processes, place)
             for place, one in enumerate(self.calibrations)
-            if precision in (None, one.precision) and _same_device(one.device, gpu) and (compile or not one.compile)
+            if one.precision == precision and _same_device(one.device, gpu) and (compile or not one.compile)
+        ]
+        return max(fitting)[-1] if fitting else None
+
+    def _predicted(self, gpu: str, precision: Precision, processes: int) -> int | None:
+        """The same of predictions, which every calibration measured in float32 and not compiled: of this device, of
+        this precision where there is one, not compiled, of as many processes, then the newest."""
+        fitting = [
+            (one.precision == precision, not one.compile, one.processes == processes, place)
+            for place, one in enumerate(self.calibrations)
+            if _same_device(one.device, gpu)
         ]
         return max(fitting)[-1] if fitting else None
 
@@ -244,32 +249,41 @@ def step_seconds(
     micro_batches: int = 1,
     optimizer: Optimizer = "adamw",
     recomputed: Collection[str] = (),
+    ranks: int = 0,
 ) -> float:
-    """Seconds of a training step of a network, carried over from a calibration. cost: of a micro-batch."""
+    """Seconds of a training step of a network, carried over from a calibration. cost: of a micro-batch. ranks: of the
+    run, 0 = as calibrated."""
     passes = micro_batches * pass_seconds(layers.amounts(cost, "training", recomputed), one.training)
-    return passes + once_seconds(layers, one, cost, optimizer)
+    return passes + once_seconds(layers, one, cost, optimizer, ranks)
 
 
-def once_seconds(layers: Layers, one: Calibration, cost: Cost, optimizer: Optimizer) -> float:
-    """Seconds of a training step beside its passes: gradient's norm, optimizer, average, agreements of ranks."""
-    muon = one.muon * layers.muon(cost, one.precision) / one.processes if optimizer == "muon" else 0.0
+def once_seconds(layers: Layers, one: Calibration, cost: Cost, optimizer: Optimizer, ranks: int = 0) -> float:
+    """Seconds of a training step beside its passes: gradients that the calibrated ranks send each other and their norm,
+    optimizer, average, agreements of ranks. ranks: that share Muon's products, 0 = as calibrated."""
+    muon = one.muon * layers.muon(cost, one.precision) / (ranks or one.processes) if optimizer == "muon" else 0.0
     return muon + one.parameter_s * cost.parameters + one.step_s
 
 
 def own_seconds(
-    layers: Layers, one: Calibration, cost: Cost, images: int, micro_batches: int, optimizer: Optimizer
+    layers: Layers,
+    one: Calibration,
+    cost: Cost,
+    images: int,
+    micro_batches: int,
+    optimizer: Optimizer,
+    ranks: int = 0,
 ) -> float:
     """Seconds of a step of a network that was measured itself, in one micro-batch; 0 for one that was not. What a task
-    learns beside the network was not measured, and is carried over."""
+    learns beside the network was not measured, and is carried over. ranks: of the run, 0 = as calibrated."""
     network = replace(cost, parts=tuple(part for part in cost.parts if not part.name.startswith((LEARNED, FROZEN))))
     flops = sum(network.training_flops().values()) / images
     for own in reversed(one.networks):
         same = (own.parameters, own.images, own.optimizer) == (network.parameters, images, optimizer)
         if same and abs(own.flops / flops - 1) < SAME_FLOPS:
             once = min(once_seconds(layers, one, network, optimizer), own.step_s / 2)
-            beside = step_seconds(layers, one, cost, micro_batches, optimizer)
+            beside = step_seconds(layers, one, cost, micro_batches, optimizer, (), ranks)
             beside -= step_seconds(layers, one, network, micro_batches, optimizer)
-            return micro_batches * (own.step_s - once) + once + beside
+            return max(micro_batches * (own.step_s - once) + once + beside, own.step_s / 2)
     return 0.0
 
 

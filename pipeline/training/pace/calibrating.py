@@ -6,7 +6,7 @@ import datetime
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +48,7 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
     experiment that there is not."""
     device = world.device.type
     own = world.together(lambda: experiment(config, world))
+    sizes = world.together(lambda: sizes_of(own, config) if own is not None else Sizes(0))
     logging.getLogger("DeepSpeed").disabled = True  # it warns of its optimizer at every network
     base = replace(networks.base_config(device, config.precision), compile=config.compile)
     dtype = pick_precision(base, world.device)
@@ -95,7 +96,7 @@ def calibrate(config: CalibrateConfig, world: World) -> Calibration:
         for one, step_s, cost in measured
     ]
     if own is not None:
-        records.append(of_own(own, config, calibration, layers, world))
+        records.append(of_own(own, sizes, config, calibration, layers, world))
     return replace(calibration, networks=tuple(records))
 
 
@@ -142,23 +143,40 @@ def experiment(config: CalibrateConfig, world: World) -> RunConfig | None:
     return own
 
 
-def of_own(own: RunConfig, config: CalibrateConfig, calibration: Calibration, layers: Layers, world: World) -> Network:
-    """The record of the experiment's network. Collective."""
-    images, seconds = own.optim.batch // world.size, SHARES["own"] * config.seconds
+@dataclass(frozen=True)
+class Sizes:
+    """side: of latents or pictures. tokens: that a network attends to. channels: beside those of the latents."""
+
+    side: int
+    tokens: int = 0
+    channels: int = 0
+
+
+def sizes_of(own: RunConfig, config: CalibrateConfig) -> Sizes:
+    """The sizes of the experiment's samples: those of a cache where one is given. Raises DatasetError, StorageError,
+    ConfigError."""
     if isinstance(own, AutoencoderConfig):
-        side = own.crop or config.side or _picture_side(config.data) or 256
+        return Sizes(own.crop or config.side or _picture_side(config.data) or 256)
+    assert isinstance(own, TrainConfig), "no other verb trains"
+    attends = bool(own.model.context_width)
+    if not config.data:
+        return Sizes(config.side or 32, config.tokens * attends)
+    contract = _contract(config.data)
+    return Sizes(contract.latent_shape[1], own.task.tokens(contract) * attends, own.task.channels(contract))
+
+
+def of_own(
+    own: RunConfig, sizes: Sizes, config: CalibrateConfig, calibration: Calibration, layers: Layers, world: World
+) -> Network:
+    """The record of the experiment's network. Collective."""
+    images, seconds, side = own.optim.batch // world.size, SHARES["own"] * config.seconds, sizes.side
+    if isinstance(own, AutoencoderConfig):
         step_s, cost = networks.of_autoencoder(own, world, side, images, seconds)
     else:
         assert isinstance(own, TrainConfig), "no other verb trains"
-        side, tokens, channels = config.side or 32, config.tokens, 0
-        if config.data:
-            contract = _contract(config.data)
-            side, tokens = contract.latent_shape[1], own.task.tokens(contract)
-            channels = own.task.channels(contract)
-        model = replace(own.model, in_channels=own.model.in_channels + channels)
-        tokens = tokens if model.context_width else 0
-        step_s = networks.of_unet(model, own, world, side, tokens, images, seconds)
-        cost = unet_cost(model, images, side, side, tokens)
+        model = replace(own.model, in_channels=own.model.in_channels + sizes.channels)
+        step_s = networks.of_unet(model, own, world, side, sizes.tokens, images, seconds)
+        cost = unet_cost(model, images, side, side, sizes.tokens)
     predicted = step_seconds(layers, calibration, cost, optimizer=own.optim.name)
     return networks.network(config.experiment, cost, images, own.optim.name, step_s, predicted)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.distributed.world import World
 from pipeline.inference.packed import pack
+from pipeline.inference.precision import products
 from pipeline.models.kernels.convolution import Conv3x3
 from pipeline.models.kernels.fused import attend
 from pipeline.planning.parts import Kind
@@ -20,6 +22,8 @@ from pipeline.training.pace.timing import median_s
 HEAD = 32
 """Width of an attention head."""
 TAPS = 9
+TENSORS = 4 * 8
+"""Bytes that a measurement takes for each number of its input, at most: eight tensors in float32."""
 
 
 @dataclass(frozen=True)
@@ -62,57 +66,84 @@ SIZES = {
 def layer_rates(world: World, dtype: torch.dtype, seconds: float) -> list[LayerRate]:
     """The rates of layers of every kind. dtype: of weights and activations in training; predictions are in float32.
     seconds: to spend in all. Collective."""
-    jobs = list(_jobs(SIZES[world.device.type], world.device, dtype))
+    jobs = _fitting(list(_jobs(SIZES[world.device.type])), world)
     each = seconds / len(jobs) / 2
-    return [
-        LayerRate(
-            kind=job.kind,
-            size=job.size,
-            rows=job.rows,
-            training=3 * job.flops / median_s(job.train, world, each),
-            forward=job.flops / median_s(job.predict, world, each),
-        )
-        for job in jobs
-    ]
+    return [_rate(job, world, dtype, each) for job in jobs]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is timed of a layer, whose tensors live as long."""
+
+    train: Callable[[], None]
+    predict: Callable[[], None]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A layer to measure. flops: of a forward pass; a backward pass takes twice as many."""
+    """A layer to measure. flops: of a forward pass; a backward pass takes twice as many. numbers: of the tensor that it
+    is applied to. make: makes the layer on a device."""
 
     kind: Kind
     size: float
     rows: int
     flops: float
-    train: Callable[[], None]
-    predict: Callable[[], None]
+    numbers: int
+    make: Callable[[torch.device, torch.dtype], _Work]
 
 
-def _jobs(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[_Job]:
+def _fitting(jobs: list[_Job], world: World) -> list[_Job]:
+    """The jobs whose tensors fit the GPU of every rank beside what lies there; all on a CPU. Collective."""
+    if world.device.type != "cuda":
+        return jobs
+    free = min(world.gather(torch.cuda.mem_get_info(world.device)[0]))
+    return [job for job in jobs if TENSORS * job.numbers <= free]
+
+
+def _rate(job: _Job, world: World, dtype: torch.dtype, seconds: float) -> LayerRate:
+    """Makes a layer, and measures it. Collective."""
+    work = job.make(world.device, dtype)
+    return LayerRate(
+        kind=job.kind,
+        size=job.size,
+        rows=job.rows,
+        training=3 * job.flops / median_s(work.train, world, seconds),
+        forward=job.flops / median_s(work.predict, world, seconds),
+    )
+
+
+def _jobs(sizes: Sizes) -> Iterator[_Job]:
     for channels in sizes.channels:
         for batch, side in sizes.images:
             rows = batch * side * side
             flops = 2.0 * rows * TAPS * channels**2
             if flops <= sizes.most:
-                x = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
-                if device.type == "cuda":
-                    x = x.contiguous(memory_format=torch.channels_last)
-                layer = Conv3x3(channels, channels).to(device, dtype)
-                yield _of_layer("conv", math.sqrt(TAPS) * channels, rows, flops, layer, x)
+                make = partial(_convolution, batch, side, channels)
+                yield _Job("conv", math.sqrt(TAPS) * channels, rows, flops, rows * channels, make)
     for width in sizes.widths:
         for rows in sizes.rows:
             flops = 2.0 * rows * width**2
             if flops <= sizes.most:
-                x = torch.randn(rows, width, device=device, dtype=dtype)
-                yield _of_layer("linear", float(width), rows, flops, nn.Linear(width, width).to(device, dtype), x)
+                yield _Job("linear", float(width), rows, flops, rows * width, partial(_linear, rows, width))
     for keys, batch in sizes.keys:
         shape = (batch, sizes.heads, keys, HEAD)
-        q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
         flops = 4.0 * batch * keys * keys * sizes.heads * HEAD
-        yield _of_attention(float(keys), batch * keys, flops, q, k, v)
+        yield _Job("attention", float(keys), batch * keys, flops, 3 * math.prod(shape), partial(_attention, shape))
 
 
-def _of_layer(kind: Kind, size: float, rows: int, flops: float, layer: nn.Module, x: Tensor) -> _Job:
+def _convolution(batch: int, side: int, channels: int, device: torch.device, dtype: torch.dtype) -> _Work:
+    x = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
+    if device.type == "cuda":
+        x = x.contiguous(memory_format=torch.channels_last)
+    return _of_layer(Conv3x3(channels, channels).to(device, dtype), x)
+
+
+def _linear(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> _Work:
+    x = torch.randn(rows, width, device=device, dtype=dtype)
+    return _of_layer(nn.Linear(width, width).to(device, dtype), x)
+
+
+def _of_layer(layer: nn.Module, x: Tensor) -> _Work:
     x.requires_grad_(True)
     gradient = torch.randn_like(layer(x))
 
@@ -128,13 +159,14 @@ def _of_layer(kind: Kind, size: float, rows: int, flops: float, layer: nn.Module
         if not packed:  # after training, as it takes the weights
             packed.append(nn.Sequential(layer).requires_grad_(False).float())
             pack(packed[0])
-        with torch.no_grad():
+        with torch.no_grad(), products(tf32=False):
             packed[0](whole)
 
-    return _Job(kind, size, rows, flops, train, predict)
+    return _Work(train, predict)
 
 
-def _of_attention(size: float, rows: int, flops: float, q: Tensor, k: Tensor, v: Tensor) -> _Job:
+def _attention(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> _Work:
+    q, k, v = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
     gradient = torch.randn_like(attend(q, k, v))
 
     def train() -> None:
@@ -144,7 +176,7 @@ def _of_attention(size: float, rows: int, flops: float, q: Tensor, k: Tensor, v:
     whole = [tensor.detach().float() for tensor in (q, k, v)]
 
     def predict() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), products(tf32=False):
             attend(*whole)
 
-    return _Job("attention", size, rows, flops, train, predict)
+    return _Work(train, predict)

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.config import EncodersConfig, FirstStageConfig
 from pipeline.distributed.world import World
 from pipeline.inference.packed import pack
+from pipeline.inference.precision import products
 from pipeline.models.encoders.autoencoder import load_autoencoder
 from pipeline.models.encoders.first_stage import KLStage, NetworkStage
 from pipeline.models.first_stage import architecture
@@ -51,7 +52,7 @@ def of_unet(reference: Reference, world: World, seconds: float) -> Passed:
     timestep = torch.full((reference.images,), 500, device=device)
 
     def predict() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), products(tf32=False):
             unet(x, timestep, context)
 
     return Passed(reference.cost(), median_s(predict, world, seconds))
@@ -71,10 +72,12 @@ def of_first_stages(world: World, seconds: float) -> list[Passed]:
         z = torch.randn(images, stage.latent_channels, side // stage.downsampling, side // stage.downsampling)
 
         def encode(stage: NetworkStage = stage, x: torch.Tensor = x) -> None:
-            stage.encode(x)
+            with products(tf32=False):
+                stage.encode(x)
 
         def decode(stage: NetworkStage = stage, z: torch.Tensor = z) -> None:
-            stage.decode(z)
+            with products(tf32=False):
+                stage.decode(z)
 
         passed.append(Passed(half(whole, decoder=False), median_s(encode, world, seconds / 4)))
         passed.append(Passed(half(whole, decoder=True), median_s(decode, world, seconds / 4)))
