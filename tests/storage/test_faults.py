@@ -198,7 +198,9 @@ def test_an_object_that_changes_in_the_middle_of_a_read_is_refused(store: Storag
         reading = pool.submit(store.get, "old")
         while not rule.injected:
             time.sleep(0.01)
+        waits = faults.add(Fault(kind="slow_down", method="GET"))  # so that no retry is faster than the change
         store.put("old", DATA[::-1])
+        waits.times = 0
         with pytest.raises(StorageError, match="old changed while it was being read"):
             reading.result()
 
