@@ -34,7 +34,7 @@ the two models) folder= (to keep everything in; "" = one that is removed)
 
 First `latentmill calibrate`, whose small networks are none of those that follow. Then `latentmill demo` with fewer
 images and samples, and `latentmill train` of two models on its cache. Each is planned by `latentmill plan` before it
-runs. Six minutes on two cores, which it wants for itself.
+runs. Three minutes on two cores, which it wants for itself.
 """
 BOUND = 0.15
 """Largest relative difference of images/s that is asked for."""
