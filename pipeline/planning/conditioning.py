@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pipeline.config import ClassTask, LayoutTask, ModelConfig, SemanticTask, SuperresTask, TaskConfig, TextTask
 from pipeline.config.tasks.base import Cache
-from pipeline.planning.parts import Layer, Part, Piece
+from pipeline.planning.parts import Layer, Part, Piece, linear_layer
 
 BANDS = 4
 """Octaves of the sinusoids of a box's edge (models/tasks/layout.py)."""
@@ -44,8 +44,8 @@ def _layout(task: LayoutTask, width: int, classes: int, batch: int, most: int) -
     """A token of each of `most` boxes, and one that is always there."""
     rows = batch * most
     yield _table("embed", (classes + 1) * width)
-    first = _linear("first", rows, 4 + 8 * BANDS, width, input_gradient=False)
-    hidden, last = (_linear(name, rows, width, width) for name in ("hidden", "last"))
+    first = linear_layer("first", rows, 4 + 8 * BANDS, width, input_gradient=False)
+    hidden, last = (linear_layer(name, rows, width, width) for name in ("hidden", "last"))
     yield Part("task.perceptron", (Piece(row="perceptron", layers=(first, hidden, last), x=rows * width),))
     if task.encoder == "transformer":
         yield from _encoder("transformer", width, task, batch, 1 + most)
@@ -65,7 +65,7 @@ def transformer_parts(
     rows, inner = batch * tokens, heads * head_width
     for i in range(depth):
         attention = (
-            _linear("qkv", rows, width, 3 * inner, bias=False),
+            linear_layer("qkv", rows, width, 3 * inner, bias=False),
             Layer(
                 name="attend",
                 kind="attention",
@@ -73,9 +73,9 @@ def transformer_parts(
                 inputs=tokens,
                 outputs=inner,
             ),
-            _linear("out", rows, inner, width),
+            linear_layer("out", rows, inner, width),
         )
-        feed = (_linear("up", rows, width, 4 * width), _linear("down", rows, 4 * width, width))
+        feed = (linear_layer("up", rows, width, 4 * width), linear_layer("down", rows, 4 * width, width))
         size = rows * width
         pieces = (
             Piece(
@@ -97,18 +97,3 @@ def _table(name: str, parameters: int) -> Part:
     """An embedding, which keeps indices alone."""
     layer = Layer(name=name, kind="linear", flops=0, parameters=parameters)
     return Part(f"task.{name}", (Piece(row="none", layers=(layer,)),))
-
-
-def _linear(
-    name: str, rows: int, in_width: int, out_width: int, *, bias: bool = True, input_gradient: bool = True
-) -> Layer:
-    weights = in_width * out_width
-    return Layer(
-        name=name,
-        kind="linear",
-        flops=2 * rows * weights,
-        parameters=weights + bias * out_width,
-        input_gradient=input_gradient,
-        inputs=in_width,
-        outputs=out_width,
-    )

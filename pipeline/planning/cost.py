@@ -26,6 +26,7 @@ from pipeline.planning.parts import Kind as Kind
 from pipeline.planning.parts import Layer as Layer
 from pipeline.planning.parts import Part as Part
 from pipeline.planning.parts import Piece as Piece
+from pipeline.planning.parts import linear_layer
 
 Pool = Literal["attention", "mean"]
 """How a classifier pools positions (config/tasks/kinds.py)."""
@@ -126,13 +127,13 @@ class Walk:
     def pooling(self, classes: int, pool: Pool) -> Part:
         """What a classifier makes of the middle blocks' output: logits of so many classes."""
         pixels, width, _ = self.levels[-1]
-        out = self._linear("pool.out", self.batch, width, classes)
+        out = linear_layer("pool.out", self.batch, width, classes)
         rows = self.batch * pixels
         if pool == "mean":
             return Part("pool", (Piece(row="mean", layers=(out,), norms=2 * width, x=rows * width),))
         layers = (
-            self._linear("pool.kv", rows, width, 2 * width),
-            self._linear("pool.q", self.batch, width, width),
+            linear_layer("pool.kv", rows, width, 2 * width),
+            linear_layer("pool.q", self.batch, width, width),
             self._attention("pool", 1, pixels, width),
             out,
         )
@@ -143,8 +144,8 @@ class Walk:
         width, layers = 4 * self.config.channels, []
         for name, in_width in (("embed_timestep", self.config.channels), ("embed_vector", self.config.vector_width)):
             if in_width:
-                layers.append(self._linear(f"{name}.linear1", self.batch, in_width, width, input_gradient=False))
-                layers.append(self._linear(f"{name}.linear2", self.batch, width, width))
+                layers.append(linear_layer(f"{name}.linear1", self.batch, in_width, width, input_gradient=False))
+                layers.append(linear_layer(f"{name}.linear2", self.batch, width, width))
         embedders = len(layers) // 2
         sizes = self.batch * (self.config.channels + self.config.vector_width), embedders * self.batch * width
         return Part("embed", (Piece(row="embed", layers=tuple(layers), x=sizes[0], h=sizes[1]),))
@@ -165,7 +166,7 @@ class Walk:
         embedded = 2 * width if config.scale_shift_norm else width
         layers = [
             self._conv(f"{prefix}conv1", rows, 9, in_width, width),
-            self._linear(f"{prefix}embed", self.batch, 4 * config.channels, embedded),
+            linear_layer(f"{prefix}embed", self.batch, 4 * config.channels, embedded),
             self._conv(f"{prefix}conv2", rows, 9, width, width),
         ]
         if in_width != width:
@@ -190,12 +191,12 @@ class Walk:
 
     def _transformer(self, pixels: int, width: int, depth: int) -> Iterable[Piece]:
         config, rows, size = self.config, self.batch * pixels, self.batch * pixels * width
-        projections = [self._linear(f"attention.project_{end}", rows, width, width) for end in ("in", "out")]
+        projections = [linear_layer(f"attention.project_{end}", rows, width, width) for end in ("in", "out")]
         yield Piece(row="project_in", layers=(projections[0],), norms=2 * width, x=size, h=size)
         for i in range(depth):
             prefix = f"attention.blocks.{i}"
             yield self._self_attention("self", f"{prefix}.attend_self", pixels, width, bias=False)
-            kv = self._linear(
+            kv = linear_layer(
                 f"{prefix}.attend_cross.kv",
                 self.batch * self.tokens,
                 config.context_width,
@@ -204,10 +205,10 @@ class Walk:
                 input_gradient=self.context_gradient,
             )
             cross = (
-                self._linear(f"{prefix}.attend_cross.q", rows, width, width, bias=False),
+                linear_layer(f"{prefix}.attend_cross.q", rows, width, width, bias=False),
                 kv,
                 self._attention(f"{prefix}.attend_cross", pixels, self.tokens, width),
-                self._linear(f"{prefix}.attend_cross.out", rows, width, width),
+                linear_layer(f"{prefix}.attend_cross.out", rows, width, width),
             )
             yield Piece(
                 row="cross",
@@ -220,8 +221,8 @@ class Walk:
                 heads=rows * heads_of(config, width),
             )
             feed = (
-                self._linear(f"{prefix}.feed.up", rows, width, 8 * width),
-                self._linear(f"{prefix}.feed.down", rows, 4 * width, width),
+                linear_layer(f"{prefix}.feed.up", rows, width, 8 * width),
+                linear_layer(f"{prefix}.feed.down", rows, 4 * width, width),
             )
             yield Piece(row="feed", layers=feed, norms=2 * width, x=size, h=size, rows=rows)
         yield Piece(row="project_out", layers=(projections[1],), x=size, h=size)
@@ -229,9 +230,9 @@ class Walk:
     def _self_attention(self, row: str, name: str, pixels: int, width: int, bias: bool) -> Piece:
         rows = self.batch * pixels
         layers = (
-            self._linear(f"{name}.qkv", rows, width, 3 * width, bias=bias),
+            linear_layer(f"{name}.qkv", rows, width, 3 * width, bias=bias),
             self._attention(name, pixels, pixels, width),
-            self._linear(f"{name}.out", rows, width, width),
+            linear_layer(f"{name}.out", rows, width, width),
         )
         size = rows * width
         return Piece(
@@ -258,20 +259,5 @@ class Walk:
             parameters=weights + out_width,
             input_gradient=input_gradient,
             inputs=taps * in_width,
-            outputs=out_width,
-        )
-
-    @staticmethod
-    def _linear(
-        name: str, rows: int, in_width: int, out_width: int, *, bias: bool = True, input_gradient: bool = True
-    ) -> Layer:
-        weights = in_width * out_width
-        return Layer(
-            name=name,
-            kind="linear",
-            flops=2 * rows * weights,
-            parameters=weights + bias * out_width,
-            input_gradient=input_gradient,
-            inputs=in_width,
             outputs=out_width,
         )

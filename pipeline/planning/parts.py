@@ -44,6 +44,22 @@ class Layer:
         return self.flops * (1 + self.input_gradient)
 
 
+def linear_layer(
+    name: str, rows: int, in_width: int, out_width: int, *, bias: bool = True, input_gradient: bool = True
+) -> Layer:
+    """A linear layer. rows: positions of its output in the batch."""
+    weights = in_width * out_width
+    return Layer(
+        name=name,
+        kind="linear",
+        flops=2 * rows * weights,
+        parameters=weights + bias * out_width,
+        input_gradient=input_gradient,
+        inputs=in_width,
+        outputs=out_width,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Piece:
     """One occurrence in the network of a row of the memory tables (memory.py), with the sizes that the tables refer
