@@ -19,7 +19,7 @@ from pipeline.verbs import VERBS
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 AROUND = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "SECURITY.md")]
-ROOMS = ("start", "how_to", "reference", "explained", "measured")
+ROOMS = ("start", "how_to", "coming_from", "reference", "explained", "measured")
 WIDTH = 120
 CODE = ("benchmarks", "conf", "examples", "pipeline", "preprocess", "scripts", "slurm", "tests")
 
