@@ -75,7 +75,7 @@ def steps(lines: list[str]) -> list[str]:
 
 def hadolint(text: str) -> list[str]:
     """Codes of what it finds, without any exception made."""
-    command = [BIN / "hadolint", "--no-color", "--format", "json", "--config", "/dev/null", "-"]
+    command = [str(BIN / "hadolint"), "--no-color", "--format", "json", "--config", "/dev/null", "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     return [finding["code"] for finding in json.loads(done.stdout)]
 
@@ -149,7 +149,7 @@ def test_packages_are_installed_at_the_tested_versions_alone() -> None:
 
 @pytest.mark.parametrize(("words", "says"), [(["nonsense"], "not 'nonsense'"), (["packages", "tpu"], "cpu or cuda")])
 def test_a_step_that_is_none_is_refused_before_anything_is_done(words: list[str], says: str) -> None:
-    done = subprocess.run(["sh", FOLDER / "install.sh", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(["sh", str(FOLDER / "install.sh"), *words], capture_output=True, text=True, check=False)
     assert (done.returncode, says in done.stderr) == (2, True)
 
 
@@ -159,7 +159,7 @@ def test_a_step_that_is_none_is_refused_before_anything_is_done(words: list[str]
 
 def schema_errors(path: Path) -> int:
     """Exit status of the check against GitHub's schema, which the package brings."""
-    command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
+    command = [str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.github-workflows", str(path)]
     return subprocess.run(command, capture_output=True, check=False).returncode
 
 

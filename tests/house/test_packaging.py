@@ -107,7 +107,7 @@ IN_ONE_PROCESS = "import sys; from pipeline import cli; sys.exit(max(cli.main(li
 
 def test_the_installed_wheel_encodes_and_trains_where_there_is_no_checkout(installed: Path, tmp_path: Path) -> None:
     python = installed.parents[2] / "bin" / "python"
-    command = [python, "-P", "-c", IN_ONE_PROCESS, *SMALLEST]
+    command = [str(python), "-P", "-c", IN_ONE_PROCESS, *SMALLEST]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"run +finished +4 of 4 \(100\.0%\)", done.stdout)
@@ -128,14 +128,14 @@ def test_pip_installs_the_wheel_into_an_empty_environment_and_the_demo_runs(whee
     """With everything that it depends on, from where pip is configured to look, at the versions of constraints.txt."""
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "smoke.yaml").write_text(SMOKE)
-    bin = tmp_path / "venv" / "bin"
+    python, script = (str(tmp_path / "venv" / "bin" / name) for name in ("python", "latentmill"))
     began, outside = time.monotonic(), environment() | {"LATENTMILL_CONF": str(tmp_path / "conf")}
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    install = [bin / "python", "-m", "pip", "install", "--quiet", "-c", REPOSITORY / "constraints.txt", wheel]
+    install = [python, "-m", "pip", "install", "--quiet", "-c", str(REPOSITORY / "constraints.txt"), str(wheel)]
     subprocess.run(install, cwd=tmp_path, env=environment(), check=True, stdin=subprocess.DEVNULL)
     installed_after = time.monotonic() - began
-    subprocess.run([bin / "python", "-m", "pip", "check"], cwd=tmp_path, env=outside, check=True)
-    demo = [bin / "latentmill", "demo", "images=128", "recipe=smoke", "dest=demo"]
+    subprocess.run([python, "-m", "pip", "check"], cwd=tmp_path, env=outside, check=True)
+    demo = [script, "demo", "images=128", "recipe=smoke", "dest=demo"]
     done = subprocess.run(demo, cwd=tmp_path, env=outside, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     assert (tmp_path / "demo" / "report.html").exists()

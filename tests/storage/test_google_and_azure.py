@@ -127,7 +127,12 @@ def test_another_store_is_asked_once_in_a_process(s3: str, monkeypatch: pytest.M
     monkeypatch.setattr(module, "_conditional", set())
     asked: list[str] = []
     put = module.S3Storage._put_if_absent
-    monkeypatch.setattr(module.S3Storage, "_put_if_absent", lambda *words: asked.append(words[1]) or put(*words))
+
+    def count(store: module.S3Storage, key: str, data: bytes) -> bool:
+        asked.append(key)
+        return put(store, key, data)
+
+    monkeypatch.setattr(module.S3Storage, "_put_if_absent", count)
     store = open_storage(s3)
     assert [store.put_if_absent(key, b"x") for key in ("a", "b", "b")] == [True, True, False]
     assert asked == ["a", "a", "b", "b"]
