@@ -25,7 +25,7 @@ INDENT = "    "
 RUN_BY, THEIRS, OUTPUT, FILE = "# run by ", "# theirs, not run", "# output", "# file "
 COMMENT = re.compile(r"(^|\s+)#(\s.*)?$")
 """A comment of a shell that is meant as one: `a#b` and `#sha256=...` are words."""
-USAGE = ("KEY=VALUE", "RUN")
+USAGE = ("KEY=VALUE", "RUN", "VERB")
 """Words of a line that shows how a verb is typed, not what is typed."""
 PLACES = {
     "run": "runs/x",
@@ -35,6 +35,7 @@ PLACES = {
     "dataset": "x-cache",
     "reference": "x.safetensors",
 }
+OF_CONVERT = {"from": "classes", "images": "x-images"}
 """What `...` stands for where a verb must be given it."""
 
 
@@ -79,7 +80,7 @@ def blocks(page: Path) -> Iterator[Block]:
 def ours(block: Block) -> list[list[str]]:
     """The words after `latentmill` of each command line of ours in a block of commands. Other lines are passed over."""
     text = "\n".join(COMMENT.sub("", line) for line in block.lines).replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line.startswith("latentmill ")]
+    lines = [line for line in text.splitlines() if re.match(r"latentmill [\w-]+( |;|$)", line)]
     return [shlex.split(command)[1:] for line in lines for command in line.split("; ")[:1]]
 
 
@@ -87,7 +88,7 @@ def read(words: Sequence[str]) -> None:
     """Reads the words after `latentmill` as the command line does: verb, keys and values, without running anything.
     Raises LatentmillError for what the command line would refuse."""
     verb, *rest = words
-    if verb.startswith("-"):
+    if verb.startswith("-") or verb in USAGE:
         return
     if verb not in VERBS:
         raise ConfigError(f"{verb}: no such verb")
@@ -115,5 +116,8 @@ def _load(verb: str, words: Sequence[str], *, filled: bool) -> None:
     """Loads a verb's configuration. filled: whether places stand for those that are not given."""
     given = {word.partition("=")[0] for word in words}
     fields = CONFIGS[verb].__dataclass_fields__
-    stand = [f"{key}={place}" for key, place in PLACES.items() if key.split(".")[0] in fields and key not in given]
+    places = {key: place for key, place in PLACES.items() if key.split(".")[0] in fields}
+    places |= OF_CONVERT if verb == "convert" else {}
+    places |= {"data.val": "x-val"} if "eval.reference" in given else {}
+    stand = [f"{key}={place}" for key, place in places.items() if key not in given]
     load(verb, [*(stand if filled else ()), *words])
