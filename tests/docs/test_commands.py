@@ -7,26 +7,16 @@ made small by words that are added to a command's own (SMALL); data of the names
 
 from __future__ import annotations
 
-import hashlib
-import io
 import runpy
 import shlex
 import shutil
 import sys
-import tarfile
-import tempfile
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from made.encode import write_tar
-from made.gathered import rows_of, write_parquet
-from made.latents import CAPTIONS, half, latent, logvar, npy, npz, write_mds
+from made.others import MAKES, ROWS, write_mlperf, write_mosaicml, write_sd_scripts, write_simpletuner
 from made.page_blocks import blocks, ours, read
 from made.places import REPOSITORY
 from made.run import make_cache, make_run
@@ -35,13 +25,11 @@ from pipeline.config import ExportConfig
 from pipeline.data.format.manifest import load_manifest
 from pipeline.errors import ConfigError, LatentmillError, OverrideError
 from pipeline.storage.urls import open_storage
-from preprocess.shapes.shards import write_shards
 
 DOCS = REPOSITORY / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), *(REPOSITORY / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md"))]
 COMING_FROM = sorted(page for page in (DOCS / "coming_from").glob("*.md") if page.stem != "what_breaks_elsewhere")
 HERE = "tests/docs/test_commands.py"
-ROWS = 8
 
 SHIPPED = (
     "encoders.vae=demo encoders.text=demo encoders.text_pretrained= encoders.text_layer=last encoders.text_pad=636"
@@ -49,14 +37,14 @@ SHIPPED = (
 ENCODERS = [*SHIPPED.split(), "encoders.text_length=24", "encoders.vae_subfolder="]
 """The encoders that come with latentmill, whatever their name: Stable Diffusion's cannot be had here."""
 NETWORK = "channels=32 multipliers=[1,2] blocks=1 attention=[2] heads=2 head_width=0 context_width=128"
-TRAIN = "samples=8 optim.batch=4 optim.micro_batch=0 launch.processes=1 launch.threads=1 device=cpu precision=fp32"
+TRAIN = "samples=4 optim.batch=4 optim.micro_batch=0 launch.processes=1 launch.threads=1 device=cpu precision=fp32"
 SMALL = {
     "encode": [*ENCODERS, "batch=4", "decode_in=threads", "workers=1", "launch.threads=1", "device=cpu"],
     "index": ENCODERS,
     "train": [
         *(f"model.{word}" for word in (*NETWORK.split(), "linear_projection=false", "checkpointing=false")),
         *TRAIN.split(),
-        *("deepspeed=off", "tracking.wandb=off", "eval.every=0", "checkpoint.every=4"),
+        *("deepspeed=off", "tracking.wandb=off", "eval.every=0"),
     ],
 }
 """Words that make a command small; the last of a key holds."""
@@ -131,85 +119,6 @@ def test_commands_of_others_stand_beside_ours_and_say_that_they_are_theirs(page:
         assert block.run_by in ("", HERE)
 
 
-@cache
-def pictures() -> list[bytes]:
-    """Captioned shapes, which the shipped autoencoder knows, as files of pictures."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_shards(folder, ROWS, 1, "val", shard_size=ROWS)
-        with tarfile.open(next(Path(folder).glob("*.tar"))) as tar:
-            files = {member.name: tar.extractfile(member) for member in tar}
-            return [file.read() for name, file in sorted(files.items()) if file and name.endswith((".png", ".jpg"))]
-
-
-def write_photos(folder: Path) -> None:
-    """Images with captions beside them and in metadata.jsonl."""
-    folder.mkdir()
-    lines = []
-    for row in range(ROWS):
-        caption = CAPTIONS[row % len(CAPTIONS)]
-        (folder / f"{row}.png").write_bytes(pictures()[row])
-        (folder / f"{row}.txt").write_text(caption)
-        lines.append(f'{{"file_name": "{row}.png", "text": "{caption}"}}\n')
-    (folder / "metadata.jsonl").write_text("".join(lines))
-
-
-def write_naruto(folder: Path) -> None:
-    """A data set of the hub: Parquet files of images and texts."""
-    write_parquet(folder / "data/train-00000.parquet", rows_of(range(ROWS)))
-
-
-def write_sd_scripts(folder: Path) -> None:
-    """What sd-scripts caches beside images: .npz of one latent, its size and crop, and a mirrored one."""
-    (folder / "10_things").mkdir(parents=True)
-    for row in range(ROWS):
-        facts = {"latents": latent(row), "original_size": np.array([64, 64]), "crop_ltrb": np.array([0, 0, 64, 64])}
-        (folder / f"10_things/{row}_0064x0064_sd.npz").write_bytes(npz(**facts, latents_flipped=latent(row)))
-        (folder / f"10_things/{row}.txt").write_text(CAPTIONS[row % len(CAPTIONS)])
-    (folder / "10_things/0_te_outputs.npz").write_bytes(npz(hidden_state1=np.zeros((2, 3), np.float32)))
-
-
-def write_simpletuner(folder: Path) -> None:
-    """What SimpleTuner caches of `photos`: a tensor by torch.save, under the SHA-256 of the image's name."""
-    folder.mkdir(parents=True)
-    for row in range(ROWS):
-        out = io.BytesIO()
-        torch.save(torch.from_numpy(latent(row)).bfloat16(), out)
-        (folder / f"{hashlib.sha256(str(row).encode()).hexdigest()}.pt").write_bytes(out.getvalue())
-
-
-def write_mosaicml(folder: Path) -> None:
-    """MDS shards of mosaicml/diffusion: pictures, latents that are scaled, none of them of small pictures."""
-    columns = {"caption": "str", "jpg": "bytes", "latents_256": "bytes", "caption_latents": "bytes"}
-    columns |= {"similarity": "float64", "width": "int32"}
-    samples = [
-        {
-            "caption": CAPTIONS[row % len(CAPTIONS)].encode(),
-            "jpg": pictures()[row],
-            "latents_256": half(latent(row, 32, 32) * 0.18215).tobytes() if row else b"",
-            "caption_latents": np.zeros((77, 8), np.float16).tobytes(),
-            "similarity": np.float64(0.3).tobytes(),
-            "width": np.int32(256 if row else 64).tobytes(),
-        }
-        for row in range(ROWS)
-    ]
-    for number in range(2):
-        write_mds(folder / str(number), columns, [samples[4 * number : 4 * number + 4]])
-
-
-def write_mlperf(folder: Path) -> None:
-    """Tars as the reference's script writes them: moments with a batch axis of one, and img2dataset's files."""
-    for kind in ("webdataset-moments-filtered", "webdataset-filtered"):
-        (folder / kind).mkdir()
-        for tar in range(2):
-            members = []
-            for row in range(4 * tar, 4 * tar + 4):
-                moments = np.concatenate([latent(row), logvar(row)])[None]
-                picture = ("npy", npy(moments)) if "moments" in kind else ("png", pictures()[row])
-                for end, data in (picture, ("txt", CAPTIONS[row % 5].encode()), ("json", b'{"status": "success"}')):
-                    members.append((f"{row:09d}.{end}", data))
-            write_tar(folder / kind / f"{tar:05d}.tar", members)
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a small network as a diffusers folder and as a CompVis file, under the names of the pages."""
@@ -220,17 +129,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export.main(config)
     export.main(replace(config, format="compvis", dest=str(given / "sd14.safetensors")))
     return given
-
-
-MAKES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "photos": (write_photos, "photos"),
-    "naruto": (write_naruto, "naruto"),
-    "cached": (write_sd_scripts, "cached"),
-    "cache/vae": (write_simpletuner, "cache/vae"),
-    "mds": (write_mosaicml, "mds"),
-    "webdataset": (write_mlperf, ""),
-}
-"""Data that a page names -> what makes them, and where."""
 
 
 def shrunk(words: list[str]) -> list[str]:
@@ -279,3 +177,44 @@ def test_our_commands_run_as_they_are_written(
         left_out = 1 if page.stem == "mosaicml_streaming" and dataset == "cache" else 0
         flipped = 2 if page.stem == "diffusers" and dataset == "cache" else 1
         assert sum(shard.samples for shard in manifest.shards) == (ROWS - left_out) * flipped, dataset
+
+
+REFUSED = [
+    # what the pages say of it
+    ("index dataset={} source={}/*.tar moments_member=npy text_member=", "it is neither moments nor latents"),
+    ("index dest=c source=cache/vae/*.pt moments_member=pt text_member=", "by examples/simpletuner_latents.py"),
+    ("encode dest=c source=cache/vae/*.pt", "first by examples/simpletuner_latents.py"),
+    ("encode dest=c source=mds/**/index.json", "become tars by examples/mds_to_tars.py"),
+    ("encode dest=c source=mds/*/*.mds", "become tars by examples/mds_to_tars.py"),
+    ("encode dest=c source=cached/**/*.npz", "are converted by `latentmill index dest=`"),
+    (
+        "index dest=c source=mds/**/index.json stored=latents scaled=true text_member= "
+        "moments_member=latents_256:float16:4x32x32",
+        "has 0 bytes of float16",
+    ),
+]
+
+
+def test_what_is_not_read_is_refused_and_the_way_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mlperf(tmp_path)
+    write_mosaicml(tmp_path / "mds")
+    write_simpletuner(tmp_path / "cache/vae")
+    write_sd_scripts(tmp_path / "cached")
+    monkeypatch.chdir(tmp_path)
+    for words, reason in REFUSED:
+        assert cli.main(words.replace("{}", "webdataset-moments-filtered").split()) == 1
+        said = capsys.readouterr().err
+        assert reason in said and len(said.splitlines()) == 1, said
+    assert not (tmp_path / "c").exists()
+
+
+def test_scaled_latents_that_are_not_said_to_be_are_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mosaicml(tmp_path / "mds")
+    monkeypatch.chdir(tmp_path)
+    words = "index dest=c source=mds/**/index.json stored=latents text_member= max_rejects=0.3"
+    assert cli.main([*words.split(), "moments_member=latents_256:float16:4x32x32"]) == 0
+    assert "their deviation is 0.182 and not about 1, as of latents that are scaled already" in capsys.readouterr().out

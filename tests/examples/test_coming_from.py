@@ -1,4 +1,4 @@
-"""examples/simpletuner_latents.py and examples/mds_to_tars.py: what others wrote, as files that index and encode read."""
+"""examples/simpletuner_latents.py, examples/mds_to_tars.py: what others wrote, as files that index and encode read."""
 
 from __future__ import annotations
 

@@ -17,11 +17,13 @@ from pipeline import submit
 from pipeline.cli import _flags
 from pipeline.config import CONFIGS
 from pipeline.config.loading.load import load
+from pipeline.config.loading.overrides import translate
 from pipeline.errors import ConfigError
 from pipeline.plan import divided
 from pipeline.verbs import TAKES_PATHS, VERBS
 
 INDENT = "    "
+MODULES = {module: verb for verb, (module, _) in VERBS.items()}
 RUN_BY, THEIRS, OUTPUT, FILE = "# run by ", "# theirs, not run", "# output", "# file "
 COMMENT = re.compile(r"(^|\s+)#(\s.*)?$")
 """A comment of a shell that is meant as one: `a#b` and `#sha256=...` are words."""
@@ -78,10 +80,22 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def ours(block: Block) -> list[list[str]]:
-    """The words after `latentmill` of each command line of ours in a block of commands. Other lines are passed over."""
+    """Verb and words of each command of ours in a block: of `latentmill VERB ...`, and of a module of a verb behind any
+    launcher (`torchrun -m pipeline.train ...`). Other lines are passed over."""
     text = "\n".join(COMMENT.sub("", line) for line in block.lines).replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if re.match(r"latentmill [\w-]+( |;|$)", line)]
-    return [shlex.split(command)[1:] for line in lines for command in line.split("; ")[:1]]
+    found = []
+    for line in text.splitlines():
+        try:
+            words = shlex.split(line.split("; ")[0])
+        except ValueError:  # what a command printed
+            continue
+        start = next((at for at, word in enumerate(words) if "=" not in word), len(words))
+        module = next((word for word in words if word in MODULES), "")
+        if words[start : start + 1] == ["latentmill"] and re.fullmatch(r"-{0,2}\w+", (words[start + 1 :] or [""])[0]):
+            found.append(words[start + 1 :])
+        elif module:
+            found.append([MODULES[module], *words[words.index(module) + 1 :]])
+    return found
 
 
 def read(words: Sequence[str]) -> None:
@@ -107,7 +121,7 @@ def read(words: Sequence[str]) -> None:
         load("plan", divided_words.own)
         _load(divided_words.verb(""), divided_words.run, filled=True)
     elif "-m" in rest or "--multirun" in rest:
-        _load(verb, [], filled=True)
+        translate(verb, [word for word in rest if not word.startswith(("-", "cluster", "nodes="))], sweep=True)
     else:
         _load(verb, _flags(rest), filled=elided or len(rest) != len(words) - 1)
 
