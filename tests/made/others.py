@@ -54,7 +54,7 @@ def write_sd_scripts(folder: Path) -> None:
     (folder / "10_things").mkdir(parents=True)
     for row in range(ROWS):
         facts = {"latents": latent(row), "original_size": np.array([64, 64]), "crop_ltrb": np.array([0, 0, 64, 64])}
-        (folder / f"10_things/{row}_0064x0064_sd.npz").write_bytes(npz(**facts, latents_flipped=latent(row)))
+        (folder / f"10_things/{row}_0064x0064_sd.npz").write_bytes(npz(False, **facts, latents_flipped=latent(row)))
         (folder / f"10_things/{row}.txt").write_text(CAPTIONS[row % len(CAPTIONS)])
     (folder / "10_things/0_te_outputs.npz").write_bytes(npz(hidden_state1=np.zeros((2, 3), np.float32)))
 

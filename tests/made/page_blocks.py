@@ -7,6 +7,7 @@ A block's first line says what it is: `# run by tests/docs/NAME` (that test runs
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -129,7 +130,7 @@ def read(words: Sequence[str]) -> None:
 def _load(verb: str, words: Sequence[str], *, filled: bool) -> None:
     """Loads a verb's configuration. filled: whether places stand for those that are not given."""
     given = {word.partition("=")[0] for word in words}
-    fields = CONFIGS[verb].__dataclass_fields__
+    fields = {field.name for field in dataclasses.fields(CONFIGS[verb])}
     places = {key: place for key, place in PLACES.items() if key.split(".")[0] in fields}
     places |= OF_CONVERT if verb == "convert" else {}
     places |= {"data.val": "x-val"} if "eval.reference" in given else {}
