@@ -7,6 +7,7 @@ made small by words that are added to a command's own (SMALL); data of the names
 
 from __future__ import annotations
 
+import re
 import runpy
 import shlex
 import shutil
@@ -21,9 +22,12 @@ from made.page_blocks import blocks, ours, read
 from made.places import REPOSITORY
 from made.run import make_cache, make_run
 from pipeline import cli, export
-from pipeline.config import ExportConfig
+from pipeline.config import CONFIGS, ExportConfig
+from pipeline.config.loading.folders import groups
+from pipeline.config.loading.merge import flat_types
 from pipeline.data.format.manifest import load_manifest
 from pipeline.errors import ConfigError, LatentmillError, OverrideError
+from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.storage.urls import open_storage
 
 DOCS = REPOSITORY / "docs"
@@ -119,15 +123,35 @@ def test_commands_of_others_stand_beside_ours_and_say_that_they_are_theirs(page:
         assert block.run_by in ("", HERE)
 
 
+@pytest.mark.parametrize("page", COMING_FROM, ids=name)
+def test_keys_that_stand_for_options_of_others_are_keys(page: Path) -> None:
+    """The second column of the tables: `KEY=` and `KEY=VALUE`, alone or several in one command."""
+    known = {key for config in CONFIGS.values() for key, _ in flat_types(config)} | {"nodes"}
+    known |= {group for verb in CONFIGS for group in groups(verb)}
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    words = [word for row in rows for span in re.findall(r"`([^`]+)`", row) for word in span.split() if "=" in word]
+    keys = {word.partition("=")[0] for word in words}
+    assert len(keys) >= 10
+    assert keys - known == set()
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small network as a diffusers folder and as a CompVis file, under the names of the pages."""
+    """Weights of a small network as a diffusers folder, a CompVis file and an average that diffusers saved, under the
+    names of the pages."""
+    declare_torchvision_ops()
+    from diffusers import UNet2DConditionModel
+    from diffusers.training_utils import EMAModel
+
     folder = tmp_path_factory.mktemp("weights")
     make_cache(folder)
     given = folder / "given"
     config = ExportConfig(run=make_run(folder).run, dest=str(given / "stable-diffusion-v1-4"))
     export.main(config)
     export.main(replace(config, format="compvis", dest=str(given / "sd14.safetensors")))
+    unet = UNet2DConditionModel.from_pretrained(given / "stable-diffusion-v1-4/unet")
+    average = EMAModel(unet.parameters(), model_cls=UNet2DConditionModel, model_config=unet.config)
+    average.save_pretrained(given / "sd-theirs/checkpoint-15000/unet_ema")  # as their script saves it
     return given
 
 
