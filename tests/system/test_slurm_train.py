@@ -306,7 +306,7 @@ def test_the_script_to_submit_by_hand_comes_back_when_a_signal_has_ended_a_rank(
     assert sorted(notes()) == [["train", rank, restart, arguments] for rank in "01" for restart in "01"]
 
 
-@pytest.mark.parametrize("how", ["submit", "by hand"])
+@pytest.mark.parametrize("how", ["submit", pytest.param("by hand", marks=pytest.mark.long)])
 def test_a_node_that_cannot_train_is_kept_out_and_the_job_runs_elsewhere(
     slurm: Slurm,
     cache: str,
