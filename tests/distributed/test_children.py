@@ -21,7 +21,7 @@ from pipeline.distributed.place import take_local_rank
 from pipeline.errors import OverrideError
 from pipeline.jobs.encode import encode_jobs
 from pipeline.jobs.eval import eval_jobs
-from pipeline.jobs.folders import job_folder
+from pipeline.jobs.members import job_folder
 
 HOSTILE = "raise SystemExit('the user\\'s own file was run')\n"
 
