@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from made.cache import make_cache
 from made.slurm_run import SMALL, TRAIN
+from made.swept import jobs_of_sweeps
 from pipeline import cli
 from pipeline.errors import SubmitError
 from pipeline.jobs import members, sweep, waiting
 from pipeline.runs import directory
-from pipeline.runs.holder import holder_bytes
+from pipeline.runs.holder import State, holder_bytes
 from pipeline.runs.lease import Lease, newest, this_process
 from pipeline.scheduler import slurm
 from pipeline.storage.urls import open_storage
@@ -26,9 +27,8 @@ from pipeline.storage.urls import open_storage
 def test_a_job_of_many_swept_keys_gets_a_folder_that_file_systems_take_and_another_than_its_neighbour(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs: list[list[str]] = []
+    jobs = jobs_of_sweeps(monkeypatch)
     monkeypatch.setattr(members, "LONGEST", 60)
-    monkeypatch.setattr(sweep, "run_command", lambda _, words: jobs.append(json.loads(words)) or 0)
     words = [f"run={tmp_path}/s", "data.train=c", "optim.lr=1e-3,2e-3", "optim.warmup=choice(16)"]
     words += ["ema.half_life=choice(200)", "checkpoint.every=choice(64)", "checkpoint.keep=choice(5)"]
     assert sweep.sweep("train", words) == 0
@@ -49,14 +49,15 @@ def test_values_that_would_share_a_folder_are_refused(tmp_path: Path, capsys: py
 
 
 class Stub:
-    """Stands in for Slurm's commands. states: what Slurm says next of each job, at each question a step on."""
+    """Stands in for Slurm's commands. states: what Slurm says next of each job, at each question a step on. asked: what
+    happens when the command looks whether jobs have ended."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
         self.queue: list[str] = []
         self.states: dict[str, list[str]] = {}
         self.refuses_after = 1000
-        self.asked: Callable[[], None] = lambda: None
+        self.asked: Callable[[], object] = lambda: None
 
     def send(self, text: str, *options: str) -> str:
         assert not options
@@ -199,9 +200,9 @@ def test_the_same_command_goes_on_where_slurm_refused_one(
     assert "scancel 101 102 103;" in printed
 
 
-def ends(tmp_path: Path, number: int, job: str, state: str, message: str = "") -> None:
+def ends(tmp_path: Path, number: int, state: State, message: str = "") -> None:
     """Have the process of a member end."""
-    holder = replace(this_process(), job=job, cluster="here", state=state, message=message)
+    holder = replace(this_process(), job=f"{101 + number}", cluster="here", state=state, message=message)
     open_storage(f"{tmp_path}/s/{LRS[number]}").put("lease/000002.json", holder_bytes(holder))
 
 
@@ -210,8 +211,13 @@ def test_the_command_waits_for_all_and_says_how_each_has_ended(
 ) -> None:
     """The first goes back to the queue meanwhile."""
     stub.states = {"101": ["RUNNING", "PENDING", "RUNNING", "COMPLETED"], "102": ["FAILED"], "103": ["RUNNING", ""]}
-    stub.asked = lambda: [ends(tmp_path, number, job, *how) for number, (job, *how) in enumerate(how_each_ends)]
-    how_each_ends = [("101", "finished"), ("102", "failed", "a latent is NaN"), ("103", "finished")]
+
+    def asked() -> None:
+        ends(tmp_path, 0, "finished")
+        ends(tmp_path, 1, "failed", "a latent is NaN")
+        ends(tmp_path, 2, "finished")
+
+    stub.asked = asked
     assert cli.main(["train", "-m", *words]) == 1
     printed = capsys.readouterr()
     ended = re.findall(r"(?m)^== (.*) \(job \d+\)$", printed.out)
@@ -234,14 +240,14 @@ def test_what_has_work_left_ends_the_command_with_75_and_what_has_failed_with_1(
     words: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    state: str,
+    state: State,
     slurms: str,
     status: int,
     said: str,
 ) -> None:
     one = [word.replace("1e-3,2e-3,4e-3", "choice(1e-3)") for word in words]
     stub.states = {"101": ["RUNNING", slurms]}
-    stub.asked = lambda: ends(tmp_path, 0, "101", state)
+    stub.asked = partial(ends, tmp_path, 0, state)
     assert cli.main(["train", "-m", *one]) == status
     assert f"== {LRS[0]}: {said}" in capsys.readouterr().out
 
@@ -256,7 +262,12 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_waits_for_them_again(
     assert cli.main(["train", "-m", *words]) == 130
     assert f"the jobs stay with Slurm: latentmill status {tmp_path}/s shows their runs" in capsys.readouterr().err
     stub.states = {job: ["PENDING", "RUNNING", "COMPLETED"] for job in ("101", "102", "103")}
-    stub.asked = lambda: [ends(tmp_path, number, f"{101 + number}", "finished") for number in range(3)]
+
+    def asked() -> None:
+        for number in range(3):
+            ends(tmp_path, number, "finished")
+
+    stub.asked = asked
     assert cli.main(["train", "-m", *words]) == 0
     assert len(stub.sent) == 3
     assert capsys.readouterr().out.count(": finished (job ") == 3

@@ -11,6 +11,7 @@ import torch
 
 from made.autoencoder_run import BATCH, KL, SIDE, autoencoder_config, make_autoencoder_run, make_pixels
 from made.refusal import refusal
+from made.swept import jobs_of_sweeps
 from pipeline import cli
 from pipeline.config import AutoencoderConfig, DataVerbConfig
 from pipeline.jobs import nodes, sweep
@@ -170,8 +171,7 @@ def test_a_nodes_check_reads_the_words_of_either_verb() -> None:
 def test_a_sweep_trains_an_autoencoder_for_each_value_in_a_group_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs: list[list[str]] = []
-    monkeypatch.setattr(sweep, "run_command", lambda _, words: jobs.append(json.loads(words)) or 0)
+    jobs = jobs_of_sweeps(monkeypatch)
     assert sweep.sweep("autoencoder", [f"run={tmp_path}/ae", "data.train=c", "autoencoder.latent_channels=3,4"]) == 0
     assert [job[-1] for job in jobs] == [f"run={tmp_path}/ae/autoencoder.latent_channels={c}" for c in (3, 4)]
     assert all("tracking.group=ae" in job for job in jobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from made.swept import jobs_of_sweeps
 from pipeline import cli
 from pipeline.config import CONFIGS, SynthConfig
 from pipeline.errors import Interrupted, ShardCorrupt
@@ -167,10 +167,8 @@ def test_a_sweep_runs_each_job_in_its_own_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The words of the jobs that sweeps run here, in place of running them."""
-    started: list[list[str]] = []
-    monkeypatch.setattr(sweep, "run_command", lambda _, words: started.append(json.loads(words)) or 0)
-    return started
+    """The words of the jobs that sweeps would run here."""
+    return jobs_of_sweeps(monkeypatch)
 
 
 def test_training_runs_of_a_sweep_are_one_group_of_wandbs(
