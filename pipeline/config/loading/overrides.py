@@ -117,7 +117,7 @@ def translate(verb: str, overrides: Sequence[str], *, sweep: bool = False) -> li
             raise OverrideError(f"{override[:SHOWN]!r} is not KEY=VALUE")
         mark, key, value = match["mark"] or "", match["key"], match["value"]
         if key.split(".")[0].split("/")[0] == "hydra":
-            raise ConfigError(f"{key[:SHOWN]}: settings of Hydra are not taken here; -m and cluster=NAME make them")
+            raise ConfigError(f"{key[:SHOWN]}: settings of Hydra are not taken here; cluster=NAME says how jobs run")
         if key not in kinds and key not in choices:
             raise ConfigError(unknown_key(key, [*kinds, *choices]))
         if len(override) > LONGEST:
