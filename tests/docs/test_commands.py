@@ -166,6 +166,21 @@ def shrunk(words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", COMING_FROM, ids=name)
+def test_runs_of_the_pages_can_be_planned_in_their_own_size(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Network, batch, ranks and memory fit together, as `latentmill plan` sees them, on a GPU of 80 GB."""
+    monkeypatch.chdir(tmp_path)
+    for words in [words for block in blocks(page) for words in ours(block) if words[0] == "train"]:
+        model = next(word for word in words if word.startswith("model="))
+        own = [word for word in words[1:] if word.partition("=")[0] not in ("run", "data.train", "init")]
+        side = "256" if "256" in " ".join(words) else "512"
+        cached = [f"encode.{model.replace('model', 'encoders')}", f"encode.resolution={side}", "images=1M", "gpu=h100"]
+        assert cli.main(["plan", *own, *cached, "data.val="]) == 0, f"{shlex.join(words)}\n{capsys.readouterr().err}"
+        assert "does not fit" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", COMING_FROM, ids=name)
 def test_our_commands_run_as_they_are_written(
     page: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
