@@ -26,15 +26,21 @@ from torch import Tensor
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 GZIP = b"\x1f\x8b"
+MOST = 1 << 26
+"""Bytes of a file, once it is unpacked."""
 
 
 def latent_of(path: Path) -> Tensor:
     """The latent (4, h, w) in a cached file. Raises ValueError, which says what is wrong with it."""
-    data = path.read_bytes()
     try:
-        held = torch.load(
-            io.BytesIO(gzip.decompress(data) if data.startswith(GZIP) else data), "cpu", weights_only=True
-        )
+        data = path.read_bytes()
+        if data.startswith(GZIP):
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MOST + 1)
+        if len(data) > MOST:
+            raise ValueError(f"it has more than {MOST} bytes")
+        held = torch.load(io.BytesIO(data), "cpu", weights_only=True)
+    except ValueError:
+        raise
     except Exception as error:  # of torch, gzip and zip files, which have no common base
         raise ValueError(f"it cannot be read as tensors ({type(error).__name__})") from None
     latent = held.get("latents") if isinstance(held, dict) else held

@@ -74,6 +74,17 @@ def test_what_is_no_latent_of_simpletuner_is_named_and_left_out(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gzipped_file_is_not_unpacked_beyond_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, cache = write_simpletuner(tmp_path)
+    monkeypatch.setattr(simpletuner_latents, "MOST", 1 << 16)
+    (cache / hashed("1")).write_bytes(gzip.compress(bytes(1 << 24)))
+    assert simpletuner_latents.main([str(images), str(cache), str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "3 latents, 1 left out" in said.out and "1.png: it has more than 65536 bytes" in said.err
+
+
 def write_pictures(folder: Path, **changes: str) -> Path:
     columns = {"caption": "str", "jpg": "bytes", "similarity": "float64", "width": "int32", "old": "pkl"} | changes
     samples = [
