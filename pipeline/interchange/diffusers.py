@@ -21,6 +21,7 @@ from pipeline.interchange.class_table import class_table, with_class_table
 from pipeline.interchange.compvis import compvis_note as compvis_note
 from pipeline.interchange.folded import folded
 from pipeline.interchange.folder import MARKER, README, WEIGHTS, Destination
+from pipeline.interchange.hub.card import BEGINS, card
 from pipeline.interchange.scheduler import pipeline_runs, scheduler_config
 from pipeline.interchange.tasks.base import TASK_FACTS, Plan, export_of
 from pipeline.interchange.tasks.loops import with_autoencoder
@@ -77,6 +78,8 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser,
         with writing(folder / README):
             text = plan.readme(pipeline.__version__, trained.weights, trained.n)
             text = with_autoencoder(text, first_stage.architecture)
+            if config.push:
+                text = card(config, trained, f"{text}\n{BEGINS}")
             (folder / README).write_text(text, encoding="utf-8")
         marker = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
         _write_json(folder / MARKER, marker | {"contract": trained.info.contract})
