@@ -136,10 +136,9 @@ def _push_once(
         hub.validate(files[README].read_text(encoding="utf-8", errors="replace"))
     additions = hub.additions({path: files[path] for path in sorted(changed)})
     for number, addition in enumerate(additions, 1):
-        path = addition.path_in_repo
-        log.info(
-            f"export: {path} ({hashes[path].size / 1e6:,.1f} MB), file {number} of {len(additions)}, to {hub.page}"
-        )
+        path, megabytes = addition.path_in_repo, hashes[addition.path_in_repo].size / 1e6
+        if megabytes >= 1:
+            log.info(f"export: {path} ({megabytes:,.1f} MB), file {number} of {len(additions)}, to {hub.page}")
         hub.upload(addition)
     commit = hub.commit(additions, gone, message, head)
     show(
