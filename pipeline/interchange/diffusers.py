@@ -32,7 +32,7 @@ from pipeline.models.encoders.text import TextTower
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.weights import save_tensors
 from pipeline.storage.staging import staging_folder, writing
-from pipeline.storage.urls import open_storage
+from pipeline.storage.urls import open_storage, without_folders
 
 CHECKED_CAPTIONS = ["a large red circle left of a small blue square", ""]
 
@@ -168,10 +168,13 @@ def save_vae(folder: Path, first_stage: NetworkStage, plan: Plan) -> None:
     with writing(folder):
         model.save_config(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if plan.scale is not None or plan.mean_only:
         config, state = folded(first_stage, plan.scale, mean_only=plan.mean_only)
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _write_json(folder / "config.json", {name: config.get(name, value) for name, value in stored.items()})
+        stored = {name: config.get(name, value) for name, value in stored.items()}
+    if "_name_or_path" in stored:  # where it was loaded from
+        stored["_name_or_path"] = without_folders(str(stored["_name_or_path"]))
+    _write_json(folder / "config.json", stored)
     save_tensors(state, folder / WEIGHTS)
 
 

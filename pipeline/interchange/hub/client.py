@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +107,7 @@ class Hub:
         """The files of a commit, by path."""
 
         def listed() -> dict[str, Remote]:
-            entries = self._api.list_repo_tree(self.repo, recursive=True, revision=commit)
+            entries: Iterable[Any] = self._api.list_repo_tree(self.repo, recursive=True, revision=commit)
             return {
                 entry.path: Remote(entry.size, entry.lfs.sha256 if entry.lfs else "", entry.blob_id)
                 for entry in entries

@@ -78,8 +78,9 @@ def parts(card: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 def assert_clean(hub: Server, *places: Path, but: str = "") -> None:
     """Nothing that came there names a place, a token or a secret of this machine."""
-    for repository in hub.repositories.values():
-        for path, data in repository.branches["main"][1].items():
+    branches = [files for made in hub.repositories.values() for _, files in made.branches.values()]
+    for files in branches:
+        for path, data in files.items():
             if path == but:
                 continue
             for word in (TOKEN, "secret99", *map(str, places)):
@@ -105,7 +106,7 @@ def test_a_folder_comes_there_as_it_lies_here_with_a_card(
         "tags": ["latentmill", "latent-diffusion", "text"],
         "datasets": ["someone/shapes"],
     }
-    theirs = ModelCard(here["README.md"].decode()).data  # as the library reads it
+    theirs: Any = ModelCard(here["README.md"].decode()).data  # as the library reads it
     assert (theirs.license, theirs.pipeline_tag, theirs.datasets) == ("mit", "text-to-image", ["someone/shapes"])
     stored = json.loads((folder / "run" / "run.json").read_text())
     what = sections["What it is"]
@@ -231,7 +232,7 @@ def test_a_task_without_a_pipeline_keeps_the_loop_that_draws(hub: Server, tmp_pa
         "latent-diffusion",
         "class",
     ]
-    assert_clean(hub, tmp_path)
+    assert_clean(hub, tmp_path, but="latentmill.json")  # no `encode` has written this run's contract
 
 
 @pytest.mark.parametrize("form", ["diffusers", "compvis"])
