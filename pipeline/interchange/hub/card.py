@@ -19,6 +19,7 @@ from pipeline.config.tasks.figures import OF_FEATURES, RFID, Figure
 from pipeline.config.tasks.found import BOUNDS, figures_of_run, present
 from pipeline.inference.first_stage import TrainedAutoencoder
 from pipeline.inference.trained import Trained
+from pipeline.log import log
 from pipeline.parsing.text import one_line, safe
 from pipeline.report.parsed import is_number
 from pipeline.report.run import Evaluation, load
@@ -83,9 +84,12 @@ def metadata(config: ExportConfig, trained: Trained | TrainedAutoencoder) -> str
 
 def evaluated(run: str, trained: Trained | TrainedAutoencoder) -> list[Evaluation]:
     """The run's evaluations of the exported weights whose images were given nothing besides their conditioning."""
+    stored = load(run)
+    for note in stored.notes:
+        log.warning(f"export: the model card is without what is damaged in {run}: {note}")
     return [
         one
-        for one in load(run).evaluations
+        for one in stored.evaluations
         if one.n == trained.n and one.card.get("weights") == trained.weights and not one.card.get("steering")
     ]
 
@@ -114,10 +118,13 @@ def _facts(trained: Trained | TrainedAutoencoder) -> list[tuple[str, str]]:
             ("task", config.task.name),
             ("prediction", config.diffusion.prediction),
             ("parameters trained", f"{sum(tensor.numel() for tensor in trained.state.values()):,}"),
-            ("stored latents", " × ".join(map(str, contract.latent_shape))),
-            ("latent scale, shift", f"{contract.scale:g}, {contract.shift:g}"),
-            ("autoencoder, SHA-256 of its weights", contract.vae_sha256 or "not known"),
         ]
+        if contract.stored != "pixels":
+            rows += [
+                ("latents", " × ".join(map(str, contract.latent_shape))),
+                ("latent scale, shift", f"{contract.scale:g}, {contract.shift:g}"),
+                ("autoencoder, SHA-256 of its weights", contract.vae_sha256 or "not known"),
+            ]
         if contract.text is not None and config.task.takes_text:
             rows.append(("text tower, SHA-256 of its weights", contract.text_sha256 or "not known"))
     else:

@@ -16,7 +16,7 @@ from made.autoencoder_run import KL, make_autoencoder_run, make_pixels
 from made.hub import serve
 from made.run import make_cache, make_run
 from made.task_run import make_task_run
-from pipeline import export
+from pipeline import cli, export
 from pipeline.conditions.facts import ClassFacts, Conditions
 from pipeline.config import ClassTask, ExportConfig
 from pipeline.config.check.verbs import check
@@ -129,7 +129,8 @@ def test_a_folder_comes_there_as_it_lies_here_with_a_card(
     assert f'snapshot_download("{REPO}")' in sections["How to load it"]
     assert "StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)" in sections["How to load it"]
     capsys.readouterr()
-    assert exported(config) == 0
+    words = [f"run={config.run}", f"dest={config.dest}", f"push=hub:{REPO}", "license=mit", "datasets=[someone/shapes]"]
+    assert cli.main(["export", *words]) == 0
     assert "nothing changed" in capsys.readouterr().out and len(hub.repositories[REPO].history) == 2
 
 
