@@ -99,7 +99,7 @@ ONLY_IMPORTERS = {
     "deepspeed": {"pipeline/training/engines/deepspeed.py"},
     "huggingface_hub": {"pipeline/interchange/hub/client.py"},
     "wandb": {"pipeline/tracking/wandb_run.py"},
-    "hydra": {"pipeline/config/loading/load.py", "pipeline/config/loading/overrides.py", "pipeline/jobs/sweep.py"},
+    "hydra": {"pipeline/config/loading/load.py", "pipeline/config/loading/overrides.py"},
     "pyarrow": {"preprocess/gathering/arrow.py"},
     "pickle": set(),
 }

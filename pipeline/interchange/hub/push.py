@@ -96,6 +96,8 @@ def _push_once(
     folder: Path,
     kept: list[str],
 ) -> None:
+    """Compare, send what differs, and commit. files, hashes: they lose README.md where that of others stays, and gain
+    the list of hashes. kept: whether that was said."""
     head = hub.head()
     if head is None:
         hub.create(public=public)
@@ -104,20 +106,11 @@ def _push_once(
             raise Again(f"{hub.page} was made, and its branch {hub.branch} is not there yet")
     there = hub.files(head)
     ours = _ours(hub, head, there)
-    changed = {path for path in hashes if not hashes[path].is_at(there.get(path))}
-    for path in sorted(changed & there.keys()):
-        if _is_ours(hub, head, path, there[path], ours):
-            continue
-        if path != README:
-            raise DestinationExists(
-                f"{hub.page}: {path} is not as a push left it and would be written over: remove it there, or choose "
-                "another push= or revision="
-            )
-        if path not in kept:
+    if _keeps_readme(hub, head, hashes, there, ours):
+        del files[README], hashes[README]
+        if README not in kept:
             log.warning(f"export: {hub.page}: {README} was changed there, so it stays as it is")
-            kept.append(path)
-        changed.discard(path)
-        del files[path], hashes[path]
+            kept.append(README)
     gone = [
         path
         for path in sorted(ours.keys() - hashes.keys() - {SUMS, README})
@@ -126,25 +119,37 @@ def _push_once(
     files[SUMS] = folder / SUMS
     files[SUMS].write_bytes("".join(f"{h.sha256}  {path}\n" for path, h in sorted(hashes.items())).encode())
     hashes[SUMS] = _hash(files[SUMS])
-    if not hashes[SUMS].is_at(there.get(SUMS)):
-        changed.add(SUMS)
+    changed = sorted(path for path in hashes if not hashes[path].is_at(there.get(path)))
     where = f"{hub.page} ({'' if hub.is_private() else 'not '}private), revision {hub.branch}"
     if not changed and not gone:
         show(f"export: {where}: nothing changed, commit {head[:12]}")
         return
     if README in changed:
         hub.validate(files[README].read_text(encoding="utf-8", errors="replace"))
-    additions = hub.additions({path: files[path] for path in sorted(changed)})
+    additions = hub.additions({path: files[path] for path in changed})
     for number, addition in enumerate(additions, 1):
         path, megabytes = addition.path_in_repo, hashes[addition.path_in_repo].size / 1e6
         if megabytes >= 1:
             log.info(f"export: {path} ({megabytes:,.1f} MB), file {number} of {len(additions)}, to {hub.page}")
         hub.upload(addition)
     commit = hub.commit(additions, gone, message, head)
-    show(
-        f"export: {where}: commit {commit[:12]}, {len(changed)} of {len(files)} files changed"
-        + (f", {len(gone)} removed" if gone else "")
-    )
+    removed = f", {len(gone)} removed" if gone else ""
+    show(f"export: {where}: commit {commit[:12]}, {len(changed)} of {len(files)} files changed{removed}")
+
+
+def _keeps_readme(
+    hub: Hub, head: str, hashes: Mapping[str, Hashes], there: Mapping[str, Remote], ours: Mapping[str, str]
+) -> bool:
+    """Whether the README.md there is of others and stays. Raises DestinationExists for any other file of theirs that
+    would be written over."""
+    differing = [path for path in sorted(hashes.keys() & there.keys()) if not hashes[path].is_at(there[path])]
+    others = [path for path in differing if not _is_ours(hub, head, path, there[path], ours)]
+    if in_the_way := [path for path in others if path != README]:
+        raise DestinationExists(
+            f"{hub.page}: {in_the_way[0]} is not as a push left it and would be written over: remove it there, or "
+            "choose another push= or revision="
+        )
+    return README in others
 
 
 def _ours(hub: Hub, head: str, there: Mapping[str, Remote]) -> dict[str, str]:
