@@ -1,5 +1,5 @@
-"""A stand-in for the Hugging Face hub: the requests of its HTTP interface that an upload makes, as huggingface_hub
-makes them. It is not the hub, and knows nothing but what is here.
+"""A stand-in for the Hugging Face hub: the requests of its HTTP interface that an upload and a download make, as
+huggingface_hub makes them. It is not the hub, and knows nothing but what is here.
 
 It keeps repositories in memory, refuses a commit of files of Git LFS whose bytes it has not got, and answers requests
 that a test names with errors.
@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(401, {"error": "no"}, "Invalid credentials in Authorization header")
             for method, pattern, handle in ROUTES:
                 found = re.fullmatch(pattern, path)
-                if found and method == self.command:
+                if found and method == ("GET" if self.command == "HEAD" else self.command):
                     return handle(self, data, **found.groupdict())
             self._send(404, {"error": f"the stand-in knows no {line}"}, "unknown")
 
@@ -154,7 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
         }.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def _branch(self, repo: str, branch: str) -> tuple[str, dict[str, bytes]] | None:
         """(commit, files) of a branch or commit; None after an answer that there is none."""
@@ -179,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, data: bytes, repo: str, branch: str = "main") -> None:
         if found := self._branch(repo, branch or "main"):
-            self._send(200, {"id": repo, "sha": found[0], "private": self.owner.repositories[repo].private})
+            private, siblings = self.owner.repositories[repo].private, [{"rfilename": path} for path in found[1]]
+            self._send(200, {"id": repo, "sha": found[0], "private": private, "siblings": siblings})
 
     def make_branch(self, data: bytes, repo: str, branch: str) -> None:
         if found := self._branch(repo, "main"):
@@ -196,7 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
         if found := self._branch(repo, branch):
             if path not in found[1]:
                 return self._send(404, b"", "Entry not found", "EntryNotFound")
-            self._send(200, found[1][path])
+            named = {"ETag": f'"{_oid(found[1][path])}"', "X-Repo-Commit": found[0]}
+            self._send(200, found[1][path], **named)
 
     def validate(self, data: bytes) -> None:
         front = re.match(r"---\n(.*?\n)---\n", json.loads(data)["content"], re.S)

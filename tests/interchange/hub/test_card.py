@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from made.autoencoder_run import KL, make_autoencoder_run, make_pixels
 from made.hub import serve
@@ -132,6 +134,25 @@ def test_a_folder_comes_there_as_it_lies_here_with_a_card(
     words = [f"run={config.run}", f"dest={config.dest}", f"push=hub:{REPO}", "license=mit", "datasets=[someone/shapes]"]
     assert cli.main(["export", *words]) == 0
     assert "nothing changed" in capsys.readouterr().out and len(hub.repositories[REPO].history) == 2
+
+
+def test_the_lines_of_a_card_bring_the_model_back(
+    config: ExportConfig, hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub import constants
+
+    exported(replace(config, revision="ema-128"))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix("https://huggingface.co")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "downloads"))
+    loading = parts(hub.files(REPO, "ema-128")["README.md"].decode())[1]["How to load it"]
+    names: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", loading, re.S)[1], names)  # type: ignore[index]
+    pipe = StableDiffusionPipeline.from_pretrained(names["folder"], safety_checker=None)
+    ours = load_file(Path(config.dest) / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in pipe.unet.state_dict().items())
 
 
 def test_without_push_nothing_is_asked_and_readme_is_as_ever(config: ExportConfig, hub: Server) -> None:
