@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """latentmill's wheel, built from a copy of the sources that git would take."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
-    names = ["pipeline", "preprocess", "conf", "pyproject.toml", "README.md", "LICENSE"]
+    names = ["latentmill", "pipeline", "preprocess", "conf", "pyproject.toml", "README.md", "LICENSE"]
     copy.mkdir()
     for path in (REPOSITORY / name for name in names):
         if path.is_dir():
@@ -75,8 +75,9 @@ def run_installed(installed: Path, cwd: Path, *arguments: str) -> subprocess.Com
 def test_the_wheel_holds_every_module_and_every_data_file(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = set()
-    for package in ("pipeline", "preprocess"):
+    for package in ("latentmill", "pipeline", "preprocess"):
         wanted |= {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / package).rglob("*.py")}
+    wanted |= {"latentmill/py.typed", "pipeline/py.typed"}
     wanted |= {f"pipeline/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     wanted |= {
         path.relative_to(REPOSITORY).as_posix()
@@ -116,7 +117,7 @@ def test_every_package_on_disk_is_listed() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     on_disk = {
         ".".join(path.parent.relative_to(REPOSITORY).parts)
-        for package in ("pipeline", "preprocess")
+        for package in ("latentmill", "pipeline", "preprocess")
         for path in (REPOSITORY / package).rglob("*.py")
     }
     assert listed == on_disk | {"pipeline.conf"}
