@@ -125,6 +125,7 @@ class CacheDataset(IterableDataset[Item]):
         self._digests: tuple[str, ...] = ()
         self._dataset: Dataset | None = None
         self._iterations = 0
+        self._position: int | None = None
         self._begin_at(start)
         self._order()
 
@@ -183,9 +184,9 @@ class CacheDataset(IterableDataset[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         worker, workers = _worker()
-        self._position = self._first(worker, workers)
+        first = self._position = self._first(worker, workers)
         self._iterations += 1
-        return self._items(self._position, workers, self._iterations)
+        return self._items(first, workers, self._iterations)
 
     def _items(self, first: int, workers: int, iteration: int) -> Iterator[Item]:
         asked = self._asked
@@ -297,7 +298,7 @@ class CacheDataset(IterableDataset[Item]):
                 "last batch"
             )
         self._start, self._start_of = n, of
-        self._position: int | None = None
+        self._position = None
         self._iterations += 1  # those before no longer say where the dataset is
 
     def _first(self, worker: int, workers: int) -> int:

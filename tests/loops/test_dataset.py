@@ -93,7 +93,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: DataConfig
 def test_sample_n_is_the_record_the_caption_and_the_latent_that_a_run_is_trained_on(
     kind: str, cache: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    urls, weights = [cache], ()
+    urls, weights = [cache], tuple[float, ...]()
     if kind == "a mixture":
         urls, weights = [cache, other], (2.0, 1.0)
     if kind == "several captions":
