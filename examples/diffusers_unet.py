@@ -2,8 +2,8 @@
 
     accelerate launch --multi_gpu --num_processes 8 examples/diffusers_unet.py CACHE OUT --batch 512 --samples 1000000
 
-Run again after any stop, it goes on from its newest state. A step depends on the weights and the sample number alone:
-the dataset knows which record, latent and caption sample n is, and what else is drawn, a generator draws that n seeds.
+Run again after any stop, it goes on from its newest state to the end that it would have reached. The dataset knows
+which record, latent and caption sample n is; noise and timesteps come from a generator that a rank's first n seeds.
 """
 
 from __future__ import annotations
