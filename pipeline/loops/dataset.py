@@ -152,7 +152,7 @@ class CacheDataset(IterableDataset[Item]):
         asked = self._asked
         if self._dataset is None:
             with as_parameters():
-                self._dataset = open_caches(asked.urls, asked.columns, self._digests)
+                self._dataset = open_caches(asked.urls, asked.columns, asked.members, self._digests)
             self._digests = tuple(part.manifest.own.digest for part in self._dataset.parts)
             self._members = self._chosen(self._dataset.contract)
         return self._dataset
@@ -284,6 +284,7 @@ class CacheDataset(IterableDataset[Item]):
             "seed": asked.seed,
             "batch": asked.batch,
             "manifests": list(self._digests),
+            "columns": self._open().columns,
             "weights": list(asked.weights),
             "tail": asked.tail,
             "order": ORDER,

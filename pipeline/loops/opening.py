@@ -49,9 +49,14 @@ def place_of(rank: int | None, world: int | None) -> Place:
     return launcher_place() or step_place() or Place(0, 1, 0, 1)
 
 
-def open_caches(urls: Sequence[str], columns: Sequence[str] = (), digests: Sequence[str] = ()) -> Dataset:
-    """The caches at `urls` as one dataset, the first as what the others must fit. digests: of the manifests of the
-    versions to open; () = the newest ones.
+def open_caches(
+    urls: Sequence[str],
+    columns: Sequence[str] = (),
+    members: Sequence[str] | None = None,
+    digests: Sequence[str] = (),
+) -> Dataset:
+    """The caches at `urls` as one dataset, the first as what the others must fit. members: arrays that will be read;
+    None = all. digests: of the manifests of the versions to open; () = the newest ones.
 
     Raises DatasetError where there is no cache, or not that version, ContractMismatch for caches and columns that do
     not fit, and ConfigError for a cache that is named twice.
@@ -65,7 +70,7 @@ def open_caches(urls: Sequence[str], columns: Sequence[str] = (), digests: Seque
     first = manifests[0].contract
     for url, manifest in zip(urls[1:], manifests[1:], strict=True):
         require_match(first, manifest.contract, url, OF_ANY_SIZE)
-        _require_dtypes(first, manifest.contract, url)
+        _require_dtypes(first, manifest.contract, url, members)
     return Dataset(parts)
 
 
@@ -82,8 +87,9 @@ def _part(url: str, columns: Sequence[str], digest: str) -> Part:
     return part_of(storage, joined(storage, columns, manifest))
 
 
-def _require_dtypes(first: Contract, other: Contract, url: str) -> None:
+def _require_dtypes(first: Contract, other: Contract, url: str, members: Sequence[str] | None) -> None:
     wanted, found = dtypes_of(first), dtypes_of(other)
+    wanted = {name: dtype for name, dtype in wanted.items() if members is None or name in members}
     if differing := sorted(name for name in wanted if found.get(name) != wanted[name]):
         name = differing[0]
         raise ContractMismatch(

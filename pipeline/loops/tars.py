@@ -4,6 +4,7 @@ that the manifest excludes. It has webdataset's order and not that of training (
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from pipeline.data.format.members import dtypes_of, held
 from pipeline.data.joined.opening import joined, require_all_bound
 from pipeline.data.reading.captions import of_one_caption
 from pipeline.data.reading.shards import read
+from pipeline.distributed.place import Place
 from pipeline.errors import ConfigError, DatasetError
+from pipeline.loops.opening import place_of
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -33,6 +36,8 @@ def as_webdataset(
     members: Sequence[str] | None = None,
     columns: Sequence[str] = (),
     seed: int | None = None,
+    rank: int | None = None,
+    world: int | None = None,
 ) -> Records:
     """A pipeline of webdataset over the tars of a cache, at a folder or URL; no shell pipe is needed.
 
@@ -42,8 +47,8 @@ def as_webdataset(
     read one by one, whole, and compared with the manifest.
 
     members: names of the arrays; None = all. columns: of `latentmill columns`. seed: tars come in an order that is
-    drawn anew for each epoch of an iterating process; None = as the manifest has them. Tars are split by rank (RANK and
-    WORLD_SIZE, or torch.distributed) and by the DataLoader's workers, as webdataset does it.
+    drawn anew for each epoch of an iterating process; None = as the manifest has them. rank, world: as in open_dataset.
+    Every rank takes each `world`-th tar, and of these every worker of a DataLoader each W-th, as webdataset has it.
 
     Raises DatasetError where there is no cache, ConfigError for members that it does not hold; in the iteration
     ShardCorrupt for a damaged tar, and DatasetError on a rank or worker for which no tar is left.
@@ -63,7 +68,8 @@ def as_webdataset(
     if seed is not None:
         stages.append(wds.detshuffle(bufsize=max(len(tars), 1), initial=max(len(tars), 1), seed=seed))
     chosen = tuple(names if members is None else members)
-    return Records(*stages, wds.split_by_node, wds.split_by_worker, _Expand(storage, manifest, kept, chosen, len(tars)))
+    place = place_of(rank, world)
+    return Records(*stages, _Share(place), wds.split_by_worker, _Expand(storage, manifest, kept, chosen, place))
 
 
 class _Numbers:
@@ -76,14 +82,24 @@ class _Numbers:
         return iter(self._tars)
 
 
+class _Share:
+    """The stage that leaves a rank its part: webdataset's own knows no tasks of srun."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def __call__(self, numbers: Iterable[int]) -> Iterator[int]:
+        return islice(numbers, self._place.rank, None, self._place.world)
+
+
 class _Expand:
     """The stage from numbers of tars to samples."""
 
     def __init__(
-        self, storage: Storage, manifest: Manifest, kept: KeptRecords, members: Sequence[str], tars: int
+        self, storage: Storage, manifest: Manifest, kept: KeptRecords, members: Sequence[str], place: Place
     ) -> None:
         self._storage, self._manifest, self._kept, self._members = storage, manifest, kept, tuple(members)
-        self._tars = tars
+        self._place = place
 
     def __call__(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
         text, none = self._manifest.contract.text, True
@@ -98,8 +114,9 @@ class _Expand:
                 arrays = {name: np.array(record.members[name]) for name in self._members}
                 yield {"__key__": record.key, "__url__": url, "caption": record.meta.get("caption", ""), **arrays}
         if none:
-            rank, world, worker, workers = wds.utils.pytorch_worker_info()
+            _, _, worker, workers = wds.utils.pytorch_worker_info()
+            reader = f"worker {worker} of {workers} of rank {self._place.rank} of {self._place.world}"
             raise DatasetError(
-                f"{self._storage.url} has {self._tars} tars with records, and none is left for worker {worker} of "
-                f"{workers} of rank {rank} of {world}: start fewer, or take open_dataset, which splits batches"
+                f"{self._storage.url} has {sum(size > 0 for size in self._kept.sizes)} tars with records, and none is "
+                f"left for {reader}: start fewer, or take open_dataset, which splits batches"
             )

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from latentmill import LatentmillError, open_dataset
 from made.cache import make_cache, record
 from made.captioned import SEVERAL, make_captioned
+from made.columns import make_columns
 from made.looped import BATCH, SEED, STEPS, first, require_same
 from made.model import MODEL
 from pipeline import train
@@ -28,7 +29,7 @@ from pipeline.config import (
 )
 from pipeline.data.format.excluded import load_excluded
 from pipeline.data.format.manifest import load_manifest
-from pipeline.errors import ConfigError, DatasetError
+from pipeline.errors import ConfigError, DatasetError, ShardCorrupt
 from pipeline.storage.urls import open_storage
 from pipeline.training.objectives.diffusion import DiffusionObjective
 
@@ -172,6 +173,35 @@ def test_excluded_records_never_come(tmp_path: Path) -> None:
     keys = {key for batch in first(dataset, 33) for key in batch["key"]}
     assert dataset.records == len(keys) == 22
     assert not {"000000_000003", "000001_000007"} & keys
+
+
+def test_columns_are_arrays_of_their_records(cache: str, tmp_path: Path) -> None:
+    columns = make_columns(str(tmp_path), load_manifest(open_storage(cache)), without=[(0, 5)])
+    plain = open_dataset(cache, batch=2, captions=True)
+    dataset = open_dataset(cache, batch=2, captions=True, columns=[str(tmp_path)])
+    assert (plain.records, dataset.records) == (46, 45)
+    batch = next(iter(dataset))
+    assert (
+        batch.keys() - next(iter(plain)).keys()
+        == {"tokens", "column.extra"}
+        == {m.name for m in columns.contract.members}
+    )
+    for key, extra in zip(batch["key"], batch["column.extra"].tolist(), strict=True):
+        assert extra == [int(part) for part in key.split("_")]
+    with pytest.raises(ConfigError, match="of another order: columns was "):
+        plain.load_state_dict(dataset.state_dict())
+
+
+def test_a_damaged_record_is_an_error_of_the_iteration_in_workers_too(tmp_path: Path) -> None:
+    make_cache(str(tmp_path), [8])
+    path = tmp_path / "000000.tar"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    dataset = open_dataset(str(tmp_path), batch=BATCH)
+    for workers in (0, 1):
+        with pytest.raises(ShardCorrupt, match=r"000000\.tar was read twice and is not what the manifest promises"):
+            first(DataLoader(dataset, batch_size=None, num_workers=workers))
 
 
 def test_a_bucket_is_read_by_workers_too(s3: str, cache: str) -> None:
