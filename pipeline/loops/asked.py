@@ -46,5 +46,7 @@ def check(asked: Asked) -> None:
         raise ConfigError("weights are of several caches, and one is named: leave weights out")
     if asked.weights and (len(asked.weights) != len(asked.urls) or min(asked.weights) <= 0):
         raise ConfigError(f"weights={list(asked.weights)}: a positive number for each of the {len(asked.urls)} caches")
+    if asked.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"device={asked.device}: cpu, or cuda for a GPU, such as cuda:0")
     if asked.samples is not None and asked.samples < 1:
         raise ConfigError(f"samples={asked.samples}: at least 1, or None for an iteration without end")

@@ -193,6 +193,8 @@ class CacheDataset(IterableDataset[Item]):
         device = torch.device(asked.device)
         if device.type != "cpu" and get_worker_info() is not None:
             raise ConfigError(f"device={device} is not for workers of a DataLoader: set num_workers=0, or device='cpu'")
+        if device.type != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(f"device={device}, but PyTorch sees no GPU: set device='cpu', or install a CUDA build")
         dataset = self._open()
         latents = Latents.of(dataset.contract)
         end = None if asked.samples is None else -(-asked.samples // asked.batch) * asked.batch

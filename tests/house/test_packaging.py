@@ -106,6 +106,15 @@ def test_the_installed_wheel_uses_its_own_conf(installed: Path, tmp_path: Path) 
     assert f"experiment={{{','.join(names)}}}" in said
 
 
+def test_the_installed_wheel_has_what_others_import(installed: Path, tmp_path: Path) -> None:
+    code = "import latentmill as m; print(m.__file__, m.LatentmillError.__module__, m.__all__ == sorted(m.__all__))"
+    python = installed.parents[2] / "bin" / "python"
+    done = subprocess.run(
+        [python, "-P", "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(installed / "latentmill" / "__init__.py"), "pipeline.errors", "True"]
+
+
 def test_the_console_script_is_installed() -> None:
     script = Path(sys.executable).parent / "latentmill"
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)

@@ -144,6 +144,11 @@ def test_the_place_is_the_launchers_where_none_is_given(cache: str, monkeypatch:
         monkeypatch.setenv(name, value)
     assert next(iter(open_dataset(cache, batch=BATCH)))["n"].tolist() == [4, 5, 6, 7]
     assert next(iter(open_dataset(cache, batch=BATCH, rank=0, world=1)))["n"].tolist() == list(range(8))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert next(iter(open_dataset(cache, batch=BATCH)))["n"].tolist() == list(range(8))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_an_iteration_ends_at_the_samples_that_are_asked_for(cache: str) -> None:
@@ -234,6 +239,7 @@ def test_a_bucket_is_read_by_workers_too(s3: str, cache: str) -> None:
         ({"sampled": False, "members": ("latents",)}, "holds no latents: its arrays are"),
         ({"batch": 64}, r"46 records, fewer than one global batch of 64: lower batch, or set tail=wrap"),
         ({"tail": "cut"}, "^tail=cut: choose drop or wrap"),
+        ({"device": "gpu"}, "device=gpu: cpu, or cuda for a GPU"),
         ({"columns": ("nowhere",)}, "nowhere"),
     ],
 )
@@ -251,6 +257,15 @@ def test_a_place_without_a_cache_is_refused_with_advice(tmp_path: Path) -> None:
         open_dataset(str(tmp_path), batch=BATCH)
     with pytest.raises(ConfigError, match="no cache is named"):
         open_dataset("", batch=BATCH)
+
+
+def test_a_gpu_is_not_for_workers_and_must_be_there(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    dataset = open_dataset(cache, batch=BATCH, device="cuda:0")
+    with pytest.raises(ConfigError, match=r"device=cuda:0, but PyTorch sees no GPU: set device='cpu'"):
+        first(dataset)
+    with pytest.raises(ConfigError, match="device=cuda:0 is not for workers of a DataLoader: set num_workers=0"):
+        first(DataLoader(dataset, batch_size=None, num_workers=1))
 
 
 def test_too_little_memory_names_the_parameter(cache: str) -> None:
