@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from made.cache import make_cache
 from made.places import REPOSITORY
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
+from servers.swift import _free_ports
 
 EXAMPLE = REPOSITORY / "examples" / "diffusers_unet.py"
 LINES = 80
@@ -72,6 +75,18 @@ def test_a_run_that_stops_comes_to_the_end_of_one_that_does_not(example: Any, ca
     assert example.main(words(cache, stopped, 24)) == 0
     assert (stopped / "newest").read_text() == "24"
     assert digest(stopped) == digest(whole)
+
+
+@pytest.mark.long
+def test_two_ranks_of_accelerate_go_on_to_the_end_that_they_would_have_reached(cache: str, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port"]
+    for out, samples in ((tmp_path / "whole", 16), (tmp_path / "stopped", 8), (tmp_path / "stopped", 16)):
+        command = [*launch, str(_free_ports(1)[0]), "-m", "ranks.diffusers_unet", *words(cache, out, samples)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+    assert (tmp_path / "whole" / "16" / "random_states_1.pkl").is_file(), "accelerate has not seen two ranks"
 
 
 def test_the_network_is_one_that_diffusers_loads(example: Any, cache: str, tmp_path: Path) -> None:
