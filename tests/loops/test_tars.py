@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ def test_of_several_captions_the_first_is_read(storage: Any, tmp_path: Path) -> 
         assert (mine["__key__"], mine["caption"]) == (theirs.key, theirs.meta["caption"])
         for name, array in theirs.members.items():
             assert np.array_equal(mine[name], array)
+
+
+def test_a_pipeline_goes_to_workers_that_are_spawned_as_it_is(cache: Path) -> None:
+    pipeline = as_webdataset(str(cache), members=("text",), seed=5)
+    assert keys(pickle.loads(pickle.dumps(pipeline))) == keys(pipeline)
 
 
 def test_a_bucket_needs_no_pipe(s3: str, cache: Path) -> None:
