@@ -31,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """latentmill's wheel, built from a copy of the sources that git would take."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
-    names = ["pipeline", "preprocess", "conf", "pyproject.toml", "README.md", "LICENSE"]
+    names = ["latentmill", "pipeline", "preprocess", "conf", "pyproject.toml", "README.md", "LICENSE"]
     copy.mkdir()
     for path in (REPOSITORY / name for name in names):
         if path.is_dir():
@@ -76,8 +76,9 @@ def run_installed(installed: Path, cwd: Path, *arguments: str) -> subprocess.Com
 def test_the_wheel_holds_every_module_and_every_data_file(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = set()
-    for package in ("pipeline", "preprocess"):
+    for package in ("latentmill", "pipeline", "preprocess"):
         wanted |= {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / package).rglob("*.py")}
+    wanted |= {"latentmill/py.typed", "pipeline/py.typed"}
     wanted |= {f"pipeline/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     wanted |= {
         path.relative_to(REPOSITORY).as_posix()
@@ -154,6 +155,15 @@ def test_the_installed_wheel_uses_its_own_conf(installed: Path, tmp_path: Path) 
     assert f"experiment={{{','.join(names)}}}" in said
 
 
+def test_the_installed_wheel_has_what_others_import(installed: Path, tmp_path: Path) -> None:
+    code = "import latentmill as m; print(m.__file__, m.LatentmillError.__module__, m.__all__ == sorted(m.__all__))"
+    python = installed.parents[2] / "bin" / "python"
+    done = subprocess.run(
+        [python, "-P", "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(installed / "latentmill" / "__init__.py"), "pipeline.errors", "True"]
+
+
 def test_the_console_script_is_installed() -> None:
     script = Path(sys.executable).parent / "latentmill"
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
@@ -165,7 +175,7 @@ def test_every_package_on_disk_is_listed() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     on_disk = {
         ".".join(path.parent.relative_to(REPOSITORY).parts)
-        for package in ("pipeline", "preprocess")
+        for package in ("latentmill", "pipeline", "preprocess")
         for path in (REPOSITORY / package).rglob("*.py")
     }
     assert listed == on_disk | {"pipeline.conf"}
