@@ -42,9 +42,9 @@ WATCH_SECONDS = 5.0
 SHORTEST, LONGEST = 0.1, 86_400.0
 """Bounds on it."""
 NARROWEST = 20
-"""Characters of a run's state that are shown on a narrow terminal, too."""
+"""Characters of a run's state and name that are shown on a narrow terminal, too."""
 WIDEST = 400
-"""Most characters of a run's state that are shown."""
+"""Most characters of a run's state and name that are shown."""
 RUN_FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEDGERS, EVENTS, AVERAGES))
 """Folders of a run in which no other runs are looked for."""
 TAIL_BYTES = 256 * 1024
@@ -138,11 +138,14 @@ def watch(urls: Sequence[str], seconds: float) -> int:
 
 
 def _fitting(runs: Sequence[Status], columns: int) -> str:
-    """The table with states as short as the columns want it."""
-    whole = table(runs)
-    over = max(map(len, whole.splitlines())) - columns
-    longest = max(len(_cells(run)[1]) for run in runs)
-    return table(runs, max(NARROWEST, longest - over - len("..."))) if over > 0 else whole
+    """The table with states, and then with names of runs, as short as the columns want it."""
+    lengths = [max(len(cells[column]) for cells in map(_cells, runs)) for column in (1, 0)]
+    most = [WIDEST, WIDEST]
+    for place, length in enumerate(lengths):
+        over = max(map(len, table(runs, *most).splitlines())) - columns
+        if over > 0:
+            most[place] = max(NARROWEST, min(length, most[place]) - over)
+    return table(runs, *most)
 
 
 def runs_at(url: str) -> list[str]:
@@ -261,18 +264,20 @@ def state_of(holder: Holder | None) -> str:
     return f"{word} (Slurm job {holder.job}: {slurm})"
 
 
-def table(runs: Sequence[Status], widest: int = WIDEST) -> str:
-    """A line for each run, under headings. widest: most characters of a state."""
+def table(runs: Sequence[Status], state: int = WIDEST, name: int = WIDEST) -> str:
+    """A line for each run, under headings. state, name: most characters of a run's state, and of its name, of which the
+    end is kept."""
     headings = ["run", "state", "samples", "images/s", "last commit", "restarts", "loss"]
-    return terminal.table(headings, [_cells(run, widest) for run in runs], left=(0, 1))
+    rows = [_cells(run) for run in runs]
+    return terminal.table(headings, [[_ending(of, name), _cut(is_, state), *rest] for of, is_, *rest in rows], (0, 1))
 
 
-def _cells(run: Status, widest: int = WIDEST) -> list[str]:
+def _cells(run: Status) -> list[str]:
     share = f" of {run.end:,} ({run.samples / run.end:.1%})" if run.end else ""
     age = f", {duration(time.time() - run.committed_at)} ago" if run.committed_at else ""
     return [
         one_line(run.url),
-        _cut(one_line(run.state), widest),
+        one_line(run.state),
         f"{run.samples:,}{share}",
         "-" if run.images_per_s is None else f"{run.images_per_s:,.3g}",
         f"{run.committed:,}{age}" if run.committed else "none",
@@ -281,9 +286,14 @@ def _cells(run: Status, widest: int = WIDEST) -> list[str]:
     ]
 
 
-def _cut(text: str, widest: int) -> str:
-    """Text for a column that is to leave room for the others."""
-    return text if len(text) <= widest else f"{text[:widest]}..."
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text for a column that is to leave room for the others."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _ending(text: str, most: int) -> str:
+    """The end of a text, as of paths, which are alike at their beginning."""
+    return text if len(text) <= most else f"...{text[3 - most :]}"
 
 
 def _config(storage: Storage) -> RunConfig | None:

@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import termios
+import threading
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
@@ -90,11 +91,12 @@ def in_terminal(
     columns: int = 80,
     rows: int = 24,
     environment: Mapping[str, str] | None = None,
-    heard: Callable[[bytes, subprocess.Popen[bytes]], object] = lambda said, process: None,
+    heard: Callable[[bytes, subprocess.Popen[bytes]], object] = lambda data, process: None,
+    seconds: float = 60.0,
 ) -> tuple[int, bytes]:
     """Run a command with a terminal as its standard input, output and error. Returns its exit status and what it wrote.
 
-    heard: called with everything that was written so far, whenever something was.
+    heard: called with each piece of it. seconds: time after which it is killed.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -109,6 +111,8 @@ def in_terminal(
             env=dict(environment or os.environ),
         ) as process:
             os.close(slave)
+            limit = threading.Timer(seconds, process.kill)
+            limit.start()
             while True:
                 try:
                     data = os.read(master, 65536)
@@ -117,7 +121,8 @@ def in_terminal(
                 if not data:
                     break
                 said += data
-                heard(said, process)
+                heard(data, process)
+            limit.cancel()
         return process.returncode, said
     finally:
         os.close(master)
