@@ -94,16 +94,17 @@ class EventFiles:
         self._guarded(lambda: self._row(row))
 
     def image(self, n: int, name: str, png: bytes, caption: str) -> None:
-        """Write a picture at n samples seen."""
+        """Write a picture at n samples seen, with its caption as a text of the same name."""
 
         def write() -> None:
-            from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+            from tensorboard.compat.proto.summary_pb2 import Summary
 
             width, height = struct.unpack(">II", png[16:24])
             picture = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
-            about = SummaryMetadata(summary_description="\n".join(f"    {line}" for line in caption.splitlines()))
-            value = Summary.Value(tag=f"images/{name}", image=picture, metadata=about)
-            self._add(time.time(), step=n, summary=Summary(value=[value]))
+            summary = Summary(value=[Summary.Value(tag=f"images/{name}", image=picture)])
+            if caption:
+                summary.MergeFrom(_text(f"images/{name}", caption))
+            self._add(time.time(), step=n, summary=summary)
 
         self._guarded(write)
 
