@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config import TrackingConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.log import log
 from pipeline.parsing.text import one_line
 from pipeline.storage.base import Storage
@@ -66,7 +66,7 @@ class EventFiles:
         self._key, self._path = "", folder  # of this process's file
         self._file: IO[bytes] | None = None
         self._records: Any = None
-        self._failed = False
+        self._failed = self._warned = False
 
     def start(self, n: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Begin or go on at n: have TensorBoard drop what lies beyond n, and write what it lacks of `rows`, which are
@@ -113,9 +113,13 @@ class EventFiles:
         return self._path.read_bytes() if self._key else b""
 
     def upload(self, data: bytes) -> None:
-        """Bring what `read` has returned into the run directory, where that is not local. Raises StorageError."""
-        if data and self._run.local_path(self._key) is None:
-            self._run.put(self._key, data)
+        """Bring what `read` has returned into the run directory, where that is not local. Where that fails, the next
+        upload brings it all."""
+        try:
+            if data and self._run.local_path(self._key) is None:
+                self._run.put(self._key, data)
+        except StorageError as error:
+            self._warn(str(error))
 
     def close(self) -> None:
         """Close the file."""
@@ -193,8 +197,12 @@ class EventFiles:
             action()
         except Exception as error:  # TensorBoard must never end a run, and its errors have no common base
             self._failed = True
-            what = one_line(f"{type(error).__name__}: {error}")
-            log.warning(f"TensorBoard's event files cannot be written ({what}); metrics.jsonl goes on")
+            self._warn(f"{type(error).__name__}: {error}")
+
+    def _warn(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(f"TensorBoard's event files cannot be written ({one_line(what)}); metrics.jsonl goes on")
 
 
 def records(file: IO[bytes]) -> Iterator[bytes]:

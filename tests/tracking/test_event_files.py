@@ -14,9 +14,11 @@ from made.event_files import accumulated, points, points_of
 from made.wandb_files import history, offline_records
 from pipeline import cli
 from pipeline.config import TrackingConfig
+from pipeline.errors import StorageError
 from pipeline.parsing.redaction import REDACTED
 from pipeline.report.grid import png, tile
 from pipeline.runs.directory import committed
+from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import Tracker, parse_rows, read_rows
 from ranks.faulty_run import EVERY, losses, make_cache
@@ -125,6 +127,30 @@ def test_in_a_bucket_the_file_is_there_at_commits_and_a_run_goes_on_elsewhere(s3
         copy.put(info.key, run.get(info.key))
     assert points(tmp_path / "copy") == points_of(parse_rows(run.get("metrics.jsonl")))
     assert ("train/loss", 128, 2.0) in points(tmp_path / "copy")
+
+
+def test_an_upload_that_fails_costs_one_warning_and_no_commit(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_storage(s3)
+    put = type(run).put
+
+    def refused(self: Storage, key: str, data: bytes) -> None:
+        if "tfevents" in key:
+            raise StorageError("no room left")
+        put(self, key, data)
+
+    with Tracker(run, TENSORBOARD, folder=tmp_path) as log:
+        log.start(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(run), "put", refused)
+            log.commit()
+            log.commit()
+        assert [info.key for info in run.list()] == ["metrics.jsonl"]
+        log.commit()
+        assert len(run.list()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "warning: TensorBoard's event files cannot be written (no room left)" in line
 
 
 def test_files_that_cannot_be_written_cost_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
