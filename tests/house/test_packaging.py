@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import tomllib
 import zipfile
 from importlib.metadata import version
@@ -91,6 +92,54 @@ def test_the_installed_wheel_runs_a_verb_from_another_folder(installed: Path, tm
     done = run_installed(installed, tmp_path, "synth", "dest=shapes", "images=3", "shard_size=2")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "shapes").glob("*.tar")} == {"00000.tar", "00001.tar"}
+
+
+SMALLEST = (
+    "synth dest=shapes images=6",
+    "encode source=shapes/*.tar dest=cache encoders=demo resolution=64 batch=2 workers=1 decode_in=threads device=cpu",
+    "train experiment=demo deepspeed=off launch.processes=1 device=cpu model.channels=16 model.norm_groups=4 "
+    "model.heads=2 model.blocks=1 optim.batch=2 optim.warmup=2 samples=4 data.train=cache run=run tracking.wandb=off",
+    "status run",
+)
+"""Draw, encode, train and look, with next to nothing."""
+IN_ONE_PROCESS = "import sys; from pipeline import cli; sys.exit(max(cli.main(line.split()) for line in sys.argv[1:]))"
+
+
+def test_the_installed_wheel_encodes_and_trains_where_there_is_no_checkout(installed: Path, tmp_path: Path) -> None:
+    python = installed.parents[2] / "bin" / "python"
+    command = [str(python), "-P", "-c", IN_ONE_PROCESS, *SMALLEST]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"run +finished +4 of 4 \(100\.0%\)", done.stdout)
+    assert {path.name for path in tmp_path.iterdir()} == {"shapes", "cache", "run"}
+
+
+SMOKE = """# @package _global_
+samples: 64
+model: {channels: 32, blocks: 1, norm_groups: 8}
+optim: {batch: 32, warmup: 32}
+eval: {images: 16, final_images: 16, grid: 4, sampler: {steps: 2}}
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_pip_installs_the_wheel_into_an_empty_environment_and_the_demo_runs(wheel: Path, tmp_path: Path) -> None:
+    """With everything that it depends on, from where pip is configured to look, at the versions of constraints.txt."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "smoke.yaml").write_text(SMOKE)
+    python, script = (str(tmp_path / "venv" / "bin" / name) for name in ("python", "latentmill"))
+    began, outside = time.monotonic(), environment() | {"LATENTMILL_CONF": str(tmp_path / "conf")}
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "-c", str(REPOSITORY / "constraints.txt"), str(wheel)]
+    subprocess.run(install, cwd=tmp_path, env=environment(), check=True, stdin=subprocess.DEVNULL)
+    installed_after = time.monotonic() - began
+    subprocess.run([python, "-m", "pip", "check"], cwd=tmp_path, env=outside, check=True)
+    demo = [script, "demo", "images=128", "recipe=smoke", "dest=demo"]
+    done = subprocess.run(demo, cwd=tmp_path, env=outside, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    assert (tmp_path / "demo" / "report.html").exists()
+    print(f"installed in {installed_after:.0f} s, the demo took {time.monotonic() - began - installed_after:.0f} s")
 
 
 def test_the_installed_wheel_uses_its_own_conf(installed: Path, tmp_path: Path) -> None:
