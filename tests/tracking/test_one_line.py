@@ -29,7 +29,7 @@ def shown(*words: str) -> tuple[int, bytes, list[str]]:
 def test_the_bar_of_several_ranks_stays_one_line_below_what_they_log(launcher: tuple[str, ...]) -> None:
     status, said, lines = shown(*launcher, "ranks.progress_ranks", "launch")
     assert status == 0, lines
-    assert len(BAR.findall(said.decode())) >= 3
+    assert said.count(b"\rtrain: ") >= 2
     lines = [line for line in lines if "OMP_NUM_THREADS" not in line and not set(line) <= {"*"}]
     *logged, bar = lines
     assert BAR.fullmatch(bar)
