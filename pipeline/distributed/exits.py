@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.errors import LatentmillError
-from pipeline.log import has_ranks, rank_label
+from pipeline.log import has_ranks, line_start, rank_label
 from pipeline.parsing.text import one_line, safe
 
 INTERRUPTED_BY_KEYBOARD = 130
@@ -76,5 +76,6 @@ def _place(error: BaseException) -> str:
 
 def _fail(verb: str, message: str, status: int) -> int:
     """Print one line on stderr, with the rank where there are several. Returns the status."""
-    print(f"latentmill{' ' + verb if verb else ''}{rank_label()}: {one_line(message)}", file=sys.stderr, flush=True)
+    line = f"latentmill{' ' + verb if verb else ''}{rank_label()}: {one_line(message)}"
+    print(f"{line_start(sys.stderr)}{line}", file=sys.stderr, flush=True)
     return status

@@ -103,6 +103,8 @@ ONLY_IMPORTERS = {
     "deepspeed": {"pipeline/training/engines/deepspeed.py"},
     "huggingface_hub": {"pipeline/interchange/hub/client.py"},
     "wandb": {"pipeline/tracking/wandb_run.py"},
+    "tensorboard": {"pipeline/tracking/event_files.py"},
+    "torch.utils.tensorboard": {"pipeline/tracking/event_files.py"},
     "hydra": {"pipeline/config/loading/load.py", "pipeline/config/loading/overrides.py"},
     "pyarrow": {"preprocess/gathering/arrow.py"},
     "webdataset": {"pipeline/loops/tars.py"},
@@ -235,7 +237,7 @@ def test_a_package_is_imported_where_it_is_hidden_and_nowhere_else(package: str)
 
 def test_a_login_node_needs_no_torch() -> None:
     """Nothing heavy is imported with these, by whatever way."""
-    heavy = ("torch", "deepspeed", "diffusers", "transformers", "open_clip", "wandb")
+    heavy = ("torch", "deepspeed", "diffusers", "transformers", "open_clip", "wandb", "tensorboard")
     wrong = []
     for one, path in MODULES.items():
         inner = name(path).removeprefix("pipeline/").removesuffix(".py")
