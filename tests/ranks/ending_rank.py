@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
             time.sleep(60)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "error" or (how, os.environ["LIFE"]) == ("again", "0"):
+        if how == "error" or (how, os.environ.get("LIFE")) == ("again", "0"):
             raise RuntimeError("Connection closed by peer")
         if how == "1":
             raise LatentmillError("a mistake")
