@@ -61,7 +61,7 @@ def test_a_signal_reaches_the_ranks_once_and_their_commit_is_waited_for(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
     """The launcher would kill them after GRACE; it is not told."""
-    with start("wait", "wait", COMMITTING="1.5", GRACE="0.1") as process:
+    with start("wait", "wait", COMMITTING="0.6", GRACE="0.1") as process:
         until(begun(tmp_path, 2), "the ranks")
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
@@ -96,7 +96,7 @@ def test_a_launcher_that_waits_for_other_machines_is_ended_by_the_signal(tmp_pat
 
 
 def test_ranks_of_a_launcher_that_was_killed_commit_and_end(start: Start, tmp_path: Path) -> None:
-    with start("wait", "wait") as process:
+    with start("wait", "sleeps") as process:
         until(begun(tmp_path, 2), "the ranks")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
         os.kill(int(children), signal.SIGKILL)

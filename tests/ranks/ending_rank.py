@@ -2,7 +2,8 @@
 ranks beyond it. An ending is an exit status, or
 
 error: an error that nobody raised on purpose. again: the same in its first life (LIFE), then 0. kill: by SIGKILL.
-wait: runs until it is asked to stop, and ends with 75 COMMITTING seconds later. deaf: runs until it is killed.
+wait: runs until it is asked to stop, and ends with 75 COMMITTING seconds later. sleeps: the same at once, as before
+the first step. deaf: runs until it is killed.
 begins: says nothing of itself and ends with 1, as a module that cannot be imported. In the folder BEGUN each makes a
 file of its number once it hears signals.
 """
@@ -38,6 +39,7 @@ def main(arguments: list[str]) -> int:
         begun.touch()
         if how == "deaf":
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        if how in ("deaf", "sleeps"):
             time.sleep(60)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

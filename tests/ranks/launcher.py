@@ -9,10 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import FrameType
 
 
 def main(arguments: list[str]) -> int:
     count, module, *words = arguments
+    asked: list[int] = []
+
+    def ask(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, ask)
     for life in range(int(os.environ.get("RESTARTS", "0")) + 1):
         ranks = [
             subprocess.Popen(
@@ -22,8 +29,6 @@ def main(arguments: list[str]) -> int:
             )
             for rank in range(int(count))
         ]
-        asked: list[int] = []
-        signal.signal(signal.SIGTERM, lambda number, _, asked=asked: asked.append(number))
         while not asked and all(rank.poll() in (None, 0) for rank in ranks):
             if all(rank.poll() == 0 for rank in ranks):
                 return 0
