@@ -16,8 +16,10 @@ import pytest
 
 from made.deployed import own_words, pod_command, pod_environment, task_script
 from made.slurm_run import TRAIN, until
+from pipeline.data.format.manifest import load_manifest
 from pipeline.runs.directory import committed
 from pipeline.storage.urls import open_storage
+from preprocess.shapes.shards import write_shards
 from ranks.faulty_run import BATCH, make_cache, rows, state
 from servers.warm_ranks import WarmRanks
 
@@ -128,3 +130,22 @@ def test_the_script_for_skypilot_ends_as_its_ranks_do_but_never_with_137(
         for rank in range(2)
     ]
     assert statuses(nodes) == [status, status]
+
+
+@pytest.mark.long
+def test_pods_of_encode_share_the_shards_and_make_the_cache_that_one_process_makes(tmp_path: Path) -> None:
+    write_shards(str(tmp_path / "shapes"), 24, 1, "val", shard_size=6)
+    words = [f"source={tmp_path}/shapes/{{00000..00003}}.tar", "encoders.seed=1", "batch=6", "decode_in=threads"]
+    words += ["launch.threads=1", "device=cpu"]
+    name = "kubernetes/encode.yaml"
+    pods = []
+    for index in range(2):
+        environment = pod_environment(name, index, WORLD_SIZE="2")
+        command = pod_command(name, environment)
+        command = [*command[: command.index("encoders=sd1")], *words, f"dest={tmp_path}/shared"]
+        pods.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment))
+    assert statuses(pods) == [0, 0]
+    alone = [sys.executable, "-m", "pipeline.cli", "encode", *words, f"dest={tmp_path}/alone"]
+    assert subprocess.run(alone, check=False).returncode == 0
+    digests = [load_manifest(open_storage(f"{tmp_path}/{cache}")).digest for cache in ("shared", "alone")]
+    assert digests[0] == digests[1]
