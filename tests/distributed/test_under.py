@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from made.slurm_run import until
-from pipeline.distributed import endings
+from pipeline.distributed import endings, under
 
 UNDER = [sys.executable, "-m", "pipeline.distributed.under"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -139,3 +139,17 @@ def test_what_a_rank_starts_says_nothing_in_its_place(tmp_path: Path, monkeypatc
     assert endings.endings(tmp_path) == [endings.Ending(os.getpid(), "3", None)]
     endings.end(75)
     assert endings.endings(tmp_path) == [endings.Ending(os.getpid(), "3", 75)]
+
+
+def test_launchers_that_hear_the_signal_too_leave_ranks_the_time_of_a_commit() -> None:
+    """torchrun kills them after 30 s by itself. What the user has set stays."""
+    shows = [*UNDER, "python", "-c", f"import os; print(os.environ['{under.SHUTDOWN}'])"]
+    environment = {name: value for name, value in os.environ.items() if name != under.SHUTDOWN}
+    assert subprocess.check_output(shows, env=environment, text=True) == f"{under.COMMIT_SECONDS}\n"
+    assert subprocess.check_output(shows, env=environment | {under.SHUTDOWN: "7"}, text=True) == "7\n"
+
+
+def test_words_that_a_launcher_does_not_take_are_2() -> None:
+    done = subprocess.run([*UNDER, "python", "-c", "raise SystemExit(2)"], check=False)
+    assert done.returncode == 2
+    assert subprocess.run(UNDER, check=False, capture_output=True).returncode == 2
