@@ -3,7 +3,8 @@
     python -m pipeline.distributed.under torchrun --nproc-per-node 8 -m pipeline.train KEY=VALUE ...
 
 torchrun and accelerate end with 1 whatever their ranks end with, do not know SIGUSR1, and kill ranks that take longer
-than 30 s over a commit. What ranks say of themselves is in endings.py. Imports no torch.
+than 30 s over a commit. deepspeed's launcher dies of the signal itself, and its ranks run on. What ranks say of
+themselves is in endings.py. Imports no torch.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from pipeline.errors import Interrupted, LatentmillError
 
 def main(arguments: list[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
+    arguments = [word for word in arguments if not word.startswith("--local_rank=")]  # deepspeed's
     how = arguments[min(rank, len(arguments) - 1)]
     if how == "begins":
         raise SystemExit(1)

@@ -1,10 +1,11 @@
-"""The real torchrun and accelerate under pipeline.distributed.under: how ranks end comes through, and a run that is
-stopped and begun again ends as an undisturbed one."""
+"""The real torchrun, accelerate and deepspeed under pipeline.distributed.under: how ranks end comes through, and a run
+that is stopped and begun again ends as an undisturbed one."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,17 +27,29 @@ ACCELERATE = [
 ]
 """`accelerate launch`, which imports torchvision as well. With --multi_gpu it starts the ranks as torchrun does, also
 where there is no GPU; with --cpu it starts one alone."""
+DEEPSPEED = ["deepspeed", "--num_gpus=2", "--master_port=PORT", "--module"]
 
 
 def launched(words: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        words = [word.replace("PORT", str(free.getsockname()[1])) for word in words]
     return subprocess.Popen([*UNDER, *words], stderr=subprocess.PIPE, text=True, env=os.environ | environment)
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [*TORCHRUN, "-m"],
+        [*ACCELERATE, "-m"],
+        pytest.param(DEEPSPEED, marks=pytest.mark.long),
+    ],
+    ids=lambda words: words[0],
+)
 def test_a_signal_that_launchers_do_not_know_ends_ranks_after_their_commit_and_with_75(
     launcher: list[str], tmp_path: Path
 ) -> None:
-    with launched([*launcher, "-m", "ranks.ending_rank", "wait"], BEGUN=str(tmp_path), COMMITTING="1") as process:
+    with launched([*launcher, "ranks.ending_rank", "wait"], BEGUN=str(tmp_path), COMMITTING="1") as process:
         until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists(), "the ranks")
         process.send_signal(signal.SIGUSR1)
         _, said = process.communicate(timeout=60)
