@@ -44,7 +44,7 @@ def begun(folder: Path, ranks: int) -> Callable[[], bool]:
         (("1", "wait"), 1),  # the other one gets SIGTERM, and says 75
         (("2", "2"), 2),
         (("wait", "kill"), 137),
-        (("error", "75"), 70),
+        (("error", "error"), 70),
         (("1", "deaf"), 1),  # which the launcher kills: that is no reason to start again
         (("begins", "begins"), 70),
     ],
@@ -57,16 +57,16 @@ def test_the_ranks_exit_status_comes_through_a_launcher_that_hides_it(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_reaches_the_ranks_once_and_their_commit_is_waited_for(
+def test_a_signal_reaches_a_rank_once_and_its_commit_is_waited_for(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """The launcher would kill them after GRACE; it is not told."""
-    with start("wait", "wait", COMMITTING="0.6", GRACE="0.1") as process:
-        until(begun(tmp_path, 2), "the ranks")
+    """The launcher would kill it after GRACE; it is not told."""
+    with start("wait", COMMITTING="0.6", GRACE="0.1") as process:
+        until(begun(tmp_path, 1), "the rank")
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 75, said
-    assert len(re.findall(f"stopped by {number.name}", said)) == 2
+    assert re.findall(r"stopped by (\w+)", said) == [number.name]
 
 
 def test_ranks_that_the_launcher_starts_again_after_the_signal_are_stopped_as_well(
@@ -153,3 +153,17 @@ def test_words_that_a_launcher_does_not_take_are_2() -> None:
     done = subprocess.run([*UNDER, "python", "-c", "raise SystemExit(2)"], check=False)
     assert done.returncode == 2
     assert subprocess.run(UNDER, check=False, capture_output=True).returncode == 2
+
+
+def test_the_rank_that_was_killed_comes_before_the_peers_that_fail_with_it(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        peer, killed = tmp_path / str(os.getpid()), tmp_path / str(process.pid)
+        peer.write_text("0\n")
+        killed.write_text("1\n")
+        ranks = under.Ranks(tmp_path)
+        ranks.look()
+        assert ranks.statuses() == []
+        process.kill()
+    peer.write_text(f"0\n{endings.UNEXPECTED}\n")
+    ranks.look()
+    assert ranks.statuses() == [137, endings.UNEXPECTED]

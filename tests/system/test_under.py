@@ -54,7 +54,8 @@ def test_a_signal_that_launchers_do_not_know_ends_ranks_after_their_commit_and_w
         process.send_signal(signal.SIGUSR1)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
-    assert said.count("stopped by SIGUSR1") == 2
+    assert said.count("stopped by SIG") == 2  # the later one may be asked by its launcher as well
+    assert "stopped by SIGUSR1" in said
 
 
 @pytest.mark.long
