@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -18,6 +20,7 @@ from made.deployed import own_words, pod_command, pod_environment, task_script
 from made.slurm_run import TRAIN, until
 from pipeline.data.format.manifest import load_manifest
 from pipeline.runs.directory import committed
+from pipeline.runs.lease import newest
 from pipeline.storage.urls import open_storage
 from preprocess.shapes.shards import write_shards
 from ranks.faulty_run import BATCH, make_cache, rows, state
@@ -54,7 +57,9 @@ def begin(words: list[str], tmp_path: Path, port: int) -> Iterator[Begin]:
     """Call it with the numbers of the pods to start, and what is to happen in them (see paused_run.py)."""
     started: list[subprocess.Popen[str]] = []
 
-    def pods(*numbers: int, pauses: dict[int, tuple[int, str]] | None = None) -> list[subprocess.Popen[str]]:
+    def pods(
+        *numbers: int, pauses: dict[int, tuple[int, str]] | None = None, stderr: int | TextIO = subprocess.PIPE
+    ) -> list[subprocess.Popen[str]]:
         begun = []
         for number in numbers:
             environment = pod_environment(FILE, number, GPUS="1")
@@ -62,9 +67,7 @@ def begin(words: list[str], tmp_path: Path, port: int) -> Iterator[Begin]:
             command = own_words(pod_command(FILE, environment), [*words, f"run={tmp_path}/run"], disturbed)
             command = [f"--master-port={port}" if word.startswith("--master-port=") else word for word in command]
             more = {"PAUSES": json.dumps(pauses or {}), "PAUSED": str(tmp_path)}
-            begun.append(
-                subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment | more)
-            )
+            begun.append(subprocess.Popen(command, stderr=stderr, text=True, env=os.environ | environment | more))
         started.extend(begun)
         return begun
 
@@ -73,6 +76,12 @@ def begin(words: list[str], tmp_path: Path, port: int) -> Iterator[Begin]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def descendants(process: int) -> list[int]:
+    """Processes below one, the youngest of each line last."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii").split()
+    return [one for child in map(int, children) for one in (child, *descendants(child))]
 
 
 def statuses(processes: list[subprocess.Popen[str]]) -> list[int]:
@@ -130,6 +139,31 @@ def test_the_script_for_skypilot_ends_as_its_ranks_do_but_never_with_137(
         for rank in range(2)
     ]
     assert statuses(nodes) == [status, status]
+
+
+@pytest.mark.long
+def test_a_pod_that_is_back_while_the_other_still_waits_for_its_predecessor_comes_back_once_more(
+    begin: Begin, tmp_path: Path, undisturbed: object
+) -> None:
+    """As where the network does not tell of a lost peer: rank 0 is frozen when rank 1 is killed."""
+    pods = begin(0, 1, pauses={0: (PAUSE, "wait")})
+    until(lambda: (tmp_path / "0-0").exists() and (tmp_path / "0-1").exists(), "the pause")
+    _, holder = newest(open_storage(f"{tmp_path}/run"))
+    assert holder is not None
+    os.kill(holder.pid, signal.SIGSTOP)
+    os.kill(descendants(pods[1].pid)[-1], signal.SIGKILL)
+    assert statuses(pods[1:]) == [137]
+
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        (back,) = begin(1, stderr=file)
+        until(lambda: "waiting for the ranks there to end" in said.read_text(), "the pod that is back")
+    pods[0].terminate()  # it hears that once it runs again, and finds its peer gone
+    os.kill(holder.pid, signal.SIGCONT)
+    assert statuses(pods[:1]) == [70]
+    assert statuses([back]) == [75]
+    assert statuses(begin(0, 1)) == [0, 0]
+    assert state(f"{tmp_path}/run") == undisturbed
 
 
 @pytest.mark.long
