@@ -28,7 +28,7 @@ from pipeline.distributed.signals import INTERRUPTED_BY_KEYBOARD, STOP, handled
 from pipeline.errors import ConfigError, Interrupted, OverrideError
 from pipeline.log import log, show
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
 LINGER_SECONDS = 2.0
 """Time in which a launcher without ranks must end by itself once it was asked to stop; then it gets SIGTERM."""
 COMMIT_SECONDS = 300
@@ -59,7 +59,7 @@ def run(command: Sequence[str]) -> int:
         received.append(signal.SIGKILL if number == signal.SIGINT and number in received else number)
 
     launcher: subprocess.Popen[bytes] | None = None
-    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder, handled(STOP, note):
+    with tempfile.TemporaryDirectory(prefix="latentmill-", ignore_cleanup_errors=True) as folder, handled(STOP, note):
         ranks = Ranks(Path(folder))
         environment = {SHUTDOWN: str(COMMIT_SECONDS)} | own_environment() | {FOLDER: folder}
         try:
