@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from pipeline.distributed import endings
 from pipeline.errors import LatentmillError
 from pipeline.log import has_ranks, line_start, rank_label
 from pipeline.parsing.text import one_line, safe
@@ -24,6 +25,7 @@ def leave(status: int) -> NoReturn:
     In a world of several ranks the interpreter's clean-up is skipped: gloo's threads, left over from collectives, can
     abort it and turn a finished job into a failed one.
     """
+    endings.end(status)
     if has_ranks():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -34,8 +36,20 @@ def leave(status: int) -> NoReturn:
 def guarded(verb: str, action: Callable[[], int]) -> int:
     """The exit status of `action()`. A LatentmillError becomes one line on stderr; other errors keep their traceback.
 
-    LATENTMILL_DEBUG in the environment prints the traceback of the former too.
+    LATENTMILL_DEBUG in the environment prints the traceback of the former too. What runs the launcher of this rank is
+    told that it has begun, and how it has ended.
     """
+    endings.begin()
+    status = endings.UNEXPECTED
+    try:
+        status = _caught(verb, action)
+    finally:
+        endings.end(status)
+    return status
+
+
+def _caught(verb: str, action: Callable[[], int]) -> int:
+    """As `guarded`."""
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = lambda _, error, __: _print_traceback(error)
     try:

@@ -115,7 +115,7 @@ ONLY_IMPORTERS = {
 WITHOUT_TORCH = (
     *("errors", "log", "parsing", "verbs", "conditions", "config", "storage", "scheduler", "planning", "jobs", "cli"),
     *("runs/directory", "runs/lease", "runs/datasets"),
-    *("distributed/children", "distributed/meeting"),
+    *("distributed/children", "distributed/meeting", "distributed/endings", "distributed/under"),
     *("distributed/place", "distributed/ranks", "distributed/exits", "distributed/signals", "distributed/rank"),
 )
 """A login node imports these in a moment: no PyTorch with them, at any depth. planning/flops.py is one that counts."""
