@@ -24,6 +24,7 @@ LEFT_OUT = "..."
 VARYING = "|".join(
     (
         r"\d+:\d\d(?::\d\d)?",  # took 0:04
+        r"(?<=differ by )\S+|(?<=again within )\S+",
         r"[+-]?\d+(?:\.\d+)?e[+-]?\d+",
         r"[+-]?\d[\d,]*\.\d+",
         r"\d[\d,]*(?=/s| s\b)",
