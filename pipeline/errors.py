@@ -10,6 +10,8 @@
     │   │   └── ContractMismatch    a cache made by other encoders, or of another shape, than this run needs
     │   ├── DestinationExists       the destination holds something that would be overwritten
     │   ├── RunError                no run there, no checkpoint in it, or one that belongs to another configuration
+    │   │   ├── RunFinished         a run that has seen all of its samples
+    │   │   └── RunTaken            a run that another process trains, or a job in the queue will
     │   ├── SubmitError             no Slurm on this machine, or it refused the job
     │   ├── ShapeError              tensors whose sizes the model cannot take
     │   └── WeightsError            a weights file that is missing, damaged or of another architecture
@@ -71,6 +73,14 @@ class DestinationExists(UserError):
 
 class RunError(UserError):
     """No run at a path or URL, no checkpoint in it, or one of another configuration."""
+
+
+class RunFinished(RunError):
+    """The run has seen all of its samples."""
+
+
+class RunTaken(RunError):
+    """Another process trains the run, or a job in the queue will."""
 
 
 class SubmitError(UserError):

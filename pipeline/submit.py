@@ -14,7 +14,6 @@ import difflib
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,13 +24,13 @@ from pipeline.jobs.encode import encode_jobs
 from pipeline.jobs.eval import eval_jobs, reconstruct_jobs
 from pipeline.jobs.options import Job
 from pipeline.jobs.secrets import require_no_secrets
+from pipeline.jobs.sending import make_logs, send
 from pipeline.jobs.train import train_jobs
 from pipeline.log import log, show
 from pipeline.scheduler import slurm
-from pipeline.storage.urls import open_storage
 from pipeline.verbs import TRAINS, VERBS
 
-DRY_RUN, THEN = "--dry-run", "then"
+DRY_RUN, THEN, MULTIRUN = "--dry-run", "then", frozenset(("-m", "--multirun"))
 AFTER_ALL = "# Then, when every task of the job above has ended:"
 AFTER_SUCCESS = "# Then, when the job above has ended well:"
 
@@ -50,6 +49,10 @@ def main(arguments: Sequence[str]) -> int:
     """Print, check and submit the jobs of `VERB KEY=VALUE ... [then VERB KEY=VALUE ...]`. Returns the exit status.
 
     Raises OverrideError, ConfigError, SubmitError, and what the jobs of each verb raise."""
+    if MULTIRUN.intersection(arguments) and THEN not in arguments and arguments[0] in TRAINS:
+        from pipeline.jobs.sweep import sweep
+
+        return sweep(arguments[0], [word for word in arguments[1:] if word not in MULTIRUN], submitted=True)
     parts = plan([word for word in arguments if word != DRY_RUN])
     for number, part in enumerate(parts):
         show(f"\n{AFTER_SUCCESS}\n" if number else "", end="")
@@ -103,8 +106,10 @@ def divide(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
             raise ConfigError(f"{name} cannot be submitted: submit knows {', '.join(JOBS)}")
         near = difflib.get_close_matches(name, JOBS, n=1) or list(JOBS)
         raise OverrideError(f"{name}: which verb is to be submitted? latentmill submit {near[0]} KEY=VALUE ...")
-    if "-m" in words or "--multirun" in words:
-        raise ConfigError("-m: submit takes one configuration at a time")
+    if MULTIRUN.intersection(words):
+        raise ConfigError(
+            f"-m: submit takes one configuration at a time, but for {' and '.join(TRAINS)} without {THEN}"
+        )
     cluster_words = [word for word in words[1:] if word.startswith(("cluster=", "cluster.", "nodes="))]
     cluster = [f"cluster.{word}" if word.startswith("nodes=") else word for word in cluster_words]
     return words[0], cluster, [word for word in words[1:] if word not in cluster_words]
@@ -114,45 +119,16 @@ def submit(parts: Sequence[Part]) -> None:
     """Submit the scripts, each with its dependency on the one before, and print what to expect. Raises ConfigError,
     SubmitError, RunError."""
     for logs in {part.cluster.logs for part in parts}:
-        try:
-            os.makedirs(logs, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cluster.logs={logs} cannot be made ({error}): Slurm needs it for its logs") from error
+        make_logs(logs)
     jobs: list[str] = []
     for part in parts:
-        first = len(jobs)
         try:
-            for text in part.texts:
-                jobs.append(slurm.send(text, *dependency(jobs, first)))
-            _enqueue(part.job, jobs[first])
+            send(part.job, part.texts, jobs)
         except LatentmillError as error:
-            if part.job.run and len(jobs) > first:  # it was submitted, but another job holds the run
-                with suppress(SubmitError):
-                    slurm.cancel(*jobs[first:])
-                del jobs[first:]
             if jobs:
                 raise SubmitError(f"{error} (job {jobs[-1]}, which it was to follow, is in the queue)") from error
             raise
     _report(parts, jobs)
-
-
-def dependency(jobs: Sequence[str], first: int) -> list[str]:
-    """Options of sbatch for the next job. jobs: those submitted so far, the first `first` of which belong to earlier
-    verbs."""
-    if not jobs:
-        return []
-    if len(jobs) > first:
-        return [f"--dependency=afterany:{jobs[-1]}"]
-    return [f"--dependency=afterok:{jobs[-1]}", "--kill-on-invalid-dep=yes"]
-
-
-def _enqueue(job: Job, number: str) -> None:
-    """Give the run's lease to the job. Raises RunError where another has taken it meanwhile."""
-    if not job.run:
-        return
-    from pipeline.runs.lease import enqueue
-
-    enqueue(open_storage(job.run), number)
 
 
 def _report(parts: Sequence[Part], jobs: Sequence[str]) -> None:

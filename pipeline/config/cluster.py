@@ -23,7 +23,7 @@ class ClusterConfig:
     tasks: Annotated[int, Ge(1)] = 8
     """Tasks of the job array among which encode's work is divided."""
     concurrent: Annotated[int, Ge(0)] = 0
-    """Largest number of tasks that run at a time; 0 = all."""
+    """Largest number of encode's tasks, or of a sweep's jobs, that run at a time; 0 = all."""
     processes: Annotated[int, Ge(1)] = 1
     """Processes of each encode task, on one node; ranks on each node of a training job; ranks of an evaluation, on one
     node."""
@@ -72,8 +72,9 @@ class SubmitConfig:
     """latentmill submit: run a verb on Slurm. `latentmill submit train nodes=8 KEY=VALUE ...` prints the job script,
     checks it, has Slurm check it, and submits it; `submit autoencoder`, `submit encode`, `submit eval` and `submit
     reconstruct` work the same way. `then` between verbs makes a chain, in which each job waits until the one before has
-    succeeded. Keys under `cluster` describe the jobs, and hold for the verbs that follow in the chain too; every other
-    key is the verb's own (`latentmill train --help`). --dry-run submits nothing."""
+    succeeded; -m submits a sweep of train or autoencoder. Keys under `cluster` describe the jobs, and hold for the
+    verbs that follow in the chain too; every other key is the verb's own (`latentmill train --help`). --dry-run submits
+    nothing."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """The cluster. Describe your own in $LATENTMILL_CONF/cluster/NAME.yaml and choose it with cluster=NAME."""

@@ -1,5 +1,5 @@
-"""Checks whether a job's nodes can train, before ranks start on them. The scripts of `latentmill submit train`,
-slurm/train.sbatch and the jobs of a sweep run it.
+"""Checks whether a job's nodes can train, before ranks start on them. The scripts of `latentmill submit train`
+and of sweeps, and slurm/train.sbatch run it.
 
     python -P -m pipeline.jobs.nodes words NODES GPUS [VERB] KEY=VALUE ...   in the batch script, with the verb (train
                                                                              unless it is said) and its arguments:

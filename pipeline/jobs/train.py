@@ -10,7 +10,7 @@ from pipeline.config import AutoencoderConfig, ClusterConfig, RunConfig, TrainCo
 from pipeline.config.check.groups import check_world
 from pipeline.config.loading.load import load
 from pipeline.distributed.children import own_command
-from pipeline.errors import ConfigError, DatasetError, RunError
+from pipeline.errors import ConfigError, DatasetError, RunFinished
 from pipeline.scheduler.script import Script, log_path
 from pipeline.storage.urls import open_storage
 
@@ -118,7 +118,7 @@ def reach(config: RunConfig, cluster: ClusterConfig, world: int, coming: Sequenc
     run = open_storage(config.run)
     require_resumable(config, run)
     if is_finished(config, run):
-        raise RunError(f"{config.run} is finished: it has seen all {last_sample(config)} samples; raise samples=")
+        raise RunFinished(f"{config.run} is finished: it has seen all {last_sample(config)} samples; raise samples=")
     require_free(run)
     done = next(iter(committed(run)), 0)
     lines = [f"continues at {done:,} of {last_sample(config):,} samples"] if done else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +38,9 @@ FACTS = "latentmill"
 FACTS_BYTES = 1 << 20
 MOST_PARAMETERS = 2**33
 """Of a network with random weights."""
+COUNTED = 64
+"""Descriptions of networks whose parameters are remembered, at most."""
+_counted: dict[str, int] = {}
 NESTED = 4
 """State dicts inside one another that are opened, at most: a pickle may hold itself."""
 
@@ -71,13 +75,14 @@ def require_whole(where: str, state: Mapping[str, Tensor]) -> None:
                 raise WeightsError(f"{where}: {error}") from None
 
 
-def require_room(build: Callable[[], nn.Module], where: str, weights: Path | None) -> None:
+def require_room(build: Callable[[], nn.Module], described: object, where: str, weights: Path | None) -> None:
     """Raise WeightsError where a network has more parameters than its weights have bytes, before it takes memory.
 
-    build: makes the network. weights: the file, or the folder with the files, that will fill it; None for none.
+    build: makes the network. described: all that it is made from, as values that JSON knows: networks that are
+    described alike are counted once in a process. weights: the file, or the folder with the files, that will fill it;
+    None for none.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in build().parameters())
+    parameters = _parameters(build, described)
     if weights is None:
         if parameters > MOST_PARAMETERS:
             raise WeightsError(f"{where} describes a network of {parameters:,} parameters, {MOST_PARAMETERS:,} at most")
@@ -92,6 +97,18 @@ def require_room(build: Callable[[], nn.Module], where: str, weights: Path | Non
             f"{where}: cannot load it: the network that is described has {parameters:,} parameters, and {weights} has "
             f"{size:,} bytes for them"
         )
+
+
+def _parameters(build: Callable[[], nn.Module], described: object) -> int:
+    """The number of a network's parameters, without memory for them."""
+    key = json.dumps(described, sort_keys=True, default=repr)
+    if key not in _counted:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            parameters = sum(parameter.numel() for parameter in build().parameters())
+        if len(_counted) >= COUNTED:
+            _counted.clear()
+        _counted[key] = parameters
+    return _counted[key]
 
 
 def read_file(path: Path, suffix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:

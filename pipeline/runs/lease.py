@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 
-from pipeline.errors import Interrupted, LatentmillError, NotFound, ParseError, RunError, StorageError
+from pipeline.errors import Interrupted, LatentmillError, NotFound, ParseError, RunError, RunTaken, StorageError
 from pipeline.log import log
 from pipeline.parsing.text import one_line
 from pipeline.runs.holder import LEASE_BYTES, State, holder_bytes, parse_holder, start_ticks
@@ -70,13 +70,14 @@ class Lease:
     def take(cls, run: Storage, me: Holder | None = None, first: int = 0) -> Lease:
         """Take the run's lease for `me` (default: this process), which begins at `first` committed samples.
 
-        Raises RunError when another process holds the run, or when this job has died FRUITLESS times without a commit.
+        Raises RunTaken when another process holds the run, RunError when this job has died FRUITLESS times without a
+        commit.
         """
         me = replace(me or this_process(), first=first, n=first)
         while True:
             number, former = newest(run)
             if former is not None and (claim := claim_of(former, me)):
-                raise RunError(f"{run.url} is {claim}; one run is trained once at a time, or choose another run=")
+                raise RunTaken(f"{run.url} is {claim}; one run is trained once at a time, or choose another run=")
             _refuse_fruitless(run, me, number)
             me = replace(me, life=(former.life if former else 0) + (me.state != "queued"))
             lease = cls(run, lease_key(number + 1), me)
@@ -176,14 +177,14 @@ def give_back(run: Storage) -> None:
 
 
 def require_free(run: Storage) -> None:
-    """Raises RunError when a process other than this one holds the run."""
+    """Raises RunTaken when a process other than this one holds the run."""
     _, holder = newest(run)
     if holder is not None and (claim := claim_of(holder, this_process())):
-        raise RunError(f"{run.url} is {claim}; one run is trained once at a time, or choose another run=")
+        raise RunTaken(f"{run.url} is {claim}; one run is trained once at a time, or choose another run=")
 
 
 def enqueue(run: Storage, job: str) -> None:
-    """Record that a job in Slurm's queue will train the run, unless it already does. Raises RunError when another
+    """Record that a job in Slurm's queue will train the run, unless it already does. Raises RunTaken when another
     process holds the run, StorageError."""
     me = replace(this_process(), state="queued", job=job, cluster=slurm.cluster_name(), restart=0)
     if _is_of_same_job(newest(run)[1], me):

@@ -139,6 +139,27 @@ def job_state(job: str) -> str | None:
     return "" if "Invalid job id" in done.stderr else None
 
 
+def states(jobs: Sequence[str]) -> dict[str, str] | None:
+    """Slurm's word for the state of each of these jobs; "" for one that it does not know (any longer). None where
+    Slurm does not answer."""
+    try:
+        done = _ask(["squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i %T"])
+    except SubmitError:
+        return None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    listed = dict(line.split()[:2] for line in done.stdout.splitlines())
+    return {job: listed.get(job, "") for job in jobs}
+
+
+def in_queue(names: Sequence[str]) -> list[str]:
+    """The name of each of this user's jobs that runs or waits, of those with one of these names. Raises SubmitError."""
+    done = _ask(["squeue", "--noheader", "--me", f"--name={','.join(names)}", "--format=%j"])
+    if done.returncode:
+        raise SubmitError(f"Slurm does not answer here: {' '.join(done.stderr.split())}")
+    return done.stdout.split()
+
+
 def cluster_name() -> str:
     """The cluster's name in slurm.conf; "" where Slurm does not answer."""
     try:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.config import CONFIGS, TrainConfig
 from pipeline.config.loading.load import checked, load
 from pipeline.config.loading.merge import flat_types, from_dict, to_dict, to_stored, to_yaml
-from pipeline.config.loading.overrides import swept_keys, translate
+from pipeline.config.loading.overrides import expand, translate
 from pipeline.config.loading.stored import from_stored, pack, unpack
 from pipeline.errors import ConfigError, ParseError
 from pipeline.parsing.text import one_line, redact
@@ -90,7 +90,7 @@ def check_words(verb: str, words: list[str]) -> None:
         try:
             translated = translate(verb, words, sweep=sweep)
             if sweep:
-                swept_keys(translated)
+                expand(translated)
         except ConfigError as error:
             holds(error)
     assert time.process_time() - began < 2

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from made import cache as small_cache
 from pipeline import cli
@@ -15,7 +17,7 @@ from pipeline.config.check.groups import check_evaluation, check_mix
 from pipeline.config.check.verbs import check_train
 from pipeline.config.loading.load import load
 from pipeline.config.loading.merge import flat_types, from_dict, to_dict, to_stored
-from pipeline.config.loading.overrides import LONGEST, swept_keys, translate, typed_words
+from pipeline.config.loading.overrides import LONGEST, expand, translate, typed_words
 from pipeline.config.loading.sweeps import folder_word, swept_texts
 from pipeline.config.values.places import place
 from pipeline.data.format.manifest import load_manifest
@@ -132,10 +134,26 @@ def test_texts_numbers_groups_and_lists_are_swept_and_captions_are_not() -> None
         ],
         sweep=True,
     )
-    assert swept_keys(words) == {"data.train", "init", "data.mix", "optim.lr", "model", "seed"}
+    swept, jobs = expand(words)
+    assert swept == {"data.train", "init", "data.mix", "optim.lr", "model", "seed"}
+    assert len(jobs) == 2**6
     captions = translate("sample", ["prompt=a, b", "negative=c, d", "sampler.steps=1,2"], sweep=True)
-    assert swept_keys(captions) == {"sampler.steps"}
-    assert swept_keys(translate("train", ["data.train=a,b"])) == set()
+    assert expand(captions)[0] == {"sampler.steps"}
+    assert expand(translate("train", ["data.train=a,b"]))[0] == set()
+
+
+def test_a_sweep_is_expanded_as_hydra_itself_expands_it() -> None:
+    words = [
+        "++seed=range(1,4)",
+        "model=tiny,small",
+        "++init='x,y',''",
+        "++optim.lr=1e-3",
+        "++optim.lr=1,2e-3",
+        "~task=a",
+    ]
+    words += ["++data.mix=['a'],['b','c']", "++ema.half_life=choice(7)"]
+    (hydras,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+    assert expand(words)[1] == hydras and len(hydras) == 48
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def _through(folder: Path, examples: int) -> None:
 
 
 def test_training_reads_or_refuses_mutated_files_whose_hashes_are_right(folder: Path) -> None:
-    _through(folder, 30)
+    _through(folder, 15)
 
 
 @pytest.mark.long

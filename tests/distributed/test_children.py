@@ -21,7 +21,7 @@ from pipeline.distributed.place import take_local_rank
 from pipeline.errors import OverrideError
 from pipeline.jobs.encode import encode_jobs
 from pipeline.jobs.eval import eval_jobs
-from pipeline.jobs.folders import job_folder
+from pipeline.jobs.members import job_folder
 
 HOSTILE = "raise SystemExit('the user\\'s own file was run')\n"
 
@@ -30,7 +30,7 @@ HOSTILE = "raise SystemExit('the user\\'s own file was run')\n"
 def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the user stands, with files that are named like what we import."""
     where = tmp_path / "stands here"
-    for package in ("pipeline", "preprocess", "multiprocessing", "submitit", "hydra"):
+    for package in ("pipeline", "preprocess", "multiprocessing", "hydra"):
         (where / package).mkdir(parents=True)
         (where / package / "__init__.py").write_text(HOSTILE)
     for module in ("torch", "json", "numpy", "yaml", "random", "PIL"):

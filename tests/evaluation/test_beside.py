@@ -229,6 +229,7 @@ def test_jobs_that_cannot_start_cost_one_warning(
     assert jobs.read_snapshot(run, 8)["w"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.long
 def test_on_a_cluster_jobs_of_slurms_make_the_figures_that_training_makes(
     caches: Path, inside: Path, slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

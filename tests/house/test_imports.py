@@ -97,7 +97,7 @@ ONLY_IMPORTERS = {
     "botocore": {f"pipeline/storage/{name}.py" for name in ("s3", "answers", "pace")},
     "deepspeed": {"pipeline/training/engines/deepspeed.py"},
     "wandb": {"pipeline/tracking/wandb_run.py"},
-    "hydra": {"pipeline/config/loading/load.py", "pipeline/config/loading/overrides.py", "pipeline/jobs/sweep.py"},
+    "hydra": {"pipeline/config/loading/load.py", "pipeline/config/loading/overrides.py"},
     "pyarrow": {"preprocess/gathering/arrow.py"},
     "pickle": set(),
 }

@@ -9,7 +9,6 @@ import pytest
 from made import cache as small_cache
 from pipeline import cli
 from pipeline.errors import ConfigError
-from pipeline.jobs import sweep
 from pipeline.jobs.cluster import load_cluster
 from pipeline.jobs.secrets import require_no_secrets
 
@@ -45,11 +44,23 @@ def test_a_cluster_takes_nothing_from_the_environment(
             load_cluster(["cluster=evil"])
 
 
-def test_a_secret_that_is_written_out_is_refused_in_the_launcher_of_a_sweep(cluster: Path) -> None:
-    (cluster / "evil.yaml").write_text(f"account: {SECRET}\n")
-    described = load_cluster(["cluster=evil"])
-    with pytest.raises(ConfigError, match="the value of AWS_SECRET_ACCESS_KEY"):
-        sweep._slurm(described, [])
+def test_a_secret_that_is_written_out_is_refused_in_the_scripts_of_a_sweep(
+    cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cluster / "evil.yaml").write_text(f"account: {SECRET}\ngpus: 0\n")
+    small_cache.make_cache(str(tmp_path / "cache"), [16])
+    words = [
+        f"data.train={tmp_path}/cache",
+        f"run={tmp_path}/r",
+        "model=tiny",
+        "model.context_width=8",
+        "deepspeed=off",
+    ]
+    words += ["optim.batch=8", "optim.lr=1,2", "samples=16", "cluster=evil", "--dry-run"]
+    assert cli.main(["train", "-m", *words]) == 1
+    said = capsys.readouterr()
+    assert "optim.lr=1: the batch script would hold the value of AWS_SECRET_ACCESS_KEY" in said.err
+    assert SECRET not in said.out + said.err
 
 
 def test_short_values_and_other_names_are_no_secrets() -> None:

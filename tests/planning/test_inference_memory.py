@@ -86,7 +86,7 @@ def test_a_vq_models_decoder_is_counted_as_well(tmp_path: Any) -> None:
     assert modelled == pytest.approx(peak(lambda: stage.decode(z)), rel=0.15)
 
 
-@pytest.mark.parametrize("side", [256, 384])
+@pytest.mark.parametrize("side", [256, pytest.param(384, marks=pytest.mark.long)])
 def test_the_peak_of_a_decode_is_that_of_the_process(side: int) -> None:
     """In a process of its own, at two sizes, as glibc counts it that returns freed blocks at once."""
     config = {**STABLE_DIFFUSION, "block_out_channels": (32, 64, 64, 64), "norm_num_groups": 8, "layers_per_block": 1}

@@ -189,7 +189,8 @@ def test_the_peak_of_a_step_is_that_of_the_tensors_alive(
     assert modelled == pytest.approx(live.peak, rel=0.05), "activations and gradients, without weights and optimizer"
 
 
-@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_peak_of_a_step_is_that_of_the_process(checkpointing: bool) -> None:
     """Here glibc returns freed blocks at once; by default it keeps up to a third more memory."""
     config = ModelConfig(

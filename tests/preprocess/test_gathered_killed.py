@@ -66,7 +66,7 @@ SOURCES: dict[str, tuple[Callable[[Path], str], dict[str, Any]]] = {
 }
 
 
-QUICK = ("folder", "several captions", "parquet", "arrow")
+QUICK = ("folder", "parquet")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Replaces python in jobs of `latentmill submit train`: runs the real verb and disturbs it at a chosen sample.
 
-PAUSES is a JSON object: number of requeues -> [n, what]. what: "wait" waits at n until the job is asked to stop, "kill"
-sends SIGKILL to the last rank there, "freeze" sends SIGSTOP. PAUSED is a folder in which each rank that has reached n
-writes a file RESTART-RANK.
+PAUSES is a JSON object: number of requeues -> [n, what], or [n, what, ending] for runs alone whose paths end so. what:
+"wait" waits at n until the job is asked to stop, "kill" sends SIGKILL to the last rank there, "freeze" sends SIGSTOP.
+PAUSED is a folder in which each rank that has reached n writes a file RESTART-RANK.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
     if argv[2] != "pipeline.cli":
         os.execv(sys.executable, [sys.executable, *argv])
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-    n, disturbance = json.loads(os.environ["PAUSES"]).get(restart, [-1, ""])
+    n, disturbance, *ending = json.loads(os.environ["PAUSES"]).get(restart, [-1, ""])
+    if not all(any(word.startswith("run=") and word.endswith(text) for word in argv) for text in ending):
+        n = -1
     plan_shortly()
     next_batch = Trainer._next_batch
 

@@ -52,10 +52,10 @@ def undisturbed(cache: str, tmp_path_factory: pytest.TempPathFactory, warm_ranks
 
 
 @pytest.fixture
-def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, tuple[int, str]]], Path]:
+def paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, tuple[Any, ...]]], Path]:
     """Call it with what is to happen (see paused_run.py) for the folder in which ranks say that it has."""
 
-    def plan(pauses: dict[int, tuple[int, str]]) -> Path:
+    def plan(pauses: dict[int, tuple[Any, ...]]) -> Path:
         (tmp_path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{TESTS}/ranks/paused_run.py" "$@"\n')
         (tmp_path / "python").chmod(0o755)
         (tmp_path / "paused").mkdir()
@@ -97,7 +97,7 @@ def test_a_preempted_run_comes_back_to_the_end_of_an_undisturbed_one_and_is_trai
     slurm: Slurm,
     cache: str,
     undisturbed: Callable[[], Any],
-    paused: Callable[[dict[int, tuple[int, str]]], Path],
+    paused: Callable[[dict[int, tuple[Any, ...]]], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -138,7 +138,7 @@ def test_a_run_outlives_its_time_limit_a_killed_rank_and_a_lost_node(
     slurm: Slurm,
     cache: str,
     undisturbed: Callable[[], Any],
-    paused: Callable[[dict[int, tuple[int, str]]], Path],
+    paused: Callable[[dict[int, tuple[Any, ...]]], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     what: str,
@@ -192,39 +192,34 @@ def test_a_sweep_that_is_told_to_stop_goes_on_with_each_of_its_jobs(cache: str, 
 
 
 @pytest.mark.long
-def test_the_jobs_of_a_sweep_on_slurm_come_back_when_they_are_told_to_stop(
-    slurm: Slurm, cache: str, tmp_path: Path
+def test_members_of_a_sweep_on_several_nodes_take_turns_and_one_that_is_told_to_stop_keeps_its_own(
+    slurm: Slurm,
+    cache: str,
+    undisturbed: Callable[[], Any],
+    paused: Callable[[dict[int, tuple[Any, ...]]], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root, samples, before = tmp_path / "sweep", 600 * BATCH, slurm.jobs()
-    with sweep(root, cache, samples, *SMALL, "cluster.tasks=2") as process:
-        runs = [root / f"optim.lr={lr}" for lr in ("0.001", "0.002")]
-        until(lambda: committed(open_storage(str(runs[1]))), "a commit of the second")
-        (job, *_) = sorted(set(slurm.jobs()) - set(before), key=int)
-        slurm.ask("scancel", "--signal=USR1", f"{job}_1")
-        told, _ = process.communicate(timeout=240)
-    logs = {str(path): path.read_text() for path in root.rglob("*_log.out")}
-    assert process.returncode == 0, (told, logs)
-    assert [status(str(run)).state for run in runs] == ["finished"] * 2
-    assert [status(str(run)).samples for run in runs] == [samples] * 2
-    assert [lives(str(run))[2] for run in runs] == [0, 1]
-
-
-@pytest.mark.long
-def test_a_job_of_a_sweep_goes_elsewhere_when_its_node_cannot_train(slurm: Slurm, cache: str, tmp_path: Path) -> None:
-    """The first node does not see the dataset."""
-    root, before = tmp_path / "sweep", slurm.jobs()
-    slurm.on("n1", "mount", "-t", "tmpfs", "tmpfs", cache)
-    try:
-        with sweep(root, cache, 4 * BATCH, *SMALL, "cluster.tasks=2") as process:
-            told, _ = process.communicate(timeout=240)
-    finally:
-        slurm.on("n1", "umount", cache)
-    logs = {str(path): path.read_text() for path in root.rglob("*_log.out")}
-    assert process.returncode == 0, (told, logs)
-    assert any(f"node n1 is bad: {cache} cannot be reached" in text for text in logs.values()), logs
-    assert [status(str(root / f"optim.lr={lr}")).state for lr in ("0.001", "0.002")] == ["finished"] * 2
-    (job, *_) = sorted(set(slurm.jobs()) - set(before), key=int)
-    assert "ExcNodeList=n1 " in slurm.ask("scontrol", "--oneliner", "show", "job", job)
+    """Each takes both nodes. The first is back in the queue while the second waits for its turn."""
+    where, root = paused({0: (3 * BATCH, "wait", "optim.lr=0.0001")}), tmp_path / "sweep"
+    train = [word for word in TRAIN if not word.startswith("tracking.wandb=")]
+    command = ["train", "-m", *train, *SMALL, *words_of(str(root), cache), "cluster.concurrent=1"]
+    command += ["tracking.wandb=off", "optim.lr=1e-4,2e-3"]
+    assert cli.main([*command, "--no-wait"]) == 0, capsys.readouterr().err
+    first, second = re.findall(r"^== optim.lr=\S+: job (\d+)$", said(capsys), re.MULTILINE)
+    until(lambda: len(list(where.glob("0-*"))) == 2, "the pause")
+    assert slurm.ask("squeue", "--noheader", f"--jobs={second}", "--format=%T %r") == "PENDING Dependency"
+    slurm.ask("scancel", "--signal=USR1", first)
+    assert cli.main(command) == 0, capsys.readouterr().err  # the same command waits for both
+    printed = said(capsys)
+    assert f"== optim.lr=0.0001: finished (job {first})\n" in printed and f"(job {second})\n" in printed
+    runs = [str(root / f"optim.lr={lr}") for lr in ("0.0001", "0.002")]
+    assert [lives(run) for run in runs] == [([0, 3 * BATCH], "finished", 1), ([0], "finished", 0)]
+    times = [[row["time"] for row in parse_rows(open_storage(run).get("metrics.jsonl"))] for run in runs]
+    assert times[1][0] > times[0][-1]
+    assert state(runs[0]) == undisturbed()
+    assert cli.main(command) == 0
+    assert said(capsys) == "== optim.lr=0.0001: finished\n== optim.lr=0.002: finished\nnothing is left to submit\n"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -306,7 +301,7 @@ def test_the_script_to_submit_by_hand_comes_back_when_a_signal_has_ended_a_rank(
     assert sorted(notes()) == [["train", rank, restart, arguments] for rank in "01" for restart in "01"]
 
 
-@pytest.mark.parametrize("how", ["submit", "by hand"])
+@pytest.mark.parametrize("how", ["submit", pytest.param("by hand", marks=pytest.mark.long)])
 def test_a_node_that_cannot_train_is_kept_out_and_the_job_runs_elsewhere(
     slurm: Slurm,
     cache: str,

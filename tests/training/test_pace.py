@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, LatentmillError
 from pipeline.planning.rates.calibration import Calibration, read
 from pipeline.planning.rates.layers import Layers
 from pipeline.planning.rates.rates import Rates
-from pipeline.training.pace import calibrating, layers, networks, references
+from pipeline.training.pace import calibrating, layers, networks, predictions, references
 from pipeline.training.pace.calibrating import calibrate, fit_steps
 from pipeline.training.pace.layers import Sizes, layer_rates
 from pipeline.training.pace.references import Reference
@@ -35,6 +35,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     two = (Reference(SMALL, 8, 4, 2), Reference(replace(SMALL, channels=32), 8, 4, 4, "muon"))
     monkeypatch.setitem(layers.SIZES, "cpu", SIZES)
     monkeypatch.setitem(references.REFERENCES, "cpu", two)
+    monkeypatch.setitem(predictions.IMAGES, "cpu", (2, 1))
+    monkeypatch.setattr(predictions, "MIDDLE", replace(predictions.MIDDLE, channels=16, blocks=1))
     base = networks.base_config
 
     def alone(device: str, precision: str) -> Any:

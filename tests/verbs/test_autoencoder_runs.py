@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,10 @@ import torch
 
 from made.autoencoder_run import BATCH, KL, SIDE, autoencoder_config, make_autoencoder_run, make_pixels
 from made.refusal import refusal
+from made.swept import jobs_of_sweeps
 from pipeline import cli
 from pipeline.config import AutoencoderConfig, DataVerbConfig
-from pipeline.jobs import nodes
+from pipeline.jobs import nodes, sweep
 from pipeline.preview import job_of
 from pipeline.runs.datasets import dataset_and_order
 from pipeline.runs.directory import load_any_run
@@ -169,18 +168,10 @@ def test_a_nodes_check_reads_the_words_of_either_verb() -> None:
     assert nodes.urls_of(["train", *words]) == nodes.urls_of(words) == ["r", "c", "d"]
 
 
-SWEEP = """
-import sys
-from pipeline.jobs import sweep
-sweep.run_command = lambda command, words: print(command[-2], words.decode()) or 0
-sys.exit(sweep.sweep("autoencoder", sys.argv[1:]))
-"""
-
-
-def test_a_sweep_trains_an_autoencoder_for_each_value_in_a_group_of_its_own(tmp_path: Path) -> None:
-    """In a process of its own: Hydra can be started once in each."""
-    words = [f"run={tmp_path}/ae", "data.train=c", "autoencoder.latent_channels=3,4"]
-    done = subprocess.run([sys.executable, "-c", SWEEP, *words], capture_output=True, text=True, check=True)
-    jobs = [json.loads(line.partition(" ")[2]) for line in done.stdout.splitlines() if line.startswith("autoencoder ")]
+def test_a_sweep_trains_an_autoencoder_for_each_value_in_a_group_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of_sweeps(monkeypatch)
+    assert sweep.sweep("autoencoder", [f"run={tmp_path}/ae", "data.train=c", "autoencoder.latent_channels=3,4"]) == 0
     assert [job[-1] for job in jobs] == [f"run={tmp_path}/ae/autoencoder.latent_channels={c}" for c in (3, 4)]
     assert all("tracking.group=ae" in job for job in jobs)

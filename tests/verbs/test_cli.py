@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from made.swept import jobs_of_sweeps
 from pipeline import cli
 from pipeline.config import CONFIGS, SynthConfig
 from pipeline.errors import Interrupted, ShardCorrupt
+from pipeline.jobs import sweep
 from pipeline.verbs import TAKES_PATHS, VERBS
 
 
@@ -163,18 +165,23 @@ def test_a_sweep_runs_each_job_in_its_own_folder(tmp_path: Path) -> None:
     assert len(list((root / "images=3").glob("*.tar"))) == 2
 
 
-def test_training_runs_of_a_sweep_are_one_group_of_wandbs(tmp_path: Path) -> None:
-    """In a process of its own: Hydra can be started once in each."""
-    script = (
-        "import sys; from pipeline.jobs import sweep; sweep.run_command = lambda _, words: print(words) or 0; "
-        "sys.exit(sweep.sweep('train', sys.argv[1:]))"
-    )
-    for extra, group in (([], "lrs"), (["tracking.group=mine"], "mine")):
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The words of the jobs that sweeps would run here."""
+    return jobs_of_sweeps(monkeypatch)
+
+
+def test_training_runs_of_a_sweep_are_one_group_of_wandbs(
+    jobs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    for extra, group in (([], ["lrs"]), (["tracking.group=mine"], ["mine"])):
         words = [f"run={tmp_path}/lrs", "data.train=c", "optim.lr=1e-3,2e-3", *extra]
-        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-        jobs = [line for line in done.stdout.splitlines() if line.startswith("b'[")]
-        assert len(jobs) == 2 and all(line.count("tracking.group=") == 1 for line in jobs)
-        assert all(f"tracking.group={group}" in line for line in jobs)
+        assert sweep.sweep("train", words) == 0
+        assert len(jobs) == 2
+        for job in jobs:
+            assert [word.partition("=")[2] for word in job if word.startswith("tracking.group=")] == group
+        jobs.clear()
 
 
 def test_a_sweep_with_a_failing_job_runs_the_others_and_names_it(tmp_path: Path) -> None:
@@ -200,13 +207,6 @@ def test_encode_waits_passively_for_its_threads_unless_the_user_says_otherwise(
         assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
-def test_pictures_of_a_sweep_have_names_of_pictures(tmp_path: Path) -> None:
-    """In a process of its own: Hydra can be started once in each."""
-    script = (
-        "import sys; from pipeline.jobs import sweep; sweep.run_command = lambda _, words: print(words) or 0; "
-        "sys.exit(sweep.sweep('sample', sys.argv[1:]))"
-    )
-    words = [f"dest={tmp_path}/pictures", "run=r", "prompt=a", "sampler.steps=1,2"]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-    for steps in (1, 2):
-        assert f"dest={tmp_path}/pictures/sampler.steps={steps}.png" in done.stdout
+def test_pictures_of_a_sweep_have_names_of_pictures(jobs: list[list[str]], tmp_path: Path) -> None:
+    assert sweep.sweep("sample", [f"dest={tmp_path}/pictures", "run=r", "prompt=a", "sampler.steps=1,2"]) == 0
+    assert [job[-1] for job in jobs] == [f"dest={tmp_path}/pictures/sampler.steps={steps}.png" for steps in (1, 2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,21 @@ def test_text_becomes_inpainting_with_new_channels_at_zero_that_are_named(
     assert "task" not in record
 
 
+@dataclass(frozen=True)
+class Inpainting:
+    """A run of inpainting, and its weights in each form."""
+
+    run: Made
+    exports: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Inpainting:
+    folder = tmp_path_factory.mktemp("inpainting")
+    run = make_task_run(folder, InpaintTask(), MASKS, name="source")
+    return Inpainting(run, {form: exported(run, folder, form) for form in ("run", "diffusers", "compvis")})
+
+
 @pytest.mark.parametrize("form", ["run", "diffusers", "compvis"])
 @pytest.mark.parametrize(
     ("facts", "said"),
@@ -151,13 +166,14 @@ def test_text_becomes_inpainting_with_new_channels_at_zero_that_are_named(
         ({"pooling": "max"}, "pooling: nearest there, max here"),
     ],
 )
-def test_other_inputs_of_inpainting_are_refused(facts: dict[str, Any], said: str, form: str, tmp_path: Path) -> None:
-    source = make_task_run(tmp_path, InpaintTask(), MASKS, name="source")
+def test_other_inputs_of_inpainting_are_refused(
+    inpainting: Inpainting, facts: dict[str, Any], said: str, form: str, tmp_path: Path
+) -> None:
     assert MASKS.mask is not None
     made = make_task_run(tmp_path, InpaintTask(), Conditions(mask=replace(MASKS.mask, **facts)))
-    line = refusal(made, exported(source, tmp_path, form))
+    line = refusal(made, inpainting.exports[form])
     assert said in line and "mask.convention" in line
-    assert "new_input_channels" not in begun(source, exported(source, tmp_path, form))[1]
+    assert "new_input_channels" not in begun(inpainting.run, inpainting.exports[form])[1]
 
 
 def test_published_inpainting_is_known_by_its_pipeline_and_by_its_channels(

@@ -1,1 +1,1 @@
-"""From YAML and KEY=VALUE to a verb's dataclass. Besides sweeps, only this folder uses Hydra."""
+"""From YAML and KEY=VALUE to a verb's dataclass. Only this folder uses Hydra."""

@@ -39,7 +39,8 @@ def verb_help(verb: str) -> str:
             "",
             *textwrap.wrap(
                 f"-m runs a sweep: latentmill {verb} -m optim.lr=1e-4,2e-4 ... runs one job per value, and with "
-                "cluster=NAME the jobs run side by side on Slurm.",
+                "cluster=NAME the jobs run side by side on Slurm (--no-wait: without waiting for them; --dry-run: only "
+                "their scripts).",
                 WIDTH,
             ),
         ]

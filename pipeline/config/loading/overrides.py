@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import islice
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import CONFIGS
@@ -66,23 +66,28 @@ def _parser() -> OverridesParser:
     return OverridesParser.create()
 
 
-def swept_keys(words: Sequence[str]) -> set[str]:
-    """The keys and groups of which a sweep takes several values. Raises OverrideError for a word that Hydra cannot
-    parse, and for more than JOBS jobs."""
+def expand(words: Sequence[str]) -> tuple[set[str], list[list[str]]]:
+    """(the keys and groups of which a sweep takes several values, the words of each of its jobs), as Hydra's basic
+    sweeper expands them. Raises OverrideError for a word that Hydra cannot parse, and for more than JOBS jobs."""
     jobs, swept = 1, set()
+    values: dict[str, list[str]] = {}  # of a key that is given twice, the last word counts
     for word in words:
         try:
             (override,) = _parser().parse_overrides([word])
+            key = override.get_key_element()
             if not override.is_sweep_override():
+                values[key] = [override.get_value_element_as_str()]
                 continue
             swept.add(override.key_or_group)
-            jobs *= sum(1 for _ in islice(override.sweep_iterator(), JOBS + 1))
+            values[key] = list(islice(override.sweep_string_iterator(), JOBS + 1))
+            jobs *= len(values[key])
         except Exception as error:  # as in parse
             reason = " ".join(str(error).split(" See https")[0].split("\n")[0].split())[: 2 * SHOWN]
             raise OverrideError(f"{word.removeprefix('++')[:SHOWN]}: cannot be parsed: {reason}") from error
         if jobs > JOBS:
             raise OverrideError(f"{override.key_or_group}: a sweep of more than {JOBS} jobs; give fewer values")
-    return swept
+    taken = [[f"{key}={value}" for value in several] for key, several in values.items()]
+    return swept, [list(combination) for combination in product(*taken)]
 
 
 def search_path() -> list[str]:
@@ -112,7 +117,7 @@ def translate(verb: str, overrides: Sequence[str], *, sweep: bool = False) -> li
             raise OverrideError(f"{override[:SHOWN]!r} is not KEY=VALUE")
         mark, key, value = match["mark"] or "", match["key"], match["value"]
         if key.split(".")[0].split("/")[0] == "hydra":
-            raise ConfigError(f"{key[:SHOWN]}: settings of Hydra are not taken here; -m and cluster=NAME make them")
+            raise ConfigError(f"{key[:SHOWN]}: settings of Hydra are not taken here; cluster=NAME says how jobs run")
         if key not in kinds and key not in choices:
             raise ConfigError(unknown_key(key, [*kinds, *choices]))
         if len(override) > LONGEST:

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 OPTION = re.compile(r"(?P<key>[A-Za-z_][\w.-]*)=(?P<value>.*)", re.DOTALL | re.ASCII)
 """A word that may be an option: what stands before its first `=` has no slash, as no key has."""
 OF_HYDRA = "multirun.yaml"
-"""File that a sweep leaves beside its runs, so that `runs/sweep/*` names it, too."""
+"""File that sweeps of earlier versions left beside their runs, so that `runs/sweep/*` names it, too."""
 
 
 def split_words(words: Sequence[str], keys: Sequence[str], verb: str) -> tuple[list[str], dict[str, str]]:

@@ -137,7 +137,7 @@ def _build(config: Mapping[str, Any], name: str, weights: Path | None = None) ->
         return getattr(packages, architecture).from_config(_scaled(config))
 
     try:
-        require_room(build, f"encoders.vae={name}", weights)
+        require_room(build, [architecture, _scaled(config)], f"encoders.vae={name}", weights)
         return build()
     except WeightsError:
         raise
@@ -171,7 +171,7 @@ def _load_pretrained(name: str, subfolder: str, local: bool) -> Any:
     try:
         if local:
             network = getattr(packages, architecture)
-            require_room(lambda: network.from_config(config), f"encoders.vae={name}", folder)
+            require_room(lambda: network.from_config(config), [architecture, config], f"encoders.vae={name}", folder)
         with quiet_hub_clients():
             if not local:
                 config = packages.AutoencoderKL.load_config(name, subfolder=subfolder or None)

@@ -269,7 +269,7 @@ def _build(architecture: dict[str, Any], name: object, weights: Path | None = No
 
     try:
         if not fields["vision_cfg"].get("timm_model_name"):  # timm builds some networks from the values of tensors
-            require_room(build, f"encoders.text={name}", weights)
+            require_room(build, [custom, fields], f"encoders.text={name}", weights)
         return build()
     except WeightsError:
         raise

@@ -11,6 +11,7 @@ import html
 import io
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,27 +147,35 @@ def tokenizer_of(architecture: dict[str, Any], folder: Path | None, config: Enco
     return Tokenizer(merges, config.text_length, config.text_pad)
 
 
-def read_merges(path: Path) -> list[tuple[str, ...]]:
+def read_merges(path: Path) -> tuple[tuple[str, ...], ...]:
     """The pairs of pieces in a file of merges. Raises WeightsError."""
     if not path.is_file():
         raise WeightsError(f"{path} is no file")
     try:
-        with gzip.open(io.BytesIO(path.read_bytes())) as file:
-            data = file.read(MERGES_BYTES + 1)
-        if len(data) > MERGES_BYTES:
-            raise ValueError(f"it unpacks to more than {MERGES_BYTES:,} bytes")
-        if not data:
-            raise ValueError("it is empty")
-        merges = [tuple(line.split()) for line in data.decode().split("\n")[1 : MOST_MERGES + 1]]
+        merges, what = _parse_merges(path.read_bytes())
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise WeightsError(f"{path} is missing or damaged: {error}") from None
+    if what:
+        raise WeightsError(f"{path} is no list of merges ({what}): take the folder anew from where it came")
+    return merges
+
+
+@lru_cache(maxsize=2)
+def _parse_merges(packed: bytes) -> tuple[tuple[tuple[str, ...], ...], str]:
+    """What the lines of a file of merges hold, without the empty ones at its end, and what is wrong with them; "" for
+    nothing. The same bytes are read once in a process. Raises OSError, EOFError, ValueError, zlib.error."""
+    with gzip.open(io.BytesIO(packed)) as file:
+        data = file.read(MERGES_BYTES + 1)
+    if len(data) > MERGES_BYTES:
+        raise ValueError(f"it unpacks to more than {MERGES_BYTES:,} bytes")
+    if not data:
+        raise ValueError("it is empty")
+    merges = [tuple(line.split()) for line in data.decode().split("\n")[1 : MOST_MERGES + 1]]
     while merges and not merges[-1]:
         merges.pop()
     wrong = next((number for number, pair in enumerate(merges, start=2) if len(pair) != 2), 0)
-    if wrong or len(set(merges)) != len(merges) or len({"".join(pair) for pair in merges}) != len(merges):
-        what = f"line {wrong} is no pair" if wrong else "a merge is there twice"
-        raise WeightsError(f"{path} is no list of merges ({what}): take the folder anew from where it came")
-    return merges
+    twice = len(set(merges)) != len(merges) or len({"".join(pair) for pair in merges}) != len(merges)
+    return tuple(merges), f"line {wrong} is no pair" if wrong else "a merge is there twice" if twice else ""
 
 
 def merges_of(folder: Path | None) -> Path:

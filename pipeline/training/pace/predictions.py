@@ -29,6 +29,8 @@ CROP = 256
 """Side of the crop that is made of it."""
 MIDDLE = FirstStageConfig(channels=48, multipliers=(1, 2, 4, 4), blocks=2, norm_groups=16)
 """An autoencoder in Stable Diffusion's proportions, measured beside the demo's."""
+IMAGES = {"cpu": (32, 1), "cuda": (256, 32)}
+"""Images at a time of the demo's autoencoder and of the other."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def of_first_stages(world: World, seconds: float) -> list[Passed]:
     demo = load_autoencoder(EncodersConfig(), world.device)
     middle = random_stage(MIDDLE, world.device)
     assert isinstance(demo, NetworkStage)
-    batch = {"cpu": (32, 1), "cuda": (256, 32)}[world.device.type]
+    batch = IMAGES[world.device.type]
     passed: list[Passed] = []
     for stage, images, side in ((demo, batch[0], 64), (middle, batch[1], 128)):
         whole = autoencoder_cost(first_stage_of(dict(stage.model.config)), images, side, side)

@@ -191,6 +191,7 @@ def test_tokenizer_takes_any_script(tokenizer: SimpleTokenizer, text: str) -> No
     assert int(tokens.max()) == tokenizer.eot_token_id == tokenizer.vocab_size - 1
 
 
+@pytest.mark.long
 def test_committed_command_rebuilds_the_tokenizer_byte_for_byte(tmp_path: Path) -> None:
     script = DEMO.parent.parent.parent / "scripts" / "train_demo_encoders.py"
     subprocess.run([sys.executable, str(script), "tokenizer", "--dest", str(tmp_path)], check=True, capture_output=True)
