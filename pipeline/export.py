@@ -4,7 +4,8 @@ format=diffusers: a folder that diffusers loads (unet, vae, scheduler, text enco
 or whose README.md has a loop where no pipeline runs the run's task (interchange/tasks/). Of an autoencoder's run: a
 folder of its AutoencoderKL or VQModel (interchange/first_stage/), which encoders.vae= takes.
 format=compvis: one .safetensors or .ckpt file under CompVis' names (interchange/compvis.py).
-The written files are loaded again and compared with our own networks.
+The written files are loaded again and compared with our own networks. push=hub:OWNER/NAME uploads them after that, with
+a model card (interchange/hub/); without it nothing contacts the hub.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pipeline.interchange.compvis import export_compvis, look_compvis
 from pipeline.interchange.diffusers import export_diffusers, look_diffusers
 from pipeline.interchange.first_stage.compvis import export_file
 from pipeline.interchange.first_stage.diffusers import export_autoencoder
+from pipeline.interchange.hub.client import Hub
+from pipeline.interchange.hub.exported import look_hub, push_export
 from pipeline.log import show
 from pipeline.models.denoiser import Denoiser
 from pipeline.runs.directory import load_any_run
@@ -35,6 +38,7 @@ def main(config: ExportConfig) -> int:
     if config.format not in FORMATS:
         raise ConfigError(f"format={config.format}: choose one of {', '.join(FORMATS)}")
     look, write, write_autoencoder = FORMATS[config.format]
+    hub = look_hub(config)
     dest = look(config)
     if isinstance(load_any_run(config.run).config, AutoencoderConfig):
         if config.encoders is not None:
@@ -42,16 +46,18 @@ def main(config: ExportConfig) -> int:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         autoencoder = load_trained_autoencoder(config.run, config.at, config.weights, config.ema, device)
         write_autoencoder(config, autoencoder, dest)
-        return _done(config, autoencoder)
+        return _done(config, autoencoder, hub)
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     text = trained.contract.text
     denoiser = trained.denoiser(None if text is None else torch.zeros(text.length, text.width))  # not exported
     write(config, trained, denoiser, dest)
-    return _done(config, trained)
+    return _done(config, trained, hub)
 
 
-def _done(config: ExportConfig, trained: Trained | TrainedAutoencoder) -> int:
+def _done(config: ExportConfig, trained: Trained | TrainedAutoencoder, hub: Hub | None) -> int:
     show(f"export: {config.dest}: {trained.weights} weights at {trained.n:,} samples, format {config.format}")
+    if hub is not None:
+        push_export(config, trained, hub)
     return 0
 
 

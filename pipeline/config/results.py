@@ -234,6 +234,19 @@ class ExportConfig:
     scale_images: Annotated[int, Ge(0)] = 1024
     """Of an autoencoder: pictures of data.train over which the standard deviation of its latents is measured, whose
     reciprocal is the exported scaling_factor; 0 = none are read, and it is 1."""
+    push: str = ""
+    """hub:OWNER/NAME: upload what was exported, with a model card, to this repository of the Hugging Face hub, as one
+    commit; the token is that of HF_TOKEN. "" = nothing contacts the hub (docs/how_to/publish_on_the_hub.md)."""
+    public: bool = False
+    """With push: whether everybody may see the repository. One that is made is private without it, and one that is
+    public is refused."""
+    revision: str = "main"
+    """With push: branch that the commit goes to, made where there is none."""
+    license: str = ""
+    """With push: the license in the card's metadata, by the hub's name for it, such as apache-2.0; "" = none is
+    stated."""
+    datasets: tuple[str, ...] = ()
+    """With push: the hub's names of the data sets that the card's metadata says the model was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from pipeline.interchange.class_table import class_table, with_class_table
 from pipeline.interchange.compvis import compvis_note as compvis_note
 from pipeline.interchange.folded import folded
 from pipeline.interchange.folder import MARKER, README, WEIGHTS, Destination
+from pipeline.interchange.hub.card import BEGINS, card
 from pipeline.interchange.scheduler import pipeline_runs, scheduler_config
 from pipeline.interchange.tasks.base import TASK_FACTS, Plan, export_of
 from pipeline.interchange.tasks.loops import with_autoencoder
@@ -31,7 +32,7 @@ from pipeline.models.encoders.text import TextTower
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.weights import save_tensors
 from pipeline.storage.staging import staging_folder, writing
-from pipeline.storage.urls import open_storage
+from pipeline.storage.urls import open_storage, without_folders
 
 CHECKED_CAPTIONS = ["a large red circle left of a small blue square", ""]
 
@@ -77,6 +78,8 @@ def export_diffusers(config: ExportConfig, trained: Trained, denoiser: Denoiser,
         with writing(folder / README):
             text = plan.readme(pipeline.__version__, trained.weights, trained.n)
             text = with_autoencoder(text, first_stage.architecture)
+            if config.push:
+                text = card(config, trained, f"{text}\n{BEGINS}")
             (folder / README).write_text(text, encoding="utf-8")
         marker = {"weights": trained.weights, "n": trained.n, "version": pipeline.__version__}
         _write_json(folder / MARKER, marker | {"contract": trained.info.contract})
@@ -165,10 +168,13 @@ def save_vae(folder: Path, first_stage: NetworkStage, plan: Plan) -> None:
     with writing(folder):
         model.save_config(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if plan.scale is not None or plan.mean_only:
         config, state = folded(first_stage, plan.scale, mean_only=plan.mean_only)
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        _write_json(folder / "config.json", {name: config.get(name, value) for name, value in stored.items()})
+        stored = {name: config.get(name, value) for name, value in stored.items()}
+    if "_name_or_path" in stored:  # where it was loaded from
+        stored["_name_or_path"] = without_folders(str(stored["_name_or_path"]))
+    _write_json(folder / "config.json", stored)
     save_tensors(state, folder / WEIGHTS)
 
 

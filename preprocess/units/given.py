@@ -28,6 +28,9 @@ from preprocess.units.inputs import Input
 ENDS = re.compile(r"\.[A-Za-z0-9]{1,8}")
 """How the names of objects end. What ends so in a bucket is no folder."""
 
+OF_OTHERS = (".mds", ".mds.zstd", ".npz", ".safetensors", ".pt")
+"""Ends of the names of files that other software caches, and that hold no pictures that are read."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -155,10 +158,23 @@ def _of_tables(tables: Sequence[Table], unit_size: int) -> list[Input]:
 
 def _add_files(given: Given, files: Iterable[Input]) -> None:
     for file in files:
-        if file.key.lower().endswith(SUFFIXES):
+        name = file.key.rpartition("/")[2].lower()
+        if name == "index.json" or name.endswith(OF_OTHERS):
+            raise SourceError(f"{file.url} is no tar, folder or table of pictures: {_advice(name)}")
+        if name.endswith(SUFFIXES):
             given.tables.append(Table(file.storage, file.key, file.url, file.real, file.bytes, given.cut.image_column))
         else:
             given.tars.append(file)
+
+
+def _advice(name: str) -> str:
+    """What to do with a file that others cached."""
+    latents = "latents are converted by `latentmill index dest=` (docs/how_to/convert_latents.md)"
+    if ".mds" in name or name == "index.json":
+        return f"pictures in MDS shards become tars by examples/mds_to_tars.py, and {latents}"
+    return (
+        f"{latents}, and SimpleTuner's .pt first by examples/simpletuner_latents.py" if name[-3:] == ".pt" else latents
+    )
 
 
 def _input(storage: Storage, key: str, url: str) -> Input:

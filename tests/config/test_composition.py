@@ -79,3 +79,19 @@ def test_files_of_ones_own_are_read_each_time(tmp_path: Path, monkeypatch: pytes
     assert "mine" in groups("train")["optim"]
     mine.unlink()
     assert "mine" not in groups("train")["optim"]
+
+
+@pytest.mark.parametrize("with_own", [False, True])
+def test_a_key_that_has_the_name_of_another_verbs_group_is_a_key(
+    with_own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra by itself takes `task` of demo for the group of train, and refuses it."""
+    if with_own:
+        (tmp_path / "cluster").mkdir()
+        (tmp_path / "cluster/mine.yaml").write_text("time: '30'\n")
+        monkeypatch.setenv("LATENTMILL_CONF", str(tmp_path))
+    assert load("demo", ["task=layout"]).task == "layout"
+    assert load("calibrate", ["experiment=sd1_256"]).experiment == "sd1_256"
+    assert load("submit", ["cluster=mine" if with_own else "cluster=default"]).cluster.time == (
+        "30" if with_own else "04:00:00"
+    )

@@ -65,6 +65,7 @@ ROOMS: dict[str, set[str]] = {
         "storage",
         "config",
         "philox",
+        "report",
         "errors",
     },
     "evaluation": {"conditions", "inference", "report", "models", "runs", "diffusion", "tracking", "distributed"}
@@ -96,6 +97,7 @@ ONLY_IMPORTERS = {
     "boto3": {"pipeline/storage/s3.py"},
     "botocore": {f"pipeline/storage/{name}.py" for name in ("s3", "answers", "pace")},
     "deepspeed": {"pipeline/training/engines/deepspeed.py"},
+    "huggingface_hub": {"pipeline/interchange/hub/client.py"},
     "wandb": {"pipeline/tracking/wandb_run.py"},
     "hydra": {"pipeline/config/loading/load.py", "pipeline/config/loading/overrides.py"},
     "pyarrow": {"preprocess/gathering/arrow.py"},

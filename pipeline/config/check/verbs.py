@@ -22,6 +22,7 @@ from pipeline.config.check.groups import (
     check_sampler,
     check_start,
 )
+from pipeline.config.check.hub import check_push
 from pipeline.config.check.runs import check_autoencoder, check_train
 from pipeline.config.check.steering import check_guide_of_eval, check_guide_of_sample
 from pipeline.config.values.bounds import check_bounds, require, some_text
@@ -237,6 +238,7 @@ def check_export(config: c.ExportConfig) -> None:
         config.format != "compvis" or config.sampler == "ddim",
         f"sampler={config.sampler}: a file of format=compvis holds no scheduler; leave sampler out",
     )
+    check_push(config)
 
 
 def check_calibrate(config: c.CalibrateConfig) -> None:

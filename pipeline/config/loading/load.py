@@ -83,17 +83,17 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _composed(verb: str, overrides: Sequence[Override]) -> DictConfig:
     """What Hydra composes. The choices of groups are composed once in a process, and the values of keys are then set in
-    a copy, as Hydra itself sets them: composing takes 15 times as long."""
+    a copy, as Hydra itself sets them: composing takes 15 times as long, and Hydra takes a key for a group that has the
+    name of another verb's, such as `task` of demo. A user's own groups are composed anew each time."""
     from hydra.errors import ConfigCompositionException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    values = [override for override in overrides if override.is_force_add()]
-    if own_conf_dir() or any((conf_dir() / override.key_or_group).is_dir() for override in values):
-        return _hydra(verb, (*search_path(), *(str(override.input_line) for override in overrides)))
     chosen = tuple(str(override.input_line) for override in overrides if not override.is_force_add())
-    tree = copy.deepcopy(_packaged(verb, chosen))
-    for override in values:
+    tree = _hydra(verb, (*search_path(), *chosen)) if own_conf_dir() else copy.deepcopy(_packaged(verb, chosen))
+    for override in overrides:
+        if not override.is_force_add():
+            continue
         try:
             OmegaConf.update(tree, override.key_or_group, override.value(), merge=True, force_add=True)
         except OmegaConfBaseException as error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     *("data.mix", "data.columns", "columns", "mix", "size", "leave_out", "forget", "caption_key"),
-    *("class", "boxes", "labels", "image", "mask", "guide.target", "features", "scores"),
+    *("class", "boxes", "labels", "image", "mask", "guide.target", "features", "scores", "datasets"),
 )
 """Lists of names rather than of free text: they may be written [a,b]."""
 

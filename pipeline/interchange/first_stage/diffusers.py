@@ -19,6 +19,7 @@ from pipeline.inference.first_stage import TrainedAutoencoder
 from pipeline.interchange.agreement import ExportDiffers, compare
 from pipeline.interchange.first_stage.scale import Scale, measure
 from pipeline.interchange.folder import MARKER, README, WEIGHTS, Destination
+from pipeline.interchange.hub.card import card
 from pipeline.log import show
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.first_stage.architecture import diffusers_config
@@ -59,7 +60,8 @@ def export_autoencoder(config: ExportConfig, trained: TrainedAutoencoder, dest: 
         _write(folder / CONFIG, json.dumps(described, indent=2, sort_keys=True) + "\n")
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.model.state_dict().items()}
         save_tensors(state, folder / WEIGHTS)
-        _write(folder / README, readme(trained, scale))
+        text = readme(trained, scale)
+        _write(folder / README, card(config, trained, text) if config.push else text)
         facts = {
             "weights": trained.weights,
             "n": trained.n,

@@ -1,0 +1,1 @@
+"""The Hugging Face hub: what an exported model says of itself there, and how it gets there."""
