@@ -168,6 +168,20 @@ def test_every_command_says_what_it_prints() -> None:
     assert silent == []
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("64 samples,\n  loss 0.12, in 9 s, of 0f1e2d3c4b5a\n and more\n to the end", ""),
+        ("63 samples, loss 0.97, in 3 s, of 111111111111 to the end", "64 samples, loss ~, in ~ s, of ~"),
+        ("64 samples, loss, in 3 s, of 111111111111 to the end", "64 samples, loss ~, in ~ s, of ~"),
+        ("to the end: 64 samples, loss 0.97, in 3 s, of 111111111111", "to the end"),
+    ],
+)
+def test_what_a_command_does_not_print_as_the_page_shows_is_found(said: str, found: str) -> None:
+    step = Step(["ledger"], ["64 samples, loss 0.97,\nin 3 s, of 111111111111", "to the end"])
+    assert missing(step, said) == found
+
+
 def test_1_a_resume_in_the_middle_of_an_epoch_repeats_and_skips_nothing(tell: Callable) -> None:
     assert [said.status for said in tell(0)] == [0] * 4
     assert "each of the 64 samples was trained on once" in tell(1)[-1].text

@@ -1,6 +1,6 @@
 """Commands of a page with what they print, and what becomes of them when they are run.
 
-A block of a page whose first line is `# run by tests/docs/NAME` is run as it stands. Its other lines:
+Of a block that a test runs (made/page_blocks.py), the lines behind the first:
 
     latentmill VERB KEY=VALUE ...       a command; a line that ends in \\ goes on in the next
     # kill -TERM PID                    the command is sent SIGTERM while it runs
@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
+
+from made.page_blocks import blocks
 
 LEFT_OUT = "..."
 VARYING = "|".join(
@@ -55,28 +58,25 @@ class Step:
 def steps_of(page: Path, test: str) -> dict[str, list[Step]]:
     """The commands of the blocks that `test` (a path in the repository) runs, by the heading that they stand under."""
     found: dict[str, list[Step]] = {}
-    heading, ours, unfinished = "", False, ""
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            heading = line.lstrip("# ")
-        if not line.startswith("    "):
-            ours = False
-            continue
-        text = line.strip()
-        if text == f"# run by {test}":
-            ours = True
-        elif ours and (unfinished or not text.startswith("#")):
-            unfinished = f"{unfinished}{text}"
-            if unfinished.endswith("\\"):
-                unfinished = unfinished[:-1]
-                continue
-            verb, *words = shlex.split(unfinished)
-            assert verb == "latentmill", f"{page.name}: {line}"
-            found.setdefault(heading, []).append(Step(words))
-            unfinished = ""
-        elif ours:
-            _take(found[heading][-1], text.lstrip("#").strip())
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for block in blocks(page):
+        if block.run_by == test:
+            above = (line.lstrip("# ") for line in reversed(lines[: block.line - 1]) if line.startswith("#"))
+            found.setdefault(next(above), []).extend(_steps(block.lines[1:]))
     return found
+
+
+def _steps(lines: Sequence[str]) -> list[Step]:
+    """The commands in the lines of a block."""
+    steps: list[Step] = []
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        if line.startswith("#"):
+            _take(steps[-1], line.lstrip("#").strip())
+        else:
+            command, *words = shlex.split(line)
+            assert command == "latentmill", line
+            steps.append(Step(words))
+    return steps
 
 
 def _take(step: Step, text: str) -> None:
