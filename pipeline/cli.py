@@ -104,7 +104,7 @@ def usage() -> str:
             "",
             *verbs,
             "",
-            "latentmill VERB --help lists the verb's keys. Paths are local or s3:// everywhere. -m sweeps.",
+            "latentmill VERB --help lists the verb's keys. Paths are local, s3://, gs:// or az://. -m sweeps.",
         ]
     )
 

@@ -43,17 +43,28 @@ class _Formatter(logging.Formatter):
         return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')}{rank_label()}{level} {safe(record.getMessage())}"
 
 
+def line_start(stream: TextIO) -> str:
+    """What a line begins with: on a terminal, where a progress bar of this process or of another rank may stand, the
+    line that is begun there is erased. The bar is drawn anew below."""
+    return "\r\x1b[K" if stream.isatty() and os.environ.get("TERM") != "dumb" else ""
+
+
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to sys.stderr as it is when a message is logged, not as it was when this module was imported."""
+    """Writes to sys.stderr as it is when a message is logged, not as it was when this module was imported; a line at
+    once, so that ranks do not write into each other's."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
-        super().emit(record)
+        try:
+            self.stream.write(f"{line_start(self.stream)}{self.format(record)}\n")
+            self.flush()
+        except Exception:
+            self.handleError(record)
 
 
 def show(text: str = "", end: str = "\n") -> None:
     """Print a result of the verb on stdout, at once."""
-    print(safe(text), end=end, flush=True)
+    print(f"{line_start(sys.stdout)}{safe(text)}", end=end, flush=True)
 
 
 def _make() -> logging.Logger:

@@ -3,13 +3,16 @@
   run      state                                             samples   images/s         last commit   restarts     loss
   runs/a   training (Slurm job 7, n1)   128,000 of 1,000,000 (12.8%)        812   120,000, 40 s ago          2   0.1534
 
-A folder of runs, such as that of a sweep, stands for its runs. The verb reads the lease, the end of metrics.jsonl and
-the names of the checkpoints, asks Slurm where it is installed, and changes nothing. Imports no torch.
+A folder of runs, such as that of a sweep, stands for its runs. With --watch the lines are drawn anew every few seconds,
+in place on a terminal, until every run is finished (exit status 0) or has failed (1). The verb reads the lease, the end
+of metrics.jsonl and the names of the checkpoints, asks Slurm where it is installed, and changes nothing. Imports no
+torch.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,20 +25,27 @@ from pipeline.log import show
 from pipeline.parsing.text import one_line
 from pipeline.runs.directory import committed, is_finished, last_sample
 from pipeline.runs.lease import Holder, claim_of, job_state, newest, newest_number, this_process
-from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, FACTS, LEDGERS, lease_of
+from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, EVENTS, FACTS, LEDGERS, lease_of
 from pipeline.runs.place import is_own
 from pipeline.runs.stored import Row, read_config, read_rows
 from pipeline.scheduler.slurm import ENDED
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 from pipeline.tracking import terminal
-from pipeline.tracking.terminal import duration
+from pipeline.tracking.terminal import Redrawn, duration
 
 T = TypeVar("T")
-USAGE = "usage: latentmill status RUN [RUN ...]"
+USAGE = "usage: latentmill status RUN [RUN ...] [--watch [SECONDS]]"
+WATCH = "--watch"
+WATCH_SECONDS = 5.0
+"""Time between two looks, where --watch names none."""
+SHORTEST, LONGEST = 0.1, 86_400.0
+"""Bounds on it."""
+NARROWEST = 20
+"""Characters of a run's state and name that are shown on a narrow terminal, too."""
 WIDEST = 400
-"""Most characters of a run's state that are shown."""
-RUN_FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEDGERS, AVERAGES))
+"""Most characters of a run's state and name that are shown."""
+RUN_FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEDGERS, EVENTS, AVERAGES))
 """Folders of a run in which no other runs are looked for."""
 TAIL_BYTES = 256 * 1024
 """Length of the end of metrics.jsonl that is read."""
@@ -47,7 +57,8 @@ class Status:
 
     samples: samples seen so far. end: samples at the run's end; None before config.yaml exists. images_per_s, loss: of
     the last logged row, None before there is one. committed, committed_at: n of the newest commit and its Unix time, 0
-    where unknown. restarts: how many processes have trained the run after the first.
+    where unknown. restarts: how many processes have trained the run after the first. problem: what could not be read.
+    outcome: finished or failed; "" for a run that may go on.
     """
 
     url: str
@@ -60,16 +71,81 @@ class Status:
     restarts: int
     loss: float | None
     problem: str = ""
+    outcome: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb. argv: run directories, and folders of them. Returns 1 where no run could be read whole, else 0. Raises
-    ConfigError for no arguments, RunError where one names no run."""
-    if not argv or any(word.startswith("-") for word in argv):
-        raise ConfigError(USAGE)
-    runs = [run for url in argv for run in _runs(url, alone=len(argv) == 1)]
+    """The verb. argv: run directories, and folders of them. Returns 1 where no run could be read whole, else 0; with
+    --watch what `watch` returns. Raises ConfigError for no arguments, RunError where one names no run."""
+    urls, seconds = _asked(argv)
+    if seconds:
+        return watch(urls, seconds)
+    runs = [run for url in urls for run in _runs(url, alone=len(urls) == 1)]
     show(table(runs), end="")
     return int(all(run.problem for run in runs))
+
+
+def _asked(argv: Sequence[str]) -> tuple[list[str], float]:
+    """The run directories, and the seconds of --watch; 0 without it."""
+    urls, seconds, words = [], 0.0, list(argv)
+    while words:
+        name, equals, value = (word := words.pop(0)).partition("=")
+        if name == WATCH:
+            if not equals and words and _number(words[0]) is not None:
+                value = words.pop(0)
+            found = _number(value) if value or equals else WATCH_SECONDS
+            if found is None or not SHORTEST <= found <= LONGEST:
+                raise ConfigError(f"{WATCH} {value}: seconds from {SHORTEST:g} to {LONGEST:,.0f} are wanted. {USAGE}")
+            seconds = found
+        elif word.startswith("-"):
+            raise ConfigError(USAGE)
+        else:
+            urls.append(word)
+    if not urls:
+        raise ConfigError(USAGE)
+    return urls, seconds
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def watch(urls: Sequence[str], seconds: float) -> int:
+    """Show the states every so many seconds until every run is finished (returns 0) or has failed (1), or until Ctrl-C
+    (0). Elsewhere than on a terminal, a line for each run whose state is another than before. Raises RunError where the
+    only URL names no run at first."""
+    screen = Redrawn(sys.stdout) if sys.stdout.isatty() else None
+    told: dict[str, Status] = {}
+    alone = len(urls) == 1
+    try:
+        while True:
+            runs = [run for url in urls for run in _runs(url, alone)]
+            if screen:
+                when = f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends"
+                screen.draw(f"{when}\n{_fitting(runs, screen.size()[0])}")
+            elif changed := [run for run in runs if told.get(run.url) != run]:
+                lines = table(changed).splitlines(keepends=True)
+                show("".join(lines[1:] if told else lines), end="")
+            told, alone = {run.url: run for run in runs}, False
+            if all(run.outcome for run in runs):
+                return int(any(run.outcome == "failed" for run in runs))
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _fitting(runs: Sequence[Status], columns: int) -> str:
+    """The table with states, and then with names of runs, as short as the columns want it."""
+    lengths = [max(len(cells[column]) for cells in map(_cells, runs)) for column in (1, 0)]
+    most = [WIDEST, WIDEST]
+    for place, length in enumerate(lengths):
+        over = max(map(len, table(runs, *most).splitlines())) - columns
+        if over > 0:
+            most[place] = max(NARROWEST, min(length, most[place]) - over)
+    return table(runs, *most)
 
 
 def runs_at(url: str) -> list[str]:
@@ -138,6 +214,7 @@ def status(url: str) -> Status:
     done = bool(commits) and config is not None and _tried(problems, lambda: is_finished(config, storage), False)
     problem = "; ".join(dict.fromkeys(problems))
     state = "finished" if done else state_of(holder)
+    failed = not done and holder is not None and holder.state == "failed"
     return Status(
         url=url,
         state=f"{f'{state}; ' if holder or done else ''}{problem}" if problem else state,
@@ -149,6 +226,7 @@ def status(url: str) -> Status:
         restarts=max(0, holder.life - 1) if holder else 0,
         loss=train_rows[-1].loss if train_rows else None,
         problem=problem,
+        outcome=state if state == "finished" else "failed" if failed else "",
     )
 
 
@@ -186,10 +264,12 @@ def state_of(holder: Holder | None) -> str:
     return f"{word} (Slurm job {holder.job}: {slurm})"
 
 
-def table(runs: Sequence[Status]) -> str:
-    """A line for each run, under headings."""
+def table(runs: Sequence[Status], state: int = WIDEST, name: int = WIDEST) -> str:
+    """A line for each run, under headings. state, name: most characters of a run's state, and of its name, of which the
+    end is kept."""
     headings = ["run", "state", "samples", "images/s", "last commit", "restarts", "loss"]
-    return terminal.table(headings, [_cells(run) for run in runs], left=(0, 1))
+    rows = [_cells(run) for run in runs]
+    return terminal.table(headings, [[_ending(of, name), _cut(is_, state), *rest] for of, is_, *rest in rows], (0, 1))
 
 
 def _cells(run: Status) -> list[str]:
@@ -197,7 +277,7 @@ def _cells(run: Status) -> list[str]:
     age = f", {duration(time.time() - run.committed_at)} ago" if run.committed_at else ""
     return [
         one_line(run.url),
-        _cut(one_line(run.state)),
+        one_line(run.state),
         f"{run.samples:,}{share}",
         "-" if run.images_per_s is None else f"{run.images_per_s:,.3g}",
         f"{run.committed:,}{age}" if run.committed else "none",
@@ -206,9 +286,14 @@ def _cells(run: Status) -> list[str]:
     ]
 
 
-def _cut(text: str) -> str:
-    """Text for a column that is to leave room for the others."""
-    return text if len(text) <= WIDEST else f"{text[:WIDEST]}..."
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text for a column that is to leave room for the others."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _ending(text: str, most: int) -> str:
+    """The end of a text, as of paths, which are alike at their beginning."""
+    return text if len(text) <= most else f"...{text[3 - most :]}"
 
 
 def _config(storage: Storage) -> RunConfig | None:

@@ -34,7 +34,7 @@ VERBS = {
 
 TAKES_PATHS = {
     "ledger": "usage: latentmill ledger RUN [RUN ...] [dataset=URL] [columns=URL]",
-    "status": "usage: latentmill status RUN [RUN ...], or a folder of runs",
+    "status": "usage: latentmill status RUN [RUN ...] [--watch [SECONDS]], or a folder of runs",
     "report": "usage: latentmill report RUN [RUN ...] dest=report.html",
 }
 """Verbs that only read runs and take paths instead of a configuration: main(arguments)."""

@@ -150,7 +150,9 @@ def make_units(
     finished = Finished([dest], {number: unit.report_name for number, unit in remaining.items()}, f"{UNITS}/")
     work = Work(list(remaining), place.rank, place.world, claims, finished.is_done, finished.listed)
     wanted, numbered = wanted_by(contract), manifest.adopted
-    with Progress(len(remaining), "columns", "units", enabled=place.rank == 0) as progress:
+    label = "columns" if place.world == 1 else f"columns, rank 0 of {place.world}"
+    share = -(-len(remaining) // place.world)
+    with Progress(share, label, "units", enabled=place.rank == 0) as progress:
         while (number := work.next()) is not None:
             UnitColumns(dest, contract, wanted, tower, numbered=numbered).make(cache, manifest, remaining[number])
             claims.release(number)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS, SECONDS = 2, 75.0
 """Of the two minutes, what tests get on each worker; the rest is starting, collecting and lint."""
 WHOLE = ("tests/system/", "tests/benchmarks/")
-OURS = ("pipeline", "preprocess", "benchmarks", "examples", "made", "ranks", "servers")
+OURS = ("latentmill", "pipeline", "preprocess", "benchmarks", "examples", "made", "ranks", "servers")
 
 
 def changed(commit: str) -> list[str]:
@@ -57,12 +57,13 @@ def room(name: str) -> str:
     parts = name.split("/")
     if parts[0] == "pipeline":
         return f"tests/{parts[1] if len(parts) > 2 else 'verbs'}/"
-    return f"tests/{parts[0]}/"
+    return "tests/loops/" if parts[0] == "latentmill" else f"tests/{parts[0]}/"
 
 
 def distances(names: list[str]) -> dict[str, int]:
     """Test file -> how near it is to what changed."""
-    sources = [p for top in ("pipeline", "preprocess", "benchmarks", "tests") for p in (ROOT / top).rglob("*.py")]
+    tops = ("latentmill", "pipeline", "preprocess", "benchmarks", "tests")
+    sources = [p for top in tops for p in (ROOT / top).rglob("*.py")]
     tests = {p.relative_to(ROOT).as_posix(): p for p in sources if p.name.startswith("test_")}
     near = {module(name) for name in names}
     further = {module(p.relative_to(ROOT).as_posix()) for p in sources if imports(p) & near}

@@ -87,8 +87,8 @@ def verbs_page() -> str:
         lines.append(f"| {anchor} | {escaped(what)} | `{module}` |")
     lines += [
         "",
-        "Keys are Hydra overrides (`optim.lr=2e-4`, `model=sd1`), and `-m` sweeps them. Paths are local or `s3://`",
-        "everywhere. Each verb is also a module, for torchrun:",
+        "Keys are Hydra overrides (`optim.lr=2e-4`, `model=sd1`), and `-m` sweeps them. Paths are local, `s3://`,",
+        "`gs://` or `az://` everywhere. Each verb is also a module, for torchrun:",
         "",
         "    torchrun --nproc-per-node 8 -m pipeline.train KEY=VALUE ...",
         "",

@@ -20,6 +20,7 @@ import pytest
 if TYPE_CHECKING:
     from servers.browser import Browser
     from servers.fault_proxy import FaultProxy
+    from servers.google import Google
     from servers.slurm import Slurm
     from servers.warm_ranks import WarmRanks
 
@@ -166,7 +167,7 @@ def _aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """An AWS environment of this test's own, and a fresh S3 client in it."""
     from pipeline.storage import s3 as module
 
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GS_", "AZ_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
@@ -250,11 +251,45 @@ def s3(
 
     for name, value in swift_server.items():
         _aws.setenv(name, value)
-    module._clients[os.getpid()] = swift_client
+    module._clients[os.getpid(), "s3"] = swift_client
     _aws.setattr("pipeline.runs.lease.PAUSE_SECONDS", 0.05)  # nobody else takes the runs of a test
     bucket = f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower()).strip('-')[:40]}-{next(_numbers)}"
     swift_client.create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def google(swift_server: dict[str, str]) -> Iterator[Google]:
+    """A stand-in for Google's store, in front of the session's S3 server."""
+    from servers.google import Google
+
+    server = swift_server
+    with Google(server["AWS_ENDPOINT_URL_S3"], server["AWS_ACCESS_KEY_ID"], server["AWS_SECRET_ACCESS_KEY"]) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def google_client(google: Google) -> Any:
+    """The client of gs:// that tests share."""
+    from pipeline.storage import s3 as module
+    from pipeline.storage.stores import STORES
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in google.environment.items():
+            patch.setenv(name, value)
+        module._clients.clear()
+        return module.s3_client(STORES["gs"])
+
+
+@pytest.fixture
+def gs(s3: str, google: Google, google_client: Any, _aws: pytest.MonkeyPatch) -> str:
+    """The bucket of `s3` as gs://, through a stand-in for Google's store."""
+    from pipeline.storage import s3 as module
+
+    for name, value in google.environment.items():
+        _aws.setenv(name, value)
+    module._clients[os.getpid(), "gs"] = google_client
+    return s3.replace("s3://", "gs://")
 
 
 @pytest.fixture(scope="session")
@@ -284,7 +319,7 @@ def faults(s3: str, fault_proxy: FaultProxy, fault_client: Any, _aws: pytest.Mon
     from pipeline.storage import s3 as module
 
     _aws.setenv("AWS_ENDPOINT_URL_S3", fault_proxy.url)
-    module._clients[os.getpid()] = fault_client
+    module._clients[os.getpid(), "s3"] = fault_client
     fault_proxy.clear()
     yield fault_proxy
     fault_proxy.clear()

@@ -196,8 +196,11 @@ class EvaluationConfig:
 class TrackingConfig:
     """Where metrics go besides metrics.jsonl, and when they raise an alert."""
 
+    to: tuple[Literal["wandb", "tensorboard"], ...] = ("wandb",)
+    """Trackers that get the metrics: [wandb], [tensorboard], [wandb,tensorboard], or [] for none. tensorboard: event
+    files in tensorboard/ of the run directory (pip install 'latentmill[tensorboard]')."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """auto: online when logged in to wandb, else offline. off: wandb is not used."""
+    """auto: online when logged in to wandb, else offline. off: wandb is not used, whatever tracking.to says."""
     project: str = ""
     """Project of wandb; "" = that of WANDB_PROJECT, else latentmill."""
     group: str = ""
@@ -241,7 +244,7 @@ class RunConfig:
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation during training."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """wandb and alerts."""
+    """Trackers and alerts."""
     samples: Annotated[int, Ge(1)] = 100_000
     """Samples after which the run ends, rounded up to a multiple of optim.batch."""
     seed: Seed = 0

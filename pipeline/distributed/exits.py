@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from pipeline.distributed import endings
 from pipeline.errors import LatentmillError
-from pipeline.log import has_ranks, rank_label
+from pipeline.log import has_ranks, line_start, rank_label
 from pipeline.parsing.text import one_line, safe
 
 INTERRUPTED_BY_KEYBOARD = 130
@@ -24,6 +25,7 @@ def leave(status: int) -> NoReturn:
     In a world of several ranks the interpreter's clean-up is skipped: gloo's threads, left over from collectives, can
     abort it and turn a finished job into a failed one.
     """
+    endings.end(status)
     if has_ranks():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -34,8 +36,20 @@ def leave(status: int) -> NoReturn:
 def guarded(verb: str, action: Callable[[], int]) -> int:
     """The exit status of `action()`. A LatentmillError becomes one line on stderr; other errors keep their traceback.
 
-    LATENTMILL_DEBUG in the environment prints the traceback of the former too.
+    LATENTMILL_DEBUG in the environment prints the traceback of the former too. What runs the launcher of this rank is
+    told that it has begun, and how it has ended.
     """
+    endings.begin()
+    status = endings.UNEXPECTED
+    try:
+        status = _caught(verb, action)
+    finally:
+        endings.end(status)
+    return status
+
+
+def _caught(verb: str, action: Callable[[], int]) -> int:
+    """As `guarded`."""
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = lambda _, error, __: _print_traceback(error)
     try:
@@ -76,5 +90,6 @@ def _place(error: BaseException) -> str:
 
 def _fail(verb: str, message: str, status: int) -> int:
     """Print one line on stderr, with the rank where there are several. Returns the status."""
-    print(f"latentmill{' ' + verb if verb else ''}{rank_label()}: {one_line(message)}", file=sys.stderr, flush=True)
+    line = f"latentmill{' ' + verb if verb else ''}{rank_label()}: {one_line(message)}"
+    print(f"{line_start(sys.stderr)}{line}", file=sys.stderr, flush=True)
     return status

@@ -233,6 +233,12 @@ def _tell_left_over(environ: Mapping[str, str]) -> None:
             log.warning(f"{name}={environ[name][:40]} is passed over: RANK and WORLD_SIZE are not set")
     if environ.get("SLURM_STEP_NUM_TASKS", "").strip() and not environ.get("SLURM_STEP_ID", "").strip():
         log.warning("SLURM_STEP_NUM_TASKS is passed over: SLURM_STEP_ID is not set, so this is the only process")
+    if environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and environ.get("MASTER_PORT", "").strip():
+        # What accelerate sets where it was told of several processes and starts one.
+        log.warning(
+            "accelerate launch --cpu has started one process, whatever its --num_processes says: for several ranks on "
+            "CPUs tell it --multi_gpu, and the run device=cpu"
+        )
 
 
 def _tasks_by_node(counts: str) -> Sequence[int]:

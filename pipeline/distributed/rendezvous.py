@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import socket
 import threading
 import time
@@ -39,14 +40,16 @@ def meet(meeting: Meeting, rank: int, size: int, seconds: float) -> dist.Store:
     """Wait until all ranks of a world are there. Returns the store by which they make their process group.
 
     Raises Interrupted (exit status 75, which requeues) where rank 0's port is in use, ConfigError where two processes
-    have the same rank or other sizes of the world, and RunError after `seconds`, or where rank 0 has gone.
+    have the same rank or other sizes of the world, and RunError after `seconds`, or where rank 0 has gone. Where it is
+    torchrun that has gone, on the machine of rank 0, that is Interrupted, too: machines of a cluster come and go.
     """
     wait = _Wait(meeting, rank, size, seconds)
     store = wait.listen() if rank == 0 and not meeting.shared_store else wait.connect()
     try:
         wait.gather(store)
     except dist.DistError as error:
-        raise RunError(
+        kind = Interrupted if meeting.shared_store else RunError
+        raise kind(
             f"rank 0 at {wait.where} has gone while the ranks waited for one another, and its own log says why "
             f"({_first(error)})"
         ) from None
@@ -116,8 +119,12 @@ class _Wait:
         if size != str(self.size):
             raise ConfigError(f"WORLD_SIZE={self.size}, but another rank at {self.where} has WORLD_SIZE={size}")
         own = f"process {os.getpid()} on {socket.gethostname()}"
-        other = _put_first(store, self._key(self.rank), own)
-        if other != own:
+        ticket = f"{own}\n{secrets.token_hex(8)}"  # a container may have the name and the number of its predecessor
+        first = _put_first(store, self._key(self.rank), ticket)
+        if first != ticket:
+            other = first.partition("\n")[0]
+            if self.meeting.shared_store:
+                self._outlast(store, other)
             raise ConfigError(f"RANK={self.rank} is both {own} and {other}: each process needs a rank of its own")
         store.add(f"{self.prefix}/there", 1)
         pause = 0.01
@@ -128,6 +135,14 @@ class _Wait:
                     self._say(ranks[: max(missing, 1)], "")
             time.sleep(pause)
             pause = min(2 * pause, LOOK_SECONDS)
+
+    def _outlast(self, store: dist.Store, other: str) -> None:
+        """Wait while torchrun's store is that of an earlier start, which other machines have not yet left: this one has
+        come back sooner. Raises dist.DistError once they have, and returns where they do not."""
+        log.info(f"rank {self.rank} has already been {other} for {self.where}: waiting for the ranks there to end")
+        while time.monotonic() < self.began + self.seconds:
+            store.check([self._key(self.rank)])
+            time.sleep(LOOK_SECONDS)
 
     def _key(self, rank: int) -> str:
         return f"{self.prefix}/rank/{rank}"

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
+from pipeline.distributed import endings
 from pipeline.errors import Interrupted
 from pipeline.log import log
 
@@ -132,9 +133,9 @@ def _end(verb: str, number: int, first: Callable[[], object]) -> NoReturn:
 
         _thread.start_new_thread(run, ())
         done.acquire(timeout=FIRST_SECONDS)
-        if number == signal.SIGINT:
-            os._exit(INTERRUPTED_BY_KEYBOARD)
-        os._exit(Interrupted.exit_code)
+        status = INTERRUPTED_BY_KEYBOARD if number == signal.SIGINT else Interrupted.exit_code
+        endings.end(status)
+        os._exit(status)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pipeline.log import log
 from pipeline.models.encoders.fetched import cache_root
 from pipeline.parsing.redaction import REDACTED, redact
 from pipeline.storage.base import temporary_path
+from pipeline.storage.stores import scheme_of
 from pipeline.storage.urls import open_storage, split_url
 
 PINNED = re.compile(r"#sha256=([0-9a-f]{8,64})$")
@@ -22,7 +23,7 @@ CHUNK_BYTES = 16 * 1024 * 1024
 
 
 def weights_file(source: str, key: str = "features_weights", kind: str = "") -> Path:
-    """The local file that `source` names: a path, or an s3://, http:// or https:// URL, downloaded once into
+    """The local file that `source` names: a path, or a URL (of a bucket, http:// or https://), downloaded once into
     ~/.cache/latentmill/features. key, kind: of the configuration and what precedes `source` in its value, for messages.
 
     Its SHA-256 must begin with the digits after "#sha256=" in `source` or, without these, with the eight or more
@@ -63,7 +64,7 @@ def weights_file(source: str, key: str = "features_weights", kind: str = "") -> 
 def _chunks(url: str, wanted: str) -> Iterator[bytes]:
     """The object's bytes in chunks. wanted: what a file is given with, for messages. Raises WeightsError when it cannot
     be fetched."""
-    if url.startswith("s3://"):
+    if scheme_of(url):
         root, name = split_url(url)
         storage = open_storage(root)
         try:

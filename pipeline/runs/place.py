@@ -14,6 +14,7 @@ from pipeline.runs.names import (
     CHECKPOINTS,
     CONFIG,
     EVALUATIONS,
+    EVENTS,
     FACTS,
     LEASES,
     LEDGERS,
@@ -24,7 +25,7 @@ from pipeline.runs.stored import FACTS_BYTES, read_bounded
 from pipeline.storage.base import Storage
 
 FILES = (CONFIG, FACTS, ROWS, "wandb.id", "wandb.place")
-FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEASES, LEDGERS, PROFILES, AVERAGES))
+FOLDERS = tuple(name.rstrip("/") for name in (CHECKPOINTS, EVALUATIONS, LEASES, LEDGERS, PROFILES, EVENTS, AVERAGES))
 OTHERS = {
     "manifest.json": "a dataset",
     "contract.json": "a dataset that is being encoded",

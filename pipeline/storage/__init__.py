@@ -1,1 +1,1 @@
-"""Storage of objects under a URL: a local folder or s3://."""
+"""Storage of objects under a URL: a local folder, s3://, gs:// or az://."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.errors import NotFound, StorageError
 from pipeline.storage.patience import Patience
+from pipeline.storage.stores import store_of
 
 PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 """HTTP statuses after which the same request may succeed later."""
@@ -20,6 +21,8 @@ PASSING_CODES = (
     "XAmzContentSHA256Mismatch",
 )
 """S3's error codes after which the same request may succeed later, whatever their status."""
+LISTING = b"ListBucketResult"
+"""What a listing's text begins with."""
 FIRST_BYTES = 64 * 1024 * 1024
 """Memory that is taken at once for an object that announces this size or more; more follows as bytes arrive."""
 LARGEST_OBJECT = 1 << 50
@@ -70,7 +73,7 @@ def object_size(value: Any, where: str) -> int:
     if type(value) is not int or not 0 <= value <= LARGEST_OBJECT:
         raise StorageError(
             f"{where}: the store names {'no size' if value is None else f'the size {value}'}. Check that "
-            "AWS_ENDPOINT_URL_S3 is a store with S3's protocol"
+            f"{store_of(where).endpoint} is a store with S3's protocol"
         )
     return value
 
@@ -122,10 +125,27 @@ def s3_error(error: Exception, where: str, bucket: str, patience: Patience) -> S
         if code == "NoSuchBucket":
             return NotFound(f"{where}: there is no bucket {bucket}")
         if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
-            return StorageError(f"{where}: access refused ({code}); check the AWS credentials in the environment")
+            store = store_of(where)
+            keys = "the AWS credentials" if store.scheme == "s3" else f"{store.key_id} and {store.secret}"
+            return StorageError(f"{where}: access refused ({code}); check {keys} in the environment")
         if code == "InvalidRange":
             return StorageError(f"{where} ends before the bytes that were asked for")
         if code in ("PreconditionFailed", "412"):
             return StorageError(f"{where} changed while it was being read")
         text = f"{code}: {text}"
     return StorageError(f"{where}, {patience}: {text}" if may_pass(error) else f"{where}: {text}")
+
+
+def refuse_half_an_answer(response_dict: Mapping[str, Any], operation_model: Any, **_: Any) -> None:
+    """Refuse an incomplete answer. botocore parses one without counting its bytes, so that a truncated listing would
+    look like an empty folder."""
+    from botocore.exceptions import IncompleteReadError
+    from botocore.parsers import ResponseParserError
+
+    body, announced = response_dict["body"], response_dict["headers"].get("content-length")
+    if operation_model.name == "ListObjectsV2" and response_dict["status_code"] == 200 and LISTING not in body[:2000]:
+        raise ResponseParserError(f"it is no listing but {body[:60]!r}")  # an empty folder has one, too
+    if announced is None or not isinstance(body, bytes) or operation_model.http["method"] == "HEAD":
+        return
+    if len(body) != int(announced):
+        raise IncompleteReadError(actual_bytes=len(body), expected_bytes=int(announced))

@@ -1,5 +1,7 @@
 """Objects in a bucket on S3, or on another store with its protocol. Only this module imports boto3, inside functions.
 
+Which stores these are, and what leads to them, is in stores.py; what Google's needs besides, in google.py.
+
 Requests that fail are retried with growing random waits until PATIENCE_SECONDS pass without progress. boto3's own
 retries are off, because they are few, share a budget among threads and cover an answer's headers but not its body.
 """
@@ -16,10 +18,20 @@ from typing import Any
 
 from pipeline.errors import ConfigError, LatentmillError, StorageError
 from pipeline.parsing.redaction import holds_secret, redact
-from pipeline.storage.answers import Body, etag_of, is_object, may_pass, object_size, s3_error
+from pipeline.storage.answers import (
+    Body,
+    etag_of,
+    is_object,
+    may_pass,
+    object_size,
+    refuse_half_an_answer,
+    s3_error,
+)
 from pipeline.storage.base import ObjectInfo, Storage, check_key, local_errors, temporary_path
+from pipeline.storage.google import sign_conditional_puts
 from pipeline.storage.pace import keep_pace
 from pipeline.storage.patience import Patience, answered
+from pipeline.storage.stores import STORES, Store
 
 MULTIPART_BYTES = 64 * 1024 * 1024
 """S3 objects larger than this are uploaded in parts."""
@@ -31,8 +43,6 @@ PART_THREADS = 4
 """Parts of one object that are uploaded at the same time; each is held in memory."""
 CONNECT_SECONDS = 10.0
 """Longest time in which a connection to S3 must be made."""
-LISTING = b"ListBucketResult"
-"""What a listing's text begins with."""
 EMPTY_PAGES = 100
 """Pages without an object that a listing may have."""
 READ_SECONDS = 30.0
@@ -41,17 +51,17 @@ READ_SECONDS = 30.0
 
 class S3Storage(Storage):
     """A bucket and prefix on S3, or on another store with its protocol (AWS_ENDPOINT_URL_S3). boto3 finds the
-    credentials as usual: in the environment, a profile or an instance's role."""
+    credentials of s3:// as usual: in the environment, a profile or an instance's role."""
 
-    def __init__(self, bucket: str, prefix: str = "") -> None:
-        self.bucket, self.prefix = bucket, prefix.strip("/")
-        self.url = f"s3://{bucket}/{self.prefix}".rstrip("/")
+    def __init__(self, bucket: str, prefix: str = "", store: Store = STORES["s3"]) -> None:
+        self.bucket, self.prefix, self.store = bucket, prefix.strip("/"), store
+        self.url = f"{store.scheme}://{bucket}/{self.prefix}".rstrip("/")
 
     def local_path(self, key: str) -> None:
         return None
 
     def child(self, prefix: str) -> S3Storage:
-        return S3Storage(self.bucket, self._name(prefix.rstrip("/")))
+        return S3Storage(self.bucket, self._name(prefix.rstrip("/")), self.store)
 
     def get(self, key: str) -> bytes:
         return bytes(self._read(key, 0, None))
@@ -88,8 +98,27 @@ class S3Storage(Storage):
         return None
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
+        stored = self._put_if_absent(key, data)
+        if stored and self.store.reached_at() and (os.getpid(), self.store.scheme) not in _conditional:
+            self._require_conditions(key, data)
+        return stored
+
+    def _put_if_absent(self, key: str, data: bytes) -> bool:
         request = {"Body": data, "IfNoneMatch": "*"}
         return self._call("put_object", key, request, when={"PreconditionFailed": None, "412": None}) is not None
+
+    def _require_conditions(self, key: str, data: bytes) -> None:
+        """Put once more, the same bytes, what was put just now: a store that takes them a second time ignores the
+        condition, and two processes would each believe that they alone train a run or encode a shard. Amazon's is not
+        asked, another store once in a process. Raises StorageError."""
+        if self._put_if_absent(key, data):
+            google = "; write gs://bucket/prefix for Google's" if self.store.scheme == "s3" else ""
+            raise StorageError(
+                f"{self.locate(key)}: the store at {redact(self.store.reached_at())} takes a put with If-None-Match "
+                "though the object exists, so that nothing could keep two processes from writing one run or one cache. "
+                f"Use a store that has conditional puts, or a later version of it{google}"
+            )
+        _conditional.add((os.getpid(), self.store.scheme))
 
     def stat(self, key: str) -> ObjectInfo:
         answer = self._call("head_object", key)
@@ -131,7 +160,7 @@ class S3Storage(Storage):
         where an abort failed."""
         step = max(PART_BYTES, -(-size // 10_000))
         # boto3 sends Amazon a checksum with every part, and the upload must announce that.
-        sums = {} if _own_endpoint() else {"ChecksumAlgorithm": "CRC32"}
+        sums = {} if self.store.reached_at() else {"ChecksumAlgorithm": "CRC32"}
         upload = {"UploadId": self._call("create_multipart_upload", key, sums).get("UploadId")}
         if not upload["UploadId"]:
             raise self._lies(key, "an upload was begun, and the answer does not name it")
@@ -175,7 +204,7 @@ class S3Storage(Storage):
         patience = patience or Patience()
         while True:
             try:
-                answer = getattr(s3_client(), operation)(**target, **(request or {}))
+                answer = getattr(s3_client(self.store), operation)(**target, **(request or {}))
                 answered.add(os.getpid())
                 return answer
             except ParamValidationError as error:
@@ -194,7 +223,7 @@ class S3Storage(Storage):
     def _lies(self, key: str, what: str) -> StorageError:
         """The error for an answer that no store with S3's protocol gives."""
         where = f"{self.url}/{key}" if key else self.url
-        return StorageError(f"{where}: {what[:300]}. Check that AWS_ENDPOINT_URL_S3 is a store with S3's protocol")
+        return StorageError(f"{where}: {what[:300]}. Check that {self.store.endpoint} is a store with S3's protocol")
 
     def _read(self, key: str, start: int, view: memoryview | None) -> memoryview:
         """The object's bytes from `start` on: as many as fit into `view`, which is filled, or with view=None all of
@@ -237,62 +266,60 @@ class S3Storage(Storage):
         return body.content()
 
 
-_clients: dict[int, Any] = {}
+_clients: dict[tuple[int, str], Any] = {}
 _clients_lock = threading.Lock()
+_conditional: set[tuple[int, str]] = set()
+"""Process and scheme of the stores that are known to have conditional puts."""
 
 
-def s3_client() -> Any:
-    """This process's S3 client (threads may share a boto3 client, but a fork may not). Raises ConfigError where the
-    environment names an endpoint that is no URL."""
+def s3_client(store: Store = STORES["s3"]) -> Any:
+    """This process's client of a store (threads may share a boto3 client, but a fork may not). Raises ConfigError where
+    the environment names an endpoint that is no URL."""
+    mine = (os.getpid(), store.scheme)
     with _clients_lock:
-        client = _clients.get(os.getpid())
+        client = _clients.get(mine)
         if client is None:
-            import boto3
-            from botocore.config import Config
-
-            # Other stores rarely give each bucket a host name, or support Amazon's newer checksum trailers.
-            checksums = "when_required" if _own_endpoint() else "when_supported"
-            config = Config(
-                retries={"mode": "standard", "total_max_attempts": 1},
-                connect_timeout=CONNECT_SECONDS,
-                read_timeout=READ_SECONDS,
-                max_pool_connections=64,
-                s3={"addressing_style": "path"} if _own_endpoint() else {},
-                request_checksum_calculation=checksums,
-                response_checksum_validation=checksums,
-            )
-            session = boto3.session.Session()
-            try:
-                client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
-            except ValueError as error:
-                raise ConfigError(f"S3: {error}; write AWS_ENDPOINT_URL_S3 as https://host:port") from error
-            if holds_secret(client.meta.endpoint_url):
-                raise ConfigError(
-                    f"S3: the endpoint {redact(client.meta.endpoint_url)} holds a user and password, which are not "
-                    "taken from there; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and leave them out of it"
-                )
-            client.meta.events.register("before-parse.s3", _refuse_half_an_answer)
-            keep_pace(client)
-            _clients.clear()
-            _clients[os.getpid()] = client
+            client = _new_client(store)
+            for other in [other for other in _clients if other[0] != mine[0]]:
+                del _clients[other]
+            _clients[mine] = client
         return client
 
 
-def _own_endpoint() -> bool:
-    """Whether the environment names another store than Amazon's."""
-    return bool(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+def _new_client(store: Store) -> Any:
+    """A boto3 client of a store. Raises ConfigError."""
+    import boto3
+    from botocore.config import Config
 
-
-def _refuse_half_an_answer(response_dict: Mapping[str, Any], operation_model: Any, **_: Any) -> None:
-    """Refuse an incomplete answer. botocore parses one without counting its bytes, so that a truncated listing would
-    look like an empty folder."""
-    from botocore.exceptions import IncompleteReadError
-    from botocore.parsers import ResponseParserError
-
-    body, announced = response_dict["body"], response_dict["headers"].get("content-length")
-    if operation_model.name == "ListObjectsV2" and response_dict["status_code"] == 200 and LISTING not in body[:2000]:
-        raise ResponseParserError(f"it is no listing but {body[:60]!r}")  # an empty folder has one, too
-    if announced is None or not isinstance(body, bytes) or operation_model.http["method"] == "HEAD":
-        return
-    if len(body) != int(announced):
-        raise IncompleteReadError(actual_bytes=len(body), expected_bytes=int(announced))
+    # Other stores rarely give each bucket a host name, or support Amazon's newer checksum trailers.
+    endpoint, keys = store.reached_at(), store.keys()
+    checksums = "when_required" if endpoint else "when_supported"
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 1},
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        max_pool_connections=64,
+        s3={"addressing_style": "path"} if endpoint else {},
+        request_checksum_calculation=checksums,
+        response_checksum_validation=checksums,
+    )
+    session = boto3.session.Session()
+    given: dict[str, str] = {"region_name": session.region_name or "us-east-1"}
+    if keys is not None:
+        region = "auto" if store.scheme == "gs" else "us-east-1"
+        given = {"region_name": region, "aws_access_key_id": keys[0], "aws_secret_access_key": keys[1]}
+        given["endpoint_url"] = endpoint
+    try:
+        client = session.client("s3", config=config, **given)
+    except ValueError as error:
+        raise ConfigError(f"{store.scheme}://: {error}; write {store.endpoint} as https://host:port") from error
+    if holds_secret(client.meta.endpoint_url):
+        raise ConfigError(
+            f"{store.scheme}://: the endpoint {redact(client.meta.endpoint_url)} holds a user and password, which are "
+            f"not taken from there; set {store.key_id} and {store.secret}, and leave them out of it"
+        )
+    client.meta.events.register("before-parse.s3", refuse_half_an_answer)
+    if keys is not None and store.scheme == "gs":
+        sign_conditional_puts(client, *keys)
+    keep_pace(client)
+    return client

@@ -6,28 +6,36 @@ from pipeline.errors import ConfigError
 from pipeline.parsing.redaction import redact
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.stores import OTHER_SPELLINGS, STORES
 
 
 def open_storage(url: str) -> Storage:
-    """The storage rooted at a folder or at s3://bucket/prefix. Raises ConfigError for anything else."""
+    """The storage rooted at a folder or at s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. Raises
+    ConfigError for anything else, and where gs:// or az:// lack their variables."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         if not url:
             raise ConfigError("an empty path: give a folder or s3://bucket/prefix")
         return LocalStorage(url)
-    if scheme != "s3":
-        raise ConfigError(f"{url}: {scheme}:// is not supported; give a local path or s3://bucket/prefix")
+    store = STORES.get(scheme)
+    if store is None:
+        ours = OTHER_SPELLINGS.get(scheme.lower(), scheme.lower())
+        advice = f"write {ours}://bucket/prefix" if ours in STORES else "give a local path or s3://bucket/prefix"
+        raise ConfigError(f"{redact(url)}: {scheme}:// is not supported; {advice}")
     bucket, _, prefix = rest.partition("/")
     if ":" in bucket or "@" in bucket:
+        profile = ", or AWS_PROFILE" if scheme == "s3" else ""
         raise ConfigError(
-            f"{redact(url)}: a user and password in a URL are not taken; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and write s3://bucket/prefix"
+            f"{redact(url)}: a user and password in a URL are not taken; set {store.key_id} and "
+            f"{store.secret}{profile}, and write {scheme}://bucket/prefix"
         )
     if not bucket:
-        raise ConfigError(f"{url}: no bucket; write s3://bucket/prefix")
+        raise ConfigError(f"{url}: no bucket; write {scheme}://bucket/prefix")
+    store.reached_at()
+    store.keys()
     from pipeline.storage.s3 import S3Storage
 
-    return S3Storage(bucket, prefix)
+    return S3Storage(bucket, prefix, store)
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from pipeline.log import log
 from pipeline.parsing.redaction import redact
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.stores import bucket_of
 from pipeline.storage.urls import open_storage
 
 ID_KEY, PLACE_KEY = "wandb.id", "wandb.place"
@@ -63,7 +64,7 @@ def _is_copy(run: Storage, here: str, place: str, identity: str) -> bool:
     """Whether another directory, at `place`, is the run with this id."""
     there = _reachable(here, place)
     if there is None:
-        return place.startswith("s3://")
+        return bool(bucket_of(place))
     try:
         return _text(there, ID_KEY) == identity and not _is_same(run, place)
     except StorageError:  # it cannot be read
@@ -91,8 +92,8 @@ def _reachable(here: str, place: str) -> Storage | None:
     directory makes no request to anybody else's bucket."""
     if place.startswith("/") and "\0" not in place:
         return LocalStorage(place)
-    bucket = here.split("/")[2] if here.startswith("s3://") else ""
-    return open_storage(place) if bucket and place.startswith(f"s3://{bucket}/") else None
+    bucket = bucket_of(here)
+    return open_storage(place) if bucket and bucket_of(place) == bucket else None
 
 
 def _anew(run: Storage, here: str) -> str:

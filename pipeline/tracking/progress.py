@@ -36,7 +36,15 @@ class Progress:
         if enabled and self.stream.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=label, unit=f" {unit}", initial=start, file=self.stream, unit_scale=True)
+            self.bar = tqdm(
+                total=total,
+                desc=label,
+                unit=f" {unit}",
+                initial=start,
+                file=self.stream,
+                unit_scale=True,
+                dynamic_ncols=True,  # a bar that is wider than a terminal which was narrowed leaves lines behind
+            )
 
     def __enter__(self) -> Progress:
         return self

@@ -1,8 +1,14 @@
-"""Text for a terminal: tables and durations."""
+"""Text for a terminal: tables, durations, and what is drawn over its former self."""
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Sequence
+from typing import TextIO
+
+COLUMNS, ROWS = 80, 24
+"""Size of a terminal that does not say its own."""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
@@ -22,3 +28,45 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{max(0.0, seconds):.0f} s"
+
+
+class Redrawn:
+    """Lines on a terminal that each drawing puts in the place of the one before. What is written in between belongs
+    below them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._height = 0  # of the last drawing
+
+    def size(self) -> tuple[int, int]:
+        """Columns and rows of the terminal as it is now."""
+        try:
+            columns, rows = os.get_terminal_size(self.stream.fileno())
+        except OSError:
+            return COLUMNS, ROWS
+        return columns or COLUMNS, rows or ROWS
+
+    def draw(self, text: str) -> None:
+        """Draw lines of printable text. Those that are wider than the terminal are cut there, and where there are more
+        of them than it has rows, the last one says how many are left out."""
+        columns, rows = self.size()
+        lines = text.splitlines()
+        if len(lines) > rows - 1:
+            shown = max(rows - 2, 1)
+            lines = [*lines[:shown], f"  ... and {len(lines) - shown} more"]
+        body = "".join(f"{cut(line, columns)}\x1b[K\n" for line in lines)
+        up = f"\x1b[{self._height}A" if self._height else ""
+        # In one piece, so that nothing flickers; without wrapping, whatever the terminal takes for wide.
+        self.stream.write(f"\x1b[?7l\r{up}{body}\x1b[J\x1b[?7h")
+        self.stream.flush()
+        self._height = len(lines)
+
+
+def cut(text: str, columns: int) -> str:
+    """The beginning of a text that fits into so many columns."""
+    used = 0
+    for place, character in enumerate(text):
+        used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if used > columns:
+            return text[:place]
+    return text

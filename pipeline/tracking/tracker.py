@@ -1,10 +1,10 @@
-"""Metrics of a run: a JSONL file first, wandb second.
+"""Metrics of a run: a JSONL file first, trackers second.
 
 metrics.jsonl holds every row, one JSON object a line, flushed as it is written:
     {"n": samples seen, "time": unix seconds, "kind": "train" | "eval" | "start" | ..., then the metrics}
-A thread sends the same rows to wandb. A failure there (no network, a slow server, a full disk) costs the run one
-warning and nothing else. Neither gets a secret: values under secret-sounding keys and passwords in URLs are redacted,
-and the environment is never sent.
+A thread sends the same rows to wandb, and event files of TensorBoard get them, as tracking.to says. A failure there (no
+network, a slow server, a full disk) costs the run one warning and nothing else. None gets a secret: values under
+secret-sounding keys and passwords in URLs are redacted, and the environment is never sent.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from pipeline.parsing.text import redact_values, safe
 from pipeline.parsing.values import parse_json
 from pipeline.storage.base import Storage, local_errors
 from pipeline.storage.local import LocalStorage
+from pipeline.tracking.drawn import drawn
+from pipeline.tracking.event_files import EventFiles, require_trackers
 from pipeline.tracking.identity import identity_of
 from pipeline.tracking.wandb_run import Alert, Picture, Summary, WandbRun
 
@@ -41,9 +43,10 @@ WANDB_MODES = ("auto", "online", "offline", "off")
 class Tracker:
     """The metrics of a run, written by the rank that logs. On other ranks it is disabled: every method does nothing.
 
-    run: the run directory. folder: for metrics.jsonl and wandb's files when the run directory is not local (s3://);
-    `commit` uploads the rows. settings: the resolved configuration as plain data, which is redacted and sent to wandb.
-    name: of the run in wandb, by default WANDB_NAME, else the last part of the run's URL.
+    run: the run directory. folder: for metrics.jsonl and the trackers' files when the run directory is not local
+    (s3://); `commit` uploads the rows. settings: the resolved configuration as plain data, which is redacted and sent
+    to the trackers. name: of the run in wandb, by default WANDB_NAME, else the last part of the run's URL. Raises
+    ConfigError where a tracker is not installed.
     """
 
     def __init__(
@@ -62,11 +65,13 @@ class Tracker:
         self._enabled = enabled
         self._file: TextIO | None = None
         self._wandb: WandbRun | None = None
+        self._events: EventFiles | None = None
         self._lock = threading.RLock()  # evaluations beside training log from their own thread
         self.evaluations: set[int] = set()
         """n of the evaluations in metrics.jsonl."""
         if not enabled:
             return
+        require_trackers(config)
         local = run.local_path(METRICS_KEY)
         assert local is not None or folder is not None, "a run that is not local needs a folder for its metrics"
         self._path = local if local is not None else Path(folder or ".") / METRICS_KEY
@@ -76,14 +81,17 @@ class Tracker:
         if local is None:
             self._folder().put(METRICS_KEY, stored)
         self.evaluations = _evaluated(parse_rows(stored))
-        if config.wandb != "off":
+        told = redact_values(dict(settings or {}))
+        if "tensorboard" in config.to:
+            self._events = EventFiles(run, self._path.parent, told)
+        if "wandb" in config.to and config.wandb != "off":
             self._wandb = WandbRun(
                 mode=config.wandb,
                 project=config.project,
                 group=config.group,
                 name=safe(name or os.environ.get("WANDB_NAME") or run.url.rstrip("/").rsplit("/", 1)[-1]),
                 identity=identity_of(run),
-                settings=redact_values(dict(settings or {})),
+                settings=told,
                 folder=self._path.parent,
             )
 
@@ -101,7 +109,10 @@ class Tracker:
             whole += [last] if last[1] else []  # without its end a line is kept only if it is a whole row
             kept = [(line, row) for line, row in whole if row is None or row["n"] <= n]
             self._folder().put(METRICS_KEY, b"".join(line + b"\n" for line, _ in kept if line))
-            self.evaluations = _evaluated([row for _, row in kept if row])
+            rows = [row for _, row in kept if row]
+            self.evaluations = _evaluated(rows)
+            if self._events is not None:
+                self._events.start(n, rows)
             self.log(n, facts, kind="start")
 
     def log(self, n: int, metrics: Mapping[str, Any], kind: str = "train") -> None:
@@ -116,14 +127,17 @@ class Tracker:
                 self._file.write(_line(row))
             if kind == "eval":
                 self.evaluations.add(int(n))
-        if self._wandb is not None:
-            numbers = {f"{kind}/{key}": v for key, v in _numbers(row) if key not in ("n", "time")}
-            if numbers:
-                self._wandb.put(numbers | {"samples": n})
+            if self._events is not None:
+                self._events.row(row)
+        if self._wandb is not None and (numbers := drawn(row)):
+            self._wandb.put({**numbers, "samples": n})
 
     def image(self, n: int, name: str, png: bytes, caption: str = "") -> None:
-        """Send a picture at n samples seen to wandb. The run directory has its own copy under evals/."""
-        if self._enabled and self._wandb is not None:
+        """Send a picture at n samples seen to the trackers. The run directory has its own copy under evals/."""
+        if self._events is not None:
+            with self._lock:
+                self._events.image(n, name, png, caption)
+        if self._wandb is not None:
             self._wandb.put({"samples": n, f"images/{name}": Picture(png, caption)})
 
     def alert(self, kind: str, n: int, text: str) -> None:
@@ -152,10 +166,16 @@ class Tracker:
             self._wandb.put(Summary({"checkpoint": url, "checkpoint_samples": n}))
 
     def commit(self) -> None:
-        """Upload metrics.jsonl where the run directory is not local. Called before each checkpoint's commit, which
-        guarantees the rows up to it."""
-        if self._enabled and self._run.local_path(METRICS_KEY) is None and self._path.exists():
+        """Upload metrics.jsonl, and then TensorBoard's file, where the run directory is not local. Called before each
+        checkpoint's commit, which guarantees the rows up to it."""
+        if not self._enabled or self._run.local_path(METRICS_KEY) is not None:
+            return
+        if self._path.exists():
             self._run.put(METRICS_KEY, self._folder().get(METRICS_KEY))
+        if self._events is not None:
+            with self._lock:
+                data = self._events.read()
+            self._events.upload(data)
 
     def close(self) -> None:
         """Upload the rows and wait for wandb, but not forever."""
@@ -167,6 +187,8 @@ class Tracker:
     def _close(self) -> None:
         try:
             self._close_file()
+            if self._events is not None:
+                self._events.close()
         finally:
             if self._wandb is not None:
                 self._wandb.close()
@@ -269,14 +291,3 @@ def _json_value(value: Any) -> Any:
     if isinstance(number, float):
         return number if math.isfinite(number) else None
     return number
-
-
-def _numbers(row: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int | float]]:
-    """(name, number) pairs of a row, which wandb draws. Numbers in nested dicts have dotted names."""
-    numbers: list[tuple[str, int | float]] = []
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            numbers += _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers.append((prefix + str(key), value))
-    return numbers

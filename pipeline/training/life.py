@@ -37,6 +37,7 @@ from pipeline.runs.directory import (
 from pipeline.runs.stored import read_facts
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
+from pipeline.tracking.event_files import require_trackers
 from pipeline.training.inputs import Data
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def main(config: C, kind: Kind[C, D]) -> int:
             show(f"{config.run} is finished: it has seen all {last_sample(config)} samples; a larger samples= goes on")
             return 0
         kind.check(config)
+        require_trackers(config.tracking)
         if config.launch.processes > 1:
             return run_ranks(config.verb, config, config.launch.processes, config.launch.threads)
 
@@ -157,6 +159,7 @@ def train(config: C, world: World, kind: Kind[C, D]) -> None:
     def open_checked() -> D:
         data = kind.open_data(config, run, world)
         if world.rank == 0:
+            require_trackers(config.tracking)
             require_resumable(config, run)
             require_same_datasets(config, run, data.digests, data.mixture, data.dataset.columns)
         return data

@@ -149,6 +149,23 @@ def test_variables_that_mean_nothing_alone_are_told(capsys: pytest.CaptureFixtur
     assert "SLURM_STEP_NUM_TASKS is passed over" in told
 
 
+def test_the_one_process_that_accelerate_starts_for_several_on_cpus_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The environment that accelerate itself makes for `accelerate launch --cpu --num_processes N`."""
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    for processes in (1, 2):
+        words = ["--cpu", f"--num_processes={processes}", "--num_machines=1", "--mixed_precision=no"]
+        given = launch_command_parser().parse_args([*words, "--dynamo_backend=no", "-m", "pipeline.train"])
+        given.use_cpu, given.num_cpu_threads_per_process = given.cpu, 1
+        _, environ = prepare_simple_launcher_cmd_env(given)
+        require_place(1, environ)
+        told = capsys.readouterr().err
+        assert ("accelerate launch --cpu has started one process" in told) == (processes == 2)
+
+
 def test_a_step_whose_batch_script_exported_the_size_becomes_ranks() -> None:
     environ = STEP | {"WORLD_SIZE": "2"}
     adopt_step(environ)

@@ -157,6 +157,45 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+def agents_store(port: int) -> dist.TCPStore:
+    """The store that torchrun keeps on the machine of rank 0."""
+    return dist.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)
+
+
+def test_a_machine_that_is_back_before_the_others_have_left_waits_for_them_and_comes_back(
+    ports: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its number of a process and its name may be those of its predecessor, as in containers."""
+    meeting = Meeting("127.0.0.1", ports[:1], "none.0", shared_store=True)
+    store: dist.TCPStore | None = agents_store(ports[0])
+    former = Ranks(meeting, 0, 1).end()
+    assert (sorted(former.stores), former.errors) == ([0, 1], [])
+    back = Ranks(meeting, 1)
+    time.sleep(1.0)
+    assert (back.stores, back.errors) == ({}, [])
+    del store
+    back.end()
+    assert (back.stores, [type(error) for error in back.errors]) == ({}, [Interrupted])
+    assert "waiting for the ranks there to end" in capsys.readouterr().err
+
+
+def test_a_machine_whose_rank_is_another_machines_is_refused_in_the_end(ports: tuple[int, ...]) -> None:
+    meeting = Meeting("127.0.0.1", ports[:1], "none.0", shared_store=True)
+    store = agents_store(ports[0])
+    Ranks(meeting, 0, 1).end()
+    assert [type(error) for error in Ranks(meeting, 1, seconds=1.0).end().errors] == [ConfigError]
+    assert store is not None
+
+
+def test_ranks_whose_torchrun_on_the_machine_of_rank_0_goes_come_back(ports: tuple[int, ...]) -> None:
+    store: dist.TCPStore | None = agents_store(ports[0])
+    left = Ranks(Meeting("127.0.0.1", ports[:1], "none.0", shared_store=True), 1)
+    time.sleep(0.5)
+    assert store is not None
+    del store
+    assert [type(error) for error in left.end().errors] == [Interrupted]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_left_over_rank_waits_aloud_and_a_signal_ends_it_at_once(
     tmp_path: Path, ports: tuple[int, ...], number: signal.Signals

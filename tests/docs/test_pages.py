@@ -21,7 +21,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 AROUND = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "SECURITY.md")]
 ROOMS = ("start", "how_to", "coming_from", "reference", "explained", "measured")
 WIDTH = 120
-CODE = ("benchmarks", "conf", "examples", "pipeline", "preprocess", "scripts", "slurm", "tests")
+CODE = ("benchmarks", "conf", "examples", "latentmill", "pipeline", "preprocess", "scripts", "slurm", "tests")
 
 
 def name(path: Path) -> str:

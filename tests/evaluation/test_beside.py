@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from made.event_files import accumulated, points, points_of
 from made.run import MODEL, SAMPLER, make_cache
 from made.wandb_files import history, offline_records
 from pipeline import eval as eval_verb
@@ -58,7 +59,7 @@ def config_of(caches: Path, run: Path, where: str = "job", **changes: Any) -> Tr
         optim=OptimConfig(lr=1e-3, warmup=8, batch=BATCH),
         deepspeed=DeepSpeedConfig(engine="torch"),
         checkpoint=CheckpointConfig(every=END),
-        tracking=TrackingConfig(wandb="offline", every=BATCH),
+        tracking=TrackingConfig(to=("wandb", "tensorboard"), wandb="offline", every=BATCH),
         eval=EvalConfig(where=where, every=16, images=6, grid=4, sampler=SAMPLER),  # type: ignore[arg-type]
         samples=END,
         device="cpu",
@@ -110,7 +111,7 @@ def test_a_job_makes_the_figures_that_training_makes_and_training_waits_for_none
     assert "Traceback" not in (tmp_path / "run" / jobs.LOG).read_text()
 
 
-def test_wandb_has_every_figure_of_a_run_and_the_captions_of_its_pictures(inside: Path) -> None:
+def test_trackers_have_every_figure_of_a_run_and_the_captions_of_its_pictures(inside: Path) -> None:
     records = offline_records(inside)
     rows = [row for row in read_rows(inside / "metrics.jsonl") if row["kind"] in ("train", "eval")]
     logged = {row["samples"]: row for row in history(records) if "train/loss" in row}
@@ -130,6 +131,10 @@ def test_wandb_has_every_figure_of_a_run_and_the_captions_of_its_pictures(inside
     captions = [value for row in pictures for key, value in row.items() if key.endswith("caption")]
     given = json.loads((inside / "evals" / f"{0:012d}" / "grid.json").read_text())["captions"]
     assert captions == [jobs.numbered(given)] * 3 and captions[0].startswith(f"1. {given[0]}\n2. {given[1]}")
+    shown = accumulated(inside).Images("images/samples")
+    grids = {n: (inside / "evals" / f"{n:012d}" / "grid.png").read_bytes() for n in (0, 16, 32)}
+    assert {one.step: one.encoded_image_string for one in shown} == grids
+    assert points(inside) == points_of(read_rows(inside / "metrics.jsonl"))
     checkpoints = [row["url"] for row in read_rows(inside / "metrics.jsonl") if row["kind"] == "checkpoint"]
     assert checkpoints[-1] == f"{inside}/checkpoints/{32:012d}/"
 
@@ -164,7 +169,7 @@ def test_a_killed_job_costs_training_nothing_and_its_figures_are_made_by_the_nex
     assert figures(tmp_path / "run") == figures(inside) and eval_rows(tmp_path / "run") == eval_rows(inside)
 
 
-def test_figures_that_come_when_training_is_over_reach_the_same_wandb_run_at_their_n(
+def test_figures_that_come_when_training_is_over_reach_the_same_trackers_at_their_n(
     caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Starter, "__call__", lambda self, n: None)
@@ -178,6 +183,8 @@ def test_figures_that_come_when_training_is_over_reach_the_same_wandb_run_at_the
     assert [(row["samples"], row["eval/clip_score"]) for row in rows] == list(eval_rows(tmp_path / "run").items())
     pictures = [row for row in history(records) if any(key.startswith("images/samples") for key in row)]
     assert len(pictures) == 1 and pictures[0]["samples"] == 16
+    assert [one.step for one in accumulated(tmp_path / "run").Images("images/samples")] == [16]
+    assert points(tmp_path / "run") == points_of(read_rows(tmp_path / "run/metrics.jsonl"))
 
 
 def test_while_training_is_there_figures_reach_the_tracker_through_it_alone(tmp_path: Path) -> None:

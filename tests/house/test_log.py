@@ -54,7 +54,7 @@ def test_nothing_but_the_log_and_the_progress_bar_prints() -> None:
     allowed = {"pipeline/log.py", "pipeline/distributed/exits.py", "pipeline/tracking/progress.py"}
     printing = {
         path.relative_to(REPOSITORY).as_posix()
-        for package in ("pipeline", "preprocess")
+        for package in ("latentmill", "pipeline", "preprocess")
         for path in (REPOSITORY / package).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Name) and node.id == "print"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import tomllib
 import zipfile
 from importlib.metadata import version
@@ -30,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """latentmill's wheel, built from a copy of the sources that git would take."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
-    names = ["pipeline", "preprocess", "conf", "pyproject.toml", "README.md", "LICENSE"]
+    names = ["latentmill", "pipeline", "preprocess", "conf", "pyproject.toml", "README.md", "LICENSE"]
     copy.mkdir()
     for path in (REPOSITORY / name for name in names):
         if path.is_dir():
@@ -75,8 +76,9 @@ def run_installed(installed: Path, cwd: Path, *arguments: str) -> subprocess.Com
 def test_the_wheel_holds_every_module_and_every_data_file(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = set()
-    for package in ("pipeline", "preprocess"):
+    for package in ("latentmill", "pipeline", "preprocess"):
         wanted |= {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / package).rglob("*.py")}
+    wanted |= {"latentmill/py.typed", "pipeline/py.typed"}
     wanted |= {f"pipeline/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     wanted |= {
         path.relative_to(REPOSITORY).as_posix()
@@ -93,6 +95,54 @@ def test_the_installed_wheel_runs_a_verb_from_another_folder(installed: Path, tm
     assert {path.name for path in (tmp_path / "shapes").glob("*.tar")} == {"00000.tar", "00001.tar"}
 
 
+SMALLEST = (
+    "synth dest=shapes images=6",
+    "encode source=shapes/*.tar dest=cache encoders=demo resolution=64 batch=2 workers=1 decode_in=threads device=cpu",
+    "train experiment=demo deepspeed=off launch.processes=1 device=cpu model.channels=16 model.norm_groups=4 "
+    "model.heads=2 model.blocks=1 optim.batch=2 optim.warmup=2 samples=4 data.train=cache run=run tracking.wandb=off",
+    "status run",
+)
+"""Draw, encode, train and look, with next to nothing."""
+IN_ONE_PROCESS = "import sys; from pipeline import cli; sys.exit(max(cli.main(line.split()) for line in sys.argv[1:]))"
+
+
+def test_the_installed_wheel_encodes_and_trains_where_there_is_no_checkout(installed: Path, tmp_path: Path) -> None:
+    python = installed.parents[2] / "bin" / "python"
+    command = [str(python), "-P", "-c", IN_ONE_PROCESS, *SMALLEST]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"run +finished +4 of 4 \(100\.0%\)", done.stdout)
+    assert {path.name for path in tmp_path.iterdir()} == {"shapes", "cache", "run"}
+
+
+SMOKE = """# @package _global_
+samples: 64
+model: {channels: 32, blocks: 1, norm_groups: 8}
+optim: {batch: 32, warmup: 32}
+eval: {images: 16, final_images: 16, grid: 4, sampler: {steps: 2}}
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_pip_installs_the_wheel_into_an_empty_environment_and_the_demo_runs(wheel: Path, tmp_path: Path) -> None:
+    """With everything that it depends on, from where pip is configured to look, at the versions of constraints.txt."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "smoke.yaml").write_text(SMOKE)
+    python, script = (str(tmp_path / "venv" / "bin" / name) for name in ("python", "latentmill"))
+    began, outside = time.monotonic(), environment() | {"LATENTMILL_CONF": str(tmp_path / "conf")}
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "-c", str(REPOSITORY / "constraints.txt"), str(wheel)]
+    subprocess.run(install, cwd=tmp_path, env=environment(), check=True, stdin=subprocess.DEVNULL)
+    installed_after = time.monotonic() - began
+    subprocess.run([python, "-m", "pip", "check"], cwd=tmp_path, env=outside, check=True)
+    demo = [script, "demo", "images=128", "recipe=smoke", "dest=demo"]
+    done = subprocess.run(demo, cwd=tmp_path, env=outside, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    assert (tmp_path / "demo" / "report.html").exists()
+    print(f"installed in {installed_after:.0f} s, the demo took {time.monotonic() - began - installed_after:.0f} s")
+
+
 def test_the_installed_wheel_uses_its_own_conf(installed: Path, tmp_path: Path) -> None:
     code = "import pipeline.config.loading.folders as c; print(c.conf_dir())"
     python = installed.parents[2] / "bin" / "python"
@@ -103,6 +153,15 @@ def test_the_installed_wheel_uses_its_own_conf(installed: Path, tmp_path: Path) 
     said = "".join(run_installed(installed, tmp_path, "train", "--help").stdout.split())
     names = groups("train")["experiment"]
     assert f"experiment={{{','.join(names)}}}" in said
+
+
+def test_the_installed_wheel_has_what_others_import(installed: Path, tmp_path: Path) -> None:
+    code = "import latentmill as m; print(m.__file__, m.LatentmillError.__module__, m.__all__ == sorted(m.__all__))"
+    python = installed.parents[2] / "bin" / "python"
+    done = subprocess.run(
+        [python, "-P", "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(installed / "latentmill" / "__init__.py"), "pipeline.errors", "True"]
 
 
 def test_the_console_script_is_installed() -> None:
@@ -116,7 +175,7 @@ def test_every_package_on_disk_is_listed() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     on_disk = {
         ".".join(path.parent.relative_to(REPOSITORY).parts)
-        for package in ("pipeline", "preprocess")
+        for package in ("latentmill", "pipeline", "preprocess")
         for path in (REPOSITORY / package).rglob("*.py")
     }
     assert listed == on_disk | {"pipeline.conf"}

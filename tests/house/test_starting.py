@@ -14,7 +14,7 @@ from pipeline.verbs import VERBS
 
 HEAVY = {
     *("torch", "torchvision", "numpy", "scipy", "PIL", "webdataset", "diffusers", "transformers", "open_clip"),
-    *("accelerate", "deepspeed", "wandb", "boto3", "botocore", "hydra", "omegaconf"),
+    *("accelerate", "deepspeed", "wandb", "tensorboard", "boto3", "botocore", "hydra", "omegaconf"),
 }
 """Packages that take more than a moment to import."""
 

@@ -51,7 +51,7 @@ def hasty_client(new_fault_client: Callable[[], Any]) -> Any:
 @pytest.fixture
 def hasty(store: Storage, hasty_client: Any) -> None:
     """The test's client waits no longer than SILENCE."""
-    module._clients[os.getpid()] = hasty_client
+    module._clients[os.getpid(), "s3"] = hasty_client
 
 
 def staged(store: Storage, data: bytes) -> Path:

@@ -96,7 +96,7 @@ PASSING = {
 def test_answers_that_are_refused_lost_cut_late_or_damaged_once_change_no_bit_of_training(
     config: TrainConfig, faults: FaultProxy, undisturbed: Any, hasty_client: Any, passing: str
 ) -> None:
-    module._clients[os.getpid()] = hasty_client
+    module._clients[os.getpid(), "s3"] = hasty_client
     rules = [faults.add(replace(fault)) for fault in PASSING[passing]]
     assert train.main(config) == 0
     assert all(rule.injected >= (rule.times or 2) for rule in rules)

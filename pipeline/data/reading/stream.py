@@ -54,10 +54,10 @@ class Stream:
     """Endless iterator over one rank's batches from sample number start_n on.
 
     batch: the global batch; rank r takes numbers n + r b to n + (r + 1) b - 1 of the batch that begins at n, where
-    b = batch / world. members: arrays to read; of captions one is read, which `seed` draws for each sample where
-    records hold several. memory_bytes: bound on the blocks in memory. workers: threads that fetch and verify, and as
-    many that decode PNGs. prefetch: batches kept ready. order: of `dataset`. cache: keeps blocks on a disk. device: to
-    which tensors are copied ahead of their use.
+    b = batch / world. every: 1 = each global batch is read, W = every W-th. members: arrays to read; of captions one is
+    read, which `seed` draws for each sample where records hold several. memory_bytes: bound on the blocks in memory.
+    workers: threads that fetch and verify, and as many that decode PNGs. prefetch: batches kept ready. order: of
+    `dataset`. cache: keeps blocks on a disk. device: to which tensors are copied ahead of their use.
     Errors in any thread are raised by `next`. Use it as a context manager, or call close().
 
     Raises DatasetError for missing shards (of a bucket on rank 0 alone), members or records, and ConfigError for sizes
@@ -73,6 +73,7 @@ class Stream:
         world: int = 1,
         batch: int,
         start_n: int = 0,
+        every: int = 1,
         seed: int = 0,
         members: Sequence[str] = ("moments", "text"),
         memory_bytes: int = 2 << 30,
@@ -92,7 +93,7 @@ class Stream:
                 raise DatasetError(f"{part.storage.url} holds no {', '.join(missing)}: encode it with those conditions")
             if rank == 0 or part.storage.local_path("x") is not None:  # a bucket shows all ranks the same
                 require_shards(part.storage, part.manifest)
-        self._share, self._offset, self._batch = batch // world, rank * (batch // world), batch
+        self._share, self._offset, self._stride = batch // world, rank * (batch // world), batch * every
         needed = order.window_bytes(dataset.bytes, self._offset, self._share)
         if needed > memory_bytes:
             raise ConfigError(
@@ -228,7 +229,7 @@ class Stream:
 
     def _locate(self) -> None:
         """Find the positions of the samples of the next batches."""
-        starts = self._next_n + self._batch * np.arange(self._plan_batches, dtype=np.int64)
+        starts = self._next_n + self._stride * np.arange(self._plan_batches, dtype=np.int64)
         numbers = starts[:, None] + self._offset + np.arange(self._share, dtype=np.int64)
         positions = self._order.locate(numbers.reshape(-1))
         blocks, places = positions.block.reshape(numbers.shape), positions.place.reshape(numbers.shape)
@@ -240,7 +241,7 @@ class Stream:
             self._located_plans.append(plan)
             for number in plan.needs:
                 self._uses[number].append(n)
-        self._next_n += self._batch * self._plan_batches
+        self._next_n += self._stride * self._plan_batches
 
     def _done_with(self, plan: _Plan) -> None:
         for number in plan.needs:

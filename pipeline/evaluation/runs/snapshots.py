@@ -27,6 +27,7 @@ from pipeline.parsing.text import one_line
 from pipeline.runs.datasets import empty_caption
 from pipeline.runs.directory import RunInfo, load_any_run
 from pipeline.storage.urls import open_storage
+from pipeline.tracking.event_files import require_trackers
 from pipeline.tracking.tracker import Tracker
 
 
@@ -37,6 +38,7 @@ def evaluate_pending(config: EvalRunConfig, world: World | None = None) -> int:
     after a signal to stop, when the remaining snapshots stay pending."""
     ranks = world or World(device=pick_device(config.device))
     info = ranks.together(lambda: load_any_run(config.run))
+    ranks.together(lambda: require_trackers(info.config.tracking), rank=0)
     run = info.storage
     stop, evaluate, damaged = StopRequest(), None, set[int]()
 

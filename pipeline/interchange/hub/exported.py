@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.config import ExportConfig
+from pipeline.config import ExportConfig, TextTask
 from pipeline.errors import StorageError
 from pipeline.inference.first_stage import TrainedAutoencoder
 from pipeline.inference.trained import Trained
@@ -108,5 +108,5 @@ def _loading(trained: Trained | TrainedAutoencoder) -> str:
     config = trained.info.config
     note = compvis_note(config.diffusion).removeprefix("export: note: ")
     said = f"\n{note[:1].upper()}{note[1:]}.\n" if note else ""
-    runs = config.task.name == "text" and config.diffusion.prediction in ("epsilon", "v")
+    runs = isinstance(config.task, TextTask) and config.diffusion.prediction in ("epsilon", "v")
     return ONE_FILE + said + (IN_DIFFUSERS if runs else "")
