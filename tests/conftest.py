@@ -47,7 +47,7 @@ _numbers = itertools.count()
 _peaks: list[float] = []
 SEVERAL_PROCESSES = (
     *("system/", "verbs/test_demo.py", "verbs/test_train_init.py", "evaluation/test_beside.py"),
-    "planning/test_memory.py",
+    *("planning/test_memory.py", "docs/test_what_breaks.py"),
 )
 """Files whose tests start ranks, jobs or verbs of their own, for minutes in all."""
 GOAL_GB, MOST_GB = 3.0, 4.0

@@ -311,6 +311,16 @@ def test_differences_name_the_fact_of_a_condition() -> None:
     assert one.differences(one) == []
 
 
+def test_differences_name_the_setting_of_the_encoders_and_the_fact_of_the_text() -> None:
+    one = CONTRACTS["text"]
+    assert one.text is not None
+    other = dataclasses.replace(
+        one, encoders={**one.encoders, "text_pad": 7}, text=dataclasses.replace(one.text, layer="penultimate")
+    )
+    pad = one.encoders.get("text_pad", "none")
+    assert one.differences(other) == [f"encoders.text_pad: {pad}, not 7", "text.layer: last, not penultimate"]
+
+
 def test_long_lists_of_names_are_cut_in_differences() -> None:
     names = tuple(f"class {number}" for number in range(1000))
     one = with_arrays(conditions=Conditions(classes=ClassFacts(count=1000, names=names)))

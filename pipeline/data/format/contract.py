@@ -280,11 +280,16 @@ def _of_one(contract: Contract) -> Contract:
 
 
 def _pairs(place: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Where two values of a contract differ, and how; of facts of conditions, each fact that differs."""
+    """Where two values of a contract differ, and how; of settings of encoders, and of facts of texts and conditions,
+    each that differs."""
     if one == other:
         return
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            yield from _pairs(f"{place}.{key}", one.get(key), other.get(key))
+        return
     alike = type(one) is type(other) and dataclasses.is_dataclass(one)
-    if not alike or not place.startswith("conditions"):
+    if not alike or not place.startswith(("conditions", "text")):
         yield place, one, other
         return
     for fact in dataclasses.fields(one):
