@@ -2,13 +2,13 @@
 
     accelerate launch --multi_gpu --num_processes 8 examples/diffusers_unet.py CACHE OUT --batch 512 --samples 1000000
 
-Run again after any stop, it goes on from its newest state to the end that it would have reached. The dataset knows
-which record, latent and caption sample n is; noise and timesteps come from a generator that a rank's first n seeds.
+Run again on as many ranks, it goes on from its newest state. Noise and timesteps are drawn from a rank's first n.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -25,23 +25,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder of the states and of the trained network")
     parser.add_argument("--batch", type=int, default=64, help="samples of a step, of all ranks together")
     parser.add_argument("--samples", type=int, default=1_000_000, help="where training ends")
-    parser.add_argument("--every", type=int, default=64_000, help="samples between states, a multiple of --batch")
+    parser.add_argument("--every", type=int, default=64_000, help="samples between states")
     parser.add_argument("--channels", type=int, nargs="+", default=[320, 640, 1280, 1280], help="of each level")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
 
     accelerator, newest = Accelerator(cpu=not torch.cuda.is_available()), args.out / "newest"
-    n = int(newest.read_text()) if newest.exists() else 0
     device = accelerator.device  # the data are not for accelerator.prepare, which would split a rank's part once more
-    data = open_dataset(args.cache, batch=args.batch, seed=args.seed, start=n, samples=args.samples, device=device)
-    if (empty := data.empty) is None:
-        parser.error(f"{args.cache} holds no captions: encode it with text_storage=full")
+    data = open_dataset(
+        args.cache, batch=args.batch, seed=args.seed, samples=args.samples, members=("latents", "text"), device=device
+    )
+    assert (empty := data.empty) is not None, "a cache with text, and no encoded empty caption"
     torch.manual_seed(args.seed)
     unet = network(data.contract.latent_shape, empty.shape[1], args.channels)
     unet, optimizer = accelerator.prepare(unet, torch.optim.AdamW(unet.parameters(), lr=1e-4))
-    if n:
-        accelerator.load_state(args.out / str(n))
-
+    if newest.exists():
+        data.load_state_dict(state := json.loads(newest.read_text()))  # refuses another cache, batch or seed
+        accelerator.load_state(args.out / str(state["n"]))
     schedule, empty = DDPMScheduler(), empty.to(device)
     for batch in data:
         latents, draw = batch["latents"], torch.Generator().manual_seed(args.seed + int(batch["n"][0]))
@@ -53,11 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
         accelerator.backward(torch.nn.functional.mse_loss(predicted.float(), noise))
         optimizer.step()
         optimizer.zero_grad()
-        if (n := int(batch["seen"])) % args.every == 0 or n >= args.samples:
+        if (n := int(batch["seen"])) % args.every < args.batch or n >= args.samples:
             accelerator.save_state(args.out / str(n))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:  # last, and whole
-                (part := newest.with_suffix(".part")).write_text(str(n))
+                (part := newest.with_suffix(".part")).write_text(json.dumps(data.state_dict()))
                 part.replace(newest)
     accelerator.unwrap_model(unet).save_pretrained(args.out / "unet", is_main_process=accelerator.is_main_process)
     return 0

@@ -27,6 +27,8 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 """Variables in which launchers tell a rank its place."""
 ARRAY = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "COUNT", "STEP"))
 """Variables in which Slurm tells a task of an array its place."""
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Variables in which MPI's launchers tell a process how many there are; accelerate calls one for --mpirun_hostfile."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ def require_place(processes: int, environ: Mapping[str, str] = os.environ) -> No
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         whole(environ, name)
     if place is None:
-        _tell_left_over(environ)
         task = step_place(environ)
+        if task is None:
+            only_place(environ)
+        _tell_left_over(environ)
         if task is not None and task.world > 1:
             place, said = task, "SLURM_PROCID and SLURM_NTASKS"
     if place is not None and processes > 1 and processes != place.world:
@@ -74,12 +78,24 @@ def worker_place(environ: Mapping[str, str] = os.environ) -> Place:
     n w. If an array's numbers have no even step (--array=1,5,9), two of its tasks may get the same rank. Raises
     ConfigError.
     """
-    place = launcher_place(environ) or step_place(environ) or Place(0, 1, 0, 1)
+    place = launcher_place(environ) or step_place(environ) or only_place(environ)
     task = array_place(environ)
     if task is None:
         return place
     number, count = task
     return Place(number * place.world + place.rank, count * place.world, place.local_rank, place.local_world)
+
+
+def only_place(environ: Mapping[str, str] = os.environ) -> Place:
+    """The place of a process to which neither a launcher nor srun has given one: rank 0 of 1. Raises ConfigError where
+    MPI has started several, of which each would believe to be the only one."""
+    for name in MPI:
+        if (world := whole(environ, name) or 1) > 1:
+            raise ConfigError(
+                f"{name}={world}: MPI has started {world} processes, and RANK and WORLD_SIZE do not say which of them "
+                f"this is: start them by torchrun, accelerate launch --multi_gpu or srun; {_unset(name)}"
+            )
+    return Place(0, 1, 0, 1)
 
 
 def launcher_place(environ: Mapping[str, str] = os.environ) -> Place | None:
@@ -234,10 +250,10 @@ def _tell_left_over(environ: Mapping[str, str]) -> None:
     if environ.get("SLURM_STEP_NUM_TASKS", "").strip() and not environ.get("SLURM_STEP_ID", "").strip():
         log.warning("SLURM_STEP_NUM_TASKS is passed over: SLURM_STEP_ID is not set, so this is the only process")
     if environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and environ.get("MASTER_PORT", "").strip():
-        # What accelerate sets where it was told of several processes and starts one.
+        # What accelerate sets where it was told of several and starts one; the port may be of this shell, too.
         log.warning(
-            "accelerate launch --cpu has started one process, whatever its --num_processes says: for several ranks on "
-            "CPUs tell it --multi_gpu, and the run device=cpu"
+            "accelerate launch --cpu has started one process, and may have been told of several (--num_processes): for "
+            "several ranks on CPUs tell it --multi_gpu, and the run device=cpu"
         )
 
 

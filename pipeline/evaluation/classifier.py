@@ -303,7 +303,8 @@ def _prepare(config: EvalRunConfig, world: World) -> tuple[RunInfo[TrainConfig],
     facts = tuple(fact for fact in ENCODER_FACTS if not fact.startswith("text"))
     require_match(trained.contract, manifest.contract, where, facts)
     require_arrays(run, manifest.contract, where)
-    require_conditions(run, trained.contract, manifest.contract, where)
+    ours = f"data.train={run.data.train}"
+    require_conditions(run.task.conditions, trained.contract, manifest.contract, where, ours)
     if manifest.own.digest in dataset_digests(info.facts):
         log.warning(f"eval: {where} is what {config.run} was trained on: its records are not new to the classifier")
     members = stored_members(run.task, manifest.contract)

@@ -6,6 +6,7 @@ Which batch comes is a function of its sample number, so the state of the iterat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,27 +16,25 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline import philox
 from pipeline.data.format.contract import Contract
-from pipeline.data.format.members import dtypes_of
 from pipeline.data.order.dataset import Dataset
 from pipeline.data.order.mixture import AnyOrder
 from pipeline.data.order.shuffle import ORDER
 from pipeline.data.reading.batch import Batch
+from pipeline.data.reading.device import to_device
 from pipeline.data.reading.disk_cache import DiskCache
 from pipeline.data.reading.stream import Stream
 from pipeline.errors import ConfigError
-from pipeline.loops.asked import Asked, check
+from pipeline.loops.asked import LATENTS, Asked, Url, arrays_of, check, listed, read_beside
 from pipeline.loops.opening import as_parameters, open_caches, place_of
 from pipeline.models.encoders.latents import Latents
 from pipeline.runs.datasets import empty_caption
 
-LATENTS = "latents"
-"""Name of the scaled latents that are drawn, in a batch."""
 Item = dict[str, Any]
 """One rank's part of a global batch."""
 
 
 def open_dataset(
-    url: str | Sequence[str],
+    url: Url | Sequence[Url],
     *,
     batch: int,
     seed: int = 0,
@@ -47,30 +46,31 @@ def open_dataset(
     members: Sequence[str] | None = None,
     captions: bool = False,
     weights: Sequence[float] = (),
-    columns: Sequence[str] = (),
+    columns: Sequence[Url] = (),
     tail: Literal["drop", "wrap"] = "drop",
     memory_gb: float = 4.0,
     workers: int = 4,
     prefetch: int = 4,
-    cache: str = "",
+    cache: Url = "",
     cache_gb: float = 100.0,
     device: str | torch.device = "cpu",
 ) -> CacheDataset:
     """Open a cache, or several that are mixed, to iterate over one rank's batches in the order of training.
 
-    url: a folder or URL that `latentmill encode` wrote; several are mixed as data.train and data.mix are. batch: the
-    global batch. seed: of the order, of the latents' noise and of the caption that a sample sees. rank, world: this
-    process's place; None = as torch.distributed, or the launcher's environment, says. start: samples seen before, a
-    multiple of the batch. samples: where the iteration ends, rounded up to a whole batch; None = never. sampled: with
-    `latents` as the network is trained on, in place of the stored array. members: names of the arrays to read; None =
-    all that the records hold. captions: also the records' keys and captions, as lists of text. device: to which batches
-    are copied ahead of their use; only "cpu" in workers of a DataLoader. The others are as the keys `data.NAME` of
-    `latentmill train` (docs/reference/keys.md); memory_gb and workers (threads that read) are of each process that
-    reads.
+    url: a folder (text or path) or URL that `latentmill encode` wrote; several are mixed as data.train and data.mix
+    are. batch: the global batch. seed: of the order, of the latents' noise and of the caption that a sample sees. rank,
+    world: this process's place; None = as torch.distributed, or the launcher's environment, says. start: samples seen
+    before, a multiple of the batch. samples: where the iteration ends, rounded up to a whole batch; None = never.
+    sampled: with `latents` as the network is trained on, in place of the stored array. members: names of the arrays of
+    a batch; None = all that the records hold. captions: also the records' keys and captions, as lists of text. device:
+    to which batches are copied ahead of their use; only "cpu" in workers of a DataLoader. The others are as the keys
+    `data.NAME` of `latentmill train` (docs/reference/keys.md); memory_gb and workers (threads that read) are of each
+    process that reads.
 
-    Raises LatentmillError: ConfigError for values that do not fit, DatasetError where there is no such cache.
+    Raises LatentmillError: ConfigError for values that do not fit, DatasetError where there is no such cache; for
+    memory_gb that is too small, and a GPU that is missing, at the first batch.
     """
-    urls = (url,) if isinstance(url, str) else tuple(url)
+    urls = (os.fspath(url),) if isinstance(url, str | os.PathLike) else listed("url", url)
     place = place_of(rank, world)
     asked = Asked(
         urls=urls,
@@ -80,15 +80,15 @@ def open_dataset(
         world=place.world,
         samples=samples,
         sampled=sampled,
-        members=None if members is None else tuple(members),
+        members=None if members is None else listed("members", members),
         captions=captions,
         weights=tuple(weights),
-        columns=tuple(columns),
+        columns=listed("columns", columns),
         tail=tail,
         memory_gb=memory_gb,
         workers=workers,
         prefetch=prefetch,
-        cache=cache,
+        cache=os.fspath(cache),
         cache_gb=cache_gb,
         device=str(device),
     )
@@ -106,12 +106,15 @@ class CacheDataset(IterableDataset[Item]):
     | n | (b,) int64, sample numbers |
     | seen | () int64, samples of all ranks that have been seen once this batch is trained on: the next `start` |
     | latents | (b, C, h, w) float32, scaled, drawn from the posterior where the cache holds one (sampled=True) |
-    | moments, latents or pixels | the stored array instead (sampled=False): (b, 2C, h, w) or (b, C, h, w) float16, |
-    | | unscaled, (b, 3, H, W) uint8 |
-    | text | (b, L, D) float16, text states, or tokens (b, L) int32 where the cache holds ids alone |
+    | moments, latents or pixels | the stored array instead (sampled=False): (b, 2C, h, w) or (b, C, h, w) float16 or |
+    | | float32, unscaled, (b, 3, H, W) uint8 |
+    | text | (b, L, D) float16 or float32, text states |
+    | tokens | (b, L) int32, where the cache holds ids alone, or several captions of a record |
     | cond.class, cond.labels, ... | the conditions as they are stored |
     | chosen | (b,) int64, number of the caption that a sample sees, where records hold several |
     | key, caption | lists of b strings (captions=True) |
+
+    n, seen and chosen are on the CPU, the other tensors on `device`.
 
     Give it to a DataLoader with batch_size=None. With workers, worker w of W yields every W-th batch from number w on,
     which the DataLoader puts in order again; each reads what it needs, so a block of records is read by several. The
@@ -126,6 +129,8 @@ class CacheDataset(IterableDataset[Item]):
         self._dataset: Dataset | None = None
         self._iterations = 0
         self._position: int | None = None
+        self._by_workers = torch.zeros(1, dtype=torch.bool).share_memory_()
+        """Whether workers of a DataLoader, and not this process, have begun the newest iteration; they share it."""
         self._begin_at(start)
         self._order()
 
@@ -154,7 +159,9 @@ class CacheDataset(IterableDataset[Item]):
             with as_parameters():
                 self._dataset = open_caches(asked.urls, asked.columns, asked.members, self._digests)
             self._digests = tuple(part.manifest.own.digest for part in self._dataset.parts)
-            self._members = self._chosen(self._dataset.contract)
+            self._arrays = arrays_of(asked, self._dataset.contract)
+            contracts = [part.manifest.contract for part in self._dataset.parts]
+            self._beside = read_beside(asked, self._arrays, contracts)
         return self._dataset
 
     def _order(self) -> AnyOrder:
@@ -163,27 +170,18 @@ class CacheDataset(IterableDataset[Item]):
         with as_parameters():
             return self._open().order(asked.seed, asked.batch, asked.tail, asked.weights)
 
-    def _chosen(self, contract: Contract) -> tuple[str, ...]:
-        """Names of the arrays to read. Raises ConfigError for one that records do not hold."""
-        held = [name for name in dtypes_of(contract) if name != "captions"]
-        if self._asked.members is None:
-            return tuple(held)
-        drawn = {LATENTS: contract.stored} if self._asked.sampled else {}
-        names = tuple(dict.fromkeys(drawn.get(name, name) for name in self._asked.members))
-        if unknown := [name for name in names if name not in held]:
-            raise ConfigError(
-                f"{self._asked.urls[0]} holds no {', '.join(unknown)}: its arrays are {', '.join(held)}; name some of "
-                "these, or encode it with those conditions"
-            )
-        return names
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_dataset": None}  # a process that is spawned opens the same version for itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._by_workers.share_memory_()  # what came to a spawned worker is shared already
 
     # Iteration -------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Item]:
         worker, workers = _worker()
+        self._by_workers.fill_(get_worker_info() is not None)
         first = self._position = self._first(worker, workers)
         self._iterations += 1
         return self._items(first, workers, self._iterations)
@@ -200,8 +198,9 @@ class CacheDataset(IterableDataset[Item]):
         end = None if asked.samples is None else -(-asked.samples // asked.batch) * asked.batch
         if end is not None and first >= end:
             return
-        with as_parameters():
-            stream = Stream(
+        with (
+            as_parameters(),
+            Stream(
                 dataset,
                 self._order(),
                 rank=asked.rank,
@@ -210,14 +209,14 @@ class CacheDataset(IterableDataset[Item]):
                 start_n=first,
                 every=workers,
                 seed=asked.seed,
-                members=self._members,
+                members=(*self._arrays, *self._beside),
                 memory_bytes=int(asked.memory_gb * 1e9),
                 workers=asked.workers,
                 prefetch=asked.prefetch,
                 cache=DiskCache(asked.cache, int(asked.cache_gb * 1e9)) if asked.cache else None,
                 device=device,
-            )
-        with stream:
+            ) as stream,
+        ):
             for batch in stream:
                 item = self._item(batch, latents)
                 if self._iterations == iteration:
@@ -232,10 +231,10 @@ class CacheDataset(IterableDataset[Item]):
         if asked.sampled and latents.member in tensors:
             images, noise = tensors.pop(latents.member), None
             if latents.member == "moments":
-                numbers = batch.numbers.to(images.device)
+                numbers = to_device(batch.numbers, images.device)
                 noise = philox.normal(asked.seed, philox.Stream.POSTERIOR, numbers, latents.shape(images))
             item[LATENTS] = latents.draw(images, noise)
-        item |= tensors
+        item |= {name: tensor for name, tensor in tensors.items() if name not in self._beside}
         if batch.chosen is not None:
             item["chosen"] = batch.chosen
         if asked.captions:
@@ -248,9 +247,16 @@ class CacheDataset(IterableDataset[Item]):
         """Where the newest iteration is: `n`, the number of the next batch's first sample, and what n means: seed,
         batch, the manifests, weights and tail, and the version of the order. `worker` of `workers`: whose state it is.
 
-        The same on all ranks after as many batches; any number of ranks goes on from it.
+        The same on all ranks after as many batches; any number of ranks goes on from it. Raises ConfigError where
+        workers of a DataLoader are who iterates, of whose place this process knows nothing.
         """
         worker, workers = _worker()
+        if get_worker_info() is None and self._by_workers:
+            raise ConfigError(
+                "workers of a DataLoader read this dataset, and this process does not know how far they are: ask "
+                "torchdata's StatefulDataLoader for state_dict(), set num_workers=0, or keep the `seen` of the last "
+                "batch for start="
+            )
         n = self._first(worker, workers) if self._position is None else self._position
         return {"n": n, "worker": worker, "workers": workers, **self._identity()}
 
@@ -258,7 +264,7 @@ class CacheDataset(IterableDataset[Item]):
         """Let the next `iter` go on from a state. A cache that has grown since is read in the version of the state.
 
         Raises ConfigError for a state of another seed, batch, order or mixture, DatasetError where the cache's version
-        is not there.
+        is not there; the dataset is then as it was.
         """
         try:
             n, worker, workers = (int(state[name]) for name in ("n", "worker", "workers"))
@@ -268,6 +274,19 @@ class CacheDataset(IterableDataset[Item]):
                 "this is no state of a latentmill dataset: load what its state_dict(), or that of the "
                 "StatefulDataLoader around it, has returned"
             ) from None
+        former = dict(self.__dict__)
+        try:
+            if digests != self._digests:
+                self._digests, self._dataset = digests, None
+            self._require_same(state)
+            self._order()
+            self._begin_at(n, (worker, workers))
+        except BaseException:
+            self.__dict__.update(former)  # what is refused leaves the dataset as it was
+            raise
+
+    def _require_same(self, state: Mapping[str, Any]) -> None:
+        """Raise ConfigError where a state's n means another sample. The dataset is open in the state's version."""
         mine = self._identity()
         differing = [name for name in mine if name != "manifests" and state.get(name) != mine[name]]
         if differing:
@@ -275,10 +294,6 @@ class CacheDataset(IterableDataset[Item]):
             raise ConfigError(
                 f"the state is of another order: {told}; open the dataset with the former values, or begin without it"
             )
-        if digests != self._digests:
-            self._digests, self._dataset = digests, None
-        self._begin_at(n, (worker, workers))
-        self._order()
 
     def _identity(self) -> dict[str, Any]:
         asked = self._asked
@@ -303,6 +318,8 @@ class CacheDataset(IterableDataset[Item]):
         self._start, self._start_of = n, of
         self._position = None
         self._iterations += 1  # those before no longer say where the dataset is
+        if get_worker_info() is None:
+            self._by_workers.fill_(False)
 
     def _first(self, worker: int, workers: int) -> int:
         """The sample number at which the next iteration of a worker begins. Raises ConfigError."""

@@ -3,6 +3,7 @@ that the manifest excludes. It has webdataset's order and not that of training (
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -19,8 +20,9 @@ from pipeline.data.joined.opening import joined, require_all_bound
 from pipeline.data.reading.captions import of_one_caption
 from pipeline.data.reading.shards import read
 from pipeline.distributed.place import Place
-from pipeline.errors import ConfigError, DatasetError
-from pipeline.loops.opening import place_of
+from pipeline.errors import DatasetError
+from pipeline.loops.asked import Url, listed, require_held
+from pipeline.loops.opening import as_parameters, place_of
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
 
@@ -31,10 +33,10 @@ class Records(wds.DataPipeline, FluidInterface):
 
 
 def as_webdataset(
-    url: str,
+    url: Url,
     *,
     members: Sequence[str] | None = None,
-    columns: Sequence[str] = (),
+    columns: Sequence[Url] = (),
     seed: int | None = None,
     rank: int | None = None,
     world: int | None = None,
@@ -48,26 +50,26 @@ def as_webdataset(
 
     members: names of the arrays; None = all. columns: of `latentmill columns`. seed: tars come in an order that is
     drawn anew for each epoch of an iterating process; None = as the manifest has them. rank, world: as in open_dataset.
-    Every rank takes each `world`-th tar, and of these every worker of a DataLoader each W-th, as webdataset has it.
+    Every rank takes each `world`-th tar, and of these every worker of a DataLoader each W-th, as webdataset has it. So
+    ranks come to different numbers of samples: where they wait for each other, say `.with_epoch(nbatches=N)` after
+    `.batched(16)`. Arrays whose sizes differ between records are not stacked: `.batched(16, collation_fn=None)`.
 
     Raises DatasetError where there is no cache, ConfigError for members that it does not hold; in the iteration
     ShardCorrupt for a damaged tar, and DatasetError on a rank or worker for which no tar is left.
     """
+    url, columns = os.fspath(url), listed("columns", columns)
     storage = open_storage(url)
-    manifest = joined(storage, columns)
-    require_all_bound(columns, [manifest], "the cache that is opened")
+    with as_parameters():
+        manifest = joined(storage, columns)
+        require_all_bound(columns, [manifest], "the cache that is opened")
     names = [name for name in dtypes_of(manifest.contract) if name != "captions"]
-    if unknown := sorted(set(members or ()) - set(names)):
-        raise ConfigError(
-            f"{url} holds no {', '.join(unknown)}: its arrays are {', '.join(names)}; name some of these, or encode it "
-            "with those conditions"
-        )
+    chosen = tuple(names) if members is None else listed("members", members)
+    require_held(chosen, names, url)
     kept = KeptRecords(manifest, load_excluded(storage, manifest))
     tars = [number for number, count in enumerate(kept.sizes) if count]
     stages: list[Any] = [_Numbers(tars)]
     if seed is not None:
         stages.append(wds.detshuffle(bufsize=max(len(tars), 1), initial=max(len(tars), 1), seed=seed))
-    chosen = tuple(names if members is None else members)
     place = place_of(rank, world)
     return Records(*stages, _Share(place), wds.split_by_worker, _Expand(storage, manifest, kept, chosen, place))
 

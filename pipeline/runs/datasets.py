@@ -103,15 +103,16 @@ def training_datasets(config: RunConfig, run: Storage, world: World) -> Dataset:
 def check_mixture(config: TrainConfig, manifests: Sequence[Manifest]) -> None:
     """Raise ContractMismatch when the caches of data.mix do not fit data.train; sizes of latents may differ."""
     facts = tuple(name for name in ENCODER_FACTS if name != "latent_shape")
+    first, ours = manifests[0].contract, f"data.train={config.data.train}"
     train_dtypes, *mix_dtypes = [dtypes_of(manifest.contract) for manifest in manifests]
     for url, manifest, dtypes in zip(config.data.mix, manifests[1:], mix_dtypes, strict=True):
-        require_match(manifests[0].contract, manifest.contract, f"data.mix={url}", facts)
-        require_conditions(config, manifests[0].contract, manifest.contract, f"data.mix={url}")
-        for name in stored_members(config.task, manifests[0].contract):
+        require_match(first, manifest.contract, f"data.mix={url}", facts)
+        require_conditions(config.task.conditions, first, manifest.contract, f"data.mix={url}", ours)
+        for name in stored_members(config.task, first):
             if dtypes.get(name) != train_dtypes.get(name):
                 raise ContractMismatch(
                     f"data.mix={url} holds {name} as {dtypes.get(name, 'nothing')}, not {train_dtypes.get(name)} as "
-                    f"data.train={config.data.train} does. Encode it with the same encoders and conditions"
+                    f"{ours} does. Encode it with the same encoders and conditions"
                 )
 
 
@@ -137,7 +138,7 @@ def check_against_contract(config: TrainConfig, manifest: Manifest, validation: 
         facts = tuple(fact for fact in ENCODER_FACTS if task.takes_text or fact not in ("text", "text_sha256"))
         require_match(contract, validation.contract, name, facts)
         require_arrays(config, validation.contract, name)
-        require_conditions(config, contract, validation.contract, name)
+        require_conditions(task.conditions, contract, validation.contract, name, cache)
 
 
 def require_pixels(config: AutoencoderConfig, contract: Contract, where: str) -> None:
@@ -182,10 +183,10 @@ def require_arrays(config: TrainConfig, contract: Contract, cache: str) -> None:
         )
 
 
-def require_conditions(config: TrainConfig, required: Contract, actual: Contract, cache: str) -> None:
-    """Raise ContractMismatch where a cache's conditions, of those that the task reads, were made otherwise than
-    data.train's. cache: names it in the message. Numbers of variants may differ."""
-    for name in config.task.conditions:
+def require_conditions(names: Sequence[str], required: Contract, actual: Contract, cache: str, ours: str) -> None:
+    """Raise ContractMismatch where a cache's conditions `names` were made otherwise than those that are required. cache
+    and ours name the two in the message. Numbers of variants may differ."""
+    for name in names:
         field = {"class": "classes"}.get(name, name)
         one, other = (getattr(contract.conditions, field) for contract in (required, actual))
         differences = [
@@ -195,7 +196,7 @@ def require_conditions(config: TrainConfig, required: Contract, actual: Contract
         ]
         if differences:
             raise ContractMismatch(
-                f"{cache} has {name} made otherwise than data.train={config.data.train}: {'; '.join(differences)}. "
+                f"{cache} has {name} made otherwise than {ours}: {'; '.join(differences)}. "
                 "Encode it with the same settings"
             )
 

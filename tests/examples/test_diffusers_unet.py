@@ -13,7 +13,7 @@ import pytest
 from made.cache import make_cache
 from made.places import REPOSITORY
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
-from servers.swift import _free_ports
+from servers.swift import free_ports
 
 EXAMPLE = REPOSITORY / "examples" / "diffusers_unet.py"
 LINES = 80
@@ -82,7 +82,7 @@ def test_two_ranks_of_accelerate_go_on_to_the_end_that_they_would_have_reached(c
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port"]
     for out, samples in ((tmp_path / "whole", 16), (tmp_path / "stopped", 8), (tmp_path / "stopped", 16)):
-        command = [*launch, str(_free_ports(1)[0]), "-m", "ranks.diffusers_unet", *words(cache, out, samples)]
+        command = [*launch, str(free_ports(1)[0]), "-m", "ranks.diffusers_unet", *words(cache, out, samples)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
     assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")

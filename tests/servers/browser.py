@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from servers.swift import _free_ports
+from servers.swift import free_ports
 
 START_SECONDS = 60.0
 COMMANDS = ("chromium", "chromedriver")
@@ -25,7 +25,7 @@ class Browser:
     """One window. No page in it can reach the network, as it resolves no host but this machine."""
 
     def __init__(self) -> None:
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         self._driver = f"http://127.0.0.1:{port}"
         command = ["chromedriver", f"--port={port}", "--log-level=OFF"]
         self._process = subprocess.Popen(

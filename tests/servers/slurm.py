@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from servers.swift import _free_ports
+from servers.swift import free_ports
 
 START_SECONDS = 60.0  # takes a second on an idle machine
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
@@ -88,7 +88,7 @@ class Slurm:
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self._sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
         self._pipes: dict[str, subprocess.Popen[bytes]] = {}
-        self._ports = dict(zip(("slurmctld", *self.nodes), _free_ports(1 + nodes)))
+        self._ports = dict(zip(("slurmctld", *self.nodes), free_ports(1 + nodes)))
 
     @staticmethod
     def missing() -> str:

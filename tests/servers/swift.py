@@ -101,7 +101,7 @@ class Swift:
 
     def __init__(self, folder: Path, *, memcached: bool = False) -> None:
         self.folder, self.memcached = folder, memcached
-        self.ports = dict(zip((*BACKENDS, "proxy", "unused"), _free_ports(len(BACKENDS) + 2)))
+        self.ports = dict(zip((*BACKENDS, "proxy", "unused"), free_ports(len(BACKENDS) + 2)))
         self.processes: list[subprocess.Popen[bytes]] = []
         self.environment = {
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.ports['proxy']}",
@@ -202,7 +202,7 @@ class Swift:
                 pass
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """`count` different unused ports of the loopback interface."""
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:

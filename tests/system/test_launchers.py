@@ -14,7 +14,7 @@ import pytest
 
 from made.slurm_run import TRAIN
 from ranks.faulty_run import make_cache, state
-from servers.swift import _free_ports
+from servers.swift import free_ports
 from servers.warm_ranks import WarmRanks
 
 PYTHON = sys.executable
@@ -75,7 +75,7 @@ def test_a_run_ends_with_the_same_weights_under_every_launcher(
 ) -> None:
     if name == "srun":
         request.getfixturevalue("slurm")
-    launcher, (port,) = LAUNCHERS[name], _free_ports(1)
+    launcher, (port,) = LAUNCHERS[name], free_ports(1)
     command = [word.replace("PORT", str(port)) for word in launcher.command]
     if name == "launch.processes":
         words = [*words, "launch.processes=2"]
