@@ -66,6 +66,9 @@ def but(environ: dict[str, str], *missing: str, **changed: str) -> dict[str, str
         (but(ARRAY, SLURM_ARRAY_TASK_STEP="0"), "SLURM_ARRAY_TASK_STEP=0 "),
         (but(ARRAY, SLURM_ARRAY_TASK_STEP="a"), "SLURM_ARRAY_TASK_STEP=a "),
         (but(ARRAY, SLURM_ARRAY_TASK_MIN="4"), "SLURM_ARRAY_TASK_MIN=4 "),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "OMPI_COMM_WORLD_SIZE=4: MPI has started 4 processes, and RANK and WORLD_SIZE"),
+        ({"PMI_SIZE": "2"}, "PMI_SIZE=2: MPI has started 2"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "MV2_COMM_WORLD_SIZE=2: MPI has started 2"),
     ],
 )
 def test_a_place_that_is_half_set_or_none_is_refused_in_a_line(environ: dict[str, str], words: str) -> None:
@@ -130,6 +133,9 @@ def test_a_launcher_that_contradicts_launch_processes_is_refused(
         (STEP | ARRAY, 1),
         ({"SLURM_STEP_ID": str(0xFFFFFFFB), "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, 2),  # a batch script
         (RANKS | {"SLURM_STEP_ID": "0"}, 2),  # a container that passes a few of Slurm's variables on
+        (RANKS | {"OMPI_COMM_WORLD_SIZE": "2"}, 2),
+        (STEP | {"PMI_SIZE": "2"}, 1),
+        ({"PMI_SIZE": "1"}, 4),
     ],
 )
 def test_a_whole_place_and_none_at_all_are_taken(environ: dict[str, str], processes: int) -> None:

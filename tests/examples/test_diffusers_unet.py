@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from made.cache import make_cache
+from made.captioned import SEVERAL, make_captioned
 from made.places import REPOSITORY
+from pipeline.errors import ConfigError
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from servers.swift import free_ports
 
@@ -35,8 +38,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def words(cache: str, out: Path, samples: int) -> list[str]:
-    given = {"batch": 4, "samples": samples, "every": 8, "seed": 3}
+    given = {"batch": 4, "samples": samples, "every": 7, "seed": 3}
     return [cache, str(out), *(f"--{name}={value}" for name, value in given.items()), "--channels", "8", "16"]
+
+
+def newest(out: Path) -> int:
+    return json.loads((out / "newest").read_text())["n"]
 
 
 def digest(out: Path) -> str:
@@ -71,9 +78,11 @@ def test_a_run_that_stops_comes_to_the_end_of_one_that_does_not(example: Any, ca
         patch.setattr(example, "open_dataset", Ends)
         with pytest.raises(Stopped):
             example.main(words(cache, stopped, 24))
-    assert (given_up, (stopped / "newest").read_text()) == ([16], "8")
+    assert (given_up, newest(stopped)) == ([16], 8)
+    with pytest.raises(ConfigError, match="seed was 3 and is 4"):
+        example.main([*words(cache, stopped, 24), "--seed=4"])
     assert example.main(words(cache, stopped, 24)) == 0
-    assert (stopped / "newest").read_text() == "24"
+    assert newest(stopped) == 24
     assert digest(stopped) == digest(whole)
 
 
@@ -93,6 +102,12 @@ def test_the_network_is_one_that_diffusers_loads(example: Any, cache: str, tmp_p
     assert example.main(words(cache, tmp_path, 8)) == 0
     unet = example.UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     assert (unet.config.in_channels, unet.config.cross_attention_dim, unet.config.sample_size) == (4, 8, 8)
+
+
+def test_a_cache_of_token_ids_is_refused(example: Any, tmp_path: Path) -> None:
+    make_captioned(str(tmp_path / "cache"), SEVERAL, [20])
+    with pytest.raises(ConfigError, match="holds no text: .* encode it with captions and text_storage=full"):
+        example.main(words(str(tmp_path / "cache"), tmp_path / "out", 8))
 
 
 def test_it_is_as_short_as_it_says() -> None:

@@ -166,6 +166,33 @@ def test_what_a_network_is_built_from_is_at_hand(cache: str) -> None:
     assert (dataset.empty.shape, dataset.empty.dtype) == ((3, 8), torch.float32)
 
 
+@pytest.mark.parametrize("storages", [("full",), ("tokens",), ("full", "of one")])
+def test_the_caption_that_a_sample_sees_comes_without_its_text_too(storages: tuple[str, ...], tmp_path: Path) -> None:
+    """The last is a mixture with a cache whose records have one caption."""
+    text = dataclasses.replace(SEVERAL, storage=storages[0])
+    urls = [tmp_path / name for name in storages]
+    for number, url in enumerate(urls):
+        make_captioned(str(url), text.of_one if number else text, [20, 5 + number])
+    array = "tokens" if storages[0] == "tokens" else "text"
+    whole, alone = (
+        first(open_dataset(urls, batch=BATCH, seed=SEED, captions=True, members=members))
+        for members in (("latents", array), ("latents",))
+    )
+    for batch, other in zip(whole, alone, strict=True):
+        assert batch.keys() - other.keys() == {array}
+        assert batch["caption"] == other["caption"]
+        assert torch.equal(batch["chosen"], other["chosen"])
+    assert any(batch["chosen"].any() for batch in alone)
+
+
+def test_blocks_are_kept_in_the_folder_that_is_named(cache: str, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    dataset = open_dataset(cache, batch=BATCH, seed=SEED, cache=folder)
+    for _ in range(2):
+        require_same(first(dataset), first(open_dataset(cache, batch=BATCH, seed=SEED)))
+        assert list(folder.iterdir())
+
+
 def test_excluded_records_never_come(tmp_path: Path) -> None:
     from made.forged_cache import forge_excluded
     from pipeline.data.format.records import npy_bytes

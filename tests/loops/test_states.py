@@ -17,8 +17,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from latentmill import CacheDataset, LatentmillError, open_dataset
 from made.cache import make_cache, record, write_unit
+from made.columns import make_columns
 from made.looped import BATCH, SEED, STEPS, first, require_same
-from pipeline.data.format.manifest import commit_manifest
+from pipeline.data.format.manifest import commit_manifest, load_manifest
+from pipeline.errors import ConfigError
 from pipeline.storage.urls import open_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata calls it
@@ -40,9 +42,23 @@ def test_any_number_of_workers_gives_the_same_batches_in_order(cache: str, worke
     assert len({key for batch in batches[:5] for key in batch["key"]}) == 5 * BATCH, "a record twice in an epoch"
 
 
-def test_a_dataset_goes_to_workers_that_are_spawned_as_it_is(cache: str) -> None:
+def test_a_pickled_dataset_is_the_same(cache: str) -> None:
     dataset = open_dataset(cache, batch=BATCH, seed=SEED, start=16)
     require_same(first(pickle.loads(pickle.dumps(dataset))), first(dataset))
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
+def test_workers_of_a_plain_loader_have_a_place_that_the_dataset_does_not_tell(cache: str, context: str) -> None:
+    dataset = pickle.loads(pickle.dumps(open_dataset(cache, batch=BATCH, seed=SEED)))
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=context)
+    begin = dataset.state_dict()
+    for go_on in (lambda: dataset.load_state_dict(begin), lambda: first(dataset, 1)):
+        require_same(first(loader, 2), first(open_dataset(cache, batch=BATCH, seed=SEED), 2))
+        with pytest.raises(ConfigError, match=r"workers of a DataLoader read this dataset, .* StatefulDataLoader"):
+            dataset.state_dict()
+        go_on()
+        dataset.state_dict()
+    assert dataset.state_dict() == begin | {"n": BATCH}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -123,6 +139,44 @@ def test_a_cache_that_has_grown_is_read_in_the_version_of_the_state(grown: tuple
     resumed.load_state_dict(state)
     assert resumed.records == 37
     require_same(first(resumed, 7), undisturbed[3:])
+
+
+def test_a_state_that_is_refused_leaves_the_dataset_as_it_was(grown: tuple[str, Callable[[], None]]) -> None:
+    url, grow = grown
+    before = open_dataset(url, batch=BATCH, seed=SEED)
+    undisturbed = first(before, 6)
+    first(before, 3)
+    state = before.state_dict()
+    grow()
+    dataset = open_dataset(url, batch=BATCH, seed=SEED)
+    begin = dataset.state_dict()
+    for change in ({"manifests": ["0" * 64]}, {"seed": 8}, {"n": 12}):
+        with pytest.raises(LatentmillError):
+            dataset.load_state_dict(state | change)
+        assert (dataset.records, dataset.state_dict()) == (46, begin)
+    dataset.load_state_dict(state)
+    assert dataset.records == 37
+    require_same(first(dataset, 3), undisturbed[3:])
+
+
+def test_a_cache_that_has_grown_goes_on_with_the_columns_of_the_state(
+    grown: tuple[str, Callable[[], None]], tmp_path: Path
+) -> None:
+    url, grow = grown
+
+    def opened() -> CacheDataset:
+        return open_dataset(url, batch=BATCH, seed=SEED, columns=[tmp_path / "columns"])
+
+    make_columns(str(tmp_path / "columns"), load_manifest(open_storage(url)))
+    dataset = opened()
+    undisturbed = first(dataset, 6)
+    first(dataset, 3)
+    grow()
+    make_columns(str(tmp_path / "columns"), load_manifest(open_storage(url)))
+    resumed = opened()
+    assert resumed.state_dict()["columns"] != dataset.state_dict()["columns"]
+    resumed.load_state_dict(dataset.state_dict())
+    require_same(first(resumed, 3), undisturbed[3:])
 
 
 @pytest.fixture

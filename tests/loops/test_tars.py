@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from latentmill import as_webdataset
 from made.cache import make_cache
 from made.captioned import SEVERAL, make_captioned
+from made.columns import make_columns
 from made.forged_cache import forge_excluded
 from pipeline.data.format.manifest import load_manifest
 from pipeline.data.format.records import npy_bytes
@@ -59,6 +60,8 @@ def test_stages_of_webdataset_go_on_from_it(cache: Path) -> None:
     pipeline = as_webdataset(str(cache), members=("moments",)).shuffle(10).to_tuple("moments", "caption").batched(4)
     moments, captions = next(iter(pipeline))
     assert (moments.shape, len(captions)) == ((4, 8, 2, 2), 4)
+    assert len(list(pipeline)) == 7
+    assert len(list(pipeline.with_epoch(nbatches=11))) == 11, "ranks that wait for each other count on it"
 
 
 def test_ranks_and_workers_share_the_tars(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,11 +101,21 @@ def test_of_several_captions_the_first_is_read(storage: Any, tmp_path: Path) -> 
         assert (mine["__key__"], mine["caption"]) == (theirs.key, theirs.meta["caption"])
         for name, array in theirs.members.items():
             assert np.array_equal(mine[name], array)
+    lots = list(as_webdataset(tmp_path).batched(4, collation_fn=None))
+    assert [len(samples) for samples in lots] == [4, 4, 1]
 
 
-def test_a_pipeline_goes_to_workers_that_are_spawned_as_it_is(cache: Path) -> None:
+def test_a_pickled_pipeline_is_the_same(cache: Path) -> None:
     pipeline = as_webdataset(str(cache), members=("text",), seed=5)
     assert keys(pickle.loads(pickle.dumps(pipeline))) == keys(pipeline)
+
+
+def test_columns_are_arrays_of_their_records(cache: Path, tmp_path: Path) -> None:
+    make_columns(str(tmp_path), load_manifest(open_storage(str(cache))))
+    samples = list(as_webdataset(cache, columns=[tmp_path]))
+    assert keys(samples) == keys(as_webdataset(cache, members=()))
+    for sample in samples:
+        assert sample["column.extra"].tolist() == [int(part) for part in sample["__key__"].split("_")]
 
 
 def test_a_bucket_needs_no_pipe(s3: str, cache: Path) -> None:
