@@ -29,13 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--channels", type=int, nargs="+", default=[320, 640, 1280, 1280], help="of each level")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-
     accelerator, newest = Accelerator(cpu=not torch.cuda.is_available()), args.out / "newest"
     device = accelerator.device  # the data are not for accelerator.prepare, which would split a rank's part once more
     data = open_dataset(
         args.cache, batch=args.batch, seed=args.seed, samples=args.samples, members=("latents", "text"), device=device
     )
-    assert (empty := data.empty) is not None, "a cache with text, and no encoded empty caption"
+    empty = data.empty
+    assert empty is not None, "a cache with text, and no encoded empty caption"
     torch.manual_seed(args.seed)
     unet = network(data.contract.latent_shape, empty.shape[1], args.channels)
     unet, optimizer = accelerator.prepare(unet, torch.optim.AdamW(unet.parameters(), lr=1e-4))

@@ -106,7 +106,7 @@ def test_the_network_is_one_that_diffusers_loads(example: Any, cache: str, tmp_p
 
 def test_a_cache_of_token_ids_is_refused(example: Any, tmp_path: Path) -> None:
     make_captioned(str(tmp_path / "cache"), SEVERAL, [20])
-    with pytest.raises(ConfigError, match="holds no text: .* encode it with captions and text_storage=full"):
+    with pytest.raises(ConfigError, match=r"holds no text: .* encode it with captions and text_storage=full"):
         example.main(words(str(tmp_path / "cache"), tmp_path / "out", 8))
 
 

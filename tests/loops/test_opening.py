@@ -71,9 +71,9 @@ def test_messages_name_parameters_in_place_of_keys(cache: Path, monkeypatch: pyt
         raise StorageError("data.cache=kept/data.cache is full: set data.cache_gb, or leave it out of data.mix")
 
     monkeypatch.setattr(Stream, "__next__", fail)
-    with pytest.raises(StorageError, match="^cache=kept/data.cache is full: set cache_gb, or leave it out of url$"):
+    with pytest.raises(StorageError, match=r"^cache=kept/data\.cache is full: set cache_gb, or leave it out of url$"):
         next(iter(open_dataset(cache, batch=BATCH)))
-    with pytest.raises(ConfigError, match="^leave it out of url$"), as_parameters():
+    with pytest.raises(ConfigError, match=r"^leave it out of url$"), as_parameters():
         raise ConfigError("leave it out of data.train and data.mix")
 
 
