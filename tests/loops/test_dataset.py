@@ -167,7 +167,7 @@ def test_what_a_network_is_built_from_is_at_hand(cache: str) -> None:
 
 
 @pytest.mark.parametrize("storages", [("full",), ("tokens",), ("full", "of one")])
-def test_the_caption_that_a_sample_sees_comes_without_its_text_too(storages: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_caption_that_a_sample_sees_comes_without_its_text_too(storages: tuple[Any, ...], tmp_path: Path) -> None:
     """The last is a mixture with a cache whose records have one caption."""
     text = dataclasses.replace(SEVERAL, storage=storages[0])
     urls = [tmp_path / name for name in storages]
