@@ -19,7 +19,7 @@ from functools import partial
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import ConfigError, LatentmillError, OverrideError, SubmitError
-from pipeline.jobs.cluster import load_cluster
+from pipeline.jobs.cluster import divided, load_cluster
 from pipeline.jobs.encode import encode_jobs
 from pipeline.jobs.eval import eval_jobs, reconstruct_jobs
 from pipeline.jobs.options import Job
@@ -110,9 +110,8 @@ def divide(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
         raise ConfigError(
             f"-m: submit takes one configuration at a time, but for {' and '.join(TRAINS)} without {THEN}"
         )
-    cluster_words = [word for word in words[1:] if word.startswith(("cluster=", "cluster.", "nodes="))]
-    cluster = [f"cluster.{word}" if word.startswith("nodes=") else word for word in cluster_words]
-    return words[0], cluster, [word for word in words[1:] if word not in cluster_words]
+    cluster, others = divided(words[1:])
+    return words[0], cluster, others
 
 
 def submit(parts: Sequence[Part]) -> None:

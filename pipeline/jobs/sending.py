@@ -24,16 +24,16 @@ def send(job: Job, texts: Sequence[str], jobs: list[str]) -> None:
     """Submit the scripts of one verb, and give its run's lease to the first. texts: of the scripts. jobs: numbers of
     the jobs that were submitted before, after whose success this one starts; its own are appended.
 
-    Raises SubmitError, and RunTaken where another has taken the run meanwhile: then nothing of this job stays in the
-    queue.
+    Raises SubmitError, and RunTaken where another has taken the run meanwhile: then, and on Ctrl-C, nothing of this job
+    stays in the queue.
     """
     first = len(jobs)
     try:
         for text in texts:
             jobs.append(slurm.send(text, *dependency(jobs, first)))
         _enqueue(job, jobs[first])
-    except LatentmillError:
-        if job.run and len(jobs) > first:  # it was submitted, but another job holds the run
+    except (LatentmillError, KeyboardInterrupt):
+        if job.run and len(jobs) > first:  # submitted, and the run is not its own
             with suppress(SubmitError):
                 slurm.cancel(*jobs[first:])
             del jobs[first:]

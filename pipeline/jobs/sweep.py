@@ -9,14 +9,16 @@ that a process can initialise only once. With cluster=NAME each becomes a job of
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 
 from pipeline.config.loading.overrides import OVERRIDE, expand, translate
 from pipeline.config.loading.references import Lacking, resolve
 from pipeline.distributed.children import verb_command
 from pipeline.distributed.ranks import run_command
+from pipeline.distributed.signals import INTERRUPTED_BY_KEYBOARD, SCHEDULER
 from pipeline.errors import ConfigError, Interrupted, RunError
-from pipeline.jobs.cluster import load_cluster
+from pipeline.jobs.cluster import divided, load_cluster
 from pipeline.jobs.members import Member, members_of
 from pipeline.jobs.sweep_on_slurm import Sweep, run_on_slurm
 from pipeline.log import show
@@ -43,8 +45,7 @@ def sweep(verb: str, words: Sequence[str], *, submitted: bool = False) -> int:
     if isinstance(resolved, Lacking):
         raise ConfigError(f"{key}={root}: {resolved.why}")
     options = [word for word in (DRY_RUN, NO_WAIT) if word in words]
-    of_cluster = [word for word in words if word.startswith(("cluster=", "cluster.", "nodes="))]
-    others = [word for word in words if not word.startswith(f"{key}=") and word not in (*of_cluster, *options)]
+    of_cluster, others = divided([word for word in words if not word.startswith(f"{key}=") and word not in options])
     on_slurm = submitted or bool(of_cluster)
     if on_slurm and verb not in TRAINS:
         raise ConfigError(
@@ -56,32 +57,32 @@ def sweep(verb: str, words: Sequence[str], *, submitted: bool = False) -> int:
     if not on_slurm:
         return run_here(verb, members)
     for word in of_cluster:
-        if expand(translate("submit", [_full(word)], sweep=True))[0]:
+        if expand(translate("submit", [word]))[0]:  # texts are one, as for submit: --exclude=n1,n2
             raise ConfigError(f"{word}: the jobs of a sweep share one cluster, and only keys of {verb} are swept")
-    cluster = load_cluster([_full(word) for word in of_cluster])
     return run_on_slurm(
-        Sweep(verb, cluster, root, resolved.text or "."),
+        Sweep(verb, load_cluster(of_cluster), root, resolved.text or "."),
         members,
         dry_run=DRY_RUN in options,
         wait=not submitted and NO_WAIT not in options,
     )
 
 
-def _full(word: str) -> str:
-    """A word of the cluster, written out: nodes=8 is short for cluster.nodes=8."""
-    return f"cluster.{word}" if word.startswith("nodes=") else word
-
-
 def run_here(verb: str, members: Sequence[Member]) -> int:
-    """Run members one after another; returns 0. Raises RunError, and Interrupted as soon as one was told to stop."""
+    """Run members one after another; returns 0. Raises RunError, and as soon as one was told to stop, Interrupted or
+    KeyboardInterrupt."""
     failed = []
     for member in members:
         show(f"== {member.name}")
         status = run_command(*verb_command(verb, member.words))
+        if status == INTERRUPTED_BY_KEYBOARD:
+            raise KeyboardInterrupt
         if status == Interrupted.exit_code:
             raise Interrupted(
                 f"{member.name} was stopped with everything committed; the same command goes on from there"
             )
+        if status - 128 in SCHEDULER:
+            name = signal.Signals(status - 128).name
+            raise Interrupted(f"{member.name} was stopped by {name}; the same command begins it again")
         if status:
             failed.append(member.name)
     if failed:

@@ -9,6 +9,7 @@ also where that one is back in the queue.
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from pipeline.jobs.options import Job
 from pipeline.jobs.secrets import require_no_secrets
 from pipeline.jobs.sending import make_logs, send
 from pipeline.jobs.train import train_jobs
-from pipeline.jobs.waiting import wait_for
+from pipeline.jobs.waiting import logs_of, wait_for
 from pipeline.log import log, show
 from pipeline.scheduler import slurm
 from pipeline.storage.urls import open_storage
@@ -42,7 +43,7 @@ class Sweep:
 
 def run_on_slurm(sweep: Sweep, members: Sequence[Member], *, dry_run: bool, wait: bool) -> int:
     """Check all members, submit those that are left to do, and wait for them; returns 0. dry_run: their scripts are
-    printed and checked, and nothing is submitted.
+    printed and the first is checked, and nothing is submitted.
 
     Raises what train_jobs raises, with the member's name, before anything is submitted; SubmitError; and what wait_for
     raises where a member does not reach its end.
@@ -50,6 +51,7 @@ def run_on_slurm(sweep: Sweep, members: Sequence[Member], *, dry_run: bool, wait
     cluster = sweep.cluster
     if not slurm.is_here() and not dry_run:
         raise SubmitError("sbatch is not on this machine's PATH: sweep from the cluster's login node, or --dry-run")
+    heading = "# ==" if dry_run else "=="
     jobs: dict[Member, Job] = {}
     numbers: dict[Member, str] = {}  # of the jobs to wait for
     notes: Sequence[str] = ()
@@ -57,7 +59,7 @@ def run_on_slurm(sweep: Sweep, members: Sequence[Member], *, dry_run: bool, wait
         try:
             job = train_jobs(cluster, member.words, verb=sweep.verb)
         except (RunFinished, RunTaken) as error:
-            numbers |= _passed_over(sweep, member, error)
+            numbers |= _passed_over(sweep, member, error, heading)
             continue
         except LatentmillError as error:
             _refuse(member, error)
@@ -74,21 +76,20 @@ def run_on_slurm(sweep: Sweep, members: Sequence[Member], *, dry_run: bool, wait
     first = next(iter(texts.values()), [])  # Slurm is asked about one: options differ in the job's name at most
     answers = [slurm.check(text, cluster.partition, cluster.time) for text in first if slurm.is_here()]
     if dry_run:
-        show("\n".join(f"# == {member.name}\n{text}" for member in jobs for text in texts[member]))
+        show("\n".join(f"{heading} {member.name}\n{text}" for member in jobs for text in texts[member]))
         log.info(f"sweep: {' '.join(answers) or 'not checked by Slurm'}; {len(jobs)} of {len(members)} to be submitted")
         return 0
-    numbers |= _submit(sweep, jobs, texts)
-    if not numbers:
-        show("nothing is left to submit")
-        return 0
-    _report(sweep, list(numbers.values()))
-    if not wait:
-        return 0
     try:
-        wait_for(sweep.verb, {number: member for member, number in numbers.items()})
+        numbers |= _submit(sweep, jobs, texts)
+        if not numbers:
+            show("nothing is left to submit")
+            return 0
+        _report(sweep, list(numbers.values()))
+        if wait:
+            wait_for(sweep.verb, {number: member for member, number in numbers.items()}, cluster.logs)
     except KeyboardInterrupt:
         log.info(
-            f"the jobs stay with Slurm: latentmill status {shlex.quote(sweep.root)} shows their runs, and the same "
+            f"the jobs stay with Slurm: latentmill status {in_shell(sweep.root)} shows their runs, and the same "
             "command waits for them again"
         )
         raise
@@ -120,16 +121,28 @@ def in_turn(sweep: Sweep, jobs: dict[Member, Job]) -> dict[Member, Job]:
     return named
 
 
-def _passed_over(sweep: Sweep, member: Member, error: LatentmillError) -> dict[Member, str]:
-    """Say why a member is not submitted. Returns the job of Slurm that trains it, or will; {} for none."""
-    from pipeline.runs.lease import job_state, newest
+def in_shell(folder: str) -> str:
+    """A folder as it was typed, for a command line: ${oc.env:NAME} becomes the shell's own ${NAME}. FOLDER for one
+    with other references."""
+    parts = re.split(r"\$\{oc\.env:(\w+)\}", folder)  # text, name, text, ..., name, text
+    if any("${" in text for text in parts[::2]):
+        return "FOLDER"
+    if len(parts) == 1:
+        return shlex.quote(folder)
+    parts[::2] = [re.sub(r'([\\"`$])', r"\\\1", text) for text in parts[::2]]
+    parts[1::2] = [f"${{{name}}}" for name in parts[1::2]]
+    return f'"{"".join(parts)}"'
 
-    run = open_storage(load(sweep.verb, member.words).run)
+
+def _passed_over(sweep: Sweep, member: Member, error: LatentmillError, heading: str = "==") -> dict[Member, str]:
+    """Say why a member is not submitted. Returns the job of Slurm that trains it, or will; {} for none."""
+    from pipeline.runs.lease import ONCE, job_state, newest
+
     if isinstance(error, RunFinished):
-        show(f"== {member.name}: finished")
+        show(f"{heading} {member.name}: finished")
         return {}
-    _, holder = newest(run)
-    show(f"== {member.name}: {str(error).rpartition(';')[0]}")
+    show(f"{heading} {member.name}: {str(error).removesuffix(f'; {ONCE}')}")
+    _, holder = newest(open_storage(load(sweep.verb, member.words).run))
     return {member: holder.job} if holder is not None and holder.job and job_state(holder) else {}
 
 
@@ -158,7 +171,8 @@ def _submit(sweep: Sweep, jobs: dict[Member, Job], texts: dict[Member, list[str]
 def _report(sweep: Sweep, numbers: Sequence[str]) -> None:
     """Print what to expect of the jobs, and how to follow them."""
     show(
-        f"\nfollow:    squeue --jobs={','.join(numbers)}; latentmill status {shlex.quote(sweep.root)}\n"
+        f"\nfollow:    squeue --jobs={','.join(numbers)}; latentmill status {in_shell(sweep.root)}\n"
+        f"logs:      {logs_of('JOB', sweep.cluster.logs)}\n"
         f"stop:      scancel {' '.join(numbers)}; the same command then continues from what is stored\n"
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from collections.abc import Mapping
 
@@ -18,21 +20,21 @@ SHORTEST, LONGEST = 1.0, 15.0
 """Seconds between two questions to Slurm: a twentieth of the time waited so far, within these."""
 
 
-def wait_for(verb: str, jobs: Mapping[str, Member]) -> None:
-    """Wait until none of these jobs (number -> member) will run again. Raises Interrupted where one was stopped with
-    work left, RunError where one failed."""
+def wait_for(verb: str, jobs: Mapping[str, Member], logs: str) -> None:
+    """Wait until none of these jobs (number -> member) will run again. logs: the folder of their logs. Raises
+    Interrupted where one was stopped with work left, RunError where one failed."""
     begun, left = time.monotonic(), dict(jobs)
     ended: dict[Member, tuple[int, str]] = {}
     silent = False
     while left:
         states = slurm.states(list(left))
-        if states is None and not silent:
+        if len(states) < len(left) and not silent:
             log.warning("Slurm does not answer; the waiting goes on")
-        silent = states is None
-        for job, state in (states or {}).items():
+        silent = len(states) < len(left)
+        for job, state in states.items():
             if state in ("", *slurm.ENDED):
                 member = left.pop(job)
-                ended[member] = outcome(verb, member, job, state)
+                ended[member] = outcome(verb, member, job, state, logs)
                 show(f"== {member.name}: {ended[member][1]} (job {job})")
         if left:
             time.sleep(min(max((time.monotonic() - begun) / 20, SHORTEST), LONGEST))
@@ -44,7 +46,12 @@ def wait_for(verb: str, jobs: Mapping[str, Member]) -> None:
         raise RunError(f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)}")
 
 
-def outcome(verb: str, member: Member, job: str, state: str) -> tuple[int, str]:
+def logs_of(job: str, folder: str) -> str:
+    """The log of a job in a folder, as a shell's pattern."""
+    return f"{shlex.quote(os.path.abspath(folder))}/*-{job}.log"
+
+
+def outcome(verb: str, member: Member, job: str, state: str, logs: str) -> tuple[int, str]:
     """(exit status, words) of a member whose job has ended. state: Slurm's word, "" where it has forgotten the job. The
     run itself says whether it is finished, since Slurm without accounting forgets."""
     from pipeline.runs.directory import is_finished
@@ -61,10 +68,13 @@ def outcome(verb: str, member: Member, job: str, state: str) -> tuple[int, str]:
             return Interrupted.exit_code, f"not finished, and {claim}"
     except LatentmillError as error:
         return 1, f"ended, but its run cannot be read: {one_line(str(error))}"
-    if holder is not None and holder.state == "failed":
-        return 1, f"failed: {one_line(holder.message)}"
-    if holder is not None and holder.state == "stopped":
+    how, message = (holder.state, holder.message) if holder is not None else ("", "")
+    if how == "failed":
+        return 1, f"failed: {one_line(message)}"
+    if how == "stopped":
         return Interrupted.exit_code, f"stopped with everything committed; {slurms}"
-    if holder is not None and holder.state == "queued" and state == "CANCELLED":
+    if how == "queued" and state in ("CANCELLED", ""):
         return Interrupted.exit_code, f"never begun; {slurms}"
-    return 1, f"failed without a word; {slurms} (its log says more)"
+    if state == "CANCELLED":
+        return Interrupted.exit_code, f"cancelled with work left; {slurms}"
+    return 1, f"failed without a word; {slurms} ({logs_of(job, logs)} says more)"

@@ -45,6 +45,8 @@ FRUITLESS = 5
 """A job that has died this many times in a row, without giving back its lease and without a commit, may not start
 again."""
 
+ONCE = "one run is trained once at a time, or choose another run="
+"""What is said to who may not take a run."""
 LOOKS = 20
 """How often a lease that is listed may be gone when it is read."""
 
@@ -77,7 +79,7 @@ class Lease:
         while True:
             number, former = newest(run)
             if former is not None and (claim := claim_of(former, me)):
-                raise RunTaken(f"{run.url} is {claim}; one run is trained once at a time, or choose another run=")
+                raise RunTaken(f"{run.url} is {claim}; {ONCE}")
             _refuse_fruitless(run, me, number)
             me = replace(me, life=(former.life if former else 0) + (me.state != "queued"))
             lease = cls(run, lease_key(number + 1), me)
@@ -95,11 +97,13 @@ class Lease:
         return lease
 
     def require_held(self) -> None:
-        """Raises RunError when another process has taken the run since, StorageError."""
+        """Raises RunTaken when another process has taken the run since, RunError where its lease is gone, and
+        StorageError."""
         _, holder = newest(self._run)
         if holder is None or holder.token != self.holder.token:
             what = f"is {in_words(holder)}" if holder else "has lost its lease"
-            raise RunError(f"{self._run.url} {what}, and no longer this process's: nothing more is committed here")
+            kind = RunTaken if holder else RunError
+            raise kind(f"{self._run.url} {what}, and no longer this process's: nothing more is committed here")
 
     def release(self, state: State, message: str = "") -> None:
         """Record how the process ended. An error of the store is only logged: the lease will be found dead anyway."""
@@ -180,7 +184,7 @@ def require_free(run: Storage) -> None:
     """Raises RunTaken when a process other than this one holds the run."""
     _, holder = newest(run)
     if holder is not None and (claim := claim_of(holder, this_process())):
-        raise RunTaken(f"{run.url} is {claim}; one run is trained once at a time, or choose another run=")
+        raise RunTaken(f"{run.url} is {claim}; {ONCE}")
 
 
 def enqueue(run: Storage, job: str) -> None:

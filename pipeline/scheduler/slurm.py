@@ -20,6 +20,9 @@ PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 """Variables in which launchers tell a rank its place."""
 CLIENT = ("SLURM_CONF", "SLURM_CLUSTERS")
 """Variables that tell Slurm's commands where the cluster is."""
+OVERRIDING = re.compile(r"SQUEUE_|SINFO_|SBATCH_JOB_NAME$")
+"""Variables of the user by which Slurm's commands would show other jobs and partitions than are asked for, or name a
+job otherwise than its script does."""
 ENDED = (
     "COMPLETED",
     "CANCELLED",
@@ -130,7 +133,7 @@ def job_state(job: str) -> str | None:
     """Slurm's word for a job's state, such as RUNNING; "" for a job that it does not know (any longer), None where
     Slurm does not answer."""
     try:
-        done = _ask(["scontrol", "--oneliner", "show", "job", job])
+        done = _ask(["scontrol", "--all", "--oneliner", "show", "job", job])
     except SubmitError:
         return None
     state = re.search(r"JobState=(\w+)", done.stdout)
@@ -139,22 +142,24 @@ def job_state(job: str) -> str | None:
     return "" if "Invalid job id" in done.stderr else None
 
 
-def states(jobs: Sequence[str]) -> dict[str, str] | None:
-    """Slurm's word for the state of each of these jobs; "" for one that it does not know (any longer). None where
-    Slurm does not answer."""
+def states(jobs: Sequence[str]) -> dict[str, str]:
+    """Slurm's word for the state of each of these jobs, in whatever partition; "" for one that it does not know (any
+    longer). Jobs of which Slurm does not answer are left out."""
     try:
-        done = _ask(["squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i %T"])
+        done = _ask(["squeue", "--noheader", "--all", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i %T"])
     except SubmitError:
-        return None
+        return {}
     if done.returncode and "Invalid job id" not in done.stderr:
-        return None
+        return {}
     listed = dict(line.split()[:2] for line in done.stdout.splitlines())
-    return {job: listed.get(job, "") for job in jobs}
+    found = {job: listed.get(job) or job_state(job) for job in jobs}
+    return {job: state for job, state in found.items() if state is not None}
 
 
 def in_queue(names: Sequence[str]) -> list[str]:
-    """The name of each of this user's jobs that runs or waits, of those with one of these names. Raises SubmitError."""
-    done = _ask(["squeue", "--noheader", "--me", f"--name={','.join(names)}", "--format=%j"])
+    """The name of each of this user's jobs that runs or waits, in whatever partition, of those with one of these names.
+    Raises SubmitError."""
+    done = _ask(["squeue", "--noheader", "--all", "--me", f"--name={','.join(names)}", "--format=%j"])
     if done.returncode:
         raise SubmitError(f"Slurm does not answer here: {' '.join(done.stderr.split())}")
     return done.stdout.split()
@@ -181,7 +186,7 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 def _partitions() -> dict[str, str]:
     """Time limit of each partition that this user may see; the default partition is also listed as "". Raises
     SubmitError."""
-    done = _ask(["sinfo", "--noheader", "--format=%P %l"])
+    done = _ask(["sinfo", "--noheader", "--all", "--format=%P %l"])
     if done.returncode:
         raise SubmitError(f"Slurm does not answer here: {' '.join(done.stderr.split())}")
     limits = {}
@@ -194,8 +199,8 @@ def _partitions() -> dict[str, str]:
 
 
 def _ask(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command of Slurm with `text` as its input. Raises SubmitError where it is not installed or does not
-    answer."""
+    """Run a command of Slurm with `text` as its input, and without the variables of OVERRIDING. Raises SubmitError
+    where it is not installed or does not answer."""
     try:
         return subprocess.run(
             command,
@@ -204,7 +209,7 @@ def _ask(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]
             text=True,
             check=False,
             timeout=ANSWER_SECONDS,
-            env=inherited(os.environ),
+            env={name: value for name, value in inherited(os.environ).items() if not OVERRIDING.match(name)},
         )
     except FileNotFoundError as error:
         raise SubmitError(

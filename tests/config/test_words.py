@@ -154,6 +154,7 @@ def test_a_sweep_is_expanded_as_hydra_itself_expands_it() -> None:
     words += ["++data.mix=['a'],['b','c']", "++ema.half_life=choice(7)"]
     (hydras,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
     assert expand(words)[1] == hydras and len(hydras) == 48
+    assert len(expand(["++seed=range(0,40)", "++seed=range(0,40)"])[1]) == 40
 
 
 @pytest.mark.parametrize(
@@ -181,6 +182,8 @@ def test_a_jobs_folder_is_one_folder_and_names_no_value_of_the_environment() -> 
     [
         (["optim.lr=range(1,1000000000)"], "optim.lr: a sweep of more than 1000 jobs"),
         (["seed=range(0,100)", "optim.lr=range(1,100)"], "a sweep of more than 1000 jobs"),
+        (["optim.lr=range(1,1)", "seed=range(0,1000000)"], "seed: a sweep of more than 1000 jobs"),
+        (["optim.lr=range(1,1)", "seed=1,2"], "-m sweeps over values such as"),
         (["optim.lr=1,["], "optim.lr=1,[: cannot be parsed"),
         (["seed=choice("], "seed=choice(: cannot be parsed"),
         (["model=tiny,nope"], "model=nope: no such model; there are"),

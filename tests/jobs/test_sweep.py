@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +19,7 @@ from made.swept import jobs_of_sweeps
 from pipeline import cli
 from pipeline.errors import SubmitError
 from pipeline.jobs import members, sweep, waiting
+from pipeline.jobs.sweep_on_slurm import in_shell
 from pipeline.runs import directory
 from pipeline.runs.holder import State, holder_bytes
 from pipeline.runs.lease import Lease, newest, this_process
@@ -44,33 +47,53 @@ def test_values_that_would_share_a_folder_are_refused(tmp_path: Path, capsys: py
     assert "the sweep has optim.lr=0.001 twice" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("ended", "status"), [(130, 130), (75, 75), (128 + signal.SIGTERM, 75), (128 + signal.SIGUSR1, 75)]
+)
+def test_a_sweep_whose_member_is_told_to_stop_begins_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: int, status: int
+) -> None:
+    begun: list[Sequence[str]] = []
+
+    def run_command(command: Sequence[str], words: bytes) -> int:
+        begun.append(command)
+        return ended
+
+    monkeypatch.setattr(sweep, "run_command", run_command)
+    assert cli.main(["train", "-m", f"run={tmp_path}/s", "data.train=c", "optim.lr=1e-3,2e-3"]) == status
+    assert len(begun) == 1
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # On Slurm
 
 
 class Stub:
     """Stands in for Slurm's commands. states: what Slurm says next of each job, at each question a step on. asked: what
-    happens when the command looks whether jobs have ended."""
+    happens when the command looks whether jobs have ended. sending: when it has submitted one."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
         self.queue: list[str] = []
-        self.states: dict[str, list[str]] = {}
+        self.cancelled: list[str] = []
+        self.states: dict[str, list[str | None]] = {}
         self.refuses_after = 1000
         self.asked: Callable[[], object] = lambda: None
+        self.sending: Callable[[], object] = lambda: None
 
     def send(self, text: str, *options: str) -> str:
         assert not options
         if len(self.sent) == self.refuses_after:
             raise SubmitError("Slurm refused the job: QOSMaxSubmitJobPerUserLimit")
         self.sent.append(text)
+        self.sending()
         return str(100 + len(self.sent))
 
     def answers(self, jobs: Sequence[str]) -> dict[str, str]:
         self.asked()
-        return {job: self.of(job) for job in jobs}
+        return {job: state for job in jobs if (state := self.of(job)) is not None}
 
-    def of(self, job: str) -> str:
+    def of(self, job: str) -> str | None:
         states = self.states.get(job, ["PENDING"])
         return states.pop(0) if len(states) > 1 else states[0]
 
@@ -88,7 +111,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stub:
         "job_state": stub.of,
         "in_queue": lambda names: [name for name in stub.queue if name in names],
         "cluster_name": lambda: "here",
-        "cancel": lambda *jobs: None,
+        "cancel": lambda *jobs: stub.cancelled.extend(jobs),
     }.items():
         monkeypatch.setattr(slurm, command, value)
     return stub
@@ -122,6 +145,7 @@ def test_a_member_is_the_job_that_submit_makes_of_the_same_words_on_any_number_o
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)  # without Slurm
     words += ["cluster.python=/opt/python", "init=${oc.env:NOWHERE,}"]
+    words += ["cluster.partition=a100,h100", "cluster.options=--exclude=n1,n2", "cluster.setup=export A=1,2"]
     assert cli.main(["train", "-m", *words, "--dry-run"]) == 0
     printed = capsys.readouterr()
     assert re.findall(r"(?m)^# == (.*)$", printed.out) == LRS
@@ -135,6 +159,8 @@ def test_a_member_is_the_job_that_submit_makes_of_the_same_words_on_any_number_o
         assert "#SBATCH --nodes=2\n" in script and "srun --ntasks=2 --ntasks-per-node=1" in script
         assert "scontrol requeue" in script and "pipeline.jobs.nodes words 2 0 train" in script
         assert "/opt/python -P -m pipeline.cli train" in script and "${oc.env:NOWHERE,}" in script
+        assert "#SBATCH --partition=a100,h100\n#" in script and "#SBATCH --exclude=n1,n2\n" in script
+        assert "\nexport A=1,2\n" in script
     assert "optim.lr=0.001: 2 nodes x 1 = 2 ranks" in printed.err
     assert printed.err.count("2 nodes x 1 = 2 ranks") == 1  # what is the same of the next is not said again
     assert not (tmp_path / "s").exists()
@@ -176,6 +202,9 @@ def test_what_is_finished_or_trained_already_is_passed_over_and_the_rest_goes_on
 ) -> None:
     monkeypatch.setattr(directory, "is_finished", lambda config, run: config.run.endswith(LRS[0]))
     with Lease.take(open_storage(f"{tmp_path}/s/{LRS[1]}")):
+        assert cli.main(["train", "-m", *words, "--dry-run"]) == 0
+        printed = capsys.readouterr().out
+        assert f"# == {LRS[0]}: finished\n# == {LRS[1]}: {tmp_path}" in printed and len(scripts(printed)) == 1
         assert cli.main(["train", "-m", *words, "--no-wait"]) == 0
     printed = capsys.readouterr().out
     assert f"== {LRS[0]}: finished\n" in printed
@@ -230,6 +259,8 @@ def test_the_command_waits_for_all_and_says_how_each_has_ended(
     [
         ("stopped", "CANCELLED", 75, "stopped with everything committed; Slurm says CANCELLED"),
         ("queued", "CANCELLED", 75, "never begun; Slurm says CANCELLED"),
+        ("queued", "", 75, "never begun; Slurm does not know its job any more"),
+        ("held", "CANCELLED", 75, "cancelled with work left; Slurm says CANCELLED"),
         ("queued", "FAILED", 1, "failed without a word; Slurm says FAILED"),
         ("held", "OUT_OF_MEMORY", 1, "failed without a word; Slurm says OUT_OF_MEMORY"),
         ("held", "", 1, "failed without a word; Slurm does not know its job any more"),
@@ -249,7 +280,9 @@ def test_what_has_work_left_ends_the_command_with_75_and_what_has_failed_with_1(
     stub.states = {"101": ["RUNNING", slurms]}
     stub.asked = partial(ends, tmp_path, 0, state)
     assert cli.main(["train", "-m", *one]) == status
-    assert f"== {LRS[0]}: {said}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"== {LRS[0]}: {said}" in printed
+    assert (f"({tmp_path}/slurm-logs/*-101.log says more)" in printed) == (status == 1)
 
 
 def test_ctrl_c_leaves_the_jobs_and_the_same_command_waits_for_them_again(
@@ -280,6 +313,8 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_waits_for_them_again(
         (["synth", "-m", "dest=d", "cluster=a100"], "cluster= with -m is for train and autoencoder"),
         (["submit", "encode", "-m"], "-m: submit takes one configuration at a time, but for train and autoencoder"),
         (["train", "-m", "run=r", "nodes=1,2"], "nodes=1,2: the jobs of a sweep share one cluster"),
+        (["train", "-m", "run=r", "cluster=a100,b"], "cluster=a100,b: the jobs of a sweep share one cluster"),
+        (["train", "-m", "run=r", "cluster.requeue=true,false"], "cluster.requeue=true,false: the jobs of a sweep"),
     ],
 )
 def test_what_a_sweep_cannot_be_is_refused(
@@ -287,3 +322,83 @@ def test_what_a_sweep_cannot_be_is_refused(
 ) -> None:
     assert cli.main([*command, "seed=1,2"]) == 1
     assert reason in capsys.readouterr().err
+
+
+def test_a_member_that_another_process_takes_meanwhile_is_passed_over_and_its_job_is_cancelled(
+    stub: Stub, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken: list[Lease] = []
+
+    def sending() -> None:
+        if len(stub.sent) == 2:
+            taken.append(Lease.take(open_storage(f"{tmp_path}/s/{LRS[1]}")))
+
+    stub.sending = sending
+    assert cli.main(["train", "-m", *words, "--no-wait"]) == 0
+    taken[0].release("stopped")
+    printed = capsys.readouterr().out
+    assert re.search(rf"== {LRS[1]}: .* is being trained by process \d+ on .* UTC\n", printed)
+    assert "scancel 101 103;" in printed and stub.cancelled == ["102"]
+
+
+def test_ctrl_c_while_jobs_are_submitted_leaves_none_without_its_lease(
+    stub: Stub,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cluster_name() -> str:  # asked for the lease
+        if len(stub.sent) == 2:
+            raise KeyboardInterrupt
+        return "here"
+
+    monkeypatch.setattr(slurm, "cluster_name", cluster_name)
+    assert cli.main(["train", "-m", *words]) == 130
+    assert f"the jobs stay with Slurm: latentmill status {tmp_path}/s shows" in capsys.readouterr().err
+    assert stub.cancelled == ["102"]
+    holders = [newest(open_storage(f"{tmp_path}/s/{lr}"))[1] for lr in LRS]
+    assert [holder.job if holder else "" for holder in holders] == ["101", "", ""]
+
+
+def test_sigterm_while_the_command_waits_ends_it_with_75_and_leaves_the_jobs(
+    stub: Stub, words: list[str], tmp_path: Path
+) -> None:
+    stub.asked = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    child = os.fork()
+    if child == 0:
+        try:
+            cli.main(["train", "-m", *words])  # the signal ends the process
+        finally:
+            os._exit(len(stub.cancelled) + 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    _, holder = newest(open_storage(f"{tmp_path}/s/{LRS[2]}"))
+    assert holder is not None and (holder.state, holder.job) == ("queued", "103")
+
+
+def test_a_slurm_that_does_not_answer_is_said_once_each_time_and_waited_for(
+    stub: Stub, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = [word.replace("1e-3,2e-3,4e-3", "choice(1e-3)") for word in words]
+    stub.states = {"101": ["RUNNING", None, None, "RUNNING", None, "COMPLETED"]}
+    stub.asked = partial(ends, tmp_path, 0, "finished")
+    assert cli.main(["train", "-m", *one]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("Slurm does not answer; the waiting goes on") == 2
+    assert f"== {LRS[0]}: finished (job 101)\n" in printed.out
+
+
+def test_what_to_follow_is_said_as_a_shell_takes_it(
+    stub: Stub,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PLACE", str(tmp_path / "of mine"))
+    assert cli.main(["train", "-m", *words, "run=${oc.env:PLACE}/s", "cluster.logs=the logs", "--no-wait"]) == 0
+    printed = capsys.readouterr().out
+    assert 'latentmill status "${PLACE}/s"\n' in printed
+    assert f"logs:      '{tmp_path}/the logs'/*-JOB.log\n" in printed
+    assert in_shell("it's") == """'it'"'"'s'""" and in_shell('${oc.env:A}"`$x') == '"${A}\\"\\`\\$x"'
+    assert in_shell("${oc.env:A,b}/c") == "FOLDER"

@@ -22,7 +22,7 @@ from made.slurm_run import until
 from pipeline import train
 from pipeline.config import TrainConfig
 from pipeline.data.reading.batch import Batch
-from pipeline.errors import Interrupted, NonFinite, RunError
+from pipeline.errors import Interrupted, NonFinite, RunError, RunTaken
 from pipeline.runs import lease as module
 from pipeline.runs.directory import committed
 from pipeline.runs.holder import holder_bytes
@@ -102,7 +102,7 @@ def test_who_has_lost_its_lease_stops_and_commits_nothing_more(
         step(self, batch)
 
     monkeypatch.setattr(Trainer, "_step", take_it_away)
-    with pytest.raises(RunError, match=r"is being trained by process 12 on n9.*nothing more is committed here"):
+    with pytest.raises(RunTaken, match=r"is being trained by process 12 on n9.*nothing more is committed here"):
         train.main(config)
     assert committed(run) == [2 * BATCH]
     _, holder = newest(run)
@@ -126,7 +126,7 @@ def test_of_many_that_take_a_run_at_once_one_holds_it(
         gate.wait()
         try:
             return Lease.take(open_storage(url), elsewhere(pid=number, machine=f"m{number}")).holder.pid
-        except RunError:
+        except RunTaken:
             return None
 
     with ThreadPoolExecutor(6) as pool:

@@ -22,6 +22,7 @@ from made.slurm_run import END, SMALL, TRAIN, until
 from pipeline import cli
 from pipeline.runs import lease
 from pipeline.runs.directory import committed
+from pipeline.scheduler import slurm as commands
 from pipeline.status import runs_at, status
 from pipeline.storage.urls import open_storage
 from pipeline.tracking.tracker import parse_rows
@@ -100,6 +101,7 @@ def test_a_preempted_run_comes_back_to_the_end_of_an_undisturbed_one_and_is_trai
     paused: Callable[[dict[int, tuple[Any, ...]]], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A job of a higher partition takes the nodes, between two commits."""
     where, run = paused({0: (3 * BATCH, "wait")}), str(tmp_path / "run")
@@ -107,6 +109,10 @@ def test_a_preempted_run_comes_back_to_the_end_of_an_undisturbed_one_and_is_trai
     job = submit(capsys, *words)
     until(lambda: len(list(where.glob("0-*"))) == 2, "the pause")
     identity = (Path(run) / "wandb.id").read_text()
+    with monkeypatch.context() as user:
+        user.setenv("SQUEUE_PARTITION", "urgent")
+        assert commands.states([job]) == {job: "RUNNING"}
+        assert "latentmill-train" in commands.in_queue(["latentmill-train"])
 
     before = slurm.jobs()
     said = refusal(capsys, 1, "train", *TRAIN, *SMALL, *words)
@@ -123,6 +129,8 @@ def test_a_preempted_run_comes_back_to_the_end_of_an_undisturbed_one_and_is_trai
 
     slurm.wait(job)
     assert slurm.ends(job) == [("COMPLETED", "0")], log(tmp_path, job)
+    assert commands.states([job, "999999"]) == {job: "COMPLETED", "999999": ""}
+    assert commands.states(["999999"]) == {"999999": ""}
     assert state(run) == undisturbed()
     assert committed(open_storage(run)) == [END, 10 * BATCH, 5 * BATCH, 3 * BATCH]
     assert f"stopped by SIGTERM with {3 * BATCH} of {END} samples committed" in log(tmp_path, job)

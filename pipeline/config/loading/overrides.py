@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import islice, product
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import CONFIGS
@@ -69,7 +70,7 @@ def _parser() -> OverridesParser:
 def expand(words: Sequence[str]) -> tuple[set[str], list[list[str]]]:
     """(the keys and groups of which a sweep takes several values, the words of each of its jobs), as Hydra's basic
     sweeper expands them. Raises OverrideError for a word that Hydra cannot parse, and for more than JOBS jobs."""
-    jobs, swept = 1, set()
+    swept = set[str]()
     values: dict[str, list[str]] = {}  # of a key that is given twice, the last word counts
     for word in words:
         try:
@@ -80,11 +81,10 @@ def expand(words: Sequence[str]) -> tuple[set[str], list[list[str]]]:
                 continue
             swept.add(override.key_or_group)
             values[key] = list(islice(override.sweep_string_iterator(), JOBS + 1))
-            jobs *= len(values[key])
         except Exception as error:  # as in parse
             reason = " ".join(str(error).split(" See https")[0].split("\n")[0].split())[: 2 * SHOWN]
             raise OverrideError(f"{word.removeprefix('++')[:SHOWN]}: cannot be parsed: {reason}") from error
-        if jobs > JOBS:
+        if prod(len(several) or 1 for several in values.values()) > JOBS:
             raise OverrideError(f"{override.key_or_group}: a sweep of more than {JOBS} jobs; give fewer values")
     taken = [[f"{key}={value}" for value in several] for key, several in values.items()]
     return swept, [list(combination) for combination in product(*taken)]
