@@ -58,6 +58,15 @@ def name(path: Path) -> str:
     return path.relative_to(REPOSITORY).as_posix()
 
 
+def test_who_is_said_to_run_a_block_runs_it() -> None:
+    said = {(page.parent.name, block.run_by) for page in PAGES for block in blocks(page) if block.run_by}
+    assert said == {
+        ("coming_from", HERE),
+        ("coming_from", "tests/docs/test_what_breaks.py"),
+        ("how_to", "tests/docs/test_own_loop.py"),
+    }
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_command_of_a_page_is_one_that_the_command_line_takes(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -88,6 +97,11 @@ def test_every_command_of_a_page_is_one_that_the_command_line_takes(
         ("encode source=a.tar", "dest is missing"),
         ("submit train nodes=2 data.train=c run=a then eval run=a imges=3", "no such key"),
         ("plan experiment=nonesuch images=1M", "no such experiment"),
+        ("train -m cluster=a100 optim.lr=1e-4,2e-4 data.train=c run=r --no-wiat", "no flag of a sweep"),
+        ("train -m cluster.tme=1 optim.lr=1e-4,2e-4 data.train=c run=r", "no such key"),
+        ("train -m optim.lr=1e-4,fast data.train=c run=r", "fast"),
+        ("submit train -m nodes=2 optim.lrr=1e-4,2e-4 data.train=c run=r", "no such key"),
+        ("status --wacht runs/a", "usage"),
     ],
 )
 def test_a_command_that_the_command_line_refuses_is_found(words: str, error: str) -> None:

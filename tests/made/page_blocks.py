@@ -1,8 +1,8 @@
 """The indented blocks of a page, and the commands in them.
 
 A block's first line says what it is: `# run by tests/docs/NAME` (that test runs its commands as they are written),
-`# theirs, not run` (commands of other software), `# output` (what a command prints), `# file NAME`. Commands of
-`latentmill` in any other block are read as the command line reads them (`read`).
+`# theirs, not run` (commands of other software). Commands of `latentmill` in any other block are read as the command
+line reads them (`read`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import submit
+from pipeline import status, submit
 from pipeline.cli import _flags
 from pipeline.config import CONFIGS
 from pipeline.config.loading.load import load
-from pipeline.config.loading.overrides import translate
 from pipeline.errors import ConfigError
+from pipeline.jobs.cluster import divided as of_cluster
+from pipeline.jobs.members import members_of
+from pipeline.jobs.sweep import DRY_RUN, NO_WAIT, OUTPUT
 from pipeline.plan import divided
 from pipeline.verbs import TAKES_PATHS, VERBS
 
 INDENT = "    "
 MODULES = {module: verb for verb, (module, _) in VERBS.items()}
-RUN_BY, THEIRS, OUTPUT, FILE = "# run by ", "# theirs, not run", "# output", "# file "
+RUN_BY, THEIRS = "# run by ", "# theirs, not run"
 COMMENT = re.compile(r"(^|\s+)#(\s.*)?$")
 """A comment of a shell that is meant as one: `a#b` and `#sha256=...` are words."""
 USAGE = ("KEY=VALUE", "RUN", "VERB")
@@ -57,8 +59,8 @@ class Block:
 
     @property
     def kind(self) -> str:
-        """run, theirs, output, file or commands."""
-        kinds = {RUN_BY: "run", THEIRS: "theirs", OUTPUT: "output", FILE: "file"}
+        """run, theirs or commands."""
+        kinds = {RUN_BY: "run", THEIRS: "theirs"}
         return next((kind for start, kind in kinds.items() if self.lines[0].startswith(start)), "commands")
 
     @property
@@ -89,6 +91,7 @@ def ours(block: Block) -> list[list[str]]:
         try:
             words = shlex.split(line.split("; ")[0])
         except ValueError:  # what a command printed
+            assert not re.match(r"latentmill \w+ ", line), f"{block.page}: quotes do not pair in: {line}"
             continue
         start = next((at for at, word in enumerate(words) if "=" not in word), len(words))
         module = next((word for word in words if word in MODULES), "")
@@ -107,8 +110,14 @@ def read(words: Sequence[str]) -> None:
         return
     if verb not in VERBS:
         raise ConfigError(f"{verb}: no such verb")
-    if verb in TAKES_PATHS or any(word.lstrip("[") in USAGE for word in rest) or "-h" in rest or "--help" in rest:
+    if any(word.lstrip("[") in USAGE for word in rest) or "-h" in rest or "--help" in rest:
         return
+    if verb in TAKES_PATHS:
+        if verb == "status":
+            status._asked(rest)
+        return
+    if submit.MULTIRUN.intersection(rest):
+        return _sweep(*(rest if verb == "submit" else words))
     elided = "..." in rest
     rest = [word for word in rest if word != "..." and not word.endswith("=...")]
     if verb == "submit":
@@ -121,10 +130,23 @@ def read(words: Sequence[str]) -> None:
         divided_words = divided(rest)
         load("plan", divided_words.own)
         _load(divided_words.verb(""), divided_words.run, filled=True)
-    elif "-m" in rest or "--multirun" in rest:
-        translate(verb, [word for word in rest if not word.startswith(("-", "cluster", "nodes="))], sweep=True)
     else:
         _load(verb, _flags(rest), filled=elided or len(rest) != len(words) - 1)
+
+
+def _sweep(verb: str, *words: str) -> None:
+    """Reads a sweep: its flags, its cluster, and the configuration of each member."""
+    flags = {word for word in words if re.match(r"--?[a-z]", word)}
+    if unknown := flags - submit.MULTIRUN - {DRY_RUN, NO_WAIT}:
+        raise ConfigError(f"{sorted(unknown)[0]}: no flag of a sweep")
+    cluster, own = of_cluster([word for word in words if word not in flags])
+    load("submit", cluster)
+    key = OUTPUT[verb]
+    swept = [word for word in own if not word.startswith(f"{key}=") and word != "..."]
+    if not swept or ("..." in own and not any("," in word for word in swept)):
+        return  # what is swept is left out
+    for member in members_of(verb, key, "x", swept):
+        _load(verb, member.words, filled=True)
 
 
 def _load(verb: str, words: Sequence[str], *, filled: bool) -> None:
