@@ -192,8 +192,8 @@ def test_figures_that_come_when_training_is_over_reach_the_same_trackers_at_thei
         patch.setitem(sys.modules, "tensorboard", None)
         assert eval_verb.main(EvalRunConfig(run=config.run, pending=True, device="cpu")) == 0
     assert capsys.readouterr().err.count("whose package is not installed here") == 1
-    rows = points_of(read_rows(tmp_path / "run/metrics.jsonl"))
-    assert sorted(n for name, n, _ in rows - points(tmp_path / "run") if name == "eval/clip_score") == [0, 32]
+    lacking = points_of(read_rows(tmp_path / "run/metrics.jsonl")) - points(tmp_path / "run")
+    assert sorted(n for name, n, _ in lacking if name == "eval/clip_score") == [0, 32]
     with Tracker(open_storage(config.run), replace(config.tracking, to=("tensorboard",))) as tracker:
         tracker.start(END)
     assert points(tmp_path / "run") == points_of(read_rows(tmp_path / "run/metrics.jsonl"))

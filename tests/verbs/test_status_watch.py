@@ -118,7 +118,12 @@ def test_elsewhere_it_writes_a_line_for_each_change(
     held(run, 100)
     asked: list[str] = []
     look = status.status
-    monkeypatch.setattr(status, "status", lambda url: asked.append(url) or look(url))
+
+    def counted(url: str) -> status.Status:
+        asked.append(url)
+        return look(url)
+
+    monkeypatch.setattr(status, "status", counted)
     steps = iter([lambda: None, lambda: held(run, 200), lambda: None, lambda: failed(run)])
     monkeypatch.setattr(status.time, "sleep", lambda seconds: next(steps)())
     assert cli.main(["status", str(done), str(run), "--watch"]) == 1
