@@ -95,8 +95,8 @@ def test_a_run_that_goes_on_has_no_row_twice_and_none_less(tmp_path: Path, n: in
 
 
 def test_rows_and_pictures_of_lives_that_differ_are_shown_as_metrics_jsonl_has_them(tmp_path: Path) -> None:
-    """The second life was not tracked by TensorBoard, and trained what the first one had trained beyond the commit, with
-    fewer rows."""
+    """The second life was not tracked by TensorBoard, and trained what the first one had trained beyond the commit,
+    with fewer rows."""
     picture = png(tile(np.zeros((1, 8, 8, 3), np.uint8), 1))
     with tracker(tmp_path) as log:
         log.start(0)
