@@ -43,10 +43,15 @@ class _Formatter(logging.Formatter):
         return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')}{rank_label()}{level} {safe(record.getMessage())}"
 
 
+def redraws(stream: TextIO) -> bool:
+    """Whether a stream is a terminal on which a line can be drawn over."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def line_start(stream: TextIO) -> str:
     """What a line begins with: on a terminal, where a progress bar of this process or of another rank may stand, the
     line that is begun there is erased. The bar is drawn anew below."""
-    return "\r\x1b[K" if stream.isatty() and os.environ.get("TERM") != "dumb" else ""
+    return "\r\x1b[K" if redraws(stream) else ""
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

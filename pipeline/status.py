@@ -14,18 +14,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, LatentmillError, NotFound, RunError
-from pipeline.log import show
+from pipeline.log import redraws, show
 from pipeline.parsing.text import one_line
 from pipeline.runs.directory import committed, is_finished, last_sample
 from pipeline.runs.lease import Holder, claim_of, job_state, newest, newest_number, this_process
-from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, EVENTS, FACTS, LEDGERS, lease_of
+from pipeline.runs.names import AVERAGES, CHECKPOINTS, CONFIG, EVALUATIONS, EVENTS, FACTS, LEASES, LEDGERS, lease_of
 from pipeline.runs.place import is_own
 from pipeline.runs.stored import Row, read_config, read_rows
 from pipeline.scheduler.slurm import ENDED
@@ -115,14 +115,14 @@ def _number(word: str) -> float | None:
 
 def watch(urls: Sequence[str], seconds: float) -> int:
     """Show the states every so many seconds until every run is finished (returns 0) or has failed (1), or until Ctrl-C
-    (0). Elsewhere than on a terminal, a line for each run whose state is another than before. Raises RunError where the
-    only URL names no run at first."""
-    screen = Redrawn(sys.stdout) if sys.stdout.isatty() else None
+    (0). Elsewhere than on a terminal, a line for each run whose state is another than before. A run that is finished is
+    read once. Raises RunError where the only URL names no run at first."""
+    screen = Redrawn(sys.stdout) if redraws(sys.stdout) else None
     told: dict[str, Status] = {}
     alone = len(urls) == 1
     try:
         while True:
-            runs = [run for url in urls for run in _runs(url, alone)]
+            runs = [run for url in urls for run in _runs(url, alone, told)]
             if screen:
                 when = f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends"
                 screen.draw(f"{when}\n{_fitting(runs, screen.size()[0])}")
@@ -165,17 +165,19 @@ def _run_folders(root: Path) -> set[str]:
     then told as a run's."""
     names, closed = set[str](), list[str]()
     for parent, folders, files in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
-        folders[:] = [name for name in folders if name not in RUN_FOLDERS and not name.startswith(".")]
+        own = RUN_FOLDERS if FACTS in files or LEASES.rstrip("/") in folders else ()
+        folders[:] = [name for name in folders if name not in own and not name.startswith(".")]
         keys = (Path(parent, name).relative_to(root).as_posix() for name in files)
         names |= {name for key in keys if (name := _run_of(key))}
     return names | {Path(folder).relative_to(root).as_posix() for folder in closed if Path(folder) != root}
 
 
-def _runs(url: str, alone: bool) -> list[Status]:
+def _runs(url: str, alone: bool, told: Mapping[str, Status] | None = None) -> list[Status]:
     """The states of the runs at a path or URL. Where there is none, or nothing can be listed: a state that says so, or
-    alone, the error."""
+    alone, the error. told: states of before, of which those of finished runs are kept."""
     try:
-        return [status(run) for run in runs_at(url)]
+        finished = {name: run for name, run in (told or {}).items() if run.outcome == "finished"}
+        return [finished.get(run) or status(run) for run in runs_at(url)]
     except LatentmillError as error:
         if alone:
             raise

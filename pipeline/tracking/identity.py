@@ -1,8 +1,8 @@
 """The id under which wandb knows a run: drawn once, kept by a run that goes on or is moved, and not by its copy.
 
     wandb.id      the id, in the run directory, where a resumed run finds it
-    wandb.place   where the run lay when it was last tracked: an absolute path or an s3:// URL, with references in place
-                  of what came from the environment
+    wandb.place   where the run lay when it was last tracked: an absolute path or a URL of a bucket, with references in
+                  place of what came from the environment
 
 A run directory that lies elsewhere than wandb.place says has been moved if nothing with its id is at the old place any
 more, and is a copy if something is. A copy gets an id of its own, or two runs would write one history. Where the

@@ -31,12 +31,12 @@ def duration(seconds: float) -> str:
 
 
 class Redrawn:
-    """Lines on a terminal that each drawing puts in the place of the one before. What is written in between belongs
-    below them."""
+    """Lines on a terminal that each drawing puts in the place of the one before. Nothing else may be written to it in
+    between, or it is overwritten in part."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self._height = 0  # of the last drawing
+        self._widths: list[int] = []  # of the lines of the last drawing
 
     def size(self) -> tuple[int, int]:
         """Columns and rows of the terminal as it is now."""
@@ -54,19 +54,27 @@ class Redrawn:
         if len(lines) > rows - 1:
             shown = max(rows - 2, 1)
             lines = [*lines[:shown], f"  ... and {len(lines) - shown} more"]
-        body = "".join(f"{cut(line, columns)}\x1b[K\n" for line in lines)
-        up = f"\x1b[{self._height}A" if self._height else ""
+        drawn = [cut(line, columns) for line in lines]
+        # Erased before it is written: after a line as wide as the terminal its last character would be.
+        body = "".join(f"\x1b[K{line}\n" for line in drawn)
+        height = sum(max(1, -(-width // columns)) for width in self._widths)  # on a terminal that was narrowed
+        up = f"\x1b[{height}A" if height else ""
         # In one piece, so that nothing flickers; without wrapping, whatever the terminal takes for wide.
         self.stream.write(f"\x1b[?7l\r{up}{body}\x1b[J\x1b[?7h")
         self.stream.flush()
-        self._height = len(lines)
+        self._widths = [sum(map(_width, line)) for line in drawn]
 
 
 def cut(text: str, columns: int) -> str:
     """The beginning of a text that fits into so many columns."""
     used = 0
     for place, character in enumerate(text):
-        used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        used += _width(character)
         if used > columns:
             return text[:place]
     return text
+
+
+def _width(character: str) -> int:
+    """Columns that a character takes."""
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -166,7 +166,7 @@ class Tracker:
             self._wandb.put(Summary({"checkpoint": url, "checkpoint_samples": n}))
 
     def commit(self) -> None:
-        """Upload metrics.jsonl, and then TensorBoard's file, where the run directory is not local. Called before each
+        """Upload metrics.jsonl, and then TensorBoard's files, where the run directory is not local. Called before each
         checkpoint's commit, which guarantees the rows up to it."""
         if not self._enabled or self._run.local_path(METRICS_KEY) is not None:
             return
@@ -174,8 +174,8 @@ class Tracker:
             self._run.put(METRICS_KEY, self._folder().get(METRICS_KEY))
         if self._events is not None:
             with self._lock:
-                data = self._events.read()
-            self._events.upload(data)
+                files = self._events.read()
+            self._events.upload(files)
 
     def close(self) -> None:
         """Upload the rows and wait for wandb, but not forever."""

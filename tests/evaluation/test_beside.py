@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -170,8 +171,9 @@ def test_a_killed_job_costs_training_nothing_and_its_figures_are_made_by_the_nex
 
 
 def test_figures_that_come_when_training_is_over_reach_the_same_trackers_at_their_n(
-    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Also those that are made where the package of one is not installed, when the run goes on where it is."""
     monkeypatch.setattr(Starter, "__call__", lambda self, n: None)
     config = config_of(caches, tmp_path / "run")
     assert train.main(config) == 0
@@ -184,6 +186,16 @@ def test_figures_that_come_when_training_is_over_reach_the_same_trackers_at_thei
     pictures = [row for row in history(records) if any(key.startswith("images/samples") for key in row)]
     assert len(pictures) == 1 and pictures[0]["samples"] == 16
     assert [one.step for one in accumulated(tmp_path / "run").Images("images/samples")] == [16]
+    assert points(tmp_path / "run") == points_of(read_rows(tmp_path / "run/metrics.jsonl"))
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tensorboard", None)
+        assert eval_verb.main(EvalRunConfig(run=config.run, pending=True, device="cpu")) == 0
+    assert capsys.readouterr().err.count("whose package is not installed here") == 1
+    lacking = points_of(read_rows(tmp_path / "run/metrics.jsonl")) - points(tmp_path / "run")
+    assert sorted(n for name, n, _ in lacking if name == "eval/clip_score") == [0, 32]
+    with Tracker(open_storage(config.run), replace(config.tracking, to=("tensorboard",))) as tracker:
+        tracker.start(END)
     assert points(tmp_path / "run") == points_of(read_rows(tmp_path / "run/metrics.jsonl"))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from made.event_files import accumulated, points, points_of
+from made.event_files import accumulated, points, points_of, served
 from made.wandb_files import history, offline_records
 from pipeline import cli
 from pipeline.config import TrackingConfig
@@ -20,6 +21,8 @@ from pipeline.report.grid import png, tile
 from pipeline.runs.directory import committed
 from pipeline.storage.base import Storage
 from pipeline.storage.urls import open_storage
+from pipeline.tracking import event_files
+from pipeline.tracking.event_files import EventFiles
 from pipeline.tracking.tracker import Tracker, parse_rows, read_rows
 from ranks.faulty_run import EVERY, losses, make_cache
 from servers.warm_ranks import WarmRanks
@@ -80,11 +83,65 @@ def test_a_run_that_goes_on_has_no_row_twice_and_none_less(tmp_path: Path, n: in
     first.write_bytes(first.read_bytes()[: first.stat().st_size - lost])
     with tracker(tmp_path) as log:
         log.start(n)
-        log.log(320, {"loss": 9.0})
+        assert points(tmp_path) == points_of(read_rows(tmp_path / "metrics.jsonl"))
+        for kind in ("train", "val"):
+            log.log(n + 48, {"loss": 9.0}, kind=kind)
     assert [path.name for path in files(tmp_path)] == [f"events.out.tfevents.00000{number}" for number in (1, 2)]
-    assert points(tmp_path) == points_of(read_rows(tmp_path / "metrics.jsonl"))
-    losses = [(seen, seen / 64) for seen in (64, 128, 192, 256) if seen <= n] + [(320, 9.0)]
+    rows = points_of(read_rows(tmp_path / "metrics.jsonl"))
+    assert points(tmp_path) == rows
+    losses = [(seen, seen / 64) for seen in (64, 128, 192, 256) if seen <= n] + [(n + 48, 9.0)]
     assert sorted(point[1:] for point in points(tmp_path) if point[0] == "train/loss") == losses
+    assert served(tmp_path, lambda shown: ("val/loss", n + 48, 9.0) in shown) == rows
+
+
+def test_rows_and_pictures_of_lives_that_differ_are_shown_as_metrics_jsonl_has_them(tmp_path: Path) -> None:
+    """The second life was not tracked by TensorBoard, and trained what the first one had trained beyond the commit,
+    with fewer rows."""
+    picture = png(tile(np.zeros((1, 8, 8, 3), np.uint8), 1))
+    with tracker(tmp_path) as log:
+        log.start(0)
+        for seen in (64, 128, 192, 256):
+            log.log(seen, {"loss": 1.0})
+            log.image(seen, "samples", picture, "a circle")
+    with tracker(tmp_path, TrackingConfig(to=())) as log:
+        log.start(128)
+        log.log(256, {"loss": 2.0})
+    for _ in range(2):  # and what goes on without a difference writes nothing again
+        with tracker(tmp_path) as log:
+            log.start(256)
+        assert points(tmp_path) == points_of(read_rows(tmp_path / "metrics.jsonl"))
+        assert [one.step for one in accumulated(tmp_path).Images("images/samples")] == [64, 128, 192, 256]
+    assert len(files(tmp_path)[1].read_bytes()) > 2 * len(files(tmp_path)[2].read_bytes())
+
+
+def test_a_damaged_file_before_whole_ones_costs_no_point_in_either_loader(tmp_path: Path) -> None:
+    for seen in (0, 128, 256):
+        with tracker(tmp_path) as log:
+            log.start(seen)
+            for n in (seen + 64, seen + 128):
+                log.log(n, {"loss": n / 64})
+    files(tmp_path)[0].write_bytes(b"\xff" * 400)
+    with tracker(tmp_path) as log:
+        log.start(384)
+        log.log(448, {"loss": 7.0})
+    rows = points_of(read_rows(tmp_path / "metrics.jsonl"))
+    assert points(tmp_path) == rows
+    assert served(tmp_path, lambda shown: ("train/loss", 448, 7.0) in shown) == rows
+
+
+def test_rows_behind_a_flipped_bit_are_written_again(tmp_path: Path) -> None:
+    """TensorBoard's Python loader compares checksums, and reads no further there."""
+    with tracker(tmp_path) as log:
+        log.start(0)
+        for n in (64, 128):
+            log.log(n, {"loss": n / 64})
+    (file,) = files(tmp_path)
+    data, value = file.read_bytes(), struct.pack("<f", 1.0)
+    assert data.count(value) == 1
+    file.write_bytes(data.replace(value, struct.pack("<f", 2.0)))
+    with tracker(tmp_path) as log:
+        log.start(128)
+    assert points(tmp_path) == points_of(read_rows(tmp_path / "metrics.jsonl"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 400, b"\x0c" + bytes(11) + b"\xff" * 16])
@@ -114,7 +171,7 @@ def test_in_a_bucket_the_file_is_there_at_commits_and_a_run_goes_on_elsewhere(s3
     killed = Tracker(run, TENSORBOARD, folder=tmp_path / "one")
     killed.start(0)
     killed.log(64, {"loss": 1.0})
-    assert not run.list("tensorboard/")
+    assert [info.size for info in run.list("tensorboard/")] == [0]
     killed.commit()
     assert [info.key for info in run.list()] == ["metrics.jsonl", "tensorboard/events.out.tfevents.000001"]
     killed.log(128, {"loss": 1.0})
@@ -146,23 +203,103 @@ def test_an_upload_that_fails_costs_one_warning_and_no_commit(
             patch.setattr(type(run), "put", refused)
             log.commit()
             log.commit()
-        assert [info.key for info in run.list()] == ["metrics.jsonl"]
+        assert [info.size for info in run.list("tensorboard/")] == [0]
         log.commit()
-        assert len(run.list()) == 2
+        assert [info.size > 0 for info in run.list("tensorboard/")] == [True]
+        (tmp_path / "tensorboard/events.out.tfevents.000001").unlink()  # nor does a temporary file that is gone
     (line,) = capsys.readouterr().err.splitlines()
     assert "warning: TensorBoard's event files cannot be written (no room left)" in line
 
 
-def test_files_that_cannot_be_written_cost_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_a_bucket_a_large_file_is_uploaded_once_and_goes_on_in_the_next(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_files, "TURN_BYTES", 50)
+    run, puts = open_storage(s3), list[str]()
+    put = type(run).put
+
+    def counted(self: Storage, key: str, data: bytes) -> None:
+        puts.append(key.removeprefix("tensorboard/events.out.tfevents."))
+        if (puts[-1], puts.count("000002")) == ("000002", 1):
+            raise StorageError("no room left")
+        put(self, key, data)
+
+    monkeypatch.setattr(type(run), "put", counted)
+    with Tracker(run, TENSORBOARD, folder=tmp_path / "local") as log:
+        log.start(0)
+        for n in (64, 128, 192):
+            log.log(n, {"loss": n / 64})
+            log.commit()
+    assert puts == ["metrics.jsonl", "000001", "metrics.jsonl", "000002", "metrics.jsonl", "000002", "000003",
+                    "metrics.jsonl"]  # fmt: skip
+    copy = open_storage(str(tmp_path / "copy"))
+    for info in run.list():
+        copy.put(info.key, run.get(info.key))
+    assert points(tmp_path / "copy") == points_of(parse_rows(run.get("metrics.jsonl")))
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_processes_that_begin_at_once_write_files_of_their_own(
+    where: str, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_storage(s3 if where == "bucket" else str(tmp_path / "run"))
+    monkeypatch.setattr(EventFiles, "_files", lambda self: [])  # neither sees the other's
+    one, two = (Tracker(run, TENSORBOARD, folder=tmp_path / name) for name in ("1", "2"))
+    with one, two:
+        one.log(64, {"loss": 1.0})
+        two.log(64, {"fid": 2.0}, kind="eval")
+    written = {info.key: run.get(info.key) for info in run.list("tensorboard/")}
+    assert [key[-1] for key in written] == ["1", "2"]
+    assert [[name in data for name in (b"train/loss", b"eval/fid")] for data in written.values()] == [
+        [True, False], [False, True]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_files_that_cannot_be_written_cost_one_warning(
+    where: str, s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "tensorboard").write_text("a file")
-    with tracker(tmp_path) as log:
+    run = open_storage(s3 if where == "bucket" else str(tmp_path))
+    with Tracker(run, TENSORBOARD, folder=tmp_path) as log:
         log.start(0)
         for n in range(1, 9):
             log.log(n, {"loss": 1.0})
-            log.image(n, "samples", b"no picture")
-    assert len(read_rows(tmp_path / "metrics.jsonl")) == 9
+            log.commit()
+    assert len(parse_rows(run.get("metrics.jsonl"))) == 9
     (line,) = capsys.readouterr().err.splitlines()
     assert "warning: TensorBoard's event files cannot be written (FileExistsError" in line
+
+
+@pytest.mark.parametrize("damaged", [b"no picture", b"no picture at all, and long", b"\x89PNG\r\n\x1a\n"])
+def test_a_damaged_picture_costs_a_warning_and_nothing_else(
+    damaged: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tracker(tmp_path) as log:
+        log.start(0)
+        log.image(64, "samples", damaged)
+        log.log(64, {"loss": 1.0})
+        log.image(128, "samples", png(tile(np.zeros((1, 8, 8, 3), np.uint8), 1)))
+    assert ("train/loss", 64, 1.0) in points(tmp_path)
+    assert [one.step for one in accumulated(tmp_path).Images("images/samples")] == [128]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "warning: the picture samples at 64 samples is damaged" in line
+
+
+def test_alerts_of_one_kind_at_one_n_are_in_one_text(tmp_path: Path) -> None:
+    """Of several texts at a step TensorBoard's fast loader shows the last."""
+    with tracker(tmp_path) as log:
+        log.start(0)
+        log.alert("spike", 64, "earlier")
+        log.alert("spike", 128, "first")
+    with tracker(tmp_path) as log:
+        log.start(128)
+        log.alert("spike", 128, "second")
+        log.alert("stall", 128, "third")
+    found = accumulated(tmp_path)
+    last = found.Tensors("alert/spike/text_summary")[-1]
+    assert (last.step, last.tensor_proto.string_val[0]) == (128, b"    first\n    second")
+    assert [one.tensor_proto.string_val[0] for one in found.Tensors("alert/stall/text_summary")] == [b"    third"]
 
 
 def test_without_its_package_a_run_says_so_before_anything_starts(

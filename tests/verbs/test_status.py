@@ -194,6 +194,19 @@ def test_what_is_no_run_is_not_taken_for_one(folder: Path, tmp_path: Path) -> No
     assert runs_at(str(many)) == [f"{many}/lr=1"]
 
 
+def test_runs_are_found_in_folders_that_are_named_as_those_of_a_run_and_not_inside_of_runs(
+    folder: Path, tmp_path: Path
+) -> None:
+    for name in ("checkpoints", "tensorboard"):
+        shutil.copytree(folder / "sweep", tmp_path / name)
+        for inside in ("evals/copy", "tensorboard/copy"):
+            open_storage(str(tmp_path / name / "lr=1")).put(f"{inside}/run.json", b"{}")
+            open_storage(str(tmp_path / name / "lr=2")).put(f"{inside}/run.json", b"{}")
+    assert runs_at(str(tmp_path)) == [
+        f"{tmp_path}/{name}/lr={lr}" for name in ("checkpoints", "tensorboard") for lr in (1, 2)
+    ]
+
+
 def test_a_run_that_may_not_be_looked_into_hides_no_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As another user's in a folder that is shared."""
     with tempfile.TemporaryDirectory() as many:

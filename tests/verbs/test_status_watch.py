@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from ranks.faulty_run import BATCH, config_of, make_cache
 
 END = "Ctrl-C ends"
 COLUMNS = 120
+ESCAPE = re.compile(r"\x1b\[\??[0-9;]*[A-Za-z]")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_on_a_terminal_lines_are_drawn_in_place_until_every_run_has_ended(done: 
     assert [line.split()[1] for line in lines[2:]] == ["finished", "failed:"]
     for path, name in zip((done, run), (line.split()[0] for line in lines[2:]), strict=True):
         assert name.startswith("...") and str(path).endswith(name[3:])  # the terminal is narrow for it
-    assert all(len(line) <= COLUMNS for line in lines)
+    assert max(map(len, ESCAPE.sub("", said).replace("\r", "").split("\n"))) <= COLUMNS
     assert said.count("\x1b[?7l\r") == said.count("\x1b[J\x1b[?7h") >= 3
 
 
@@ -114,6 +116,14 @@ def test_elsewhere_it_writes_a_line_for_each_change(
 ) -> None:
     run = tmp_path / "run"
     held(run, 100)
+    asked: list[str] = []
+    look = status.status
+
+    def counted(url: str) -> status.Status:
+        asked.append(url)
+        return look(url)
+
+    monkeypatch.setattr(status, "status", counted)
     steps = iter([lambda: None, lambda: held(run, 200), lambda: None, lambda: failed(run)])
     monkeypatch.setattr(status.time, "sleep", lambda seconds: next(steps)())
     assert cli.main(["status", str(done), str(run), "--watch"]) == 1
@@ -123,6 +133,32 @@ def test_elsewhere_it_writes_a_line_for_each_change(
     assert [line[0] for line in lines] == ["run", str(done), str(run), str(run), str(run)]
     assert [line[1] for line in lines[1:]] == ["finished", "training", "training", "failed:"]
     assert [line[3] for line in lines[2:4]] == ["100", "200"]
+    assert (asked.count(str(done)), asked.count(str(run))) == (1, 5)  # the finished one is read once
+
+
+def test_a_terminal_that_cannot_draw_over_lines_gets_lines(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    said = Terminal()
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setenv("TERM", "dumb")
+    assert cli.main(["status", str(done), "--watch"]) == 0
+    assert "\x1b" not in said.getvalue()
+    assert len(said.getvalue().splitlines()) == 2
+
+
+def test_a_terminal_that_was_narrowed_keeps_nothing_of_the_drawing_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has wrapped the lines that had become too wide for it."""
+    stream = io.StringIO()
+    screen = Redrawn(stream)
+    screen.draw(f"{'x' * 60}\n\n{'y' * 10}")
+    monkeypatch.setattr(screen, "size", lambda: (40, 24))
+    screen.draw("a")
+    assert "\x1b[4A" in stream.getvalue()
 
 
 @pytest.mark.parametrize("words", [["--watch", "0", "a"], ["--watch=x", "a"], ["--watch=nan", "a"], ["--wach", "a"]])

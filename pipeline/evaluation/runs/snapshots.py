@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.config import AutoencoderConfig, EvalRunConfig, RunConfig, TrainConfig
+from pipeline.config import AutoencoderConfig, EvalRunConfig, RunConfig, TrackingConfig, TrainConfig
 from pipeline.config.loading.merge import to_dict
 from pipeline.data.format.contract import require_match
 from pipeline.data.format.contract_json import contract_from_json
@@ -27,7 +27,7 @@ from pipeline.parsing.text import one_line
 from pipeline.runs.datasets import empty_caption
 from pipeline.runs.directory import RunInfo, load_any_run
 from pipeline.storage.urls import open_storage
-from pipeline.tracking.event_files import require_trackers
+from pipeline.tracking.event_files import installed
 from pipeline.tracking.tracker import Tracker
 
 
@@ -38,7 +38,7 @@ def evaluate_pending(config: EvalRunConfig, world: World | None = None) -> int:
     after a signal to stop, when the remaining snapshots stay pending."""
     ranks = world or World(device=pick_device(config.device))
     info = ranks.together(lambda: load_any_run(config.run))
-    ranks.together(lambda: require_trackers(info.config.tracking), rank=0)
+    tracking = ranks.together(lambda: installed(info.config.tracking), rank=0)
     run = info.storage
     stop, evaluate, damaged = StopRequest(), None, set[int]()
 
@@ -60,7 +60,7 @@ def evaluate_pending(config: EvalRunConfig, world: World | None = None) -> int:
                 if ranks.rank == 0:
                     log.error(f"eval: the snapshot at {n:,} samples is passed over: {one_line(str(error))}")
                 continue
-            ranks.together(partial(_finish, info, n, Path(folder), metrics), rank=0)
+            ranks.together(partial(_finish, info, tracking, n, Path(folder), metrics), rank=0)
     return 1 if damaged else 0
 
 
@@ -85,15 +85,17 @@ def _as_training(info: RunInfo[RunConfig], world: World) -> autoencoders.Evaluat
     return in_training(info.config, info.storage, world, manifest, empty_caption(cache, manifest))
 
 
-def _finish(info: RunInfo[RunConfig], n: int, folder: Path, metrics: Mapping[str, Any]) -> None:
+def _finish(
+    info: RunInfo[RunConfig], tracking: TrackingConfig, n: int, folder: Path, metrics: Mapping[str, Any]
+) -> None:
     """Delete a snapshot whose figures are stored, and report them."""
-    beside.finish(info.storage, n, partial(_track, info, n, folder))
+    beside.finish(info.storage, n, partial(_track, info, tracking, n, folder))
     show(f"eval: {n:,} samples: {_figures(metrics)}")
 
 
-def _track(info: RunInfo[RunConfig], n: int, folder: Path) -> None:
+def _track(info: RunInfo[RunConfig], tracking: TrackingConfig, n: int, folder: Path) -> None:
     """Send figures to the run's tracker after the end of training."""
-    with Tracker(info.storage, info.config.tracking, settings=to_dict(info.config), folder=folder) as tracker:
+    with Tracker(info.storage, tracking, settings=to_dict(info.config), folder=folder) as tracker:
         if n not in tracker.evaluations:
             beside.bring(info.storage, n, tracker)
 
