@@ -93,9 +93,7 @@ def client(port: int) -> dist.TCPStore:
     return dist.TCPStore("127.0.0.1", port, None, False, wait_for_workers=False)
 
 
-def test_ranks_meet_in_any_order_and_share_a_store(
-    ports: tuple[int, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ranks_meet_in_any_order_and_share_a_store(ports: tuple[int, ...], capsys: pytest.CaptureFixture[str]) -> None:
     meeting = Meeting("127.0.0.1", ports[:1], "a")
     others = Ranks(meeting, 2, 1, size=3)
     until_said(capsys, "missing: rank 0", 2)
