@@ -22,7 +22,6 @@ from made.slurm_run import until
 from pipeline import train
 from pipeline.config import TrainConfig
 from pipeline.data.reading.batch import Batch
-from pipeline.distributed.world import World
 from pipeline.errors import Interrupted, NonFinite, RunError
 from pipeline.runs import lease as module
 from pipeline.runs.directory import committed
@@ -236,52 +235,6 @@ def test_a_job_may_begin_before_its_place_in_the_queue_is_noted(run: Storage, mo
     assert newest(run)[0] == 1
     with pytest.raises(RunError, match="being trained by Slurm job 7"):
         enqueue(run, "8")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Machines that come back
-
-
-@pytest.fixture
-def ranked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the only rank of a launcher."""
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
-
-
-@pytest.mark.usefixtures("ranked")
-def test_ranks_wait_for_the_end_of_a_lease_whose_holder_has_died_on_another_machine(
-    run: Storage, config: TrainConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run.put(lease_key(1), holder_bytes(elsewhere(beat=time.time() - DEAD_SECONDS + 0.5)))
-    with life.leased(config, World()) as lease:
-        assert lease is not None
-        assert lease.holder.life == 1
-        assert newest(run)[0] == 2
-    said = capsys.readouterr().err
-    assert "is being trained by process 12 on n9" in said
-    assert "waiting until it is dead, or says that it lives" in said
-
-
-@pytest.mark.usefixtures("ranked")
-def test_ranks_are_refused_as_soon_as_the_other_machine_says_that_it_lives(run: Storage, config: TrainConfig) -> None:
-    other = elsewhere(beat=time.time() - 60)
-    run.put(lease_key(1), holder_bytes(other))
-    renewal = threading.Timer(0.3, lambda: run.put(lease_key(1), holder_bytes(replace(other, beat=time.time()))))
-    renewal.start()
-    with pytest.raises(RunError, match="being trained by process 12 on n9"), life.leased(config, World()):
-        pass
-    assert not renewal.is_alive()
-
-
-def test_who_is_no_rank_is_refused_at_once(
-    run: Storage, config: TrainConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run.put(lease_key(1), holder_bytes(elsewhere()))
-    with pytest.raises(RunError, match="being trained by process 12 on n9"), life.leased(config, World()):
-        pass
-    assert "waiting" not in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------------------
