@@ -1,7 +1,8 @@
 """How a rank tells what runs its launcher (under.py) that it has begun, and how it has ended.
 
 torchrun and accelerate turn every exit status of their ranks into 1, so the ranks write it down: FOLDER/PID holds the
-rank's number, and once it has ended, its exit status. Takes no lock, so that handlers of signals may call it.
+rank's number and how many its machine has, and once it has ended, its exit status. Takes no lock, so that handlers of
+signals may call it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ _own: list[tuple[int, str]] = []
 
 @dataclass(frozen=True)
 class Ending:
-    """What one process has said. rank: its number, "" where it has none. status: None until it has ended."""
+    """What one process has said. rank: its number, "" where it has none. status: None until it has ended. ranks: how
+    many its machine has; 0 where that is not known."""
 
     process: int
     rank: str
     status: int | None
+    ranks: int = 0
 
 
 def begin() -> None:
@@ -37,7 +40,8 @@ def begin() -> None:
     if folder:
         process = os.getpid()
         _own[:] = [(process, os.path.join(folder, str(process)))]
-        _say(os.environ.get("RANK", "").strip())
+        rank, ranks, size = (os.environ.get(name, "").strip() for name in ("RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+        _say(f"{rank}/{ranks or size}")  # deepspeed's launcher says LOCAL_SIZE
 
 
 def end(status: int) -> None:
@@ -58,11 +62,14 @@ def _say(line: str) -> None:
 
 
 def endings(folder: Path) -> list[Ending]:
-    """What the processes of a folder have said so far."""
+    """What the processes of a folder have said so far. A file without a line yet is passed over."""
     found = list[Ending]()
     for path in folder.iterdir():
-        first, *later = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] or [""]
-        statuses = [int(line) for line in later if line.isdecimal() and len(line) < 4]
-        rank = first if first.isdecimal() else ""
-        found.append(Ending(int(path.name), rank, statuses[-1] if statuses else None))
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        statuses = [int(line) for line in lines[1:] if line.isdecimal() and len(line) < 4]
+        if lines:
+            rank, _, ranks = lines[0].partition("/")
+            known = int(ranks) if ranks.isdecimal() and len(ranks) < 8 else 0
+            rank = rank if rank.isdecimal() else ""
+            found.append(Ending(int(path.name), rank, statuses[-1] if statuses else None, known))
     return found

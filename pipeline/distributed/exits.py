@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.distributed import endings
+from pipeline.distributed.signals import INTERRUPTED_BY_KEYBOARD
 from pipeline.errors import LatentmillError
 from pipeline.log import has_ranks, line_start, rank_label
 from pipeline.parsing.text import one_line, safe
 
-INTERRUPTED_BY_KEYBOARD = 130
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
 """Errors of a disk that is full, or may not be written to."""
 

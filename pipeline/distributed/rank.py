@@ -19,12 +19,13 @@ from pipeline.verbs import VERBS
 PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int = 0) -> None:
-    """Have the kernel kill this rank when its launcher ends, however it ends, so that no rank outlives its job.
+def die_with_parent(parent: int = 0, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent ends, however that ends, so that no rank outlives its
+    job.
 
-    parent: the launcher's process; raises LatentmillError where it has ended already. 0 = not known.
+    parent: the process that has started this one; raises LatentmillError where it has ended already. 0 = not known.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if parent and os.getppid() != parent:
         raise LatentmillError("the launcher of this rank has ended before the rank has begun")
 

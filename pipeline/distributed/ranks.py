@@ -23,7 +23,7 @@ from pipeline.config.loading.stored import pack
 from pipeline.distributed.children import handed_over, own_command, own_environment
 from pipeline.distributed.meeting import TOKEN
 from pipeline.distributed.place import cores, threads_per_rank
-from pipeline.distributed.signals import INTERRUPTED_BY_KEYBOARD, STOP, forwarding, handled
+from pipeline.distributed.signals import HINTS, INTERRUPTED_BY_KEYBOARD, STOP, forwarding, handled
 from pipeline.errors import Interrupted
 from pipeline.log import log
 
@@ -142,12 +142,6 @@ def _wait(ranks: list[subprocess.Popen[bytes]], received: list[int]) -> int:
         log.warning("a second Ctrl-C has killed the ranks; the same command goes on from the last commit")
         return INTERRUPTED_BY_KEYBOARD
     return killed or failure or (Interrupted.exit_code if Interrupted.exit_code in statuses.values() else 0)
-
-
-HINTS = {
-    signal.SIGKILL: "; out of memory?",
-    signal.SIGALRM: ", as it had made no progress (watchdog_s); its stacks are above",
-}
 
 
 def _log_killed(rank: int, number: int) -> None:

@@ -40,8 +40,8 @@ def meet(meeting: Meeting, rank: int, size: int, seconds: float) -> dist.Store:
     """Wait until all ranks of a world are there. Returns the store by which they make their process group.
 
     Raises Interrupted (exit status 75, which requeues) where rank 0's port is in use, ConfigError where two processes
-    have the same rank or other sizes of the world, and RunError after `seconds`, or where rank 0 has gone. Where it is
-    torchrun that has gone, on the machine of rank 0, that is Interrupted, too: machines of a cluster come and go.
+    have the same rank or other sizes of the world, and RunError after `seconds`, or where rank 0 has gone. Under
+    torchrun all but other sizes are Interrupted: machines of a cluster come and go.
     """
     wait = _Wait(meeting, rank, size, seconds)
     store = wait.listen() if rank == 0 and not meeting.shared_store else wait.connect()
@@ -123,9 +123,11 @@ class _Wait:
         first = _put_first(store, self._key(self.rank), ticket)
         if first != ticket:
             other = first.partition("\n")[0]
+            what = f"RANK={self.rank} is both {own} and {other}"
             if self.meeting.shared_store:
                 self._outlast(store, other)
-            raise ConfigError(f"RANK={self.rank} is both {own} and {other}: each process needs a rank of its own")
+                raise Interrupted(f"{what}, still there after {self.seconds:.0f} s: the same command tries again")
+            raise ConfigError(f"{what}: each process needs a rank of its own")
         store.add(f"{self.prefix}/there", 1)
         pause = 0.01
         while (missing := self.size - store.add(f"{self.prefix}/there", 0)) > 0:
@@ -171,14 +173,15 @@ class _Wait:
         return time.monotonic() - self.began >= min(self._next_line, self.seconds)
 
     def _say(self, missing: Sequence[str], reason: str) -> None:
-        """Say who is missing where that is due. Raises RunError after the limit."""
+        """Say who is missing where that is due. Raises RunError after the limit; under torchrun Interrupted."""
         if not self._is_due():
             return
         waited = time.monotonic() - self.began
         names = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
         noun = "rank" if len(missing) == 1 else "ranks"
         if waited >= self.seconds:
-            raise RunError(
+            kind = Interrupted if self.meeting.shared_store else RunError
+            raise kind(
                 f"{noun} {names} of {self.size} did not come to {self.where} within {self.seconds:.0f} s{reason}: were "
                 "they started, and can they reach that host? RANK and WORLD_SIZE of an earlier launch may be left over "
                 "in this shell, or srun --pty has started several tasks"

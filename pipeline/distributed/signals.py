@@ -27,6 +27,11 @@ FIRST_SECONDS = 5.0
 """Longest time that what is to be done before an end at once may take."""
 HEARD_SECONDS = 2.0
 """Time in which Python must answer a Ctrl-C, before the process is ended without it."""
+HINTS = {
+    signal.SIGKILL: "; out of memory?",
+    signal.SIGALRM: ", as it had made no progress (watchdog_s); its stacks are above",
+}
+"""What is said of a rank that one of these has killed."""
 
 _ending = threading.Lock()
 

@@ -17,14 +17,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 from pipeline.distributed.children import own_environment
 from pipeline.distributed.endings import FOLDER, UNEXPECTED, endings
 from pipeline.distributed.exits import guarded, leave
-from pipeline.distributed.signals import INTERRUPTED_BY_KEYBOARD, STOP, handled
+from pipeline.distributed.rank import die_with_parent
+from pipeline.distributed.signals import HINTS, INTERRUPTED_BY_KEYBOARD, STOP, handled
 from pipeline.errors import ConfigError, Interrupted, OverrideError
 from pipeline.log import log, show
 
@@ -43,7 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     75 where a rank was stopped, else 0.
 
     A rank that ends without a word was killed by a signal: the one that it got from here, or else SIGKILL (137). What
-    ends with a traceback, and a launcher that fails before a rank has begun, is 70. A second Ctrl-C kills all: 130.
+    ends with a traceback, and a launcher that fails before all its ranks have begun, is 70. A second Ctrl-C kills all:
+    130.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         show(f"{USAGE}\n\nRuns a launcher, passes signals on to its ranks, and ends with the ranks' exit status.")
@@ -56,20 +62,26 @@ def run(command: Sequence[str]) -> int:
     received: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
+        number = signal.SIGTERM if number == signal.SIGHUP else number  # its terminal has gone
         received.append(signal.SIGKILL if number == signal.SIGINT and number in received else number)
 
+    hears = STOP if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*STOP, signal.SIGHUP)  # nohup ignores it
     launcher: subprocess.Popen[bytes] | None = None
-    with tempfile.TemporaryDirectory(prefix="latentmill-", ignore_cleanup_errors=True) as folder, handled(STOP, note):
+    with tempfile.TemporaryDirectory(prefix="latentmill-", ignore_cleanup_errors=True) as folder, handled(hears, note):
         ranks = Ranks(Path(folder))
         environment = {SHUTDOWN: str(COMMIT_SECONDS)} | own_environment() | {FOLDER: folder}
         try:
-            launcher = subprocess.Popen([program(command[0]), *command[1:]], env=environment, process_group=0)
+            launcher = subprocess.Popen(
+                [program(command[0]), *command[1:]],
+                env=environment,
+                process_group=0,
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509  (here is one thread)
+            )
             _wait(launcher, ranks, received)
         finally:
             ranks.signal(signal.SIGKILL)
             if launcher is not None and launcher.poll() is None:
-                os.killpg(launcher.pid, signal.SIGKILL)
-                launcher.wait()
+                _kill(launcher)
         return _status(launcher.returncode, ranks, received)
 
 
@@ -95,12 +107,13 @@ class Rank:
 
 class Ranks:
     """The ranks that have begun under a launcher, by what they say in a folder. ended: processes in the order in which
-    they were seen to have ended."""
+    they were seen to have ended. wanted: the number of ranks on this machine; 0 where no rank has said it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.begun: dict[int, Rank] = {}
         self.ended: list[int] = []
+        self.wanted = 0
 
     def look(self) -> None:
         """See which have begun, and which have ended: first those that were killed, for their peers fail with them."""
@@ -108,6 +121,7 @@ class Ranks:
         said = {ending.process: ending for ending in endings(self.folder)}  # read later: what is gone has said all
         for process, ending in said.items():
             self.begun.setdefault(process, Rank(ending.rank))
+            self.wanted = max(self.wanted, ending.ranks)
         silent, speaking = list[int](), list[int]()
         for process in self.running():
             rank = self.begun[process]
@@ -122,6 +136,10 @@ class Ranks:
     def running(self) -> list[int]:
         """Processes that have said nothing of an end."""
         return [process for process, rank in self.begun.items() if rank.status is None]
+
+    def lacking(self) -> bool:
+        """Whether some ranks have begun, and others never have."""
+        return len({rank.number for rank in self.begun.values()}) < self.wanted
 
     def signal(self, number: int) -> None:
         """Send a signal to each rank that runs and has not had it."""
@@ -147,6 +165,19 @@ def is_running(process: int) -> bool:
     except OSError:
         return False
     return state not in (b"Z", b"X")
+
+
+def _kill(launcher: subprocess.Popen[bytes]) -> None:
+    """Kill a launcher and all that it has started: also ranks that have not begun, in sessions of their own."""
+    os.killpg(launcher.pid, signal.SIGSTOP)  # it starts nothing more
+    below = list[psutil.Process]()
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(launcher.pid).children(recursive=True)
+    os.killpg(launcher.pid, signal.SIGKILL)
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    launcher.wait()
 
 
 def _wait(launcher: subprocess.Popen[bytes], ranks: Ranks, received: list[int]) -> None:
@@ -189,6 +220,9 @@ def _status(launched: int, ranks: Ranks, received: Sequence[int]) -> int:
         if status not in (0, stopped):
             _tell(status, ranks)
             return status
+    if launched and not received and ranks.lacking():
+        log.error(f"the launcher has ended with {launched}, and a rank before it had begun: the lines above say why")
+        return UNEXPECTED
     if stopped in statuses or (received and launched and not statuses):
         return stopped
     if statuses:
@@ -206,10 +240,11 @@ def _tell(status: int, ranks: Ranks) -> None:
     for process in ranks.ended:
         rank = ranks.begun[process]
         if rank.status == status and status > 128 and status != INTERRUPTED_BY_KEYBOARD:
-            name = signal.Signals(status - 128).name
-            log.error(
-                f"rank {rank.number or '0'} has ended without a word: killed by a signal ({name}; out of memory?)"
-            )
+            causes = " or ".join(f"{number.name}{hint}" for number, hint in HINTS.items())
+            by = f"a signal, and its launcher's lines above say which ({causes})"
+            if rank.sent:
+                by = f"{signal.Signals(rank.sent[-1]).name}, as it was asked to stop"
+            log.error(f"rank {rank.number or '0'} has ended without a word: killed by {by}")
             return
 
 

@@ -26,7 +26,7 @@ from pipeline.distributed.hosts import hosts_of
 from pipeline.distributed.meeting import meeting_of
 from pipeline.distributed.place import Place, launcher_place, threads_per_rank
 from pipeline.distributed.rendezvous import meet
-from pipeline.errors import ConfigError, LatentmillError, RunError
+from pipeline.errors import ConfigError, Interrupted, LatentmillError, RunError
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ def start(device: str = "auto", threads: int = 0, group: bool = True, timeout: i
     threads: per rank; 0 = cores that this process may use / ranks on this machine. group: whether a world of one
     process gets a process group too (DeepSpeed needs one). timeout: seconds that a collective, and the wait for the
     other ranks, may take. Raises ConfigError for an environment that describes no world, RunError where ranks do not
-    come, and Interrupted where rank 0's port is in use.
+    come (Interrupted under torchrun, whose machines come and go), and Interrupted where rank 0's port is in use.
     """
     place = launcher_place() or Place(0, 1, 0, 1)
     rank, size = place.rank, place.world
@@ -184,13 +184,15 @@ def start(device: str = "auto", threads: int = 0, group: bool = True, timeout: i
     if grouped and not dist.is_initialized():
         os.environ["LOCAL_RANK"] = str(place.local_rank)  # DeepSpeed reads it
         backend = "nccl" if rank_device.type == "cuda" else "gloo"
-        store = dist.HashStore() if size == 1 else meet(meeting_of(), rank, size, min(timeout, COLLECTIVE_SECONDS))
+        meeting = meeting_of() if size > 1 else None
+        store = meet(meeting, rank, size, min(timeout, COLLECTIVE_SECONDS)) if meeting else dist.HashStore()
         try:
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
             )
         except RuntimeError as error:
-            raise RunError(
+            kind = Interrupted if meeting and meeting.shared_store else RunError
+            raise kind(
                 f"rank {rank} on {socket.gethostname()} does not reach the others, which were there a moment ago: "
                 f"{' '.join(str(error).split())[:300]}. GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME chooses the network"
             ) from error

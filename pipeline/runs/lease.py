@@ -39,6 +39,8 @@ DEAD_SECONDS = 600.0
 """A lease that was not renewed for this long is dead, where neither Slurm nor this machine's processes can tell."""
 PAUSE_SECONDS = 1.0
 """Before a new lease is read again, on stores where two writers may both win."""
+LOOK_SECONDS = 5.0
+"""Between two looks at the lease of a process that may be dead."""
 KEPT = 16
 """Former leases that are kept."""
 FRUITLESS = 5
@@ -185,6 +187,22 @@ def require_free(run: Storage) -> None:
     _, holder = newest(run)
     if holder is not None and (claim := claim_of(holder, this_process())):
         raise RunTaken(f"{run.url} is {claim}; {ONCE}")
+
+
+def outlast(run: Storage) -> None:
+    """Wait while nobody can tell whether the process that holds the run is dead, which is on another machine and in no
+    job of Slurm: until it is, or has renewed its lease.
+
+    For the ranks of a launcher, whose machines come back sooner than a lease is dead. Nothing is taken here.
+    """
+    me, former = this_process(), newest(run)[1]
+    if former is None or former.state != "held" or former.machine == me.machine or former.job or me.job:
+        return
+    end = time.monotonic() + DEAD_SECONDS
+    if claim := claim_of(former, me):
+        log.info(f"{run.url} is {claim}: waiting until it is dead, or says that it lives")
+    while claim_of(former, me) and newest(run)[1] == former and time.monotonic() < end:
+        time.sleep(LOOK_SECONDS)
 
 
 def enqueue(run: Storage, job: str) -> None:

@@ -132,11 +132,16 @@ def out_of_memory(error: Exception, world: World, config: RunConfig) -> str:
 
 @contextmanager
 def leased(config: RunConfig, world: World) -> Iterator[Lease | None]:
-    """Inside, rank 0 holds the run's lease. Collective: raises RunError on every rank when another process has it."""
-    from pipeline.runs.lease import Lease
+    """Inside, rank 0 holds the run's lease. Collective: raises RunError on every rank when another process has it.
+
+    Ranks of a launcher wait first where the other may be dead: a machine is back before the lease says so.
+    """
+    from pipeline.runs.lease import Lease, outlast
 
     def take() -> Lease:
         run = open_storage(config.run)
+        if in_world():
+            outlast(run)
         return Lease.take(run, first=next(iter(committed(run)), 0))
 
     lease = world.together(take, rank=0)

@@ -17,7 +17,8 @@ import pytest
 import torch.distributed as dist
 
 from made import cache as small_cache
-from pipeline.distributed import rendezvous
+from made.slurm_run import until
+from pipeline.distributed import rendezvous, world
 from pipeline.distributed.meeting import Meeting
 from pipeline.distributed.rendezvous import meet
 from pipeline.errors import ConfigError, Interrupted, LatentmillError, RunError
@@ -70,10 +71,32 @@ class Ranks:
         return self
 
 
-def test_ranks_meet_in_any_order_and_share_a_store(ports: tuple[int, ...]) -> None:
+def until_said(capsys: pytest.CaptureFixture[str], words: str, times: int = 1) -> None:
+    """Wait until the ranks have said something, so often."""
+    said: list[str] = []
+
+    def is_said() -> bool:
+        said.append(capsys.readouterr().err)
+        return "".join(said).count(words) >= times
+
+    until(is_said, words, 20)
+
+
+def until_there(store: dist.Store, *ranks: int, name: str = "") -> None:
+    """Wait until ranks have registered in a store."""
+    until(lambda: store.check([f"latentmill/{name}/rank/{rank}" for rank in ranks]), f"ranks {ranks}", 20)
+
+
+def client(port: int) -> dist.TCPStore:
+    """The store of rank 0, once that listens."""
+    until(lambda: not rendezvous._unreachable("127.0.0.1", port), f"rank 0 at {port}", 20)
+    return dist.TCPStore("127.0.0.1", port, None, False, wait_for_workers=False)
+
+
+def test_ranks_meet_in_any_order_and_share_a_store(ports: tuple[int, ...], capsys: pytest.CaptureFixture[str]) -> None:
     meeting = Meeting("127.0.0.1", ports[:1], "a")
     others = Ranks(meeting, 2, 1, size=3)
-    time.sleep(0.1)
+    until_said(capsys, "missing: rank 0", 2)
     first = Ranks(meeting, 0, size=3).end()
     others.end()
     assert first.errors + others.errors == []
@@ -113,9 +136,8 @@ def test_a_port_in_use_requeues_where_it_was_given_and_leads_to_another_where_it
 def test_two_jobs_with_the_same_ports_do_not_meet(ports: tuple[int, ...]) -> None:
     """Job 7's step 1 and job 14's step 0 compute the same."""
     one = Ranks(Meeting("127.0.0.1", ports, "7.1.0"), 0)
-    time.sleep(0.2)
+    until_there(client(ports[0]), 0, name="7.1.0")
     other = Ranks(Meeting("127.0.0.1", ports, "14.0.0"), 0, 1).end()
-    time.sleep(0.1)
     assert one.stores == {}
     late = Ranks(Meeting("127.0.0.1", ports, "7.1.0"), 1).end()
     one.end()
@@ -134,7 +156,7 @@ def test_two_processes_of_one_rank_and_worlds_of_two_sizes_are_refused(ports: tu
     meeting = Meeting("127.0.0.1", ports[:1])
     first = Ranks(meeting, 0, size=3, seconds=8.0)
     second = Ranks(meeting, 1, size=3, seconds=8.0)
-    time.sleep(0.5)
+    until_there(client(ports[0]), 0, 1)
     with pytest.raises(ConfigError, match=r"WORLD_SIZE=2, but another rank at .* has WORLD_SIZE=3"):
         meet(meeting, 1, 2, 5.0)
     script = "import sys; from pipeline.distributed.rendezvous import meet; from pipeline.distributed.meeting import *;"
@@ -171,27 +193,53 @@ def test_a_machine_that_is_back_before_the_others_have_left_waits_for_them_and_c
     former = Ranks(meeting, 0, 1).end()
     assert (sorted(former.stores), former.errors) == ([0, 1], [])
     back = Ranks(meeting, 1)
-    time.sleep(1.0)
+    until_said(capsys, "waiting for the ranks there to end")
+    time.sleep(2 * rendezvous.LOOK_SECONDS)
     assert (back.stores, back.errors) == ({}, [])
     del store
     back.end()
     assert (back.stores, [type(error) for error in back.errors]) == ({}, [Interrupted])
-    assert "waiting for the ranks there to end" in capsys.readouterr().err
 
 
-def test_a_machine_whose_rank_is_another_machines_is_refused_in_the_end(ports: tuple[int, ...]) -> None:
+def test_a_machine_whose_predecessor_does_not_leave_comes_back(ports: tuple[int, ...]) -> None:
     meeting = Meeting("127.0.0.1", ports[:1], "none.0", shared_store=True)
     store = agents_store(ports[0])
     Ranks(meeting, 0, 1).end()
-    assert [type(error) for error in Ranks(meeting, 1, seconds=1.0).end().errors] == [ConfigError]
+    assert [type(error) for error in Ranks(meeting, 1, seconds=1.0).end().errors] == [Interrupted]
     assert store is not None
+
+
+def test_ranks_of_torchrun_whose_peers_do_not_come_come_back(ports: tuple[int, ...]) -> None:
+    """The machine of the others may be lost; rank 0 may find no store, or no peer."""
+    meeting = Meeting("127.0.0.1", ports[:1], "none.0", shared_store=True)
+    assert [type(error) for error in Ranks(meeting, 1, seconds=0.5).end().errors] == [Interrupted]
+    store = agents_store(ports[0])
+    assert [type(error) for error in Ranks(meeting, 0, seconds=0.5).end().errors] == [Interrupted]
+    assert store is not None
+
+
+@pytest.mark.parametrize(("shared_store", "kind"), [(True, Interrupted), (False, RunError)])
+def test_ranks_that_have_met_and_do_not_reach_each_other_come_back_under_torchrun(
+    shared_store: bool, kind: type[LatentmillError], ports: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection refused")
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(world, "meeting_of", lambda: Meeting("127.0.0.1", ports[:1], "a", shared_store))
+    monkeypatch.setattr(world, "meet", lambda *_: dist.HashStore())
+    monkeypatch.setattr(dist, "init_process_group", unreachable)
+    with pytest.raises(kind, match="does not reach the others"):
+        world.start("cpu")
 
 
 def test_ranks_whose_torchrun_on_the_machine_of_rank_0_goes_come_back(ports: tuple[int, ...]) -> None:
     store: dist.TCPStore | None = agents_store(ports[0])
     left = Ranks(Meeting("127.0.0.1", ports[:1], "none.0", shared_store=True), 1)
-    time.sleep(0.5)
     assert store is not None
+    until_there(store, 1, name="none.0")
     del store
     assert [type(error) for error in left.end().errors] == [Interrupted]
 

@@ -47,6 +47,7 @@ def begun(folder: Path, ranks: int) -> Callable[[], bool]:
         (("error", "error"), 70),
         (("1", "deaf"), 1),  # which the launcher kills: that is no reason to start again
         (("begins", "begins"), 70),
+        (("late", "wait"), 70),  # the other one gets SIGTERM and says 75, but to start again would not help
     ],
 )
 def test_the_ranks_exit_status_comes_through_a_launcher_that_hides_it(
@@ -56,7 +57,7 @@ def test_the_ranks_exit_status_comes_through_a_launcher_that_hides_it(
         assert process.wait(timeout=30) == status
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_a_rank_once_and_its_commit_is_waited_for(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -66,7 +67,8 @@ def test_a_signal_reaches_a_rank_once_and_its_commit_is_waited_for(
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 75, said
-    assert re.findall(r"stopped by (\w+)", said) == [number.name]
+    asks = signal.SIGTERM if number == signal.SIGHUP else number  # a closed terminal
+    assert re.findall(r"stopped by (\w+)", said) == [asks.name]
 
 
 def test_ranks_that_the_launcher_starts_again_after_the_signal_are_stopped_as_well(
@@ -116,6 +118,28 @@ def test_a_second_ctrl_c_kills_everything(start: Start, tmp_path: Path) -> None:
     assert "a second Ctrl-C has killed the ranks" in said
 
 
+def test_a_second_ctrl_c_kills_ranks_that_have_not_begun(start: Start, tmp_path: Path) -> None:
+    """They are in sessions of their own, and have not said of which process they are."""
+    with start("imports", "imports") as process:
+        until(lambda: len([path for path in tmp_path.iterdir() if path.stat().st_size]) == 2, "the ranks")
+        ranks = [int(path.read_text()) for path in tmp_path.iterdir()]
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    until(lambda: not any(map(under.is_running, ranks)), "the end of the ranks", 10)
+
+
+def test_ranks_commit_and_end_where_what_runs_their_launcher_is_killed(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    with start("wait", "wait", BEGUN=str(folder), TMPDIR=str(tmp_path)) as process:
+        until(begun(folder, 2), "the ranks")
+        process.kill()
+        _, said = process.communicate(timeout=30)  # until all have ended
+    assert said.count("stopped by SIGTERM") == 2
+
+
 def test_a_launcher_that_is_not_there_is_a_line(tmp_path: Path) -> None:
     done = subprocess.run([*UNDER, "torchrunn"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
@@ -128,17 +152,19 @@ def test_what_a_rank_starts_says_nothing_in_its_place(tmp_path: Path, monkeypatc
     monkeypatch.setenv(endings.FOLDER, str(tmp_path))
     monkeypatch.setattr(endings, "_own", [])
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     endings.begin()
     assert endings.FOLDER not in os.environ
-    assert endings.endings(tmp_path) == [endings.Ending(os.getpid(), "3", None)]
+    assert endings.endings(tmp_path) == [endings.Ending(os.getpid(), "3", None, 8)]
+    (tmp_path / "1").touch()  # a process whose line is not there yet
     child = os.fork()
     if child == 0:
         endings.end(1)
         os._exit(0)
     os.waitpid(child, 0)
-    assert endings.endings(tmp_path) == [endings.Ending(os.getpid(), "3", None)]
+    assert endings.endings(tmp_path) == [endings.Ending(os.getpid(), "3", None, 8)]
     endings.end(75)
-    assert endings.endings(tmp_path) == [endings.Ending(os.getpid(), "3", 75)]
+    assert endings.endings(tmp_path) == [endings.Ending(os.getpid(), "3", 75, 8)]
 
 
 def test_launchers_that_hear_the_signal_too_leave_ranks_the_time_of_a_commit() -> None:

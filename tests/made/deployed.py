@@ -12,6 +12,8 @@ import yaml
 from made.places import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
+IMAGES_PYTHON = "/opt/latentmill/bin/python"
+"""Where containers/Dockerfile has the interpreter."""
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
@@ -58,8 +60,9 @@ def own_words(command: list[str], words: list[str], module: tuple[str, ...] = ("
 
 
 def task_script(folder: Path) -> str:
-    """The path of the `run` of deploy/skypilot/train.yaml, as SkyPilot gives it to bash."""
+    """The path of the `run` of deploy/skypilot/train.yaml, as SkyPilot gives it to bash, run by this interpreter."""
     (task,) = documents("skypilot/train.yaml")
     path = folder / "run.sh"
-    path.write_text(f"#!/bin/bash\n{task['run']}", encoding="utf-8")
+    assert f"{IMAGES_PYTHON} -m " in task["run"]
+    path.write_text(f"#!/bin/bash\n{task['run'].replace(IMAGES_PYTHON, sys.executable)}", encoding="utf-8")
     return str(path)

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", module, *words],
-                env=os.environ | {"RANK": str(rank), "WORLD_SIZE": count, "LIFE": str(life)},
+                env=os.environ | {"RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "LIFE": str(life)},
                 start_new_session=True,
             )
             for rank in range(int(count))

@@ -1,7 +1,8 @@
 """Replaces python in jobs of `latentmill submit train`: runs the real verb and disturbs it at a chosen sample.
 
 PAUSES is a JSON object: number of requeues -> [n, what], or [n, what, ending] for runs alone whose paths end so. what:
-"wait" waits at n until the job is asked to stop, "kill" sends SIGKILL to the last rank there, "freeze" sends SIGSTOP.
+"wait" waits at n until the job is asked to stop, "kill" sends SIGKILL to the last rank there, "kill first" to rank 0,
+"freeze" sends SIGSTOP to the last rank.
 PAUSED is a folder in which each rank that has reached n writes a file RESTART-RANK.
 """
 
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> int:
             is_last = self.world.rank == self.world.size - 1
             while disturbance == "wait" and self.stop.number is None:
                 time.sleep(0.01)
+            if disturbance == "kill first" and self.world.rank == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
             if disturbance in ("kill", "freeze") and is_last:
                 os.kill(os.getpid(), signal.SIGKILL if disturbance == "kill" else signal.SIGSTOP)
         return next_batch(self, stream)
