@@ -216,6 +216,8 @@ def test_our_commands_run_as_they_are_written(
         left_out = 1 if page.stem == "mosaicml_streaming" and dataset == "cache" else 0
         flipped = 2 if page.stem == "diffusers" and dataset == "cache" else 1
         assert sum(shard.samples for shard in manifest.shards) == (ROWS - left_out) * flipped, dataset
+        deviation = sum(manifest.statistics.std) / len(manifest.statistics.std)
+        assert 0.5 < deviation < 2, f"{dataset}: latents of deviation {deviation:.3f} are wrongly scaled"
 
 
 REFUSED = [
