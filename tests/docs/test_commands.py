@@ -104,6 +104,11 @@ def test_a_block_is_told_by_its_first_line_and_its_lines_are_joined(tmp_path: Pa
     assert (run.kind, run.run_by, run.line) == ("run", "tests/x.py", 3)
     assert run.commands == [["a", "b", "c d"], ["f#g"]]
     assert (theirs.kind, theirs.run_by) == ("theirs", "")
+    page.write_text("text\n\n    # run by tests/x.py\n    a\n\n    b\n\nmore\n\n    c\n\n")
+    assert [(one.line, one.lines) for one in blocks(page, through_empty_lines=True)] == [
+        (3, ("# run by tests/x.py", "a", "", "b")),
+        (10, ("c",)),
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------
