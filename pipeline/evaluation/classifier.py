@@ -31,7 +31,7 @@ from pipeline.distributed.world import World, pick_device
 from pipeline.errors import ConfigError, DatasetError, Interrupted
 from pipeline.evaluation.card import versions
 from pipeline.evaluation.figures import standard_error
-from pipeline.evaluation.kept import weights_digest
+from pipeline.models.weights import weights_digest
 from pipeline.evaluation.metrics.error_bars import wilson
 from pipeline.evaluation.stored import write
 from pipeline.inference.classifier import TrainedClassifier, build_classifier, load_classifier

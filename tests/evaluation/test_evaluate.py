@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, ContractMismatch, DatasetError, Interru
 from pipeline.evaluation.evaluate import Evaluator
 from pipeline.evaluation.features.networks import FEATURES, Features, Source, inception, load_features
 from pipeline.evaluation.judging import Judging
-from pipeline.evaluation.kept import weights_digest
+from pipeline.models.weights import weights_digest
 from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics.fid import Statistics, fid
 from pipeline.evaluation.records import Records

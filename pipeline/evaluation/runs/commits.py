@@ -12,7 +12,7 @@ from pipeline.data.joined.opening import joined
 from pipeline.distributed.world import World, pick_device
 from pipeline.evaluation.evaluate import Evaluator
 from pipeline.evaluation.features.networks import load_features
-from pipeline.evaluation.kept import weights_digest
+from pipeline.models.weights import weights_digest
 from pipeline.evaluation.reference import fitting
 from pipeline.evaluation.runs.tiling import tiles_of
 from pipeline.evaluation.steered.asked import asked_of

@@ -16,7 +16,7 @@ from pipeline.data.format.contract import Contract
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.diffusion.hooks import Hooks
 from pipeline.errors import ConfigError, ContractMismatch
-from pipeline.evaluation.kept import weights_digest
+from pipeline.models.weights import weights_digest
 from pipeline.evaluation.measure import clip_identity
 from pipeline.evaluation.steered.judges import CaptionJudge, LedClassJudge, LikenessJudge
 from pipeline.evaluation.steering import RecordSteering
