@@ -2,8 +2,8 @@
 huggingface_hub makes them. It is not the hub, and knows nothing but what is here.
 
 It keeps repositories in memory, refuses a commit of files of Git LFS whose bytes it has not got, says which
-files .gitignore names, and answers requests that a test names with errors. Bytes go to a storage of their own, at another
-address, which takes no token.
+files .gitignore names, and answers requests that a test names with errors. Bytes go to a storage of their own, at
+another address, which takes no token.
 """
 
 from __future__ import annotations

@@ -182,8 +182,8 @@ class Hub:
         )
         if getattr(addition, "_should_ignore", False):  # as the hub has just answered
             raise ConfigError(
-                f"{self.page}: its .gitignore leaves out {addition.path_in_repo}, which is to be pushed: take that line "
-                "out there, or choose another push="
+                f"{self.page}: its .gitignore leaves out {addition.path_in_repo}, which is to be pushed: take that "
+                "line out there, or choose another push="
             )
 
     def commit(self, additions: Sequence[Any], deleted: Sequence[str], message: str, parent: str) -> str:

@@ -125,8 +125,8 @@ def _push_once(
         del files[README], hashes[README]
         if README not in kept:
             log.warning(
-                f"export: {hub.page}: {README} there is not as a push left it, so it stays: remove it there to have this "
-                "one"
+                f"export: {hub.page}: {README} there is not as a push left it, so it stays: remove it there to have "
+                "this one"
             )
             kept.append(README)
     gone = [

@@ -251,7 +251,9 @@ def test_figures_are_of_the_exported_weights_alone_and_those_that_are_not_shown_
     for number in range(cards.MOST):
         evaluation(run, f"d{number:02d}", **{"clip_score" if number == cards.MOST - 1 else "kid_democlip": 0.5})
     sections = parts(cards.card(replace(config, run=str(run)), trained, ""))[1]
-    assert "| 1.25 |" in sections["Figures"] and "66.00" not in sections["Figures"] and "77.00" not in sections["Figures"]
+    assert (
+        "| 1.25 |" in sections["Figures"] and "66.00" not in sections["Figures"] and "77.00" not in sections["Figures"]
+    )
     assert "`d10`" in sections["Figures"] and "`d11`" not in sections["Figures"]
     assert "1 more of these weights are in the run and not shown here" in sections["Figures"]
     assert "CLIP score" in sections["What was not measured"]  # d11 alone has it

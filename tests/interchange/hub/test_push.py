@@ -1,4 +1,4 @@
-"""`push` against a stand-in for the hub: one commit or none, what is others' stays, and no more is told than need be."""
+"""`push` against a stand-in for the hub: one commit or none, what is others' stays, and no more is told than needed."""
 
 from __future__ import annotations
 

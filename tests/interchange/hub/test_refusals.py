@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, DestinationExists, LatentmillError, Sto
 from pipeline.interchange.hub import client
 from pipeline.interchange.hub.client import Hub
 from pipeline.interchange.hub.push import look
-from servers.hub import TOKEN, Fault
+from servers.hub import Fault
 from servers.hub import Hub as Server
 
 BY_US = ("GET /api/models/", "repos/create", "revision/[0-9a-f]{40}", "/commit/")
@@ -43,7 +43,9 @@ def test_what_fails_for_now_is_tried_again(hub: Server, tmp_path: Path, pattern:
     assert set(hub.files(REPO)) == {*SMALL, *LARGE, "SHA256SUMS"}
 
 
-@pytest.mark.parametrize("pattern", ["GET /api/models/", "repos/create", "revision/[0-9a-f]{40}", "preupload", "PUT /lfs"])
+@pytest.mark.parametrize(
+    "pattern", ["GET /api/models/", "repos/create", "revision/[0-9a-f]{40}", "preupload", "PUT /lfs"]
+)
 def test_a_request_without_an_answer_fails_and_is_made_again(
     hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
 ) -> None:
@@ -138,5 +140,3 @@ def test_metadata_that_the_hub_refuses_come_before_any_bytes_are_committed(hub: 
     assert "refuses the metadata of README.md" in message and "must be one of mit, apache-2.0" in message
     assert hub.repositories[REPO].history == ["initial commit"]
     assert hub.said("^PUT") == []
-
-
