@@ -50,13 +50,14 @@ def test_simpletuners_latents_become_a_cache_with_their_captions(tmp_path: Path)
     changes = {"stored": "latents", "scaled": True, "moments_member": "safetensors:latents", "caption_key": "txt"}
     tokens = {"encoders": ENCODERS, "text_storage": "tokens"}
     assert index.main(conversion(f"{out}/**/*.safetensors", tmp_path / "made", **changes, **tokens)) == 0
-    found = {record.meta["key"]: record for record in made(tmp_path / "made")[1]}
+    manifest, records = made(tmp_path / "made")
+    found, scale = {record.meta["key"]: record for record in records}, np.float32(manifest.contract.scale)
     assert sorted(found) == ["0", "1", "2", "more/3"]
     for key, record in found.items():
         row = int(key[-1])
         scaled = torch.from_numpy(latent(row) * SCALE)
         scaled = [scaled, scaled.bfloat16().float(), scaled, scaled.half().float()][row]
-        assert (record.members["latents"] == half(scaled.numpy() / SCALE)).all()
+        assert (record.members["latents"] == half(scaled.numpy() / scale)).all()
         assert record.meta["caption"] == CAPTIONS[row]
 
 

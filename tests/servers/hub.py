@@ -76,9 +76,8 @@ class Hub:
 
         self.server, self.storage = (ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2))
         self.url, self.storage_url = (f"http://127.0.0.1:{one.server_port}" for one in (self.server, self.storage))
-        self._threads = [
-            threading.Thread(target=one.serve_forever, args=(0.02,), daemon=True) for one in (self.server, self.storage)
-        ]
+        servers = (self.server, self.storage)
+        self._threads = [threading.Thread(target=one.serve_forever, args=(0.02,), daemon=True) for one in servers]
 
     def __enter__(self) -> Hub:
         for thread in self._threads:
@@ -214,6 +213,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.repositories[repo].branches[branch] = found
             self._send(200, {})
 
+    def tree(self, data: bytes, repo: str, branch: str) -> None:
+        if found := self._branch(repo, branch):
+            self._send(200, [_entry(path, content) for path, content in found[1].items()])
+
     def resolve(self, data: bytes, repo: str, branch: str, path: str) -> None:
         if found := self._branch(repo, branch):
             if path not in found[1]:
@@ -311,9 +314,18 @@ def _is_ignored(path: str, patterns: list[str]) -> bool:
 
 
 def _sibling(path: str, data: bytes) -> dict[str, Any]:
+    """A file as repo_info tells of it: an upload asks for that."""
     entry: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": _oid(data)}
     if len(data) > LFS_BYTES:
         entry |= {"blobId": "0" * 40, "lfs": {"sha256": _oid(data), "size": len(data), "pointerSize": 130}}
+    return entry
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    """A file as list_repo_tree tells of it: a download asks for that."""
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _oid(data)}
+    if len(data) > LFS_BYTES:
+        entry |= {"oid": "0" * 40, "lfs": {"oid": _oid(data), "size": len(data), "pointerSize": 130}}
     return entry
 
 
@@ -324,6 +336,7 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("GET", f"/api/models/{REPO}", _Handler.info),
     ("GET", f"/api/models/{REPO}/revision/(?P<branch>.+)", _Handler.info),
     ("POST", f"/api/models/{REPO}/branch/(?P<branch>.+)", _Handler.make_branch),
+    ("GET", f"/api/models/{REPO}/tree/(?P<branch>.+)", _Handler.tree),
     ("GET", rf"/{REPO}/resolve/(?P<branch>[^/]+)/(?P<path>.+)", _Handler.resolve),
     ("POST", "/api/validate-yaml", _Handler.validate),
     ("POST", f"/api/models/{REPO}/preupload/(?P<branch>.+)", _Handler.preupload),
