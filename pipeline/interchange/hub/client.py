@@ -120,7 +120,7 @@ class Hub:
         """The files of a commit, by path."""
 
         def listed() -> dict[str, Remote]:  # list_repo_tree takes no time-out
-            info = self._api.repo_info(self.repo, revision=commit, files_metadata=True, timeout=SECONDS)
+            info = self._api.model_info(self.repo, revision=commit, files_metadata=True, timeout=SECONDS)
             return {
                 entry.rfilename: Remote(entry.size or 0, entry.lfs.sha256 if entry.lfs else "", str(entry.blob_id))
                 for entry in info.siblings or ()
