@@ -20,6 +20,7 @@ from pipeline.config.loading import load
 from pipeline.diffusion.conditioning import Conditioning
 from pipeline.diffusion.objective import Objective
 from pipeline.diffusion.sampling import sample
+from pipeline.inference.precision import products
 from pipeline.interchange.unet import diffusers_config, to_diffusers
 from pipeline.models.encoders.torchvision_ops import declare_torchvision_ops
 from pipeline.models.unet.model import UNet
@@ -178,16 +179,12 @@ def precision_errors(config: ModelConfig, side: int, tokens: int, device: torch.
     weights, inputs = weights_of(config), inputs_of(config, 2, side, tokens, device)
     errors, exact = {}, {}
     kinds: tuple[Literal["ours", "diffusers"], ...] = ("ours", "diffusers")
-    allowed_tf32 = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
+    with products(tf32=False):
         for kind in kinds:
             exact_outputs = exact[kind] = _passed(Side(kind, config, weights, device, torch.float32), inputs)
             bf16_outputs = _passed(Side(kind, config, weights, device, torch.bfloat16), inputs)
             errors[f"{kind}, bf16 against fp32"] = _errors(bf16_outputs, exact_outputs)
             free(device)
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed_tf32
     errors["fp32, ours against diffusers"] = _errors(exact["ours"], exact["diffusers"])
     return errors
 

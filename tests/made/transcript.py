@@ -26,12 +26,13 @@ from made.page_blocks import blocks
 LEFT_OUT = "..."
 VARYING = "|".join(
     (
+        r"\b[0-9a-f]{12,64}\b",  # before numbers: one may begin like 814e1
         r"\d+:\d\d(?::\d\d)?",  # took 0:04
         r"(?<=differ by )\S+|(?<=again within )\S+",
         r"[+-]?\d+(?:\.\d+)?e[+-]?\d+",
         r"[+-]?\d[\d,]*\.\d+",
         r"\d[\d,]*(?=/s| s\b)",
-        r"\b[0-9a-f]{12,64}\b",
+        r"(?<=\+- )\S+",
     )
 )
 

@@ -33,7 +33,8 @@ def marked_long(file: str) -> dict[str, bool]:
 def test_every_invariant_of_the_page_has_a_row() -> None:
     on_the_page = {int(number) for number in re.findall(r"^(?:## )?(\d+)\. ", page(), re.MULTILINE)}
     in_the_table = {int(promise.id.partition(".")[0]) for promise in PROMISES if re.match(r"\d+\.", promise.id)}
-    assert on_the_page == in_the_table == set(range(1, 19))
+    above = {int(number) for number in re.findall(r"^\| \[(\d+)\]\(#", page(), re.MULTILINE)}
+    assert on_the_page == in_the_table == above == set(range(1, 19))
 
 
 def test_every_fault_that_is_named_has_a_row() -> None:

@@ -286,14 +286,15 @@ def _pairs(place: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
         return
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({*one, *other}):
-            yield from _pairs(f"{place}.{key}", one.get(key), other.get(key))
+            yield from _pairs(f"{place}.{key}", one.get(key, "none"), other.get(key, "none"))
         return
     alike = type(one) is type(other) and dataclasses.is_dataclass(one)
     if not alike or not place.startswith(("conditions", "text")):
         yield place, one, other
         return
     for fact in dataclasses.fields(one):
-        yield from _pairs(f"{place}.{fact.name}", getattr(one, fact.name), getattr(other, fact.name))
+        if fact.compare:  # others may be unknown
+            yield from _pairs(f"{place}.{fact.name}", getattr(one, fact.name), getattr(other, fact.name))
 
 
 def _brief(value: Any) -> str:
