@@ -2,7 +2,7 @@
 
     python examples/simpletuner_latents.py photos cache/vae latents
 
-    latents/a.safetensors    the tensor `latents` of photos/a.jpg, as cached: (4, h, w), unscaled
+    latents/a.safetensors    the tensor `latents` of photos/a.jpg, as cached: (4, h, w), scaled (`index scaled=true`)
     latents/a.txt            the first line of photos/a.txt; SimpleTuner takes each line for a caption, an index one
 
 SimpleTuner names what it caches of FOLDER/NAME.jpg FOLDER/HASH.pt, where HASH is the SHA-256 of NAME in hexadecimal.

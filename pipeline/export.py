@@ -45,31 +45,31 @@ def main(config: ExportConfig) -> int:
             raise ConfigError(f"encoders: {config.run} is the run of an autoencoder, which has none; leave it out")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         autoencoder = load_trained_autoencoder(config.run, config.at, config.weights, config.ema, device)
-        write_autoencoder(config, autoencoder, dest)
-        return _done(config, autoencoder, hub)
+        checked = write_autoencoder(config, autoencoder, dest)
+        return _done(config, autoencoder, hub, checked)
     trained = load_trained(config.run, config.at, config.weights, config.ema)
     text = trained.contract.text
     denoiser = trained.denoiser(None if text is None else torch.zeros(text.length, text.width))  # not exported
-    write(config, trained, denoiser, dest)
-    return _done(config, trained, hub)
+    checked = write(config, trained, denoiser, dest)
+    return _done(config, trained, hub, checked)
 
 
-def _done(config: ExportConfig, trained: Trained | TrainedAutoencoder, hub: Hub | None) -> int:
+def _done(config: ExportConfig, trained: Trained | TrainedAutoencoder, hub: Hub | None, checked: str | None) -> int:
     show(f"export: {config.dest}: {trained.weights} weights at {trained.n:,} samples, format {config.format}")
     if hub is not None:
-        push_export(config, trained, hub)
+        push_export(config, trained, hub, checked or "")
     return 0
 
 
 Look = Callable[[ExportConfig], Any]
-Write = Callable[[ExportConfig, Trained, Denoiser, Any], None]
-WriteAutoencoder = Callable[[ExportConfig, TrainedAutoencoder, Any], None]
+Write = Callable[[ExportConfig, Trained, Denoiser, Any], str | None]
+WriteAutoencoder = Callable[[ExportConfig, TrainedAutoencoder, Any], str | None]
 FORMATS: dict[str, tuple[Look, Write, WriteAutoencoder]] = {
     "diffusers": (look_diffusers, export_diffusers, export_autoencoder),
     "compvis": (look_compvis, export_compvis, export_file),
 }
 """Format -> what looks at the destination before any work, what writes a diffusion model there, and what an
-autoencoder."""
+autoencoder. Of one file they return the SHA-256 of what was compared."""
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from pipeline.distributed.world import World, pick_device
 from pipeline.errors import ConfigError, DatasetError, Interrupted
 from pipeline.evaluation.card import versions
 from pipeline.evaluation.figures import standard_error
-from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.metrics.error_bars import wilson
 from pipeline.evaluation.stored import write
 from pipeline.inference.classifier import TrainedClassifier, build_classifier, load_classifier
@@ -40,6 +39,7 @@ from pipeline.inference.precision import products
 from pipeline.log import log
 from pipeline.models.classifier import Classifier
 from pipeline.models.encoders.latents import Latents
+from pipeline.models.weights import weights_digest
 from pipeline.runs.datasets import require_arrays, require_conditions, stored_members
 from pipeline.runs.directory import RunInfo, dataset_digests, load_classifier_run
 from pipeline.storage.base import Storage

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor, uint8
-
 from pipeline.config import SamplerConfig
 from pipeline.config.values.captions import FIRST
 from pipeline.errors import NotFound, ParseError
@@ -25,16 +23,6 @@ from pipeline.evaluation.card import Card, parse_card
 from pipeline.evaluation.evaluate import Evaluator
 from pipeline.runs.directory import evaluation_folder
 from pipeline.storage.base import Storage
-
-
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Hash of weights by name, whichever files or ranks they came from."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def short_name(images: int, seed: int, sampler: SamplerConfig, weights: str) -> str:

@@ -35,6 +35,7 @@ from pipeline.interchange import clip
 from pipeline.interchange import unet as convert
 from pipeline.interchange.agreement import ExportDiffers
 from pipeline.interchange.class_table import class_table, with_class_table
+from pipeline.interchange.folder import hash_file
 from pipeline.interchange.noise_levels import levels_of, marks
 from pipeline.interchange.single import is_export
 from pipeline.interchange.tasks.base import export_of
@@ -66,8 +67,8 @@ def look_compvis(config: ExportConfig) -> tuple[Storage, str]:
     return storage, key
 
 
-def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser, dest: tuple[Storage, str]) -> None:
-    """Write the file, whole or not at all."""
+def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser, dest: tuple[Storage, str]) -> str:
+    """Write the file, whole or not at all. Its SHA-256 where it is to be pushed, else ""."""
     suffix = Path(config.dest).suffix
     diffusion = trained.info.config.diffusion
     storage, key = dest
@@ -90,10 +91,12 @@ def export_compvis(config: ExportConfig, trained: Trained, denoiser: Denoiser, d
         write(staging, suffix, state, facts)
         if config.check:
             check(staging, suffix, state)
+        checked = hash_file(staging) if config.push else ""
         storage.put_file(key, staging)
     notes = [compvis_note(diffusion), groups_note(denoiser), export.note()]
     for note in filter(None, notes):
         show(note if note.startswith("export: ") else f"export: note: {note}")
+    return checked
 
 
 def compvis_note(config: DiffusionConfig) -> str:

@@ -62,7 +62,7 @@ class Destination:
         DestinationExists, StorageError."""
         storage, ours = self.storage, self.ours
         obey_umask(folder)
-        new = {path.relative_to(folder).as_posix(): _hash_file(path) for path in folder.rglob("*") if path.is_file()}
+        new = {path.relative_to(folder).as_posix(): hash_file(path) for path in folder.rglob("*") if path.is_file()}
         assert new.keys() <= FILES, f"files that no list of exports names: {sorted(new.keys() - FILES)}"
         self._refuse_changed(new)
         if self._is_changed(README):
@@ -149,7 +149,8 @@ def _sums(hashes: Mapping[str, Iterable[str]]) -> bytes:
     return "".join(f"{digest}  {key}\n" for key in sorted(hashes) for digest in sorted(hashes[key])).encode()
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

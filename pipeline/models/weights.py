@@ -32,6 +32,16 @@ def weights_hash(state: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights by name, of their bits as they are, whichever files or ranks they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 FACTS = "latentmill"
 """The key under which our single files say how the model was trained."""

@@ -77,6 +77,7 @@ class CardFacts:
     guidance_settings: dict[str, float] = field(default_factory=dict)
     images: int | None = None
     weights: str = ""
+    weights_sha256: str = ""
     seed: int | None = None
     captions: dict[str, Any] = field(default_factory=dict)
     reference: dict[str, Any] | None = None
@@ -155,12 +156,12 @@ def steered_beside_plain(evaluations: Sequence[E]) -> list[tuple[E, list[E]]]:
         if e.name:
             made = [e.card.get(name) for name in ("sampler", "steps", "guidance_settings", "seed", "weights")]
             key = repr((e.n, e.metrics.get("images"), e.metrics.get("guidance"), made))
-            groups.setdefault(key, ([], []))[_is_steered(e.card.get("steering"))].append(e)
+            groups.setdefault(key, ([], []))[is_steered(e.card.get("steering"))].append(e)
     pairs = [(plain[0], steered[-MOST_STEERED:]) for plain, steered in groups.values() if plain and steered]
     return pairs[-MOST_PLAIN:]
 
 
-def _is_steered(steering: Any) -> bool:
+def is_steered(steering: Any) -> bool:
     """Whether images were given something: a weight of 0 is a guide that measures and does not lead."""
     facts = steering if isinstance(steering, Mapping) else {}
     weights = [facts[name] for name in WEIGHTS if name in facts]

@@ -102,7 +102,10 @@ def kind_of(source: str) -> tuple[Kind, list[tuple[Storage, str]]]:
     if "" in kinds:
         hint = f": name the {INDEX} beside it" if kinds[""].endswith(".mds") else ""
         if kinds[""].endswith(".pt"):
-            hint = ": pickles are never opened; SimpleTuner's become .safetensors by examples/simpletuner_latents.py"
+            hint = (
+                ": pickles are never opened; SimpleTuner's become .safetensors by examples/simpletuner_latents.py of "
+                "the checkout"
+            )
         raise ConfigError(
             f"source={source}: {kinds['']} is none of what is converted (.tar, .npz, .safetensors, the {INDEX} of MDS "
             f"shards){hint}"

@@ -171,10 +171,10 @@ def _advice(name: str) -> str:
     """What to do with a file that others cached."""
     latents = "latents are converted by `latentmill index dest=` (docs/how_to/convert_latents.md)"
     if ".mds" in name or name == "index.json":
-        return f"pictures in MDS shards become tars by examples/mds_to_tars.py, and {latents}"
-    return (
-        f"{latents}, and SimpleTuner's .pt first by examples/simpletuner_latents.py" if name[-3:] == ".pt" else latents
-    )
+        return f"pictures in MDS shards become tars by examples/mds_to_tars.py of the checkout, and {latents}"
+    if name.endswith(".pt"):
+        return f"{latents}, and SimpleTuner's .pt first by examples/simpletuner_latents.py of the checkout"
+    return latents
 
 
 def _input(storage: Storage, key: str, url: str) -> Input:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from made.others import MAKES, ROWS, write_mlperf, write_mosaicml, write_sd_scripts, write_simpletuner
+from made.others import MAKES, ROWS, SCALE, write_mlperf, write_mosaicml, write_sd_scripts, write_simpletuner
 from made.page_blocks import blocks, ours, read
 from made.places import REPOSITORY
 from made.run import make_cache, make_run
@@ -118,6 +118,11 @@ def test_a_block_is_told_by_its_first_line_and_its_lines_are_joined(tmp_path: Pa
     assert (run.kind, run.run_by, run.line) == ("run", "tests/x.py", 3)
     assert run.commands == [["a", "b", "c d"], ["f#g"]]
     assert (theirs.kind, theirs.run_by) == ("theirs", "")
+    page.write_text("text\n\n    # run by tests/x.py\n    a\n\n    b\n\nmore\n\n    c\n\n")
+    assert [(one.line, one.lines) for one in blocks(page, through_empty_lines=True)] == [
+        (3, ("# run by tests/x.py", "a", "", "b")),
+        (10, ("c",)),
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -230,6 +235,11 @@ def test_our_commands_run_as_they_are_written(
         left_out = 1 if page.stem == "mosaicml_streaming" and dataset == "cache" else 0
         flipped = 2 if page.stem == "diffusers" and dataset == "cache" else 1
         assert sum(shard.samples for shard in manifest.shards) == (ROWS - left_out) * flipped, dataset
+        if (facts := manifest.contract.converted) is not None:
+            deviation = sum(manifest.statistics.std) / len(manifest.statistics.std)
+            if not facts.scaled:  # latents of Stable Diffusion, multiplied by the scale of the shipped autoencoder
+                deviation *= float(SCALE) / manifest.contract.scale
+            assert 0.5 < deviation < 2, f"{dataset}: latents of deviation {deviation:.3f} are wrongly scaled"
 
 
 REFUSED = [

@@ -24,7 +24,6 @@ from pipeline.errors import ConfigError, ContractMismatch, DatasetError, Interru
 from pipeline.evaluation.evaluate import Evaluator
 from pipeline.evaluation.features.networks import FEATURES, Features, Source, inception, load_features
 from pipeline.evaluation.judging import Judging
-from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import merge_accuracies, shapes_accuracy
 from pipeline.evaluation.metrics.fid import Statistics, fid
 from pipeline.evaluation.records import Records
@@ -36,6 +35,7 @@ from pipeline.evaluation.validation import load_validation
 from pipeline.inference import trained as trained_module
 from pipeline.inference.pictures import from_uint8, frozen, to_uint8
 from pipeline.inference.trained import encode_captions, load_encoders, load_trained
+from pipeline.models.weights import weights_digest
 from pipeline.report.run import load as load_report
 from pipeline.storage.urls import open_storage
 from preprocess import reference as reference_verb

@@ -20,11 +20,12 @@ from pipeline.errors import ConfigError, LatentmillError, ParseError, WeightsErr
 from pipeline.eval import table
 from pipeline.evaluation import beside
 from pipeline.evaluation.card import Card, parse_card
-from pipeline.evaluation.kept import full_name, kept_card, short_name, weights_digest
+from pipeline.evaluation.kept import full_name, kept_card, short_name
 from pipeline.evaluation.reproduced import differences
 from pipeline.evaluation.runs import cards
 from pipeline.evaluation.runs.cards import perceptual_of
 from pipeline.evaluation.stored import _json
+from pipeline.models.weights import weights_digest
 from pipeline.report import page
 from pipeline.report.run import load
 from pipeline.storage.urls import open_storage

@@ -14,6 +14,7 @@ import torch
 from examples import mds_to_tars, simpletuner_latents
 from made.encode import ENCODERS, config, png
 from made.latents import CAPTIONS, conversion, half, latent, made, write_mds
+from made.others import SCALE
 from preprocess import encode, index
 
 ROWS = 4
@@ -24,7 +25,8 @@ def hashed(name: str) -> str:
 
 
 def write_simpletuner(folder: Path) -> tuple[Path, Path]:
-    """Images with captions, and what SimpleTuner caches of them: a tensor, a gzipped one of bfloat16, a dictionary."""
+    """Images with captions, and what SimpleTuner caches of them, scaled: a tensor, a gzipped one of bfloat16, a
+    dictionary."""
     images, cache = folder / "photos", folder / "cache"
     for row in range(ROWS):
         place = Path("more" if row == ROWS - 1 else "") / f"{row}.png"
@@ -32,7 +34,7 @@ def write_simpletuner(folder: Path) -> tuple[Path, Path]:
             (root / place).parent.mkdir(parents=True, exist_ok=True)
         (images / place).write_bytes(png((64, 64), row))
         (images / place).with_suffix(".txt").write_text(f"\n{CAPTIONS[row]}\nanother line\n")
-        tensor = torch.from_numpy(latent(row))
+        tensor = torch.from_numpy(latent(row) * SCALE)
         held = [tensor, tensor.bfloat16(), {"latents": tensor, "length": 3}, tensor.half()][row]
         out = io.BytesIO()
         torch.save(held, out)
@@ -45,16 +47,17 @@ def test_simpletuners_latents_become_a_cache_with_their_captions(tmp_path: Path)
     images, cache = write_simpletuner(tmp_path)
     out = tmp_path / "out"
     assert simpletuner_latents.main([str(images), str(cache), str(out)]) == 0
-    changes = {"stored": "latents", "moments_member": "safetensors:latents", "caption_key": "txt"}
+    changes = {"stored": "latents", "scaled": True, "moments_member": "safetensors:latents", "caption_key": "txt"}
     tokens = {"encoders": ENCODERS, "text_storage": "tokens"}
     assert index.main(conversion(f"{out}/**/*.safetensors", tmp_path / "made", **changes, **tokens)) == 0
-    found = {record.meta["key"]: record for record in made(tmp_path / "made")[1]}
+    manifest, records = made(tmp_path / "made")
+    found, scale = {record.meta["key"]: record for record in records}, np.float32(manifest.contract.scale)
     assert sorted(found) == ["0", "1", "2", "more/3"]
     for key, record in found.items():
         row = int(key[-1])
-        expected = torch.from_numpy(latent(row))
-        expected = [expected, expected.bfloat16().float(), expected, expected.half().float()][row]
-        assert (record.members["latents"] == half(expected.numpy())).all()
+        scaled = torch.from_numpy(latent(row) * SCALE)
+        scaled = [scaled, scaled.bfloat16().float(), scaled, scaled.half().float()][row]
+        assert (record.members["latents"] == half(scaled.numpy() / scale)).all()
         assert record.meta["caption"] == CAPTIONS[row]
 
 

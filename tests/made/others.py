@@ -20,6 +20,8 @@ from made.latents import CAPTIONS, half, latent, logvar, npy, npz, write_mds
 from preprocess.shapes.shards import write_shards
 
 ROWS = 8
+SCALE = np.float32(0.18215)
+"""Of Stable Diffusion's latents; SimpleTuner and mosaicml/diffusion store them multiplied by it."""
 
 
 @cache
@@ -60,11 +62,11 @@ def write_sd_scripts(folder: Path) -> None:
 
 
 def write_simpletuner(folder: Path) -> None:
-    """What SimpleTuner caches of `photos`: a tensor by torch.save, under the SHA-256 of the image's name."""
+    """What SimpleTuner caches of `photos`: a scaled tensor by torch.save, under the SHA-256 of the image's name."""
     folder.mkdir(parents=True)
     for row in range(ROWS):
         out = io.BytesIO()
-        torch.save(torch.from_numpy(latent(row)).bfloat16(), out)
+        torch.save(torch.from_numpy(latent(row) * SCALE).bfloat16(), out)
         (folder / f"{hashlib.sha256(str(row).encode()).hexdigest()}.pt").write_bytes(out.getvalue())
 
 
@@ -76,7 +78,7 @@ def write_mosaicml(folder: Path) -> None:
         {
             "caption": CAPTIONS[row % len(CAPTIONS)].encode(),
             "jpg": pictures()[row],
-            "latents_256": half(latent(row, 32, 32) * 0.18215).tobytes() if row else b"",
+            "latents_256": half(latent(row, 32, 32) * SCALE).tobytes() if row else b"",
             "caption_latents": np.zeros((77, 8), np.float16).tobytes(),
             "similarity": np.float64(0.3).tobytes(),
             "width": np.int32(256 if row else 64).tobytes(),

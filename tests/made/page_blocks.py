@@ -70,16 +70,21 @@ class Block:
         return [words for line in text.splitlines() if (words := shlex.split(line))]
 
 
-def blocks(page: Path) -> Iterator[Block]:
-    """The indented blocks of a page, in order. An empty line ends one."""
+def blocks(page: Path, *, through_empty_lines: bool = False) -> Iterator[Block]:
+    """The indented blocks of a page, in order. An empty line ends one, or is part of it, as in Python
+    (through_empty_lines)."""
     lines = page.read_text(encoding="utf-8").splitlines()
     held = list[str]()
-    for number, line in enumerate([*lines, ""], 1):
+    empty = 0
+    for number, line in enumerate([*lines, "the end"], 1):
         if line.startswith(INDENT):
-            held.append(line.removeprefix(INDENT))
+            held += [*[""] * empty, line.removeprefix(INDENT)]
+            empty = 0
+        elif held and not line and through_empty_lines:
+            empty += 1
         elif held:
-            yield Block(page, number - len(held), tuple(held))
-            held = []
+            yield Block(page, number - empty - len(held), tuple(held))
+            held, empty = [], 0
 
 
 def ours(block: Block) -> list[list[str]]:

@@ -1,8 +1,9 @@
 """A stand-in for the Hugging Face hub: the requests of its HTTP interface that an upload and a download make, as
 huggingface_hub makes them. It is not the hub, and knows nothing but what is here.
 
-It keeps repositories in memory, refuses a commit of files of Git LFS whose bytes it has not got, and answers requests
-that a test names with errors.
+It keeps repositories in memory, refuses a commit of files of Git LFS whose bytes it has not got, says which
+files .gitignore names, and answers requests that a test names with errors. Bytes go to a storage of their own, at
+another address, which takes no token.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -30,12 +33,14 @@ ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 @dataclass
 class Fault:
-    """Answers `times` requests, whose "METHOD path" the pattern finds, with a status; 0 = the connection is cut."""
+    """Answers `times` requests, whose "METHOD path" the pattern finds, with a status after some seconds; 0 = the
+    connection is cut."""
 
     pattern: str
     status: int
     times: int = 1
     message: str = ""
+    seconds: float = 0.0
 
 
 @dataclass
@@ -54,7 +59,7 @@ class Repository:
 
 
 class Hub:
-    """`with Hub() as hub:` runs it at hub.url."""
+    """`with Hub() as hub:` runs it at hub.url, and its storage at hub.storage_url. role: of the token."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -62,24 +67,28 @@ class Hub:
         self.parts: dict[tuple[str, int], bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, dict[str, str]]] = []
+        self.role = "write"
         self.lock = threading.Lock()
         hub = self
 
         class Handler(_Handler):
             owner = hub
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        self.server, self.storage = (ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2))
+        self.url, self.storage_url = (f"http://127.0.0.1:{one.server_port}" for one in (self.server, self.storage))
+        servers = (self.server, self.storage)
+        self._threads = [threading.Thread(target=one.serve_forever, args=(0.02,), daemon=True) for one in servers]
 
     def __enter__(self) -> Hub:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self._thread.join()
+        for server, thread in zip((self.server, self.storage), self._threads, strict=True):
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
     def make(self, name: str, *, private: bool = True, files: dict[str, bytes] | None = None) -> Repository:
         """A repository, as the hub makes one."""
@@ -117,21 +126,30 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.owner
         with hub.lock:
             hub.requests.append((f"{self.command} {unquote(self.path)}", dict(self.headers)))
-            for fault in hub.faults:
-                if fault.times and re.search(fault.pattern, line):
-                    fault.times -= 1
-                    if fault.status == 0:
-                        self.close_connection = True
-                        self.connection.close()
-                        return
-                    return self._send(fault.status, {"error": fault.message}, fault.message)
-            if not path.startswith("/lfs/") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            fault = next((one for one in hub.faults if one.times and re.search(one.pattern, line)), None)
+            if fault is not None:
+                fault.times -= 1
+        if fault is not None:
+            return self._fail(fault)
+        with hub.lock:
+            token, stored = self.headers.get("Authorization"), self.server is hub.storage
+            if stored and token is not None:
+                return self._send(400, {"error": "two ways to sign"}, "the storage was sent a token")
+            if not (stored or path.startswith("/complete/")) and token != f"Bearer {TOKEN}":
                 return self._send(401, {"error": "no"}, "Invalid credentials in Authorization header")
-            for method, pattern, handle in ROUTES:
+            for method, pattern, handle in STORAGE if stored else ROUTES:
                 found = re.fullmatch(pattern, path)
                 if found and method == ("GET" if self.command == "HEAD" else self.command):
                     return handle(self, data, **found.groupdict())
             self._send(404, {"error": f"the stand-in knows no {line}"}, "unknown")
+
+    def _fail(self, fault: Fault) -> None:
+        time.sleep(fault.seconds)
+        if fault.status == 0:
+            self.close_connection = True
+            self.connection.close()
+            return
+        self._send(fault.status, {"error": fault.message}, fault.message)
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -170,6 +188,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, {"error": "Invalid rev id"}, "Invalid rev id", "RevisionNotFound")
         return by_commit.get(branch)
 
+    def whoami(self, data: bytes) -> None:
+        self._send(200, {"type": "user", "name": "someone", "auth": {"accessToken": {"role": self.owner.role}}})
+
     def create(self, data: bytes) -> None:
         asked = json.loads(data)
         name = f"{asked['organization']}/{asked['name']}"
@@ -180,7 +201,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, data: bytes, repo: str, branch: str = "main") -> None:
         if found := self._branch(repo, branch or "main"):
-            private, siblings = self.owner.repositories[repo].private, [{"rfilename": path} for path in found[1]]
+            blobs = "blobs" in urlsplit(self.path).query
+            siblings = [_sibling(path, content) if blobs else {"rfilename": path} for path, content in found[1].items()]
+            private = self.owner.repositories[repo].private
             self._send(200, {"id": repo, "sha": found[0], "private": private, "siblings": siblings})
 
     def make_branch(self, data: bytes, repo: str, branch: str) -> None:
@@ -212,11 +235,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, data: bytes, repo: str, branch: str) -> None:
         if found := self._branch(repo, branch):
+            ignored = found[1].get(".gitignore", b"").decode().split()
             files = [
                 {
                     "path": file["path"],
                     "uploadMode": "lfs" if file["size"] > LFS_BYTES else "regular",
-                    "shouldIgnore": False,
+                    "shouldIgnore": _is_ignored(file["path"], ignored),
                     "oid": _oid(found[1][file["path"]]) if file["path"] in found[1] else None,
                 }
                 for file in json.loads(data)["files"]
@@ -229,12 +253,13 @@ class _Handler(BaseHTTPRequestHandler):
             oid, size = asked["oid"], asked["size"]
             answer: dict[str, Any] = {"oid": oid, "size": size}
             if oid not in self.owner.lfs:
-                href = f"{self.owner.url}/lfs/{oid}"
+                href = f"{self.owner.storage_url}/lfs/{oid}"
                 header: dict[str, str] = {}
                 if size > PART_BYTES:
                     count = -(-size // PART_BYTES)
                     header = {"chunk_size": str(PART_BYTES)}
                     header |= {str(number): f"{href}/{number}" for number in range(1, count + 1)}
+                    href = f"{self.owner.url}/complete/{oid}"
                 answer["actions"] = {"upload": {"href": href, "header": header}}
             objects.append(answer)
         self._send(200, {"transfer": "multipart", "objects": objects})
@@ -283,7 +308,21 @@ def _oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def _is_ignored(path: str, patterns: list[str]) -> bool:
+    """Whether .gitignore names a file, by its path or its name."""
+    return any(fnmatch(path, pattern) or fnmatch(path.rpartition("/")[2], pattern) for pattern in patterns)
+
+
+def _sibling(path: str, data: bytes) -> dict[str, Any]:
+    """A file as repo_info tells of it: an upload asks for that."""
+    entry: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": _oid(data)}
+    if len(data) > LFS_BYTES:
+        entry |= {"blobId": "0" * 40, "lfs": {"sha256": _oid(data), "size": len(data), "pointerSize": 130}}
+    return entry
+
+
 def _entry(path: str, data: bytes) -> dict[str, Any]:
+    """A file as list_repo_tree tells of it: a download asks for that."""
     entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": _oid(data)}
     if len(data) > LFS_BYTES:
         entry |= {"oid": "0" * 40, "lfs": {"oid": _oid(data), "size": len(data), "pointerSize": 130}}
@@ -292,6 +331,7 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
 
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 ROUTES: list[tuple[str, str, Any]] = [
+    ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create),
     ("GET", f"/api/models/{REPO}", _Handler.info),
     ("GET", f"/api/models/{REPO}/revision/(?P<branch>.+)", _Handler.info),
@@ -301,8 +341,10 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", "/api/validate-yaml", _Handler.validate),
     ("POST", f"/api/models/{REPO}/preupload/(?P<branch>.+)", _Handler.preupload),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", _Handler.batch),
+    ("POST", "/complete/(?P<oid>[0-9a-f]{64})", _Handler.complete),
+    ("POST", f"/api/models/{REPO}/commit/(?P<branch>.+)", _Handler.commit),
+]
+STORAGE: list[tuple[str, str, Any]] = [
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", _Handler.put),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})/(?P<part>\d+)", _Handler.put),
-    ("POST", "/lfs/(?P<oid>[0-9a-f]{64})", _Handler.complete),
-    ("POST", f"/api/models/{REPO}/commit/(?P<branch>.+)", _Handler.commit),
 ]

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pipeline import config as c
 from pipeline.config.values.bounds import require
 
-NAME = r"(?!.*(--|\.\.))[A-Za-z0-9]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+NAME = r"(?!.*(--|\.\.))[A-Za-z0-9]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?(?<!\.git)"
 REPOSITORY = re.compile(rf"hub:{NAME}/{NAME}")
 DATASET = re.compile(rf"({NAME}/)?{NAME}")
 BRANCH = re.compile(r"(?!refs/)(?!.*(\.\.|//|\.lock$))[A-Za-z0-9][A-Za-z0-9._/-]{0,99}(?<![./])")

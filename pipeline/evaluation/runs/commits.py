@@ -12,7 +12,6 @@ from pipeline.data.joined.opening import joined
 from pipeline.distributed.world import World, pick_device
 from pipeline.evaluation.evaluate import Evaluator
 from pipeline.evaluation.features.networks import load_features
-from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.reference import fitting
 from pipeline.evaluation.runs.tiling import tiles_of
 from pipeline.evaluation.steered.asked import asked_of
@@ -26,6 +25,7 @@ from pipeline.inference.trained import Trained, encode_captions, load_trained
 from pipeline.log import log
 from pipeline.models.denoiser import Denoiser
 from pipeline.models.perceptual.loaded import load_perceptual
+from pipeline.models.weights import weights_digest
 from pipeline.runs.directory import dataset_digests, load_run
 from pipeline.storage.urls import open_storage
 

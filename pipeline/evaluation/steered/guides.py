@@ -16,7 +16,6 @@ from pipeline.data.format.contract import Contract
 from pipeline.data.format.contract_json import contract_from_json
 from pipeline.diffusion.hooks import Hooks
 from pipeline.errors import ConfigError, ContractMismatch
-from pipeline.evaluation.kept import weights_digest
 from pipeline.evaluation.measure import clip_identity
 from pipeline.evaluation.steered.judges import CaptionJudge, LedClassJudge, LikenessJudge
 from pipeline.evaluation.steering import RecordSteering
@@ -26,6 +25,7 @@ from pipeline.inference.steering.guide import Guide, classifier_contract, make_g
 from pipeline.inference.steering.rows import read_mask
 from pipeline.models.encoders.first_stage import FirstStage
 from pipeline.models.encoders.text import TextTower
+from pipeline.models.weights import weights_digest
 from pipeline.runs.directory import RunInfo
 
 DIGITS = 16

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.inference.first_stage import TrainedAutoencoder
 from pipeline.interchange.compvis import NORM_GROUPS, check, write
 from pipeline.interchange.first_stage.scale import measure
+from pipeline.interchange.folder import hash_file
 from pipeline.log import show
 from pipeline.models.encoders import compvis_vae
 from pipeline.storage.base import Storage
@@ -26,9 +27,9 @@ CODEBOOK = "quantize.embedding.weight"
 """The same name in both layouts."""
 
 
-def export_file(config: ExportConfig, trained: TrainedAutoencoder, dest: tuple[Storage, str]) -> None:
-    """Write the file, whole or not at all. Raises ConfigError for what the layout cannot hold, and RunError where the
-    scale of latents cannot be measured, before anything is written."""
+def export_file(config: ExportConfig, trained: TrainedAutoencoder, dest: tuple[Storage, str]) -> str:
+    """Write the file, whole or not at all. Its SHA-256 where it is to be pushed, else "". Raises ConfigError for what
+    the layout cannot hold, and RunError where the scale of latents cannot be measured, before anything is written."""
     require_layout(trained.config)
     suffix = Path(config.dest).suffix
     storage, key = dest
@@ -50,6 +51,7 @@ def export_file(config: ExportConfig, trained: TrainedAutoencoder, dest: tuple[S
         write(staging, suffix, copies, facts)
         if config.check:
             check(staging, suffix, copies)
+        checked = hash_file(staging) if config.push else ""
         storage.put_file(key, staging)
     show(f"export: note: software that loads the file must be told ch_mult, z_channels and so on; {scale.words()}")
     if trained.config.norm_groups != NORM_GROUPS:
@@ -58,6 +60,7 @@ def export_file(config: ExportConfig, trained: TrainedAutoencoder, dest: tuple[S
             f"{trained.config.norm_groups}: unless its Normalize is given {trained.config.norm_groups}, it loads the "
             "file without a word and reconstructs nonsense"
         )
+    return checked
 
 
 def require_layout(config: FirstStageConfig) -> None:

@@ -20,8 +20,9 @@ from pipeline.config.tasks.found import BOUNDS, figures_of_run, present
 from pipeline.inference.first_stage import TrainedAutoencoder
 from pipeline.inference.trained import Trained
 from pipeline.log import log
+from pipeline.models.weights import weights_digest
 from pipeline.parsing.text import one_line, safe
-from pipeline.report.parsed import is_number
+from pipeline.report.parsed import is_number, is_steered
 from pipeline.report.run import Evaluation, load
 
 PIPELINE_TAGS = {
@@ -55,12 +56,13 @@ def card(config: ExportConfig, trained: Trained | TrainedAutoencoder, loading: s
     """The text of README.md. loading: how to load what was exported, of `folder` or `file`. Raises StorageError."""
     name = config.push.removeprefix("hub:").rpartition("/")[2]
     evaluations = evaluated(config.run, trained)
+    shown, more = evaluations[:MOST], len(evaluations[MOST:])
     parts = [
         f"---\n{metadata(config, trained)}---\n\n# {name}\n",
         _what(trained),
         "## What it is\n\n" + _table(("", ""), _facts(trained)),
-        "## Figures\n\n" + _figures(trained, evaluations),
-        "## What was not measured\n\n" + _unmeasured(trained, evaluations),
+        "## Figures\n\n" + _figures(trained, shown, more),
+        "## What was not measured\n\n" + _unmeasured(trained, shown),
     ]
     said = safe("\n".join(part.rstrip("\n") + "\n" for part in parts))
     return f"{said}\n## How to load it\n\n{_download(config)}{loading.strip()}\n"
@@ -83,15 +85,22 @@ def metadata(config: ExportConfig, trained: Trained | TrainedAutoencoder) -> str
 
 
 def evaluated(run: str, trained: Trained | TrainedAutoencoder) -> list[Evaluation]:
-    """The run's evaluations of the exported weights whose images were given nothing besides their conditioning."""
+    """The run's evaluations of the exported weights whose images were given nothing besides their conditioning. A card
+    that has the hash of the weights is of others where it differs: a run may have been made anew."""
     stored = load(run)
     for note in stored.notes:
         log.warning(f"export: the model card is without what is damaged in {run}: {note}")
-    return [
+    found = [
         one
         for one in stored.evaluations
-        if one.n == trained.n and one.card.get("weights") == trained.weights and not one.card.get("steering")
+        if one.n == trained.n
+        and one.card.get("weights") == trained.weights
+        and not is_steered(one.card.get("steering"))
     ]
+    if isinstance(trained, TrainedAutoencoder) or not any(one.card.get("weights_sha256") for one in found):
+        return found
+    digest = weights_digest(trained.state)
+    return [one for one in found if one.card.get("weights_sha256", "") in ("", digest)]
 
 
 def _what(trained: Trained | TrainedAutoencoder) -> str:
@@ -154,12 +163,12 @@ def _texts(versions: Any) -> dict[str, str]:
     return {str(k): str(v) for k, v in versions.items()} if isinstance(versions, Mapping) else {}
 
 
-def _figures(trained: Trained | TrainedAutoencoder, evaluations: Sequence[Evaluation]) -> str:
-    """A table for each evaluation, and how it was made."""
+def _figures(trained: Trained | TrainedAutoencoder, evaluations: Sequence[Evaluation], more: int) -> str:
+    """A table for each evaluation, and how it was made. more: how many there are besides."""
     if not evaluations:
         return f"No evaluation of these weights ({_weights(trained)} at {trained.n:,} samples) is in the run.\n"
     texts = []
-    for one in evaluations[:MOST]:
+    for one in evaluations:
         rows = [_row(one.metrics, name, figure) for name, figure in _measured(one.metrics)]
         where = f"`latentmill eval`, {_code(one.name)}" if one.name else "The evaluation inside training"
         line = f"\n{_code(one.card['line'])}\n" if one.card.get("line") else ""
@@ -167,7 +176,8 @@ def _figures(trained: Trained | TrainedAutoencoder, evaluations: Sequence[Evalua
         digest = f" Records: {_code(str(records['dataset']))}." if records.get("dataset") else ""
         table = _table(("figure", "value", "error", "beside it", "in"), rows)
         texts.append(f"{where}, {one.metrics.get('images', '?')} pictures.{digest}\n\n{table}{line}")
-    return "\n".join(texts) + f"\n{ERRORS}\n"
+    besides = f"\n{more:,} more of these weights are in the run and not shown here.\n" if more else ""
+    return "\n".join(texts) + f"\n{ERRORS}\n{besides}"
 
 
 def _measured(metrics: Mapping[str, Any]) -> list[tuple[str, Figure]]:
@@ -199,7 +209,7 @@ def _row(metrics: Mapping[str, Any], name: str, figure: Figure) -> tuple[str, ..
 
 
 def _unmeasured(trained: Trained | TrainedAutoencoder, evaluations: Sequence[Evaluation]) -> str:
-    """Figures that latentmill has for such a model and that no evaluation here holds, and what it has none for."""
+    """Figures that latentmill has for such a model and that no evaluation shown holds, and what it has none for."""
     held = {name for one in evaluations for name, value in one.metrics.items() if is_number(value)}
     missing = [
         figure.title

@@ -1,7 +1,7 @@
 """A repository of the Hugging Face hub, by the interface of huggingface_hub. Only this module imports it.
 
 Large files go by Git LFS, which the hub takes from every client, and not by hf_xet, whose protocol no test here speaks.
-The client tells the hub no more than its own version: the telemetry of huggingface_hub is off.
+The client tells the hub no more than its own version, huggingface_hub's and Python's: telemetry is off.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,15 @@ from pipeline.models.encoders.fetched import quiet_hub_clients
 from pipeline.parsing.text import one_line
 
 T = TypeVar("T")
+LIBRARY: dict[str, Any] = {"library_name": "latentmill", "library_version": pipeline.__version__}
 TOKEN = "HF_TOKEN"
 MAIN = "main"
 HTTP = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 """Packages whose errors are the network's."""
 AGAIN = (408, 429, 500, 502, 503, 504)
 """HTTP statuses of requests that may do better later."""
+SECONDS = 120.0
+"""Of silence after which a request has failed; huggingface_hub waits for ever."""
 MOVED = (409, 412)
 """HTTP statuses of a commit onto what is no longer the newest."""
 LOCAL = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/|$)")
@@ -53,6 +56,7 @@ class Hub:
     """A branch of a model's repository.
 
     Raises ConfigError without a token, offline, and for an address of the hub over which the token could be read.
+    From here on every request that huggingface_hub makes in this process fails after SECONDS without an answer.
     """
 
     def __init__(self, repo: str, branch: str = MAIN) -> None:
@@ -71,9 +75,8 @@ class Hub:
 
         if constants.HF_HUB_OFFLINE:
             raise ConfigError(f"push=hub:{repo}: HF_HUB_OFFLINE is set; unset it, or export without push")
-        self._api = huggingface_hub.HfApi(
-            endpoint=self.url, token=token, library_name="latentmill", library_version=pipeline.__version__
-        )
+        self._api = huggingface_hub.HfApi(endpoint=self.url, token=token, **LIBRARY)
+        huggingface_hub.set_client_factory(_client)
 
     @property
     def page(self) -> str:
@@ -83,14 +86,24 @@ class Hub:
     def is_private(self) -> bool | None:
         """Whether the repository is private; None where there is none that the token may see."""
         try:
-            return bool(self._call("read", lambda: self._api.repo_info(self.repo)).private)
+            return bool(self._call("read", lambda: self._api.repo_info(self.repo, timeout=SECONDS)).private)
         except _Missing:
             return None
+
+    def may_write(self) -> bool:
+        """False where the hub says that the token may only read. It says nothing of a fine-grained token, whose rights
+        show at the first request that writes."""
+        try:
+            told = self._call("read", self._api.whoami)
+        except (Again, _Missing):
+            return True
+        role = ((told.get("auth") or {}).get("accessToken") or {}).get("role")
+        return role != "read"
 
     def head(self) -> str | None:
         """The hash of the branch's newest commit; None where there is no such branch."""
         try:
-            info = self._call("read", lambda: self._api.repo_info(self.repo, revision=self.branch))
+            info = self._call("read", lambda: self._api.repo_info(self.repo, revision=self.branch, timeout=SECONDS))
         except _Missing:
             return None
         if not isinstance(info.sha, str):
@@ -106,12 +119,11 @@ class Hub:
     def files(self, commit: str) -> dict[str, Remote]:
         """The files of a commit, by path."""
 
-        def listed() -> dict[str, Remote]:
-            entries: Iterable[Any] = self._api.list_repo_tree(self.repo, recursive=True, revision=commit)
+        def listed() -> dict[str, Remote]:  # list_repo_tree takes no time-out
+            info = self._api.model_info(self.repo, revision=commit, files_metadata=True, timeout=SECONDS)
             return {
-                entry.path: Remote(entry.size, entry.lfs.sha256 if entry.lfs else "", entry.blob_id)
-                for entry in entries
-                if hasattr(entry, "blob_id")  # folders have none
+                entry.rfilename: Remote(entry.size or 0, entry.lfs.sha256 if entry.lfs else "", str(entry.blob_id))
+                for entry in info.siblings or ()
             }
 
         return self._call("read", listed)
@@ -119,11 +131,11 @@ class Hub:
     def read(self, path: str, commit: str, most: int) -> bytes:
         """The bytes of a small file of a commit. Raises StorageError for more than `most` bytes."""
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+        from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
         def fetched() -> bytes:
             url = hf_hub_url(self.repo, path, revision=commit, endpoint=self.url)
-            answer = http_backoff("GET", url, headers=build_hf_headers(token=self._api.token))
+            answer = http_backoff("GET", url, headers=self._headers())
             hf_raise_for_status(answer)
             return bytes(answer.content)
 
@@ -134,13 +146,13 @@ class Hub:
 
     def validate(self, card: str) -> None:
         """Raise ConfigError for a README.md whose metadata the hub would refuse in a commit."""
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+        from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
         def validated() -> None:
             answer = http_backoff(
                 "POST",
                 f"{self.url}/api/validate-yaml",
-                headers=build_hf_headers(token=self._api.token),
+                headers=self._headers(),
                 json={"content": card, "repoType": "model"},
             )
             if answer.status_code == 400:
@@ -161,13 +173,18 @@ class Hub:
 
     def upload(self, addition: Any) -> None:
         """Send a file's bytes, where it is one of Git LFS and the hub has not got them already: no commit names them
-        yet."""
+        yet. Raises ConfigError for a file that .gitignore there names: a commit would be without it."""
         self._call(
             "write",
             lambda: self._api.preupload_lfs_files(
                 self.repo, additions=[addition], revision=self.branch, free_memory=False
             ),
         )
+        if getattr(addition, "_should_ignore", False):  # as the hub has just answered
+            raise ConfigError(
+                f"{self.page}: its .gitignore leaves out {addition.path_in_repo}, which is to be pushed: take that "
+                "line out there, or choose another push="
+            )
 
     def commit(self, additions: Sequence[Any], deleted: Sequence[str], message: str, parent: str) -> str:
         """One commit of all; its hash. Raises Moved where `parent` is not the newest any more."""
@@ -181,6 +198,11 @@ class Hub:
             ),
         )
         return str(info.oid)
+
+    def _headers(self) -> dict[str, str]:
+        from huggingface_hub.utils import build_hf_headers
+
+        return build_hf_headers(token=self._api.token, **LIBRARY)
 
     def _call(self, what: str, request: Callable[[], T]) -> T:
         """A request, whose errors become ours. what: the token's right that it needs, for messages."""
@@ -206,10 +228,11 @@ class Hub:
                 raise Again(f"cannot reach {self.url} ({type(one).__name__}: {_short(str(one))})") from error
         if isinstance(chain[-1], OSError):
             raise StorageError(f"cannot read what is to be pushed ({_short(str(chain[-1]))})") from error
-        if isinstance(error, ValueError | KeyError | TypeError):
-            raise StorageError(
-                f"{self.url} answers otherwise than the hub ({type(error).__name__}: {_short(str(error))})"
-            ) from error
+        for one in chain:
+            if isinstance(one, ValueError | KeyError | TypeError):
+                raise StorageError(
+                    f"{self.url} answers otherwise than the hub ({type(one).__name__}: {_short(str(one))})"
+                ) from error
         raise error
 
     def _refused(self, what: str, error: BaseException) -> Exception:
@@ -222,6 +245,8 @@ class Hub:
             return ConfigError(
                 f"{self.url} does not take the token of {TOKEN}{because}: make another at {self.url}/settings/tokens"
             )
+        if status == 403 and "authorization" not in response.request.headers:  # an address that has run out
+            return Again(f"the storage of {self.page} answers 403 to an upload{because}")
         if status == 403:
             return ConfigError(
                 f"the token of {TOKEN} may not {what} {self.repo}{because}: make one with the right to write there, or "
@@ -234,6 +259,16 @@ class Hub:
         if status in AGAIN:
             return Again(f"{self.url} answers {status}{because}")
         return StorageError(f"{self.url} refuses the request with status {status}{because}")
+
+
+def _client() -> Any:
+    """What huggingface_hub makes its requests with: as by default, but for the time-out and the name of the client."""
+    from huggingface_hub.utils import _http, build_hf_headers
+
+    client = _http.default_client_factory()
+    client.timeout = SECONDS  # type: ignore[assignment]
+    client.headers["user-agent"] = build_hf_headers(token=False, **LIBRARY)["user-agent"]
+    return client
 
 
 class _Missing(StorageError):

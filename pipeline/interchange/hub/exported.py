@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from pipeline.errors import StorageError
 from pipeline.inference.first_stage import TrainedAutoencoder
 from pipeline.inference.trained import Trained
 from pipeline.interchange.compvis import compvis_note
-from pipeline.interchange.folder import LINE, README, SUMS
+from pipeline.interchange.folder import LINE, README, SUMS, hash_file
 from pipeline.interchange.hub.card import card
 from pipeline.interchange.hub.client import Hub
 from pipeline.interchange.hub.push import look, push
@@ -50,10 +49,11 @@ def look_hub(config: ExportConfig) -> Hub | None:
     return hub
 
 
-def push_export(config: ExportConfig, trained: Trained | TrainedAutoencoder, hub: Hub) -> None:
-    """Upload what lies at config.dest. Raises StorageError, DestinationExists, ConfigError."""
+def push_export(config: ExportConfig, trained: Trained | TrainedAutoencoder, hub: Hub, checked: str = "") -> None:
+    """Upload what lies at config.dest. checked: SHA-256 of the one file that was compared; a folder has its list.
+    Raises StorageError, DestinationExists, ConfigError."""
     message = f"latentmill export: {trained.weights} weights at {trained.n:,} samples, format {config.format}"
-    with staging_folder(_near(config)) as folder, _files(config, trained, folder) as files:
+    with staging_folder(_near(config)) as folder, _files(config, trained, folder, checked) as files:
         push(hub, files, message, public=config.public, folder=folder)
 
 
@@ -62,29 +62,35 @@ def _near(config: ExportConfig) -> Storage:
 
 
 @contextmanager
-def _files(config: ExportConfig, trained: Trained | TrainedAutoencoder, folder: Path) -> Iterator[dict[str, Path]]:
+def _files(
+    config: ExportConfig, trained: Trained | TrainedAutoencoder, folder: Path, checked: str
+) -> Iterator[dict[str, Path]]:
     """Path in the repository -> file here. folder: for those that lie on no disk."""
     storage = _near(config)
     if config.format == "compvis":
         key = split_url(config.dest)[1]
         with writing(folder / README):
             (folder / README).write_text(card(config, trained, _loading(trained)), encoding="utf-8")
-        yield {key: _local(storage, key, folder), README: folder / README}
+        yield {key: _same(storage, key, folder, checked), README: folder / README}
         return
     files: dict[str, Path] = {}
     for line in storage.get(SUMS).decode("utf-8").splitlines():
         found = LINE.fullmatch(line)
         assert found is not None, "the export wrote it a moment ago"
-        files[found[2]] = _local(storage, found[2], folder)
-        with files[found[2]].open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != found[1]:
-                raise StorageError(
-                    f"{storage.locate(found[2])} is not what was exported and compared: nothing was pushed; export "
-                    "again"
-                )
+        files[found[2]] = _same(storage, found[2], folder, found[1])
     if README not in files and storage.exists(README):  # the user's own
         files[README] = _local(storage, README, folder)
     yield files
+
+
+def _same(storage: Storage, key: str, folder: Path, sha256: str) -> Path:
+    """As _local. Raises StorageError for other bytes than those that were compared."""
+    path = _local(storage, key, folder)
+    if hash_file(path) != sha256:
+        raise StorageError(
+            f"{storage.locate(key)} is not what was exported and compared: nothing was pushed; export again"
+        )
+    return path
 
 
 def _local(storage: Storage, key: str, folder: Path) -> Path:

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from pipeline.errors import ConfigError, DestinationExists, StorageError
 from pipeline.interchange.folder import LARGEST_SUMS, README, SUMS
-from pipeline.interchange.hub.client import Again, Hub, Moved, Remote
+from pipeline.interchange.hub.client import TOKEN, Again, Hub, Moved, Remote
 from pipeline.log import log, show
 
 T = TypeVar("T")
@@ -48,15 +48,27 @@ class Hashes:
 
 
 def look(hub: Hub, *, public: bool) -> None:
-    """Ask the hub, before any work, whether the token and the repository will do. Raises ConfigError for a repository
-    that everybody can see where public=true is not given, StorageError where the hub cannot be reached."""
-    private = patiently(hub.is_private)
-    if private is False and not public:
+    """Ask the hub, before any work, whether the token and the repository will do. Raises ConfigError for a token that
+    may only read, and for a repository that everybody can see where public=true is not given; StorageError where the
+    hub cannot be reached. Rights of a fine-grained token show later, at the first request that writes."""
+    private = patiently(lambda: _is_private(hub, public))
+    if not patiently(hub.may_write):
         raise ConfigError(
-            f"push=hub:{hub.repo}: {hub.page} is public, and public=true is not given: give it, or choose another name"
+            f"push=hub:{hub.repo}: the token of {TOKEN} may only read: make one that may write at "
+            f"{hub.url}/settings/tokens"
         )
     if private and public:
         log.warning(f"export: {hub.page} is private and stays so: its settings there make it public")
+
+
+def _is_private(hub: Hub, public: bool) -> bool | None:
+    """As Hub.is_private. Raises ConfigError for a repository that everybody can see where `public` is not given."""
+    private = hub.is_private()
+    if private is False and not public:
+        raise ConfigError(
+            f"push=hub:{hub.repo}: {hub.page} is public, and public=true is not given: give it, or choose another push="
+        )
+    return private
 
 
 def push(hub: Hub, files: Mapping[str, Path], message: str, *, public: bool, folder: Path) -> None:
@@ -64,6 +76,8 @@ def push(hub: Hub, files: Mapping[str, Path], message: str, *, public: bool, fol
 
     folder: for a list of hashes. Raises DestinationExists for what others put in the way, StorageError, ConfigError.
     """
+    if README in files:
+        _require_text(files[README])
     hashes = {path: _hash(file) for path, file in files.items()}
     kept: list[str] = []  # said once
 
@@ -104,12 +118,16 @@ def _push_once(
         head = hub.head()
         if head is None:
             raise Again(f"{hub.page} was made, and its branch {hub.branch} is not there yet")
+    private = _is_private(hub, public)  # the export took its time, and others may have made it
     there = hub.files(head)
     ours = _ours(hub, head, there)
     if _keeps_readme(hub, head, hashes, there, ours):
         del files[README], hashes[README]
         if README not in kept:
-            log.warning(f"export: {hub.page}: {README} was changed there, so it stays as it is")
+            log.warning(
+                f"export: {hub.page}: {README} there is not as a push left it, so it stays: remove it there to have "
+                "this one"
+            )
             kept.append(README)
     gone = [
         path
@@ -120,12 +138,12 @@ def _push_once(
     files[SUMS].write_bytes("".join(f"{h.sha256}  {path}\n" for path, h in sorted(hashes.items())).encode())
     hashes[SUMS] = _hash(files[SUMS])
     changed = sorted(path for path in hashes if not hashes[path].is_at(there.get(path)))
-    where = f"{hub.page} ({'' if hub.is_private() else 'not '}private), revision {hub.branch}"
+    where = f"{hub.page} ({'' if private else 'not '}private), revision {hub.branch}"
     if not changed and not gone:
         show(f"export: {where}: nothing changed, commit {head[:12]}")
         return
     if README in changed:
-        hub.validate(files[README].read_text(encoding="utf-8", errors="replace"))
+        hub.validate(files[README].read_text(encoding="utf-8"))
     additions = hub.additions({path: files[path] for path in changed})
     for number, addition in enumerate(additions, 1):
         path, megabytes = addition.path_in_repo, hashes[addition.path_in_repo].size / 1e6
@@ -147,7 +165,7 @@ def _keeps_readme(
     if in_the_way := [path for path in others if path != README]:
         raise DestinationExists(
             f"{hub.page}: {in_the_way[0]} is not as a push left it and would be written over: remove it there, or "
-            "choose another push= or revision="
+            "choose another push="
         )
     return README in others
 
@@ -158,15 +176,13 @@ def _ours(hub: Hub, head: str, there: Mapping[str, Remote]) -> dict[str, str]:
     if SUMS not in there:
         others = sorted(there.keys() - GIVEN)
         if others:
-            raise DestinationExists(
-                f"{hub.page} holds {others[0]} and no earlier push: choose another push= or revision="
-            )
+            raise DestinationExists(f"{hub.page} holds {others[0]} and no earlier push: choose another push=")
         return {}
     found: dict[str, str] = {}
     for line in hub.read(SUMS, head, LARGEST_SUMS).decode("utf-8", "replace").splitlines():
         match = LINE.fullmatch(line)
         if match is None:
-            raise DestinationExists(f"{hub.page}: {SUMS} is not what a push wrote: remove it there, or choose another")
+            raise DestinationExists(f"{hub.page}: {SUMS} is not what a push wrote: choose another push=")
         found[match[2]] = match[1]
     return found
 
@@ -176,6 +192,16 @@ def _is_ours(hub: Hub, head: str, path: str, there: Remote, ours: Mapping[str, s
     if path not in ours:
         return False
     return ours[path] == (there.sha256 or hashlib.sha256(hub.read(path, head, LARGEST_SMALL)).hexdigest())
+
+
+def _require_text(card: Path) -> None:
+    """Raise ConfigError for a README.md that is no text: the hub takes none."""
+    try:
+        card.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"the {README} of dest is not UTF-8: write it so, or remove it, and export again to have a card"
+        ) from None
 
 
 def _hash(file: Path) -> Hashes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,10 @@ from pipeline.conditions.facts import ClassFacts, Conditions
 from pipeline.config import ClassTask, ExportConfig
 from pipeline.config.check.verbs import check
 from pipeline.errors import ConfigError, StorageError
+from pipeline.inference.trained import load_trained
 from pipeline.interchange import unet as convert
+from pipeline.interchange.hub import card as cards
+from pipeline.models.weights import weights_digest
 from pipeline.storage.local import LocalStorage
 from servers.hub import TOKEN
 from servers.hub import Hub as Server
@@ -46,13 +50,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluation(run: Path, name: str, n: int = 128, weights: str = "ema", steering: Any = None, **figures: Any) -> None:
+def evaluation(
+    run: Path, name: str, n: int = 128, weights: str = "ema", steering: Any = None, sha256: str = "", **figures: Any
+) -> None:
     """Writes an evaluation of a run with invented figures."""
     place = run / "evals" / (f"{n:012d}" + (f"-{name}" if name else ""))
     place.mkdir(parents=True)
     facts = {"n": n, "images": 12, "weights": weights, **figures}
     (place / "metrics.json").write_text(json.dumps(facts))
     card = {"line": HOSTILE if name == "fid" else f"line of {name}", "weights": weights, "steering": steering or {}}
+    card |= {"weights_sha256": sha256} if sha256 else {}
     (place / "card.json").write_text(json.dumps({**card, "captions": {"dataset": DIGEST, "records": 12}}))
 
 
@@ -112,12 +119,8 @@ def test_a_folder_comes_there_as_it_lies_here_with_a_card(
     assert (theirs.license, theirs.pipeline_tag, theirs.datasets) == ("mit", "text-to-image", ["someone/shapes"])
     stored = json.loads((folder / "run" / "run.json").read_text())
     what = sections["What it is"]
-    for word in (
-        stored["manifests"]["train"],
-        stored["contract"]["vae_sha256"],
-        "| seed | 0 |",
-        "| samples seen | 128",
-    ):
+    hashes = stored["manifests"]["train"], stored["contract"]["vae_sha256"]
+    for word in (*hashes, "| seed | 0 |", "| samples seen | 128"):
         assert word in what
     figures = sections["Figures"]
     assert r"| Attribute accuracy | 0.500 | \[0.250, 0.750\] |" in figures
@@ -175,18 +178,23 @@ def test_an_export_that_computes_something_else_is_not_pushed(
     assert hub.repositories == {} and not Path(config.dest).exists()
 
 
+@pytest.mark.parametrize("form", ["diffusers", "compvis"])
 def test_a_file_that_changes_between_check_and_push_is_not_pushed(
-    config: ExportConfig, hub: Server, monkeypatch: pytest.MonkeyPatch
+    config: ExportConfig, hub: Server, monkeypatch: pytest.MonkeyPatch, form: Any
 ) -> None:
     from pipeline.interchange.hub import exported as module
 
+    if form == "compvis":
+        config = replace(config, format=form, dest=f"{config.dest}.safetensors")
+    file = Path(config.dest) if form == "compvis" else Path(config.dest) / "unet" / "config.json"
+
     def changing(*arguments: Any) -> Any:
-        (Path(config.dest) / "unet" / "config.json").write_text("{}")
+        file.write_bytes(file.read_bytes() + b" ")
         return pushing(*arguments)
 
     pushing = module.push_export
     monkeypatch.setattr(export, "push_export", changing)
-    with pytest.raises(StorageError, match=r"unet/config\.json is not what was exported and compared"):
+    with pytest.raises(StorageError, match=rf"{file.name} is not what was exported and compared"):
         exported(config)
     assert hub.repositories == {}
 
@@ -225,6 +233,27 @@ def test_a_run_without_evaluations_says_that_it_has_none(config: ExportConfig, f
     facts, sections = parts(hub.files("someone/bare")["README.md"].decode())
     assert "license" not in facts
     assert "No evaluation of these weights (averaged weights (ema) at 128 samples)" in sections["Figures"]
+
+
+def test_figures_are_of_the_exported_weights_alone_and_those_that_are_not_shown_are_counted(
+    config: ExportConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(config.run, run, ignore=shutil.ignore_patterns("evals"))
+    trained = load_trained(str(run))
+    evaluation(run, "a", sha256=weights_digest(trained.state), steering={"guide.clip": 0.0}, fid_democlip=1.25)
+    evaluation(run, "b", sha256="c" * 64, fid_democlip=66.0)
+    evaluation(run, "c", steering={"guide.clip": 2.0}, fid_democlip=77.0)
+    for number in range(cards.MOST - 1):
+        evaluation(run, f"d{number:02d}", kid_democlip=0.5)
+    evaluation(run, "e", clip_score=0.5)
+    sections = parts(cards.card(replace(config, run=str(run)), trained, ""))[1]
+    assert (
+        "| 1.25 |" in sections["Figures"] and "66.00" not in sections["Figures"] and "77.00" not in sections["Figures"]
+    )
+    assert "`d10`" in sections["Figures"] and "`e`" not in sections["Figures"]
+    assert "1 more of these weights are in the run and not shown here" in sections["Figures"]
+    assert "CLIP score" in sections["What was not measured"]  # e alone has it
 
 
 def test_one_file_in_compvis_names_comes_with_a_card_beside_it(config: ExportConfig, folder: Path, hub: Server) -> None:
@@ -303,6 +332,7 @@ def test_an_export_in_a_bucket_is_pushed_from_copies(
         ({"push": "hub:small"}, "hub:OWNER/NAME is wanted"),
         ({"push": "hub:a/../b"}, "hub:OWNER/NAME is wanted"),
         ({"push": "hub:a/b--c"}, "hub:OWNER/NAME is wanted"),
+        ({"push": "hub:a/b.git"}, "hub:OWNER/NAME is wanted"),
         ({"check": False}, "check=false"),
         ({"revision": "refs/pr/1"}, "the name of a branch"),
         ({"revision": "a..b"}, "the name of a branch"),
