@@ -127,7 +127,7 @@ def test_a_rank_that_is_killed_fails_its_pod_and_its_peers_without_failing_the_j
     assert state(f"{tmp_path}/run") == undisturbed
 
 
-@pytest.mark.parametrize(("how", "status"), [("75", 75), ("kill", 70)])
+@pytest.mark.parametrize(("how", "status"), [pytest.param("75", 75, marks=pytest.mark.long), ("kill", 70)])
 def test_the_script_for_skypilot_ends_as_its_ranks_do_but_never_with_137(
     how: str, status: int, tmp_path: Path, port: int
 ) -> None:

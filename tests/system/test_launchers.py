@@ -41,7 +41,7 @@ LAUNCHERS = {
     "torchrun": Launcher([PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=PORT"]),
 }
 IN_EVERY_RUN = ("accelerate",)
-"""The others take several seconds each as well, and other tests of every run begin as they do."""
+"""The others are run by `make test-long`; of torchrun, test_under.py and test_deployed.py start ranks in every run."""
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def launched(words: Sequence[str], **environment: str) -> subprocess.Popen[str]:
     "launcher",
     [
         [*TORCHRUN, "-m"],
-        [*ACCELERATE, "-m"],
+        pytest.param([*ACCELERATE, "-m"], marks=pytest.mark.long),  # it starts torchrun's agent
         pytest.param(DEEPSPEED, marks=pytest.mark.long),
     ],
     ids=lambda words: words[0],

@@ -25,7 +25,9 @@ def shown(*words: str) -> tuple[int, bytes, list[str]]:
     return status, said, screen.lines()
 
 
-@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["launch.processes", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher", [(), pytest.param(TORCHRUN, marks=pytest.mark.long)], ids=["launch.processes", "torchrun"]
+)
 def test_the_bar_of_several_ranks_stays_one_line_below_what_they_log(launcher: tuple[str, ...]) -> None:
     status, said, lines = shown(*launcher, "ranks.progress_ranks", "launch")
     assert status == 0, lines
