@@ -44,7 +44,7 @@ def expand(pattern: str) -> list[tuple[Storage, str]]:
 
 def sizes(places: list[tuple[Storage, str]]) -> list[int]:
     """Size in bytes of each object, in the given order. In a bucket each root is listed once, from the common prefix of
-    its keys, instead of one request per object. Raises SourceError that names the first that is missing, StorageError."""
+    its keys, instead of one request per object. Raises SourceError that names the first missing one, StorageError."""
     listed = _listed(places)
     object_sizes = []
     for storage, key in places:
