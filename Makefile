@@ -35,5 +35,5 @@ install: .venv/.installed
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find pipeline preprocess tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find latentmill pipeline preprocess tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Kept: .venv (rm -rf .venv) and runs (rm -rf runs)."

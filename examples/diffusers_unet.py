@@ -21,7 +21,7 @@ from latentmill import open_dataset
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cache", help="folder or s3:// URL that `latentmill encode` wrote, with text_storage=full")
+    parser.add_argument("cache", help="folder or URL that `latentmill encode` wrote, with text_storage=full")
     parser.add_argument("out", type=Path, help="folder of the states and of the trained network")
     parser.add_argument("--batch", type=int, default=64, help="samples of a step, of all ranks together")
     parser.add_argument("--samples", type=int, default=1_000_000, help="where training ends")

@@ -263,8 +263,8 @@ def google(swift_server: dict[str, str]) -> Iterator[Google]:
     """A stand-in for Google's store, in front of the session's S3 server."""
     from servers.google import Google
 
-    server = swift_server
-    with Google(server["AWS_ENDPOINT_URL_S3"], server["AWS_ACCESS_KEY_ID"], server["AWS_SECRET_ACCESS_KEY"]) as started:
+    key = swift_server["AWS_ACCESS_KEY_ID"], swift_server["AWS_SECRET_ACCESS_KEY"]
+    with Google(swift_server["AWS_ENDPOINT_URL_S3"], key) as started:
         yield started
 
 
@@ -277,7 +277,7 @@ def google_client(google: Google) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in google.environment.items():
             patch.setenv(name, value)
-        module._clients.clear()
+        module._clients.pop((os.getpid(), "gs"), None)
         return module.s3_client(STORES["gs"])
 
 

@@ -17,14 +17,15 @@ class IndexConfig:
     manifest or indexes. What is read is never changed."""
 
     dataset: str = ""
-    """Folder or s3:// URL that contains the tars; indexes and manifest are written there. "" with dest=."""
+    """Folder, or URL in a bucket (s3://, gs://, az://), that contains the tars; indexes and manifest are written there.
+    "" with dest=."""
     source: str
     """What is read: brace and glob patterns. With dataset=: tars ('DATASET/*.tar'). With dest=: tars, the index.json of
     MDS datasets ('mds/**/index.json'), or files of arrays ('cache/**/*.npz', or *.safetensors); of one kind."""
     dest: str = ""
-    """Folder or s3:// URL of a new cache into which every record is converted (moments, latents and text states as
-    float16), as `encode` writes it; "" = none. Conversion alone reads .npz, .safetensors, bfloat16, MDS and separate
-    log-variances."""
+    """Folder, or URL in a bucket (s3://, gs://, az://), of a new cache into which every record is converted (moments,
+    latents and text states as float16), as `encode` writes it; "" = none. Conversion alone reads .npz, .safetensors,
+    bfloat16, MDS and separate log-variances."""
     encoders: EncodersConfig | None = None
     """The encoders that made the latents. Without this key they are unknown, and evaluations refuse the dataset."""
     moments_member: str = "moments.npy"

@@ -17,13 +17,13 @@ class ColumnsConfig:
     bound to the cache and joined to it when it is read (data.columns of train). The cache is not changed."""
 
     dataset: str
-    """The cache: a folder or s3:// URL."""
+    """The cache: a folder, or a URL in a bucket (s3://, gs://, az://)."""
     source: str
     """What holds the values: a .tar or .jsonl for each input shard of the cache, named like it ('captions/*.jsonl' for
-    00000.tar and so on), as brace and glob patterns, local or s3://. A sample belongs to the records that were made of
-    the sample with the same key."""
+    00000.tar and so on), as brace and glob patterns, local, s3://, gs:// or az://. A sample belongs to the records that
+    were made of the sample with the same key."""
     dest: str
-    """Folder or s3:// URL of the columns."""
+    """Folder, or URL in a bucket (s3://, gs://, az://), of the columns."""
     caption_key: str = ""
     """Where a sample's caption is: txt (the .txt member of a tar) or json:KEY (a key of the .json member, or of the
     line); "" = no captions. A model then is given these captions in place of the cache's."""

@@ -22,8 +22,8 @@ class ClassesConfig:
     count: Annotated[int, Between(0, 1 << 20)] = 0
     """Number of classes; a sample has one from 0 to count - 1. 0 = the number of names."""
     names: str = ""
-    """File of the classes' names in order, local or s3://: .txt (a name in each line) or .json (a list, or
-    {"0": name}); "" = no names, and with key=folder those of the folders in `source`, sorted."""
+    """File of the classes' names in order, local, s3://, gs:// or az://: .txt (a name in each line) or .json (a list,
+    or {"0": name}); "" = no names, and with key=folder those of the folders in `source`, sorted."""
 
 
 @dataclass(frozen=True, kw_only=True)

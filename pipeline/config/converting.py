@@ -19,8 +19,8 @@ class ConvertConfig:
     map for each image, in a folder of their own or beside the images. classes: a folder of images for each class, as
     ImageNet has them."""
     images: str
-    """Folder of the images, local or s3://. Annotations name them relative to it; images of OpenImages may also lie in
-    folders below."""
+    """Folder of the images, local, s3://, gs:// or az://. Annotations name them relative to it; images of OpenImages
+    may also lie in folders below."""
     annotations: tuple[str, ...] = ()
     """Files of annotations, for coco and openimages: paths, URLs or patterns. Several files of the same images are
     joined ("[annotations/instances_train2017.json,annotations/captions_train2017.json]")."""
@@ -34,7 +34,7 @@ class ConvertConfig:
     with a name in each line; values are then numbered anew without holes; "" = maps are copied as they are. (The names
     of coco are in its own files.)"""
     dest: str
-    """Folder or s3:// URL for the tars, their files of names and convert.json."""
+    """Folder, or URL in a bucket (s3://, gs://, az://), for the tars, their files of names and convert.json."""
     shard_size: Annotated[int, Between(1, 100_000)] = 1000
     """Images per tar, before those that are rejected are left out."""
     crowds: Literal["own", "same", "leave_out"] = "own"

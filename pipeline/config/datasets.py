@@ -18,7 +18,7 @@ class SynthConfig:
     """latentmill synth: write captioned-shapes shards in img2dataset's layout."""
 
     dest: str
-    """Folder or s3:// URL for the shards."""
+    """Folder, or URL in a bucket (s3://, gs://, az://), for the shards."""
     images: Annotated[int, Ge(1)] = 10_000
     """Number of images."""
     seed: Seed = 0
@@ -41,8 +41,8 @@ class FetchConfig:
     manifest of their hashes, for nodes without internet. Files that are there already are not downloaded again."""
 
     dest: str
-    """Folder or s3:// URL, empty or from an earlier fetch of the same encoders. Other verbs then take
-    encoders.weights=DEST."""
+    """Folder, or URL in a bucket (s3://, gs://, az://), empty or from an earlier fetch of the same encoders. Other
+    verbs then take encoders.weights=DEST."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
     """The autoencoder and the text tower to download."""
 
@@ -98,10 +98,11 @@ class EncodeConfig:
     """latentmill encode: turn image-text shards into a cache of latents and text states."""
 
     source: str
-    """Input shards: brace and glob patterns, local or s3:// ('shapes/{00000..00009}.tar'); a folder of images; Parquet
-    files ('train-*.parquet'); or a folder that Hugging Face's datasets saved (docs/how_to/folders_and_tables.md)."""
+    """Input shards: brace and glob patterns, local, s3://, gs:// or az:// ('shapes/{00000..00009}.tar'); a folder of
+    images; Parquet files ('train-*.parquet'); or a folder that Hugging Face's datasets saved
+    (docs/how_to/folders_and_tables.md)."""
     dest: str
-    """Folder or s3:// URL of the cache."""
+    """Folder, or URL in a bucket (s3://, gs://, az://), of the cache."""
     unit_size: Annotated[int, Between(1, 1_000_000)] = 1000
     """Samples of a folder or rows of a table that are encoded as one input shard. Tars are what they are."""
     image_column: str = ""

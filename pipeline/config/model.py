@@ -56,8 +56,9 @@ class EncodersConfig:
     """-1: real weights. 0 or more: the same architectures with random weights drawn from this seed (for tests, never
     for training)."""
     weights: str = ""
-    """Folder or s3:// URL that `latentmill fetch` filled with these encoders: they are loaded from there and nothing is
-    downloaded. "" = load them from the places that `vae` and `text` name. Not part of the contract."""
+    """Folder, or URL in a bucket (s3://, gs://, az://), that `latentmill fetch` filled with these encoders: they are
+    loaded from there and nothing is downloaded. "" = load them from the places that `vae` and `text` name. Not part of
+    the contract."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ class PlanConfig:
     price: Annotated[float, Ge(0, "a price of 0 (not shown) or more is wanted")] = 0.0
     """Price of one GPU for an hour (without GPUs: of one process), in any currency; 0 = no price is shown."""
     json: str = ""
-    """File for the plan's figures, a path or s3:// URL; as plan.json of a run's directory the run's report shows them
-    beside what happened; "" = none."""
+    """File for the plan's figures, a path or URL in a bucket; as plan.json of a run's directory the run's report shows
+    them beside what happened; "" = none."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """The cluster, as `latentmill submit` takes it: cluster=NAME, cluster.KEY=VALUE, and nodes=N."""

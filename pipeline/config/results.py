@@ -94,9 +94,11 @@ class ReconstructConfig:
     show the worst."""
 
     dataset: str
-    """Cache that holds the pictures, of encode stored=pixels or conditions=[pixels]: a folder or s3:// URL."""
+    """Cache that holds the pictures, of encode stored=pixels or conditions=[pixels]: a folder, or a URL in a bucket
+    (s3://, gs://, az://)."""
     dest: str
-    """Folder or s3:// URL for the figures, their card, the page and the picture of pairs."""
+    """Folder, or URL in a bucket (s3://, gs://, az://), for the figures, their card, the page and the picture of
+    pairs."""
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
     """The autoencoder (encoders.vae and what goes with it); no text tower is loaded."""
     images: Annotated[int, Ge(2)] = 1000
@@ -153,7 +155,7 @@ class SampleConfig:
     """Images per row."""
     dest: str = "samples.png"
     """Picture to write, a .png or .jpg: a grid with a row for each caption, class or file. One prompt, class, file or
-    size serves all rows; otherwise there is one for each. Files are local or s3://."""
+    size serves all rows; otherwise there is one for each. Files are local, s3://, gs:// or az://."""
     at: Annotated[int, Ge(0)] = 0
     """Sample count of the checkpoint; 0 = the newest."""
     weights: Literal["ema", "raw"] = "ema"

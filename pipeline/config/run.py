@@ -21,7 +21,7 @@ class DataConfig:
     """The cached datasets that a run reads."""
 
     train: str = ""
-    """Cache to train on: a folder or s3:// URL that `latentmill encode` wrote."""
+    """Cache to train on: a folder, or a URL in a bucket (s3://, gs://, az://), that `latentmill encode` wrote."""
     mix: tuple[str, ...] = ()
     """Further caches that are mixed in, made by the same encoders. Their latents may differ in size; each global batch
     then comes from one cache."""

@@ -51,7 +51,7 @@ class TrainConfig(RunConfig):
     encoders: EncodersConfig | None = None
     """Encoders that evaluations load; by default those of the training cache's contract."""
     init: str = ""
-    """Weights that the UNet begins with: a run (folder or s3:// URL), a diffusers folder, or a CompVis .safetensors or
+    """Weights that the UNet begins with: a run (folder or URL), a diffusers folder, or a CompVis .safetensors or
     .ckpt; "" = random weights. Recorded with the run; a resume begins with the run's own checkpoint."""
     init_weights: Literal["ema", "raw"] = "ema"
     """Which weights of `init` to take, where a run or a CompVis file has both."""

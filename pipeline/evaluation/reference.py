@@ -122,7 +122,7 @@ class Reference:
 
 
 def save_reference(url: str, reference: Reference) -> None:
-    """Write the file at a path or s3:// URL, whole or not at all."""
+    """Write the file at a path or URL in a bucket, whole or not at all."""
     tensors = {
         "mean": reference.gaussian.mean,
         "cov": reference.gaussian.cov,

@@ -245,7 +245,7 @@ TOKEN = re.compile(
     r"(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{20,}"
     r"|gl(?:pat|dt|ptt)-[\w-]{16,}|sk-[\w-]{20,}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{30,}|wandb_v\d+_\w{16,}"
     r"|local-[0-9a-f]{40}|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{40,}|dckr_pat_[\w-]{20,}|ya29\.[\w-]{20,}"
-    r"|eyJ[\w-]{6,}\.[\w-]{4,}(?:\.[\w-]*)?"
+    r"|GOOG1[A-Z0-9]{20,}|eyJ[\w-]{6,}\.[\w-]{4,}(?:\.[\w-]*)?"
     r"|(?P<scheme>(?:[Bb]earer|BEARER|Basic)\s+)(?=[^\s\"']*[0-9=])[\w.~+/=-]{8,}"
     r"|(?P<netrc>login\s+\S+\s+password\s+)\S+"
     r")"

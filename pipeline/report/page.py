@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write(urls: Sequence[str], dest: str, targets: Mapping[str, float] | None = None) -> None:
-    """Write the page about the runs at `urls` to `dest` (a path or s3:// URL), whole or not at all.
+    """Write the page about the runs at `urls` to `dest` (a path or URL in a bucket), whole or not at all.
 
     targets: figures to reach, shown beside those reached: a task's figures by name, fid_ratio (FID over its
     reconstruction floor, at most), seconds (of all steps, at most). Raises RunError where no run can be read,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import NotFound, StorageError
+from pipeline.storage.base import TEMPORARY
 from pipeline.storage.patience import Patience
 from pipeline.storage.stores import store_of
 
@@ -21,6 +22,16 @@ PASSING_CODES = (
     "XAmzContentSHA256Mismatch",
 )
 """S3's error codes after which the same request may succeed later, whatever their status."""
+REFUSALS = (
+    "401",
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidSecurity",  # Google's, for a key that it does not know
+    "SignatureDoesNotMatch",
+)
+"""S3's error codes for whoever may not ask."""
 LISTING = b"ListBucketResult"
 """What a listing's text begins with."""
 FIRST_BYTES = 64 * 1024 * 1024
@@ -84,9 +95,10 @@ def etag_of(answer: Mapping[str, Any]) -> str:
 
 
 def is_object(key: str) -> bool:
-    """Whether a listed key is an object that can be asked for, and no folder's marker ("a/") or key with empty
-    parts."""
-    return bool(key) and all(part not in ("", ".", "..") for part in key.split("/"))
+    """Whether a listed key is an object that can be asked for, and no folder's marker ("a/"), key with empty parts or
+    temporary file."""
+    parts = key.split("/")
+    return bool(key) and all(part not in ("", ".", "..") for part in parts) and not TEMPORARY.fullmatch(parts[-1])
 
 
 def may_pass(error: Exception) -> bool:
@@ -124,7 +136,7 @@ def s3_error(error: Exception, where: str, bucket: str, patience: Patience) -> S
             return NotFound(f"{where} does not exist")
         if code == "NoSuchBucket":
             return NotFound(f"{where}: there is no bucket {bucket}")
-        if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
+        if code in REFUSALS:
             store = store_of(where)
             keys = "the AWS credentials" if store.scheme == "s3" else f"{store.key_id} and {store.secret}"
             return StorageError(f"{where}: access refused ({code}); check {keys} in the environment")

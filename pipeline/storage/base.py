@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import NotFound, StorageError
 
 TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
-"""Names of files that are still being written; `list` never returns them."""
+"""Names of files that are still being written, and of what a store is asked with; `list` never returns them."""
 
 
 @dataclass(frozen=True)

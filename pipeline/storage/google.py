@@ -20,6 +20,8 @@ ABSENT = {"x-goog-if-generation-match": "0"}
 """The condition that an object does not exist."""
 AMAZONS = ("x-amz-", "amz-sdk-")
 """What the names of Amazon's own headers begin with."""
+USUAL_PORT = {"http": ":80", "https": ":443"}
+"""What a request's Host leaves out."""
 
 
 def sign_conditional_puts(client: Any, key_id: str, secret: str) -> None:
@@ -47,7 +49,8 @@ def signature(
     hexadecimal digits) and Authorization. url: with its path as it is sent."""
     parts, second = urlsplit(url), now.strftime("%Y%m%dT%H%M%SZ")
     headers = {"x-goog-content-sha256": payload, "x-goog-date": second, **conditions}
-    covered = dict(sorted({"host": parts.netloc, **headers}.items()))
+    host = parts.netloc.lower().removesuffix(USUAL_PORT.get(parts.scheme, ""))  # as it is sent
+    covered = dict(sorted({"host": host, **headers}.items()))
     names = ";".join(covered)
     lines = [f"{name}:{value}" for name, value in covered.items()]
     request = "\n".join([method, parts.path or "/", parts.query, *lines, "", names, payload])

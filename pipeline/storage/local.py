@@ -1,6 +1,6 @@
 """Objects in a folder on a local disk.
 
-A `Storage` is a root (a folder, or s3://bucket/prefix), and keys are relative posix paths under it. An object exists
+A `Storage` is a root (a folder, or a prefix in a bucket), and keys are relative posix paths under it. An object exists
 completely or not at all: a local write goes to a temporary file beside its destination, which is synced and then
 renamed, and S3 makes an object visible when its upload is complete. A store is not trusted to keep bytes: readers
 compare hashes. When two writers race, both may succeed on some stores, so what is written under a key must not depend

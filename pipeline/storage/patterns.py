@@ -1,4 +1,4 @@
-"""The objects that a user's pattern names, on a local disk or on S3: braces, globs, and the sizes of the matches."""
+"""The objects that a pattern of a user names, on a local disk or in a bucket: braces, globs, and their sizes."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def expand(pattern: str) -> list[tuple[Storage, str]]:
 
 
 def sizes(places: list[tuple[Storage, str]]) -> list[int]:
-    """Size in bytes of each object, in the given order. On S3 each root is listed once, from the common prefix of its
-    keys, instead of one request per object. Raises SourceError that names the first missing object, StorageError."""
+    """Size in bytes of each object, in the given order. In a bucket each root is listed once, from the common prefix of
+    its keys, instead of one request per object. Raises SourceError that names the first missing one, StorageError."""
     listed = _listed(places)
     object_sizes = []
     for storage, key in places:
@@ -107,7 +107,7 @@ def _missing_text(pattern: str, missing: list[str], count: int) -> str:
 def _refuse_other_notations(pattern: str, name: str) -> None:
     """Raise SourceError for what other programs read and this one does not."""
     if name.startswith("pipe:"):
-        raise SourceError(f"{pattern}: commands (pipe:) are not run; give paths or s3:// URLs")
+        raise SourceError(f"{pattern}: commands (pipe:) are not run; give paths, or s3://, gs:// or az:// URLs")
     if "::" in name:
         raise SourceError(f"{pattern}: several patterns are written as one, {{a.tar,b.tar}}, not a.tar::b.tar")
 

@@ -9,12 +9,15 @@ retries are off, because they are few, share a budget among threads and cover an
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.errors import ConfigError, LatentmillError, StorageError
 from pipeline.parsing.redaction import holds_secret, redact
@@ -47,6 +50,8 @@ EMPTY_PAGES = 100
 """Pages without an object that a listing may have."""
 READ_SECONDS = 30.0
 """How long S3 may be silent in the middle of an answer."""
+AMAZONS = re.compile(r"\.amazonaws\.com(\.cn)?$")
+"""How the host names of Amazon's own stores end."""
 
 
 class S3Storage(Storage):
@@ -98,27 +103,42 @@ class S3Storage(Storage):
         return None
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        stored = self._put_if_absent(key, data)
-        if stored and self.store.reached_at() and (os.getpid(), self.store.scheme) not in _conditional:
-            self._require_conditions(key, data)
-        return stored
+        if (os.getpid(), self.store.scheme) not in _conditional:
+            self._require_conditions(check_key(key))
+        return self._put_if_absent(key, data)
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:
         request = {"Body": data, "IfNoneMatch": "*"}
-        return self._call("put_object", key, request, when={"PreconditionFailed": None, "412": None}) is not None
+        answers = {"PreconditionFailed": False, "412": False, "NotImplemented": None}
+        answer = self._call("put_object", key, request, when=answers)
+        if answer is None:
+            raise self._unconditional("refuses a put with If-None-Match as not implemented")
+        return answer is not False
 
-    def _require_conditions(self, key: str, data: bytes) -> None:
-        """Put once more, the same bytes, what was put just now: a store that takes them a second time ignores the
-        condition, and two processes would each believe that they alone train a run or encode a shard. Amazon's is not
-        asked, another store once in a process. Raises StorageError."""
-        if self._put_if_absent(key, data):
-            google = "; write gs://bucket/prefix for Google's" if self.store.scheme == "s3" else ""
-            raise StorageError(
-                f"{self.locate(key)}: the store at {redact(self.store.reached_at())} takes a put with If-None-Match "
-                "though the object exists, so that nothing could keep two processes from writing one run or one cache. "
-                f"Use a store that has conditional puts, or a later version of it{google}"
-            )
+    def _require_conditions(self, key: str) -> None:
+        """Put an object of its own beside `key` twice: a store that takes it a second time ignores the condition, and
+        two processes would each believe that they alone train a run or encode a shard. Amazon's is not asked, another
+        store once in a process. Raises StorageError."""
+        endpoint = urlsplit(s3_client(self.store).meta.endpoint_url).hostname or ""
+        if not AMAZONS.search(endpoint):
+            probe = f"{key[: key.rfind('/') + 1]}.conditional.{secrets.token_hex(8)}.tmp"  # no listing has it
+            ignored = self._put_if_absent(probe, b"") and self._put_if_absent(probe, b"")
+            try:
+                self._call("delete_object", probe)
+            except StorageError:
+                pass  # it may put and not delete
+            if ignored:
+                raise self._unconditional("takes a put with If-None-Match though the object exists")
         _conditional.add((os.getpid(), self.store.scheme))
+
+    def _unconditional(self, what: str) -> StorageError:
+        """The error for a store without conditional puts."""
+        google = "; write gs://bucket/prefix for Google's" if self.store.scheme == "s3" else ""
+        return StorageError(
+            f"{self.url}: the store at {redact(s3_client(self.store).meta.endpoint_url)} {what}, so that nothing could "
+            "keep two processes from writing one run or one cache. Use a store that has conditional puts, or a later "
+            f"version of it{google}"
+        )
 
     def stat(self, key: str) -> ObjectInfo:
         answer = self._call("head_object", key)
@@ -208,7 +228,8 @@ class S3Storage(Storage):
                 answered.add(os.getpid())
                 return answer
             except ParamValidationError as error:
-                raise ConfigError(f"{where}: {' '.join(str(error).split())[:300]}; write s3://bucket/prefix") from error
+                said = " ".join(str(error).split())[:300]
+                raise ConfigError(f"{where}: {said}; write {self.store.scheme}://bucket/prefix") from error
             except (ValueError, KeyError, TypeError, AttributeError) as error:  # botocore parses what it is sent
                 raise self._lies(key, f"its answer cannot be read ({type(error).__name__}: {error})") from error
             except (BotoCoreError, ClientError, ResponseParserError) as error:

@@ -23,7 +23,7 @@ class Store:
     """Where it is reached when `endpoint` is not set; "" where boto3 knows it, or nobody does."""
 
     def reached_at(self) -> str:
-        """The URL of its endpoint; "" for Amazon's. Raises ConfigError where there is none."""
+        """The URL of its endpoint; "" where boto3 finds it. Raises ConfigError where there is none."""
         url = os.environ.get(self.endpoint) or self.address
         if self.scheme == "s3":
             return url or os.environ.get("AWS_ENDPOINT_URL", "")

@@ -15,12 +15,13 @@ def open_storage(url: str) -> Storage:
     scheme, separator, rest = url.partition("://")
     if not separator:
         if not url:
-            raise ConfigError("an empty path: give a folder or s3://bucket/prefix")
+            raise ConfigError("an empty path: give a folder, or a URL in a bucket (s3://, gs://, az://)")
         return LocalStorage(url)
     store = STORES.get(scheme)
     if store is None:
         ours = OTHER_SPELLINGS.get(scheme.lower(), scheme.lower())
-        advice = f"write {ours}://bucket/prefix" if ours in STORES else "give a local path or s3://bucket/prefix"
+        others = "give a local path, or s3://, gs:// or az://bucket/prefix"
+        advice = f"write {ours}://bucket/prefix" if ours in STORES else others
         raise ConfigError(f"{redact(url)}: {scheme}:// is not supported; {advice}")
     bucket, _, prefix = rest.partition("/")
     if ":" in bucket or "@" in bucket:

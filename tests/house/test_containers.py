@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ def steps(lines: list[str]) -> list[str]:
     return [re.sub(r'"(\$\{DEVICE\}|\{\{ DEVICE \}\})"', "DEVICE", one.strip()) for one in found]
 
 
+def package_folders() -> set[str]:
+    """First folders of what pyproject.toml says that latentmill consists of."""
+    setuptools = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    moved = setuptools["package-dir"]
+    return {moved.get(name, name.split(".")[0]).split("/")[0] for name in setuptools["packages"]}
+
+
 def hadolint(text: str) -> list[str]:
     """Codes of what it finds, without any exception made."""
     command = [str(BIN / "hadolint"), "--no-color", "--format", "json", "--config", "/dev/null", "-"]
@@ -98,8 +106,8 @@ def test_the_base_is_named_by_tag_and_digest_in_every_file() -> None:
 
 def test_both_images_install_the_same_in_the_same_steps() -> None:
     assert steps(of("RUN")) == steps(APPTAINER["post"]) == ["system", "packages DEVICE", "latentmill", "check"]
-    assert "DEVICE=cpu" in of("ARG")
-    assert APPTAINER["arguments"] == ["DEVICE=cpu"]
+    assert APPTAINER["arguments"] == of("ARG")[1:] == ["DEVICE=cpu", "CPU_INDEX="]
+    assert 'CPU_INDEX="{{ CPU_INDEX }}" sh containers/install.sh packages "{{ DEVICE }}"' in APPTAINER["post"]
     assert set(APPTAINER) <= SECTIONS
     assert APPTAINER["environment"][0].removeprefix("export ").replace("$PATH", "${PATH}") in of("ENV")[0]
 
@@ -114,9 +122,17 @@ def test_both_images_hold_what_the_wheel_is_built_of_and_nothing_else() -> None:
     assert [line for line in rules[1:] if not line.startswith("!")] == ["**/__pycache__", "**/.env*"]
     assert {line.split()[0] for line in APPTAINER["files"]} == copied
     assert all(line.split()[1] == f"/src/{line.split()[0]}" for line in APPTAINER["files"])
-    wheel = {"pyproject.toml", "README.md", "LICENSE", "conf", "pipeline", "preprocess"}
-    assert copied == wheel | {"constraints.txt", "containers/install.sh"}
+    steps_need = {"constraints.txt", "containers/install.sh"}
+    assert copied == {"pyproject.toml", "README.md", "LICENSE"} | package_folders() | steps_need
     assert [name for name in copied if not (REPOSITORY / name).exists()] == []
+
+
+def test_every_package_is_linted_and_cleaned() -> None:
+    (linted,) = re.findall(r"^paths=\((.+)\)$", (REPOSITORY / "scripts" / "check").read_text(encoding="utf-8"), re.M)
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    (cleaned,) = re.findall(r"^\tfind (.+) -name __pycache__", makefile, re.M)
+    packages = package_folders() - {"conf"}  # which holds YAML
+    assert packages - set(linted.split()) == packages - set(cleaned.split()) == set()
 
 
 def test_the_container_runs_latentmill_as_nobody_in_particular() -> None:
@@ -179,6 +195,7 @@ def test_the_workflow_reads_alone_and_runs_what_everyone_runs() -> None:
     assert "permissions" not in job
     assert job["env"] == {"CI": "true"}
     assert job["steps"][-1]["run"] == "make test"
+    assert job["container"]["options"] == "--shm-size 2g"
     for step in job["steps"]:
         assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"])
         assert "secrets" not in json.dumps(step)

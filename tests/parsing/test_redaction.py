@@ -44,6 +44,7 @@ SECRETS = {
     "a URL in HTML": ('<a href="https://h/x?a=1&amp;sig={}">', "abcdef"),
     "an id of AWS": ("the key {} is unknown", "AKIAIOSFODNN7EXAMPLE"),
     "a temporary id of AWS": ("({})", "ASIAIOSFODNN7EXAMPLE"),
+    "an id of Google's": ("the key {} is unknown", "GOOG1EXAMPLE0123456789ABCDEFGHIJ"),
     "AWS's key by name": ("aws_secret_access_key = {}", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
     "Hugging Face": ("cannot log in with {}.", "hf_abcdefghijklmnopqrstuvwxyz0123456"),
     "GitHub": ("remote: {}", "ghp_abcdefghijklmnopqrstuvwxyz0123456789"),

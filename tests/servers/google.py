@@ -8,7 +8,8 @@ What it does as Google's documentation and other people's measurements say that 
 - a request with x-goog- headers is taken with Google's own signature alone, GOOG4-HMAC-SHA256;
 - every place ("auto") is a signature's place.
 
-Both kinds of signatures are checked here, and each request is signed anew for the server behind.
+Both kinds of signatures are checked here, made with a key that the server behind does not know, and each request is
+signed anew for that one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
+KEY_ID, SECRET = "GOOG1ESTANDIN", "a secret of the stand-in alone"
 ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 AUTHORIZATION = re.compile(r"(AWS4|GOOG4)-HMAC-SHA256 Credential=(.+), SignedHeaders=(.+), Signature=([0-9a-f]{64})")
 KINDS = {"AWS4": ("x-amz-", "s3", "aws4_request"), "GOOG4": ("x-goog-", "storage", "goog4_request")}
@@ -33,10 +35,13 @@ KINDS = {"AWS4": ("x-amz-", "s3", "aws4_request"), "GOOG4": ("x-goog-", "storage
 
 
 class Google:
-    """`with Google(backend, key_id, secret) as server:` runs it. `server.environment` holds the variables for gs://."""
+    """`with Google(backend, key) as server:` runs it. key: (id, secret), as the server behind knows them.
+    `server.environment` holds the variables for gs://, `server.as_s3` those with which s3:// leads here."""
 
-    def __init__(self, backend: str, key_id: str, secret: str) -> None:
-        self.backend, self.key_id, self.secret = backend, key_id, secret
+    def __init__(self, backend: str, key: tuple[str, str]) -> None:
+        self.backend, self.key = backend, key
+        self.key_ids: set[str] = set()
+        """Of the keys with which requests were signed."""
         self.signed: list[str] = []
         """Paths of the requests that came with Google's signature."""
         self.deciding = threading.Lock()
@@ -45,7 +50,8 @@ class Google:
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self.environment = {"GS_ENDPOINT_URL": self.url, "GS_ACCESS_KEY_ID": key_id, "GS_SECRET_ACCESS_KEY": secret}
+        self.environment = {"GS_ENDPOINT_URL": self.url, "GS_ACCESS_KEY_ID": KEY_ID, "GS_SECRET_ACCESS_KEY": SECRET}
+        self.as_s3 = {"AWS_ENDPOINT_URL_S3": self.url, "AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET}
 
     def __enter__(self) -> Google:
         self._thread.start()
@@ -90,6 +96,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return f"no signature of the kind {kind}"
         _, credential, covered, given = found.groups()
         key_id, day, place, service, last = credential.split("/")
+        self.google.key_ids.add(key_id)
         family, *words = KINDS[kind]
         if {"host", *(name for name in names if name.startswith(family))} - set(covered.split(";")):
             return "headers that are not signed"
@@ -102,17 +109,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         canonical = f"{self.command}\n{path}\n{query}\n{lines}\n{covered}\n{payload}"
         text = f"{kind}-HMAC-SHA256\n{self.headers[f'{family}date']}\n{day}/{place}/{service}/{last}\n"
         text += hashlib.sha256(canonical.encode()).hexdigest()
-        key = kind.encode() + self.google.secret.encode()
+        key = f"{kind}{SECRET}".encode()
         for part in (day, place, service, last, text):
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-        fine = (key_id, service, last) == (self.google.key_id, *words)
+        fine = (key_id, service, last) == (KEY_ID, *words)
         return "" if fine and hmac.compare_digest(key.hex(), given) else "another signature"
 
     def _signed_anew(self, body: bytes, headers: dict[str, str]) -> dict[str, str]:
         """`headers`, and those with which the server behind takes this request."""
         request = AWSRequest(self.command, self.google.backend + self.path, headers, body)
-        credentials = Credentials(self.google.key_id, self.google.secret)
-        S3SigV4Auth(credentials, "s3", "us-east-1").add_auth(request)
+        S3SigV4Auth(Credentials(*self.google.key), "s3", "us-east-1").add_auth(request)
         return dict(request.headers.items())
 
     def _pass_on(self, body: bytes, headers: dict[str, str]) -> None:

@@ -185,7 +185,7 @@ def test_an_error_cut_short_is_still_that_error(store: Storage, faults: FaultPro
 
 
 def test_a_conditional_put_whose_answer_is_lost_finds_its_own_bytes(store: Storage, faults: FaultProxy) -> None:
-    rule = faults.add(Fault(kind="lose", method="PUT", times=1))
+    rule = faults.add(Fault(kind="lose", method="PUT", key="/new", times=1))
     assert store.put_if_absent("new", DATA) is False
     assert store.get("new") == DATA
     assert rule.injected == 1

@@ -12,6 +12,8 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from botocore.exceptions import ClientError
+from botocore.stub import Stubber
 
 from made.places import REPOSITORY
 from pipeline import train
@@ -20,6 +22,9 @@ from pipeline.runs.directory import committed
 from pipeline.runs.lease import Lease
 from pipeline.storage import google as signing
 from pipeline.storage import s3 as module
+from pipeline.storage.answers import s3_error
+from pipeline.storage.base import TEMPORARY
+from pipeline.storage.patience import Patience
 from pipeline.storage.patterns import expand, sizes
 from pipeline.storage.stores import STORES, bucket_of
 from pipeline.storage.urls import open_storage
@@ -33,14 +38,25 @@ PAGE = "docs/how_to/use_google_or_azure_storage.md"
 
 @pytest.fixture
 def az(s3: str, swift_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The bucket of `s3` as az://, whose variables lead to it as to a server in front of Azure's store."""
+    """The bucket of `s3` as az://, whose variables lead to it as to a server in front of Azure's store. Those of AWS
+    hold a key that this server does not know."""
     for ours, theirs in (
         ("AZ_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
         ("AZ_ACCESS_KEY_ID", "AWS_ACCESS_KEY_ID"),
         ("AZ_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"),
     ):
         monkeypatch.setenv(ours, swift_server[theirs])
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "another's")
     return s3.replace("s3://", "az://")
+
+
+def lead_s3_to(google: Google, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on s3:// is the stand-in, which was asked nothing yet."""
+    for name, value in google.as_s3.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "_conditional", set())
+    module._clients.clear()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -51,8 +67,7 @@ def test_the_stand_in_ignores_amazons_condition_and_refuses_googles_beside_amazo
     gs: str, google: Google, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What people have met at Google's, and why pipeline/storage/google.py is there."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", google.url)
-    module._clients.clear()
+    lead_s3_to(google, monkeypatch)
     client, bucket = module.s3_client(), gs.removeprefix("gs://")
     for body in (b"first", b"second"):
         client.put_object(Bucket=bucket, Key="key", Body=body, IfNoneMatch="*")
@@ -71,12 +86,13 @@ def test_a_conditional_put_on_gs_carries_googles_condition_and_signature(gs: str
     assert store.put_if_absent("käse/$x", b"first") is True
     assert store.put_if_absent("käse/$x", b"second") is False
     assert store.get("käse/$x") == b"first"
-    assert len(google.signed) - before in (2, 3)  # and once more where this process had not asked before
+    assert len(google.signed) - before in (2, 4)  # and twice more where this process had not asked before
     store.put("käse/$x", b"third")
     assert store.get("käse/$x") == b"third"
 
 
-def test_of_racing_puts_on_gs_one_wins(gs: str) -> None:
+def test_all_of_several_puts_at_once_on_gs_carry_the_condition(gs: str) -> None:
+    """The stand-in decides them one by one, as Google's store says that it does."""
     store = open_storage(gs)
     with ThreadPoolExecutor(8) as pool:
         won = Counter(pool.map(lambda number: store.put_if_absent("key", str(number).encode()), range(8)))
@@ -90,12 +106,16 @@ def test_a_run_on_another_store_is_held_by_one_process(scheme: str, request: pyt
         Lease.take(run)
 
 
-def test_googles_signature_is_amazons_with_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "address",
+    ["https://storage.googleapis.com", "https://Storage.GoogleAPIs.com:443", "http://H:80", "http://h:8080"],
+)
+def test_googles_signature_is_amazons_with_other_words(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """botocore signs the same request once Google's words are Amazon's."""
     now = datetime(2026, 11, 30, 12, 34, 56, tzinfo=UTC)
     monkeypatch.setattr(signing, "ALGORITHM", "AWS4-HMAC-SHA256")
     monkeypatch.setattr(signing, "SCOPE", "auto/storage/aws4_request")
-    payload, url = "0" * 64, "https://storage.googleapis.com/b/a%20b/%C3%A4"
+    payload, url = "0" * 64, f"{address}/b/a%20b/%C3%A4"
     ours = signing.signature("PUT", url, payload, signing.ABSENT, "ID", "secret", now)["Authorization"]
     request = AWSRequest("PUT", url, {"x-goog-content-sha256": payload, "x-goog-date": "20261130T123456Z"})
     request.headers["x-goog-if-generation-match"] = "0"
@@ -111,19 +131,38 @@ def test_googles_signature_is_amazons_with_other_words(monkeypatch: pytest.Monke
     assert "SignedHeaders=host;x-goog-content-sha256;x-goog-date;x-goog-if-generation-match," in ours
 
 
+@pytest.mark.parametrize("named_by", ["the environment", "a profile"])
 def test_a_store_that_ignores_the_condition_is_refused_at_its_first_conditional_put(
-    gs: str, google: Google, monkeypatch: pytest.MonkeyPatch
+    named_by: str, gs: str, google: Google, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Google's is behind s3://, which would let two processes train one run."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", google.url)
-    monkeypatch.setattr(module, "_conditional", set())
-    module._clients.clear()
-    run = open_storage(gs.replace("gs://", "s3://"))
-    with pytest.raises(StorageError, match=r"takes a put with If-None-Match.*write gs://bucket/prefix"):
+    """As Google's is behind s3://, which would let two processes train one run. Nothing is written over first."""
+    lead_s3_to(google, monkeypatch)
+    if named_by == "a profile":
+        monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+        (tmp_path / "config").write_text(f"[default]\nendpoint_url = {google.url}\n", encoding="utf-8")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    open_storage(gs).put("run/key", b"theirs")
+    run = open_storage(gs.replace("gs://", "s3://")).child("run")
+    with pytest.raises(StorageError, match=rf"{google.url} takes a put with If-None-Match.*write gs://bucket/prefix"):
+        run.put_if_absent("key", b"ours")
+    with pytest.raises(StorageError, match="takes a put with If-None-Match"):
         Lease.take(run)
+    assert [info.key for info in run.list()] == ["key"]
+    assert run.get("key") == b"theirs"
+
+
+def test_a_store_that_says_that_it_has_no_conditional_puts_is_refused_alike(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_conditional", set())
+    with Stubber(module.s3_client()) as answers:
+        answers.add_client_error("put_object", "NotImplemented", http_status_code=501)
+        with pytest.raises(StorageError, match=r"as not implemented.*Use a store that has conditional puts"):
+            open_storage(s3).put_if_absent("key", b"x")
 
 
 def test_another_store_is_asked_once_in_a_process(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an object of its own beside the first, which no listing has and which is deleted."""
     monkeypatch.setattr(module, "_conditional", set())
     asked: list[str] = []
     put = module.S3Storage._put_if_absent
@@ -134,8 +173,23 @@ def test_another_store_is_asked_once_in_a_process(s3: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(module.S3Storage, "_put_if_absent", count)
     store = open_storage(s3)
-    assert [store.put_if_absent(key, b"x") for key in ("a", "b", "b")] == [True, True, False]
-    assert asked == ["a", "a", "b", "b"]
+    assert [store.put_if_absent(key, b"x") for key in ("f/a", "f/b", "f/b")] == [True, True, False]
+    assert asked == [asked[0], asked[0], "f/a", "f/b", "f/b"]
+    assert TEMPORARY.fullmatch(asked[0].removeprefix("f/"))
+    assert not store.exists(asked[0])
+    store.put(asked[0], b"")
+    assert [info.key for info in store.list()] == ["f/a", "f/b"]
+
+
+@pytest.mark.parametrize(
+    ("host", "amazons"),
+    [
+        *((host, True) for host in ("s3.amazonaws.com", "s3.cn-north-1.amazonaws.com.cn", "a.vpce.amazonaws.com")),
+        *((host, False) for host in ("s3.amazonaws.com.example.org", "notamazonaws.com", "127.0.0.1")),
+    ],
+)
+def test_amazons_stores_alone_are_not_asked(host: str, amazons: bool) -> None:
+    assert bool(module.AMAZONS.search(host)) is amazons
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -152,6 +206,18 @@ def test_without_its_own_key_a_store_is_not_asked(
         open_storage(f"{scheme}://b/x")
 
 
+def test_each_of_several_stores_is_asked_with_its_own_key(
+    s3: str, gs: str, google: Google, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither server knows the key of the other, and both take the host as it is sent: in small letters."""
+    monkeypatch.setenv("GS_ENDPOINT_URL", google.url.replace("127.0.0.1", "LOCALHOST"))
+    module._clients.clear()
+    google.key_ids.clear()
+    assert open_storage(gs).put_if_absent("key", b"x") is True
+    assert open_storage(s3).get("key") == b"x"
+    assert google.key_ids == {google.environment["GS_ACCESS_KEY_ID"]}
+
+
 def test_a_wrong_key_is_one_clear_error_that_names_its_variables(gs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GS_SECRET_ACCESS_KEY", "wrong")
     module._clients.clear()
@@ -159,6 +225,18 @@ def test_a_wrong_key_is_one_clear_error_that_names_its_variables(gs: str, monkey
     for ask in (lambda: store.get("x"), lambda: store.put_if_absent("x", b"")):
         with pytest.raises(StorageError, match=r"access refused.*check GS_ACCESS_KEY_ID and GS_SECRET_ACCESS_KEY"):
             ask()
+
+
+@pytest.mark.parametrize("code", ["401", "403", "AccessDenied", "InvalidSecurity"])
+def test_every_refusal_of_a_key_names_its_variables(code: str) -> None:
+    error = s3_error(ClientError({"Error": {"Code": code}}, "HeadObject"), "gs://b/x", "b", Patience())
+    said = f"gs://b/x: access refused ({code}); check GS_ACCESS_KEY_ID and GS_SECRET_ACCESS_KEY in the environment"
+    assert str(error) == said
+
+
+def test_a_bucket_that_can_be_none_is_told_its_own_scheme(gs: str) -> None:
+    with pytest.raises(ConfigError, match="write gs://bucket/prefix"):
+        open_storage("gs://b ucket/x").get("key")
 
 
 @pytest.mark.usefixtures("_aws")

@@ -26,6 +26,7 @@ SECRET_URL = (
 )
 ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "SENTINELaws/secret+key",
+    "GS_SECRET_ACCESS_KEY": "SENTINELgs/secret+key",
     "WANDB_API_KEY": "SENTINEL0123456789abcdef0123456789abcdef",
     "HF_TOKEN": "hf_SENTINELabcdefghij",
     "DECAY": "9.18273e-4",

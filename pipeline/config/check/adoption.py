@@ -16,7 +16,7 @@ def check_index(config: IndexConfig) -> None:
     """latentmill index."""
     require(
         config.dataset.strip() + config.dest.strip() != "",
-        "dataset is missing: give dataset=... (the folder or s3:// URL below which the tars lie), or dest=CACHE, which "
+        "dataset is missing: give dataset=... (the folder or URL below which the tars lie), or dest=CACHE, which "
         "converts them",
     )
     require(

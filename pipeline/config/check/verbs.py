@@ -256,20 +256,20 @@ def check_demo(config: c.DemoConfig) -> None:
 
 
 GIVEN: dict[type, dict[str, str]] = {
-    c.SynthConfig: {"dest": "a folder or s3:// URL for the shards"},
-    c.FetchConfig: {"dest": "a folder or s3:// URL for the encoders"},
+    c.SynthConfig: {"dest": "a folder, or a URL in a bucket (s3://, gs://, az://), for the shards"},
+    c.FetchConfig: {"dest": "a folder, or a URL in a bucket (s3://, gs://, az://), for the encoders"},
     c.ConvertConfig: {
         "images": "the folder of the images",
-        "dest": "a folder or s3:// URL for the tars",
+        "dest": "a folder, or a URL in a bucket (s3://, gs://, az://), for the tars",
     },
     c.EncodeConfig: {
         "source": "the input shards, such as 'shapes/{00000..00009}.tar'",
-        "dest": "a folder or s3:// URL for the cache",
+        "dest": "a folder, or a URL in a bucket (s3://, gs://, az://), for the cache",
     },
     c.ColumnsConfig: {
         "dataset": "the cache that they are for",
         "source": "what holds the values, such as 'captions/*.jsonl'",
-        "dest": "a folder or s3:// URL for the columns",
+        "dest": "a folder, or a URL in a bucket (s3://, gs://, az://), for the columns",
     },
     c.IndexConfig: {
         "source": "the tars, such as 'DATASET/*.tar'",
@@ -277,11 +277,11 @@ GIVEN: dict[type, dict[str, str]] = {
     c.VerifyConfig: {"dataset": "the cache"},
     c.ReferenceConfig: {"dataset": "a cache"},
     c.TrainConfig: {
-        "run": "a folder or s3:// URL for the run",
+        "run": "a folder, or a URL in a bucket (s3://, gs://, az://), for the run",
         "data.train": "the cache that `latentmill encode` wrote",
     },
     c.AutoencoderConfig: {
-        "run": "a folder or s3:// URL for the run",
+        "run": "a folder, or a URL in a bucket (s3://, gs://, az://), for the run",
         "data.train": "the cache of pixels that `latentmill encode stored=pixels` wrote",
     },
     c.ReconstructConfig: {"dataset": "a cache that holds pictures", "dest": "a folder for the figures"},
