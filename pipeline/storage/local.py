@@ -105,9 +105,7 @@ class LocalStorage(Storage):
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         path = self.local_path(key)
-        if os.path.lexists(path):
-            if not path.is_file():
-                raise StorageError(f"{path} is a folder, a pipe, a device or a link to nothing, where a file is to be")
+        if _is_taken(path):
             return False
         with local_errors("write", path):
             temporary = _write_temporary(path, lambda file: file.write(data))
@@ -153,6 +151,21 @@ class LocalStorage(Storage):
         path = self.local_path(key)
         with local_errors("delete", path):
             path.unlink(missing_ok=True)
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether a file is there. Its owner may remove it at any moment, so that two looks may differ: what the first one
+    has seen counts. Raises StorageError for what is no file."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False  # a write says why
+    if stat.S_ISLNK(status.st_mode):
+        with suppress(OSError):  # a link to nothing
+            status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise StorageError(f"{path} is a folder, a pipe, a device or a link to nothing, where a file is to be")
+    return True
 
 
 def _write_temporary(path: Path, fill: Callable[[BinaryIO], object]) -> Path:

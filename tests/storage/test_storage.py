@@ -454,6 +454,25 @@ def test_what_has_no_end_is_refused_at_once_and_never_listed(tmp_path: Path, kin
     assert not store.exists("manifest.json")
 
 
+def test_a_file_that_its_owner_removes_while_it_is_looked_at_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of encode take and release one claim by turns."""
+    storage, looked = LocalStorage(tmp_path), os.lstat
+    storage.put("claim", b"another's")
+
+    def removed_after_the_look(path: Any, **options: Any) -> os.stat_result:
+        status = looked(path, **options)
+        if Path(path).name == "claim":
+            os.unlink(path)
+        return status
+
+    monkeypatch.setattr(os, "lstat", removed_after_the_look)
+    assert not storage.put_if_absent("claim", b"mine")
+    monkeypatch.undo()
+    assert storage.put_if_absent("claim", b"mine")
+
+
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
 def test_what_is_no_file_is_no_object_that_exists_already(tmp_path: Path, kind: str) -> None:
     """Who is told that an object exists reads it next, and would be told that there is none, for ever."""
